@@ -1,0 +1,48 @@
+"""How a component reads and writes its KFP artifacts: stock types, our kind in the metadata."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kubealign_components.data.dataset import Dataset, Manifest
+from kubealign_components.data.stats import Stats
+from kubealign_components.errors import SchemaMismatch
+
+
+def open_dataset(artifact: Any, *schemas: str, allow_empty: bool = False) -> Dataset:
+    """The dataset behind an input artifact if it is of one of ``schemas``.
+
+    The launcher has downloaded what it could to ``artifact.path``; where it has not, the object
+    store is read.
+
+    Raises:
+        SchemaMismatch: the artifact's metadata names another kind.
+    """
+    kind = artifact.metadata.get("schema")
+    if schemas and kind is not None and kind not in schemas:
+        raise SchemaMismatch(f"{artifact.name} is {kind}, expected {' or '.join(schemas)}")
+    place = artifact.path if Path(artifact.path).exists() else artifact.uri
+    return Dataset.open(place, *schemas, allow_empty=allow_empty)
+
+
+def publish(artifact: Any, dataset: Dataset) -> None:
+    """Describe ``dataset`` in the metadata of the output ``artifact`` it was written to."""
+    artifact.metadata.update(describe(dataset.manifest))
+
+
+def describe(manifest: Manifest) -> dict[str, Any]:
+    """The metadata that the Kubeflow UI shows."""
+    return {
+        "schema": manifest.schema,
+        "fingerprint": manifest.fingerprint,
+        "slug": manifest.slug,
+        "rows": manifest.rows,
+    }
+
+
+def log_stats(metrics: Any, stats: Stats | dict[str, float]) -> None:
+    """Write every number of ``stats`` to a ``dsl.Metrics`` artifact."""
+    numbers = stats.metrics() if isinstance(stats, Stats) else stats
+    for name, value in numbers.items():
+        metrics.log_metric(name, float(value))

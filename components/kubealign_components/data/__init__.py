@@ -1,0 +1,1 @@
+"""The data contract: row kinds, Parquet datasets with manifests, fingerprints and chunks."""

@@ -1,0 +1,357 @@
+"""Datasets: a folder of Parquet shards and the manifest that makes them one.
+
+The manifest is published last and only once: a folder without it is nothing yet, and a reader
+follows the manifest alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kubealign_components.data.fingerprint import Provenance, Recipe, canonical_json, check_recipe
+from kubealign_components.data.schemas import ROWS
+from kubealign_components.data.stats import Stats
+from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch
+from kubealign_components.store import join, store_for
+
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
+SHARD_BYTES = 128 * 2**20
+ROW_GROUP_BYTES = 16 * 2**20
+BATCH_ROWS = 512
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One Parquet file of a dataset."""
+
+    path: str
+    """Relative to the dataset."""
+    rows: int
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a dataset is, where it came from and what is in it."""
+
+    schema: str
+    rows: int
+    shards: tuple[Shard, ...]
+    fingerprint: str
+    recipe: Recipe
+    slug: str
+    parents: tuple[dict[str, str], ...] = ()
+    identity: dict[str, str] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What a stage has to say beside the counts, such as examples of malformed rows."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """The part of the manifest that was known before the rows."""
+        return Provenance(
+            fingerprint=self.fingerprint,
+            recipe=self.recipe,
+            slug=self.slug,
+            parents=self.parents,
+            identity=self.identity,
+        )
+
+    def to_json(self) -> str:
+        """Stable JSON text."""
+        body = {name: getattr(self, name) for name in self.__slots__}
+        body["shards"] = [{name: getattr(s, name) for name in Shard.__slots__} for s in self.shards]
+        return json.dumps({"version": MANIFEST_VERSION, **body}, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: bytes, where: str) -> Manifest:
+        """Read and check a manifest.
+
+        Raises:
+            CorruptDataset: not JSON, another version, or a recipe that does not match.
+        """
+        try:
+            body = json.loads(text)
+            version = body.pop("version")
+            if version != MANIFEST_VERSION:
+                raise CorruptDataset(
+                    f"{where}: manifest version {version!r}, this KubeAlign reads version "
+                    f"{MANIFEST_VERSION}; make the dataset again or use the KubeAlign that wrote it"
+                )
+            body["shards"] = tuple(Shard(**shard) for shard in body["shards"])
+            body["parents"] = tuple(body["parents"])
+            manifest = cls(**body)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptDataset(f"{where}: not a KubeAlign manifest ({error})") from error
+        check_recipe(manifest.fingerprint, manifest.recipe, where)
+        return manifest
+
+
+class Dataset:
+    """An existing dataset at ``uri``; rows are read through the store and checked against SHA-256."""
+
+    def __init__(self, uri: str, manifest: Manifest) -> None:
+        self.uri = uri
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, uri: str, *schemas: str, allow_empty: bool = False) -> Dataset:
+        """Open the dataset at ``uri`` if it is of one of ``schemas`` (of any kind when none is given).
+
+        Raises:
+            NotFound: no manifest there: not a dataset, or one that was never finished.
+            SchemaMismatch: a dataset of another kind; names both.
+            EmptyDataset: it has no rows, and ``allow_empty`` is False.
+        """
+        where = join(uri, MANIFEST)
+        try:
+            text = store_for(uri).read(where)
+        except NotFound as error:
+            raise NotFound(f"{uri} is no finished dataset: it has no {MANIFEST}") from error
+        manifest = Manifest.from_json(text, where)
+        if schemas and manifest.schema not in schemas:
+            raise SchemaMismatch(f"{uri} is {manifest.schema}, expected {' or '.join(schemas)}")
+        if not manifest.rows and not allow_empty:
+            raise EmptyDataset(f"{uri} ({manifest.schema}) has no rows: {_why_empty(manifest)}")
+        return cls(uri, manifest)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.manifest.rows
+
+    def shard_uri(self, shard: Shard) -> str:
+        """Where ``shard`` lies."""
+        return join(self.uri, shard.path)
+
+    def batches(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        batch_rows: int = BATCH_ROWS,
+        spans: Iterable[tuple[int, int, int]] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """Record batches of at most ``batch_rows`` rows, in order, in bounded memory.
+
+        Args:
+            columns: names to read; all by default.
+            batch_rows: most rows in a batch.
+            spans: ``(shard number, first row, end row)`` to read; everything by default.
+
+        Raises:
+            CorruptDataset: a shard is not the one that the manifest describes.
+        """
+        if spans is None:
+            spans = [(i, 0, shard.rows) for i, shard in enumerate(self.manifest.shards)]
+        with tempfile.TemporaryDirectory(prefix="kubealign-read-") as folder:
+            for number, start, stop in spans:
+                path = self._verified(self.manifest.shards[number], Path(folder))
+                yield from _read_span(path, columns, batch_rows, start, stop)
+                if path.parent == Path(folder):
+                    path.unlink()
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The whole dataset in memory; for small ones and for single columns."""
+        schema = ROWS[self.manifest.schema]
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns])
+        return pa.Table.from_batches(self.batches(columns, batch_rows=65536), schema=schema)
+
+    def iter_rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Rows as dicts, in order."""
+        for batch in self.batches(columns):
+            yield from batch.to_pylist()
+
+    def _verified(self, shard: Shard, folder: Path) -> Path:
+        uri = self.shard_uri(shard)
+        path = store_for(uri).fetch(uri, folder)
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if actual != shard.sha256:
+            raise CorruptDataset(
+                f"{uri}: {path.stat().st_size} bytes with SHA-256 {actual[:12]}, the manifest says "
+                f"{shard.size} bytes with {shard.sha256[:12]}; the shard is damaged, make the dataset again"
+            )
+        return path
+
+
+class DatasetWriter:
+    """Writes rows to shards and publishes them, then the manifest.
+
+    Use as a context; nothing is visible as a dataset until :meth:`commit`, and leaving the block
+    without it leaves no dataset. When a dataset with the same fingerprint is already published at
+    ``uri`` (a retried pod), :meth:`commit` keeps that one.
+    """
+
+    def __init__(
+        self, uri: str, schema: str, provenance: Provenance, *, shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        self.uri = uri
+        self.schema = schema
+        self.provenance = provenance
+        self.rows = 0
+        self._shard_bytes = shard_bytes
+        self._shards: list[Shard] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._shard_rows = 0
+        self._pending: list[pa.Table] = []
+
+    def __enter__(self) -> DatasetWriter:
+        self._folder = tempfile.TemporaryDirectory(prefix="kubealign-write-")
+        self._path = Path(self._folder.name) / "shard.parquet"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._folder.cleanup()
+
+    def write_rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Append rows given as dicts; a column that is not in the schema is an error (ValueError)."""
+        if rows:
+            self.write(pa.RecordBatch.from_pylist(list(rows), schema=ROWS[self.schema]))
+
+    def write(self, batch: pa.RecordBatch | pa.Table) -> None:
+        """Append a record batch or table with the schema's columns."""
+        if not batch.num_rows:
+            return
+        table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
+        self._pending.append(table.cast(ROWS[self.schema]))
+        self._shard_rows += batch.num_rows
+        self.rows += batch.num_rows
+        if sum(table.nbytes for table in self._pending) >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def adopt(self, source: Dataset) -> None:
+        """Take over the shards of ``source`` as they are: the store copies, no rows pass through here."""
+        self.close_shard()
+        for shard in source.manifest.shards:
+            taken = Shard(
+                path=self._shard_name(shard.sha256), rows=shard.rows, size=shard.size, sha256=shard.sha256
+            )
+            _copy(source.shard_uri(shard), join(self.uri, taken.path))
+            self._shards.append(taken)
+            self.rows += shard.rows
+
+    def commit(self, stats: Stats, extra: dict[str, Any] | None = None) -> Dataset:
+        """Publish the dataset and open it; ``stats`` must add up.
+
+        Raises:
+            CorruptDataset: another dataset is already published at this URI.
+        """
+        stats.check()
+        self.close_shard()
+        manifest = Manifest(
+            schema=self.schema,
+            rows=self.rows,
+            shards=tuple(self._shards),
+            fingerprint=self.provenance.fingerprint,
+            recipe=self.provenance.recipe,
+            slug=self.provenance.slug,
+            parents=self.provenance.parents,
+            identity=self.provenance.identity,
+            stats=stats.to_json(),
+            extra=json.loads(canonical_json(extra or {})),
+        )
+        where = join(self.uri, MANIFEST)
+        if not store_for(self.uri).publish(where, manifest.to_json().encode()):
+            standing = Dataset.open(self.uri, allow_empty=True)
+            if standing.manifest.fingerprint != manifest.fingerprint:
+                raise CorruptDataset(
+                    f"{self.uri} already holds dataset {standing.manifest.slug!r} "
+                    f"({standing.manifest.fingerprint[:12]}); choose another place for {manifest.slug!r}"
+                )
+            return standing
+        return Dataset(self.uri, manifest)
+
+    def _flush(self) -> None:
+        """Write what is pending as one row group; start a new shard when this one is full."""
+        if not self._pending:
+            return
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, ROWS[self.schema], compression="zstd")
+        self._writer.write_table(pa.concat_tables(self._pending))
+        self._pending.clear()
+        if self._path.stat().st_size >= self._shard_bytes:
+            self.close_shard()
+
+    def close_shard(self) -> None:
+        """End the current shard; the next row starts another."""
+        self._flush()
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._writer = None
+        with self._path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        shard = Shard(
+            path=self._shard_name(sha256),
+            rows=self._shard_rows,
+            size=self._path.stat().st_size,
+            sha256=sha256,
+        )
+        uri = join(self.uri, shard.path)
+        store_for(uri).publish_file(self._path, uri)
+        self._path.unlink()
+        self._shards.append(shard)
+        self._shard_rows = 0
+
+    def _shard_name(self, sha256: str) -> str:
+        # The content hash in the name keeps two writers that race from mixing their shards.
+        return f"shard-{len(self._shards):05d}-{sha256[:12]}.parquet"
+
+
+def _copy(source: str, target: str) -> None:
+    store = store_for(target)
+    if type(store) is type(store_for(source)):
+        store.copy(source, target)
+        return
+    with tempfile.TemporaryDirectory(prefix="kubealign-copy-") as folder:
+        store.publish_file(store_for(source).fetch(source, Path(folder)), target)
+
+
+def _read_span(
+    path: Path, columns: Sequence[str] | None, batch_rows: int, start: int, stop: int
+) -> Iterator[pa.RecordBatch]:
+    """Rows ``start`` to ``stop`` of one file; row groups outside are not read."""
+    with pq.ParquetFile(path) as file:
+        first = 0
+        wanted: list[int] = []
+        offset = start
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if first + rows > start and first < stop:
+                if not wanted:
+                    offset = start - first
+                wanted.append(group)
+            first += rows
+        left = stop - start
+        for batch in file.iter_batches(
+            batch_rows, row_groups=wanted, columns=None if columns is None else list(columns)
+        ):
+            part = batch.slice(offset, left)
+            offset = max(0, offset - batch.num_rows)
+            left -= part.num_rows
+            if part.num_rows:
+                yield part
+
+
+def _why_empty(manifest: Manifest) -> str:
+    dropped = manifest.stats.get("dropped", {})
+    reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
+    return f"all were dropped ({reasons})" if reasons else "none came in"

@@ -1,0 +1,140 @@
+"""What a dataset is made of: the recipe, its fingerprint and its readable slug.
+
+A *step* names a stage, its version, its semantic settings, the models it used and the fingerprints
+of its inputs. Its fingerprint is the SHA-256 of its canonical JSON, so a fingerprint pins every
+step before it. A *recipe* is the map from fingerprint to step of a dataset and all its ancestors:
+one manifest tells the whole story, also when the ancestors are gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from kubealign_components.errors import CorruptDataset
+
+if TYPE_CHECKING:
+    from kubealign_components.data.dataset import Dataset
+
+Step = dict[str, Any]
+Recipe = dict[str, Step]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces; NaN and infinities are refused (ValueError)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (64 hex digits) of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """Where rows come from: everything of a manifest that is known before the rows are made."""
+
+    fingerprint: str
+    """SHA-256 of the last step."""
+    recipe: Recipe
+    """Every step that led here, by fingerprint."""
+    slug: str
+    """Readable name that grows stage by stage."""
+    parents: tuple[dict[str, str], ...] = ()
+    """The inputs: name, URI, fingerprint and schema."""
+    identity: dict[str, str] = field(default_factory=dict)
+    """Digests of the policy, tokenizer and template that the token ids belong to."""
+
+    @property
+    def step(self) -> Step:
+        """The last step."""
+        return self.recipe[self.fingerprint]
+
+    @property
+    def work_key(self) -> str:
+        """Digest of the last step without its inputs: what one row's result depends on beside the row."""
+        return digest({k: v for k, v in self.step.items() if k != "inputs"})
+
+
+def derive(
+    stage: str,
+    version: int,
+    params: Mapping[str, Any],
+    *,
+    inputs: Mapping[str, Dataset] | None = None,
+    models: Mapping[str, Any] | None = None,
+    identity: Mapping[str, str] | None = None,
+    slug: Sequence[str] = (),
+) -> Provenance:
+    """Provenance of what ``stage`` makes from ``inputs``.
+
+    Args:
+        stage: the stage's name.
+        version: raised whenever the stage's rows change for the same settings.
+        params: semantic settings, see :func:`kubealign_components.config.semantic_params`.
+        inputs: the input datasets by role.
+        models: identities of models, tokenizers, templates and reward functions by role.
+        identity: digests that rows of a dataset must share (policy, tokenizer, template).
+        slug: words to append to the slug of the first input.
+
+    Raises:
+        CorruptDataset: two inputs carry different identities.
+    """
+    inputs = inputs or {}
+    step: Step = {
+        "stage": stage,
+        "version": version,
+        "params": dict(params),
+        "models": dict(models or {}),
+        "inputs": {name: dataset.manifest.fingerprint for name, dataset in inputs.items()},
+    }
+    fingerprint = digest(step)
+    recipe: Recipe = {}
+    merged = dict(identity or {})
+    for dataset in inputs.values():
+        recipe.update(dataset.manifest.recipe)
+        merged = _agree(merged, dataset.manifest.identity, dataset.uri)
+    recipe[fingerprint] = json.loads(canonical_json(step))
+    first = [next(iter(inputs.values())).manifest.slug] if inputs else []
+    return Provenance(
+        fingerprint=fingerprint,
+        recipe=recipe,
+        slug="-".join(filter(None, [*first, *map(slug_word, slug)])),
+        parents=tuple(
+            {"name": n, "uri": d.uri, "fingerprint": d.manifest.fingerprint, "schema": d.manifest.schema}
+            for n, d in inputs.items()
+        ),
+        identity=merged,
+    )
+
+
+def check_recipe(fingerprint: str, recipe: Recipe, where: str) -> None:
+    """Raise :class:`CorruptDataset` unless every fingerprint of ``recipe`` is that of its step."""
+    if fingerprint not in recipe:
+        raise CorruptDataset(f"{where}: the recipe has no step {fingerprint[:12]}, its own fingerprint")
+    for name, step in recipe.items():
+        actual = digest(step)
+        if actual != name:
+            raise CorruptDataset(
+                f"{where}: step {step.get('stage')!r} is filed under {name[:12]} but its content has "
+                f"fingerprint {actual[:12]}; the manifest was edited, make the dataset again"
+            )
+
+
+def slug_word(text: str) -> str:
+    """``text`` reduced to what is safe in a file name and a label: lower case, digits, dots, underscores."""
+    return re.sub(r"[^a-z0-9._]+", "_", text.lower()).strip("_.")
+
+
+def _agree(ours: dict[str, str], theirs: Mapping[str, str], uri: str) -> dict[str, str]:
+    for name, value in theirs.items():
+        if ours.setdefault(name, value) != value:
+            raise CorruptDataset(
+                f"{uri}: its {name} has digest {value[:12]}, the other inputs have {ours[name][:12]}; "
+                "rows of different models, tokenizers or templates cannot be used together"
+            )
+    return ours

@@ -1,0 +1,140 @@
+"""Models by name: where their files are, and which model it is, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kubealign_components.data.fingerprint import digest, slug_word
+from kubealign_components.errors import ConfigError, EngineError
+from kubealign_components.store import scheme_of, store_for
+
+WEIGHTS = ("*.safetensors", "*.bin")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+)
+# Where a run was made and by which library version does not make it another model.
+_IGNORED_CONFIG = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFiles:
+    """A model's files on this machine."""
+
+    name: str
+    """As the user named it, without the folders before it."""
+    path: Path
+    """A Hugging Face model directory."""
+
+    def identity(self) -> dict[str, str]:
+        """Name and SHA-256 of config, weights and adapter weights."""
+        files = _matching(self.path, (*WEIGHTS, "adapter_config.json"))
+        if not files:
+            raise EngineError(
+                f"{self.path} holds no weights (*.safetensors or *.bin); give a Hugging Face model directory"
+            )
+        return {"name": self.name, "digest": digest({"config": _config(self.path), "files": _digests(files)})}
+
+    def tokenizer_digest(self) -> str:
+        """SHA-256 of the tokenizer's files."""
+        files = _matching(self.path, TOKENIZER)
+        if not files:
+            raise EngineError(f"{self.path} holds no tokenizer; save one beside the model")
+        return digest(_digests(files))
+
+    @property
+    def slug(self) -> str:
+        """The name as a word of a dataset's slug."""
+        return slug_word(self.name)
+
+
+def find_model(name: str, revision: str | None = None) -> ModelFiles:
+    """The files of the model ``name``: a local directory, ``gs://`` or ``s3://`` prefix, or hub id.
+
+    Args:
+        name: path, URI or hub id; a remote model is fetched once and cached.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        ConfigError: nothing of that name.
+    """
+    short = name.rstrip("/").rsplit("/", 1)[-1]
+    if scheme_of(name) != "file":
+        return ModelFiles(name=short, path=_fetch_prefix(name))
+    path = Path(name.removeprefix("file://")).expanduser()
+    if (path / "config.json").is_file():
+        return ModelFiles(name=short, path=path.resolve())
+    if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") != 1:
+        raise ConfigError(
+            "model",
+            name,
+            "a Hugging Face model directory (with config.json), a gs:// or s3:// URI, or a hub id like org/name",
+        )
+    return ModelFiles(name=short, path=_fetch_hub(name, revision))
+
+
+def _fetch_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, ignore_patterns=["*.pth", "original/*", "*.gguf"])
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            "model", name, f"a model directory on this machine, or a hub id that can be fetched ({reason})"
+        ) from error
+
+
+def _fetch_prefix(uri: str) -> Path:
+    store = store_for(uri)
+    objects = list(store.list(uri))
+    if not any(o.uri.endswith("/config.json") for o in objects):
+        raise ConfigError(
+            "model", uri, "a prefix that holds a Hugging Face model (config.json was not found)"
+        )
+    folder = Path.home() / ".cache" / "kubealign" / "models" / digest([[o.uri, o.size] for o in objects])[:32]
+    for entry in objects:
+        target = folder / entry.uri.removeprefix(uri).lstrip("/")
+        if not (target.is_file() and target.stat().st_size == entry.size):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fetched = store.fetch(entry.uri, target.parent / ".part")
+            fetched.replace(target)
+    return folder
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    return sorted({path for pattern in patterns for path in folder.glob(pattern)})
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return {k: v for k, v in config.items() if k not in _IGNORED_CONFIG}
+
+
+def _digests(files: Sequence[Path]) -> dict[str, str]:
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip((f.name for f in files), pool.map(_sha256, files)))
+
+
+def _sha256(path: Path) -> str:
+    # The hub's cache names large files by their SHA-256: nothing to read then.
+    target = path.resolve().name
+    if path.is_symlink() and len(target) == 64:
+        return target
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,148 @@
+"""The kinds of dataset, their columns, and what a row is called.
+
+One row is one prompt with its completions, from ``import_prompts`` to ``select``; ``mix`` turns it
+into training examples. The prompt kinds share one column set: what a kind adds is that more of the
+columns are filled. Free-form parts (chat messages, tool definitions, a source's own metadata) are
+canonical JSON text, so that every source has the same Arrow schema.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from kubealign_components.data.fingerprint import canonical_json
+
+PROMPTS = "kubealign.prompts/v1"
+"""Imported prompts and their offline completions, as text."""
+TOKENIZED = "kubealign.tokenized/v1"
+"""Plus token ids and lengths under the policy's template (``filter``)."""
+COMPLETIONS = "kubealign.completions/v1"
+"""Plus completions sampled from the reference policy (``sample``)."""
+REWARDED = "kubealign.rewarded/v1"
+"""Plus a reward for every completion (``rewards``)."""
+SELECTION = "kubealign.selection/v1"
+"""The chosen completions, their quantile rewards, and the pairs they form (``select``)."""
+TRAINING = "kubealign.training/v1"
+"""Training examples: the identity of a training run's data (``mix``)."""
+MODEL = "kubealign.model/v1"
+"""A Hugging Face model directory (``train``)."""
+EVALUATION = "kubealign.evaluation/v1"
+"""One row a held-out prompt: completions and rewards of both policies (``evaluate``)."""
+
+COMPLETION = pa.struct(
+    [
+        (
+            "completion_id",
+            pa.string(),
+        ),  # content hash of prompt and tokens (of prompt and messages before `filter`)
+        ("reference", pa.bool_()),  # sampled from the reference policy, so its reward is a reference reward
+        ("model", pa.string()),  # who wrote it: policy name, or what the source says
+        ("messages", pa.string()),  # JSON: the assistant messages
+        ("label", pa.string()),  # the source's own verdict: chosen, rejected or null
+        ("score", pa.float64()),  # the source's own score, or null
+        ("token_ids", pa.list_(pa.int32())),  # the completion's own tokens, end-of-turn included
+        ("num_tokens", pa.int32()),  # len(token_ids)
+        ("finish_reason", pa.string()),  # stop, length (cut at max_new_tokens), or offline
+        ("sampler_logprob", pa.float64()),  # nats, sum over token_ids, raw (before temperature and top-p)
+        ("logprob", pa.float64()),  # nats, sum over token_ids under the reference policy, by `logprobs`
+        ("reward", pa.float64()),
+        ("quantile_reward", pa.float64()),  # in [0, 1], against the prompt's reference rewards
+    ]
+)
+
+_PROMPT_FIELDS = [
+    ("prompt_id", pa.string()),  # content hash of messages and tools
+    ("source", pa.string()),
+    ("source_weight", pa.float64()),
+    ("messages", pa.string()),  # JSON: the chat up to the turn to complete
+    ("tools", pa.string()),  # JSON list, or null
+    ("answers", pa.list_(pa.string())),  # verifiable answers, possibly none
+    ("metadata", pa.string()),  # JSON object of the source's own fields, or null
+    ("prompt_token_ids", pa.list_(pa.int32())),  # templated, generation prompt included
+    ("prompt_tokens", pa.int32()),  # len(prompt_token_ids)
+    ("completions", pa.list_(COMPLETION)),
+    ("dropped_completions", pa.int32()),  # sampled completions that were dropped as truncated
+]
+PROMPT_ROW = pa.schema(_PROMPT_FIELDS)
+
+PAIR = pa.struct([("chosen", pa.int32()), ("rejected", pa.int32())])
+SELECTION_ROW = pa.schema(
+    [
+        *_PROMPT_FIELDS,
+        ("reference_rewards", pa.list_(pa.float64())),  # of all reference completions, selected or not
+        ("pairs", pa.list_(PAIR)),  # positions in `completions`; empty for pointwise selections
+    ]
+)
+
+TRAINING_ROW = pa.schema(
+    [
+        ("example_id", pa.string()),  # content hash of prompt and completion ids
+        ("prompt_id", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),  # train or validation, by hash of the prompt
+        ("messages", pa.string()),
+        ("tools", pa.string()),
+        ("prompt_token_ids", pa.list_(pa.int32())),
+        ("completions", pa.list_(COMPLETION)),  # [chosen, rejected] of a pair, or one of a pointwise example
+        ("num_references", pa.int32()),  # reference rewards behind the quantile rewards
+    ]
+)
+
+MODEL_ROW = pa.schema([("step", pa.int32()), ("metrics", pa.string())])
+"""A model's rows are its training log: optimiser step and JSON metrics."""
+
+EVALUATION_ROW = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("messages", pa.string()),
+        ("reference", pa.list_(COMPLETION)),
+        ("aligned", pa.list_(COMPLETION)),
+        ("reward_difference", pa.float64()),  # mean aligned reward minus mean reference reward
+    ]
+)
+
+ROWS: dict[str, pa.Schema] = {
+    PROMPTS: PROMPT_ROW,
+    TOKENIZED: PROMPT_ROW,
+    COMPLETIONS: PROMPT_ROW,
+    REWARDED: PROMPT_ROW,
+    SELECTION: SELECTION_ROW,
+    TRAINING: TRAINING_ROW,
+    MODEL: MODEL_ROW,
+    EVALUATION: EVALUATION_ROW,
+}
+
+
+def prompt_id(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> str:
+    """Content hash (32 hex digits) of a prompt: its chat messages and its tools."""
+    return _hash(
+        canonical_json({"messages": list(messages), "tools": list(tools) if tools else None}).encode()
+    )
+
+
+def completion_id(prompt: str, token_ids: Sequence[int]) -> str:
+    """Content hash (32 hex digits) of a completion: its prompt's id and its token ids."""
+    return _hash(prompt.encode() + np.asarray(token_ids, dtype="<i4").tobytes())
+
+
+def offline_completion_id(prompt: str, messages: Sequence[dict[str, Any]]) -> str:
+    """Content hash of a completion that has no token ids yet."""
+    return _hash(prompt.encode() + canonical_json(list(messages)).encode())
+
+
+def new_completion(**fields: Any) -> dict[str, Any]:
+    """A completion with every column of :data:`COMPLETION`, null where not given."""
+    empty: dict[str, Any] = {field.name: None for field in COMPLETION}
+    unknown = set(fields) - set(empty)
+    if unknown:
+        raise KeyError(f"no such completion column: {', '.join(sorted(unknown))}")
+    return empty | fields
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]

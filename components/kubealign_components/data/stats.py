@@ -1,0 +1,59 @@
+"""Counting: rows in are rows out plus rows dropped, each drop under a name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(kw_only=True, slots=True)
+class Stats:
+    """What a stage did. ``check()`` holds it to rows_in = rows_out + dropped."""
+
+    rows_in: int = 0
+    rows_out: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Rows dropped, by reason."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Other things counted: completions dropped by reason, chunks reused, …"""
+    numbers: dict[str, float] = field(default_factory=dict)
+    """Measured values, such as a mean reward."""
+
+    def drop(self, reason: str, rows: int = 1) -> None:
+        """Count ``rows`` rows as dropped for ``reason``."""
+        if rows:
+            self.dropped[reason] += rows
+
+    def add(self, other: Stats) -> None:
+        """Add the counts of ``other``; ``numbers`` of ``other`` win."""
+        self.rows_in += other.rows_in
+        self.rows_out += other.rows_out
+        self.dropped.update(other.dropped)
+        self.counts.update(other.counts)
+        self.numbers.update(other.numbers)
+
+    def check(self) -> None:
+        """Raise AssertionError when rows appeared from or vanished to nowhere."""
+        dropped = sum(self.dropped.values())
+        if self.rows_in != self.rows_out + dropped:
+            raise AssertionError(f"{self.rows_in} rows in, {self.rows_out} out and {dropped} dropped")
+
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers for ``dsl.Metrics``, which takes nothing else."""
+        return {
+            "rows_in": self.rows_in,
+            "rows_out": self.rows_out,
+            **{f"dropped_{reason}": n for reason, n in sorted(self.dropped.items())},
+            **dict(sorted(self.counts.items())),
+            **self.numbers,
+        }
+
+    def to_json(self) -> dict[str, object]:
+        """The form that manifests keep."""
+        return {
+            "rows_in": self.rows_in,
+            "rows_out": self.rows_out,
+            "dropped": dict(sorted(self.dropped.items())),
+            "counts": dict(sorted(self.counts.items())),
+            "numbers": self.numbers,
+        }

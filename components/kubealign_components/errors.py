@@ -1,0 +1,76 @@
+"""Everything KubeAlign raises on purpose.
+
+KubeAlignError
+├── ConfigError          a setting that cannot be used; names the field, the value and what fits
+├── DataError            rows or datasets that cannot be used
+│   ├── SchemaMismatch   a dataset of the wrong kind was handed to a stage
+│   ├── CorruptDataset   bytes that do not match their manifest, or a manifest its recipe
+│   └── EmptyDataset     nothing is left to work on
+├── ChunkError           parts that do not add up to the dataset that was planned
+├── StoreError           storage that cannot be reached, read or written
+│   └── NotFound         no object at that URI
+├── EngineError          a model that cannot be loaded or gives unusable numbers
+├── DriftError           two computations of one log-probability disagree
+└── GateError            a quality gate of the run was not met
+"""
+
+from __future__ import annotations
+
+
+class KubeAlignError(Exception):
+    """Base of every error a user can act on; the command line prints it without a traceback."""
+
+
+class ConfigError(KubeAlignError):
+    """A setting that cannot be used.
+
+    Args:
+        field: name of the setting, as the user writes it.
+        value: the bad value, repeated in the message.
+        expected: what would have been accepted, and what to do.
+    """
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        super().__init__(f"{field}={value!r}: expected {expected}")
+        self.field = field
+        self.value = value
+
+
+class DataError(KubeAlignError):
+    """Rows or datasets that cannot be used."""
+
+
+class SchemaMismatch(DataError):
+    """A dataset of the wrong kind was handed to a stage."""
+
+
+class CorruptDataset(DataError):
+    """Bytes that do not match their manifest, or a manifest that does not match its recipe."""
+
+
+class EmptyDataset(DataError):
+    """Nothing is left to work on."""
+
+
+class ChunkError(KubeAlignError):
+    """Parts that do not add up to the dataset that was planned."""
+
+
+class StoreError(KubeAlignError):
+    """Storage that cannot be reached, read or written."""
+
+
+class NotFound(StoreError):
+    """No object at that URI."""
+
+
+class EngineError(KubeAlignError):
+    """A model that cannot be loaded, or that gives unusable numbers."""
+
+
+class DriftError(KubeAlignError):
+    """Two computations of the same log-probability disagree by more than allowed."""
+
+
+class GateError(KubeAlignError):
+    """A quality gate that the user asked for was not met."""

@@ -1,0 +1,153 @@
+"""The chunk protocol: any chunking, any interruption, the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import prompt_row
+from kubealign_components.data.chunks import Chunk, Part, merge, open_chunk, plan, run_chunk
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.schemas import COMPLETIONS, PROMPTS
+from kubealign_components.data.stats import Stats
+from kubealign_components.errors import ChunkError, ConfigError, CorruptDataset
+
+
+class Upper:
+    """A stage that writes the prompt id in upper case as metadata, and counts what it computed."""
+
+    result_schema = pa.schema([("text", pa.string())])
+
+    def __init__(self, fail_after: int | None = None) -> None:
+        self.computed: list[str] = []
+        self.fail_after = fail_after
+
+    def key(self, row: dict[str, Any]) -> str:
+        return str(row["prompt_id"])
+
+    def compute(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self.fail_after is not None and len(self.computed) >= self.fail_after:
+            raise RuntimeError("killed")
+        self.computed += [row["prompt_id"] for row in rows]
+        return [{"text": row["prompt_id"].upper()} for row in rows]
+
+    def apply(self, row: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+        return row | {"metadata": result["text"]}
+
+    def summarise(self, rows: Sequence[dict[str, Any]], stats: Stats) -> None:
+        stats.counts["seen"] += len(rows)
+
+
+def run(chunk: Chunk, stage: Upper, slice_rows: int = 2) -> Part:
+    dataset = open_chunk(chunk, PROMPTS)
+    provenance = derive("upper", 1, {}, inputs={"prompts": dataset})
+    return run_chunk(chunk, dataset, stage, schema=COMPLETIONS, provenance=provenance, slice_rows=slice_rows)
+
+
+def rows_of(count: int) -> list[dict[str, Any]]:
+    return [prompt_row(f"question {i}") for i in range(count)]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.integers(1, 23), chunks=st.integers(1, 9), slice_rows=st.integers(1, 7), shards=st.integers(1, 4)
+)
+def test_any_chunking_gives_the_same_rows_and_fingerprint(
+    make_dataset: Callable[..., Dataset],
+    tmp_path_factory: Any,
+    rows: int,
+    chunks: int,
+    slice_rows: int,
+    shards: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("work")
+    dataset = make_dataset(rows_of(rows), shards=shards)
+    planned = [Chunk.from_json(c.to_json()) for c in plan(dataset, work=str(folder / "work"), chunks=chunks)]
+    parts = [Part.from_json(run(c, Upper(), slice_rows).to_json()) for c in planned]
+    merged = merge(parts, planned, str(folder / "merged"))
+    expected = derive("upper", 1, {}, inputs={"prompts": dataset})
+    assert merged.manifest.fingerprint == expected.fingerprint
+    assert [r["metadata"] for r in merged.iter_rows()] == [
+        r["prompt_id"].upper() for r in dataset.iter_rows()
+    ]
+    assert merged.manifest.stats["counts"]["seen"] == rows
+
+
+def test_a_killed_chunk_repeats_only_the_slice_in_flight(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    dataset = make_dataset(rows_of(10))
+    [chunk] = plan(dataset, work=str(tmp_path / "work"), chunks=1)
+    first = Upper(fail_after=6)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(chunk, first)
+    second = Upper()
+    part = run(chunk, second)
+    assert len(first.computed) == 6
+    assert len(second.computed) == 4
+    assert set(first.computed).isdisjoint(second.computed)
+    assert part.reused_rows == 6
+    third = Upper()
+    assert run(chunk, third).reused_rows == 10
+    assert third.computed == []
+
+
+def test_a_grown_dataset_computes_only_its_new_rows(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    work = str(tmp_path / "work")
+    [chunk] = plan(make_dataset(rows_of(7)), work=work, chunks=1)
+    run(chunk, Upper(), 3)
+    grown = make_dataset(list(reversed(rows_of(12))))
+    again = [(c, Upper()) for c in plan(grown, work=work, chunks=3)]
+    parts = [run(c, stage, 2) for c, stage in again]
+    assert sum(len(stage.computed) for _, stage in again) == 5
+    merged = merge(parts, [c for c, _ in again], str(tmp_path / "merged"))
+    assert merged.manifest.stats["counts"]["rows_reused"] == 7
+    assert [r["prompt_id"] for r in merged.iter_rows()] == [r["prompt_id"] for r in grown.iter_rows()]
+
+
+def test_merge_refuses_missing_double_and_foreign_parts(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    chunks = plan(make_dataset(rows_of(6)), work=str(tmp_path / "work"), chunks=3)
+    parts = [run(c, Upper()) for c in chunks]
+    other = plan(make_dataset(rows_of(9)), work=str(tmp_path / "work"), chunks=3)
+    foreign = run(other[0], Upper())
+    with pytest.raises(ChunkError, match="do not match the planned chunks"):
+        merge(parts[:2], chunks, str(tmp_path / "a"))
+    with pytest.raises(ChunkError, match="do not match the planned chunks"):
+        merge([*parts, parts[0]], chunks, str(tmp_path / "b"))
+    with pytest.raises(ChunkError, match="not the 2 planned"):
+        merge([foreign, *parts[1:]], chunks, str(tmp_path / "c"))
+
+
+def test_changed_slices_are_refused_by_name(make_dataset: Callable[..., Dataset], tmp_path: Path) -> None:
+    dataset = make_dataset(rows_of(4))
+    [chunk] = plan(dataset, work=str(tmp_path / "work"), chunks=1)
+    with pytest.raises(RuntimeError):
+        run(chunk, Upper(fail_after=2))
+    [data] = (tmp_path / "work").rglob("data/*.parquet")
+    data.write_bytes(data.read_bytes()[:-5])
+    with pytest.raises(CorruptDataset, match=data.name):
+        run(chunk, Upper())
+
+
+def test_plan_bounds(make_dataset: Callable[..., Dataset], tmp_path: Path) -> None:
+    dataset = make_dataset(rows_of(250))
+    assert len(plan(dataset, work="w", rows_per_chunk=1)) == 100
+    assert len(plan(dataset, work="w", chunks=3)) == 3
+    assert len(plan(dataset, work="w", rows_per_chunk=1000)) == 1
+    with pytest.raises(ConfigError, match="exactly one"):
+        plan(dataset, work="w")
+    with pytest.raises(ConfigError, match="chunks=-1"):
+        plan(dataset, work="w", chunks=-1)
+    with pytest.raises(CorruptDataset, match="more than once"):
+        plan(make_dataset([prompt_row("a"), prompt_row("a")]), work="w", chunks=1)
