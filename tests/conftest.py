@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kubealign import quickstart
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import (
@@ -125,3 +126,16 @@ def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
             return writer.commit(Stats(rows_in=len(rows), rows_out=len(rows)))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face directory."""
+    return quickstart.smollm2()
+
+
+@pytest.fixture(scope="session")
+def preference_rows() -> list[dict[str, Any]]:
+    """Real preference pairs in ShareGPT form."""
+    rows: list[dict[str, Any]] = json.loads((quickstart.preferences() / "dpo_en_demo.json").read_text())
+    return rows

@@ -34,6 +34,7 @@ class ConfigError(KubeAlignError):
         super().__init__(f"{field}={value!r}: expected {expected}")
         self.field = field
         self.value = value
+        self.expected = expected
 
 
 class DataError(KubeAlignError):

@@ -1,0 +1,39 @@
+"""The pipelines by name. One is built by its module's function of the same name."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+from kubealign_components.config import require_choice
+from kubealign_pipelines.resources import CompileSettings
+from kubealign_pipelines.rules import Rules
+
+__all__ = ["PIPELINES", "CompileSettings", "Rules", "build", "rules"]
+
+PIPELINES = ("offline_alignment",)
+
+
+def build(name: str, settings: CompileSettings | None = None) -> Any:
+    """The pipeline ``name`` as a KFP component, ready to compile.
+
+    Raises:
+        ConfigError: no pipeline of that name.
+    """
+    return getattr(_module(name), name)(settings or CompileSettings())
+
+
+def rules(name: str) -> Rules:
+    """What no stage alone can check of the parameters of the pipeline ``name``.
+
+    Raises:
+        ConfigError: no pipeline of that name.
+    """
+    found: Rules = _module(name).RULES
+    return found
+
+
+def _module(name: str) -> ModuleType:
+    require_choice("pipeline", name, PIPELINES)
+    return importlib.import_module(f"kubealign_pipelines.{name}")

@@ -1,0 +1,57 @@
+"""KubeAlign from Python: compile a pipeline, run it on this machine, read what it made.
+
+from pathlib import Path
+from kubealign import load_run_file, run_local
+
+results = run_local(load_run_file(Path("run.yaml")), output=Path("runs"))
+print(results.model, results.evaluation)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kubealign.compiler import compile_pipeline
+    from kubealign.errors import RunFailed
+    from kubealign.lineage import lineage_json, open_place
+    from kubealign.local import run_local
+    from kubealign.results import Results
+    from kubealign.runfile import LocalSettings, RunFile, load_run_file
+    from kubealign_pipelines.resources import CompileSettings, StageResources
+
+_HOME = {
+    "CompileSettings": "kubealign_pipelines.resources",
+    "LocalSettings": "kubealign.runfile",
+    "Results": "kubealign.results",
+    "RunFailed": "kubealign.errors",
+    "RunFile": "kubealign.runfile",
+    "StageResources": "kubealign_pipelines.resources",
+    "compile_pipeline": "kubealign.compiler",
+    "lineage_json": "kubealign.lineage",
+    "load_run_file": "kubealign.runfile",
+    "open_place": "kubealign.lineage",
+    "run_local": "kubealign.local",
+}
+__all__ = [
+    "CompileSettings",
+    "LocalSettings",
+    "Results",
+    "RunFailed",
+    "RunFile",
+    "StageResources",
+    "compile_pipeline",
+    "lineage_json",
+    "load_run_file",
+    "open_place",
+    "run_local",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the command line shows its help without loading Kubeflow Pipelines."""
+    import importlib
+
+    if name not in _HOME:
+        raise AttributeError(f"module 'kubealign' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

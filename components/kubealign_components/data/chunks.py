@@ -408,6 +408,7 @@ def _add_json(stats: Stats, other: Mapping[str, Any]) -> None:
     stats.rows_out += other["rows_out"]
     stats.dropped.update(other["dropped"])
     stats.counts.update(other["counts"])
+    stats.add(Stats(sums={name: (total, count) for name, (total, count) in other["sums"].items()}))
 
 
 def _parse_commit(text: bytes, where: str) -> dict[str, Any]:

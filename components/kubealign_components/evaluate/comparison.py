@@ -1,0 +1,150 @@
+"""Two policies on the same prompts: what changed, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+_BLOCK = 2**22  # indices drawn at a time: 32 MiB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Side:
+    """The completions of one policy for one prompt."""
+
+    rewards: Floats
+    """Shape (completions,)."""
+    lengths: Floats
+    """Tokens, end-of-turn included, shape (completions,)."""
+    truncated: int
+    """How many were cut at max_new_tokens, those that were dropped for it included."""
+    sampled: int
+    """How many were sampled, those that were dropped as truncated included."""
+
+
+def compare(reference: Sequence[Side], aligned: Sequence[Side], *, seed: int) -> dict[str, float]:
+    """The numbers of an evaluation; a prompt counts once, however many completions it has.
+
+    Args:
+        reference: one side a prompt, at least two prompts.
+        aligned: the same prompts, in the same order.
+        seed: of the bootstrap.
+    """
+    differences = mean_differences(reference, aligned)
+    low, high = bootstrap_interval(differences, seed=seed)
+    lengths = [np.mean([side.lengths.mean() for side in sides]) for sides in (reference, aligned)]
+    return {
+        "reward_reference": float(np.mean([side.rewards.mean() for side in reference])),
+        "reward_aligned": float(np.mean([side.rewards.mean() for side in aligned])),
+        "reward_gain": float(differences.mean()),
+        "reward_gain_low": low,
+        "reward_gain_high": high,
+        "win_rate": float(np.mean([win_rate(a.rewards, r.rewards) for r, a in zip(reference, aligned)])),
+        "length_reference": float(lengths[0]),
+        "length_aligned": float(lengths[1]),
+        "length_ratio": float(lengths[1] / lengths[0]),
+        "truncated_reference": _truncated(reference),
+        "truncated_aligned": _truncated(aligned),
+        "prompts": float(len(differences)),
+    }
+
+
+def mean_differences(reference: Sequence[Side], aligned: Sequence[Side]) -> Floats:
+    """Mean aligned reward minus mean reference reward of each prompt, shape (prompts,)."""
+    return np.array([a.rewards.mean() - r.rewards.mean() for r, a in zip(reference, aligned, strict=True)])
+
+
+def bootstrap_interval(
+    values: Floats, *, seed: int, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of ``values``, shape (n,), resampled with replacement.
+
+    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    """
+    generator = np.random.default_rng(seed)
+    step = max(1, _BLOCK // len(values))
+    means = [
+        values[generator.integers(0, len(values), (min(step, resamples - start), len(values)))].mean(axis=1)
+        for start in range(0, resamples, step)
+    ]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def win_rate(aligned: Floats, reference: Floats) -> float:
+    """Share of (aligned, reference) pairs of one prompt in which the aligned reward is higher; ties half."""
+    difference = aligned[:, None] - reference[None, :]
+    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+
+
+def kl_estimate(rows: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
+    """KL(aligned || reference) in nats from completions that the aligned policy sampled.
+
+    The mean of log π(y|x) − log π_ref(y|x) over y from π: unbiased for the policy itself, that is for
+    sampling at temperature 1 and top_p 1. A truncated completion counts with what it has.
+
+    Args:
+        rows: completions of each prompt, with ``sampler_logprob`` (under the aligned policy),
+            ``logprob`` (under the reference) and ``num_tokens``.
+    """
+    ratios = [np.array([c["sampler_logprob"] - c["logprob"] for c in row]) for row in rows]
+    tokens = sum(c["num_tokens"] for row in rows for c in row)
+    means = np.array([ratio.mean() for ratio in ratios])
+    spread = means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else 0.0
+    return {
+        "kl_per_completion": float(means.mean()),
+        "kl_standard_error": float(spread),
+        "kl_per_token": float(sum(ratio.sum() for ratio in ratios) / tokens),
+        "kl_prompts": float(len(rows)),
+    }
+
+
+def warnings(numbers: dict[str, float], *, dropped_truncated: bool = False) -> list[str]:
+    """What in ``numbers`` looks like a collapse or a bias, in words.
+
+    Args:
+        numbers: of the evaluation.
+        dropped_truncated: whether completions that were cut had been dropped.
+    """
+    found = []
+    if dropped_truncated and numbers["truncated_reference"] + numbers["truncated_aligned"] > 0:
+        found.append(
+            f"{numbers['truncated_reference']:.0%} of the reference completions and "
+            f"{numbers['truncated_aligned']:.0%} of the aligned ones were cut at max_new_tokens and dropped: "
+            "rewards and lengths are those of the shorter ones that ended."
+        )
+    if numbers["length_ratio"] < 0.5:
+        found.append(
+            f"The mean length fell from {numbers['length_reference']:.0f} to "
+            f"{numbers['length_aligned']:.0f} tokens: read the texts for a collapse to short answers."
+        )
+    if numbers["length_ratio"] > 2:
+        found.append(
+            f"The mean length rose from {numbers['length_reference']:.0f} to "
+            f"{numbers['length_aligned']:.0f} tokens: read the texts for padding and repetition."
+        )
+    if numbers["truncated_aligned"] > numbers["truncated_reference"] + 0.2:
+        found.append(
+            f"{numbers['truncated_aligned']:.0%} of the aligned completions were cut at max_new_tokens, "
+            f"{numbers['truncated_reference']:.0%} of the reference's: the policy may not end its turns."
+        )
+    if numbers.get("kl_per_token", 0.0) > 1.0:
+        found.append(
+            f"KL is {numbers['kl_per_token']:.2f} nats a token, "
+            f"{numbers['kl_per_completion']:.0f} a completion: the policy has left the reference far "
+            "behind; a higher beta or fewer steps keep it closer."
+        )
+    return found
+
+
+def _truncated(sides: Sequence[Side]) -> float:
+    return sum(side.truncated for side in sides) / sum(side.sampled for side in sides)

@@ -1,0 +1,98 @@
+"""evaluate as a KFP component."""
+
+from kfp import dsl
+
+from kubealign_components import images
+
+
+@dsl.component(base_image=images.SAMPLE, install_kfp_package=False)
+def evaluate(
+    rewarded: dsl.Input[dsl.Dataset],
+    model: dsl.Input[dsl.Model],
+    dataset: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
+    lineage: dsl.Output[dsl.HTML],
+    policy: str,
+    engine: str = "vllm",
+    n: int = 10,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 1024,
+    stop: list = [],
+    seed: int = 0,
+    sample_options: dict = {},
+    reward_functions: list = [],
+    reward_model: str = "",
+    rewards_options: dict = {},
+    validation_fraction: float = 0.05,
+    split_seed: int = 0,
+    max_prompts: int = 256,
+    options: dict = {},
+):
+    """Compare the aligned policy with its reference on held-out prompts.
+
+    Args:
+        rewarded: rewarded completions of the reference policy (kubealign.rewarded/v1).
+        model: the aligned model (kubealign.model/v1).
+        dataset: both sides of every held-out prompt (kubealign.evaluation/v1).
+        metrics: rewards, gain with its 95 % interval, win rate, lengths and KL.
+        report: the numbers and sampled texts side by side.
+        lineage: every stage, setting, model and source that led here.
+        policy: model directory, URI or hub id of the reference policy.
+        engine: as sample had it.
+        n: as sample had it.
+        temperature: as sample had it.
+        top_p: as sample had it.
+        max_new_tokens: as sample had it.
+        stop: as sample had it.
+        seed: as sample had it.
+        sample_options: the options of sample, of which those under "sampling" are used.
+        reward_functions: names module:function, or dicts with function, weight and settings.
+        reward_model: model directory, URI or hub id of a reward model; empty for none.
+        rewards_options: the options of rewards, of which those under "reward" are used.
+        validation_fraction: share of prompts held out, as mix had it.
+        split_seed: seed of the split, as mix had it.
+        max_prompts: most held-out prompts.
+        options: further settings of the stage by name; those of the engine under "sampling".
+    """
+    from pathlib import Path
+
+    from kubealign_components.artifacts import log_stats, open_dataset, publish
+    from kubealign_components.config import from_mapping
+    from kubealign_components.data.dataset import Dataset
+    from kubealign_components.data.lineage import to_html
+    from kubealign_components.data.schemas import REWARDED
+    from kubealign_components.engines.rewards import reward_settings
+    from kubealign_components.evaluate.stage import EvaluateConfig, run
+
+    sampling = {
+        "engine": engine,
+        "n": n,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_new_tokens": max_new_tokens,
+        "stop": stop,
+        "seed": seed,
+    }
+    settings = {
+        "policy": policy,
+        "validation_fraction": validation_fraction,
+        "split_seed": split_seed,
+        "max_prompts": max_prompts,
+        **options,
+        "sampling": sampling | sample_options.get("sampling", {}) | options.get("sampling", {}),
+        "reward": reward_settings(reward_functions, reward_model, rewards_options.get("reward", {})),
+    }
+    stats = run(
+        from_mapping(EvaluateConfig, settings, "evaluate"),
+        rewarded=open_dataset(rewarded, REWARDED),
+        model=model.path if Path(model.path).exists() else model.uri,
+        output=dataset.uri,
+        report=report.path,
+    )
+    made = Dataset.open(dataset.uri)
+    publish(dataset, made)
+    log_stats(metrics, stats)
+    Path(lineage.path).parent.mkdir(parents=True, exist_ok=True)
+    Path(lineage.path).write_text(to_html(made.manifest))

@@ -1,0 +1,300 @@
+"""evaluate: held-out prompts, the same sampling and rewards for the reference and the aligned policy.
+
+The reference side is what `sample` and `rewards` already made; only the aligned policy is sampled.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kubealign_components.config import execution, require, semantic_params
+from kubealign_components.data.chat import ChatTemplate
+from kubealign_components.data.chunks import Row
+from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
+from kubealign_components.data.models import ModelFiles, find_model, require_policy
+from kubealign_components.data.schemas import (
+    EVALUATION,
+    MODEL,
+    completion_id,
+    new_completion,
+)
+from kubealign_components.data.seeds import is_held_out, unit_interval
+from kubealign_components.data.stats import Stats
+from kubealign_components.engines.generation import Prompt, Sampled, SamplingSpec, open_engine, resolve_dtype
+from kubealign_components.engines.rewards import Rewarder, RewardSpec, reward_inputs, reward_params
+from kubealign_components.errors import DataError, GateError, NotFound
+from kubealign_components.evaluate.comparable import (
+    check_rewards,
+    check_sampling,
+    check_split,
+    check_tokens,
+)
+from kubealign_components.evaluate.comparison import Side, compare, kl_estimate, mean_differences, warnings
+from kubealign_components.evaluate.report import report_html
+from kubealign_components.progress import progress_bar
+from kubealign_components.store import join, store_for
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+REPORT = "report.html"
+_PROMPTS_AT_ONCE = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """Settings of ``evaluate``."""
+
+    policy: str
+    """Model directory, URI or hub id of the reference policy."""
+    sampling: SamplingSpec
+    """As `sample` had it."""
+    reward: RewardSpec
+    """As `rewards` had it."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    validation_fraction: float = 0.05
+    """As `mix` had it: the share of prompts that was held out, by hash of the prompt."""
+    split_seed: int = 0
+    """As `mix` had it."""
+    max_prompts: int = 256
+    """Most held-out prompts; the same first ones, by hash, whatever the dataset grows to."""
+    kl_prompts: int = 64
+    """Prompts on which KL(aligned || reference) is estimated, at one forward pass of the reference for each
+    completion; 0 for none. The fake engine, whose log-probabilities mean nothing, estimates none."""
+    min_gain: float | None = execution(None)
+    """Fail the run when the lower bound of the gain's 95 % interval is below; null to only report."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.validation_fraction < 1,
+            "validation_fraction",
+            self.validation_fraction,
+            "a share above 0 and below 1",
+        )
+        require(self.max_prompts > 1, "max_prompts", self.max_prompts, "2 or more")
+        require(self.kl_prompts >= 0, "kl_prompts", self.kl_prompts, "0 or more")
+
+
+def run(
+    config: EvaluateConfig, *, rewarded: Dataset, model: str, output: str, report: str | None = None
+) -> Stats:
+    """Compare the policy at ``model`` with its reference; write ``kubealign.evaluation/v1`` to ``output``.
+
+    Args:
+        config: the settings.
+        rewarded: ``kubealign.rewarded/v1`` with the reference policy's completions.
+        model: directory or URI of the aligned model.
+        output: URI of the dataset to make; the report lies beside its rows.
+        report: path of a second copy of the report, for the Kubeflow UI.
+
+    Raises:
+        ConfigError: sampling, rewards, policy or split are not those of the dataset and the model.
+        DataError: fewer than two held-out prompts can be compared.
+        GateError: the gain is below ``min_gain``; output and report are written before.
+    """
+    rewarder = Rewarder(config.reward)
+    policy = find_model(config.policy, config.revision)
+    aligned = find_model(model)
+    require_policy(policy, rewarded)
+    check_rewards(rewarder, rewarded)
+    sampled = check_sampling(config.sampling, rewarded)
+    provenance = _provenance(config, rewarded, model, aligned, rewarder)
+    stats = Stats(rows_in=rewarded.rows)
+    prompts = _held_out(config, rewarded, stats)
+    check_tokens(aligned, sampled, prompts[0])
+    drop = sampled.params["truncated"] == "drop"
+    rows = _aligned_rows(config, prompts, aligned, rewarder, stats, drop_truncated=drop)
+    numbers = _measure(config, rows, policy)
+    stats.numbers.update(numbers)
+    _write(rows, provenance, stats, output)
+    found = warnings(numbers, dropped_truncated=drop)
+    for text in found:
+        log.warning(text)
+    page = report_html(model=aligned.name, reference=policy.name, numbers=numbers, warnings=found, rows=rows)
+    _write_report(page, output, report)
+    _check_gate(config, numbers, output)
+    return stats
+
+
+def _provenance(
+    config: EvaluateConfig, rewarded: Dataset, model: str, aligned: ModelFiles, rewarder: Rewarder
+) -> Provenance:
+    """Where the evaluation comes from: the model's own story too, when KubeAlign trained it."""
+    inputs = {"rewarded": rewarded}
+    try:
+        trained = Dataset.open(model, MODEL, allow_empty=True)
+    except NotFound:
+        log.warning("%s has no manifest: its training data is not known", model)
+    else:
+        check_split(trained, config.validation_fraction, config.split_seed)
+        inputs = {"model": trained, **inputs}
+    params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}
+    return derive(
+        "evaluate",
+        VERSION,
+        params | {"reward": reward_params(config.reward)},
+        inputs=inputs,
+        models={"aligned": aligned.identity(), "reward": rewarder.identity},
+        slug=["evaluated"],
+    )
+
+
+def _held_out(config: EvaluateConfig, rewarded: Dataset, stats: Stats) -> list[Row]:
+    """The held-out prompts that are compared, ordered by hash, with their reference completions only."""
+    ids = rewarded.table(["prompt_id"]).column("prompt_id").to_pylist()
+    seed = config.split_seed
+    held = [i for i in ids if is_held_out(i, config.validation_fraction, seed)]
+    order = sorted(held, key=lambda i: (unit_interval(seed, "validation", i), i))[: config.max_prompts]
+    stats.drop("not_held_out", len(ids) - len(held))
+    stats.drop("over_max_prompts", len(held) - len(order))
+    chosen = set(order)
+    rows = {row["prompt_id"]: row for row in rewarded.iter_rows() if row["prompt_id"] in chosen}
+    for row in rows.values():
+        row["completions"] = [c for c in row["completions"] if c["reference"]]
+    kept = [rows[i] for i in order if rows[i]["completions"]]
+    stats.drop("no_reference_completions", len(order) - len(kept))
+    _require_enough(len(kept), rewarded.uri, stats)
+    return kept
+
+
+def _aligned_rows(
+    config: EvaluateConfig,
+    prompts: Sequence[Row],
+    aligned: ModelFiles,
+    rewarder: Rewarder,
+    stats: Stats,
+    *,
+    drop_truncated: bool,
+) -> list[Row]:
+    """Each prompt with its rewarded ``aligned`` completions; those without any are dropped, counted."""
+    for row, sampled in zip(prompts, _sample(config.sampling, prompts, aligned)):
+        kept = [s for s in sampled if not (drop_truncated and s.finish_reason == "length")]
+        row["aligned"] = kept
+        row["aligned_truncated"] = sum(s.finish_reason == "length" for s in sampled)
+        row["aligned_sampled"] = len(sampled)
+    template = ChatTemplate(aligned)
+    for row in prompts:
+        row["aligned"] = [_completion(row, s, template, aligned.name) for s in row["aligned"]]
+    rewards = iter(rewarder.score([i for row in prompts for i in reward_inputs(row, row["aligned"])]))
+    rewarder.close()
+    for row in prompts:
+        scored = [c | {"reward": next(rewards)} for c in row["aligned"]]
+        row["aligned"] = [c for c in scored if c["reward"] is not None]
+        stats.counts["aligned_over_length"] += len(scored) - len(row["aligned"])
+        stats.counts["aligned_completions"] += len(row["aligned"])
+        stats.counts["reference_completions"] += len(row["completions"])
+    rows = [row for row in prompts if row["aligned"]]
+    stats.drop("no_aligned_completions", len(prompts) - len(rows))
+    _require_enough(len(rows), str(aligned.path), stats)
+    return rows
+
+
+def _sample(spec: SamplingSpec, prompts: Sequence[Row], model: ModelFiles) -> list[list[Sampled]]:
+    sampled: list[list[Sampled]] = []
+    with (
+        open_engine(spec, model.path) as engine,
+        progress_bar(len(prompts), "prompts", "evaluate") as bar,
+    ):
+        for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
+            batch = prompts[start : start + _PROMPTS_AT_ONCE]
+            sampled += engine.generate([Prompt(row["prompt_id"], row["prompt_token_ids"]) for row in batch])
+            bar.update(len(batch))
+    return sampled
+
+
+def _completion(row: Row, sampled: Sampled, template: ChatTemplate, model: str) -> Row:
+    return new_completion(
+        completion_id=completion_id(row["prompt_id"], sampled.token_ids),
+        reference=False,
+        model=model,
+        messages=canonical_json([{"role": "assistant", "content": template.decode(sampled.token_ids)}]),
+        token_ids=sampled.token_ids,
+        num_tokens=len(sampled.token_ids),
+        finish_reason=sampled.finish_reason,
+        sampler_logprob=sampled.logprob,
+    )
+
+
+def _measure(config: EvaluateConfig, rows: Sequence[Row], policy: ModelFiles) -> dict[str, float]:
+    """The numbers of the comparison, and each row's difference; fills in the reference log-probabilities."""
+    reference, aligned = [_side(row, "completions") for row in rows], [_side(row, "aligned") for row in rows]
+    for row, difference in zip(rows, mean_differences(reference, aligned)):
+        row["reward_difference"] = float(difference)
+    numbers = compare(reference, aligned, seed=config.split_seed)
+    scored = rows[: config.kl_prompts] if config.sampling.engine != "fake" else []
+    if scored:
+        _score(config, scored, policy)
+        numbers |= kl_estimate([row["aligned"] for row in scored])
+    return numbers
+
+
+def _score(config: EvaluateConfig, rows: Sequence[Row], policy: ModelFiles) -> None:
+    """Fill in the reference policy's log-probability of each aligned completion."""
+    from kubealign_components.engines.packing import Group
+    from kubealign_components.engines.scoring import Scorer
+
+    groups = [Group(row["prompt_token_ids"], [c["token_ids"] for c in row["aligned"]]) for row in rows]
+    with (
+        Scorer(policy.path, dtype=resolve_dtype(config.sampling.dtype)) as scorer,
+        progress_bar(len(rows), "prompts", "evaluate KL") as bar,
+    ):
+        for start in range(0, len(rows), _PROMPTS_AT_ONCE):
+            batch = slice(start, start + _PROMPTS_AT_ONCE)
+            for row, logprobs in zip(rows[batch], scorer.score(groups[batch])):
+                for completion, logprob in zip(row["aligned"], logprobs, strict=True):
+                    completion["logprob"] = logprob
+                bar.update(1)
+
+
+def _side(row: Row, name: str) -> Side:
+    completions = row[name]
+    cut = sum(c["finish_reason"] == "length" for c in completions)
+    dropped = row["dropped_completions"] or 0
+    return Side(
+        rewards=np.array([c["reward"] for c in completions], dtype=np.float64),
+        lengths=np.array([c["num_tokens"] for c in completions], dtype=np.float64),
+        truncated=row["aligned_truncated"] if name == "aligned" else cut + dropped,
+        sampled=row["aligned_sampled"] if name == "aligned" else len(completions) + dropped,
+    )
+
+
+def _write(rows: Sequence[Row], provenance: Provenance, stats: Stats, output: str) -> None:
+    columns = ("prompt_id", "messages", "aligned", "reward_difference")
+    with DatasetWriter(output, EVALUATION, provenance) as writer:
+        for row in rows:
+            row["reference"] = row["completions"]
+        writer.write_rows([{name: row[name] for name in (*columns, "reference")} for row in rows])
+        stats.rows_out = writer.rows
+        writer.commit(stats)
+
+
+def _write_report(page: str, output: str, report: str | None) -> None:
+    store_for(output).publish(join(output, REPORT), page.encode())
+    if report is not None:
+        Path(report).parent.mkdir(parents=True, exist_ok=True)
+        Path(report).write_text(page, encoding="utf-8")
+
+
+def _check_gate(config: EvaluateConfig, numbers: dict[str, float], output: str) -> None:
+    if config.min_gain is not None and numbers["reward_gain_low"] < config.min_gain:
+        raise GateError(
+            f"the mean reward changed by {numbers['reward_gain']:+.4f} with a 95 % interval from "
+            f"{numbers['reward_gain_low']:+.4f}, expected at least min_gain={config.min_gain:+.4f}; "
+            f"the texts are in {join(output, REPORT)}"
+        )
+
+
+def _require_enough(rows: int, where: str, stats: Stats) -> None:
+    if rows < 2:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in stats.dropped.items())
+        raise DataError(
+            f"{where}: {rows} held-out prompts to compare, expected 2 or more ({reasons}); raise "
+            "validation_fraction here and in `mix`, or import more prompts"
+        )

@@ -1,0 +1,38 @@
+"""import_prompts as a KFP component."""
+
+from typing import Dict, List
+
+from kfp import dsl
+
+from kubealign_components import images
+
+
+@dsl.component(base_image=images.DATA, install_kfp_package=False)
+def import_prompts(
+    dataset: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    sources: List[Dict],
+    max_bad_fraction: float = 0.01,
+    max_rows: int = 0,
+    options: dict = {},
+):
+    """Read prompts and their offline completions from files, folders, object stores or the hub.
+
+    Args:
+        dataset: imported prompts (kubealign.prompts/v1).
+        metrics: rows in, out and dropped by reason.
+        sources: one object a source: name and uri; and revision, split, subset, format, weight, max_rows.
+        max_bad_fraction: largest fraction of malformed rows in a source.
+        max_rows: most prompts of all sources together, a seeded sample; 0 for all.
+        options: further settings of the stage by name.
+    """
+    from kubealign_components.artifacts import log_stats, publish
+    from kubealign_components.config import from_mapping
+    from kubealign_components.data.dataset import Dataset
+    from kubealign_components.import_prompts.stage import ImportConfig, run
+
+    settings = {"sources": sources, "max_bad_fraction": max_bad_fraction, "max_rows": max_rows}
+    config = from_mapping(ImportConfig, settings | options, "import_prompts")
+    stats = run(config, output=dataset.uri)
+    publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
+    log_stats(metrics, stats)

@@ -1,0 +1,23 @@
+"""logprobs as a KFP component."""
+
+from kfp import dsl
+
+from kubealign_components import images
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def logprobs(chunk: dict, policy: str, source: str = "scorer", options: dict = {}) -> str:
+    """Compute the reference log-probabilities of one chunk; returns its part as JSON.
+
+    Args:
+        chunk: descriptor of the chunk (of completions, rewarded completions or a selection).
+        policy: model directory, URI or hub id of the reference policy.
+        source: scorer, or sampler to keep what the sampler said of the reference completions.
+        options: further settings of the stage by name.
+    """
+    from kubealign_components.config import from_mapping
+    from kubealign_components.data.chunks import Chunk
+    from kubealign_components.logprobs.stage import LogprobsConfig, run
+
+    config = from_mapping(LogprobsConfig, {"policy": policy, "source": source} | options, "logprobs")
+    return run(config, chunk=Chunk.from_json(chunk)).to_json()

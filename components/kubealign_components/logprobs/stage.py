@@ -1,0 +1,207 @@
+"""logprobs: the reference log-probability of every completion, once, so that training needs no reference.
+
+Completions that the reference policy sampled carry its own log-probability already; ``source: sampler``
+takes it and scores only the others, measuring on some rows how far sampler and scorer are apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from kubealign_components.config import execution, require, require_choice, semantic_params
+from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk, run_chunk
+from kubealign_components.data.fingerprint import derive, digest
+from kubealign_components.data.models import ModelFiles, find_model, require_policy
+from kubealign_components.data.schemas import COMPLETIONS, REWARDED, SELECTION
+from kubealign_components.data.seeds import seed_for
+from kubealign_components.data.stats import Stats
+from kubealign_components.errors import DriftError, EngineError
+
+if TYPE_CHECKING:
+    from kubealign_components.engines.scoring import Scorer
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogprobsConfig:
+    """Settings of ``logprobs``."""
+
+    policy: str
+    """Model directory, URI or hub id of the reference policy, which is the policy before training."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    source: str = "scorer"
+    """scorer (every completion is scored as the trainer will), or sampler (completions of the reference
+    policy keep the log-probability that their sampler gave them)."""
+    dtype: str = "auto"
+    """Of the scorer: float32, bfloat16, float16, or auto (bfloat16 on CUDA, else float32)."""
+    max_drift: float = 0.05
+    """With ``source: sampler``, the largest accepted mean difference of sampler and scorer on a measured
+    prompt, in nats per token. vLLM and transformers differ by under 0.001 in fp32 and about 0.01 in
+    bf16; beyond 0.05 template, weights or precision are not the same."""
+    drift_share: float = 0.05
+    """Share of rows, at least one a slice, on which the difference is measured."""
+    token_budget: int = execution(4096)
+    """Tokens in one forward pass."""
+    slice_rows: int = execution(256)
+    """Prompts committed together; at most this many are lost with the pod."""
+
+    def __post_init__(self) -> None:
+        require_choice("source", self.source, ("sampler", "scorer"))
+        require_choice("dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
+        require(self.max_drift > 0, "max_drift", self.max_drift, "a positive number of nats per token")
+        require(0 < self.drift_share <= 1, "drift_share", self.drift_share, "a share above 0, at most 1")
+        require(self.token_budget > 0, "token_budget", self.token_budget, "a positive number of tokens")
+        require(self.slice_rows > 0, "slice_rows", self.slice_rows, "a positive number of prompts")
+
+
+def run(config: LogprobsConfig, *, chunk: Chunk) -> Part:
+    """Fill in ``logprob`` of every completion of ``chunk`` and publish its part, of the same kind.
+
+    Raises:
+        ConfigError: the policy is not the one that the completions were tokenised for.
+        EngineError: a log-probability that is positive or not finite.
+        DriftError: sampler and scorer disagree by more than ``max_drift``.
+    """
+    dataset = open_chunk(chunk, COMPLETIONS, REWARDED, SELECTION)
+    model = find_model(config.policy, config.revision)
+    identity = require_policy(model, dataset)
+    params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}
+    provenance = derive(
+        "logprobs",
+        VERSION,
+        params,
+        inputs={"completions": dataset},
+        models={"policy": identity},
+        slug=["logprobs" if config.source == "scorer" else "samplerlogprobs"],
+    )
+    stage = LogprobStage(config, model)
+    try:
+        return run_chunk(
+            chunk,
+            dataset,
+            stage,
+            schema=dataset.manifest.schema,
+            provenance=provenance,
+            slice_rows=config.slice_rows,
+        )
+    finally:
+        stage.close()
+
+
+class LogprobStage:
+    """Scores rows under the chunk protocol; the model is loaded when the first row needs it."""
+
+    result_schema = pa.schema([("logprobs", pa.list_(pa.float64())), ("drift", pa.float64())])
+
+    def __init__(self, config: LogprobsConfig, model: ModelFiles) -> None:
+        self._config = config
+        self._model = model
+        self._scorer: Scorer | None = None
+        self._drift: list[float] = []
+
+    def close(self) -> None:
+        """Free the scorer if one was loaded."""
+        if self._scorer is not None:
+            self._scorer.close()
+
+    def key(self, row: Row) -> str:
+        """Hash of the prompt's tokens, the completions, and what the sampler said of them."""
+        taken = self._config.source == "sampler"
+        said = [repr(c["sampler_logprob"]) if taken and c["reference"] else "" for c in row["completions"]]
+        return digest([row["prompt_id"], row["prompt_token_ids"], _ids(row), said])
+
+    def compute(self, rows: Sequence[Row]) -> list[Row]:
+        """One log-probability for each completion of each row."""
+        measured = self._drift_rows(rows) if self._config.source == "sampler" else set()
+        wanted = [self._to_score(row, row["prompt_id"] in measured) for row in rows]
+        scored = self._score(rows, wanted)
+        return [self._result(row, sums, row["prompt_id"] in measured) for row, sums in zip(rows, scored)]
+
+    def apply(self, row: Row, result: Row) -> Row:
+        """The row with its log-probabilities."""
+        if result["drift"] is not None:
+            self._drift.append(result["drift"])
+        values = zip(row["completions"], result["logprobs"], strict=True)
+        return row | {"completions": [c | {"logprob": value} for c, value in values]}
+
+    def summarise(self, rows: Sequence[Row], stats: Stats) -> None:
+        """Count completions and tokens; add up the log-probability per token and the drift."""
+        completions = [c for row in rows for c in row["completions"]]
+        stats.counts["completions"] += len(completions)
+        stats.counts["completion_tokens"] += sum(c["num_tokens"] for c in completions)
+        stats.observe("logprob_per_token", [c["logprob"] / c["num_tokens"] for c in completions])
+        stats.observe("drift_per_token", self._drift)
+        self._drift = []
+
+    def _to_score(self, row: Row, measure: bool) -> dict[str, list[int]]:
+        """Token ids by completion id of what the scorer has to look at, identical ones once."""
+        return {
+            c["completion_id"]: c["token_ids"]
+            for c in row["completions"]
+            if measure or self._config.source == "scorer" or not c["reference"]
+        }
+
+    def _score(self, rows: Sequence[Row], wanted: Sequence[dict[str, list[int]]]) -> list[dict[str, float]]:
+        from kubealign_components.engines.packing import Group
+        from kubealign_components.engines.scoring import Scorer
+
+        present = [number for number, completions in enumerate(wanted) if completions]
+        sums: list[dict[str, float]] = [{} for _ in rows]
+        if not present:
+            return sums
+        if self._scorer is None:
+            config = self._config
+            self._scorer = Scorer(self._model.path, dtype=config.dtype, token_budget=config.token_budget)
+        groups = [Group(rows[n]["prompt_token_ids"], list(wanted[n].values())) for n in present]
+        for number, values in zip(present, self._scorer.score(groups)):
+            sums[number] = dict(zip(wanted[number], values))
+        return sums
+
+    def _result(self, row: Row, sums: dict[str, float], measured: bool) -> Row:
+        values = [self._logprob(row, c, sums) for c in row["completions"]]
+        return {"logprobs": values, "drift": self._measure(row, sums) if measured else None}
+
+    def _logprob(self, row: Row, completion: dict[str, Any], sums: dict[str, float]) -> float:
+        if self._config.source == "scorer" or not completion["reference"]:
+            return sums[completion["completion_id"]]
+        value = completion["sampler_logprob"]
+        if value is None or not math.isfinite(value) or value > 0:
+            raise EngineError(
+                f"prompt {row['prompt_id']}: the sampler gave completion {completion['completion_id']} "
+                f"log-probability {value!r}; expected a finite number of at most 0, use source: scorer"
+            )
+        return float(value)
+
+    def _drift_rows(self, rows: Sequence[Row]) -> set[str]:
+        """Ids of the rows to measure: those whose hash is lowest, so that cutting does not choose them."""
+        seeds = {row["prompt_id"]: seed_for(0, "drift", row["prompt_id"]) for row in rows}
+        below = {name for name, seed in seeds.items() if seed < self._config.drift_share * 2**62}
+        return below or {min(seeds, key=seeds.__getitem__)}
+
+    def _measure(self, row: Row, sums: dict[str, float]) -> float | None:
+        """Mean |sampler − scorer| over the row's reference completions, nats per token."""
+        sampled = [c for c in row["completions"] if c["reference"]]
+        if not sampled:
+            return None
+        apart = [abs(c["sampler_logprob"] - sums[c["completion_id"]]) / c["num_tokens"] for c in sampled]
+        drift = float(sum(apart) / len(apart))
+        if drift > self._config.max_drift:
+            worst = sampled[max(range(len(apart)), key=apart.__getitem__)]
+            raise DriftError(
+                f"prompt {row['prompt_id']}: sampler and scorer differ by {drift:.4f} nats per token, more "
+                f"than max_drift={self._config.max_drift}; completion {worst['completion_id']} has "
+                f"{worst['sampler_logprob']:.3f} from the sampler and {sums[worst['completion_id']]:.3f} "
+                "from the scorer. Compare their dtype and weights, or use source: scorer"
+            )
+        return drift
+
+
+def _ids(row: Row) -> list[str]:
+    return [c["completion_id"] for c in row["completions"]]

@@ -1,0 +1,119 @@
+"""A shuffle of more rows than fit in memory: buckets in temporary files, each shuffled in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+
+from kubealign_components.data.seeds import Keys
+from kubealign_components.errors import StoreError
+
+BUFFER_BYTES = 64 * 2**20
+MAX_BUCKETS = 256  # files open at once
+
+
+class Buckets:
+    """Rows by the high bits of their keys.
+
+    The buckets one after the other, each sorted by key, are all rows sorted by key, however many
+    buckets there are. Within a bucket, rows stay in the order in which they were added.
+
+    Args:
+        count: number of buckets, 1 to :data:`MAX_BUCKETS`.
+        schema: of the rows.
+        buffer_bytes: rows held in memory before they are written out.
+    """
+
+    def __init__(self, count: int, schema: pa.Schema, *, buffer_bytes: int = BUFFER_BYTES) -> None:
+        self.count = count
+        self.rows = 0
+        self._schema = schema
+        self._buffer_bytes = buffer_bytes
+        self._pending: list[tuple[pa.RecordBatch, Keys]] = []
+        self._pending_bytes = 0
+        self._files: dict[int, pa.OSFile] = {}
+        self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
+
+    def __enter__(self) -> Buckets:
+        self._folder = tempfile.TemporaryDirectory(prefix="kubealign-mix-")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+        self._folder.cleanup()
+
+    def add(self, rows: pa.RecordBatch, keys: Keys) -> None:
+        """Add ``rows`` with one uniformly distributed key each.
+
+        Raises:
+            StoreError: the temporary files cannot be written.
+        """
+        self._pending.append((rows, keys))
+        self._pending_bytes += rows.nbytes
+        self.rows += len(rows)
+        if self._pending_bytes >= self._buffer_bytes:
+            self._flush()
+
+    def finish(self) -> None:
+        """End adding; the buckets can be read after."""
+        self._flush()
+        try:
+            for number, writer in self._writers.items():
+                writer.close()
+                self._files[number].close()
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def read(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of bucket ``number``, in the order in which they were added."""
+        names = self._schema.names if columns is None else list(columns)
+        fields = [self._schema.get_field_index(name) for name in names]
+        if number not in self._writers:
+            return pa.schema([self._schema.field(name) for name in names]).empty_table()
+        options = pa.ipc.IpcReadOptions(included_fields=fields)
+        with (
+            pa.memory_map(str(self._path(number))) as file,
+            pa.ipc.open_stream(file, options=options) as reader,
+        ):
+            return reader.read_all().combine_chunks()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        rows = pa.Table.from_batches([batch for batch, _ in self._pending]).combine_chunks()
+        keys = np.concatenate([keys for _, keys in self._pending])
+        self._pending.clear()
+        self._pending_bytes = 0
+        bucket = ((keys >> np.uint64(32)) * np.uint64(self.count)) >> np.uint64(32)
+        order = np.argsort(bucket.astype(np.uint16), kind="stable")
+        edges = np.searchsorted(bucket[order], np.arange(self.count + 1))
+        rows = rows.take(pa.array(order)).combine_chunks()
+        try:
+            for number in np.flatnonzero(np.diff(edges)).tolist():
+                self._writer(number).write(rows.slice(edges[number], edges[number + 1] - edges[number]))
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def _writer(self, number: int) -> pa.ipc.RecordBatchStreamWriter:
+        if number not in self._writers:
+            self._files[number] = pa.OSFile(str(self._path(number)), "wb")
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            self._writers[number] = pa.ipc.new_stream(self._files[number], self._schema, options=options)
+        return self._writers[number]
+
+    def _path(self, number: int) -> Path:
+        return Path(self._folder.name) / f"{number}.arrow"
+
+    def _cannot_write(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"cannot write the shuffle's temporary files in {self._folder.name}: {error}; free space there "
+            "or name another place in TMPDIR"
+        )

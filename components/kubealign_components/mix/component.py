@@ -1,0 +1,58 @@
+"""mix as a KFP component."""
+
+from typing import List
+
+from kfp import dsl
+
+from kubealign_components import images
+
+
+@dsl.component(base_image=images.DATA, install_kfp_package=False)
+def mix(
+    selection: dsl.Input[dsl.Dataset],
+    dataset: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    training_uris: List[str] = [],
+    weights: dict = {},
+    caps: dict = {},
+    max_examples: int = 0,
+    validation_fraction: float = 0.05,
+    seed: int = 0,
+    options: dict = {},
+):
+    """Make the training dataset: mix, split by prompt, shuffle.
+
+    Args:
+        selection: selected completions (kubealign.selection/v1).
+        dataset: training examples (kubealign.training/v1).
+        metrics: examples in, out and dropped by reason.
+        training_uris: training datasets of earlier runs to mix in.
+        weights: relative weight by source; a source that is not named has the weight it was imported with.
+        caps: most examples by source.
+        max_examples: most examples of the mix; 0 for no limit.
+        validation_fraction: share of prompts that are held out.
+        seed: decides what stays, the split and the order.
+        options: further settings of the stage by name.
+    """
+    from kubealign_components.artifacts import log_stats, open_dataset, publish
+    from kubealign_components.config import from_mapping
+    from kubealign_components.data.dataset import Dataset
+    from kubealign_components.data.schemas import SELECTION, TRAINING
+    from kubealign_components.mix.stage import MixConfig, run
+
+    settings = {
+        "weights": weights,
+        "caps": caps,
+        "max_examples": max_examples,
+        "validation_fraction": validation_fraction,
+        "seed": seed,
+    }
+    config = from_mapping(MixConfig, settings | options, "mix")
+    stats = run(
+        config,
+        selections=[open_dataset(selection, SELECTION)],
+        training=[Dataset.open(uri, TRAINING) for uri in training_uris],
+        output=dataset.uri,
+    )
+    publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
+    log_stats(metrics, stats)

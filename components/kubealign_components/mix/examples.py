@@ -1,0 +1,110 @@
+"""Training examples from selected completions, whole record batches at a time."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from kubealign_components.data.schemas import TRAINING_ROW
+from kubealign_components.data.seeds import ID_LENGTH, is_held_out
+from kubealign_components.errors import DataError
+
+Ints = NDArray[np.int64]
+
+PAIR = 2
+"""Completions of a pairwise example."""
+POINT = 1
+"""Completions of a pointwise example."""
+
+
+def from_selection(batch: pa.RecordBatch, *, validation_fraction: float, seed: int) -> pa.RecordBatch:
+    """The examples of a batch of ``kubealign.selection/v1`` rows, as ``kubealign.training/v1`` rows.
+
+    A row with pairs gives an example a pair, ``[chosen, rejected]``; a row without gives one a
+    completion.
+    """
+    row, index, size = _members(batch)
+    completions = pc.list_flatten(batch.column("completions")).take(pa.array(index))
+    taken = pa.array(row)
+    prompt = batch.column("prompt_id").take(taken)
+    made = {
+        "example_id": _example_ids(prompt, completions.field("completion_id"), size),
+        "split": _splits(batch.column("prompt_id"), validation_fraction, seed).take(taken),
+        "completions": pa.ListArray.from_arrays(
+            pa.array(np.concatenate(([0], np.cumsum(size))), pa.int32()), completions
+        ),
+        "num_references": pc.list_value_length(batch.column("reference_rewards")).take(taken),
+    }
+    columns = [made[name] if name in made else batch.column(name).take(taken) for name in TRAINING_ROW.names]
+    return pa.RecordBatch.from_arrays(columns, schema=TRAINING_ROW)
+
+
+def from_training(batch: pa.RecordBatch, *, validation_fraction: float, seed: int) -> pa.RecordBatch:
+    """The examples of an earlier training dataset, split anew so that a prompt is on one side only."""
+    splits = _splits(batch.column("prompt_id"), validation_fraction, seed)
+    columns = [splits if name == "split" else batch.column(name) for name in TRAINING_ROW.names]
+    return pa.RecordBatch.from_arrays(columns, schema=TRAINING_ROW)
+
+
+def sizes(examples: pa.RecordBatch) -> set[int]:
+    """The numbers of completions that examples have: :data:`PAIR`, :data:`POINT` or both."""
+    found = set(pc.unique(pc.list_value_length(examples.column("completions"))).to_pylist())
+    if not found <= {PAIR, POINT}:
+        raise DataError(
+            f"examples have {sorted(found - {PAIR, POINT})} completions: expected 2 (a pair) or 1 (a point)"
+        )
+    return found
+
+
+def without_logprob(examples: pa.RecordBatch) -> tuple[int, int]:
+    """How many completions lack a finite log-probability, and how many there are."""
+    values = pc.list_flatten(examples.column("completions")).field("logprob")
+    known = pc.sum(pc.fill_null(pc.is_finite(values), False)).as_py() or 0
+    return len(values) - known, len(values)
+
+
+def _members(batch: pa.RecordBatch) -> tuple[Ints, Ints, Ints]:
+    """Row of each example; completions of all examples, in order; completions of each example."""
+    offsets = _offsets(batch.column("completions"))
+    pairs = pc.list_flatten(batch.column("pairs"))
+    per_row = np.diff(_offsets(batch.column("pairs")))
+    paired = np.repeat(np.arange(batch.num_rows), per_row)
+    sides = np.stack([pairs.field(side).to_numpy() for side in ("chosen", "rejected")], axis=1)
+    count = np.diff(offsets)
+    if len(sides) and ((sides < 0) | (sides >= count[paired][:, None])).any():
+        raise DataError("a pair names a completion that its row does not have; run select again")
+    single = np.flatnonzero(np.repeat(per_row == 0, count))
+    row = np.concatenate([paired, np.repeat(np.arange(batch.num_rows), count)[single]])
+    index = np.concatenate([(offsets[:-1][paired][:, None] + sides).ravel(), single])
+    size = np.concatenate([np.full(len(paired), PAIR), np.full(len(single), POINT)])
+    return row, index, size
+
+
+def _offsets(lists: pa.ListArray) -> Ints:
+    offsets: Ints = lists.offsets.to_numpy().astype(np.int64)
+    return np.asarray(offsets - offsets[0])
+
+
+def _example_ids(prompts: pa.Array, completion_ids: pa.Array, size: Ints) -> pa.Array:
+    """Content hash (32 hex digits) of each example: its prompt's id and its completions' ids."""
+    texts = iter(completion_ids.to_pylist())
+    return pa.array(
+        [
+            hashlib.sha256("".join([prompt, *(next(texts) for _ in range(count))]).encode()).hexdigest()[
+                :ID_LENGTH
+            ]
+            for prompt, count in zip(prompts.to_pylist(), size.tolist())
+        ],
+        pa.string(),
+    )
+
+
+def _splits(prompts: pa.Array, fraction: float, seed: int) -> pa.Array:
+    return pa.array(
+        ["validation" if is_held_out(prompt, fraction, seed) else "train" for prompt in prompts.to_pylist()],
+        pa.string(),
+    )

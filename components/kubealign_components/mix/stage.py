@@ -1,0 +1,325 @@
+"""mix: the training dataset, from selections and the training datasets of earlier runs.
+
+Which examples stay, where they stand and on which side of the split is decided by hashes of what
+they are: never by position, so that the same examples give the same dataset however the inputs are
+sharded, and data that grows changes as little as can be.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from kubealign_components.config import execution, require, semantic_params
+from kubealign_components.data.ahead import read_ahead
+from kubealign_components.data.dataset import BATCH_ROWS, Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.schemas import SELECTION, TRAINING, TRAINING_ROW
+from kubealign_components.data.seeds import Keys, id_keys
+from kubealign_components.data.stats import Stats
+from kubealign_components.errors import ConfigError, DataError
+from kubealign_components.mix.buckets import MAX_BUCKETS, Buckets
+from kubealign_components.mix.examples import PAIR, from_selection, from_training, sizes, without_logprob
+from kubealign_components.mix.quotas import quotas
+from kubealign_components.progress import progress_bar
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixConfig:
+    """Settings of ``mix``."""
+
+    weights: dict[str, float] = field(default_factory=dict)
+    """Relative weight by source, 0 to leave a source out; a source that is not named has the weight it
+    was imported with (1 in training datasets of earlier runs). Equal weights keep everything; a source
+    with half the largest weight keeps half of its examples."""
+    caps: dict[str, int] = field(default_factory=dict)
+    """Most examples by source."""
+    temperature: float = 1.0
+    """Shares follow weight * size ** (1 / temperature): 1 for sizes as they are, higher to even sources
+    out; with 100 the shares are those of the weights alone."""
+    max_examples: int = 0
+    """Most examples of the mix; 0 for no limit."""
+    validation_fraction: float = 0.05
+    """Share of prompts that are held out."""
+    seed: int = 0
+    """Decides what stays, the split and the order."""
+    require_logprobs: bool = True
+    """Refuse completions without a log-probability of the reference policy; off for objectives that need
+    none, such as simpo."""
+    bucket_bytes: int = execution(16 * 2**20)
+    """Bytes of input Parquet that make one bucket of the shuffle; several times as much in memory."""
+
+    def __post_init__(self) -> None:
+        for name, weight in self.weights.items():
+            require(0 <= weight < math.inf, f"weights.{name}", weight, "0 (leave the source out) or more")
+        for name, cap in self.caps.items():
+            require(cap > 0, f"caps.{name}", cap, "a positive number of examples (weight 0 leaves it out)")
+        require(0.1 <= self.temperature < math.inf, "temperature", self.temperature, "0.1 or more")
+        require(self.max_examples >= 0, "max_examples", self.max_examples, "0 (no limit) or more")
+        require(self.bucket_bytes > 0, "bucket_bytes", self.bucket_bytes, "a positive number of bytes")
+        require(
+            0 <= self.validation_fraction < 1,
+            "validation_fraction",
+            self.validation_fraction,
+            "a share of the prompts, from 0 to below 1",
+        )
+
+    def slug(self, datasets: int) -> list[str]:
+        """Words of the dataset's slug: what departs from taking one selection whole."""
+        weights = [f"{name}{weight:g}" for name, weight in sorted(self.weights.items())]
+        caps = [f"{name}{cap}" for name, cap in sorted(self.caps.items())]
+        return [
+            *([f"plus{datasets - 1}"] if datasets > 1 else []),
+            *(["_".join(["weights", *weights])] if weights else []),
+            *(["_".join(["caps", *caps])] if caps else []),
+            *([f"temp{self.temperature:g}"] if self.temperature != 1 else []),
+            *([f"max{self.max_examples}"] if self.max_examples else []),
+        ]
+
+
+def run(
+    config: MixConfig, *, selections: Sequence[Dataset], training: Sequence[Dataset] = (), output: str
+) -> Stats:
+    """Write the training dataset to ``output`` (``kubealign.training/v1``).
+
+    Rows are counted in examples. One that several inputs hold is kept once, as it stands in the
+    first of them. ``extra`` of the manifest holds ``pairwise``, ``num_train``, ``num_validation``
+    and for each source its examples ``before`` and ``after`` and its ``weight``.
+
+    Args:
+        config: the settings.
+        selections: ``kubealign.selection/v1``, usually one.
+        training: ``kubealign.training/v1`` of earlier runs.
+        output: URI of the dataset to make.
+
+    Raises:
+        ConfigError: no input, or a weight or cap for a source that the inputs do not have.
+        DataError: inputs of different policies, tokenizers or templates, pairwise and pointwise
+            examples together, completions without log-probability, or a source whose weight is
+            ambiguous.
+    """
+    require(bool(selections or training), "selections", [], "at least one selection or training dataset")
+    inputs = {f"selection_{i}": dataset for i, dataset in enumerate(selections)}
+    inputs |= {f"training_{i}": dataset for i, dataset in enumerate(training)}
+    _check_identities(list(inputs.values()))
+    provenance = derive("mix", VERSION, semantic_params(config), inputs=inputs, slug=config.slug(len(inputs)))
+    stats = Stats()
+    size = sum(shard.size for dataset in inputs.values() for shard in dataset.manifest.shards)
+    with (
+        Buckets(min(MAX_BUCKETS, size // config.bucket_bytes + 1), TRAINING_ROW) as buckets,
+        DatasetWriter(output, TRAINING, provenance) as writer,
+    ):
+        intake = _Intake(config, buckets)
+        for dataset in inputs.values():
+            intake.take(dataset)
+        intake.check()
+        buckets.finish()
+        plan = _plan(config, buckets, intake.weights(), stats)
+        sides = _write(config, buckets, plan, writer)
+        stats.rows_out = writer.rows
+        stats.counts.update(prompts_in=intake.prompts, train=sides["train"], validation=sides["validation"])
+        sources = {name: source.to_json() for name, source in sorted(plan.items())}
+        extra = {"pairwise": intake.sizes == {PAIR}, "sources": sources}
+        writer.commit(stats, extra | {"num_train": sides["train"], "num_validation": sides["validation"]})
+    return stats
+
+
+class _Intake:
+    """Turns the inputs into examples and notes what must hold for all of them."""
+
+    def __init__(self, config: MixConfig, buckets: Buckets) -> None:
+        self.config, self.buckets = config, buckets
+        self.prompts = 0
+        self.sizes: set[int] = set()
+        self._row_weights: dict[str, set[float]] = {}
+        self._missing: Counter[str] = Counter()
+        self._completions = 0
+
+    def take(self, dataset: Dataset) -> None:
+        """Add the examples of ``dataset``."""
+        config = self.config
+        convert = from_selection if dataset.manifest.schema == SELECTION else from_training
+        with progress_bar(dataset.rows, "rows", "mix: read") as bar:
+            for batch in read_ahead(dataset.batches(batch_rows=None)):
+                examples = convert(batch, validation_fraction=config.validation_fraction, seed=config.seed)
+                self._note(batch, examples, dataset.uri)
+                self.buckets.add(examples, id_keys(examples.column("example_id"), config.seed, "order"))
+                bar.update(batch.num_rows)
+
+    def check(self) -> None:
+        """Raise :class:`DataError` when the examples cannot be trained on together."""
+        missing = sum(self._missing.values())
+        if missing and self.config.require_logprobs:
+            places = ", ".join(f"{n} in {uri}" for uri, n in self._missing.items())
+            raise DataError(
+                f"{missing} of {self._completions} completions have no log-probability ({places}); run "
+                "logprobs before mix, or set require_logprobs to false for an objective that needs none"
+            )
+
+    def weights(self) -> dict[str, float]:
+        """The weight of every source.
+
+        Raises:
+            ConfigError: a setting for a source that the inputs do not have.
+            DataError: rows of one source carry different weights and the settings name none.
+        """
+        config = self.config
+        known = sorted(self._row_weights)
+        for setting, names in (("weights", config.weights), ("caps", config.caps)):
+            for name in names:
+                if name not in known:
+                    raise ConfigError(
+                        f"{setting}.{name}", names[name], f"a source of the data: one of {', '.join(known)}"
+                    )
+        return {name: self._weight(name) for name in known}
+
+    def _weight(self, name: str) -> float:
+        if name in self.config.weights:
+            return self.config.weights[name]
+        found = sorted(self._row_weights[name])
+        if len(found) > 1:
+            raise DataError(
+                f"source {name!r} carries the weights {', '.join(map(str, found))} in different rows; "
+                f"name the one to use in weights.{name}"
+            )
+        return found[0] if found else 1.0
+
+    def _note(self, batch: pa.RecordBatch, examples: pa.RecordBatch, uri: str) -> None:
+        self.prompts += batch.num_rows
+        self.sizes |= sizes(examples)
+        if len(self.sizes) > 1:
+            raise DataError(
+                f"{uri}: pairwise and pointwise examples cannot be mixed; select all inputs with pairs, or "
+                "all of them with strategy all"
+            )
+        missing, total = without_logprob(examples)
+        self._missing.update({uri: missing} if missing else {})
+        self._completions += total
+        columns = [name for name in ("source", "source_weight") if name in batch.schema.names]
+        groups = pa.Table.from_batches([batch.select(columns)]).group_by(columns).aggregate([])
+        for row in groups.to_pylist():
+            weights = self._row_weights.setdefault(row["source"], set())
+            if row.get("source_weight") is not None:
+                weights.add(row["source_weight"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Source:
+    """What the mix takes of one source."""
+
+    weight: float
+    before: int
+    """Different examples that came in."""
+    after: int
+    last_key: int
+    """Examples whose sampling key is at most this one stay."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The form that the manifest keeps."""
+        return {"weight": self.weight, "before": self.before, "after": self.after}
+
+
+def _plan(config: MixConfig, buckets: Buckets, weights: dict[str, float], stats: Stats) -> dict[str, _Source]:
+    """Count the sources' examples and decide what stays of each; notes the drops in ``stats``."""
+    keys: dict[str, list[Keys]] = {name: [] for name in weights}
+    for number in range(buckets.count):
+        table = buckets.read(number, ["example_id", "source"])
+        table = table.take(pa.array(_first_of_each(table)))
+        for name, key in _by_source(table, config.seed):
+            keys[name].append(key)
+    known = {name: np.concatenate(parts) if parts else np.empty(0, np.uint64) for name, parts in keys.items()}
+    before = {name: len(values) for name, values in known.items()}
+    after = quotas(before, weights, config.caps, config.temperature, config.max_examples)
+    stats.rows_in = buckets.rows
+    stats.drop("duplicate", buckets.rows - sum(before.values()))
+    over_cap = sum(max(0, before[name] - cap) for name, cap in config.caps.items())
+    stats.drop("over_cap", over_cap)
+    stats.drop("over_share", sum(before.values()) - over_cap - sum(after.values()))
+    return {
+        name: _Source(
+            weight=weights[name],
+            before=before[name],
+            after=after[name],
+            last_key=int(np.partition(known[name], after[name] - 1)[after[name] - 1]) if after[name] else -1,
+        )
+        for name in weights
+    }
+
+
+def _write(
+    config: MixConfig, buckets: Buckets, plan: dict[str, _Source], writer: DatasetWriter
+) -> Counter[str]:
+    """Write what stays, shuffled; gives the examples of each split."""
+    sides: Counter[str] = Counter()
+    with progress_bar(buckets.rows, "examples", "mix: shuffle") as bar:
+        for number in range(buckets.count):
+            table = buckets.read(number)
+            taken = _first_of_each(table)
+            ids = _only_chunk(table.column("example_id")).take(pa.array(taken))
+            source = _only_chunk(table.column("source")).take(pa.array(taken)).dictionary_encode()
+            last = np.array([plan[name].last_key for name in source.dictionary.to_pylist()], dtype=object)
+            stay = _at_most(id_keys(ids, config.seed, "sample"), last, source.indices.to_numpy())
+            order = np.argsort(id_keys(ids, config.seed, "order")[stay], kind="stable")
+            rows = table.take(pa.array(taken[stay][order]))
+            for side in pc.value_counts(rows.column("split")).to_pylist():
+                sides[side["values"]] += side["counts"]
+            for start in range(0, rows.num_rows, BATCH_ROWS):
+                writer.write(rows.slice(start, BATCH_ROWS))
+            bar.update(table.num_rows)
+    return sides
+
+
+def _by_source(table: pa.Table, seed: int) -> Iterator[tuple[str, Keys]]:
+    """The sampling keys of the examples of each source."""
+    source = _only_chunk(table.column("source")).dictionary_encode()
+    code = source.indices.to_numpy()
+    keys = id_keys(_only_chunk(table.column("example_id")), seed, "sample")
+    for i, name in enumerate(source.dictionary.to_pylist()):
+        yield name, keys[code == i]
+
+
+def _at_most(keys: Keys, last: NDArray[Any], code: NDArray[Any]) -> NDArray[np.bool_]:
+    stay = np.zeros(len(keys), dtype=np.bool_)
+    for i, limit in enumerate(last.tolist()):
+        if limit >= 0:
+            stay |= (code == i) & (keys <= np.uint64(limit))
+    return stay
+
+
+def _first_of_each(table: pa.Table) -> NDArray[np.int64]:
+    """Positions of the examples that do not stand there before, in order."""
+    code = _only_chunk(table.column("example_id")).dictionary_encode().indices.to_numpy()
+    _, first = np.unique(code, return_index=True)
+    return np.sort(first)
+
+
+def _only_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def _check_identities(datasets: Sequence[Dataset]) -> None:
+    """Raise :class:`DataError` when token ids of two inputs belong to different things; names both."""
+    first: dict[str, Dataset] = {}
+    for dataset in datasets:
+        for name, value in dataset.manifest.identity.items():
+            other = first.setdefault(name, dataset)
+            theirs = other.manifest.identity[name]
+            if theirs != value:
+                raise DataError(
+                    f"{dataset.uri} and {other.uri} cannot be mixed: {name} {value[:12]} against "
+                    f"{theirs[:12]}; log-probabilities and token ids belong to one policy, tokenizer and "
+                    "template"
+                )

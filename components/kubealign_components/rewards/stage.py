@@ -1,0 +1,108 @@
+"""rewards: one number for every completion, from reward functions, a reward model, or both.
+
+Nothing is cut to fit a reward model: a conversation over its length is dropped and counted, or fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from kubealign_components.config import execution, require
+from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk, run_chunk
+from kubealign_components.data.fingerprint import derive, digest
+from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
+from kubealign_components.data.stats import Stats
+from kubealign_components.engines.rewards import Rewarder, RewardSpec, reward_inputs, reward_params
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardsConfig:
+    """Settings of ``rewards``."""
+
+    reward: RewardSpec
+    """The reward functions and the reward model."""
+    slice_rows: int = execution(256)
+    """Prompts committed together; at most this many are lost with the pod."""
+
+    def __post_init__(self) -> None:
+        require(self.slice_rows > 0, "slice_rows", self.slice_rows, "a positive number of prompts")
+
+
+def run(config: RewardsConfig, *, chunk: Chunk) -> Part:
+    """Reward the completions of ``chunk`` (``kubealign.completions/v1``, or ``tokenized/v1`` with
+    offline completions only) and publish its part of a ``kubealign.rewarded/v1`` dataset.
+
+    Raises:
+        ConfigError: a reward function or model that is not there.
+        EngineError: a reward function raised, or a reward is no finite number.
+        DataError: a conversation is over length, and ``over_length`` is ``fail``.
+    """
+    rewarder = Rewarder(config.reward)
+    dataset = open_chunk(chunk, COMPLETIONS, TOKENIZED)
+    provenance = derive(
+        "rewards",
+        VERSION,
+        reward_params(config.reward),
+        inputs={"completions": dataset},
+        models={"reward": rewarder.identity},
+        slug=[config.reward.slug],
+    )
+    return run_chunk(
+        chunk,
+        dataset,
+        RewardStage(rewarder),
+        schema=REWARDED,
+        provenance=provenance,
+        slice_rows=config.slice_rows,
+    )
+
+
+class RewardStage:
+    """Rewards rows under the chunk protocol."""
+
+    result_schema = pa.schema([("rewards", pa.list_(pa.float64()))])
+
+    def __init__(self, rewarder: Rewarder) -> None:
+        self._rewarder = rewarder
+        self._over_length = 0
+
+    def key(self, row: Row) -> str:
+        """Hash of the prompt, its completions, and what else a reward function reads."""
+        completions = [(c["completion_id"], c["finish_reason"]) for c in row["completions"]]
+        read = (row["answers"], row["metadata"]) if self._rewarder.spec.functions else ()
+        return digest([row["prompt_id"], completions, read])
+
+    def compute(self, rows: Sequence[Row]) -> list[Row]:
+        """The rewards of each row's completions; null for one that is over length."""
+        inputs = [reward_inputs(row, row["completions"]) for row in rows]
+        rewards = iter(self._rewarder.score([item for row in inputs for item in row]))
+        return [{"rewards": [next(rewards) for _ in row]} for row in inputs]
+
+    def apply(self, row: Row, result: Row) -> Row:
+        """The row with its rewards, without the completions that have none."""
+        rewarded = zip(row["completions"], result["rewards"], strict=True)
+        kept = [c | {"reward": reward} for c, reward in rewarded if reward is not None]
+        self._over_length += len(row["completions"]) - len(kept)
+        return row | {"completions": kept}
+
+    def summarise(self, rows: Sequence[Row], stats: Stats) -> None:
+        """Count completions, and add up the rewards of reference and offline ones."""
+        for name, wanted in (("reference", True), ("offline", False)):
+            rewards = [
+                c["reward"] for row in rows for c in row["completions"] if bool(c["reference"]) is wanted
+            ]
+            stats.counts[f"{name}_completions"] += len(rewards)
+            stats.observe(f"{name}_reward", rewards)
+        stats.counts["completions_over_length"] += self._over_length
+        stats.counts["prompts_all_tied"] += sum(_all_tied(row) for row in rows)
+        self._over_length = 0
+
+
+def _all_tied(row: Row) -> bool:
+    rewards = {c["reward"] for c in row["completions"]}
+    return len(rewards) == 1 and len(row["completions"]) > 1

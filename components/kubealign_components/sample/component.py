@@ -1,0 +1,53 @@
+"""sample as a KFP component."""
+
+from kfp import dsl
+
+from kubealign_components import images
+
+
+@dsl.component(base_image=images.SAMPLE, install_kfp_package=False)
+def sample(
+    chunk: dict,
+    policy: str,
+    engine: str = "vllm",
+    n: int = 10,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 1024,
+    stop: list = [],
+    seed: int = 0,
+    truncated: str = "keep",
+    options: dict = {},
+) -> str:
+    """Sample completions of the reference policy for one chunk; returns its part as JSON.
+
+    Args:
+        chunk: descriptor of the chunk (of kubealign.tokenized/v1).
+        policy: model directory, URI or hub id of the reference policy.
+        engine: vllm, transformers or fake.
+        n: completions of each prompt.
+        temperature: of sampling; 0 takes the most likely token.
+        top_p: probability of the smallest set of tokens that is sampled from.
+        max_new_tokens: most tokens of a completion.
+        stop: strings that end a completion.
+        seed: seed of the run.
+        truncated: keep or drop completions that were cut at max_new_tokens.
+        options: further settings of the stage by name; those of the engine under "sampling".
+    """
+    from kubealign_components.config import from_mapping
+    from kubealign_components.data.chunks import Chunk
+    from kubealign_components.sample.stage import SampleConfig, run
+
+    sampling = {
+        "engine": engine,
+        "n": n,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_new_tokens": max_new_tokens,
+        "stop": stop,
+        "seed": seed,
+    }
+    settings = {"policy": policy, "truncated": truncated} | options
+    settings["sampling"] = sampling | options.get("sampling", {})
+    config = from_mapping(SampleConfig, settings, "sample")
+    return run(config, chunk=Chunk.from_json(chunk)).to_json()

@@ -1,0 +1,203 @@
+"""sample: completions of the reference policy, with their tokens and raw log-probabilities.
+
+They are what reference rewards are made of, so what is left out matters: completions that were cut at
+``max_new_tokens`` are kept, or dropped and counted per prompt, by choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from kubealign_components.config import execution, require, require_choice, semantic_params
+from kubealign_components.data.chat import ChatTemplate
+from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk, run_chunk
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.fingerprint import Provenance, canonical_json, derive, digest
+from kubealign_components.data.models import ModelFiles, find_model
+from kubealign_components.data.schemas import COMPLETIONS, TOKENIZED, completion_id, new_completion
+from kubealign_components.data.stats import Stats
+from kubealign_components.engines.generation import (
+    GenerationEngine,
+    Prompt,
+    SamplingSpec,
+    check_room,
+    context_limit,
+    end_token_ids,
+    open_engine,
+)
+from kubealign_components.errors import ConfigError
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleConfig:
+    """Settings of ``sample``."""
+
+    policy: str
+    """Model directory, URI or hub id of the reference policy, the one that ``filter`` tokenised for."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
+    """How completions are sampled, and by which engine."""
+    truncated: str = "keep"
+    """``keep`` completions that were cut at ``max_new_tokens``, or ``drop`` them. Dropping biases the
+    reference rewards towards short completions; the number dropped is kept with each prompt."""
+    slice_rows: int = execution(256)
+    """Prompts committed together; at most this many are lost with the pod."""
+
+    def __post_init__(self) -> None:
+        require_choice("truncated", self.truncated, ("keep", "drop"))
+        require(self.slice_rows > 0, "slice_rows", self.slice_rows, "a positive number of prompts")
+
+
+def run(config: SampleConfig, *, chunk: Chunk) -> Part:
+    """Sample ``n`` completions for each prompt of ``chunk`` (``kubealign.tokenized/v1``) and publish
+    its part of a ``kubealign.completions/v1`` dataset.
+
+    Raises:
+        ConfigError: the policy is not the model that the prompts were tokenised for.
+        DataError: a prompt leaves no room for ``max_new_tokens``; raised before anything is sampled.
+        EngineError: the engine cannot be started, or fails.
+    """
+    dataset = open_chunk(chunk, TOKENIZED)
+    model = find_model(config.policy, config.revision)
+    provenance = _provenance(config, dataset, model)
+    limit = context_limit(config.sampling, model.path)
+    for batch in dataset.batches(["prompt_id", "prompt_tokens"], spans=chunk.spans):
+        for row in batch.to_pylist():
+            check_room(row["prompt_id"], row["prompt_tokens"], config.sampling.max_new_tokens, limit)
+    with closing(SampleStage(config, model)) as stage:
+        return run_chunk(
+            chunk,
+            dataset,
+            stage,
+            schema=COMPLETIONS,
+            provenance=provenance,
+            slice_rows=config.slice_rows,
+        )
+
+
+class SampleStage:
+    """Samples rows under the chunk protocol; the engine starts with the first row that needs one."""
+
+    result_schema = pa.schema(
+        [
+            (
+                "sampled",
+                pa.list_(
+                    pa.struct(
+                        [
+                            ("token_ids", pa.list_(pa.int32())),
+                            ("text", pa.string()),
+                            ("finish_reason", pa.string()),
+                            ("logprob", pa.float64()),  # nats, sum over token_ids, raw
+                        ]
+                    )
+                ),
+            )
+        ]
+    )
+
+    def __init__(self, config: SampleConfig, model: ModelFiles) -> None:
+        self._config = config
+        self._model = model
+        self._started: tuple[GenerationEngine, ChatTemplate] | None = None
+
+    def key(self, row: Row) -> str:
+        """Hash of the prompt's id, which seeds it, and of its tokens."""
+        return digest([row["prompt_id"], row["prompt_token_ids"]])
+
+    def compute(self, rows: Sequence[Row]) -> list[Row]:
+        """``n`` completions for each row: tokens, text without special tokens, how it ended."""
+        engine, template = self._start()
+        prompts = [Prompt(row["prompt_id"], row["prompt_token_ids"]) for row in rows]
+        return [
+            {
+                "sampled": [
+                    {
+                        "token_ids": s.token_ids,
+                        "text": template.decode(s.token_ids),
+                        "finish_reason": s.finish_reason,
+                        "logprob": s.logprob,
+                    }
+                    for s in sampled
+                ]
+            }
+            for sampled in engine.generate(prompts)
+        ]
+
+    def apply(self, row: Row, result: Row) -> Row:
+        """The row with its offline completions, then the sampled ones that are kept."""
+        sampled = result["sampled"]
+        drop = self._config.truncated == "drop"
+        kept = [s for s in sampled if not (drop and s["finish_reason"] == "length")]
+        return row | {
+            "completions": [*row["completions"], *(self._completion(row, s) for s in kept)],
+            "dropped_completions": len(sampled) - len(kept),
+        }
+
+    def summarise(self, rows: Sequence[Row], stats: Stats) -> None:
+        """Count completions and tokens, what was cut, and prompts that are left without a sample."""
+        for row in rows:
+            sampled = [c for c in row["completions"] if c["reference"]]
+            stats.counts["sampled_completions"] += len(sampled)
+            stats.counts["sampled_tokens"] += sum(c["num_tokens"] for c in sampled)
+            stats.counts["truncated_kept"] += sum(c["finish_reason"] == "length" for c in sampled)
+            stats.counts["truncated_dropped"] += row["dropped_completions"]
+            stats.counts["prompts_without_samples"] += not sampled
+            stats.observe("completion_tokens", [c["num_tokens"] for c in sampled])
+
+    def close(self) -> None:
+        """Stop the engine, if one was started."""
+        if self._started is not None:
+            self._started[0].close()
+
+    def _start(self) -> tuple[GenerationEngine, ChatTemplate]:
+        if self._started is None:
+            template = ChatTemplate(self._model)
+            self._started = (open_engine(self._config.sampling, self._model.path), template)
+        return self._started
+
+    def _completion(self, row: Row, sampled: dict[str, Any]) -> dict[str, Any]:
+        return new_completion(
+            completion_id=completion_id(row["prompt_id"], sampled["token_ids"]),
+            reference=True,
+            model=self._model.name,
+            messages=canonical_json([{"role": "assistant", "content": sampled["text"]}]),
+            token_ids=sampled["token_ids"],
+            num_tokens=len(sampled["token_ids"]),
+            finish_reason=sampled["finish_reason"],
+            sampler_logprob=sampled["logprob"],
+        )
+
+
+def _provenance(config: SampleConfig, dataset: Dataset, model: ModelFiles) -> Provenance:
+    policy = model.identity()
+    tokenised_for = dataset.manifest.identity.get("policy")
+    if policy["digest"] != tokenised_for:
+        raise ConfigError(
+            "policy",
+            config.policy,
+            f"the model that the prompts were tokenised for: this one has digest {policy['digest'][:12]}, "
+            f"{dataset.manifest.slug!r} was made for {str(tokenised_for)[:12]}; filter again with it",
+        )
+    params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}
+    return derive(
+        "sample",
+        VERSION,
+        params,
+        inputs={"prompts": dataset},
+        models={
+            # Which tokens end a turn is no part of the weights, yet decides where completions end.
+            "policy": policy
+            | {"tokenizer": model.tokenizer_digest(), "end_tokens": end_token_ids(model.path)}
+        },
+        identity={"tokenizer": model.tokenizer_digest()},
+        slug=config.sampling.slug,
+    )

@@ -1,0 +1,55 @@
+"""select as a KFP component."""
+
+from kfp import dsl
+
+from kubealign_components import images
+
+
+@dsl.component(base_image=images.DATA, install_kfp_package=False)
+def select(
+    rewarded: dsl.Input[dsl.Dataset],
+    dataset: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    strategy: str = "best_worst",
+    quantile: str = "inclusive",
+    pairs_per_prompt: int = 1,
+    min_references: int = 2,
+    min_quantile_gap: float = 0.0,
+    pool: str = "reference",
+    seed: int = 0,
+    options: dict = {},
+):
+    """Compute quantile rewards and choose the completions that are trained on.
+
+    Args:
+        rewarded: completions with rewards (kubealign.rewarded/v1).
+        dataset: selected completions and their pairs (kubealign.selection/v1).
+        metrics: rows in, out and dropped by reason; pairs, mean quantile gap, share of ties.
+        strategy: best_worst, best_random, random_pairs, quantile_bands, top_bottom_k, or all (pointwise).
+        quantile: inclusive, mid_rank or leave_one_out.
+        pairs_per_prompt: most pairs of a prompt.
+        min_references: prompts with fewer reference rewards are dropped.
+        min_quantile_gap: least quantile reward of the chosen minus that of the rejected.
+        pool: which completions may be selected: reference, offline or both.
+        seed: decides random orders and breaks ties.
+        options: further settings of the stage by name.
+    """
+    from kubealign_components.artifacts import log_stats, open_dataset, publish
+    from kubealign_components.config import from_mapping
+    from kubealign_components.data.dataset import Dataset
+    from kubealign_components.data.schemas import REWARDED
+    from kubealign_components.select.stage import SelectConfig, run
+
+    settings = {
+        "strategy": strategy,
+        "quantile": quantile,
+        "pairs_per_prompt": pairs_per_prompt,
+        "min_references": min_references,
+        "min_quantile_gap": min_quantile_gap,
+        "pool": pool,
+        "seed": seed,
+    }
+    config = from_mapping(SelectConfig, settings | options, "select")
+    stats = run(config, rewarded=open_dataset(rewarded, REWARDED), output=dataset.uri)
+    publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
+    log_stats(metrics, stats)

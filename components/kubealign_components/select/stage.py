@@ -1,0 +1,312 @@
+"""select: quantile rewards, and which completions are trained on.
+
+Works on whole record batches: only rewards and ids become NumPy arrays, token ids and texts stay in
+Arrow and are moved once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kubealign_components.config import require, require_choice, semantic_params
+from kubealign_components.data.ahead import read_ahead
+from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.schemas import COMPLETION, PAIR, SELECTION, SELECTION_ROW
+from kubealign_components.data.seeds import id_keys
+from kubealign_components.data.stats import Stats
+from kubealign_components.errors import DataError
+from kubealign_components.progress import progress_bar
+from kubealign_components.select.pairs import STRATEGIES, Pool, Rules, choose_pairs
+from kubealign_components.select.quantiles import (
+    INCLUSIVE,
+    LEAVE_ONE_OUT,
+    METHODS,
+    Bools,
+    Floats,
+    Ints,
+    order_by,
+    quantile_rewards,
+    rank_rewards,
+)
+
+VERSION = 1
+
+ALL = "all"
+"""The pointwise strategy: every completion of the pool, no pairs."""
+POOLS = ("reference", "offline", "both")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectConfig:
+    """Settings of ``select``."""
+
+    strategy: str = "best_worst"
+    """best_worst, best_random, random_pairs, quantile_bands or top_bottom_k make pairs; all keeps every
+    completion of the pool, for pointwise objectives."""
+    quantile: str = INCLUSIVE
+    """inclusive (the published rule), mid_rank or leave_one_out; they differ in ties and in whether a
+    reference completion counts itself."""
+    pairs_per_prompt: int = 1
+    """Most pairs of a prompt."""
+    min_references: int = 2
+    """Prompts with fewer reference rewards are dropped."""
+    min_quantile_gap: float = 0.0
+    """Least quantile reward of the chosen minus that of the rejected, in [0, 1]."""
+    pool: str = "reference"
+    """Which completions may be selected: reference (sampled from the policy), offline, or both."""
+    k: int = 1
+    """How many of the best and of the worst top_bottom_k draws from."""
+    best_quantile: float = 1.0
+    """quantile_bands: completions at or above are the best band."""
+    worst_quantile: float = 0.2
+    """quantile_bands: completions at or below (and at or below 1/n for n references) are the worst band."""
+    middle_quantile: float = 0.5
+    """quantile_bands: pairs after the first take one completion at or above and one below."""
+    seed: int = 0
+    """Decides random orders and breaks ties."""
+
+    def __post_init__(self) -> None:
+        require_choice("strategy", self.strategy, {ALL, *STRATEGIES})
+        require_choice("quantile", self.quantile, METHODS)
+        require_choice("pool", self.pool, POOLS)
+        least = 2 if self.quantile == LEAVE_ONE_OUT else 1
+        for name, low in (("pairs_per_prompt", 1), ("k", 1), ("min_references", least)):
+            value = getattr(self, name)
+            require(value >= low, name, value, f"{low} or more")
+        for name in ("min_quantile_gap", "best_quantile", "worst_quantile", "middle_quantile"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, name, value, "a quantile, from 0 to 1")
+        require(
+            self.worst_quantile < self.best_quantile,
+            "worst_quantile",
+            self.worst_quantile,
+            f"less than best_quantile ({self.best_quantile})",
+        )
+
+    @property
+    def pairwise(self) -> bool:
+        """Whether the strategy makes pairs."""
+        return self.strategy != ALL
+
+    @property
+    def slug(self) -> list[str]:
+        """Words of the dataset's slug."""
+        pairs = [f"pairs{self.pairs_per_prompt}"] if self.pairwise else []
+        pool = [self.pool] if self.pool != "reference" else []
+        return [self.strategy, *pairs, self.quantile, *pool]
+
+
+def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
+    """Write the selected completions to ``output`` (``kubealign.selection/v1``).
+
+    A completion that stands twice in the pool (same tokens) is one completion. A prompt is dropped,
+    by name, when it has too few reference rewards, nothing in the pool, only equal rewards, or no two
+    completions that form a pair.
+
+    The metrics hold ``pairs`` and ``completions`` (what is trained on), the means ``references_mean``,
+    ``quantile_reward_mean`` and ``quantile_gap_mean``, and ``reference_tied_mean``, the share of
+    reference rewards that equal another one of their prompt.
+
+    Args:
+        config: the settings.
+        rewarded: ``kubealign.rewarded/v1``.
+        output: URI of the dataset to make.
+
+    Raises:
+        DataError: a completion without a finite reward.
+    """
+    provenance = derive(
+        "select", VERSION, semantic_params(config), inputs={"rewarded": rewarded}, slug=config.slug
+    )
+    stats = Stats()
+    with (
+        DatasetWriter(output, SELECTION, provenance) as writer,
+        progress_bar(rewarded.rows, "prompts", "select") as bar,
+    ):
+        for batch in read_ahead(rewarded.batches(batch_rows=None)):
+            selected = _Batch(batch, config, stats).select()
+            stats.rows_in += batch.num_rows
+            stats.rows_out += selected.num_rows
+            writer.write(selected)
+            bar.update(batch.num_rows)
+        writer.commit(stats, {"pairwise": config.pairwise, "note": _note(stats, config.quantile)})
+    return stats
+
+
+def _note(stats: Stats, quantile: str) -> str:
+    """What the number of references does to the quantiles, in words."""
+    total, rows = stats.sums.get("references", (0.0, 0))
+    if not rows:
+        return "no prompt is left"
+    n = total / rows
+    text = f"{n:.1f} reference rewards a prompt, so quantile rewards come in steps of about 1/{n:.0f}"
+    if quantile != INCLUSIVE:
+        return text
+    return (
+        f"{text}; inclusive ones of reference completions average {(n + 1) / (2 * n):.2f} or more where "
+        "0.50 is exact (mid_rank and leave_one_out have no such bias)"
+    )
+
+
+class _Batch:
+    """One record batch of prompts on its way through the stage.
+
+    Flat arrays run over the completions of the batch, in order; ``row`` gives the prompt of each.
+    """
+
+    def __init__(self, batch: pa.RecordBatch, config: SelectConfig, stats: Stats) -> None:
+        self.batch, self.config, self.stats = batch, config, stats
+        lists = batch.column("completions")
+        offsets = lists.offsets.to_numpy()
+        self.completions = lists.values.slice(offsets[0], offsets[-1] - offsets[0])
+        self.rows = batch.num_rows
+        self.row: Ints = np.repeat(np.arange(self.rows), np.diff(offsets))
+        self.ids = self.completions.field("completion_id")
+        self.reward: Floats = self.completions.field("reward").to_numpy(zero_copy_only=False)
+        self.reference: Bools = pc.fill_null(self.completions.field("reference"), False).to_numpy(
+            zero_copy_only=False
+        )
+        self._check_rewards()
+        self.references = self._per_row(self.reference)
+        self.ranks = rank_rewards(self.row, self.reward, self.reference)
+        self.quantile = quantile_rewards(self.ranks, self.reference, config.quantile)
+
+    def select(self) -> pa.RecordBatch:
+        """The output rows."""
+        pool = self._pool()
+        keep = self._usable(pool)
+        pool &= keep[self.row]
+        chosen = rejected = np.empty(0, dtype=np.int64)
+        selected = pool
+        if self.config.pairwise:
+            chosen, rejected = self._pairs(np.flatnonzero(pool))
+            selected = np.zeros(len(pool), dtype=np.bool_)
+            selected[chosen] = selected[rejected] = True
+            paired = self._per_row(selected) > 0
+            self.stats.drop("no_pair", int((keep & ~paired).sum()))
+            keep = paired
+        self._count(keep, selected, chosen, rejected)
+        return self._output(np.flatnonzero(keep), np.flatnonzero(selected), chosen, rejected)
+
+    def _pool(self) -> Bools:
+        """Which completions may be selected: those of the pool, each once."""
+        pool = {
+            "reference": self.reference.copy(),
+            "offline": ~self.reference,
+            "both": np.ones(len(self.row), dtype=np.bool_),
+        }[self.config.pool]
+        self.stats.counts["completions_in"] += len(pool)
+        again = self._repeated(np.flatnonzero(pool))
+        self.stats.counts["completions_duplicate"] += len(again)
+        pool[again] = False
+        return pool
+
+    def _repeated(self, members: Ints) -> Ints:
+        """Those of ``members`` that stand there before, where a reference stands before all others."""
+        encoded = self.ids.dictionary_encode()
+        if len(encoded.dictionary) == len(encoded):
+            return np.empty(0, dtype=np.int64)
+        code = encoded.indices.to_numpy(zero_copy_only=False)
+        # Of equal completions a reference stays: it has the sampler's log-probability.
+        order = members[order_by(self.row[members], code[members], ~self.reference[members])]
+        same = (np.diff(self.row[order]) == 0) & (np.diff(code[order]) == 0)
+        again: Ints = order[1:][same]
+        return again
+
+    def _usable(self, pool: Bools) -> Bools:
+        """Which rows can be used, shape (rows,); counts the others by reason."""
+        few = self.references < self.config.min_references
+        empty = ~few & (self._per_row(pool) == 0)
+        tie = ~few & ~empty & self._all_tie(pool | self.reference)
+        self.stats.drop("too_few_references", int(few.sum()))
+        self.stats.drop("empty_pool", int(empty.sum()))
+        self.stats.drop("all_rewards_tie", int(tie.sum()))
+        usable: Bools = ~(few | empty | tie)
+        return usable
+
+    def _all_tie(self, considered: Bools) -> Bools:
+        row, reward = self.row[considered], self.reward[considered]
+        low, high = np.full(self.rows, np.inf), np.full(self.rows, -np.inf)
+        np.minimum.at(low, row, reward)
+        np.maximum.at(high, row, reward)
+        return np.asarray(low >= high)
+
+    def _pairs(self, members: Ints) -> tuple[Ints, Ints]:
+        config = self.config
+        pool = Pool(
+            row=self.row[members],
+            reward=self.reward[members],
+            quantile=self.quantile[members],
+            key=id_keys(self.ids.take(pa.array(members)), config.seed, "select"),
+            references=self.references[self.row[members]],
+        )
+        rules = Rules(**{name: getattr(config, name) for name in Rules.__slots__})
+        chosen, rejected = choose_pairs(STRATEGIES[config.strategy], pool, rules)
+        return members[chosen], members[rejected]
+
+    def _output(self, rows: Ints, selected: Ints, chosen: Ints, rejected: Ints) -> pa.RecordBatch:
+        offsets = _offsets(self._per_row_index(selected)[rows])
+        place = np.full(len(self.row), -1, dtype=np.int64)
+        first = np.zeros(self.rows, dtype=np.int64)
+        first[rows] = offsets[:-1]
+        place[selected] = np.arange(len(selected)) - first[self.row[selected]]
+        pairs = pa.StructArray.from_arrays(
+            [pa.array(place[chosen], pa.int32()), pa.array(place[rejected], pa.int32())], fields=list(PAIR)
+        )
+        references = np.flatnonzero(self.reference & np.isin(self.row, rows))
+        made = {
+            "completions": _lists(offsets, self._completions(selected)),
+            "pairs": _lists(_offsets(self._per_row_index(chosen)[rows]), pairs),
+            "reference_rewards": _lists(_offsets(self.references[rows]), pa.array(self.reward[references])),
+        }
+        taken = pa.array(rows)
+        columns = [
+            made[name] if name in made else self.batch.column(name).take(taken)
+            for name in SELECTION_ROW.names
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=SELECTION_ROW)
+
+    def _completions(self, selected: Ints) -> pa.StructArray:
+        kept = self.completions.take(pa.array(selected))
+        quantile = pa.array(self.quantile[selected])
+        return pa.StructArray.from_arrays(
+            [quantile if f.name == "quantile_reward" else kept.field(f.name) for f in COMPLETION],
+            fields=list(COMPLETION),
+        )
+
+    def _count(self, keep: Bools, selected: Bools, chosen: Ints, rejected: Ints) -> None:
+        used = keep[self.row] & self.reference
+        self.stats.counts["completions"] += int(selected.sum())
+        if self.config.pairwise:
+            self.stats.counts["pairs"] += len(chosen)
+        self.stats.observe("references", self.references[keep].tolist())
+        self.stats.observe("reference_tied", (self.ranks.equal[used] > 1).tolist())
+        self.stats.observe("quantile_reward", self.quantile[selected].tolist())
+        self.stats.observe("quantile_gap", (self.quantile[chosen] - self.quantile[rejected]).tolist())
+
+    def _per_row(self, mask: Bools) -> Ints:
+        return np.bincount(self.row[mask], minlength=self.rows)
+
+    def _per_row_index(self, index: Ints) -> Ints:
+        return np.bincount(self.row[index], minlength=self.rows)
+
+    def _check_rewards(self) -> None:
+        bad = np.flatnonzero(~np.isfinite(self.reward))
+        if len(bad):
+            raise DataError(
+                f"{len(bad)} of {len(self.reward)} completions of a batch have no finite reward, first "
+                f"{self.ids[int(bad[0])].as_py()} ({self.reward[bad[0]]}); run the rewards stage first"
+            )
+
+
+def _offsets(counts: Ints) -> Ints:
+    return np.concatenate(([0], np.cumsum(counts)))
+
+
+def _lists(offsets: Ints, values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)

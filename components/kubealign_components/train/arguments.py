@@ -1,0 +1,73 @@
+"""From our settings to those of ``transformers.Trainer``."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from kubealign_components.train.config import TrainConfig
+from kubealign_components.train.policy import compute_dtype
+
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+def strategy_settings(strategy: str) -> dict[str, Any]:
+    """The ready settings of a sharding strategy (fsdp2, zero1, zero2, zero3), from ``configs/``."""
+    text = files("kubealign_components.train.configs").joinpath(f"{strategy}.json").read_text()
+    settings: dict[str, Any] = json.loads(text)
+    return settings
+
+
+def training_arguments(config: TrainConfig, folder: Path, processes: int) -> TrainingArguments:
+    """Arguments of a run of ``processes`` processes whose local files go to ``folder``.
+
+    With a ZeRO strategy this must exist before the model is loaded: ZeRO-3 shards it on loading.
+
+    Raises:
+        ConfigError: ``batch_size`` cannot be shared out evenly.
+    """
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=config.micro_batch_size,
+        per_device_eval_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=config.accumulation(processes),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=_SCHEDULES[config.schedule],
+        warmup_steps=config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch",
+        seed=config.seed,
+        bf16=compute_dtype(config) == torch.bfloat16,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if config.eval_every else "no",
+        eval_steps=config.eval_every or None,
+        save_strategy="steps" if config.save_every else "no",
+        save_steps=config.save_every or 500,
+        remove_unused_columns=False,
+        label_names=[],
+        disable_tqdm=True,
+        report_to=[],
+        **_sharding(config),
+    )
+    if processes == 1:
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # the Trainer's own DataParallel splits tensors only
+    return arguments
+
+
+def _sharding(config: TrainConfig) -> dict[str, Any]:
+    if config.strategy == "none":
+        return {"ddp_find_unused_parameters": False}
+    settings = strategy_settings(config.strategy)
+    if config.strategy == "fsdp2":
+        return {"fsdp": True, "fsdp_config": settings}
+    return {"deepspeed": settings}

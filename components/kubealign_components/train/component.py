@@ -1,0 +1,91 @@
+"""train as a KFP component."""
+
+from kfp import dsl
+
+from kubealign_components import images
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def train(
+    training: dsl.Input[dsl.Dataset],
+    model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    curves: dsl.Output[dsl.HTML],
+    policy: str,
+    objective: str = "dpo",
+    beta: float = 0.1,
+    transform: str = "identity",
+    length_normalise: bool = False,
+    learning_rate: float = 5e-7,
+    schedule: str = "linear",
+    epochs: float = 1.0,
+    max_steps: int = 0,
+    batch_size: int = 32,
+    micro_batch_size: int = 1,
+    adapter: str = "none",
+    strategy: str = "none",
+    save_every: int = 0,
+    seed: int = 0,
+    work: str = "",
+    options: dict = {},
+):
+    """Align the policy on a training dataset, with no reference model in memory.
+
+    Args:
+        training: training examples (kubealign.training/v1).
+        model: Hugging Face directory of the aligned policy (kubealign.model/v1).
+        metrics: steps and examples, and the means over the last steps.
+        curves: loss, reward margin, calibration, KL estimate, gradient norm and throughput by step.
+        policy: model directory, URI or hub id of the policy; the one that the dataset was made with.
+        objective: dpo, dpo_norm, ipo, simpo, rebel or qrpo.
+        beta: pull to the reference; its scale depends on the objective.
+        transform: qrpo's transform, identity, log, sqrt, square or normal_icdf.
+        length_normalise: qrpo with beta per token.
+        learning_rate: peak learning rate.
+        schedule: linear, cosine or constant.
+        epochs: passes over the training split.
+        max_steps: optimiser steps instead of epochs; 0 to go by epochs.
+        batch_size: examples of an optimiser step.
+        micro_batch_size: examples of one forward pass of one process.
+        adapter: none, lora or qlora.
+        strategy: none, fsdp2, zero1, zero2 or zero3.
+        save_every: steps between checkpoints; 0 for none.
+        seed: seed of the example order.
+        work: work prefix for checkpoints.
+        options: further settings of the stage by name.
+    """
+    from pathlib import Path
+
+    from kubealign_components.artifacts import log_stats, open_dataset, publish
+    from kubealign_components.config import from_mapping
+    from kubealign_components.data.dataset import Dataset
+    from kubealign_components.data.schemas import TRAINING
+    from kubealign_components.train.config import TrainConfig
+    from kubealign_components.train.curves import curves_page
+    from kubealign_components.train.stage import run
+
+    settings = {
+        "policy": policy,
+        "objective": objective,
+        "beta": beta,
+        "transform": transform,
+        "length_normalise": length_normalise,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "batch_size": batch_size,
+        "micro_batch_size": micro_batch_size,
+        "adapter": adapter,
+        "strategy": strategy,
+        "save_every": save_every,
+        "seed": seed,
+        "work": work,
+    }
+    config = from_mapping(TrainConfig, settings | options, "train")
+    stats = run(config, training=open_dataset(training, TRAINING), output=model.uri)
+    publish(model, Dataset.open(model.uri))
+    log_stats(metrics, stats)
+    page = Path(curves.path)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(curves_page(model.uri))

@@ -1,0 +1,177 @@
+"""Settings of ``train``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kubealign_components.config import execution, require, require_choice
+from kubealign_components.errors import ConfigError
+
+TRANSFORMS = ("identity", "log", "sqrt", "square", "normal_icdf")
+"""f in QRPO: what is regressed on, as a function of the quantile reward. Here, not beside the objectives,
+so that settings are checked without torch."""
+PAIRWISE = ("dpo", "dpo_norm", "ipo", "rebel", "simpo")
+"""Objectives that compare a chosen with a rejected completion."""
+POINTWISE = ("qrpo",)
+"""Objectives that look at one completion at a time; pairs are two of them."""
+SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
+"""Strategies that spread the training state over processes; each has a file in ``configs/``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Settings of ``train``."""
+
+    policy: str
+    """Model directory, URI or hub id of the policy; it must be the one that the dataset was made with."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    objective: str = "dpo"
+    """dpo, dpo_norm, ipo, simpo, rebel (these need pairs) or qrpo (pairs or single completions)."""
+    beta: float = 0.1
+    """Pull to the reference. Its scale depends on the objective: 0.01 to 0.1 for dpo, about 5 for
+    dpo_norm, 0.001 to 0.1 for qrpo, 2 to 10 for simpo."""
+    transform: str = "identity"
+    """qrpo: what is regressed on, as a function of the quantile reward: identity, log, sqrt, square or
+    normal_icdf."""
+    length_normalise: bool = False
+    """qrpo: β per token, so each completion has β divided by its length. The length-normalised DPO is
+    the objective dpo_norm."""
+    beta_max: float | None = None
+    """qrpo: upper limit on a completion's β; none by default. Published code clamps to 0.1 unasked."""
+    label_smoothing: float = 0.0
+    """dpo, dpo_norm, simpo: probability that a preference is the wrong way round, in [0, 0.5)."""
+    gamma: float = 0.5
+    """simpo: target reward margin γ."""
+    learning_rate: float = 5e-7
+    """Peak learning rate of AdamW. Full training wants some 5e-7 to 5e-6, adapters ten times that."""
+    schedule: str = "linear"
+    """Learning rate after warm-up: linear or cosine to 0, or constant."""
+    warmup_ratio: float = 0.1
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    epochs: float = 1.0
+    """Passes over the training split."""
+    max_steps: int = 0
+    """Optimiser steps, instead of ``epochs``; 0 to go by epochs."""
+    batch_size: int = 32
+    """Examples of one optimiser step, over all processes: pairs, or single completions."""
+    max_grad_norm: float = 1e5
+    """Clip the gradient norm to this; 0 never clips. The published recipe's 1e5 leaves it alone."""
+    seed: int = 0
+    """Seed of the example order and of adapter initialisation."""
+    dtype: str = "auto"
+    """Precision of the forward and backward pass: bfloat16, float32, or auto (bfloat16 on CUDA, else
+    float32). Trained weights and optimiser state are float32 in any case: a step at a learning rate of
+    1e-6 is smaller than bfloat16's spacing and would be lost."""
+    save_dtype: str = "auto"
+    """Precision of the saved weights: float32, bfloat16, float16, or auto (what the policy was saved in)."""
+    adapter: str = "none"
+    """none (full training), lora, or qlora (a base in 4 bits, which needs CUDA)."""
+    lora_r: int = 16
+    """Rank of the adapters."""
+    lora_alpha: int = 32
+    """Scale of the adapters: their output counts lora_alpha / lora_r."""
+    lora_dropout: float = 0.0
+    """Dropout of the adapters' input. All other dropout is off."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the layers that get adapters; all linear layers but the head by default."""
+    merge_adapter: bool = True
+    """Whether to add the adapters to the weights and save a whole model, or to save the adapters alone,
+    which need the policy beside them and which no other stage takes for a model."""
+    max_initial_drift: float = 0.05
+    """Largest mean |log-ratio| per token before the first step, in nats. In float32 it is below 1e-5. In
+    bfloat16 a token is off by some 0.01 to 0.03 nats either way, which over a completion averages out to
+    under 0.01; another model, template or truncation shows as 0.1 and more."""
+    eval_every: int = 0
+    """Steps between validation losses; 0 for one at the end, where there is a validation split."""
+    strategy: str = execution("none")
+    """Data parallel (none), fsdp2, or DeepSpeed zero1, zero2, zero3."""
+    processes: int = execution(0)
+    """Training processes on this machine; 0 for one a GPU."""
+    micro_batch_size: int = execution(1)
+    """Examples of one forward pass of one process: raise it until memory is used."""
+    gradient_checkpointing: bool = execution(False)
+    """Recompute activations in the backward pass: a third more time, far less memory."""
+    save_every: int = execution(0)
+    """Steps between checkpoints; 0 for none."""
+    keep_checkpoints: int = execution(1)
+    """Checkpoints to keep; older ones are removed."""
+    work: str = execution("")
+    """Work prefix; checkpoints go below it under the run's fingerprint, where a retry finds them."""
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_ranges()
+        self._check_combinations()
+
+    def _check_choices(self) -> None:
+        require_choice("objective", self.objective, PAIRWISE + POINTWISE)
+        require_choice("transform", self.transform, TRANSFORMS)
+        require_choice("schedule", self.schedule, ("linear", "cosine", "constant"))
+        require_choice("dtype", self.dtype, ("auto", "bfloat16", "float32"))
+        require_choice("save_dtype", self.save_dtype, ("auto", "bfloat16", "float16", "float32"))
+        require_choice("adapter", self.adapter, ("none", "lora", "qlora"))
+        require_choice("strategy", self.strategy, ("none", *SHARDED))
+
+    def _check_ranges(self) -> None:
+        for name in ("beta", "learning_rate", "max_initial_drift"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        for name in ("weight_decay", "max_grad_norm", "gamma"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("max_steps", "eval_every", "save_every", "processes"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("batch_size", "micro_batch_size", "lora_r", "lora_alpha", "keep_checkpoints"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("warmup_ratio", "lora_dropout"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        require(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, "0 up to below 0.5")
+        require(self.epochs > 0, "epochs", self.epochs, "a positive number")
+
+    def _check_combinations(self) -> None:
+        for name, idle in (("length_normalise", False), ("beta_max", None), ("transform", "identity")):
+            value = getattr(self, name)
+            require(
+                self.objective == "qrpo" or value == idle,
+                name,
+                value,
+                f"{idle} with objective {self.objective}: only qrpo has it"
+                + (" (length-normalised DPO is dpo_norm)" if name == "length_normalise" else ""),
+            )
+        require(
+            not self.label_smoothing or self.objective in ("dpo", "dpo_norm", "simpo"),
+            "label_smoothing",
+            self.label_smoothing,
+            f"0 with objective {self.objective}: only dpo, dpo_norm and simpo have it",
+        )
+        require(
+            self.beta_max is None or self.beta_max > 0, "beta_max", self.beta_max, "a positive number or none"
+        )
+        require(
+            self.adapter != "qlora" or self.strategy == "none",
+            "strategy",
+            self.strategy,
+            "none with qlora: a quantised base is not sharded",
+        )
+        require(
+            not self.save_every or bool(self.work),
+            "work",
+            self.work,
+            "a folder or URI for the checkpoints that save_every asks for",
+        )
+
+    def accumulation(self, processes: int) -> int:
+        """Forward passes of one process in an optimiser step.
+
+        Raises:
+            ConfigError: ``batch_size`` cannot be shared out evenly.
+        """
+        share = processes * self.micro_batch_size
+        if self.batch_size % share:
+            raise ConfigError(
+                "batch_size",
+                self.batch_size,
+                f"a multiple of {share}: {processes} processes of micro_batch_size {self.micro_batch_size}",
+            )
+        return self.batch_size // share

@@ -1,0 +1,200 @@
+"""From the stored training dataset to batches: no text, no tokenizer, nothing is tokenised again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from kubealign_components.config import require
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.engines.packing import Group, PackedBatch, pack
+from kubealign_components.errors import ConfigError, DataError
+from kubealign_components.train.config import PAIRWISE, TrainConfig
+
+Row = dict[str, Any]
+
+_COMPLETION_FIELDS = ("completion_id", "reference", "token_ids", "logprob", "reward", "quantile_reward")
+
+
+class Examples(torch.utils.data.Dataset[Row]):
+    """The examples of one split, as Arrow in memory; indexing gives a row as a dict."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table.combine_chunks()
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return dict(self._table.slice(index, 1).to_pylist()[0])
+
+    def facts(self) -> Iterator[tuple[str, int | None, list[Row]]]:
+        """``(prompt id, references, completions)`` of every example, token ids replaced by their number."""
+        for batch in self._table.to_batches(max_chunksize=4096):
+            values = batch["completions"].flatten()
+            lengths = pc.list_value_length(values.field("token_ids")).to_pylist()
+            light = [name for name in _COMPLETION_FIELDS if name != "token_ids"]
+            columns = [values.field(name).to_pylist() for name in light]
+            completions = (dict(zip([*light, "tokens"], row)) for row in zip(*columns, lengths))
+            counts = pc.list_value_length(batch["completions"]).to_pylist()
+            for prompt, references, n in zip(
+                batch["prompt_id"].to_pylist(), batch["num_references"].to_pylist(), counts
+            ):
+                yield prompt, references, list(islice(completions, n))
+
+
+def load_examples(dataset: Dataset, split: str, config: TrainConfig) -> Examples:
+    """The rows of ``split`` that ``config.objective`` can be trained on, checked.
+
+    Args:
+        dataset: ``kubealign.training/v1``.
+        split: train or validation.
+        config: the settings.
+
+    Raises:
+        ConfigError: a pairwise objective, and examples that are not pairs.
+        DataError: a number that the objective needs is missing or impossible.
+    """
+    schema = ("prompt_id", "prompt_token_ids", "completions", "num_references", "split")
+    parts = [_slim(batch, split) for batch in dataset.batches(schema, batch_rows=4096)]
+    examples = Examples(pa.concat_tables(parts) if parts else pa.table({}))
+    _check(examples, config, dataset.uri)
+    return examples
+
+
+def _slim(batch: pa.RecordBatch, split: str) -> pa.Table:
+    """Rows of ``split`` without the completions' texts."""
+    table = pa.Table.from_batches([batch]).filter(pc.equal(batch["split"], split)).drop_columns(["split"])
+    completions = table["completions"].combine_chunks()
+    values = completions.flatten()
+    slim = pa.StructArray.from_arrays(
+        [values.field(name) for name in _COMPLETION_FIELDS], names=list(_COMPLETION_FIELDS)
+    )
+    offsets = pc.cumulative_sum(pc.cast(pc.list_value_length(completions), pa.int32()))
+    offsets = pa.concat_arrays([pa.array([0], pa.int32()), offsets])
+    position = table.column_names.index("completions")
+    return table.set_column(position, "completions", pa.ListArray.from_arrays(offsets, slim))
+
+
+def _check(examples: Examples, config: TrainConfig, uri: str) -> None:
+    """Raise for the first example that the objective cannot use."""
+    for prompt_id, references, completions in examples.facts():
+        if config.objective in PAIRWISE and len(completions) != 2:
+            raise ConfigError(
+                "objective",
+                config.objective,
+                f"qrpo, or pairs in {uri}: prompt {prompt_id[:12]} has {len(completions)} "
+                "completion(s); select with another strategy than 'all'",
+            )
+        for completion in completions:
+            problem = _problem(completion, references, config)
+            if problem:
+                raise DataError(
+                    f"{uri}: completion {completion['completion_id']} of prompt {prompt_id}: {problem}"
+                )
+
+
+def _problem(completion: Row, references: int | None, config: TrainConfig) -> str:
+    """What is wrong with ``completion`` for the objective; empty when it can be used."""
+    logprob, quantile = completion["logprob"], completion["quantile_reward"]
+    if not completion["tokens"]:
+        return "it has no tokens"
+    if logprob is None:
+        return "it has no reference log-probability; run logprobs before mix"
+    if not (math.isfinite(logprob) and logprob <= 0):
+        return f"its reference log-probability is {logprob!r}, expected a finite number up to 0"
+    if config.objective == "rebel" and (
+        completion["reward"] is None or not math.isfinite(completion["reward"])
+    ):
+        return f"its reward is {completion['reward']!r}, expected a finite number for rebel"
+    if config.objective == "qrpo":
+        if quantile is None or not 0 <= quantile <= 1:
+            return f"its quantile reward is {quantile!r}, expected a number in [0, 1] for qrpo"
+        least = {"log": 1, "normal_icdf": 2}.get(config.transform, 0)
+        if (references or 0) < least:
+            return f"it has {references!r} reference rewards, {config.transform} needs {least} or more"
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """One forward pass. Names end in the shape: ``C`` completions, ``P2`` pairs of positions in them."""
+
+    packed: PackedBatch
+    examples: int
+    tokens: int
+    """Tokens of the forward pass."""
+    reference_logprob_C: Tensor
+    """Float32, nats, summed."""
+    length_C: Tensor
+    """Completion tokens."""
+    weight_C: Tensor
+    """One over the number of completions of the same example."""
+    quantile_C: Tensor
+    """Float64; NaN where unknown."""
+    reward_C: Tensor
+    """Float64; NaN where unknown."""
+    references_C: Tensor
+    """Reference rewards of the prompt; 0 where unknown."""
+    from_reference_C: Tensor
+    """Whether the completion was sampled from the reference policy."""
+    pairs_P2: Tensor
+    """Chosen and rejected completion of every example that has two."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on ``device``."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in values.items() if not isinstance(v, int)})
+
+
+def collate(rows: Sequence[Row]) -> dict[str, Batch]:
+    """One batch of ``rows``; examples of the same prompt share its tokens in the forward pass."""
+    slots = [(row, c) for row in sorted(rows, key=lambda row: row["prompt_id"]) for c in row["completions"]]
+    groups: dict[str, tuple[list[int], list[list[int]]]] = {}
+    for row, completion in slots:
+        group = groups.setdefault(row["prompt_id"], (row["prompt_token_ids"], []))
+        group[1].append(completion["token_ids"])
+    packed = pack([Group(prompt=tuple(p), completions=tuple(map(tuple, c))) for p, c in groups.values()])
+    completions = [c for _, c in slots]
+    batch = Batch(
+        packed=packed,
+        examples=len(rows),
+        tokens=sum(len(prompt) + sum(map(len, own)) for prompt, own in groups.values()),
+        reference_logprob_C=_tensor(completions, "logprob", torch.float32),
+        length_C=torch.tensor([len(c["token_ids"]) for c in completions]),
+        weight_C=torch.tensor([1 / len(row["completions"]) for row, _ in slots]),
+        quantile_C=_tensor(completions, "quantile_reward", torch.float64),
+        reward_C=_tensor(completions, "reward", torch.float64),
+        references_C=torch.tensor([row["num_references"] or 0 for row, _ in slots]),
+        from_reference_C=torch.tensor([bool(c["reference"]) for c in completions]),
+        pairs_P2=_pairs(slots),
+    )
+    # A mapping, because the Trainer looks keys up in its inputs.
+    return {"batch": batch}
+
+
+def _pairs(slots: Sequence[tuple[Row, Row]]) -> Tensor:
+    first = [
+        i for i, (row, c) in enumerate(slots) if len(row["completions"]) == 2 and c is row["completions"][0]
+    ]
+    return torch.tensor([[i, i + 1] for i in first], dtype=torch.long).reshape(-1, 2)
+
+
+def _tensor(completions: Sequence[Row], name: str, dtype: torch.dtype) -> Tensor:
+    values = [math.nan if c[name] is None else c[name] for c in completions]
+    return torch.tensor(values, dtype=dtype)
+
+
+def require_examples(examples: Examples, split: str) -> None:
+    """Raise :class:`ConfigError` when there is nothing to train on."""
+    require(
+        len(examples) > 0, "training", f"0 examples in split {split!r}", "a dataset with examples to train on"
+    )

@@ -1,0 +1,104 @@
+"""What a training run measures beside its loss, summed on the device until the log asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMES = (
+    "loss",
+    "reward_margin",
+    "reward_accuracy",
+    "chosen_log_ratio",
+    "rejected_log_ratio",
+    "kl_estimate",
+    "drift",
+    "tokens",
+)
+"""Means that a :class:`Meter` keeps:
+
+* ``loss``: over examples.
+* ``reward_margin``, ``reward_accuracy``: over pairs, of the implicit reward β·l (per token where the
+  objective is; SimPO: β·log π per token): chosen minus rejected, and how often that is positive.
+* ``chosen_log_ratio``, ``rejected_log_ratio``: over pairs, l in nats.
+* ``kl_estimate``: over completions sampled from the reference, −l in nats a completion. That is the
+  plain Monte Carlo estimate of KL(π_ref ‖ π_θ), unbiased when the completions were selected without
+  regard to their rewards and biased by the selection otherwise: read its growth, not its value.
+* ``drift``: over completions, |l| per token.
+* ``tokens``: over forward passes, tokens of prompts and completions.
+"""
+
+BINS = 10
+"""Bins of the calibration: quantile rewards in [0, 0.1), … [0.9, 1]."""
+
+
+class Meter:
+    """Running sums of :data:`NAMES` and of the quantile calibration.
+
+    The same numbers in the same order on every process, so that one reduction adds them up.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._sums = torch.zeros(len(NAMES) + 2 * BINS, 2, dtype=torch.float64, device=device)
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Add ``values`` (any shape) to the mean ``name``."""
+        self._sums[NAMES.index(name)] += _sum_and_count(values)
+
+    def add_total(self, name: str, total: Tensor, count: int) -> None:
+        """Add ``count`` values that sum to ``total`` (a scalar)."""
+        self._sums[NAMES.index(name), 0] += total.detach().double()
+        self._sums[NAMES.index(name), 1] += count
+
+    def add_calibration(self, actual_C: Tensor, implied_C: Tensor) -> None:
+        """Add quantile rewards and the quantiles that the policy implies, see :func:`implied_quantile`."""
+        bin_C = (actual_C * BINS).long().clamp(0, BINS - 1)
+        for offset, values_C in ((len(NAMES), actual_C), (len(NAMES) + BINS, implied_C)):
+            both = torch.stack([values_C.double(), torch.ones_like(values_C, dtype=torch.float64)], dim=1)
+            self._sums.index_add_(0, offset + bin_C, both)
+
+    def mean(self, name: str, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> float:
+        """The mean ``name`` so far over all processes; NaN when nothing was added."""
+        total, count = reduce(self._sums[NAMES.index(name)].clone()).tolist()
+        return total / count if count else float("nan")
+
+    def drain(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, Any]:
+        """Every mean that has values, the calibration, and the tokens in total; then start over.
+
+        Args:
+            reduce: adds a tensor up over processes.
+        """
+        sums = reduce(self._sums.clone()).tolist()
+        self._sums.zero_()
+        means: dict[str, Any] = {
+            name: total / count for name, (total, count) in zip(NAMES, sums, strict=False) if count
+        }
+        if means:
+            means["tokens"] = sums[NAMES.index("tokens")][0]
+        actual, implied = sums[len(NAMES) : len(NAMES) + BINS], sums[len(NAMES) + BINS :]
+        if any(count for _, count in actual):
+            means["calibration"] = [[a, i, n] for (a, n), (i, _) in zip(actual, implied) if n]
+            total = sum(n for _, n in actual)
+            means["calibration_error"] = sum(abs(a - i) for (a, _), (i, _) in zip(actual, implied)) / total
+        return means
+
+
+def bin_means(calibrations: list[list[list[float]]]) -> list[tuple[float, float, int]]:
+    """``(mean actual, mean implied, count)`` by bin over the ``calibration`` of several log rows."""
+    totals: dict[int, list[float]] = {}
+    for calibration in calibrations:
+        for actual, implied, count in calibration:
+            cell = totals.setdefault(min(int(actual / count * BINS), BINS - 1), [0.0, 0.0, 0.0])
+            for i, value in enumerate((actual, implied, count)):
+                cell[i] += value
+    return [(a / n, i / n, int(n)) for a, i, n in (totals[b] for b in sorted(totals))]
+
+
+def _sum_and_count(values: Tensor) -> Tensor:
+    values = values.detach().double()
+    return torch.stack(
+        [values.sum(), torch.tensor(values.numel(), dtype=torch.float64, device=values.device)]
+    )

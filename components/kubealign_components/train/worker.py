@@ -1,0 +1,129 @@
+"""One training process: alone in the caller's process, or one of many under torchrun."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import set_seed
+
+from kubealign_components.config import from_mapping
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.schemas import TRAINING
+from kubealign_components.engines.packing import LogprobModel
+from kubealign_components.train.arguments import training_arguments
+from kubealign_components.train.checkpoints import CheckpointStore, PublishCheckpoints
+from kubealign_components.train.config import TrainConfig
+from kubealign_components.train.data import load_examples, require_examples
+from kubealign_components.train.policy import load_policy, save_policy, trained_weights
+from kubealign_components.train.trainer import AlignmentTrainer
+
+Log = list[tuple[int, dict[str, Any]]]
+
+MODEL_FOLDER = "model"
+LOG_FILE = "log.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What a training process needs to know; plain JSON values, so that torchrun can pass it on."""
+
+    config: dict[str, Any]
+    """Settings of :class:`TrainConfig`."""
+    dataset: str
+    """URI of the training dataset."""
+    policy: str
+    """Local directory of the policy."""
+    folder: str
+    """Local folder for the trained model (``model/``), the log (``log.json``) and passing files."""
+    processes: int = 1
+    checkpoints: str = ""
+    """URI of this run's checkpoints; empty for none."""
+    resume: str = ""
+    """Local directory of a checkpoint to go on from; empty to start at step 0."""
+    drift_hint: str = ""
+
+    def to_json(self) -> str:
+        """The form that torchrun passes on."""
+        return json.dumps(asdict(self))
+
+
+def work(job: Job) -> None:
+    """Train, and leave the model and its log in the job's folder (written by the first process).
+
+    Raises:
+        DriftError: policy and reference disagree before the first step.
+        ConfigError, DataError, EngineError: settings, data or a model that cannot be used.
+    """
+    config = from_mapping(TrainConfig, job.config, "train")
+    folder = Path(job.folder)
+    arguments = training_arguments(config, folder / "run", job.processes)
+    dataset = Dataset.open(job.dataset, TRAINING)
+    train = load_examples(dataset, "train", config)
+    require_examples(train, "train")
+    set_seed(config.seed)
+    policy = load_policy(config, Path(job.policy))
+    callbacks = []
+    if config.save_every:
+        store = CheckpointStore(uri=job.checkpoints, keep=config.keep_checkpoints)
+        callbacks.append(PublishCheckpoints(store))
+    model = LogprobModel(policy)
+    # What FSDP wraps one by one: without the names it would gather the whole model at once.
+    model._no_split_modules = getattr(policy, "_no_split_modules", None)
+    trainer = AlignmentTrainer(
+        config,
+        model,
+        arguments,
+        train,
+        load_examples(dataset, "validation", config),
+        callbacks,
+        job.drift_hint,
+    )
+    trainer.train(resume_from_checkpoint=job.resume or None)
+    if not _evaluated(trainer):
+        trainer.evaluate()
+    state = _gathered(trainer, config)
+    if trainer.is_world_process_zero():
+        save_policy(config, policy, Path(job.policy), folder / MODEL_FOLDER, state)
+        (folder / LOG_FILE).write_text(json.dumps(training_log(trainer.state.log_history)))
+
+
+def training_log(history: list[dict[str, Any]]) -> Log:
+    """``(step, metrics)`` from the Trainer's log; what it says of one step becomes one entry."""
+    steps: dict[int, dict[str, Any]] = {}
+    for entry in history:
+        if "loss" in entry or any(name.startswith("eval_") for name in entry):
+            row = {k: v for k, v in entry.items() if k not in ("step", "total_flos")}
+            steps.setdefault(int(entry["step"]), {}).update(row)
+    return sorted(steps.items())
+
+
+def _evaluated(trainer: AlignmentTrainer) -> bool:
+    """Whether the last step was validated already."""
+    last = trainer.state.global_step
+    return any(e["step"] == last and "eval_loss" in e for e in trainer.state.log_history)
+
+
+def _gathered(trainer: AlignmentTrainer, config: TrainConfig) -> Mapping[str, Tensor] | None:
+    """The policy's weights on the first process where they are sharded; None where they are whole."""
+    if config.strategy in ("none", "zero1", "zero2"):
+        return None
+    wrapped = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    prefix = "model."
+    names = None if config.adapter == "none" else set(trained_weights(trainer.model))
+    return {
+        name.removeprefix(prefix): weight
+        for name, weight in (wrapped or {}).items()
+        if names is None or name in names
+    }
+
+
+def shut_down() -> None:
+    """Leave the process group that the Trainer joined."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

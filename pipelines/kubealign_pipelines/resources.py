@@ -1,0 +1,190 @@
+"""How a pipeline is compiled: what KFP fixes at compile time, from images and retries to pod labels.
+
+Pipeline parameters say *what* to compute and stay open until a run starts. What stands here cannot
+change after compiling, because KFP takes only constants for it; ``kubealign compile -f run.yaml``
+reads it from the run file's ``compile`` section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from kfp import kubernetes
+
+from kubealign_components import images
+from kubealign_components.config import require, require_choice
+
+IMAGES = {"data": images.DATA, "sample": images.SAMPLE, "train": images.TRAIN}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageResources:
+    """What one stage's pods ask for; what is left out keeps the stage's default."""
+
+    cpu: float | str | None = None
+    """Requested CPU cores, such as 4 or "500m"."""
+    memory: str | None = None
+    """Requested memory, which is also the limit, such as "64Gi"."""
+    accelerators: int | None = None
+    """Number of accelerators of a pod; 0 for none."""
+    accelerator: str | None = None
+    """Resource name of the accelerator, such as "nvidia.com/gpu"."""
+    retries: int | None = None
+    """How often a failed pod is started again."""
+    timeout: int | None = None
+    """Seconds after which a pod is stopped; none by default."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Pod labels, such as a Kueue queue name."""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """Pod annotations."""
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    """Node labels that the pods need."""
+    tolerations: tuple[Mapping[str, str], ...] = ()
+    """Taints that the pods bear: mappings with key, operator, value and effect."""
+
+    def __post_init__(self) -> None:
+        for name in ("accelerators", "retries"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, name, value, "0 or more")
+        require(
+            self.timeout is None or self.timeout > 0, "timeout", self.timeout, "a positive number of seconds"
+        )
+        for toleration in self.tolerations:
+            unknown = set(toleration) - {"key", "operator", "value", "effect"}
+            require(not unknown, "tolerations", toleration, "mappings with key, operator, value and effect")
+
+    def over(self, base: StageResources) -> StageResources:
+        """These settings where given, else those of ``base``; mappings are joined."""
+        return StageResources(
+            **{f.name: _prefer(getattr(self, f.name), getattr(base, f.name)) for f in fields(self)}
+        )
+
+
+_DATA = StageResources(cpu=2, memory="8Gi")
+_GPU = StageResources(cpu=8, memory="64Gi", accelerators=1, accelerator="nvidia.com/gpu")
+DEFAULTS: dict[str, StageResources] = {
+    "import_prompts": _DATA,
+    "filter": StageResources(cpu=4, memory="16Gi"),
+    "split": _DATA,
+    "sample": _GPU,
+    "merge": _DATA,
+    "rewards": _GPU,
+    "select": _DATA,
+    "logprobs": _GPU,
+    "mix": StageResources(cpu=4, memory="16Gi"),
+    "train": StageResources(cpu=16, memory="128Gi", accelerators=1, accelerator="nvidia.com/gpu"),
+    "evaluate": _GPU,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompileSettings:
+    """The ``compile`` section of a run file."""
+
+    retries: int = 2
+    """How often a failed pod is started again; finished slices of its work are not repeated."""
+    parallelism: int = 16
+    """Most chunks of a fan-out that run at once."""
+    caching: bool = True
+    """Whether KFP may take a task's outputs from an earlier run with equal inputs."""
+    registry: str = ""
+    """Registry, with a path if need be, that the images are pulled from; empty: as they are named."""
+    images: Mapping[str, str] = field(default_factory=dict)
+    """Full image references by kind (data, sample, train), such as a digest; these win over ``registry``."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables of every pod."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Labels of every pod."""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """Annotations of every pod."""
+    stages: Mapping[str, StageResources] = field(default_factory=dict)
+    """Resources by stage name, over the defaults."""
+
+    def __post_init__(self) -> None:
+        require(self.retries >= 0, "retries", self.retries, "0 or more")
+        require(self.parallelism > 0, "parallelism", self.parallelism, "a positive number of chunks")
+        for kind in self.images:
+            require_choice("images", kind, IMAGES)
+        for stage in self.stages:
+            require_choice("stages", stage, DEFAULTS)
+
+    def image(self, reference: str) -> str:
+        """The image to pull for ``reference``, one of :data:`IMAGES`."""
+        kind = next((kind for kind, name in IMAGES.items() if name == reference), None)
+        if kind is not None and kind in self.images:
+            return self.images[kind]
+        return f"{self.registry.rstrip('/')}/{reference}" if self.registry else reference
+
+    def resources(self, stage: str) -> StageResources:
+        """What the pods of ``stage`` ask for."""
+        everywhere = StageResources(
+            retries=self.retries,
+            environment=self.environment,
+            labels=self.labels,
+            annotations=self.annotations,
+        )
+        own = self.stages.get(stage, StageResources())
+        return own.over(DEFAULTS[stage].over(everywhere))
+
+
+class Placement:
+    """Applies compile settings to the tasks of one pipeline.
+
+    Args:
+        settings: the run file's ``compile`` section.
+    """
+
+    def __init__(self, settings: CompileSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, task: Any, stage: str, title: str = "") -> Any:
+        """``task`` with image, resources, retries and labels of ``stage``, shown as ``title``."""
+        wanted = self.settings.resources(stage)
+        task.set_display_name(title or stage.replace("_", " "))
+        task.set_container_image(self.settings.image(task.container_spec.image))
+        task.set_caching_options(self.settings.caching)
+        if wanted.retries:
+            task.set_retry(
+                wanted.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="10m"
+            )
+        _compute(task, wanted)
+        _pod(task, wanted)
+        return task
+
+
+def _compute(task: Any, wanted: StageResources) -> None:
+    if wanted.cpu is not None:
+        task.set_cpu_request(str(wanted.cpu))
+    if wanted.memory is not None:
+        task.set_memory_request(wanted.memory)
+        task.set_memory_limit(wanted.memory)
+    if wanted.accelerators:
+        task.set_accelerator_type(wanted.accelerator or "nvidia.com/gpu")
+        task.set_accelerator_limit(wanted.accelerators)
+    for name, value in sorted(wanted.environment.items()):
+        task.set_env_variable(name, value)
+
+
+def _pod(task: Any, wanted: StageResources) -> None:
+    for name, value in sorted(wanted.labels.items()):
+        kubernetes.add_pod_label(task, name, value)
+    for name, value in sorted(wanted.annotations.items()):
+        kubernetes.add_pod_annotation(task, name, value)
+    for name, value in sorted(wanted.node_selector.items()):
+        kubernetes.add_node_selector(task, name, value)
+    for toleration in wanted.tolerations:
+        kubernetes.add_toleration(task, **toleration)
+    if wanted.timeout is not None:
+        kubernetes.set_timeout(task, wanted.timeout)
+
+
+def _prefer(own: Any, base: Any) -> Any:
+    if isinstance(own, Mapping):
+        return {**base, **own}
+    if isinstance(own, tuple):
+        return own or base
+    return base if own is None else own

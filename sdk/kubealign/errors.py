@@ -1,0 +1,28 @@
+"""What the SDK raises beside the errors of the components.
+
+KubeAlignError
+└── RunFailed    a run that did not finish; names the task, its error and its log
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kubealign_components.errors import KubeAlignError
+
+
+class RunFailed(KubeAlignError):
+    """A run that did not finish.
+
+    Args:
+        task: title of the task that failed.
+        reason: its error, in one line if it was one of ours.
+        log: file with everything the task wrote, if it wrote anything.
+    """
+
+    def __init__(self, task: str, reason: str, log: Path | None = None) -> None:
+        place = f"\n  log: {log}" if log else ""
+        super().__init__(f"{task} failed: {reason}{place}")
+        self.task = task
+        self.reason = reason
+        self.log = log

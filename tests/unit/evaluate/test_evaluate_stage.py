@@ -1,0 +1,341 @@
+"""evaluate: held-out prompts only, like compared with like, and no difference where there is none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from conftest import build_tiny_model, prompt_row
+from kubealign_components.config import from_mapping, semantic_params
+from kubealign_components.data.chunks import merge, plan
+from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.schemas import MODEL, TRAINING
+from kubealign_components.data.schemas import PROMPTS as PROMPT_ROWS
+from kubealign_components.data.seeds import is_held_out
+from kubealign_components.data.stats import Stats
+from kubealign_components.engines.generation import SamplingSpec
+from kubealign_components.engines.rewards import RewardSpec
+from kubealign_components.errors import ConfigError, DataError, GateError
+from kubealign_components.evaluate.component import evaluate as component
+from kubealign_components.evaluate.stage import REPORT, EvaluateConfig, run
+from kubealign_components.filter.stage import FilterConfig
+from kubealign_components.filter.stage import run as filter_prompts
+from kubealign_components.rewards.stage import RewardsConfig
+from kubealign_components.rewards.stage import run as rewards
+from kubealign_components.sample.stage import SampleConfig
+from kubealign_components.sample.stage import run as sample
+
+FUNCTIONS = "kubealign_components.rewards.functions"
+BREVITY = {"function": f"{FUNCTIONS}:brevity", "settings": {"scale": 8, "unit": "tokens"}}
+FAKE = SamplingSpec(engine="fake", n=3, max_new_tokens=24)
+REAL = SamplingSpec(engine="transformers", n=3, max_new_tokens=12, dtype="float32")
+PROMPTS = 24
+
+
+def config(policy: Path, sampling: SamplingSpec = FAKE, **settings: Any) -> EvaluateConfig:
+    reward = {"functions": [BREVITY]}
+    values = {
+        "policy": str(policy),
+        "sampling": sampling,
+        "reward": reward,
+        "validation_fraction": 0.5,
+        "split_seed": 1,
+    }
+    return from_mapping(EvaluateConfig, values | settings, "evaluate")
+
+
+def write(folder: Path, schema: str, stage: str, params: dict[str, Any], **derived: Any) -> Dataset:
+    """A dataset without rows: what matters is its recipe."""
+    with DatasetWriter(str(folder), schema, derive(stage, 1, params, **derived)) as writer:
+        return writer.commit(Stats())
+
+
+def rewarded_by(folder: Path, policy: Path, sampling: SamplingSpec, truncated: str = "keep") -> Dataset:
+    """What ``filter``, ``sample`` and ``rewards`` make of some prompts with one offline completion each."""
+    rows = [prompt_row(f"question {i}?", ["offline"]) for i in range(PROMPTS)]
+    with DatasetWriter(str(folder / "prompts"), PROMPT_ROWS, derive("test", 1, {})) as writer:
+        writer.write_rows(rows)
+        prompts = writer.commit(Stats(rows_in=PROMPTS, rows_out=PROMPTS))
+    limits = FilterConfig(policy=str(policy), max_seq_len=512, max_prompt_len=256)
+    filter_prompts(limits, prompts=prompts, output=str(folder / "tokenized"))
+    tokenized = Dataset.open(str(folder / "tokenized"))
+    settings = SampleConfig(policy=str(policy), sampling=sampling, truncated=truncated)
+    sampled = chunked(sample, settings, tokenized, folder, "sampled")
+    reward = RewardsConfig(reward=from_mapping(RewardSpec, {"functions": [BREVITY]}, "reward"))
+    return chunked(rewards, reward, sampled, folder, "rewarded")
+
+
+def chunked(stage: Any, settings: Any, dataset: Dataset, folder: Path, name: str) -> Dataset:
+    chunks = plan(dataset, work=str(folder / "work"), chunks=2)
+    return merge([stage(settings, chunk=chunk) for chunk in chunks], chunks, str(folder / name))
+
+
+@pytest.fixture(scope="module")
+def rewarded(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Dataset:
+    return rewarded_by(tmp_path_factory.mktemp("fake"), tiny_model, FAKE)
+
+
+@pytest.fixture(scope="module")
+def really_rewarded(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Dataset:
+    return rewarded_by(tmp_path_factory.mktemp("real"), tiny_model, REAL)
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=7)
+
+
+def test_a_policy_does_not_differ_from_itself(
+    really_rewarded: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    stats = run(
+        config(tiny_model, REAL),
+        rewarded=really_rewarded,
+        model=str(tiny_model),
+        output=str(tmp_path / "out"),
+    )
+    numbers = stats.numbers
+    assert [numbers[f"reward_gain{end}"] for end in ("", "_low", "_high")] == [0.0, 0.0, 0.0]
+    assert numbers["length_ratio"] == 1.0
+    assert numbers["win_rate"] == 0.5
+    assert abs(numbers["kl_per_completion"]) < 1e-3
+    assert numbers["kl_prompts"] == numbers["prompts"]
+
+
+def test_another_policy_is_far_from_the_reference(
+    really_rewarded: Dataset, tiny_model: Path, other_model: Path, tmp_path: Path
+) -> None:
+    settings = config(tiny_model, REAL, kl_prompts=4)
+    stats = run(settings, rewarded=really_rewarded, model=str(other_model), output=str(tmp_path / "out"))
+    assert stats.numbers["kl_per_token"] > 0.3
+    assert stats.numbers["kl_prompts"] == 4
+    rows = list(Dataset.open(str(tmp_path / "out")).iter_rows())
+    assert [c["logprob"] is not None for row in rows for c in row["aligned"]] == [True] * 12 + [False] * (
+        3 * len(rows) - 12
+    )
+    differences = [row["reward_difference"] for row in rows]
+    assert stats.numbers["reward_gain"] == pytest.approx(sum(differences) / len(rows))
+    assert stats.numbers["reward_gain_low"] < stats.numbers["reward_gain"] < stats.numbers["reward_gain_high"]
+
+
+def test_only_held_out_prompts_and_reference_completions_are_compared(
+    rewarded: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    stats = run(config(tiny_model), rewarded=rewarded, model=str(tiny_model), output=str(tmp_path / "out"))
+    rows = list(Dataset.open(str(tmp_path / "out"), "kubealign.evaluation/v1").iter_rows())
+    held = {row["prompt_id"] for row in rewarded.iter_rows() if is_held_out(row["prompt_id"], 0.5, 1)}
+    assert {row["prompt_id"] for row in rows} == held
+    assert 2 <= len(held) < PROMPTS
+    assert stats.dropped == {"not_held_out": PROMPTS - len(held)}
+    assert all(c["reference"] for row in rows for c in row["reference"])
+    assert not any(c["reference"] for row in rows for c in row["aligned"])
+    assert "kl_per_token" not in stats.numbers  # the fake's log-probabilities mean nothing
+
+
+def test_fewer_prompts_are_the_first_ones_by_hash(
+    rewarded: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    def ids(most: int) -> list[str]:
+        output = str(tmp_path / str(most))
+        stats = run(
+            config(tiny_model, max_prompts=most), rewarded=rewarded, model=str(tiny_model), output=output
+        )
+        assert stats.numbers["prompts"] <= most
+        return [row["prompt_id"] for row in Dataset.open(output).iter_rows()]
+
+    assert ids(4) == ids(100)[:4]
+
+
+def test_the_report_shows_texts_of_both_sides(rewarded: Dataset, tiny_model: Path, tmp_path: Path) -> None:
+    output, report = tmp_path / "out", tmp_path / "html" / "report.html"
+    run(
+        config(tiny_model),
+        rewarded=rewarded,
+        model=str(tiny_model),
+        output=str(output),
+        report=str(report),
+    )
+    page = report.read_text()
+    assert (output / REPORT).read_text() == page
+    assert page.count("<section>") == 5
+    assert "held-out prompts the mean reward changed by +0.0000" in page
+
+
+def test_the_gate_fails_after_everything_is_written(
+    rewarded: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    output, report = tmp_path / "out", tmp_path / "report.html"
+    places: dict[str, Any] = {"output": str(output), "report": str(report)}
+    with pytest.raises(GateError, match=r"min_gain=\+0\.0100"):
+        run(config(tiny_model, min_gain=0.01), rewarded=rewarded, model=str(tiny_model), **places)
+    assert Dataset.open(str(output)).rows > 1
+    assert report.stat().st_size == (output / REPORT).stat().st_size > 0
+    run(config(tiny_model, min_gain=0.0), rewarded=rewarded, model=str(tiny_model), **places)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        pytest.param({"temperature": 0.7}, r"sampling\.temperature=0\.7: expected 1\.0", id="temperature"),
+        pytest.param({"max_new_tokens": 32}, r"sampling\.max_new_tokens=32: expected 24", id="length"),
+        pytest.param({"n": 2}, r"sampling\.n=2: expected 3", id="n"),
+    ],
+)
+def test_other_sampling_than_the_reference_is_refused(
+    rewarded: Dataset, tiny_model: Path, tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    settings = config(tiny_model, replace(FAKE, **changed))
+    with pytest.raises(ConfigError, match=message):
+        run(settings, rewarded=rewarded, model=str(tiny_model), output=str(tmp_path / "out"))
+
+
+def test_how_it_runs_may_differ(rewarded: Dataset, tiny_model: Path, tmp_path: Path) -> None:
+    settings = config(tiny_model, replace(FAKE, memory_fraction=0.5))
+    run(settings, rewarded=rewarded, model=str(tiny_model), output=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        pytest.param({"functions": [BREVITY | {"weight": 2.0}]}, r"reward\.functions", id="weight"),
+        pytest.param({"functions": [f"{FUNCTIONS}:target_length"]}, r"reward\.functions", id="function"),
+        pytest.param(
+            {"functions": [BREVITY], "over_length": "fail"}, r"reward\.over_length='fail'", id="over"
+        ),
+    ],
+)
+def test_other_rewards_than_the_reference_are_refused(
+    rewarded: Dataset, tiny_model: Path, tmp_path: Path, reward: dict[str, Any], message: str
+) -> None:
+    reward["functions"] = [{"function": f} if isinstance(f, str) else f for f in reward["functions"]]
+    with pytest.raises(ConfigError, match=message):
+        run(
+            config(tiny_model, reward=reward),
+            rewarded=rewarded,
+            model=str(tiny_model),
+            output=str(tmp_path / "out"),
+        )
+
+
+def test_another_reference_policy_is_refused(
+    rewarded: Dataset, tiny_model: Path, other_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="policy="):
+        run(config(other_model), rewarded=rewarded, model=str(tiny_model), output=str(tmp_path / "out"))
+
+
+def test_a_model_with_another_template_is_refused(
+    rewarded: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(tiny_model, changed)
+    template = changed / "chat_template.jinja"
+    template.write_text("Hi! " + template.read_text())
+    with pytest.raises(DataError, match="other than the"):
+        run(config(tiny_model), rewarded=rewarded, model=str(changed), output=str(tmp_path / "out"))
+
+
+def test_a_model_that_ends_its_turns_otherwise_is_refused(
+    rewarded: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(tiny_model, changed)
+    (changed / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 5]}))
+    with pytest.raises(DataError, match=r"ends turns with tokens \[2, 5\], the reference with \[2\]"):
+        run(config(tiny_model), rewarded=rewarded, model=str(changed), output=str(tmp_path / "out"))
+
+
+def test_the_models_story_is_told_and_its_split_checked(
+    rewarded: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    mixed = write(
+        tmp_path / "mix",
+        TRAINING,
+        "mix",
+        {"validation_fraction": 0.5, "seed": 1},
+        inputs={"selection_0": rewarded},
+    )
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    write(model, MODEL, "train", {}, inputs={"training": mixed})
+    output = str(tmp_path / "out")
+    run(config(tiny_model), rewarded=rewarded, model=str(model), output=output)
+    stages = {step["stage"] for step in Dataset.open(output).manifest.recipe.values()}
+    assert stages == {"test", "filter", "sample", "rewards", "mix", "train", "evaluate"}
+    for changed, message in (({"split_seed": 2}, "split_seed=2"), ({"validation_fraction": 0.9}, "=0.9")):
+        with pytest.raises(ConfigError, match=message):
+            run(config(tiny_model, **changed), rewarded=rewarded, model=str(model), output=output)
+
+
+def test_truncated_completions_are_dropped_on_both_sides_and_counted(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    short = replace(FAKE, max_new_tokens=6)
+    numbers = {}
+    for truncated in ("keep", "drop"):
+        folder = tmp_path / truncated
+        dataset = rewarded_by(folder, tiny_model, short, truncated=truncated)
+        output = str(folder / "out")
+        numbers[truncated] = run(
+            config(tiny_model, short), rewarded=dataset, model=str(tiny_model), output=output
+        ).numbers
+        rows = list(Dataset.open(output).iter_rows())
+        seen = {c["finish_reason"] for row in rows for side in ("reference", "aligned") for c in row[side]}
+        assert seen == ({"stop", "length"} if truncated == "keep" else {"stop"})
+    for side in ("truncated_reference", "truncated_aligned"):
+        assert numbers["drop"][side] == pytest.approx(numbers["keep"][side])
+        assert numbers["drop"][side] > 0
+
+
+def test_too_few_held_out_prompts_are_refused(rewarded: Dataset, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected 2 or more .*not_held_out"):
+        run(
+            config(tiny_model, validation_fraction=1e-9),
+            rewarded=rewarded,
+            model=str(tiny_model),
+            output=str(tmp_path / "out"),
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"validation_fraction": 0.0}, "validation_fraction=0.0"),
+        ({"max_prompts": 1}, "max_prompts=1"),
+        ({"kl_prompts": -1}, "kl_prompts=-1"),
+        ({"sampling": {"engine": "fake", "top_p": 2.0}}, "top_p=2.0"),
+    ],
+)
+def test_bad_settings_are_named(tiny_model: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(tiny_model, **settings)
+
+
+def test_component_runs_the_stage(rewarded: Dataset, tiny_model: Path, tmp_path: Path) -> None:
+    logged: dict[str, float] = {}
+    dataset = SimpleNamespace(name="dataset", uri=str(tmp_path / "out"), metadata={})
+    component.python_func(
+        rewarded=SimpleNamespace(name="rewarded", uri=rewarded.uri, path=rewarded.uri, metadata={}),
+        model=SimpleNamespace(path=str(tiny_model), uri=str(tiny_model)),
+        dataset=dataset,
+        metrics=SimpleNamespace(log_metric=logged.__setitem__),
+        report=SimpleNamespace(path=str(tmp_path / "report.html")),
+        lineage=SimpleNamespace(path=str(tmp_path / "lineage.html")),
+        policy=str(tiny_model),
+        sample_options={"sampling": semantic_params(FAKE) | {"max_new_tokens": 24.0}},
+        reward_functions=[BREVITY],
+        validation_fraction=0.5,
+        split_seed=1,
+        options={"kl_prompts": 0},
+    )
+    assert dataset.metadata["schema"] == "kubealign.evaluation/v1"
+    assert logged["reward_gain"] == 0.0
+    assert (tmp_path / "report.html").is_file()
+    assert "rewards" in (tmp_path / "lineage.html").read_text()

@@ -1,0 +1,217 @@
+"""filter: token ids as the policy's template gives them, and every drop under its name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import CHATML, prompt_row
+from kubealign_components.config import from_mapping
+from kubealign_components.data.chat import ChatTemplate
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.models import ModelFiles, find_model
+from kubealign_components.data.schemas import PROMPTS, TOKENIZED, canonical_json, completion_id
+from kubealign_components.data.stats import Stats
+from kubealign_components.errors import ConfigError, EngineError
+from kubealign_components.filter.stage import FilterConfig, run
+
+MakeDataset = Callable[..., Dataset]
+Row = dict[str, Any]
+START, END = 1, 2  # <|im_start|> (also BOS) and <|im_end|> (also EOS) of the tiny model
+
+
+@pytest.fixture
+def filtered(
+    tiny_model: Path, tmp_path: Path, make_dataset: MakeDataset
+) -> Callable[..., tuple[list[Row], Stats]]:
+    """``filtered(rows, **settings)``: the rows that stay, and what was counted."""
+    calls = 0
+
+    def call(rows: Sequence[Row], policy: Path = tiny_model, **settings: Any) -> tuple[list[Row], Stats]:
+        nonlocal calls
+        calls += 1
+        config = FilterConfig(policy=str(policy), **settings)
+        stats = run(config, prompts=make_dataset(rows), output=str(tmp_path / f"out{calls}"))
+        opened = Dataset.open(str(tmp_path / f"out{calls}"), TOKENIZED, allow_empty=True)
+        assert stats.rows_in == len(rows) == opened.rows + sum(stats.dropped.values())
+        return list(opened.iter_rows()), stats
+
+    return call
+
+
+def with_template(model: Path, folder: Path, template: str) -> Path:
+    """A copy of ``model`` with another chat template."""
+    folder.mkdir()
+    for path in model.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def test_prompt_and_completions_become_the_templates_tokens(filtered: Any, tiny_model: Path) -> None:
+    template = ChatTemplate(find_model(str(tiny_model)))
+    [row], stats = filtered([prompt_row("Why?", ["Because.", "No idea"])])
+    assert template.tokenizer.decode(row["prompt_token_ids"]) == (
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert row["prompt_token_ids"][0] == START
+    assert row["prompt_token_ids"].count(START) == 2  # one a turn: BOS is not doubled
+    assert row["prompt_tokens"] == len(row["prompt_token_ids"])
+    for completion, text in zip(row["completions"], ["Because.", "No idea"]):
+        # Up to the end of the turn, as sampling ends; not the newline that ChatML writes after it.
+        assert template.tokenizer.decode(completion["token_ids"]) == f"{text}<|im_end|>"
+        assert completion["token_ids"][-1] == END
+        assert completion["num_tokens"] == len(completion["token_ids"]) == len(text) + 1
+        assert completion["finish_reason"] == "offline"
+        assert completion["completion_id"] == completion_id(row["prompt_id"], completion["token_ids"])
+    assert stats.counts["completions"] == 2
+
+
+def test_completion_ids_follow_prompt_and_tokens(filtered: Any) -> None:
+    rows, _ = filtered([prompt_row("a", ["x", "y"]), prompt_row("b", ["x"])])
+    ids = [c["completion_id"] for row in rows for c in row["completions"]]
+    assert len(set(ids)) == 3
+    again, _ = filtered([prompt_row("a", ["y", "x"])])
+    assert [c["completion_id"] for c in again[0]["completions"]] == ids[1::-1]
+
+
+def test_lengths_are_exact_bounds(filtered: Any) -> None:
+    [row], _ = filtered([prompt_row("Why?", ["12345678"])])
+    prompt, whole = row["prompt_tokens"], row["prompt_tokens"] + row["completions"][0]["num_tokens"]
+    rows = [prompt_row("Why?", ["12345678", "123456789"])]
+    [fits], stats = filtered(rows, max_prompt_len=prompt, max_seq_len=whole)
+    assert [c["num_tokens"] for c in fits["completions"]] == [whole - prompt]
+    assert stats.counts["completions_too_long"] == 1
+    assert stats.dropped == {}
+    left, stats = filtered(rows, max_prompt_len=prompt - 1, max_seq_len=whole)
+    assert left == []
+    assert stats.dropped == {"prompt_too_long": 1}
+
+
+def test_too_few_completions_left(filtered: Any) -> None:
+    rows = [
+        prompt_row("none"),
+        prompt_row("one", ["x"]),
+        prompt_row("two", ["x", "y"]),
+        prompt_row("long", ["x" * 99]),
+    ]
+    for least, reasons in ((0, {}), (1, {"too_few_completions": 2}), (2, {"too_few_completions": 3})):
+        left, stats = filtered(rows, max_seq_len=100, max_prompt_len=60, min_completions=least)
+        assert stats.dropped == reasons
+        assert all(len(row["completions"]) >= least for row in left)
+        assert stats.counts["completions_too_long"] == 1
+
+
+def test_a_template_that_renders_history_differently_is_counted(
+    filtered: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    # Writes the generation prompt otherwise than the assistant turn that follows it.
+    mismatch = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>answer\n{% endif %}")
+    policy = with_template(tiny_model, tmp_path / "mismatch", mismatch)
+    [row], stats = filtered([prompt_row("a", ["x", "y"])], policy=policy)
+    assert row["completions"] == []
+    assert stats.counts["completions_template_mismatch"] == 2
+    _, stats = filtered([prompt_row("a", ["x"])], policy=policy, min_completions=1)
+    assert stats.dropped == {"too_few_completions": 1}
+
+
+def test_a_conversation_that_the_template_refuses_is_dropped(
+    filtered: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    refusing = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+    )
+    policy = with_template(tiny_model, tmp_path / "refusing", refusing)
+    system = prompt_row("a", ["x"])
+    messages = [{"role": "system", "content": "s"}, *json.loads(system["messages"])]
+    rows = [system | {"messages": canonical_json(messages)}, prompt_row("b", ["x"])]
+    [row], stats = filtered(rows, policy=policy)
+    assert row["prompt_id"] == rows[1]["prompt_id"]
+    assert stats.dropped == {"template_refused": 1}
+
+
+def test_tools_reach_the_template(filtered: Any, tiny_model: Path, tmp_path: Path) -> None:
+    policy = with_template(tiny_model, tmp_path / "tools", "{{ (tools or []) | length }}" + CHATML)
+    template = ChatTemplate(find_model(str(policy)))
+    plain = prompt_row("a")
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
+    rows, _ = filtered(
+        [plain, plain | {"prompt_id": "0" * 32, "tools": canonical_json([tool])}], policy=policy
+    )
+    assert [template.tokenizer.decode(row["prompt_token_ids"])[0] for row in rows] == ["0", "1"]
+
+
+def test_models_without_usable_tokenizer_or_template_are_refused(
+    tiny_model: Path, tmp_path: Path, make_dataset: MakeDataset
+) -> None:
+    prompts = make_dataset([prompt_row("a")])
+
+    def attempt(policy: Path) -> None:
+        run(FilterConfig(policy=str(policy)), prompts=prompts, output=str(tmp_path / "out"))
+
+    plain = with_template(tiny_model, tmp_path / "plain", CHATML.split("{% if add_generation_prompt %}")[0])
+    with pytest.raises(EngineError, match="has no generation prompt"):
+        attempt(plain)
+    with pytest.raises(ConfigError, match=r"model='.*/nowhere': expected a model directory"):
+        attempt(tmp_path / "nowhere")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (plain / name).unlink(missing_ok=True)
+    with pytest.raises(EngineError, match=r"cannot load the tokenizer|no chat template"):
+        attempt(plain)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_where_the_model_lies_is_not_in_the_fingerprint(
+    tiny_model: Path, tmp_path: Path, make_dataset: MakeDataset
+) -> None:
+    prompts = make_dataset([prompt_row("a", ["x"])])
+    copy = with_template(tiny_model, tmp_path / tiny_model.name, CHATML)
+    other = with_template(tiny_model, tmp_path / "other", CHATML + " ")
+    manifests = []
+    for number, policy in enumerate((tiny_model, copy, other)):
+        output = str(tmp_path / f"out-{number}")
+        run(FilterConfig(policy=str(policy)), prompts=prompts, output=output)
+        manifests.append(Dataset.open(output).manifest)
+    assert manifests[0].fingerprint == manifests[1].fingerprint != manifests[2].fingerprint
+    assert manifests[0].identity == ChatTemplate(ModelFiles(name="x", path=tiny_model)).identity
+    assert manifests[0].identity["template"] != manifests[2].identity["template"]
+    assert manifests[0].slug == "tiny_llama-maxlen4096"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_seq_len": 0}, r"max_seq_len=0: expected a positive number of tokens"),
+        (
+            {"max_prompt_len": 4096},
+            r"max_prompt_len=4096: expected a positive number of tokens below max_seq_len",
+        ),
+        ({"max_prompt_len": 0}, r"max_prompt_len=0"),
+        ({"min_completions": -1}, r"min_completions=-1: expected 0 or more"),
+        ({"max_len": 3}, r"filter.max_len=3: expected a setting of filter"),
+    ],
+)
+def test_settings_are_checked_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_mapping(FilterConfig, {"policy": "p"} | settings, "filter")
+
+
+def test_component_runs_the_stage(tiny_model: Path, tmp_path: Path, make_dataset: MakeDataset) -> None:
+    from kfp import dsl
+
+    from kubealign_components.filter.component import filter as component
+
+    source = make_dataset([prompt_row("a", ["x"]), prompt_row("b" * 200, ["x"])])
+    prompts = dsl.Dataset(name="prompts", uri=source.uri, metadata={"schema": PROMPTS})
+    dataset = dsl.Dataset(name="dataset", uri=str(tmp_path / "filtered"), metadata={})
+    metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "metrics"), metadata={})
+    component.python_func(
+        prompts=prompts, dataset=dataset, metrics=metrics, policy=str(tiny_model), max_prompt_len=100
+    )
+    assert dataset.metadata["schema"] == TOKENIZED
+    assert dataset.metadata["rows"] == 1
+    assert metrics.metadata["dropped_prompt_too_long"] == 1

@@ -1,0 +1,143 @@
+"""The logprobs stage: scorer and sampler sources, drift, and independence of chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import prompt_row
+from kubealign_components.data.chat import ChatTemplate
+from kubealign_components.data.chunks import merge, plan
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.models import find_model
+from kubealign_components.data.schemas import COMPLETIONS, completion_id, new_completion
+from kubealign_components.engines.packing import Group
+from kubealign_components.engines.scoring import Scorer
+from kubealign_components.errors import ConfigError, DriftError, EngineError, SchemaMismatch
+from kubealign_components.logprobs.stage import LogprobsConfig, run
+
+
+@pytest.fixture
+def dataset(tiny_model: Path, make_dataset: Callable[..., Dataset]) -> Dataset:
+    """Five prompts, each with an offline completion, a sampled one, and the sampled one again."""
+    template = ChatTemplate(find_model(str(tiny_model)))
+    rows = []
+    with Scorer(tiny_model, device="cpu") as scorer:
+        for number in range(5):
+            row = prompt_row(f"question {number}")
+            prompt = template.prompt_ids([{"role": "user", "content": f"question {number}"}])
+            texts = [[30 + number, 31, 2], [40, 41 + number, 42, 2]]
+            offline, sampled = (completion(row["prompt_id"], ids) for ids in texts)
+            [[_, exact]] = scorer.score([Group(prompt, texts)])
+            sampled |= {"reference": True, "sampler_logprob": exact}
+            rows.append(
+                row
+                | {"prompt_token_ids": prompt, "prompt_tokens": len(prompt)}
+                | {"completions": [offline, sampled, dict(sampled)]}
+            )
+    return make_dataset(rows, COMPLETIONS, identity=template.identity)
+
+
+def completion(prompt: str, ids: list[int]) -> dict[str, Any]:
+    return new_completion(
+        completion_id=completion_id(prompt, ids), reference=False, token_ids=ids, num_tokens=len(ids),
+        messages="[]", finish_reason="stop",
+    )  # fmt: skip
+
+
+def logprobs(dataset: Dataset, folder: Path, policy: Path, chunks: int = 1, **settings: Any) -> Dataset:
+    planned = plan(dataset, work=str(folder / "work"), chunks=chunks)
+    config = LogprobsConfig(policy=str(policy), **settings)
+    return merge([run(config, chunk=chunk) for chunk in planned], planned, str(folder / "merged"))
+
+
+def values(dataset: Dataset) -> list[list[float]]:
+    return [[c["logprob"] for c in row["completions"]] for row in dataset.iter_rows()]
+
+
+def changed(dataset: Dataset, make_dataset: Callable[..., Dataset], value: float | None) -> Dataset:
+    """The same rows, with another log-probability from the sampler."""
+    rows = list(dataset.iter_rows())
+    for row in rows:
+        for c in row["completions"]:
+            if c["reference"]:
+                c["sampler_logprob"] = value
+    return make_dataset(rows, COMPLETIONS, identity=dataset.manifest.identity)
+
+
+@pytest.mark.parametrize("source", ["scorer", "sampler"])
+def test_chunks_slices_and_budgets_change_nothing(
+    dataset: Dataset, tiny_model: Path, tmp_path: Path, source: str
+) -> None:
+    whole = logprobs(dataset, tmp_path / "a", tiny_model, source=source)
+    cut = logprobs(dataset, tmp_path / "b", tiny_model, 3, source=source, slice_rows=1, token_budget=20)
+    assert whole.manifest.fingerprint == cut.manifest.fingerprint
+    assert whole.manifest.schema == COMPLETIONS
+    for one, other in zip(values(whole), values(cut), strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+        assert one[1] == one[2] < 0, "identical completions have one log-probability"
+    assert whole.manifest.stats["counts"]["completions"] == 15
+
+
+def test_sampler_and_scorer_agree_and_the_drift_is_recorded(
+    dataset: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    scored = values(logprobs(dataset, tmp_path / "a", tiny_model))
+    taken = logprobs(dataset, tmp_path / "b", tiny_model, source="sampler", drift_share=1.0)
+    for one, other in zip(scored, values(taken), strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+    total, count = taken.manifest.stats["sums"]["drift_per_token"]
+    assert count == 5
+    assert total == pytest.approx(0, abs=1e-3)
+
+
+def test_drift_beyond_the_limit_fails_with_both_numbers(
+    dataset: Dataset, make_dataset: Callable[..., Dataset], tiny_model: Path, tmp_path: Path
+) -> None:
+    off = changed(dataset, make_dataset, -0.25)
+    with pytest.raises(DriftError, match=r"differ by .* nats per token.*-0\.250 from the sampler"):
+        logprobs(off, tmp_path, tiny_model, source="sampler")
+    logprobs(off, tmp_path, tiny_model, source="scorer")
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan"), None])
+def test_an_impossible_sampler_value_is_refused(
+    dataset: Dataset,
+    make_dataset: Callable[..., Dataset],
+    tiny_model: Path,
+    tmp_path: Path,
+    value: float | None,
+) -> None:
+    with pytest.raises(EngineError, match=f"log-probability {value!r}"):
+        logprobs(changed(dataset, make_dataset, value), tmp_path, tiny_model, source="sampler", max_drift=1e9)
+
+
+def test_another_policy_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    from conftest import build_tiny_model
+
+    other = build_tiny_model(tmp_path / "other", seed=1)
+    with pytest.raises(ConfigError, match="policy='other'"):
+        logprobs(dataset, tmp_path, other)
+
+
+def test_prompts_without_completions_are_the_wrong_kind(
+    make_dataset: Callable[..., Dataset], tiny_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SchemaMismatch, match=r"kubealign\.prompts/v1"):
+        logprobs(make_dataset([prompt_row("a")]), tmp_path, tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"source": "guess"}, "source='guess'"),
+        ({"max_drift": 0.0}, "max_drift=0.0"),
+        ({"drift_share": 2.0}, "drift_share=2.0"),
+    ],
+)
+def test_settings_are_checked_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LogprobsConfig(policy="p", **settings)

@@ -1,0 +1,92 @@
+"""The compiled graph: what every task asks for, and what a run file changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kubealign.compiler import compile_pipeline
+from kubealign_pipelines import build
+from kubealign_pipelines.resources import DEFAULTS, CompileSettings, StageResources
+
+
+def compiled(folder: Path, settings: CompileSettings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The pipeline's IR and its pod settings."""
+    path = folder / "pipeline.yaml"
+    compile_pipeline("offline_alignment", path, settings)
+    documents = list(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
+    return documents[0], documents[1] if len(documents) > 1 else {}
+
+
+def tasks(spec: dict[str, Any]) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Stage, task and container of every task."""
+    found = []
+    for dag in [spec["root"], *spec["components"].values()]:
+        for task in dag.get("dag", {}).get("tasks", {}).values():
+            component = spec["components"][task["componentRef"]["name"]]
+            if "executorLabel" in component:
+                container = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
+                found.append((container["args"][-1], task, container))
+    return found
+
+
+def test_every_stage_is_there_with_retries_and_resources(tmp_path: Path) -> None:
+    spec, _ = compiled(tmp_path, CompileSettings(retries=4))
+    assert {stage for stage, _, _ in tasks(spec)} == set(DEFAULTS)
+    for stage, task, container in tasks(spec):
+        assert task["retryPolicy"]["maxRetryCount"] == 4, stage
+        assert container["resources"]["memoryRequest"] > 0, stage
+
+
+def test_both_orders_of_logprobs_run_through_to_the_evaluation(tmp_path: Path) -> None:
+    spec, _ = compiled(tmp_path, CompileSettings())
+    counts: dict[str, int] = {}
+    for stage, _, _ in tasks(spec):
+        counts[stage] = counts.get(stage, 0) + 1
+    assert counts["sample"] == counts["rewards"] == 1
+    assert counts["select"] == counts["logprobs"] == counts["train"] == counts["evaluate"] == 2
+
+
+def test_a_run_file_places_pods(tmp_path: Path) -> None:
+    settings = CompileSettings(
+        parallelism=7,
+        registry="mirror.example",
+        labels={"team": "a"},
+        environment={"HF_HUB_OFFLINE": "1"},
+        stages={
+            "sample": StageResources(
+                accelerators=4,
+                node_selector={"pool": "spot"},
+                tolerations=({"key": "gpu", "operator": "Exists", "effect": "NoSchedule"},),
+                timeout=3600,
+            ),
+            "rewards": StageResources(accelerators=0),
+        },
+    )
+    spec, platform = compiled(tmp_path, settings)
+    by_stage = {stage: container for stage, _, container in tasks(spec)}
+    assert by_stage["sample"]["resources"]["accelerator"]["count"] == "4"
+    assert "accelerator" not in by_stage["rewards"]["resources"]
+    assert all(container["image"].startswith("mirror.example/kubealign/") for container in by_stage.values())
+    assert all({"name": "HF_HUB_OFFLINE", "value": "1"} in c["env"] for c in by_stage.values())
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert pods["exec-sample"]["nodeSelector"]["labels"] == {"pool": "spot"}
+    assert pods["exec-sample"]["tolerations"][0]["key"] == "gpu"
+    assert all(pod["podMetadata"]["labels"] == {"team": "a"} for pod in pods.values())
+    loops = [
+        task["iteratorPolicy"]["parallelismLimit"]
+        for dag in [spec["root"], *spec["components"].values()]
+        for task in dag.get("dag", {}).get("tasks", {}).values()
+        if "parameterIterator" in task
+    ]
+    assert loops == [7] * len(loops)
+    assert loops
+
+
+@pytest.mark.parametrize("name", ["offline", ""])
+def test_an_unknown_pipeline_is_refused(name: str) -> None:
+    with pytest.raises(Exception, match="one of offline_alignment"):
+        build(name)

@@ -1,0 +1,136 @@
+"""Lineage: the whole story from one manifest, and what became of the ancestors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from conftest import prompt_row
+from kubealign.cli import main
+from kubealign.lineage import ancestors
+from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.lineage import steps_of, to_html
+from kubealign_components.data.schemas import PROMPTS
+from kubealign_components.data.stats import Stats
+
+
+def make(place: Path, stage: str, inputs: dict[str, Dataset], **params: object) -> Dataset:
+    provenance = derive(
+        stage, 1, params, inputs=inputs, models={"policy": {"name": "tiny & co", "digest": "d"}}, slug=[stage]
+    )
+    with DatasetWriter(str(place / stage), PROMPTS, provenance) as writer:
+        writer.write_rows([prompt_row("hello <b>you</b>", ["fine"])])
+        stats = Stats(rows_in=3, rows_out=1)
+        stats.drop("prompt_too_long", 2)
+        return writer.commit(stats)
+
+
+@pytest.fixture
+def diamond(tmp_path: Path) -> Dataset:
+    """evaluate takes rewards twice: itself, and by way of train."""
+    source = make(tmp_path, "import", {}, sources=[{"name": "a<b", "sha256": "00"}])
+    rewards = make(tmp_path, "rewards", {"prompts": source})
+    train = make(tmp_path, "train", {"training": rewards}, beta=0.1)
+    return make(tmp_path, "evaluate", {"rewarded": rewards, "model": train}, seed=7)
+
+
+def test_steps_come_sources_first_and_each_once(diamond: Dataset) -> None:
+    steps = steps_of(diamond.manifest.fingerprint, diamond.manifest.recipe)
+    assert [(s.stage, s.level) for s in steps] == [
+        ("import", 1),
+        ("rewards", 2),
+        ("train", 3),
+        ("evaluate", 4),
+    ]
+
+
+def test_the_tree_names_stages_settings_and_models(diamond: Dataset) -> None:
+    done = CliRunner().invoke(main, ["lineage", diamond.uri])
+    assert done.exit_code == 0, done.output
+    for text in (
+        "evaluate",
+        "beta: 0.1",
+        "tiny & co",
+        '"name": "a<b"',
+        "told above",
+        "All 4 fingerprints match",
+    ):
+        assert text in done.output
+    assert done.output.count("found: ") == 3
+
+
+def test_json_tells_the_same_story(diamond: Dataset) -> None:
+    done = CliRunner().invoke(main, ["lineage", diamond.uri, "--json"])
+    story = json.loads(done.output)
+    assert story["fingerprint"] == diamond.manifest.fingerprint
+    assert [step["stage"] for step in story["steps"]] == ["import", "rewards", "train", "evaluate"]
+    assert story["steps"][2]["params"] == {"beta": 0.1}
+    assert {ancestor["state"] for ancestor in story["ancestors"]} == {"found"}
+
+
+def test_ancestors_that_went_or_changed_are_told(diamond: Dataset, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "import")
+    shutil.rmtree(tmp_path / "train")
+    make(tmp_path, "train", {}, beta=0.5)
+    states = {ancestor.name: ancestor.state.split(":")[0] for ancestor in ancestors(diamond.manifest)}
+    assert states == {"rewarded": "found", "model": "changed", "prompts": "gone"}
+
+
+def test_an_edited_recipe_is_refused(diamond: Dataset) -> None:
+    path = Path(diamond.uri) / "manifest.json"
+    path.write_text(path.read_text().replace('"beta": 0.1', '"beta": 0.2'))
+    done = CliRunner().invoke(main, ["lineage", diamond.uri])
+    assert done.exit_code == 1
+    assert "the manifest was edited" in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_nothing_there_is_one_line(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["show", str(tmp_path / "nowhere")])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: ")
+    assert "nowhere is no finished dataset" in done.stderr
+
+
+def test_show_tells_counts_drops_and_rows(diamond: Dataset) -> None:
+    done = CliRunner().invoke(main, ["show", diamond.uri, "--rows", "1"])
+    assert done.exit_code == 0, done.output
+    for text in ("kubealign.prompts/v1", "prompt too long", "hello <b>you</b>", "fine"):
+        assert text in done.output
+
+
+class Page(HTMLParser):
+    """Collects the text and the links of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.targets: set[str | None] = set()
+        self.ids: set[str | None] = set()
+        self.loaded: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.ids |= {values["id"]} if "id" in values else set()
+        self.targets |= {values["href"].removeprefix("#")} if values.get("href") else set()  # type: ignore[union-attr]
+        if tag in ("script", "link", "img") or "src" in values:
+            self.loaded.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_the_page_is_whole_and_escapes_what_it_shows(diamond: Dataset) -> None:
+    page = Page()
+    page.feed(to_html(diamond.manifest))
+    text = " ".join(page.text)
+    for wanted in ("import", "rewards", "train", "evaluate", "tiny & co", "a<b"):
+        assert wanted in text
+    assert page.loaded == []
+    assert page.targets == page.ids == set(diamond.manifest.recipe)

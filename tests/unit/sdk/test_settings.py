@@ -1,0 +1,141 @@
+"""Bad settings are refused by the name that the user gave them, before anything runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from kubealign.cli import main
+from kubealign.compiler import compile_pipeline
+from kubealign.graph import Graph
+from kubealign.settings import OPTIONS, SAMPLING, check_parameters, config_class
+from kubealign_components.errors import ConfigError
+
+GIVEN: dict[str, Any] = {
+    "sources": [{"name": "a", "uri": "a.json"}],
+    "policy": "org/model",
+    "reward_functions": ["kubealign_components.rewards.functions:brevity"],
+}
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    return compile_pipeline("offline_alignment", tmp_path_factory.mktemp("ir") / "pipeline.yaml")
+
+
+def test_the_defaults_are_complete_and_pass(graph: Graph) -> None:
+    values = check_parameters(graph, GIVEN)
+    assert set(values) == set(graph.parameters)
+    assert values["sample_n"] == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        pytest.param("sample_m", 3, "sample_m=3: expected a parameter of offline-alignment", id="unknown"),
+        pytest.param("sample_n", "many", "sample_n='many': expected a whole number", id="type"),
+        pytest.param("sample_n", True, "sample_n=True: expected a whole number", id="bool is no number"),
+        pytest.param("sample_n", 0, "sample_n=0", id="stage refuses"),
+        pytest.param("train_objective", "dpoo", "train_objective='dpoo': expected one of", id="choice"),
+        pytest.param("select_options", {"kk": 1}, "select_options.kk=1", id="unknown option"),
+        pytest.param("train_options", {"batch_size": 0}, "train_options.batch_size=0", id="option refused"),
+        pytest.param("filter_options", {"revision": None}, "filter_options.revision=None", id="null"),
+        pytest.param("reward_functions", ["brevity"], "module:function", id="reward function"),
+        pytest.param("filter_max_prompt_len", 8192, "filter_max_prompt_len=8192", id="two settings"),
+        pytest.param("logprobs_order", "befor", "logprobs_order='befor': expected", id="order"),
+    ],
+)
+def test_what_is_refused_and_how(graph: Graph, name: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_parameters(graph, GIVEN | {name: value})
+    assert message in str(caught.value)
+
+
+def test_a_missing_parameter_is_explained(graph: Graph) -> None:
+    given = {name: value for name, value in GIVEN.items() if name != "policy"}
+    with pytest.raises(
+        ConfigError, match="policy=None: expected a value, it has no default: Model directory"
+    ):
+        check_parameters(graph, given)
+    check_parameters(graph, given, complete=False)
+    with pytest.raises(ConfigError, match="reward_functions=None: expected a value for reward_functions or"):
+        check_parameters(graph, GIVEN | {"reward_functions": []})
+
+
+def test_every_flat_argument_is_a_setting_of_its_stage(graph: Graph) -> None:
+    """Else a parameter would go unchecked."""
+    whole = {
+        OPTIONS,
+        "reward_functions",
+        "reward_model",
+        "rewards_options",
+        "sample_options",
+        "training_uris",
+    }
+    for task in graph.tasks.values():
+        cls = config_class(task.function)
+        if cls is not None:
+            fields = set(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+            put_together = whole | (set(SAMPLING) if "sampling" in fields else set())
+            assert set(task.arguments) - put_together <= fields, task.function
+
+
+def test_evaluate_is_checked_with_the_options_of_sample_and_rewards(graph: Graph) -> None:
+    for name, value in (("top_p", 2), ("dtyp", "x"), ("dtype", "x")):
+        with pytest.raises(ConfigError, match=f"^sample_options.sampling.{name}={value!r}"):
+            check_parameters(graph, GIVEN | {"sample_options": {"sampling": {name: value}}})
+    with pytest.raises(ConfigError, match=r"^rewards_options\.reward\.over_length='cut'"):
+        check_parameters(graph, GIVEN | {"rewards_options": {"reward": {"over_length": "cut"}}})
+
+
+def test_every_parameter_is_documented_and_reaches_a_stage(graph: Graph) -> None:
+    assert [p.name for p in graph.parameters.values() if not p.description] == []
+    used = {source.parameter for task in graph.tasks.values() for source in task.arguments.values()}
+    assert set(graph.parameters) - used <= {"logprobs_order"}
+
+
+def test_bad_settings_end_the_command_in_a_second_without_a_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "kubealign.cli", "run", "offline_alignment"]
+    done = subprocess.run(
+        [*command, "--set", "sample_n=0", "--output", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.rglob("*.yaml")) == []
+
+
+def test_compile_writes_parameters_as_defaults(tmp_path: Path) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_text("parameters: {policy: org/model, sample_n: 4}\ncompile: {labels: {team: a}}\n")
+    path = tmp_path / "out" / "pipeline.yaml"
+    done = CliRunner().invoke(main, ["compile", "-f", str(run), "-o", str(path)])
+    assert done.exit_code == 0, done.output
+    from kubealign.compiler import read_graph
+
+    assert read_graph(path).parameters["sample_n"].default == 4
+    assert not read_graph(path).parameters["policy"].required
+    assert "team: a" in path.read_text()
+
+
+def test_compile_leaves_nothing_behind_when_settings_are_bad(tmp_path: Path) -> None:
+    path = tmp_path / "pipeline.yaml"
+    done = CliRunner().invoke(main, ["compile", "offline_alignment", "--set", "sample_n=0", "-o", str(path)])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Error: sample_n=0")
+    assert not path.exists()
+
+
+def test_params_lists_names_defaults_and_meanings() -> None:
+    done = CliRunner().invoke(main, ["params", "offline_alignment"])
+    assert done.exit_code == 0, done.output
+    assert "sample_temperature" in done.output
+    assert "required" in done.output

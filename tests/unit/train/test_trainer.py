@@ -1,0 +1,396 @@
+"""The trainer on a tiny random Llama: its losses, its checks, its checkpoints and what it saves."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from conftest import build_tiny_model
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.models import find_model
+from kubealign_components.data.schemas import MODEL
+from kubealign_components.errors import ConfigError, DataError, DriftError
+from kubealign_components.train.checkpoints import MARKER, CheckpointStore
+from kubealign_components.train.config import SHARDED, TrainConfig
+from kubealign_components.train.curves import curves_page, training_log
+from kubealign_components.train.stage import run
+from training_data import make_training, score, training_rows
+
+MakeDataset = Callable[..., Dataset]
+
+
+def settings(policy: Path, **changes: Any) -> TrainConfig:
+    """Ten steps of four examples, at a rate at which a tiny model moves."""
+    defaults: dict[str, Any] = {
+        "policy": str(policy),
+        "max_steps": 10,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "learning_rate": 1e-3,
+        "dtype": "float32",
+    }
+    return TrainConfig(**(defaults | changes))
+
+
+@pytest.fixture
+def pairs(make_dataset: MakeDataset, tiny_model: Path) -> Dataset:
+    """Twelve pairs to train on and four to validate."""
+    return make_training(make_dataset, tiny_model, score(training_rows(12, validation=4), tiny_model))
+
+
+def losses(model: str | Path) -> list[float]:
+    """Training loss by step."""
+    return [m["loss"] for _, m in training_log(Dataset.open(str(model), MODEL)) if "loss" in m]
+
+
+def logits(model: str | Path) -> torch.Tensor:
+    """What the model at ``model`` says of a fixed input."""
+    with torch.no_grad():
+        loaded = AutoModelForCausalLM.from_pretrained(model)
+        return loaded(torch.arange(3, 67)[None]).logits
+
+
+def weights(model: str | Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(model).state_dict()
+
+
+def test_dpo_starts_at_ln_2_and_learns_the_preferences(
+    pairs: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    stats = run(settings(tiny_model, max_steps=20), training=pairs, output=str(tmp_path / "out"))
+    log = training_log(Dataset.open(str(tmp_path / "out"), MODEL))
+    assert log[0][1]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert log[0][1]["drift"] < 1e-6
+    assert log[-1][1]["loss"] < 0.5
+    assert log[-1][1]["reward_accuracy"] == 1
+    assert log[-1][1]["kl_estimate"] != 0
+    assert stats.counts["train_examples"] == 12
+    assert stats.counts["validation_examples"] == 4
+    assert stats.numbers["eval_loss"] > 0
+
+
+# Loss of every optimiser step on 12 random pairs; a change of seed, order, objective, schedule or
+# accumulation shows here.
+GOLDEN: dict[str, list[float]] = {
+    "dpo": [0.693147, 0.693147, 0.693644, 0.635171, 0.58648, 0.56882],
+    "dpo_norm": [0.693147, 0.693147, 0.688702, 0.436457, 0.43523, 0.264147],
+    "ipo": [1.0, 1.0, 0.996414, 0.770143, 0.771445, 0.577734],
+    "simpo": [0.782541, 0.603894, 1.2215, 0.806342, 0.935789, 0.403024],
+    "rebel": [7.5337, 3.88291, 6.87775, 1.58322, 1.53729, 0.190706],
+    "qrpo": [0.178284, 0.209732, 0.0559329, 0.0671403, 0.0518102, 0.120746],
+    "qrpo_length": [0.0861057, 0.113183, 0.0267064, 0.0144107, 0.0182895, 0.196913],
+}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "dpo": {"objective": "dpo"},
+    "dpo_norm": {"objective": "dpo_norm", "beta": 5.0},
+    "ipo": {"objective": "ipo", "beta": 0.5},
+    "simpo": {"objective": "simpo", "beta": 2.0},
+    "rebel": {"objective": "rebel", "beta": 0.5},
+    "qrpo": {"objective": "qrpo", "beta": 0.1},
+    "qrpo_length": {"objective": "qrpo", "beta": 5.0, "length_normalise": True, "transform": "sqrt"},
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_loss_curves_are_the_golden_ones(name: str, pairs: Dataset, tiny_model: Path, tmp_path: Path) -> None:
+    config = settings(tiny_model, max_steps=6, learning_rate=3e-4, **OBJECTIVES[name])
+    run(config, training=pairs, output=str(tmp_path / "out"))
+    assert losses(tmp_path / "out") == pytest.approx(GOLDEN[name], rel=1e-4)
+
+
+def test_accumulated_micro_batches_are_one_batch(pairs: Dataset, tiny_model: Path, tmp_path: Path) -> None:
+    """Also where the last batch of an epoch is short: 12 examples in batches of 8."""
+    config = settings(tiny_model, batch_size=8, max_steps=6, objective="qrpo")
+    for micro in (8, 2, 1):
+        run(replace(config, micro_batch_size=micro), training=pairs, output=str(tmp_path / str(micro)))
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "8"), rel=1e-4)
+    assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "8"), rel=1e-4)
+    fingerprints = {Dataset.open(str(tmp_path / m)).manifest.fingerprint for m in ("8", "2", "1")}
+    assert len(fingerprints) == 1
+
+
+def test_qrpo_trains_on_single_completions_and_calibrates(
+    make_dataset: MakeDataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = score(training_rows(16, completions=1), tiny_model)
+    data = make_training(make_dataset, tiny_model, rows)
+    config = settings(tiny_model, objective="qrpo", max_steps=12, batch_size=16, micro_batch_size=16)
+    run(config, training=data, output=str(tmp_path / "out"))
+    log = training_log(Dataset.open(str(tmp_path / "out"), MODEL))
+    assert log[-1][1]["loss"] < 0.7 * log[0][1]["loss"]
+    assert log[-1][1]["calibration_error"] < log[0][1]["calibration_error"]
+    assert sum(count for *_, count in log[0][1]["calibration"]) == 16
+    assert "reward_margin" not in log[0][1]
+
+
+def test_wrong_logprobs_stop_the_run_before_the_first_step(
+    make_dataset: MakeDataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = score(training_rows(4), tiny_model)
+    for row in rows:
+        for completion in row["completions"]:
+            completion["logprob"] -= 0.06 * completion["num_tokens"]
+    data = make_training(make_dataset, tiny_model, rows)
+    with pytest.raises(DriftError, match=r"0\.06 nats per token .* max_initial_drift=0\.05.* dtype float32"):
+        run(settings(tiny_model), training=data, output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_logprobs_of_another_policy_stop_the_run(
+    make_dataset: MakeDataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    other = build_tiny_model(tmp_path / "other", seed=1)
+    data = make_training(make_dataset, tiny_model, score(training_rows(4), other))
+    with pytest.raises(DriftError, match="nats per token"):
+        run(settings(tiny_model), training=data, output=str(tmp_path / "out"))
+
+
+def test_another_policy_than_the_datasets_is_refused_by_digest(
+    pairs: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    other = build_tiny_model(tmp_path / "other", seed=1)
+    digests = [find_model(str(path)).identity()["digest"][:12] for path in (other, tiny_model)]
+    with pytest.raises(ConfigError, match=".*".join(digests)):
+        run(settings(other), training=pairs, output=str(tmp_path / "out"))
+
+
+def test_pairwise_objectives_refuse_single_completions(
+    make_dataset: MakeDataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    data = make_training(make_dataset, tiny_model, score(training_rows(4, completions=1), tiny_model))
+    with pytest.raises(ConfigError, match=r"objective='dpo': expected qrpo, or pairs"):
+        run(settings(tiny_model), training=data, output=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "change", "message"),
+    [
+        pytest.param("logprob", None, {}, "no reference log-probability", id="unscored"),
+        pytest.param("logprob", 0.5, {}, r"is 0\.5, expected a finite number up to 0", id="positive"),
+        pytest.param("reward", None, {"objective": "rebel"}, "reward is None", id="rebel-reward"),
+        pytest.param(
+            "quantile_reward", None, {"objective": "qrpo"}, "quantile reward is None", id="quantile"
+        ),
+    ],
+)
+def test_examples_without_what_the_objective_needs_are_refused(
+    make_dataset: MakeDataset,
+    tiny_model: Path,
+    tmp_path: Path,
+    column: str,
+    value: float | None,
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    rows = score(training_rows(4), tiny_model)
+    rows[2]["completions"][1][column] = value
+    data = make_training(make_dataset, tiny_model, rows)
+    with pytest.raises(DataError, match=message):
+        run(settings(tiny_model, **change), training=data, output=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"objective": "kto"},
+        {"beta": 0.0},
+        {"objective": "dpo", "length_normalise": True},
+        {"objective": "dpo", "beta_max": 0.1},
+        {"objective": "ipo", "label_smoothing": 0.1},
+        {"adapter": "qlora", "strategy": "zero3"},
+        {"save_every": 5},
+        {"warmup_ratio": 1.0},
+    ],
+)
+def test_settings_that_do_not_fit_are_named(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as error:
+        TrainConfig(policy="p", **change)
+    assert error.value.field in [*change, "work"]
+
+
+def test_batch_size_must_be_shared_out_evenly(tiny_model: Path) -> None:
+    with pytest.raises(ConfigError, match="a multiple of 6"):
+        settings(tiny_model, batch_size=8, micro_batch_size=3).accumulation(2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine could")
+def test_qlora_needs_cuda(pairs: Dataset, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="4-bit weights need a CUDA device"):
+        run(settings(tiny_model, adapter="qlora"), training=pairs, output=str(tmp_path / "out"))
+
+
+def test_the_saved_directory_loads_in_transformers(pairs: Dataset, tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(settings(tiny_model), training=pairs, output=str(out))
+    assert not torch.equal(logits(out), logits(tiny_model))
+    assert find_model(str(out)).tokenizer_digest() == find_model(str(tiny_model)).tokenizer_digest()
+    chat = [{"role": "user", "content": "hi"}]
+    templates = [
+        AutoTokenizer.from_pretrained(p).apply_chat_template(chat, tokenize=False) for p in (out, tiny_model)
+    ]
+    assert templates[0] == templates[1]
+    manifest = Dataset.open(str(out)).manifest
+    assert set(manifest.extra["files"]) >= {"model.safetensors", "config.json", "tokenizer.json"}
+    assert manifest.slug.endswith("-dpo-beta0.1-lr0.001")
+    changed = {"use_cache", "transformers_version", "_name_or_path"}
+    before, after = (json.loads((p / "config.json").read_text()) for p in (tiny_model, out))
+    assert {k: v for k, v in before.items() if k not in changed} == {
+        k: v for k, v in after.items() if k not in changed
+    }
+
+
+def test_a_finished_run_is_kept(pairs: Dataset, tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = run(settings(tiny_model, max_steps=2), training=pairs, output=str(out))
+    written = (out / "model.safetensors").stat().st_mtime_ns
+    second = run(settings(tiny_model, max_steps=2), training=pairs, output=str(out))
+    assert second.metrics() == first.metrics()
+    assert (out / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_merged_adapters_give_the_logits_of_the_unmerged(
+    pairs: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_model, adapter="lora", learning_rate=1e-2, lora_r=4)
+    run(config, training=pairs, output=str(tmp_path / "merged"))
+    run(replace(config, merge_adapter=False), training=pairs, output=str(tmp_path / "adapter"))
+    merged, adapted = logits(tmp_path / "merged"), logits(tmp_path / "adapter")
+    torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=1e-4)
+    assert (merged - logits(tiny_model)).abs().max() > 0.01
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    assert losses(tmp_path / "merged")[0] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_the_curves_page_shows_everything_and_needs_nothing(
+    pairs: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_model, objective="qrpo", eval_every=2, max_steps=4)
+    run(config, training=pairs, output=str(tmp_path / "out"))
+    page = curves_page(str(tmp_path / "out"))
+    titles = ("Loss", "Reward margin", "KL estimate", "Gradient norm", "Throughput", "Quantile calibration")
+    assert all(f"<!-- {title} -->" in page for title in titles)
+    assert "src=" not in page
+    assert "qrpo_identity-beta0.1-lr0.001" in page
+
+
+# Trains, and dies by SIGKILL as soon as a name like the given one appears among the checkpoints.
+CHILD = """
+import json, os, signal, sys, threading
+from pathlib import Path
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.train.config import TrainConfig
+from kubealign_components.train.stage import run
+
+config, data, output, pattern = json.loads(sys.argv[1])
+
+def watch():
+    while not list(Path(config["work"]).glob(pattern)):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=watch, daemon=True).start()
+run(TrainConfig(**config), training=Dataset.open(data), output=output)
+"""
+
+
+@pytest.mark.parametrize(
+    ("adapter", "pattern"),
+    [
+        pytest.param("none", f"**/checkpoint-00000004-*/{MARKER}", id="after a save"),
+        pytest.param("none", "**/checkpoint-00000006-*/*", id="within a save"),
+        pytest.param("lora", "**/checkpoint-00000006-*/*", id="adapters with dropout, within a save"),
+    ],
+)
+def test_a_killed_run_goes_on_bit_for_bit(
+    pairs: Dataset, tiny_model: Path, tmp_path: Path, adapter: str, pattern: str
+) -> None:
+    """SIGKILL after a checkpoint, or in the middle of saving one: same losses, same weights."""
+    plain = settings(tiny_model, adapter=adapter, lora_dropout=0.1 if adapter == "lora" else 0.0)
+    config = replace(plain, save_every=2, work=str(tmp_path / "work"))
+    run(plain, training=pairs, output=str(tmp_path / "straight"))
+    fields = {name: getattr(config, name) for name in TrainConfig.__slots__}
+    arguments = json.dumps([fields, pairs.uri, str(tmp_path / "resumed"), pattern])
+    child = subprocess.run([sys.executable, "-c", CHILD, arguments], capture_output=True, text=True)
+    assert child.returncode == -9, child.stderr
+    assert not (tmp_path / "resumed").exists()
+    saved = {json.loads(path.read_text())["step"] for path in (tmp_path / "work").rglob(MARKER)}
+    assert saved and max(saved) < 10
+    run(config, training=pairs, output=str(tmp_path / "resumed"))
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
+    resumed, straight = weights(tmp_path / "resumed"), weights(tmp_path / "straight")
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+
+
+def test_another_config_does_not_resume(pairs: Dataset, tiny_model: Path, tmp_path: Path) -> None:
+    config = settings(tiny_model, save_every=2, max_steps=4, work=str(tmp_path / "work"))
+    run(config, training=pairs, output=str(tmp_path / "a"))
+    other = replace(config, beta=0.2)
+    run(other, training=pairs, output=str(tmp_path / "b"))
+    assert losses(tmp_path / "b")[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert len(losses(tmp_path / "b")) == 4
+    assert len(list((tmp_path / "work" / "train").iterdir())) == 2
+
+
+def test_checkpoints_without_marker_or_with_damage_do_not_count(tmp_path: Path) -> None:
+    store = CheckpointStore(uri=str(tmp_path / "store"), keep=2)
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    for step in (1, 2, 3):
+        (source / "sub" / "state.bin").write_text(f"state {step}")
+        store.publish(source, step)
+    names = sorted(p.name for p in (tmp_path / "store").iterdir() if list(p.rglob("*.bin")))
+    assert [name[:19] for name in names] == ["checkpoint-00000002", "checkpoint-00000003"]
+    half = tmp_path / "store" / "checkpoint-00000009-00000000"
+    half.mkdir()
+    (half / "state.bin").write_text("half")
+    assert (store.newest(tmp_path / "x") / "sub" / "state.bin").read_text() == "state 3"
+    (tmp_path / "store" / names[-1] / "sub" / "state.bin").write_text("damaged")
+    assert (store.newest(tmp_path / "y") / "sub" / "state.bin").read_text() == "state 2"
+
+
+@pytest.mark.parametrize("strategy", SHARDED)
+def test_ready_configs_are_accepted(strategy: str, tiny_model: Path, tmp_path: Path) -> None:
+    """transformers and accelerate build their plugins from them, in a process of its own."""
+    code = (
+        "import sys; from pathlib import Path;"
+        "from kubealign_components.train.arguments import training_arguments;"
+        "from kubealign_components.train.config import TrainConfig;"
+        f"c = TrainConfig(policy='p', strategy={strategy!r}, batch_size=4);"
+        f"a = training_arguments(c, Path({str(tmp_path)!r}), 1);"
+        "print(a.fsdp_plugin_args or a.deepspeed_plugin.zero_stage)"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    expected = "'fsdp_version': 2" if strategy == "fsdp2" else strategy[-1]
+    assert expected in child.stdout.strip().splitlines()[-1]
+
+
+def test_training_needs_few_packages() -> None:
+    """The trainer runs in an image without these."""
+    code = """
+import sys
+BLOCKED = {"kfp", "deepspeed", "vllm", "trl", "datasets", "matplotlib"}
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in BLOCKED else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = map(Without, sys.meta_path)
+import kubealign_components.train.objectives, kubealign_components.train.trainer
+import kubealign_components.train.stage, kubealign_components.train.curves
+assert not BLOCKED & set(sys.modules)
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
