@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from kubealign.graph import Graph, Parameter
 from kubealign.results import Results, StageRow
@@ -71,9 +72,10 @@ class Progress:
             with self.console.status("") as status, _ticking(lambda: status.update(self._now(watcher))):
                 yield
 
-    def _now(self, watcher: Watcher) -> str:
+    def _now(self, watcher: Watcher) -> Text:
         running = [f"{self._title(run)} {run.progress or duration(run.seconds)}" for run in watcher.running]
-        return escape(" · ".join(running))
+        # One line, whatever runs: a line that wraps could not be taken back.
+        return Text(" · ".join(running)[: self.console.width - 4], no_wrap=True)
 
     def _title(self, run: TaskRun) -> str:
         task = self._graph.tasks[run.task] if self._graph else None

@@ -12,6 +12,9 @@ from kubealign.console import drop_text, duration, format_number, reuse_text
 from kubealign.results import Results
 from kubealign_components.data.lineage import to_html
 
+MANY = 0.1
+"""Share of cut completions from which a reader is told that they were kept."""
+
 
 def write_summary(results: Results, path: Path) -> None:
     """Write ``results`` as one HTML page that needs nothing beside itself."""
@@ -34,16 +37,21 @@ def write_summary(results: Results, path: Path) -> None:
 
 
 def notes_on(results: Results) -> list[str]:
-    """What a reader of the numbers must know."""
+    """What a reader of the numbers must know about completions that were cut at max_new_tokens."""
     notes = []
     for row in results.stages:
-        cut = row.counts.get("completions_dropped_truncated", 0)
-        if row.stage == "sample" and cut:
+        sampled = row.counts.get("sampled_completions", 0)
+        dropped, kept = row.counts.get("truncated_dropped", 0), row.counts.get("truncated_kept", 0)
+        if dropped:
             notes.append(
-                f"{cut} sampled completions were dropped because they were cut at max_new_tokens. Long "
-                "answers are missing from the reference rewards for that reason, which biases quantile "
-                "rewards and pairs towards short answers. Raise sample_max_new_tokens, or keep truncated "
-                "completions."
+                f"{dropped} of {sampled} sampled completions were dropped because they were cut at "
+                "sample_max_new_tokens. Long answers are missing from the reference rewards, which biases "
+                "quantile rewards and pairs towards short ones. Raise sample_max_new_tokens, or keep them."
+            )
+        if kept > sampled * MANY:
+            notes.append(
+                f"{kept} of {sampled} sampled completions were cut at sample_max_new_tokens and kept: their "
+                "rewards are those of unfinished texts. Raise sample_max_new_tokens if that is not meant."
             )
     return notes
 

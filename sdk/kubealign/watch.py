@@ -173,7 +173,7 @@ class Watcher(logging.Filter):
         if run is None or not line.strip():
             return
         if bar := _BAR.match(line.strip()):
-            run.progress = f"{bar['percent']}% {bar['rest']}"
+            run.progress = f"{bar['percent']}% {bar['rest'].partition(' [')[0]}"
             return
         self._files[thread].write(line + "\n")
         self._files[thread].flush()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from kubealign import Results, RunFile, run_local
 from kubealign.cli import main
+from kubealign.console import reuse_text
+from kubealign.results import StageRow
 from kubealign_components.errors import ConfigError
 
 STAGES = ["import_prompts", "filter", "sample", "rewards", "select", "logprobs", "mix", "train", "evaluate"]
@@ -41,11 +43,11 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFile:
-    """Forty prompts with an offline pair each, two chunks, four completions of at most twelve tokens."""
+    """Two dozen prompts with an offline pair each, in two chunks; three completions of at most ten tokens."""
     path = tmp_path_factory.mktemp("data") / "preferences.jsonl"
     rows = [
         {"prompt": f"Tell me about {topic}, please ({i}).", "chosen": f"{topic} are fine.", "rejected": "No."}
-        for i in range(4)
+        for i in range(2)
         for topic in TOPICS
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -56,16 +58,16 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFile:
             "reward_functions": [
                 {"function": "kubealign_components.rewards.functions:brevity", "settings": {"scale": 8}}
             ],
-            "validation_fraction": 0.25,
-            "work_rows_per_chunk": 24,
+            "validation_fraction": 0.4,
+            "work_rows_per_chunk": 12,
             "filter_max_seq_len": 256,
             "filter_max_prompt_len": 128,
             "sample_engine": "transformers",
-            "sample_n": 4,
-            "sample_max_new_tokens": 12,
+            "sample_n": 3,
+            "sample_max_new_tokens": 10,
             "train_learning_rate": 1e-3,
-            "train_options": {"batch_size": 8, "max_steps": 3},
-            "evaluate_max_prompts": 8,
+            "train_options": {"batch_size": 8, "max_steps": 2},
+            "evaluate_max_prompts": 6,
         }
     )
 
@@ -110,7 +112,7 @@ def test_the_run_folder_tells_the_run(dpo: Results) -> None:
     page = (dpo.folder / "summary.html").read_text()
     for text in ("train_learning_rate", "Lineage", "Evaluation", "brevity"):
         assert text in page
-    assert "http://" not in page.replace("http://www.w3.org/", "")
+    assert not re.search(r"(?:src|href)=.{0,6}https?:", page), "the page loads something from elsewhere"
     assert len(list((dpo.folder / "logs").glob("*.log"))) >= len(STAGES)
 
 
@@ -124,35 +126,34 @@ def test_lineage_leads_from_the_evaluation_to_the_data(dpo: Results) -> None:
     assert "sha256" in json.dumps(source)
 
 
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        pytest.param("random", {"select_strategy": "best_random"}, id="another selection"),
-        pytest.param(
-            "qrpo",
-            {"select_strategy": "all", "logprobs_order": "before", "train_objective": "qrpo"},
-            id="qrpo on all completions, scored before selection",
-        ),
-    ],
-)
-def test_a_second_run_reuses_every_sampled_and_rewarded_row(
-    run: RunFile, output: Path, dpo: Results, name: str, changes: dict[str, Any]
+def test_another_selection_reuses_every_sampled_and_rewarded_row(
+    run: RunFile, output: Path, dpo: Results
 ) -> None:
-    again = run_local(
-        RunFile(parameters={**run.parameters, **changes, "work_rows_per_chunk": 15}), output=output, name=name
+    """All completions for QRPO, scored before selection, and the work cut into one chunk, not two."""
+    changes = {"select_strategy": "all", "logprobs_order": "before", "train_objective": "qrpo"}
+    qrpo = run_local(
+        RunFile(parameters={**run.parameters, **changes, "work_rows_per_chunk": 24}),
+        output=output,
+        name="qrpo",
     )
-    before = {row.stage: row for row in dpo.stages}
-    for row in again.stages:
-        if row.stage in ("sample", "rewards"):
-            assert row.reused == row.rows_out == before[row.stage].rows_out
-    assert [row.stage for row in again.stages if row.stage not in ("select", "logprobs")] == [
-        stage for stage in STAGES if stage not in ("select", "logprobs")
-    ]
-    fingerprints = [
-        {r.metadata["fingerprint"] for r in results.outputs_of("system.Dataset") if r.task == "merge-2"}
-        for results in (dpo, again)
-    ]
-    assert fingerprints[0] == fingerprints[1] != set()
+    stages = [row.stage for row in qrpo.stages]
+    assert stages.index("logprobs") < stages.index("select")
+    assert sorted(stages) == sorted(STAGES)
+    for first, again in zip(_chunked(dpo), _chunked(qrpo), strict=True):
+        assert again.reused == again.rows_out == first.rows_out
+    assert _fingerprint(dpo, "rewards") == _fingerprint(qrpo, "rewards")
+    assert _fingerprint(dpo, "select") != _fingerprint(qrpo, "select")
+    assert "sample 1 of 1 chunks (24 of 24 rows)" in reuse_text(qrpo)
+
+
+def _chunked(results: Results) -> list[StageRow]:
+    return [row for row in results.stages if row.stage in ("sample", "rewards")]
+
+
+def _fingerprint(results: Results, stage: str) -> str:
+    assert results.last is not None
+    [found] = [name for name, step in results.last.recipe.items() if step["stage"] == stage]
+    return found
 
 
 def test_a_name_is_taken_once(run: RunFile, output: Path, dpo: Results) -> None:

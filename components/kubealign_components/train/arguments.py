@@ -61,6 +61,10 @@ def training_arguments(config: TrainConfig, folder: Path, processes: int) -> Tra
     )
     if processes == 1:
         arguments._n_gpu = min(arguments.n_gpu, 1)  # the Trainer's own DataParallel splits tensors only
+    if config.strategy.startswith("zero") and torch.distributed.is_initialized():
+        import deepspeed
+
+        deepspeed.init_distributed()  # ZeRO-3 asks it for the number of processes when the model is loaded
     return arguments
 
 

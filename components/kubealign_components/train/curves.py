@@ -16,10 +16,10 @@ Log = Sequence[tuple[int, Mapping[str, Any]]]
 
 _PANELS = (
     ("Loss", ("loss", "eval_loss"), "mean over examples"),
-    ("Reward margin", ("reward_margin", "eval_reward_margin"), "implicit reward, chosen − rejected"),
+    ("Reward margin", ("reward_margin", "eval_reward_margin"), "chosen − rejected"),
     ("Reward accuracy", ("reward_accuracy", "eval_reward_accuracy"), "share of pairs"),
     ("Log-ratio", ("chosen_log_ratio", "rejected_log_ratio"), "nats a completion"),
-    ("KL estimate", ("kl_estimate", "eval_kl_estimate"), "−mean log-ratio of reference completions, nats"),
+    ("KL estimate", ("kl_estimate", "eval_kl_estimate"), "−log-ratio on its samples, nats"),
     ("Gradient norm", ("grad_norm",), "before clipping"),
     ("Learning rate", ("learning_rate",), ""),
     ("Throughput", ("tokens_per_second",), "tokens/s"),

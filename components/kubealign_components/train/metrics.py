@@ -15,7 +15,7 @@ NAMES = (
     "chosen_log_ratio",
     "rejected_log_ratio",
     "kl_estimate",
-    "drift",
+    "abs_log_ratio_per_token",
     "tokens",
 )
 """Means that a :class:`Meter` keeps:
@@ -27,7 +27,7 @@ NAMES = (
 * ``kl_estimate``: over completions sampled from the reference, −l in nats a completion. That is the
   plain Monte Carlo estimate of KL(π_ref ‖ π_θ), unbiased when the completions were selected without
   regard to their rewards and biased by the selection otherwise: read its growth, not its value.
-* ``drift``: over completions, |l| per token.
+* ``abs_log_ratio_per_token``: over completions, |l| per token.
 * ``tokens``: over forward passes, tokens of prompts and completions.
 """
 

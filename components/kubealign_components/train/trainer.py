@@ -110,7 +110,11 @@ class AlignmentTrainer(Trainer):
             measured = self.meter.drain(self._sum)
         finally:
             self.meter = training
-        metrics = {f"eval_{name}": v for name, v in measured.items() if name not in ("tokens", "drift")}
+        metrics = {
+            f"eval_{name}": v
+            for name, v in measured.items()
+            if name not in ("tokens", "abs_log_ratio_per_token")
+        }
         self.log(metrics)
         return metrics
 
@@ -199,7 +203,7 @@ def _measure(
     meter.add("chosen_log_ratio", log_ratio_C[w])
     meter.add("rejected_log_ratio", log_ratio_C[l])
     meter.add("kl_estimate", -log_ratio_C[batch.from_reference_C])
-    meter.add("drift", log_ratio_C.abs() / batch.length_C)
+    meter.add("abs_log_ratio_per_token", log_ratio_C.abs() / batch.length_C)
     meter.add_total("tokens", torch.tensor(batch.tokens, device=loss.device), 1)
     if config.objective == "qrpo":
         implied_C = objectives.implied_quantile(log_ratio_C, _beta(config, batch), config.transform)
@@ -217,7 +221,7 @@ class _InitialDrift(TrainerCallback):
         """Called with the gradients of the step complete and nothing updated."""
         if state.global_step:
             return
-        drift = self.trainer.meter.mean("drift", self.trainer._sum)
+        drift = self.trainer.meter.mean("abs_log_ratio_per_token", self.trainer._sum)
         limit = self.trainer.config.max_initial_drift
         if not drift <= limit:
             raise DriftError(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from kubealign_components.config import from_mapping
 from kubealign_components.data.dataset import Dataset
@@ -88,6 +89,8 @@ def work(job: Job) -> None:
     if not _evaluated(trainer):
         trainer.evaluate()
     state = _gathered(trainer, config)
+    # From here on a model is loaded as a whole again, also after ZeRO-3.
+    unset_hf_deepspeed_config()
     if trainer.is_world_process_zero():
         save_policy(config, policy, Path(job.policy), folder / MODEL_FOLDER, state)
         (folder / LOG_FILE).write_text(json.dumps(training_log(trainer.state.log_history)))

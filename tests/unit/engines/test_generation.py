@@ -126,7 +126,7 @@ def test_completions_differ_within_a_prompt_and_between_neighbours(engine: str, 
     rows = sample(spec_of(engine=engine, n=6), tiny_model, twins)
     assert [len(row) for row in rows] == [6] * 12
     everything = Counter(tuple(s.token_ids) for row in rows for s in row if len(s.token_ids) > 4)
-    assert len(everything) > 20
+    assert len(everything) > 10
     assert set(everything.values()) == {1}
     again = sample(spec_of(engine=engine, n=6), tiny_model, twins[3:5])
     assert again == rows[3:5]

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+import kubealign_pipelines
 from kubealign.compiler import compile_pipeline
+from kubealign.runfile import load_run_file
+from kubealign.settings import check_parameters
 from kubealign_pipelines import build
 from kubealign_pipelines.resources import DEFAULTS, CompileSettings, StageResources
 
@@ -84,6 +87,16 @@ def test_a_run_file_places_pods(tmp_path: Path) -> None:
     ]
     assert loops == [7] * len(loops)
     assert loops
+
+
+PARAMS = Path(kubealign_pipelines.__file__).parent / "params"
+
+
+@pytest.mark.parametrize("path", sorted(PARAMS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_run_file_that_ships_can_be_used(path: Path, tmp_path: Path) -> None:
+    run = load_run_file(path)
+    graph = compile_pipeline(run.pipeline, tmp_path / "pipeline.yaml", run.compile)
+    check_parameters(graph, run.parameters, complete=False)
 
 
 @pytest.mark.parametrize("name", ["offline", ""])

@@ -70,7 +70,7 @@ def test_dpo_starts_at_ln_2_and_learns_the_preferences(
     stats = run(settings(tiny_model, max_steps=20), training=pairs, output=str(tmp_path / "out"))
     log = training_log(Dataset.open(str(tmp_path / "out"), MODEL))
     assert log[0][1]["loss"] == pytest.approx(math.log(2), abs=1e-6)
-    assert log[0][1]["drift"] < 1e-6
+    assert log[0][1]["abs_log_ratio_per_token"] < 1e-6
     assert log[-1][1]["loss"] < 0.5
     assert log[-1][1]["reward_accuracy"] == 1
     assert log[-1][1]["kl_estimate"] != 0

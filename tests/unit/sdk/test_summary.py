@@ -1,0 +1,77 @@
+"""What a run is told as: notes on cut completions, reuse, numbers."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from kubealign.console import format_number, reuse_text, stage_table
+from kubealign.results import Results, StageRow
+from kubealign.summary import notes_on, write_summary
+
+
+def stage(name: str, **counts: int) -> StageRow:
+    return StageRow(
+        stage=name,
+        title=name.replace("_", " "),
+        rows_in=10,
+        rows_out=8,
+        dropped={"prompt_too_long": 2},
+        counts=counts,
+        numbers={"gain_<b>": 0.123456},
+        seconds=75.0,
+    )
+
+
+def results(*stages: StageRow) -> Results:
+    return Results(
+        pipeline="offline-alignment",
+        folder=Path("/runs/one"),
+        parameters={"policy": "<script>alert(1)</script>"},
+        seconds=3725.0,
+        stages=list(stages),
+    )
+
+
+@pytest.mark.parametrize(
+    ("dropped", "kept", "told"),
+    [(0, 0, []), (3, 0, ["biases"]), (0, 1, []), (0, 40, ["unfinished"]), (3, 40, ["biases", "unfinished"])],
+)
+def test_cut_completions_are_told_when_they_matter(dropped: int, kept: int, told: list[str]) -> None:
+    row = stage("sample", sampled_completions=100, truncated_dropped=dropped, truncated_kept=kept)
+    notes = notes_on(results(row))
+    assert len(notes) == len(told)
+    assert all(word in note for word, note in zip(told, notes))
+
+
+def test_reuse_is_told_by_stage_and_only_where_there_was_some() -> None:
+    reused = stage("sample", chunks=4, chunks_reused=3, rows_reused=6)
+    fresh = stage("rewards", chunks=4, chunks_reused=0, rows_reused=0)
+    assert reuse_text(results(reused, fresh)) == (
+        "Reused from earlier runs: sample 3 of 4 chunks (6 of 8 rows)."
+    )
+    assert reuse_text(results(fresh, stage("mix"))) == ""
+
+
+def test_the_table_and_the_page_hold_the_counts(tmp_path: Path) -> None:
+    run = results(stage("filter"), stage("evaluate"))
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(stage_table(run))
+    text = console.export_text()
+    assert "1 h 02 min" in text
+    assert "2 prompt too long" in text
+    write_summary(run, tmp_path / "summary.html")
+    page = (tmp_path / "summary.html").read_text()
+    assert "<script>" not in page
+    assert "gain &lt;b&gt;" in page
+    assert "0.1235" in page
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(3, "3"), (12345, "12,345"), (2.0, "2"), (0.000123456, "0.0001235"), ("x", "x")]
+)
+def test_numbers(value: object, text: str) -> None:
+    assert format_number(value) == text
