@@ -133,7 +133,9 @@ def run_(
         if note:
             console.print(note)
     console.print(number_table("Evaluation", results.evaluation))
-    console.print(f"Model:   {results.model}\nSummary: {results.folder / 'summary.html'}")
+    console.print(
+        f"Model:   {results.folder / 'model'}\nSummary: {results.folder / 'summary.html'}", soft_wrap=True
+    )
 
 
 @main.command("lineage")
@@ -160,7 +162,9 @@ def lineage_(place: str, as_json: bool, html: Path | None) -> None:
     console.print(f"All {len(dataset.manifest.recipe)} fingerprints match their steps.")
     for ancestor in ancestors(dataset.manifest):
         console.print(
-            f"  {ancestor.state}: {ancestor.name} {ancestor.fingerprint[:12]} {ancestor.uri}", markup=False
+            f"  {ancestor.state}: {ancestor.name} {ancestor.fingerprint[:12]} {ancestor.uri}",
+            markup=False,
+            soft_wrap=True,
         )
 
 

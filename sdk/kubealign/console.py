@@ -22,6 +22,8 @@ from kubealign.graph import Graph, Parameter
 from kubealign.results import Results, StageRow
 from kubealign.watch import TaskRun, Watcher
 
+PIPE_WIDTH = 120
+"""Columns of a table that goes to a file."""
 PROGRESS_SECONDS = "KUBEALIGN_PROGRESS_SECONDS"
 """Tells the stages' progress bars how often to write when nobody sees them directly."""
 
@@ -29,7 +31,8 @@ PROGRESS_SECONDS = "KUBEALIGN_PROGRESS_SECONDS"
 def standard_console(*, stderr: bool = False) -> Console:
     """A console on today's standard output, which stays the same while prints are redirected."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
+    width = None if stream.isatty() else int(os.environ.get("COLUMNS") or PIPE_WIDTH)
+    return Console(file=stream, highlight=False, width=width)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,7 +62,7 @@ class Progress:
     def line(self, run: TaskRun, text: str) -> None:
         """A stage wrote ``text``."""
         if self.verbose:
-            self.console.print(f"       [dim]{escape(self._title(run))} │[/] {escape(text)}")
+            self.console.print(f"       [dim]{escape(self._title(run))} │[/] {escape(text)}", soft_wrap=True)
 
     @contextlib.contextmanager
     def showing(self, graph: Graph, watcher: Watcher) -> Iterator[None]:
@@ -85,7 +88,8 @@ class Progress:
     def _write(self, word: str, style: str, run: TaskRun, detail: str) -> None:
         elapsed = _clock(time.monotonic() - self._started)
         self.console.print(
-            f"[dim]{elapsed}[/]  [{style}]{word:<8}[/]{escape(self._title(run)):<28} {detail}".rstrip()
+            f"[dim]{elapsed}[/]  [{style}]{word:<8}[/]{escape(self._title(run)):<28} {detail}".rstrip(),
+            soft_wrap=True,
         )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from kubealign_components.data.lineage import LineageStep, describe, steps_of, t
 from kubealign_components.errors import CorruptDataset, NotFound, StoreError
 
 RESULTS = "results.json"
+_DIGEST = re.compile("[0-9a-f]{40,64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,13 +97,30 @@ def lineage_tree(manifest: Manifest, *, settings: bool = True) -> Tree:
 
 
 def _facts(step: LineageStep) -> Iterator[str]:
-    for name, value in describe(step.models):
-        yield f"[magenta]model[/] {escape(name)}: {escape(_short(value))}"
-    for name, value in describe(step.params):
-        yield f"{escape(name)}: {escape(_short(value))}"
+    for role, identity in sorted(step.models.items()):
+        yield f"[magenta]{escape(role)}[/] {escape(_identity(identity))}"
+    for source in step.params.get("sources", ()):
+        yield f"[magenta]source[/] {escape(_settings(source))}"
+    settings = {name: value for name, value in step.params.items() if name != "sources"}
+    if settings:
+        yield escape(_settings(settings))
 
 
-def _short(text: str, limit: int = 160) -> str:
+def _settings(values: Any) -> str:
+    return ", ".join(f"{name} {_short(value)}" for name, value in describe(values))
+
+
+def _identity(value: Any) -> str:
+    """Digests to twelve digits and names in full; one that has both as name and digest."""
+    if not isinstance(value, Mapping):
+        text = str(value)
+        return text[:12] if _DIGEST.fullmatch(text) else text
+    parts = [_identity(value["name"])] if "name" in value else []
+    parts += [f"{key} {_identity(item)}" for key, item in value.items() if key != "name"]
+    return ", ".join(parts)
+
+
+def _short(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 

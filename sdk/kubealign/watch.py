@@ -202,4 +202,4 @@ def reason_of(run: TaskRun) -> str:
         for line in reversed(run.tail):
             if found := pattern.match(line):
                 return found[1]
-    return run.tail[-1].strip() if run.tail else "it ended without a word; memory may have run out"
+    return run.tail[-1].strip() if run.tail else "it ended without a word: killed, perhaps for lack of memory"

@@ -90,7 +90,7 @@ def test_a_failure_is_told_in_the_stage_s_own_words(tmp_path: Path) -> None:
         (["kubealign_components.errors.ConfigError: n=0: expected 1", "y.ZError: z"], "n=0: expected 1"),
         (["torch.OutOfMemoryError: CUDA out of memory"], "torch.OutOfMemoryError: CUDA out of memory"),
         (["Killed"], "Killed"),
-        ([], "it ended without a word; memory may have run out"),
+        ([], "it ended without a word: killed, perhaps for lack of memory"),
     ],
 )
 def test_reasons(tail: list[str], reason: str) -> None:

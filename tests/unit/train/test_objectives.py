@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubealign_components.train import objectives as obj
+from kubealign_components.train.config import TRANSFORMS
 
 # β·log Z of the identity transform, published in the reference (six decimals).
 IDENTITY = {
@@ -106,7 +107,7 @@ def test_unbounded_transforms_clamp_the_quantile_to_what_n_references_resolve() 
     assert value.tolist() == pytest.approx(scipy.stats.norm.ppf([0.25, 0.75, 0.5]).tolist(), abs=1e-12)
 
 
-@pytest.mark.parametrize("transform", obj.TRANSFORMS)
+@pytest.mark.parametrize("transform", TRANSFORMS)
 def test_implied_quantile_inverts_the_loss(transform: str) -> None:
     """Where the loss is zero, the policy implies the quantile it was trained on."""
     quantile, references, beta = double(0.2, 0.5, 0.9), double(10, 10, 10), double(0.05, 0.5, 2.0)
