@@ -4,10 +4,8 @@ This is the one function that says what a log-probability is: the scorer and the
 it, so that at step 0 policy and reference agree to the last bit that their dtypes allow.
 
 A pack is one row of tokens: a prompt, its completions, the next prompt, its completions, … Linear
-layers see the row as it is. Attention runs segment by segment: a prompt attends to itself, a
-completion to its prompt and itself, and nothing is computed twice or masked away. Positions of a
-completion continue from the end of its prompt. The arithmetic of a segment does not depend on what
-else is in the pack.
+layers see the row as it is; attention runs segment by segment (:mod:`.segments`). Positions of a
+completion continue from the end of its prompt.
 
 Shape suffixes: T tokens of the pack, M predicted tokens, K completions, H hidden, V vocabulary,
 N heads, D head size.
@@ -21,20 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface
 
+from kubealign_components.engines.segments import Segment, SegmentPlan, check_windows, use_segments
 from kubealign_components.errors import DataError, EngineError
 
-ATTENTION = "kubealign_segments"
-"""Name under which transformers knows the attention below."""
 HEAD_ROWS = 512
 """Predicted tokens whose logits exist at one time."""
-
-Segment = tuple[int, int, int, int]
-"""First and end token of a prompt, first and end token of a completion that continues it; the
-completion is empty for the prompt's own segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +118,9 @@ def prepare(model: Any) -> Any:
     """Give ``model`` the segment attention; call once after loading.
 
     Raises:
-        EngineError: a model whose attention or head this module does not reproduce.
+        EngineError: a model whose attention is not reproduced.
     """
-    config = model.config.get_text_config()
-    if getattr(config, "attn_logit_softcapping", None):
-        raise EngineError(
-            f"{config.model_type}: soft-capped attention scores are not supported for scoring and training"
-        )
-    if getattr(config, "position_embedding_type", None) == "alibi" or getattr(config, "alibi", False):
-        raise EngineError(f"{config.model_type}: ALiBi positions are not supported for scoring and training")
-    AttentionInterface.register(ATTENTION, _segment_attention)
-    model.set_attn_implementation(ATTENTION)
+    use_segments(model)
     return model
 
 
@@ -155,26 +138,37 @@ def summed_logprobs(model: Any, batch: PackedBatch) -> Tensor:
         EngineError: a sum that is not finite.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden_TH = base.get_decoder()(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, segments=batch.segments
-    ).last_hidden_state[0]
-    hidden_MH = hidden_TH[batch.predictors]
+    hidden_TH = _hidden_states(base, batch)
+    # A model that is spread over devices ends on another one than it starts on.
+    targets_M, owners_M = (index.to(hidden_TH.device) for index in (batch.targets, batch.owners))
+    hidden_MH = hidden_TH[batch.predictors.to(hidden_TH.device)]
     head = _Head(base)
     token_logprobs_M = torch.cat(
         [
-            _slice_logprobs(head, hidden_MH[i : i + HEAD_ROWS], batch.targets[i : i + HEAD_ROWS])
-            for i in range(0, len(batch.targets), HEAD_ROWS)
+            _slice_logprobs(head, hidden_MH[i : i + HEAD_ROWS], targets_M[i : i + HEAD_ROWS])
+            for i in range(0, len(targets_M), HEAD_ROWS)
         ]
     )
     # Summed in fp64: a long completion's fp32 running sum would round every token to its own size.
     sums_K = torch.zeros(batch.completions, dtype=torch.float64, device=token_logprobs_M.device)
-    sums_K = sums_K.index_add(0, batch.owners, token_logprobs_M.double()).float()
+    sums_K = sums_K.index_add(0, owners_M, token_logprobs_M.double()).float()
     if not torch.isfinite(sums_K).all():
         bad = int((~torch.isfinite(sums_K)).nonzero()[0])
         raise EngineError(
             f"completion {bad} of the pack has log-probability {float(sums_K[bad])}; the model is broken"
         )
     return sums_K
+
+
+def _hidden_states(base: Any, batch: PackedBatch) -> Tensor:
+    """(T, H): the decoder's last hidden states."""
+    plan = SegmentPlan(batch.segments)
+    output = base.get_decoder()(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, plan=plan
+    )
+    check_windows(base, plan)
+    hidden_TH: Tensor = output.last_hidden_state[0]
+    return hidden_TH
 
 
 class LogprobModel(nn.Module):
@@ -212,56 +206,10 @@ class _Head:
 def _slice_logprobs(head: _Head, hidden_MH: Tensor, targets_M: Tensor) -> Tensor:
     def compute(hidden_MH: Tensor) -> Tensor:
         logits_MV = head(hidden_MH)
-        return logits_MV.gather(1, targets_M[:, None])[:, 0] - logits_MV.logsumexp(1)
+        chosen_M = logits_MV.gather(1, targets_M.to(logits_MV.device)[:, None])[:, 0]
+        return (chosen_M - logits_MV.logsumexp(1)).to(hidden_MH.device)
 
     if torch.is_grad_enabled():
         result: Tensor = checkpoint(compute, hidden_MH, use_reentrant=False)
         return result
     return compute(hidden_MH)
-
-
-def _segment_attention(
-    _module: nn.Module,
-    query_1NTD: Tensor,
-    key_1NTD: Tensor,
-    value_1NTD: Tensor,
-    _mask: Tensor | None,
-    *,
-    segments: tuple[Segment, ...],
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention of each segment by itself; gives (1, T, N, D) as transformers expects."""
-    if sliding_window is not None and any(e - s + f - c > sliding_window for s, e, c, f in segments):
-        raise EngineError(
-            f"sequences longer than the model's sliding window of {sliding_window} are not supported"
-        )
-    outputs = []
-    for start, end, first, stop in segments:
-        keys, values = key_1NTD[:, :, start:end], value_1NTD[:, :, start:end]
-        queries, mask = query_1NTD[:, :, start:end], None
-        if stop > first:
-            queries = query_1NTD[:, :, first:stop]
-            keys = torch.cat([keys, key_1NTD[:, :, first:stop]], dim=2)
-            values = torch.cat([values, value_1NTD[:, :, first:stop]], dim=2)
-            mask = _continuation_mask(stop - first, end - start, queries.device)
-        outputs.append(
-            scaled_dot_product_attention(
-                queries,
-                keys,
-                values,
-                attn_mask=mask,
-                dropout_p=dropout,
-                scale=scaling,
-                is_causal=mask is None,
-                enable_gqa=True,
-            )
-        )
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
-
-
-def _continuation_mask(length: int, prompt: int, device: torch.device) -> Tensor:
-    """(length, prompt + length) bool: a completion token sees the prompt and itself up to here."""
-    return torch.ones(length, prompt + length, dtype=torch.bool, device=device).tril(prompt)
