@@ -29,14 +29,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "dpo": {
         "select_strategy": "best_worst",
         "train_beta": 0.1,
-        "train_learning_rate": 1e-5,
-        "train_options": {"batch_size": 8, "max_steps": 16},
+        "train_learning_rate": 3e-5,
+        "train_options": {"batch_size": 8, "max_steps": 16, "micro_batch_size": 8, "save_dtype": "float32"},
     },
     "qrpo": {
         "select_strategy": "all",
         "train_beta": 0.5,
-        "train_learning_rate": 2e-5,
-        "train_options": {"batch_size": 16, "max_steps": 32, "micro_batch_size": 4},
+        "train_learning_rate": 3e-5,
+        "train_options": {"batch_size": 16, "max_steps": 32, "micro_batch_size": 16, "save_dtype": "float32"},
     },
 }
 

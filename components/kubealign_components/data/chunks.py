@@ -398,8 +398,8 @@ def _check_part(chunk: Chunk, part: Dataset, fingerprint: str, schema: str) -> N
         )
     if manifest.fingerprint != fingerprint or manifest.schema != schema:
         raise ChunkError(
-            f"part {chunk.index} at {part.uri} is {manifest.schema} {manifest.fingerprint[:12]}, the first is "
-            f"{schema} {fingerprint[:12]}; parts of one dataset share one recipe"
+            f"part {chunk.index} at {part.uri} is {manifest.schema} {manifest.fingerprint[:12]}, the "
+            f"first part is {schema} {fingerprint[:12]}; parts of one dataset share one recipe"
         )
 
 

@@ -34,6 +34,8 @@ class Group:
 
     prompt: Sequence[int]
     completions: Sequence[Sequence[int]]
+    name: str = ""
+    """What an error calls the prompt."""
 
     @property
     def tokens(self) -> int:
@@ -124,7 +126,7 @@ def prepare(model: Any) -> Any:
     return model
 
 
-def summed_logprobs(model: Any, batch: PackedBatch) -> Tensor:
+def summed_logprobs(model: Any, batch: PackedBatch, names: Sequence[str] = ()) -> Tensor:
     """(K,) fp32: for each completion the sum of log p(token | what precedes it), in nats.
 
     Differentiable. The head runs on the predicting positions alone, ``HEAD_ROWS`` at a time, with
@@ -133,6 +135,7 @@ def summed_logprobs(model: Any, batch: PackedBatch) -> Tensor:
     Args:
         model: a causal language model that went through :func:`prepare`, possibly PEFT-wrapped.
         batch: on the model's device.
+        names: what an error calls each completion; its number in the pack when not given.
 
     Raises:
         EngineError: a sum that is not finite.
@@ -154,9 +157,8 @@ def summed_logprobs(model: Any, batch: PackedBatch) -> Tensor:
     sums_K = sums_K.index_add(0, owners_M, token_logprobs_M.double()).float()
     if not torch.isfinite(sums_K).all():
         bad = int((~torch.isfinite(sums_K)).nonzero()[0])
-        raise EngineError(
-            f"completion {bad} of the pack has log-probability {float(sums_K[bad])}; the model is broken"
-        )
+        name = names[bad] if names else f"completion {bad} of the pack"
+        raise EngineError(f"{name} has log-probability {float(sums_K[bad])}; the model is broken")
     return sums_K
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -15,6 +16,8 @@ from kubealign_components.errors import EngineError
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 POSITIVE_SLACK = 1e-3
 """Nats by which rounding can lift the log-probability of a certain token above zero."""
+PROBE = (Group((1, 2, 3, 4, 5, 6), ((7, 8, 9, 10), (11, 12))), Group((13, 14), ((15, 16, 17),)))
+"""What a model is tried on when it is loaded: twentieths of its vocabulary."""
 
 
 class Scorer:
@@ -32,7 +35,7 @@ class Scorer:
         token_budget: tokens of a pack, each prompt counted once.
 
     Raises:
-        EngineError: the model cannot be loaded, or has attention that cannot be reproduced.
+        EngineError: the model cannot be loaded, or its packed forward is not its plain one.
         ConfigError: a dtype or budget that cannot be used.
     """
 
@@ -53,7 +56,8 @@ class Scorer:
             )
         except (OSError, ValueError, KeyError) as error:
             raise EngineError(f"cannot load {model} for scoring: {error}") from error
-        prepare(self._model).eval()
+        self._model.eval()
+        _prepare_and_compare(self._model, chosen)
 
     def __enter__(self) -> Scorer:
         return self
@@ -73,7 +77,8 @@ class Scorer:
 
         Raises:
             DataError: an empty prompt or completion.
-            EngineError: a sum that is positive or not finite; names the group and completion.
+            EngineError: a sum that is positive or not finite, with the names of prompt and completion; or
+                the device is out of memory.
         """
         sums: list[list[float]] = [[0.0] * len(group.completions) for group in groups]
         for members in _packs(groups, self.token_budget):
@@ -81,12 +86,63 @@ class Scorer:
                 Group(groups[number].prompt, [groups[number].completions[c] for c in chosen])
                 for number, chosen in members
             ]
-            batch = pack(packed).to(self._model.get_input_embeddings().weight.device)
-            values = iter(summed_logprobs(self._model, batch).tolist())
-            for number, chosen in members:
-                for completion in chosen:
-                    sums[number][completion] = _checked(next(values), number, completion)
+            places = [(number, completion) for number, chosen in members for completion in chosen]
+            names = [f"completion {c} of prompt {groups[n].name or n}" for n, c in places]
+            for (number, completion), name, value in zip(places, names, self._sums(packed, names)):
+                sums[number][completion] = checked_logprob(value, name)
         return sums
+
+    def _sums(self, groups: Sequence[Group], names: Sequence[str]) -> list[float]:
+        batch = pack(groups)
+        try:
+            on_device = batch.to(self._model.get_input_embeddings().weight.device)
+            return summed_logprobs(self._model, on_device, names).tolist()  # type: ignore[no-any-return]
+        except torch.OutOfMemoryError as error:
+            raise EngineError(
+                f"out of memory scoring {batch.input_ids.numel()} tokens at once; lower "
+                f"token_budget={self.token_budget}"
+            ) from error
+
+
+def checked_logprob(value: float, name: str) -> float:
+    """``value`` if it can be a log-probability; what rounding lifted above zero becomes zero.
+
+    Raises:
+        EngineError: a probability above one; says whose.
+    """
+    if value > POSITIVE_SLACK:
+        raise EngineError(f"{name} has log-probability {value}, a probability above one; the model is broken")
+    return min(value, 0.0)
+
+
+@torch.inference_mode()
+def _prepare_and_compare(model: Any, dtype: str) -> None:
+    """Prepare ``model`` for packing and hold its packed forward to the plain one on a few tokens.
+
+    Packing relies on what a model's code does with keyword arguments and after its head; this shows it.
+    """
+    weight = model.get_input_embeddings().weight
+    step, device = len(weight) // 20, weight.device
+    groups = [Group(_times(g.prompt, step), [_times(c, step) for c in g.completions]) for g in PROBE]
+    plain = torch.tensor([_plain_sum(model, g.prompt, c, device) for g in groups for c in g.completions])
+    batch = pack(groups)
+    packed = summed_logprobs(prepare(model), batch.to(device)).cpu()
+    apart = float(((packed - plain).abs() / batch.lengths()).max())
+    if not apart <= (1e-3 if dtype == "float32" else 0.25):
+        raise EngineError(
+            f"{model.config.model_type}: packed and plain forward differ by {apart:.3g} nats per token in "
+            f"{dtype}; such models are not supported for scoring and training"
+        )
+
+
+def _times(numbers: Sequence[int], step: int) -> list[int]:
+    return [number * step for number in numbers]
+
+
+def _plain_sum(model: Any, prompt: Sequence[int], completion: Sequence[int], device: Any) -> float:
+    logits = model(torch.tensor([[*prompt, *completion]], device=device)).logits[0, len(prompt) - 1 : -1]
+    logprobs = logits.float().log_softmax(-1)
+    return float(logprobs.gather(1, torch.tensor(completion, device=logprobs.device)[:, None]).sum())
 
 
 def _packs(groups: Sequence[Group], budget: int) -> Iterator[list[tuple[int, list[int]]]]:
@@ -116,11 +172,3 @@ def _pieces(number: int, group: Group, budget: int) -> Iterator[tuple[int, list[
         used += len(completion)
     if chosen:
         yield number, chosen, used
-
-
-def _checked(value: float, group: int, completion: int) -> float:
-    if value > POSITIVE_SLACK:
-        raise EngineError(
-            f"completion {completion} of prompt {group} has log-probability {value}, a probability above one"
-        )
-    return min(value, 0.0)

@@ -159,7 +159,10 @@ class LogprobStage:
         if self._scorer is None:
             config = self._config
             self._scorer = Scorer(self._model.path, dtype=config.dtype, token_budget=config.token_budget)
-        groups = [Group(rows[n]["prompt_token_ids"], list(wanted[n].values())) for n in present]
+        groups = [
+            Group(rows[n]["prompt_token_ids"], list(wanted[n].values()), rows[n]["prompt_id"])
+            for n in present
+        ]
         for number, values in zip(present, self._scorer.score(groups)):
             sums[number] = dict(zip(wanted[number], values))
         return sums

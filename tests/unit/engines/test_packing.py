@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from kubealign_components.engines.packing import Group, LogprobModel, pack, prepare, summed_logprobs
-from kubealign_components.engines.scoring import Scorer
-from kubealign_components.errors import ConfigError, DataError, EngineError
-
-TOKENS = st.lists(st.integers(3, 200), min_size=1, max_size=12)
-GROUPS = st.lists(st.builds(Group, TOKENS, st.lists(TOKENS, min_size=1, max_size=4)), min_size=1, max_size=5)
-
-
-def plain_sums(model: torch.nn.Module, group: Group) -> list[torch.Tensor]:
-    """Row at a time, whole vocabulary, log-softmax: what every trainer does."""
-    sums = []
-    for completion in group.completions:
-        ids = torch.tensor([[*group.prompt, *completion]])
-        logprobs = model(ids).logits[0].float().log_softmax(-1)
-        start = len(group.prompt) - 1
-        rows = logprobs[start : start + len(completion)]
-        sums.append(rows.gather(1, torch.tensor(completion)[:, None]).sum())
-    return sums
+from kubealign_components.errors import DataError, EngineError
+from plain_forward import GROUPS, plain_sums
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +35,6 @@ def test_any_pack_equals_the_plain_forward(
         expected = torch.stack([s for group in groups for s in plain_sums(plain, group)])
     assert sums.dtype == torch.float32
     torch.testing.assert_close(sums, expected, atol=1e-4, rtol=1e-5)
-
-
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(groups=GROUPS, budget=st.integers(1, 60))
-def test_the_budget_changes_nothing(
-    plain: torch.nn.Module, tiny_model: Path, groups: list[Group], budget: int
-) -> None:
-    with Scorer(tiny_model, device="cpu", token_budget=budget) as scorer, torch.no_grad():
-        sums = scorer.score(groups)
-        for group, values in zip(groups, sums, strict=True):
-            assert values == pytest.approx([float(s) for s in plain_sums(plain, group)], abs=1e-3)
 
 
 def test_gradients_equal_the_plain_forward(tiny_model: Path) -> None:
@@ -116,52 +90,87 @@ def test_nothing_to_score_is_said(group: Group, message: str) -> None:
         pack([group])
 
 
-def test_a_sliding_window_shorter_than_a_sequence_is_refused() -> None:
-    config = MistralConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, sliding_window=4, max_position_embeddings=64,
-    )  # fmt: skip
-    model = prepare(MistralForCausalLM(config))
+# What the families of decoders do to attention and head: windows, scalings, caps, mixtures, positions.
+FAMILIES = {
+    "mistral": {"sliding_window": 6},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    "gemma3_text": {"sliding_window": 6, "head_dim": 8, "final_logit_softcapping": 5.0},
+    "cohere": {"logit_scale": 0.3},
+    "granite": {"logits_scaling": 3.0},
+    "gpt2": {},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "phi3": {"partial_rotary_factor": 0.5},
+}
+# What they do that packing does not reproduce, and what the error says of it.
+REFUSED = {
+    "bloom": ({}, "attention cannot be replaced"),
+    "falcon": ({"alibi": True}, "ALiBi"),
+    "gemma2": ({"head_dim": 8}, "soft-caps its attention"),
+    "gpt_oss": ({"num_local_experts": 2, "num_experts_per_tok": 1}, "adds s_aux"),
+    "lfm2": ({"layer_types": ["conv", "full_attention"]}, "conv layers"),
+    "nemotron": ({}, "was not told the pack's segments"),
+    "phimoe": ({"sliding_window": 6, "num_local_experts": 2}, "do not pass on their sliding window of 6"),
+    "recurrent_gemma": ({"lru_width": 16}, "carries a state"),
+}
+FAMILY_GROUPS = [
+    Group([5, 9, 7, 8, 30, 4, 17, 9, 21], [[11, 12, 2, 40, 41], [40, 2], [11, 12, 13, 14, 15, 16, 2]]),
+    Group([33, 6], [[9, 8, 10]]),
+]
+
+
+def family(name: str, **settings: Any) -> torch.nn.Module:
+    """A small random model of a family."""
+    sizes = {
+        "vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
+        "initializer_range": 0.5, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **(sizes | settings))).float().eval()
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_families_equal_their_plain_forward(name: str) -> None:
+    model = family(name, **FAMILIES[name])
     with torch.no_grad():
-        assert torch.isfinite(summed_logprobs(model, pack([Group([1, 2], [[3, 4]])]))).all()
-        with pytest.raises(EngineError, match="sliding window of 4"):
-            summed_logprobs(model, pack([Group([1, 2, 3], [[3, 4]])]))
+        expected = torch.stack([s for group in FAMILY_GROUPS for s in plain_sums(model, group)])
+        sums = summed_logprobs(prepare(model), pack(FAMILY_GROUPS))
+    torch.testing.assert_close(sums, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_cannot_be_packed_is_refused_by_name(name: str) -> None:
+    settings, message = REFUSED[name]
+    model = family(name, **settings)
+    with torch.no_grad(), pytest.raises(EngineError, match=message):
+        summed_logprobs(prepare(model), pack(FAMILY_GROUPS))
+
+
+def test_adapters_count(tiny_model: Path) -> None:
+    """A PEFT-wrapped model scores with its adapters, and only they get gradients."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    group = Group([5, 9, 7], [[11, 12, 2], [40, 2]])
+    expected = torch.stack(plain_sums(model, group))
+    sums = LogprobModel(model)(pack([group]))
+    torch.testing.assert_close(sums, expected, atol=1e-4, rtol=1e-5)
+    with torch.no_grad(), model.disable_adapter():
+        assert not torch.allclose(summed_logprobs(model, pack([group])), sums, atol=1e-2)
+    sums.sum().backward()
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {
+        n for n, p in model.named_parameters() if "lora_" in n
+    }
 
 
 def test_a_broken_model_is_named(tiny_model: Path) -> None:
     model = prepare(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32))
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
-        with pytest.raises(EngineError, match="log-probability nan"):
-            summed_logprobs(model, pack([Group([1], [[2]])]))
-
-
-def test_scorer_settings_are_checked(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="dtype='int8'"):
-        Scorer(tiny_model, dtype="int8")
-    with pytest.raises(ConfigError, match="token_budget=0"):
-        Scorer(tiny_model, token_budget=0)
-    with pytest.raises(EngineError, match="cannot load"):
-        Scorer(tmp_path)
-
-
-@pytest.mark.model
-def test_smollm2_on_real_pairs(smollm2: Path, preference_rows: list[dict[str, object]]) -> None:
-    """Summed log-probabilities of real text within 1e-3 nats of the plain fp32 forward."""
-    from kubealign_components.data.chat import ChatTemplate
-    from kubealign_components.data.models import find_model
-
-    template = ChatTemplate(find_model(str(smollm2)))
-    groups = []
-    for row in preference_rows:
-        messages = [{"role": "user", "content": row["conversations"][0]["value"]}]  # type: ignore[index]
-        answers = [row["chosen"]["value"], row["rejected"]["value"]]  # type: ignore[index]
-        texts = [[{"role": "assistant", "content": a}] for a in answers]
-        group = Group(template.prompt_ids(messages), [template.completion_ids(messages, t) for t in texts])
-        if group.tokens < 400 and len(groups) < 6:
-            groups.append(group)
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
-    with torch.no_grad(), Scorer(smollm2, dtype="float32", device="cpu", token_budget=1000) as scorer:
-        sums = scorer.score(groups)
-        for group, values in zip(groups, sums, strict=True):
-            assert values == pytest.approx([float(s) for s in plain_sums(model, group)], abs=1e-3)
+        batch = pack([Group([1], [[2]])])
+        with pytest.raises(EngineError, match="completion 0 of the pack has log-probability nan"):
+            summed_logprobs(model, batch)
+        with pytest.raises(EngineError, match="this one has log-probability nan"):
+            summed_logprobs(model, batch, ["this one"])

@@ -115,6 +115,25 @@ def test_an_impossible_sampler_value_is_refused(
         logprobs(changed(dataset, make_dataset, value), tmp_path, tiny_model, source="sampler", max_drift=1e9)
 
 
+def test_a_broken_model_names_the_prompt(
+    make_dataset: Callable[..., Dataset], tiny_model: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from transformers import AutoModelForCausalLM
+
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.get_input_embeddings().weight.data[250] = float("nan")
+    model.save_pretrained(broken)
+    row = prompt_row("question") | {"prompt_token_ids": [5, 6], "prompt_tokens": 2}
+    row["completions"] = [completion(row["prompt_id"], ids) for ids in ([7, 2], [250, 2])]
+    template = ChatTemplate(find_model(str(broken)))
+    dataset = make_dataset([row], COMPLETIONS, identity=template.identity)
+    with pytest.raises(EngineError, match=f"completion 1 of prompt {row['prompt_id']} has log-prob.* nan"):
+        logprobs(dataset, tmp_path, broken)
+
+
 def test_another_policy_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     from conftest import build_tiny_model
 
