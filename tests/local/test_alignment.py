@@ -30,13 +30,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "select_strategy": "best_worst",
         "train_beta": 0.1,
         "train_learning_rate": 3e-5,
-        "train_options": {"batch_size": 8, "max_steps": 16, "micro_batch_size": 8, "save_dtype": "float32"},
+        "train_options": {"batch_size": 8, "max_steps": 16, "micro_batch_size": 8},
     },
     "qrpo": {
         "select_strategy": "all",
-        "train_beta": 0.5,
+        "logprobs_source": "sampler",
+        "train_beta": 0.1,
         "train_learning_rate": 3e-5,
-        "train_options": {"batch_size": 16, "max_steps": 32, "micro_batch_size": 16, "save_dtype": "float32"},
+        "train_options": {"batch_size": 16, "max_steps": 16, "micro_batch_size": 16},
     },
 }
 
@@ -81,7 +82,7 @@ def parameters(objective: str, policy: Path) -> dict[str, Any]:
         "sample_engine": "vllm",
         "sample_n": 4,
         "sample_max_new_tokens": 48,
-        "sample_options": {"sampling": {"max_model_len": 256}},
+        "sample_options": {"sampling": {"max_model_len": 256, "dtype": "float32"}},
         "train_objective": objective,
         "evaluate_max_prompts": 40,
         **OBJECTIVES[objective],
