@@ -25,7 +25,7 @@ demo: fetch ## Align SmolLM2-135M on real prompts, end to end, on this machine (
 .PHONY: test
 test: check fetch ## Everything CI runs: checks, unit tests, whole pipelines, the real small model
 	$(BIN)/pytest tests/unit tests/golden -n 2 -m "not model"
-	$(BIN)/pytest tests/local tests/gpu -m "not model"
+	$(BIN)/pytest tests/local -m "not model"
 	$(BIN)/pytest tests -m model
 
 ##@ Develop

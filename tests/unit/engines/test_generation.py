@@ -195,7 +195,9 @@ def test_stop_strings_end_a_completion_and_stay_in_it(tiny_model: Path) -> None:
             assert kept.endswith(stop)
             assert kept.index(stop) == len(kept) - len(stop)
         else:
-            assert after == before
+            # The stopped rows leave the batch, and another batch size rounds the last bits differently.
+            assert (after.token_ids, after.finish_reason) == (before.token_ids, before.finish_reason)
+            assert after.logprob == pytest.approx(before.logprob, abs=1e-3)
     assert hits
 
 
