@@ -5,6 +5,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3.11
 VENV ?= .venv
+BENCH ?= scoring
 BIN := $(VENV)/bin
 export KUBEALIGN_CACHE ?= $(HOME)/.cache/kubealign
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -36,6 +37,10 @@ check: install ## ruff, mypy strict, import-linter and the golden pipelines
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q tests/golden
+
+.PHONY: bench
+bench: fetch ## Benchmarks against peers, ratios of one run (BENCH=scoring)
+	$(BIN)/python tests/benchmarks/bench_$(BENCH).py $(KUBEALIGN_CACHE)/smollm2
 
 .PHONY: format
 format: install ## Format the code and mend what ruff can mend
