@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from kubealign_components.train.launch import run_process
 
 if __name__ == "__main__":
-    sys.exit(run_process(Path(sys.argv[1])))
+    code = run_process(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The work is done and published. Threads of gloo and DeepSpeed now and then abort the process while
+    # the interpreter takes itself apart, which torchrun would report as a failed training.
+    os._exit(code)

@@ -16,7 +16,7 @@ import torch
 from kubealign_components import errors
 from kubealign_components.errors import ConfigError, EngineError, KubeAlignError
 from kubealign_components.train.config import TrainConfig
-from kubealign_components.train.worker import Job, shut_down, work
+from kubealign_components.train.worker import Job, work
 
 JOB_FILE = "job.json"
 _ERROR_FILE = "error.json"
@@ -64,7 +64,6 @@ def run_process(job_file: Path) -> int:
     job = Job(**json.loads(job_file.read_text()))
     with _reported_to(Path(job.folder)) as outcome:
         work(job)
-    shut_down()
     return outcome["code"]
 
 

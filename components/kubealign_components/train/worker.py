@@ -124,9 +124,3 @@ def _gathered(trainer: AlignmentTrainer, config: TrainConfig) -> Mapping[str, Te
         for name, weight in (wrapped or {}).items()
         if names is None or name in names
     }
-
-
-def shut_down() -> None:
-    """Leave the process group that the Trainer joined."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
