@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
