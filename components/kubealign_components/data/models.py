@@ -100,8 +100,8 @@ def require_policy(policy: ModelFiles, dataset: Dataset) -> dict[str, str]:
         raise ConfigError(
             "policy",
             policy.name,
-            f"the policy of {dataset.uri} (digest {str(expected)[:12]}), not one with digest "
-            f"{identity['digest'][:12]}",
+            f"the model that the dataset was tokenised for: this one has digest {identity['digest'][:12]}, "
+            f"{dataset.manifest.slug!r} was made for {str(expected)[:12]}; filter again with it",
         )
     return identity
 

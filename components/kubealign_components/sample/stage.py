@@ -18,7 +18,7 @@ from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk, run_chunk
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive, digest
-from kubealign_components.data.models import ModelFiles, find_model
+from kubealign_components.data.models import ModelFiles, find_model, require_policy
 from kubealign_components.data.schemas import COMPLETIONS, TOKENIZED, completion_id, new_completion
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.generation import (
@@ -30,7 +30,6 @@ from kubealign_components.engines.generation import (
     end_token_ids,
     open_engine,
 )
-from kubealign_components.errors import ConfigError
 
 VERSION = 1
 
@@ -178,15 +177,7 @@ class SampleStage:
 
 
 def _provenance(config: SampleConfig, dataset: Dataset, model: ModelFiles) -> Provenance:
-    policy = model.identity()
-    tokenised_for = dataset.manifest.identity.get("policy")
-    if policy["digest"] != tokenised_for:
-        raise ConfigError(
-            "policy",
-            config.policy,
-            f"the model that the prompts were tokenised for: this one has digest {policy['digest'][:12]}, "
-            f"{dataset.manifest.slug!r} was made for {str(tokenised_for)[:12]}; filter again with it",
-        )
+    policy = require_policy(model, dataset)
     params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}
     return derive(
         "sample",

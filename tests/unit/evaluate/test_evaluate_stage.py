@@ -198,7 +198,8 @@ def test_other_sampling_than_the_reference_is_refused(
 
 def test_how_it_runs_may_differ(rewarded: Dataset, tiny_model: Path, tmp_path: Path) -> None:
     settings = config(tiny_model, replace(FAKE, memory_fraction=0.5))
-    run(settings, rewarded=rewarded, model=str(tiny_model), output=str(tmp_path / "out"))
+    stats = run(settings, rewarded=rewarded, model=str(tiny_model), output=str(tmp_path / "out"))
+    assert stats.rows_out == Dataset.open(str(tmp_path / "out")).rows > 0
 
 
 @pytest.mark.parametrize(
