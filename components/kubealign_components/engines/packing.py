@@ -13,7 +13,7 @@ N heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,48 +72,86 @@ class PackedBatch:
         return torch.bincount(self.owners, minlength=self.completions)
 
 
+def lay_out(groups: Sequence[Group]) -> tuple[list[int], list[int], list[Segment]]:
+    """Tokens, their positions in their own text, and segments of ``groups`` in one row.
+
+    A prompt without tokens has no segment.
+    """
+    tokens: list[int] = []
+    positions: list[int] = []
+    segments: list[Segment] = []
+    for group in groups:
+        start, end = len(tokens), len(tokens) + len(group.prompt)
+        tokens += group.prompt
+        positions += range(len(group.prompt))
+        if end > start:
+            segments.append((start, end, end, end))
+        for completion in group.completions:
+            first = len(tokens)
+            tokens += completion
+            positions += range(end - start, end - start + len(completion))
+            segments.append((start, end, first, len(tokens)))
+    return tokens, positions, segments
+
+
 def pack(groups: Sequence[Group]) -> PackedBatch:
     """Lay ``groups`` out in one row.
 
     Raises:
         DataError: no group, an empty prompt, or an empty completion.
     """
-    tokens: list[int] = []
-    positions: list[int] = []
-    segments: list[Segment] = []
-    predictors: list[int] = []
-    targets: list[int] = []
-    owners: list[int] = []
-    count = 0
-    for group in groups:
-        if not len(group.prompt):
-            raise DataError("a prompt without tokens cannot predict a completion's first token")
-        start, end = len(tokens), len(tokens) + len(group.prompt)
-        tokens += group.prompt
-        positions += range(len(group.prompt))
-        segments.append((start, end, end, end))
-        for completion in group.completions:
-            if not len(completion):
-                raise DataError("a completion without tokens has no log-probability; drop it before scoring")
-            first = len(tokens)
-            tokens += completion
-            positions += range(len(group.prompt), len(group.prompt) + len(completion))
-            segments.append((start, end, first, len(tokens)))
-            predictors += [end - 1, *range(first, len(tokens) - 1)]
-            targets += completion
-            owners += [count] * len(completion)
-            count += 1
-    if not count:
+    if not all(len(group.prompt) for group in groups):
+        raise DataError("a prompt without tokens cannot predict a completion's first token")
+    if not all(len(completion) for group in groups for completion in group.completions):
+        raise DataError("a completion without tokens has no log-probability; drop it before scoring")
+    tokens, positions, segments = lay_out(groups)
+    completions = [segment for segment in segments if segment[3] > segment[2]]
+    if not completions:
         raise DataError("there is no completion to score")
+    lengths = torch.tensor([stop - first for *_, first, stop in completions])
+    predictors = [p for _, end, first, stop in completions for p in (end - 1, *range(first, stop - 1))]
     return PackedBatch(
         input_ids=torch.tensor([tokens]),
         position_ids=torch.tensor([positions]),
         segments=tuple(segments),
         predictors=torch.tensor(predictors),
-        targets=torch.tensor(targets),
-        owners=torch.tensor(owners),
-        completions=count,
+        targets=torch.tensor([t for *_, first, stop in completions for t in tokens[first:stop]]),
+        owners=torch.repeat_interleave(lengths),
+        completions=len(completions),
     )
+
+
+def packs(groups: Sequence[Group], budget: int) -> Iterator[list[tuple[int, list[int]]]]:
+    """Packs of ``(group, its completions)`` of at most ``budget`` tokens, fullest groups first.
+
+    A group larger than the budget spans several packs; a completion that is over it alone is a pack by
+    itself.
+    """
+    pieces = [piece for number, group in enumerate(groups) for piece in _pieces(number, group, budget)]
+    pieces.sort(key=lambda piece: piece[2], reverse=True)
+    pack_of: list[tuple[int, list[int]]] = []
+    used = 0
+    for number, chosen, tokens in pieces:
+        if pack_of and used + tokens > budget:
+            yield pack_of
+            pack_of, used = [], 0
+        pack_of.append((number, chosen))
+        used += tokens
+    if pack_of:
+        yield pack_of
+
+
+def _pieces(number: int, group: Group, budget: int) -> Iterator[tuple[int, list[int], int]]:
+    chosen: list[int] = []
+    used = len(group.prompt)
+    for index, completion in enumerate(group.completions):
+        if chosen and used + len(completion) > budget:
+            yield number, chosen, used
+            chosen, used = [], len(group.prompt)
+        chosen.append(index)
+        used += len(completion)
+    if chosen:
+        yield number, chosen, used
 
 
 def prepare(model: Any) -> Any:

@@ -103,7 +103,7 @@ class RewardSpec:
     dtype: str = "auto"
     """Of the reward model's weights: auto (as saved), float32, bfloat16 or float16; scores are fp32."""
     token_budget: int = execution(16384)
-    """Most tokens, padding included, in one forward pass of the reward model."""
+    """Most tokens in one forward pass of the reward model, what conversations share counted once."""
 
     def __post_init__(self) -> None:
         require(

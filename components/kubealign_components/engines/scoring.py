@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from kubealign_components.config import require, require_choice
-from kubealign_components.engines.packing import Group, pack, prepare, summed_logprobs
+from kubealign_components.engines.packing import Group, pack, packs, prepare, summed_logprobs
 from kubealign_components.errors import EngineError
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -81,7 +81,7 @@ class Scorer:
                 the device is out of memory.
         """
         sums: list[list[float]] = [[0.0] * len(group.completions) for group in groups]
-        for members in _packs(groups, self.token_budget):
+        for members in packs(groups, self.token_budget):
             packed = [
                 Group(groups[number].prompt, [groups[number].completions[c] for c in chosen])
                 for number, chosen in members
@@ -143,32 +143,3 @@ def _plain_sum(model: Any, prompt: Sequence[int], completion: Sequence[int], dev
     logits = model(torch.tensor([[*prompt, *completion]], device=device)).logits[0, len(prompt) - 1 : -1]
     logprobs = logits.float().log_softmax(-1)
     return float(logprobs.gather(1, torch.tensor(completion, device=logprobs.device)[:, None]).sum())
-
-
-def _packs(groups: Sequence[Group], budget: int) -> Iterator[list[tuple[int, list[int]]]]:
-    """Packs of ``(group, its completions)``; a group larger than the budget spans several packs."""
-    pieces = [piece for number, group in enumerate(groups) for piece in _pieces(number, group, budget)]
-    pieces.sort(key=lambda piece: piece[2], reverse=True)
-    pack_of: list[tuple[int, list[int]]] = []
-    used = 0
-    for number, chosen, tokens in pieces:
-        if pack_of and used + tokens > budget:
-            yield pack_of
-            pack_of, used = [], 0
-        pack_of.append((number, chosen))
-        used += tokens
-    if pack_of:
-        yield pack_of
-
-
-def _pieces(number: int, group: Group, budget: int) -> Iterator[tuple[int, list[int], int]]:
-    chosen: list[int] = []
-    used = len(group.prompt)
-    for index, completion in enumerate(group.completions):
-        if chosen and used + len(completion) > budget:
-            yield number, chosen, used
-            chosen, used = [], len(group.prompt)
-        chosen.append(index)
-        used += len(completion)
-    if chosen:
-        yield number, chosen, used

@@ -12,11 +12,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from kubealign_components.config import from_mapping
 from kubealign_components.data.models import find_model
-from kubealign_components.engines.reward_model import RewardModel, batches
+from kubealign_components.engines.reward_model import SHORTEST_PREFIX, RewardModel, batches, share_prefixes
 from kubealign_components.engines.rewards import (
     Rewarder,
     RewardFunctionSpec,
@@ -189,25 +195,90 @@ def test_whole_numbers_of_settings_do_not_depend_on_the_way_they_came() -> None:
     assert [type(m.settings["scale"]) for m in made] == [int, int]
 
 
+def sequences_of_mixed_lengths() -> list[list[int]]:
+    """Alone, with a prompt in common, one that begins another; every one ends as a turn does."""
+    generator = torch.Generator().manual_seed(3)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(3, 259, (count,), generator=generator).tolist()  # type: ignore[no-any-return]
+
+    prompt = tokens(30)
+    alone = [[*tokens(n), 2] for n in (3, 150, 40, 41, 7, 90, 60)]
+    return [*alone, [2], *([*prompt, *tokens(n), 2] for n in (1, 25, 60)), prompt, alone[1]]
+
+
 @pytest.mark.parametrize(
     "pad", [pytest.param(0, id="own"), pytest.param(2, id="is-eos"), pytest.param(None, id="none")]
 )
-def test_batched_scores_equal_one_at_a_time(tmp_path: Path, tiny_model: Path, pad: int | None) -> None:
+@pytest.mark.parametrize("budget", [1, 120, 4096])
+def test_scores_equal_one_at_a_time(
+    tmp_path: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture, pad: int | None, budget: int
+) -> None:
+    """Where pad is eos, pooling by pad token would read the token before the last."""
     folder = build_reward_model(tmp_path / "model", tiny_model, pad=pad)
-    model = RewardModel(find_model(str(folder)), token_budget=400)
-    generator = torch.Generator().manual_seed(3)
-    # Every sequence ends as a turn does: where pad is eos, pooling by pad token reads the one before.
-    sequences = [
-        [*torch.randint(3, 259, (n,), generator=generator).tolist(), 2]
-        for n in (3, 150, 40, 41, 7, 90, 1, 60)
-    ]
-    plain = LlamaForSequenceClassification.from_pretrained(folder).eval()
-    plain.config.pad_token_id = None
-    with torch.inference_mode():
-        expected = [plain(torch.tensor([ids])).logits[0, 0].item() for ids in sequences]
-    assert len(list(batches([tuple(s) for s in sequences], 400))) > 1
+    model = RewardModel(find_model(str(folder)), token_budget=budget)
+    sequences = sequences_of_mixed_lengths()
+    expected = plain_scores(LlamaForSequenceClassification.from_pretrained(folder), sequences)
     assert model.score(sequences) == pytest.approx(expected, abs=1e-4)
-    assert len({round(score, 3) for score in expected}) == len(expected)
+    assert len({round(score, 3) for score in expected[:-1]}) == len(expected) - 1
+    assert not caplog.records, "it was packed"
+
+
+def test_decoders_that_cannot_be_packed_and_encoders_are_padded(
+    tmp_path: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    sizes = {
+        "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.5, "num_labels": 1,
+    }  # fmt: skip
+    gemma2 = {"num_key_value_heads": 1, "head_dim": 8}
+    phimoe = {"num_key_value_heads": 1, "sliding_window": 6, "num_local_experts": 2}
+    families: dict[str, tuple[dict[str, Any], list[str]]] = {
+        "gemma2": (gemma2, ["soft-caps"]),
+        "phimoe": (phimoe, ["do not pass on their sliding window of 6"]),
+        "bert": ({}, []),
+    }
+    for name, (more, said) in families.items():
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(name, pad_token_id=0, **sizes, **more)
+        made = AutoModelForSequenceClassification.from_config(config)
+        made.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        caplog.clear()
+        sequences = sequences_of_mixed_lengths()
+        scores = RewardModel(find_model(str(tmp_path / name)), token_budget=400).score(sequences)
+        assert scores == pytest.approx(plain_scores(made, sequences), abs=1e-4)
+        assert [word in r.message for r, word in zip(caplog.records, said, strict=True)] == [True] * len(said)
+
+
+def plain_scores(model: Any, sequences: list[list[int]]) -> list[float]:
+    """Scores of one sequence at a time, read at the last token."""
+    model.eval().config.pad_token_id = None
+    with torch.inference_mode():
+        return [model(torch.tensor([ids])).logits[0, 0].item() for ids in sequences]
+
+
+TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=24).map(tuple)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(TOKENS, max_size=5), st.sets(st.tuples(st.integers(0, 4), TOKENS), min_size=1, max_size=30))
+def test_prefixes_are_shared_and_nothing_is_lost(
+    prompts: list[tuple[int, ...]], ends: set[tuple[int, tuple[int, ...]]]
+) -> None:
+    sequences = sorted({(*(prompts[i] if i < len(prompts) else ()), *end) for i, end in ends})
+    groups = share_prefixes(sequences)
+    assert [(*g.prompt, *rest) for g in groups for rest in g.completions] == sequences
+    assert all(rest for g in groups for rest in g.completions)
+    assert all(len(g.prompt) >= SHORTEST_PREFIX - 1 or not g.prompt for g in groups)
+
+
+def test_completions_of_a_prompt_share_it_whatever_the_template_opens_with() -> None:
+    opening = tuple(range(100, 120))
+    prompts = [(*opening, *([n] * 40)) for n in range(3)]
+    sequences = sorted((*prompt, 50 + n, 60 + n) for prompt in prompts for n in range(4))
+    assert [(g.prompt, len(g.completions)) for g in share_prefixes(sequences)] == [(p, 4) for p in prompts]
 
 
 @settings(max_examples=50, deadline=None)
