@@ -73,7 +73,7 @@ def score(rows: Sequence[dict[str, Any]], model: Path) -> list[dict[str, Any]]:
     scorer = LogprobModel(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
     for row in rows:
         with torch.no_grad():
-            values = scorer(collate([_with_empty_logprobs(row)])["batch"].packed).tolist()
+            values = scorer(collate([_with_empty_logprobs(row)], 1).packed).tolist()
         for completion, value in zip(row["completions"], values, strict=True):
             completion["logprob"] = value
     return list(rows)

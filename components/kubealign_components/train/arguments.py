@@ -27,15 +27,11 @@ def training_arguments(config: TrainConfig, folder: Path, processes: int) -> Tra
     """Arguments of a run of ``processes`` processes whose local files go to ``folder``.
 
     With a ZeRO strategy this must exist before the model is loaded: ZeRO-3 shards it on loading.
-
-    Raises:
-        ConfigError: ``batch_size`` cannot be shared out evenly.
     """
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=config.micro_batch_size,
-        per_device_eval_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=config.accumulation(processes),
+        # For the Trainer an optimiser step is one batch; AlignmentTrainer cuts it.
+        per_device_train_batch_size=1,
         learning_rate=config.learning_rate,
         lr_scheduler_type=_SCHEDULES[config.schedule],
         warmup_steps=config.warmup_ratio,
@@ -43,7 +39,7 @@ def training_arguments(config: TrainConfig, folder: Path, processes: int) -> Tra
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
         max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         seed=config.seed,
         bf16=compute_dtype(config) == torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),

@@ -21,7 +21,7 @@ def train(
     epochs: float = 1.0,
     max_steps: int = 0,
     batch_size: int = 32,
-    micro_batch_size: int = 1,
+    micro_batch_tokens: int = 4096,
     adapter: str = "none",
     strategy: str = "none",
     save_every: int = 0,
@@ -46,7 +46,7 @@ def train(
         epochs: passes over the training split.
         max_steps: optimiser steps instead of epochs; 0 to go by epochs.
         batch_size: examples of an optimiser step.
-        micro_batch_size: examples of one forward pass of one process.
+        micro_batch_tokens: most tokens of one forward pass of one process.
         adapter: none, lora or qlora.
         strategy: none, fsdp2, zero1, zero2 or zero3.
         save_every: steps between checkpoints; 0 for none.
@@ -75,7 +75,7 @@ def train(
         "epochs": epochs,
         "max_steps": max_steps,
         "batch_size": batch_size,
-        "micro_batch_size": micro_batch_size,
+        "micro_batch_tokens": micro_batch_tokens,
         "adapter": adapter,
         "strategy": strategy,
         "save_every": save_every,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kubealign_components.config import execution, require, require_choice
-from kubealign_components.errors import ConfigError
 
 TRANSFORMS = ("identity", "log", "sqrt", "square", "normal_icdf")
 """f in QRPO: what is regressed on, as a function of the quantile reward. Here, not beside the objectives,
@@ -94,8 +93,9 @@ class TrainConfig:
     """Data parallel (none), fsdp2, or DeepSpeed zero1, zero2, zero3."""
     processes: int = execution(0)
     """Training processes on this machine; 0 for one a GPU."""
-    micro_batch_size: int = execution(1)
-    """Examples of one forward pass of one process: raise it until memory is used."""
+    micro_batch_tokens: int = execution(4096)
+    """Most tokens of one forward pass of one process, each prompt counted once: an optimiser step is cut
+    into as many as it takes, and a longer example is one by itself. Lower it when memory runs out."""
     gradient_checkpointing: bool = execution(False)
     """Recompute activations in the backward pass: a third more time, far less memory."""
     save_every: int = execution(0)
@@ -126,7 +126,7 @@ class TrainConfig:
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("max_steps", "eval_every", "save_every", "processes"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("batch_size", "micro_batch_size", "lora_r", "lora_alpha", "keep_checkpoints"):
+        for name in ("batch_size", "micro_batch_tokens", "lora_r", "lora_alpha", "keep_checkpoints"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("warmup_ratio", "lora_dropout"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
@@ -164,18 +164,3 @@ class TrainConfig:
             self.work,
             "a folder or URI for the checkpoints that save_every asks for",
         )
-
-    def accumulation(self, processes: int) -> int:
-        """Forward passes of one process in an optimiser step.
-
-        Raises:
-            ConfigError: ``batch_size`` cannot be shared out evenly.
-        """
-        share = processes * self.micro_batch_size
-        if self.batch_size % share:
-            raise ConfigError(
-                "batch_size",
-                self.batch_size,
-                f"a multiple of {share}: {processes} processes of micro_batch_size {self.micro_batch_size}",
-            )
-        return self.batch_size // share

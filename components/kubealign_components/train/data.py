@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -24,8 +25,22 @@ Row = dict[str, Any]
 _COMPLETION_FIELDS = ("completion_id", "reference", "token_ids", "logprob", "reward", "quantile_reward")
 
 
-class Examples(torch.utils.data.Dataset[Row]):
-    """The examples of one split, as Arrow in memory; indexing gives a row as a dict."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """What cutting into micro-batches needs to know of every example: int64 arrays, one entry each."""
+
+    prompt_of: np.ndarray
+    """Number of its prompt."""
+    prompt_tokens: np.ndarray
+    completion_tokens: np.ndarray
+    """Of all its completions together."""
+
+    def __len__(self) -> int:
+        return len(self.prompt_of)
+
+
+class Examples:
+    """The examples of one split, as Arrow in memory."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table.combine_chunks()
@@ -33,8 +48,22 @@ class Examples(torch.utils.data.Dataset[Row]):
     def __len__(self) -> int:
         return int(self._table.num_rows)
 
-    def __getitem__(self, index: int) -> Row:
-        return dict(self._table.slice(index, 1).to_pylist()[0])
+    def rows(self, numbers: Sequence[int]) -> list[Row]:
+        """The examples with these numbers, as dicts."""
+        rows: list[Row] = self._table.take(list(numbers)).to_pylist()
+        return rows
+
+    def sizes(self) -> Sizes:
+        """The number of tokens of every example."""
+        completions = self._table["completions"].combine_chunks()
+        lengths = pc.list_value_length(completions.flatten().field("token_ids")).to_numpy()
+        ends = np.cumsum(pc.list_value_length(completions).to_numpy())
+        totals = np.concatenate([[0], np.cumsum(lengths)])[np.concatenate([[0], ends])]
+        return Sizes(
+            prompt_of=self._table["prompt_id"].combine_chunks().dictionary_encode().indices.to_numpy(),
+            prompt_tokens=pc.list_value_length(self._table["prompt_token_ids"]).to_numpy(),
+            completion_tokens=np.diff(totals),
+        )
 
     def facts(self) -> Iterator[tuple[str, int | None, list[Row]]]:
         """``(prompt id, references, completions)`` of every example, token ids replaced by their number."""
@@ -130,6 +159,9 @@ class Batch:
 
     packed: PackedBatch
     examples: int
+    step_examples: int
+    """Examples of the whole optimiser step, over all its forward passes and processes; 0 for a pass
+    that must not count."""
     tokens: int
     """Tokens of the forward pass."""
     reference_logprob_C: Tensor
@@ -155,7 +187,7 @@ class Batch:
         return replace(self, **{k: v.to(device) for k, v in values.items() if not isinstance(v, int)})
 
 
-def collate(rows: Sequence[Row]) -> dict[str, Batch]:
+def collate(rows: Sequence[Row], step_examples: int) -> Batch:
     """One batch of ``rows``; examples of the same prompt share its tokens in the forward pass."""
     slots = [(row, c) for row in sorted(rows, key=lambda row: row["prompt_id"]) for c in row["completions"]]
     groups: dict[str, tuple[list[int], list[list[int]]]] = {}
@@ -164,9 +196,10 @@ def collate(rows: Sequence[Row]) -> dict[str, Batch]:
         group[1].append(completion["token_ids"])
     packed = pack([Group(prompt=tuple(p), completions=tuple(map(tuple, c))) for p, c in groups.values()])
     completions = [c for _, c in slots]
-    batch = Batch(
+    return Batch(
         packed=packed,
         examples=len(rows),
+        step_examples=step_examples,
         tokens=sum(len(prompt) + sum(map(len, own)) for prompt, own in groups.values()),
         reference_logprob_C=_tensor(completions, "logprob", torch.float32),
         length_C=torch.tensor([len(c["token_ids"]) for c in completions]),
@@ -177,8 +210,6 @@ def collate(rows: Sequence[Row]) -> dict[str, Batch]:
         from_reference_C=torch.tensor([bool(c["reference"]) for c in completions]),
         pairs_P2=_pairs(slots),
     )
-    # A mapping, because the Trainer looks keys up in its inputs.
-    return {"batch": batch}
 
 
 def _pairs(slots: Sequence[tuple[Row, Row]]) -> Tensor:

@@ -29,7 +29,7 @@ from kubealign_components.train.launch import launch, processes_of
 from kubealign_components.train.policy import check_machine
 from kubealign_components.train.worker import LOG_FILE, MODEL_FOLDER, Job, Log
 
-VERSION = 1
+VERSION = 2
 _SUMMARY_STEPS = 10
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,6 @@ def run(config: TrainConfig, *, training: Dataset, output: str) -> Stats:
     """
     check_machine(config)
     processes = processes_of(config)
-    config.accumulation(processes)
     model = find_model(config.policy, config.revision)
     template = ChatTemplate(model)
     check_identity(template.identity, training)

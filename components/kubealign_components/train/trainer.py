@@ -10,28 +10,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from accelerate import DistributedType
 from torch import Tensor, nn
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from kubealign_components.errors import DriftError, EngineError
 from kubealign_components.progress import progress_bar
 from kubealign_components.train import objectives
 from kubealign_components.train.config import TrainConfig
-from kubealign_components.train.data import Batch, Examples, collate
+from kubealign_components.train.data import Batch, Examples
 from kubealign_components.train.metrics import Meter
 from kubealign_components.train.policy import trained_weights
+from kubealign_components.train.steps import StepInputs, StepLoader, StepPlan
 
 
 class AlignmentTrainer(Trainer):
@@ -61,52 +58,68 @@ class AlignmentTrainer(Trainer):
         drift_hint: str = "",
     ) -> None:
         super().__init__(
-            model=model, args=args, train_dataset=train, eval_dataset=validation, data_collator=collate
+            model=model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=validation,
         )
         self.config = config
-        # A number of examples comes with every optimiser step, and the loss is divided by it.
-        self.model_accepts_loss_kwargs = True
         self.meter = Meter(args.device)
         self._logged_at = time.perf_counter()
         self.remove_callback(PrinterCallback)
         for callback in (_InitialDrift(self, drift_hint), _Progress(), *callbacks):
             self.add_callback(callback)
 
+    def get_train_dataloader(self) -> StepLoader:
+        """Optimiser steps in a new order every epoch, this process's share of each."""
+        return StepLoader(self.train_dataset, self._plan(self.config.seed))
+
+    def training_step(
+        self, model: nn.Module, inputs: StepInputs, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward passes of one optimiser step; gives the sum of their losses."""
+        sharded = self.accelerator.distributed_type == DistributedType.DEEPSPEED  # it keeps its own count
+        losses = []
+        for left, batch in zip(reversed(range(len(inputs["step"]))), inputs["step"]):
+            self.accelerator.gradient_state._set_sync_gradients(not left)
+            with nullcontext() if sharded or not left else self.accelerator.no_sync(model):
+                try:
+                    losses.append(super().training_step(model, {"batch": batch}, num_items_in_batch))
+                except torch.OutOfMemoryError as error:
+                    raise EngineError(
+                        f"out of memory training on {batch.tokens} tokens at once; lower micro_batch_tokens="
+                        f"{self.config.micro_batch_tokens}, set gradient_checkpointing, or shard the model "
+                        "with another strategy"
+                    ) from error
+        return torch.stack(losses).sum()
+
     def compute_loss(
         self,
         model: nn.Module,
         inputs: dict[str, Batch],
         return_outputs: bool = False,  # noqa: ARG002
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Tensor | int | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Sum of the examples' losses over the number of examples in the whole optimiser step."""
-        batch = inputs["batch"]
+        batch = inputs["batch"].to(self.args.device)
         loss, logprob_C, reward_C = _losses(self.config, batch, model(batch.packed))
+        if not batch.step_examples:
+            return loss * 0
         _measure(self.meter, self.config, batch, loss, logprob_C, reward_C)
         # Gradients are averaged over processes, the count is over all of them.
-        share = self.accelerator.num_processes / (num_items_in_batch or batch.examples)
-        return loss * share
-
-    def _get_num_items_in_batch(
-        self, batch_samples: list[dict[str, Batch]], device: torch.device
-    ) -> Tensor | int | None:
-        """Examples of an optimiser step, over all its forward passes and processes."""
-        count = torch.tensor(sum(inputs["batch"].examples for inputs in batch_samples), device=device)
-        return self._sum(count)
+        return loss * (self.accelerator.num_processes / batch.step_examples)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, Any]:
-        """Measure the validation split and log it as ``eval_…``; nothing without one.
-
-        Over several processes the last batch is filled up with examples from the first.
-        """
+        """Measure the validation split and log it as ``eval_…``; nothing without one."""
         if not len(self.eval_dataset):
             return {}
         training, self.meter = self.meter, Meter(self.args.device)
         try:
             self.model_wrapped.eval()
-            for inputs in self.get_eval_dataloader():
-                with torch.no_grad():
-                    self.compute_loss(self.model_wrapped, self._prepare_inputs(inputs))
+            for step in StepLoader(self.eval_dataset, self._plan(None)):
+                for batch in step["step"]:
+                    with torch.no_grad():
+                        self.compute_loss(self.model_wrapped, {"batch": batch})
             measured = self.meter.drain(self._sum)
         finally:
             self.meter = training
@@ -117,6 +130,15 @@ class AlignmentTrainer(Trainer):
         }
         self.log(metrics)
         return metrics
+
+    def _plan(self, seed: int | None) -> StepPlan:
+        return StepPlan(
+            batch_size=self.config.batch_size,
+            budget=self.config.micro_batch_tokens,
+            processes=self.args.world_size,
+            rank=self.args.process_index,
+            seed=seed,
+        )
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:  # noqa: ARG002
         """Add what was measured since the last step was logged."""

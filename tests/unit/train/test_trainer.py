@@ -35,7 +35,6 @@ def settings(policy: Path, **changes: Any) -> TrainConfig:
         "policy": str(policy),
         "max_steps": 10,
         "batch_size": 4,
-        "micro_batch_size": 4,
         "learning_rate": 1e-3,
         "dtype": "float32",
     }
@@ -108,14 +107,17 @@ def test_loss_curves_are_the_golden_ones(name: str, pairs: Dataset, tiny_model: 
     assert losses(tmp_path / "out") == pytest.approx(GOLDEN[name], rel=1e-4)
 
 
-def test_accumulated_micro_batches_are_one_batch(pairs: Dataset, tiny_model: Path, tmp_path: Path) -> None:
+def test_micro_batches_are_one_batch(pairs: Dataset, tiny_model: Path, tmp_path: Path) -> None:
     """Also where the last batch of an epoch is short: 12 examples in batches of 8."""
     config = settings(tiny_model, batch_size=8, max_steps=6, objective="qrpo")
-    for micro in (8, 2, 1):
-        run(replace(config, micro_batch_size=micro), training=pairs, output=str(tmp_path / str(micro)))
-    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "8"), rel=1e-4)
-    assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "8"), rel=1e-4)
-    fingerprints = {Dataset.open(str(tmp_path / m)).manifest.fingerprint for m in ("8", "2", "1")}
+    for tokens in (4096, 90, 1):
+        run(replace(config, micro_batch_tokens=tokens), training=pairs, output=str(tmp_path / str(tokens)))
+    whole = weights(tmp_path / "4096")
+    for tokens in (90, 1):
+        assert losses(tmp_path / str(tokens)) == pytest.approx(losses(tmp_path / "4096"), rel=1e-5)
+        for name, weight in weights(tmp_path / str(tokens)).items():
+            torch.testing.assert_close(weight, whole[name], atol=1e-5, rtol=1e-4)
+    fingerprints = {Dataset.open(str(tmp_path / m)).manifest.fingerprint for m in ("4096", "90", "1")}
     assert len(fingerprints) == 1
 
 
@@ -124,7 +126,7 @@ def test_qrpo_trains_on_single_completions_and_calibrates(
 ) -> None:
     rows = score(training_rows(16, completions=1), tiny_model)
     data = make_training(make_dataset, tiny_model, rows)
-    config = settings(tiny_model, objective="qrpo", max_steps=12, batch_size=16, micro_batch_size=16)
+    config = settings(tiny_model, objective="qrpo", max_steps=12, batch_size=16)
     run(config, training=data, output=str(tmp_path / "out"))
     log = training_log(Dataset.open(str(tmp_path / "out"), MODEL))
     assert log[-1][1]["loss"] < 0.7 * log[0][1]["loss"]
@@ -216,11 +218,6 @@ def test_settings_that_do_not_fit_are_named(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as error:
         TrainConfig(policy="p", **change)
     assert error.value.field in [*change, "work"]
-
-
-def test_batch_size_must_be_shared_out_evenly(tiny_model: Path) -> None:
-    with pytest.raises(ConfigError, match="a multiple of 6"):
-        settings(tiny_model, batch_size=8, micro_batch_size=3).accumulation(2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine could")
