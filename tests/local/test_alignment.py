@@ -1,13 +1,20 @@
-"""Proof that it aligns: SmolLM2 on real prompts, through the whole pipeline, with DPO.
+"""Proof that it aligns: SmolLM2 on real prompts, through the whole pipeline, with DPO and with QRPO.
 
 What was chosen, and why:
 
 - The reward is graded and verifiable: ``target_length`` is best for answers of 80 characters that end by
   themselves. Characters hardly ever tie, also among answers cut at the token limit, and the best answer
   is not the empty one: a policy that collapses loses reward.
-- Reference and aligned policy sample with the same seeds, so that most of the noise of 40 prompts cancels
-  in the difference.
-- Sixteen steps at 3e-5 move the policy by about one nat a completion; at 1e-5 they do not show.
+- Reference and aligned policy sample with the same seeds, so that most of the noise cancels in the
+  difference; some 90 held-out prompts make the interval about 0.16 wide.
+- DPO takes the best and the worst completion of a prompt. Sixteen steps at 3e-5 move the policy by about
+  one nat a completion; at 1e-5 they do not show.
+- QRPO takes all of them and needs them all: a completion between best and worst says little, so a step has
+  half the signal of DPO's. It sees each completion once. In a second epoch the ones that it has seen have
+  moved by many nats, far beyond its targets, and their squared errors are all that it learns from; a larger
+  learning rate (5e-5) does the same within one epoch: three times the KL and less gain. With beta 0.2 the
+  targets reach from -3.4 to 1.6 nats a completion: beta 0.5 asks for less than one, which the noise of so
+  few steps drowns.
 """
 
 from __future__ import annotations
@@ -26,14 +33,20 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "select_strategy": "best_worst",
         "train_beta": 0.1,
         "train_learning_rate": 3e-5,
-        "train_options": {"batch_size": 8, "max_steps": 16, "micro_batch_size": 8},
+        "train_options": {"batch_size": 8, "max_steps": 16, "micro_batch_tokens": 4096},
+    },
+    "qrpo": {
+        "select_strategy": "all",
+        "train_beta": 0.2,
+        "train_learning_rate": 2e-5,
+        "train_options": {"batch_size": 16, "epochs": 1, "micro_batch_tokens": 4096, "max_grad_norm": 1.0},
     },
 }
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of the runs."""
+    """The output folder of both runs: the second one takes its completions and rewards from the first."""
     return tmp_path_factory.mktemp("alignment")
 
 
@@ -57,7 +70,7 @@ def parameters(objective: str, policy: Path) -> dict[str, Any]:
     return {
         "policy": str(policy),
         "sources": [
-            {"name": "alpaca", "uri": str(quickstart.preferences() / "alpaca_en_demo.json"), "max_rows": 110}
+            {"name": "alpaca", "uri": str(quickstart.preferences() / "alpaca_en_demo.json"), "max_rows": 250}
         ],
         "reward_functions": [
             {
@@ -73,7 +86,7 @@ def parameters(objective: str, policy: Path) -> dict[str, Any]:
         "sample_max_new_tokens": 48,
         "sample_options": {"sampling": {"max_model_len": 256, "dtype": "float32"}},
         "train_objective": objective,
-        "evaluate_max_prompts": 40,
+        "evaluate_max_prompts": 100,
         **OBJECTIVES[objective],
     }
 
