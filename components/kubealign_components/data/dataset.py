@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,15 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kubealign_components.data.fingerprint import Provenance, Recipe, canonical_json, check_recipe
-from kubealign_components.data.schemas import ROWS
+from kubealign_components.data.schemas import ROWS, shard_encoding
 from kubealign_components.data.stats import Stats
-from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch
+from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch, StoreError
 from kubealign_components.store import join, store_for
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 SHARD_BYTES = 128 * 2**20
-ROW_GROUP_BYTES = 16 * 2**20
+ROW_GROUP_BYTES = 8 * 2**20
 BATCH_ROWS = 512
 
 
@@ -148,7 +151,7 @@ class Dataset:
 
         Args:
             columns: names to read; all by default.
-            batch_rows: most rows in a batch; None for row groups as they were written, about 16 MB
+            batch_rows: most rows in a batch; None for row groups as they were written, about 8 MB
                 each, which is the fastest for work on whole columns.
             spans: ``(shard number, first row, end row)`` to read; everything by default.
 
@@ -157,12 +160,10 @@ class Dataset:
         """
         if spans is None:
             spans = [(i, 0, shard.rows) for i, shard in enumerate(self.manifest.shards)]
-        with tempfile.TemporaryDirectory(prefix="kubealign-read-") as folder:
-            for number, start, stop in spans:
-                path = self._verified(self.manifest.shards[number], Path(folder))
+        pieces = list(spans)
+        with closing(self._files([number for number, _, _ in pieces])) as files:
+            for path, (_, start, stop) in zip(files, pieces):
                 yield from _read_span(path, columns, batch_rows, start, stop)
-                if path.parent == Path(folder):
-                    path.unlink()
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole dataset in memory; for small ones and for single columns."""
@@ -175,6 +176,23 @@ class Dataset:
         """Rows as dicts, in order."""
         for batch in self.batches(columns):
             yield from batch.to_pylist()
+
+    def _files(self, numbers: Sequence[int]) -> Generator[Path, None, None]:
+        """A verified local file of each shard; the next is fetched and hashed while one is read."""
+        with (
+            tempfile.TemporaryDirectory(prefix="kubealign-read-") as folder,
+            ThreadPoolExecutor(1, "fetch-shard") as thread,
+        ):
+            ahead: deque[Future[Path]] = deque()
+            for place, number in enumerate([*numbers, None]):
+                if number is not None:
+                    shard = self.manifest.shards[number]
+                    ahead.append(thread.submit(self._verified, shard, Path(folder, str(place))))
+                if place:
+                    path = ahead.popleft().result()
+                    yield path
+                    if path.is_relative_to(folder):
+                        path.unlink()
 
     def _verified(self, shard: Shard, folder: Path) -> Path:
         uri = self.shard_uri(shard)
@@ -195,6 +213,9 @@ class DatasetWriter:
     Use as a context; nothing is visible as a dataset until :meth:`commit`, and leaving the block
     without it leaves no dataset. When a dataset with the same fingerprint is already published at
     ``uri`` (a retried pod), :meth:`commit` keeps that one.
+
+    Row groups are encoded and shards published in a thread, one row group behind: an error of theirs
+    (StoreError) is raised by the next call.
     """
 
     def __init__(
@@ -204,22 +225,24 @@ class DatasetWriter:
         self.schema = schema
         self.provenance = provenance
         self.rows = 0
-        self._shard_bytes = shard_bytes
         self._shards: list[Shard] = []
-        self._writer: pq.ParquetWriter | None = None
-        self._shard_rows = 0
+        self._shard_bytes = shard_bytes
         self._pending: list[pa.Table] = []
+        self._pending_bytes = 0
+        self._job: Future[None] | None = None
 
     def __enter__(self) -> DatasetWriter:
         self._folder = tempfile.TemporaryDirectory(prefix="kubealign-write-")
-        self._path = Path(self._folder.name) / "shard.parquet"
+        self._file = _ShardFile(Path(self._folder.name) / "shard.parquet", ROWS[self.schema])
+        self._thread = ThreadPoolExecutor(1, "dataset-writer")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        self._thread.shutdown()
+        with suppress(OSError):  # a full disk refuses the footer as well, and has been reported
+            self._file.close()
         self._folder.cleanup()
 
     def write_rows(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -233,9 +256,9 @@ class DatasetWriter:
             return
         table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
         self._pending.append(table.cast(ROWS[self.schema]))
-        self._shard_rows += batch.num_rows
+        self._pending_bytes += table.nbytes
         self.rows += batch.num_rows
-        if sum(table.nbytes for table in self._pending) >= ROW_GROUP_BYTES:
+        if self._pending_bytes >= ROW_GROUP_BYTES:
             self._flush()
 
     def adopt(self, source: Dataset) -> None:
@@ -280,41 +303,105 @@ class DatasetWriter:
             return standing
         return Dataset(self.uri, manifest)
 
+    def close_shard(self) -> None:
+        """End the current shard and wait until it is published; the next row starts another."""
+        self._flush()
+        self._run(self._publish)
+        self._wait()
+
     def _flush(self) -> None:
-        """Write what is pending as one row group; start a new shard when this one is full."""
+        """Hand what is pending to the thread as one row group."""
         if not self._pending:
             return
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, ROWS[self.schema], compression="zstd")
-        self._writer.write_table(pa.concat_tables(self._pending))
+        rows = pa.concat_tables(self._pending)
         self._pending.clear()
-        if self._path.stat().st_size >= self._shard_bytes:
-            self.close_shard()
+        size, self._pending_bytes = self._pending_bytes, 0
+        self._run(self._encode, rows, size)
 
-    def close_shard(self) -> None:
-        """End the current shard; the next row starts another."""
-        self._flush()
-        if self._writer is None:
+    def _run(self, job: Callable[..., None], *arguments: Any) -> None:
+        """Start ``job`` in the thread once the one before it has ended well."""
+        self._wait()
+        self._job = self._thread.submit(job, *arguments)
+
+    def _wait(self) -> None:
+        job, self._job = self._job, None
+        if job is not None:
+            job.result()
+
+    def _encode(self, rows: pa.Table, size: int) -> None:
+        try:
+            self._file.write(rows, size)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        if self._file.size >= self._shard_bytes:
+            self._publish()
+
+    def _publish(self) -> None:
+        if not self._file.rows:
             return
-        self._writer.close()
-        self._writer = None
-        with self._path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            sha256 = self._file.close()
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        path = self._file.path
         shard = Shard(
-            path=self._shard_name(sha256),
-            rows=self._shard_rows,
-            size=self._path.stat().st_size,
-            sha256=sha256,
+            path=self._shard_name(sha256), rows=self._file.rows, size=path.stat().st_size, sha256=sha256
         )
         uri = join(self.uri, shard.path)
-        store_for(uri).publish_file(self._path, uri)
-        self._path.unlink()
+        store_for(uri).publish_file(path, uri)
+        path.unlink()
         self._shards.append(shard)
-        self._shard_rows = 0
+        self._file = _ShardFile(path, ROWS[self.schema])
+
+    def _cannot_write(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"cannot write a shard of {self.uri} in {self._folder.name}: {error}; free space there or name "
+            "another place in TMPDIR"
+        )
 
     def _shard_name(self, sha256: str) -> str:
         # The content hash in the name keeps two writers that race from mixing their shards.
         return f"shard-{len(self._shards):05d}-{sha256[:12]}.parquet"
+
+
+class _ShardFile:
+    """A Parquet file that is being written at ``path``."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self.rows = 0
+        self._schema = schema
+        self._writer: pq.ParquetWriter | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk so far."""
+        return self.path.stat().st_size
+
+    def write(self, rows: pa.Table, size: int) -> None:
+        """Append ``rows`` of ``size`` bytes, as one row group unless they are far too many for one."""
+        if self._writer is None:
+            encoding = shard_encoding(self._schema)
+            self._writer = pq.ParquetWriter(
+                self.path,
+                self._schema,
+                compression="zstd",
+                use_dictionary=encoding.dictionary,
+                column_encoding=encoding.by_column,
+                write_statistics=False,
+            )
+        groups = max(1, size // ROW_GROUP_BYTES)
+        self._writer.write_table(rows, row_group_size=-(-rows.num_rows // groups))
+        self.rows += rows.num_rows
+
+    def close(self) -> str:
+        """End the file; gives its SHA-256, or nothing when it was never begun."""
+        if self._writer is None:
+            return ""
+        writer, self._writer = self._writer, None
+        writer.close()
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _copy(source: str, target: str) -> None:

@@ -9,7 +9,8 @@ canonical JSON text, so that every source has the same Arrow schema.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,8 @@ EVALUATION_ROW = pa.schema(
     ]
 )
 
+_FEW_VALUES = {"source", "model", "label", "finish_reason", "split"}
+
 ROWS: dict[str, pa.Schema] = {
     PROMPTS: PROMPT_ROW,
     TOKENIZED: PROMPT_ROW,
@@ -116,6 +119,40 @@ ROWS: dict[str, pa.Schema] = {
     MODEL: MODEL_ROW,
     EVALUATION: EVALUATION_ROW,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEncoding:
+    """How the Parquet columns of a schema are best written; columns by their paths in the file."""
+
+    dictionary: list[str]
+    """Texts of few values. Ids, chats and numbers have too many for a dictionary."""
+    by_column: dict[str, str]
+    """Token ids: byte by byte, so that the high bytes, nearly always zero, lie together."""
+
+
+def shard_encoding(schema: pa.Schema) -> ShardEncoding:
+    """The encoding of each column of ``schema``."""
+    leaves = [leaf for field in schema for leaf in _leaves(field.name, field.type)]
+    return ShardEncoding(
+        [path for path, _ in leaves if path.rsplit(".", 1)[-1] in _FEW_VALUES],
+        {
+            path: "BYTE_STREAM_SPLIT"
+            for path, kind in leaves
+            if kind == pa.int32() and path.endswith(".list.element")
+        },
+    )
+
+
+def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    """Path and type of every Parquet column under ``path``."""
+    if pa.types.is_list(kind):
+        yield from _leaves(f"{path}.list.element", kind.value_type)
+    elif pa.types.is_struct(kind):
+        for field in kind:
+            yield from _leaves(f"{path}.{field.name}", field.type)
+    else:
+        yield path, kind
 
 
 def prompt_id(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> str:

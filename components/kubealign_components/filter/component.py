@@ -19,8 +19,8 @@ def filter(
     """Tokenise prompts and completions under the policy's chat template and drop what is too long.
 
     Args:
-        prompts: imported prompts (kubealign.prompts/v1).
-        dataset: tokenised prompts (kubealign.tokenized/v1).
+        prompts: imported prompts (kubealign.prompts/v1), or prompts tokenised for the policy before.
+        dataset: tokenised prompts (kubealign.tokenized/v1, or the kind they had).
         metrics: rows in, out and dropped by reason.
         policy: model directory, URI or hub id of the policy.
         max_seq_len: most tokens of prompt and completion together.
@@ -31,7 +31,7 @@ def filter(
     from kubealign_components.artifacts import log_stats, open_dataset, publish
     from kubealign_components.config import from_mapping
     from kubealign_components.data.dataset import Dataset
-    from kubealign_components.data.schemas import PROMPTS
+    from kubealign_components.data.schemas import COMPLETIONS, PROMPTS, REWARDED, TOKENIZED
     from kubealign_components.filter.stage import FilterConfig, run
 
     settings = {
@@ -41,6 +41,7 @@ def filter(
         "min_completions": min_completions,
     }
     config = from_mapping(FilterConfig, settings | options, "filter")
-    stats = run(config, prompts=open_dataset(prompts, PROMPTS), output=dataset.uri)
+    rows = open_dataset(prompts, PROMPTS, TOKENIZED, COMPLETIONS, REWARDED)
+    stats = run(config, prompts=rows, output=dataset.uri)
     publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
     log_stats(metrics, stats)

@@ -1,22 +1,28 @@
 """filter: tokenise under the policy's chat template and drop what is too long.
 
 A truncated completion has a wrong log-probability and a wrong reward, so nothing is cut: what does
-not fit goes, counted by reason.
+not fit goes, counted by reason. Rows that were tokenised before, for the same policy, are held to
+the settings by the token ids that they have, whole record batches at a time.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from kubealign_components.config import require, semantic_params
+from kubealign_components.data.ahead import read_ahead
 from kubealign_components.data.chat import ChatTemplate, TemplateMismatch
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.models import find_model
-from kubealign_components.data.schemas import TOKENIZED, completion_id
+from kubealign_components.data.models import find_model, require_policy
+from kubealign_components.data.schemas import PROMPT_ROW, PROMPTS, TOKENIZED, completion_id
 from kubealign_components.data.stats import Stats
+from kubealign_components.filter.lengths import Limits, fitting
 from kubealign_components.progress import progress_bar
 
 VERSION = 1
@@ -47,44 +53,68 @@ class FilterConfig:
         )
         require(self.min_completions >= 0, "min_completions", self.min_completions, "0 or more")
 
+    @property
+    def limits(self) -> Limits:
+        """What rows are held to."""
+        return Limits(**{name: getattr(self, name) for name in Limits.__slots__})
+
 
 def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
-    """Write the tokenised prompts and completions that fit to ``output`` (``kubealign.tokenized/v1``).
+    """Write the tokenised prompts and completions that fit to ``output``.
 
     Args:
         config: the settings.
-        prompts: ``kubealign.prompts/v1``.
+        prompts: ``kubealign.prompts/v1``, which become ``kubealign.tokenized/v1``, or prompts that
+            were tokenised for the policy, which stay of the kind they are.
         output: URI of the dataset to make.
 
     Raises:
+        ConfigError: the prompts were tokenised for another model.
         EngineError: the policy has no usable tokenizer or template.
+        DataError: tokenised prompts with a row that has no token ids.
     """
     model = find_model(config.policy, config.revision)
-    template = ChatTemplate(model)
     params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}
+    stats = Stats()
+    if prompts.manifest.schema == PROMPTS:
+        template = ChatTemplate(model)
+        schema, identity = TOKENIZED, template.identity
+        batches = _tokenised(prompts, config, template, stats)
+    else:
+        require_policy(model, prompts)
+        schema, identity = prompts.manifest.schema, prompts.manifest.identity
+        batches = (
+            fitting(batch, config.limits, stats) for batch in read_ahead(prompts.batches(batch_rows=None))
+        )
     provenance = derive(
         "filter",
         VERSION,
         params,
         inputs={"prompts": prompts},
-        models={"policy": model.identity() | template.identity},
-        identity=template.identity,
+        models={"policy": model.identity() | identity},
+        identity=identity,
         slug=[model.name, f"maxlen{config.max_seq_len}"],
     )
-    stats = Stats()
     with (
-        DatasetWriter(output, TOKENIZED, provenance) as writer,
+        DatasetWriter(output, schema, provenance) as writer,
         progress_bar(prompts.rows, "prompts", "filter") as bar,
     ):
-        for batch in prompts.batches():
-            rows = batch.to_pylist()
-            stats.rows_in += len(rows)
-            kept = [row for row in rows if _tokenise(row, config, template, stats)]
-            stats.rows_out += len(kept)
-            writer.write_rows(kept)
-            bar.update(len(rows))
+        for kept in batches:
+            stats.rows_out += kept.num_rows
+            writer.write(kept)
+            bar.update(stats.rows_in - bar.n)
         writer.commit(stats)
     return stats
+
+
+def _tokenised(
+    prompts: Dataset, config: FilterConfig, template: ChatTemplate, stats: Stats
+) -> Iterator[pa.RecordBatch]:
+    for batch in prompts.batches():
+        rows = batch.to_pylist()
+        stats.rows_in += len(rows)
+        kept = [row for row in rows if _tokenise(row, config, template, stats)]
+        yield pa.RecordBatch.from_pylist(kept, schema=PROMPT_ROW)
 
 
 def _tokenise(row: dict[str, Any], config: FilterConfig, template: ChatTemplate, stats: Stats) -> bool:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from kubealign_components.data.seeds import Keys
 from kubealign_components.errors import StoreError
 
-BUFFER_BYTES = 64 * 2**20
+BUFFER_BYTES = 24 * 2**20
 MAX_BUCKETS = 256  # files open at once
 
 

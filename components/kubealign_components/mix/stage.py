@@ -59,8 +59,8 @@ class MixConfig:
     require_logprobs: bool = True
     """Refuse completions without a log-probability of the reference policy; off for objectives that need
     none, such as simpo."""
-    bucket_bytes: int = execution(16 * 2**20)
-    """Bytes of input Parquet that make one bucket of the shuffle; several times as much in memory."""
+    bucket_bytes: int = execution(4 * 2**20)
+    """Bytes of input Parquet that make one bucket of the shuffle; up to ten times as much in memory."""
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -273,11 +273,13 @@ def _write(
             last = np.array([plan[name].last_key for name in source.dictionary.to_pylist()], dtype=object)
             stay = _at_most(id_keys(ids, config.seed, "sample"), last, source.indices.to_numpy())
             order = np.argsort(id_keys(ids, config.seed, "order")[stay], kind="stable")
-            rows = table.take(pa.array(taken[stay][order]))
-            for side in pc.value_counts(rows.column("split")).to_pylist():
-                sides[side["values"]] += side["counts"]
-            for start in range(0, rows.num_rows, BATCH_ROWS):
-                writer.write(rows.slice(start, BATCH_ROWS))
+            chosen = pa.array(taken[stay][order])
+            # Taken a little at a time: a second copy of the bucket would be as large as the first.
+            for start in range(0, len(chosen), BATCH_ROWS):
+                rows = table.take(chosen.slice(start, BATCH_ROWS))
+                for side in pc.value_counts(rows.column("split")).to_pylist():
+                    sides[side["values"]] += side["counts"]
+                writer.write(rows)
             bar.update(table.num_rows)
     return sides
 

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from conftest import CHATML, prompt_row
 from kubealign_components.config import from_mapping
 from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import ModelFiles, find_model
-from kubealign_components.data.schemas import PROMPTS, TOKENIZED, canonical_json, completion_id
+from kubealign_components.data.schemas import COMPLETIONS, PROMPTS, TOKENIZED, canonical_json, completion_id
 from kubealign_components.data.stats import Stats
-from kubealign_components.errors import ConfigError, EngineError
+from kubealign_components.errors import ConfigError, DataError, EngineError
 from kubealign_components.filter.stage import FilterConfig, run
 
 MakeDataset = Callable[..., Dataset]
@@ -31,14 +33,32 @@ def filtered(
     """``filtered(rows, **settings)``: the rows that stay, and what was counted."""
     calls = 0
 
-    def call(rows: Sequence[Row], policy: Path = tiny_model, **settings: Any) -> tuple[list[Row], Stats]:
+    def call(
+        rows: Sequence[Row] | Dataset, policy: Path = tiny_model, **limits: Any
+    ) -> tuple[list[Row], Stats]:
         nonlocal calls
         calls += 1
-        config = FilterConfig(policy=str(policy), **settings)
-        stats = run(config, prompts=make_dataset(rows), output=str(tmp_path / f"out{calls}"))
+        config = FilterConfig(policy=str(policy), **limits)
+        prompts = rows if isinstance(rows, Dataset) else make_dataset(rows)
+        stats = run(config, prompts=prompts, output=str(tmp_path / f"out{calls}"))
         opened = Dataset.open(str(tmp_path / f"out{calls}"), TOKENIZED, allow_empty=True)
-        assert stats.rows_in == len(rows) == opened.rows + sum(stats.dropped.values())
+        assert stats.rows_in == prompts.rows == opened.rows + sum(stats.dropped.values())
         return list(opened.iter_rows()), stats
+
+    return call
+
+
+@pytest.fixture
+def tokenized(tiny_model: Path, tmp_path: Path, make_dataset: MakeDataset) -> Callable[..., Dataset]:
+    """``tokenized(rows)``: all of them with token ids."""
+    calls = 0
+
+    def call(rows: Sequence[Row]) -> Dataset:
+        nonlocal calls
+        calls += 1
+        output = str(tmp_path / f"tokenized{calls}")
+        run(FilterConfig(policy=str(tiny_model)), prompts=make_dataset(rows), output=output)
+        return Dataset.open(output, TOKENIZED)
 
     return call
 
@@ -145,6 +165,57 @@ def test_tools_reach_the_template(filtered: Any, tiny_model: Path, tmp_path: Pat
     assert [template.tokenizer.decode(row["prompt_token_ids"])[0] for row in rows] == ["0", "1"]
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    made=st.lists(st.lists(st.integers(0, 14), max_size=4), min_size=1, max_size=8),
+    lengths=st.lists(st.integers(1, 30), min_size=8, max_size=8),
+    max_prompt_len=st.integers(25, 55),
+    room=st.integers(1, 14),
+    min_completions=st.integers(0, 2),
+)
+def test_rows_with_token_ids_are_held_to_the_same_limits_as_text(
+    filtered: Any,
+    tokenized: Any,
+    made: list[list[int]],
+    lengths: list[int],
+    max_prompt_len: int,
+    room: int,
+    min_completions: int,
+) -> None:
+    rows = [
+        prompt_row(f"{i}" + "x" * length, ["y" * n + str(j) for j, n in enumerate(completions)])
+        for i, (completions, length) in enumerate(zip(made, lengths))
+    ]
+    limits = {
+        "max_prompt_len": max_prompt_len,
+        "max_seq_len": max_prompt_len + room,
+        "min_completions": min_completions,
+    }
+    left, stats = filtered(rows, **limits)
+    again, from_ids = filtered(tokenized(rows), **limits)
+    assert again == left
+    assert from_ids == stats
+
+
+def test_tokenised_rows_keep_their_kind_and_are_refused_for_another_policy(
+    tokenized: Any, make_dataset: MakeDataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    source = tokenized([prompt_row("a", ["x"]), prompt_row("b" * 50, ["x"])])
+    rows = list(source.iter_rows())
+    sampled = make_dataset(rows, COMPLETIONS, identity=source.manifest.identity)
+    config = FilterConfig(policy=str(tiny_model), max_prompt_len=60)
+    run(config, prompts=sampled, output=str(tmp_path / "kept"))
+    kept = Dataset.open(str(tmp_path / "kept"), COMPLETIONS)
+    assert list(kept.iter_rows()) == rows[:1]
+    assert kept.manifest.identity == source.manifest.identity
+    other = make_dataset(rows, TOKENIZED, identity={"policy": "0" * 64})
+    with pytest.raises(ConfigError, match="the model that the dataset was tokenised for"):
+        run(config, prompts=other, output=str(tmp_path / "other"))
+    bare = make_dataset([prompt_row("a")], TOKENIZED, identity=source.manifest.identity)
+    with pytest.raises(DataError, match="has no token ids"):
+        run(config, prompts=bare, output=str(tmp_path / "bare"))
+
+
 def test_models_without_usable_tokenizer_or_template_are_refused(
     tiny_model: Path, tmp_path: Path, make_dataset: MakeDataset
 ) -> None:
@@ -183,7 +254,7 @@ def test_where_the_model_lies_is_not_in_the_fingerprint(
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("values", "message"),
     [
         ({"max_seq_len": 0}, r"max_seq_len=0: expected a positive number of tokens"),
         (
@@ -195,9 +266,9 @@ def test_where_the_model_lies_is_not_in_the_fingerprint(
         ({"max_len": 3}, r"filter.max_len=3: expected a setting of filter"),
     ],
 )
-def test_settings_are_checked_by_name(settings: dict[str, Any], message: str) -> None:
+def test_settings_are_checked_by_name(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        from_mapping(FilterConfig, {"policy": "p"} | settings, "filter")
+        from_mapping(FilterConfig, {"policy": "p"} | values, "filter")
 
 
 def test_component_runs_the_stage(tiny_model: Path, tmp_path: Path, make_dataset: MakeDataset) -> None:
