@@ -15,24 +15,26 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from kubealign_components.config import require
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, digest
+from kubealign_components.data.seeds import ID_LENGTH, mix64
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ChunkError, CorruptDataset, NotFound
+from kubealign_components.preemption import preemptible
 from kubealign_components.progress import progress_bar
 from kubealign_components.store import join, store_for
 
@@ -146,7 +148,7 @@ def plan(
         log.warning(
             "%d chunks were asked for; a fan-out takes at most %d, so chunks are larger", wanted, MAX_CHUNKS
         )
-    ids = dataset.table(["prompt_id"]).column("prompt_id").combine_chunks()
+    ids = dataset.table(["prompt_id"]).column("prompt_id")
     _check_unique(ids, dataset.uri)
     starts = [dataset.rows * i // count for i in range(count + 1)]
     return [
@@ -157,7 +159,7 @@ def plan(
             of=count,
             spans=tuple(_spans(dataset, start, stop)),
             rows=stop - start,
-            row_ids=row_ids_digest(ids.slice(start, stop - start).to_pylist()),
+            row_ids=_digest_of(ids.slice(start, stop - start)),
             work=work,
         )
         for i, (start, stop) in enumerate(pairwise(starts))
@@ -200,6 +202,8 @@ def run_chunk(
 
     Raises:
         CorruptDataset: committed bytes were changed, or the chunk's rows are not those planned.
+        StoreError: no room for a slice or the part.
+        Preempted: SIGTERM came; the process leaves with exit code 143.
     """
     name = provenance.step["stage"]
     work = join(chunk.work, name, provenance.work_key[:16])
@@ -211,9 +215,10 @@ def run_chunk(
     else:
         log.info("%s chunk %d of %d was finished before", name, chunk.index + 1, chunk.of)
         return Part(index=chunk.index, uri=part.uri, rows=part.rows, reused_rows=part.rows)
-    slices = SliceStore(work, stage.result_schema)
-    reused = _compute_missing(chunk, dataset, stage, slices, slice_rows, name)
-    _write_part(part_uri, chunk, dataset, stage, slices, schema=schema, provenance=provenance)
+    with preemptible(f"{name} chunk {chunk.index + 1} of {chunk.of}") as check:
+        slices = SliceStore(work, stage.result_schema)
+        reused = _compute_missing(chunk, dataset, stage, slices, slice_rows, name, check)
+        _write_part(part_uri, chunk, dataset, stage, slices, check, schema=schema, provenance=provenance)
     return Part(index=chunk.index, uri=part_uri, rows=chunk.rows, reused_rows=reused)
 
 
@@ -223,6 +228,8 @@ def merge(parts: Sequence[Part], chunks: Sequence[Chunk], output: str) -> Datase
     Raises:
         ChunkError: a part is missing, there twice, of other rows than planned, or of another recipe.
     """
+    if not chunks:
+        raise ChunkError("no chunks were planned, so there is nothing to merge; plan a dataset that has rows")
     by_index = {part.index: part for part in parts}
     planned = {chunk.index for chunk in chunks}
     if len(by_index) != len(parts) or set(by_index) != planned:
@@ -256,13 +263,14 @@ class SliceStore:
     def __init__(self, uri: str, schema: pa.Schema) -> None:
         self._uri = uri
         self._schema = pa.schema([("row_key", pa.string()), *schema])
-        self._slice_of: dict[str, tuple[str, str]] = {}
+        self._slice_of: dict[str, tuple[str, str, str]] = {}
         self._load = lru_cache(maxsize=8)(self._read)
         store = store_for(uri)
         commits = [o.uri for o in store.list(join(uri, "commits")) if o.uri.endswith(".json")]
         with ThreadPoolExecutor(16) as pool:
-            for record in pool.map(lambda u: _parse_commit(store.read(u), u), commits):
-                self._index(record)
+            records = pool.map(lambda u: _parse_commit(store.read(u), u), commits)
+            for commit, record in zip(commits, records):
+                self._index(record, commit)
 
     def __contains__(self, key: str) -> bool:
         return key in self._slice_of
@@ -274,34 +282,45 @@ class SliceStore:
         """Publish the results of one slice; when another worker was first, its results stand."""
         rows = [{**result, "row_key": key} for key, result in zip(keys, results, strict=True)]
         store = store_for(self._uri)
-        with tempfile.TemporaryDirectory(prefix="kubealign-slice-") as folder:
-            path = Path(folder) / "slice.parquet"
-            pq.write_table(pa.Table.from_pylist(rows, schema=self._schema), path, compression="zstd")
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-            data = join(self._uri, "data", f"{sha256[:32]}.parquet")
-            store.publish_file(path, data)
+        encoded = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, schema=self._schema), encoded, compression="zstd")
+        content = encoded.getvalue().to_pybytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        data = join(self._uri, "data", f"{sha256[:32]}.parquet")
+        store.publish(data, content)
         record = {"data": data.rsplit("/", 1)[1], "sha256": sha256, "keys": list(keys)}
         commit = join(self._uri, "commits", f"{digest(list(keys))[:32]}.json")
         if not store.publish(commit, json.dumps(record).encode()):
             record = _parse_commit(store.read(commit), commit)
-        self._index(record)
+        self._index(record, commit)
 
-    def _index(self, record: dict[str, Any]) -> None:
+    def _index(self, record: dict[str, Any], commit: str) -> None:
         for key in record["keys"]:
-            self._slice_of.setdefault(key, (record["data"], record["sha256"]))
+            self._slice_of.setdefault(key, (record["data"], record["sha256"], commit))
 
-    def _read(self, name: str, sha256: str) -> dict[str, Row]:
+    def _read(self, name: str, sha256: str, commit: str) -> dict[str, Row]:
         uri = join(self._uri, "data", name)
-        data = store_for(uri).read(uri)
+        try:
+            data = store_for(uri).read(uri)
+        except NotFound as error:
+            raise CorruptDataset(
+                f"{uri} is gone since it was committed; delete {commit} and run again"
+            ) from error
         if hashlib.sha256(data).hexdigest() != sha256:
             raise CorruptDataset(
-                f"{uri}: bytes changed since they were committed; delete its commit and run again"
+                f"{uri}: bytes changed since they were committed; delete it and {commit}, and run again"
             )
         return {row.pop("row_key"): row for row in pq.read_table(pa.BufferReader(data)).to_pylist()}
 
 
 def _compute_missing(
-    chunk: Chunk, dataset: Dataset, stage: ChunkedStage, slices: SliceStore, slice_rows: int, name: str
+    chunk: Chunk,
+    dataset: Dataset,
+    stage: ChunkedStage,
+    slices: SliceStore,
+    slice_rows: int,
+    name: str,
+    check: Callable[[], None],
 ) -> int:
     """Commit every row of ``chunk`` that is not committed yet; gives the number that were."""
     reused = 0
@@ -309,6 +328,7 @@ def _compute_missing(
     label = f"{name} {chunk.index + 1}/{chunk.of}"
 
     def finish() -> None:
+        check()
         results = stage.compute(pending)
         slices.commit([stage.key(row) for row in pending], results)
         bar.update(len(pending))
@@ -336,6 +356,7 @@ def _write_part(
     dataset: Dataset,
     stage: ChunkedStage,
     slices: SliceStore,
+    check: Callable[[], None],
     *,
     schema: str,
     provenance: Provenance,
@@ -344,6 +365,7 @@ def _write_part(
     ids: list[str] = []
     with DatasetWriter(uri, schema, provenance) as writer:
         for batch in _batched(_rows(dataset, chunk), 256):
+            check()
             rows = [stage.apply(row, slices[stage.key(row)]) for row in batch]
             ids += [row["prompt_id"] for row in rows]
             stage.summarise(rows, stats)
@@ -381,13 +403,39 @@ def _spans(dataset: Dataset, start: int, stop: int) -> Iterator[tuple[int, int, 
         first += shard.rows
 
 
-def _check_unique(ids: pa.Array, where: str) -> None:
-    if len(pc.unique(ids)) != len(ids):
-        counts = pc.value_counts(ids)
-        twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
+def _digest_of(ids: pa.ChunkedArray) -> str:
+    """:func:`row_ids_digest` without a Python object for every id."""
+    one = pa.ListArray.from_arrays(pa.array([0, len(ids)], pa.int32()), ids.combine_chunks())
+    return hashlib.sha256(pc.binary_join(one, "\n")[0].as_buffer()).hexdigest()
+
+
+def _check_unique(ids: pa.ChunkedArray, where: str) -> None:
+    # Sorting 64-bit hashes is far faster than a table of texts; the texts decide only where two agree.
+    hashes = [found for chunk in ids.chunks if (found := _hashes(chunk)) is not None]
+    if len(hashes) == ids.num_chunks:
+        ordered: NDArray[np.uint64] = np.sort(np.concatenate(hashes))
+        if not (ordered[1:] == ordered[:-1]).any():
+            return
+    counts = pc.value_counts(ids)
+    twice = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(twice):
         raise CorruptDataset(
-            f"{where}: prompt id {twice} stands more than once; import_prompts merges duplicates"
+            f"{where}: prompt id {twice[0]['values'].as_py()} stands more than once; import_prompts merges "
+            "duplicates"
         )
+
+
+def _hashes(ids: pa.Array) -> NDArray[np.uint64] | None:
+    """A 64-bit hash of each id, shape (n,); None when an id is no content hash."""
+    offsets = np.frombuffer(ids.buffers()[1], dtype=np.int32)[ids.offset : ids.offset + len(ids) + 1]
+    if not len(ids) or (np.diff(offsets) != ID_LENGTH).any():
+        return None
+    texts = np.frombuffer(ids.buffers()[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
+    words = texts.reshape(len(ids), ID_LENGTH).view(np.uint64)
+    hashes = np.zeros(len(ids), dtype=np.uint64)
+    for column in words.T:
+        hashes = mix64(hashes ^ column)
+    return hashes
 
 
 def _check_part(chunk: Chunk, part: Dataset, fingerprint: str, schema: str) -> None:

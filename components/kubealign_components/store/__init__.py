@@ -6,10 +6,19 @@ Google Cloud Storage, ``s3://`` is S3 or anything that speaks it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kubealign_components.errors import ConfigError
 from kubealign_components.store.base import ObjectInfo, Store, join, scheme_of
 
-__all__ = ["ObjectInfo", "Store", "join", "scheme_of", "store_for"]
+__all__ = ["ObjectInfo", "Store", "join", "register", "scheme_of", "store_for"]
+
+_REGISTERED: dict[str, Callable[[], Store]] = {}
+
+
+def register(scheme: str, make: Callable[[], Store]) -> None:
+    """Let ``make`` give the store of ``scheme://`` in this process."""
+    _REGISTERED[scheme] = make
 
 
 def store_for(uri: str) -> Store:
@@ -19,6 +28,8 @@ def store_for(uri: str) -> Store:
         ConfigError: a scheme that no store serves.
     """
     scheme = scheme_of(uri)
+    if scheme in _REGISTERED:
+        return _REGISTERED[scheme]()
     if scheme == "file":
         from kubealign_components.store.local import LocalStore
 

@@ -14,6 +14,7 @@ from shutil import copyfile
 from kubealign_components.errors import NotFound, StoreError
 from kubealign_components.store.base import TEMPORARY, ObjectInfo
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -161,4 +162,5 @@ def _errors(action: str, path: Path) -> Iterator[None]:
             raise StoreError(f"cannot {action} {path}: {reason}") from error
         if error.errno in _NO_HARD_LINKS:
             reason += "; if this file system has no hard links, choose a place on one that has"
-        raise StoreError(f"cannot write {path}: {reason}; nothing was published") from error
+        advice = "; free space there or choose another place" if error.errno in _FULL else ""
+        raise StoreError(f"cannot write {path}: {reason}; nothing was published{advice}") from error

@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chunk_worker import Upper, run
 from conftest import prompt_row
-from kubealign_components.data.chunks import Chunk, Part, merge, open_chunk, plan, run_chunk
+from kubealign_components.data.chunks import Chunk, Part, merge, plan
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.schemas import COMPLETIONS, PROMPTS
-from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ChunkError, ConfigError, CorruptDataset
-
-
-class Upper:
-    """A stage that writes the prompt id in upper case as metadata, and counts what it computed."""
-
-    result_schema = pa.schema([("text", pa.string())])
-
-    def __init__(self, fail_after: int | None = None) -> None:
-        self.computed: list[str] = []
-        self.fail_after = fail_after
-
-    def key(self, row: dict[str, Any]) -> str:
-        return str(row["prompt_id"])
-
-    def compute(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        if self.fail_after is not None and len(self.computed) >= self.fail_after:
-            raise RuntimeError("killed")
-        self.computed += [row["prompt_id"] for row in rows]
-        return [{"text": row["prompt_id"].upper()} for row in rows]
-
-    def apply(self, row: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-        return row | {"metadata": result["text"]}
-
-    def summarise(self, rows: Sequence[dict[str, Any]], stats: Stats) -> None:
-        stats.counts["seen"] += len(rows)
-
-
-def run(chunk: Chunk, stage: Upper, slice_rows: int = 2) -> Part:
-    dataset = open_chunk(chunk, PROMPTS)
-    provenance = derive("upper", 1, {}, inputs={"prompts": dataset})
-    return run_chunk(chunk, dataset, stage, schema=COMPLETIONS, provenance=provenance, slice_rows=slice_rows)
 
 
 def rows_of(count: int) -> list[dict[str, Any]]:

@@ -5,44 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
+from chunk_worker import Upper, run
 from conftest import prompt_row
-from kubealign_components.data.chunks import Chunk, Part, merge, open_chunk, plan, run_chunk
+from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.schemas import COMPLETIONS, PROMPTS
+from kubealign_components.data.schemas import PROMPTS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, NotFound
 from kubealign_components.store import join, store_for
 
 ROWS = [prompt_row(f"question {i} ü", ["yes", "no"]) for i in range(30)]
-
-
-class Upper:
-    """A stage that keeps its prompt id in upper case, and stops after some rows if told to."""
-
-    result_schema = pa.schema([("text", pa.string())])
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.computed: list[str] = []
-        self.stop_after = stop_after
-
-    def key(self, row: dict[str, Any]) -> str:
-        return str(row["prompt_id"])
-
-    def compute(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        if self.stop_after is not None and len(self.computed) >= self.stop_after:
-            raise RuntimeError("killed")
-        self.computed += [row["prompt_id"] for row in rows]
-        return [{"text": row["prompt_id"].upper()} for row in rows]
-
-    def apply(self, row: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-        return row | {"metadata": result["text"]}
-
-    def summarise(self, rows: Sequence[dict[str, Any]], stats: Stats) -> None:
-        stats.counts["seen"] += len(rows)
 
 
 def write(uri: str, rows: Sequence[dict[str, Any]] = ROWS, shards: int = 3) -> Dataset:
@@ -51,12 +26,6 @@ def write(uri: str, rows: Sequence[dict[str, Any]] = ROWS, shards: int = 3) -> D
             writer.write_rows(rows[number * len(rows) // shards : (number + 1) * len(rows) // shards])
             writer.close_shard()
         return writer.commit(Stats(rows_in=len(rows), rows_out=len(rows)))
-
-
-def run(chunk: Chunk, stage: Upper) -> Part:
-    dataset = open_chunk(chunk, PROMPTS)
-    provenance = derive("upper", 1, {}, inputs={"prompts": dataset})
-    return run_chunk(chunk, dataset, stage, schema=COMPLETIONS, provenance=provenance, slice_rows=3)
 
 
 def test_a_dataset_reads_back_identical(place: str) -> None:
@@ -92,17 +61,17 @@ def test_a_damaged_shard_is_noticed(place: str) -> None:
 def test_chunks_resume_and_merge(place: str) -> None:
     dataset = write(join(place, "prompts"))
     chunks = plan(dataset, work=join(place, "work"), chunks=3)
-    killed = Upper(stop_after=6)
+    killed = Upper(fail_after=6)
     with pytest.raises(RuntimeError, match="killed"):
-        run(chunks[0], killed)
+        run(chunks[0], killed, 3)
     again = Upper()
-    parts = [run(chunk, again) for chunk in chunks]
+    parts = [run(chunk, again, 3) for chunk in chunks]
     assert len(killed.computed) == 6
     assert sorted(killed.computed + again.computed) == sorted(row["prompt_id"] for row in ROWS)
     merged = merge(parts, chunks, join(place, "merged"))
     assert [row["metadata"] for row in merged.iter_rows()] == [row["prompt_id"].upper() for row in ROWS]
     assert merged.manifest.stats["counts"]["seen"] == 30
     third = Upper()
-    repeated = [run(chunk, third) for chunk in chunks]
+    repeated = [run(chunk, third, 3) for chunk in chunks]
     assert third.computed == []
     assert merge(repeated, chunks, join(place, "merged")).manifest.fingerprint == merged.manifest.fingerprint

@@ -1,0 +1,100 @@
+"""SIGTERM, which a pod gets when its node is taken away: stop between slices, in time, and say so."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 15.0
+"""Longest time from SIGTERM to the end; Kubernetes kills after 30 s."""
+
+EXIT_CODE = 128 + signal.SIGTERM
+
+
+class Preempted(SystemExit):
+    """The process was told to stop. No Exception: nothing that mends errors may swallow it."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_CODE)
+
+
+@contextmanager
+def preemptible(what: str, *, grace: float = GRACE_SECONDS) -> Iterator[Callable[[], None]]:
+    """While the block runs, SIGTERM ends it at its next call of the function that it is given.
+
+    The process leaves with exit code 143; when it has not after ``grace`` seconds (a long slice, an
+    engine that hangs in foreign code), a thread ends it. Outside the main thread, where Python takes
+    no signal handlers, the block runs as it would without.
+
+    Args:
+        what: what is worked on, for the log.
+        grace: seconds from the signal to the end.
+
+    Raises:
+        Preempted: SIGTERM came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    watch = _Watch(what, grace)
+    try:
+        yield watch.check
+    except Exception as error:
+        # The engine's own processes got the signal as well: what they broke is no error of the rows.
+        if watch.requested:
+            raise Preempted from error
+        raise
+    finally:
+        watch.restore()
+    watch.check()
+
+
+class _Watch:
+    """The handler, and a thread that keeps time even while the main thread is in foreign code."""
+
+    def __init__(self, what: str, grace: float) -> None:
+        self.requested = False
+        self._what, self._grace = what, grace
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._thread = threading.Thread(target=self._wait, name="preemption", daemon=True)
+        self._thread.start()
+        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._handler = signal.signal(signal.SIGTERM, self._handle)
+
+    def check(self) -> None:
+        """Raise :class:`Preempted` when SIGTERM came."""
+        if self.requested:
+            raise Preempted
+
+    def restore(self) -> None:
+        """What stood before; after SIGTERM the clock goes on."""
+        signal.signal(signal.SIGTERM, self._handler or signal.SIG_DFL)
+        signal.set_wakeup_fd(self._wakeup)
+        if not self.requested:
+            os.close(self._writer)
+            self._thread.join()
+            os.close(self._reader)
+
+    def _handle(self, *_: object) -> None:
+        self.requested = True  # the thread speaks: writing from a handler can meet a half-done write
+
+    def _wait(self) -> None:
+        while received := os.read(self._reader, 64):
+            if signal.SIGTERM in received:
+                self.requested = True
+                log.warning(
+                    "%s: SIGTERM, so this process stops within %g s; what is committed is kept",
+                    self._what,
+                    self._grace,
+                )
+                time.sleep(self._grace)
+                log.warning("%s: the slice in flight was abandoned; it is computed again", self._what)
+                os._exit(EXIT_CODE)

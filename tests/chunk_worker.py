@@ -1,0 +1,90 @@
+"""A chunked stage to break, and a process that runs one chunk of it and breaks where it is told to.
+
+python chunk_worker.py chunk.json SLICE_ROWS LOG WRITE MOMENT SECONDS
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from kubealign_components.data.chunks import Chunk, Part, open_chunk, run_chunk
+from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.schemas import COMPLETIONS, PROMPTS
+from kubealign_components.data.stats import Stats
+from kubealign_components.errors import StoreError
+from kubealign_components.store import faulty, register
+
+
+class Upper:
+    """Writes the prompt id in upper case as metadata; stops after some rows if told to."""
+
+    result_schema = pa.schema([("text", pa.string())])
+
+    def __init__(self, fail_after: int | None = None, log: Path | None = None, seconds: float = 0) -> None:
+        self.computed: list[str] = []
+        self.fail_after, self.log, self.seconds = fail_after, log, seconds
+
+    def key(self, row: dict[str, Any]) -> str:
+        return str(row["prompt_id"])
+
+    def compute(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self.fail_after is not None and len(self.computed) >= self.fail_after:
+            raise RuntimeError("killed")
+        names = [row["prompt_id"] for row in rows]
+        self.computed += names
+        if self.log:
+            with self.log.open("a") as file:
+                file.write("".join(f"{name}\n" for name in names))
+        time.sleep(self.seconds)
+        return [{"text": name.upper()} for name in names]
+
+    def apply(self, row: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+        return row | {"metadata": result["text"]}
+
+    def summarise(self, rows: Sequence[dict[str, Any]], stats: Stats) -> None:
+        stats.counts["seen"] += len(rows)
+
+
+def run(chunk: Chunk, stage: Upper, slice_rows: int = 2) -> Part:
+    """The part of ``chunk``."""
+    dataset = open_chunk(chunk, PROMPTS)
+    provenance = derive("upper", 1, {}, inputs={"prompts": dataset})
+    return run_chunk(chunk, dataset, stage, schema=COMPLETIONS, provenance=provenance, slice_rows=slice_rows)
+
+
+def main(place: str, slice_rows: str, log: str, write: str, moment: str, seconds: str) -> None:
+    store = faulty.FaultyStore({int(write): moment}, faulty.kill)
+    register(faulty.SCHEME, lambda: store)
+    stage = Upper(log=Path(log), seconds=float(seconds))
+    print(run(Chunk.from_json(json.loads(Path(place).read_text())), stage, int(slice_rows)).to_json())
+
+
+def soak(places: str, number: str, seed: str) -> None:
+    """Run every chunk, from another one on in each worker, while about one write in 7 fails."""
+    draw = random.Random(seed)
+    faults = {n: draw.choice(faulty.MOMENTS) for n in range(20_000) if draw.random() < 1 / 7}
+    store = faulty.FaultyStore(
+        faults, lambda uri: (faulty.kill if draw.random() < 1 / 8 else faulty.refuse)(uri)
+    )
+    register(faulty.SCHEME, lambda: store)
+    chunks = [Chunk.from_json(value) for value in json.loads(Path(places).read_text())]
+    start = len(chunks) * int(number) // 3
+    for chunk in chunks[start:] + chunks[:start]:
+        while True:
+            try:
+                run(chunk, Upper())
+                break
+            except StoreError:
+                print("refused", flush=True)
+
+
+if __name__ == "__main__":
+    soak(*sys.argv[2:]) if sys.argv[1] == "soak" else main(*sys.argv[1:])

@@ -1,0 +1,190 @@
+"""Chunks under kill -9, refusing storage, races and SIGTERM: the same rows, and no work done twice."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import chunk_worker
+from chunk_worker import Upper, run
+from conftest import prompt_row
+from kubealign_components.data.chunks import Chunk, Part, merge, plan
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.errors import ChunkError, CorruptDataset, StoreError
+from kubealign_components.preemption import EXIT_CODE, preemptible
+from kubealign_components.store import faulty, register
+
+MakeDataset = Callable[..., Dataset]
+WRITES = 6  # of a chunk of two slices: data and record of each, shard, manifest
+
+
+def rows_of(count: int) -> list[dict[str, Any]]:
+    return [prompt_row(f"question {i}") for i in range(count)]
+
+
+def worker(
+    chunk: Chunk, folder: Path, *, write: int = -1, moment: str = "", seconds: float = 0
+) -> subprocess.Popen[str]:
+    """A process on ``chunk`` that dies at ``moment`` of its write number ``write``."""
+    (folder / "chunk.json").write_text(json.dumps(chunk.to_json()))
+    arguments = [folder / "chunk.json", 2, folder / "computed", write, moment, seconds]
+    command = [sys.executable, chunk_worker.__file__, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def computed(folder: Path) -> Counter[str]:
+    return Counter((folder / "computed").read_text().split())
+
+
+@pytest.mark.parametrize("moment", faulty.MOMENTS)
+@pytest.mark.parametrize("write", range(WRITES))
+def test_killed_at_a_commit_boundary(
+    make_dataset: MakeDataset, tmp_path: Path, write: int, moment: str
+) -> None:
+    dataset = make_dataset(rows_of(4))
+    [chunk] = plan(dataset, work=f"faulty://{tmp_path}/work", chunks=1)
+    killed = worker(chunk, tmp_path, write=write, moment=moment)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    register(faulty.SCHEME, lambda: faulty.FaultyStore({}))
+    again = Upper()
+    part = run(chunk, again)
+    merged = merge([part], [chunk], str(tmp_path / "merged"))
+    [clean] = plan(dataset, work=str(tmp_path / "clean"), chunks=1)
+    expected = merge([run(clean, Upper())], [clean], str(tmp_path / "expected"))
+    assert merged.manifest.shards == expected.manifest.shards
+    assert list(merged.iter_rows()) == list(expected.iter_rows())
+    twice = set(computed(tmp_path)) & set(again.computed)
+    in_flight = write < 4 and (write % 2 == 0 or moment != "after")
+    assert len(twice) == (2 if in_flight else 0)
+
+
+schedules = st.lists(
+    st.tuples(
+        st.dictionaries(st.integers(0, 30), st.sampled_from(faulty.MOMENTS), max_size=4), st.integers(1, 5)
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.integers(1, 13), chunks=st.integers(1, 4), schedule=schedules)
+def test_any_schedule_of_refusals_gives_the_same_rows(
+    make_dataset: MakeDataset,
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: int,
+    chunks: int,
+    schedule: list[tuple[dict[int, str], int]],
+) -> None:
+    folder = tmp_path_factory.mktemp("schedule")
+    dataset = make_dataset(rows_of(rows))
+    planned = plan(dataset, work=f"faulty://{folder}/work", chunks=chunks)
+    for faults, slice_rows in [*schedule, ({}, 2)]:
+        store = faulty.FaultyStore(faults)
+        register(faulty.SCHEME, lambda store=store: store)
+        try:
+            parts = [run(chunk, Upper(), slice_rows) for chunk in planned]
+            merged = merge(parts, planned, f"faulty://{folder}/merged")
+        except StoreError as error:
+            assert "asked for" in str(error)
+    assert [r["prompt_id"] for r in merged.iter_rows()] == [r["prompt_id"] for r in dataset.iter_rows()]
+    assert all(r["metadata"] == r["prompt_id"].upper() for r in merged.iter_rows())
+
+
+def test_two_workers_on_one_chunk_publish_one_part(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    [chunk] = plan(make_dataset(rows_of(12)), work=str(tmp_path / "work"), chunks=1)
+    racing = [worker(chunk, tmp_path, seconds=0.05) for _ in range(2)]
+    parts = [Part.from_json(process.communicate()[0]) for process in racing]
+    assert parts[0].uri == parts[1].uri
+    assert merge(parts[:1], [chunk], str(tmp_path / "merged")).rows == 12
+    assert len(list((tmp_path / "work").rglob("manifest.json"))) == 1
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:-3]), Path.unlink])
+def test_a_damaged_slice_names_all_that_must_go(
+    make_dataset: MakeDataset, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    [chunk] = plan(make_dataset(rows_of(4)), work=str(tmp_path / "work"), chunks=1)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(chunk, Upper(fail_after=2))
+    [data], [commit] = ((tmp_path / "work").rglob(f"{kind}/*") for kind in ("data", "commits"))
+    damage(data)
+    with pytest.raises(CorruptDataset, match=commit.name) as caught:
+        run(chunk, Upper())
+    assert data.name in str(caught.value)
+    for path in (data, commit):
+        path.unlink(missing_ok=True)
+    again = Upper()
+    run(chunk, again)
+    assert len(again.computed) == 2
+
+
+@pytest.fixture
+def slow(make_dataset: MakeDataset, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A worker in the middle of its first slice."""
+    [chunk] = plan(make_dataset(rows_of(8)), work=str(tmp_path / "work"), chunks=1)
+    process = worker(chunk, tmp_path, seconds=1)
+    while not (tmp_path / "computed").exists():
+        time.sleep(0.02)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_sigterm_finishes_the_slice_in_flight(slow: subprocess.Popen[str], tmp_path: Path) -> None:
+    slow.send_signal(signal.SIGTERM)
+    _, said = slow.communicate(timeout=20)
+    assert slow.returncode == EXIT_CODE
+    assert "upper chunk 1 of 1: SIGTERM" in said
+    assert "Traceback" not in said
+    assert len(list((tmp_path / "work").rglob("commits/*.json"))) == 1
+    assert not list((tmp_path / "work").rglob("manifest.json"))
+
+
+def test_a_slice_that_does_not_end_is_abandoned() -> None:
+    program = (
+        "import os, signal, time\n"
+        "from kubealign_components.preemption import preemptible\n"
+        "with preemptible('a stage', grace=0.3):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)
+    assert done.returncode == EXIT_CODE
+    assert "abandoned" in done.stderr
+
+
+def test_handlers_are_restored_and_other_threads_run_without() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with preemptible("a stage") as check:
+        assert signal.getsignal(signal.SIGTERM) is not before
+        check()
+    assert signal.getsignal(signal.SIGTERM) is before
+    seen: list[object] = []
+
+    def elsewhere() -> None:
+        with preemptible("a stage") as check:
+            check()
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_nothing_planned_is_nothing_to_merge(tmp_path: Path) -> None:
+    with pytest.raises(ChunkError, match="no chunks were planned"):
+        merge([], [], str(tmp_path))
