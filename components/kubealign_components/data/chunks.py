@@ -132,6 +132,7 @@ def plan(
 
     Raises:
         ConfigError: not exactly one of ``chunks`` and ``rows_per_chunk``, or not positive.
+        ChunkError: there are no rows.
         CorruptDataset: a prompt id stands twice.
     """
     require(
@@ -142,6 +143,8 @@ def plan(
     )
     for name, value in (("chunks", chunks), ("rows_per_chunk", rows_per_chunk)):
         require(value is None or value > 0, name, value, "a positive number")
+    if not dataset.rows:
+        raise ChunkError(f"{dataset.uri} has no rows to cut into chunks; show says which stage dropped them")
     wanted = chunks if chunks is not None else -(-dataset.rows // (rows_per_chunk or 1))
     count = min(wanted, dataset.rows, MAX_CHUNKS)
     if wanted > MAX_CHUNKS:
