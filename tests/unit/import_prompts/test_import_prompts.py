@@ -18,10 +18,10 @@ from kfp import dsl
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import PROMPTS, prompt_id
+from kubealign_components.data.sources.formats import FORMATS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError, NotFound
 from kubealign_components.import_prompts.component import import_prompts
-from kubealign_components.import_prompts.formats import FORMATS
 from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run
 
 Import = Callable[..., tuple[Dataset, Stats]]

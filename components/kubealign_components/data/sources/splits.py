@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
+from kubealign_components.data.sources.readers import is_readable
 from kubealign_components.errors import ConfigError
-from kubealign_components.import_prompts.readers import is_readable
 
 CARD = "README.md"
 _SHARD = re.compile(r"^data/(?P<split>.+)-\d{5}-of-\d{5}.*\.[^/]*$")

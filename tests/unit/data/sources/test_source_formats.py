@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from kubealign_components.import_prompts.columns import Example
-from kubealign_components.import_prompts.formats import FORMATS, detect, parse
-from kubealign_components.import_prompts.turns import Malformed
+from kubealign_components.data.sources.columns import Example
+from kubealign_components.data.sources.formats import FORMATS, detect, parse
+from kubealign_components.data.sources.turns import Malformed
 
 USER = {"role": "user", "content": "Hi?"}
 GOOD = {"role": "assistant", "content": "Good."}

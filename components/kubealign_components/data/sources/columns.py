@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kubealign_components.import_prompts.turns import Malformed, Message
+from kubealign_components.data.sources.turns import Malformed, Message
 
 METADATA_CHARS = 256
 """Longer strings of a source's own columns are not kept."""

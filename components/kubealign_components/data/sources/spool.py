@@ -1,8 +1,8 @@
-"""Where imported rows wait until all sources are read: a sorted file, so that memory stays bounded.
+"""Where rows wait until all sources are read: a sorted file, so that memory stays bounded.
 
-Duplicates of a prompt can be anywhere in any source. Rows go to a temporary SQLite file as they are
-read; an index over (prompt, source, row) then brings the rows of one prompt together, and only
-those are in memory at a time. The index sorts 60 bytes a row, not the rows.
+Duplicates of a prompt, or of a pair, can be anywhere in any source. Rows go to a temporary SQLite
+file as they are read; an index over (key, source, row) then brings the rows of one key together, and
+only those are in memory at a time. The index sorts 60 bytes a row, not the rows.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from types import TracebackType
 from kubealign_components.errors import StoreError
 
 Entry = tuple[str, int, int, str]
-"""Prompt id, number of the source, number of the row in it, and the row as JSON text."""
+"""Key (a content hash), number of the source, number of the row in it, and the row as JSON text."""
 
 
 class Spool:
-    """Rows by prompt id. Use as a context: the file goes when the block ends.
+    """Rows by key, such as the prompt id. Use as a context: the file goes when the block ends.
 
     Raises:
         StoreError: the temporary folder is full or cannot be written.
     """
 
     def __enter__(self) -> Spool:
-        self._folder = tempfile.TemporaryDirectory(prefix="kubealign-import-")
+        self._folder = tempfile.TemporaryDirectory(prefix="kubealign-spool-")
         self._rows = sqlite3.connect(Path(self._folder.name) / "rows.sqlite", isolation_level=None)
         # The file is thrown away in any case: nothing to make safe against a crash.
         for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-65536"):
             self._rows.execute(f"PRAGMA {pragma}")
-        self._rows.execute("CREATE TABLE rows (prompt TEXT, source INTEGER, row INTEGER, body TEXT)")
+        self._rows.execute("CREATE TABLE rows (key TEXT, source INTEGER, row INTEGER, body TEXT)")
         return self
 
     def __exit__(
@@ -43,7 +43,7 @@ class Spool:
         self._folder.cleanup()
         if isinstance(error, sqlite3.Error):
             raise StoreError(
-                f"cannot keep imported rows in {self._folder.name}: {error}; "
+                f"cannot keep the rows read in {self._folder.name}: {error}; "
                 "name a folder with as much room as the sources take as JSON in TMPDIR"
             ) from error
 
@@ -54,19 +54,19 @@ class Spool:
         self._rows.execute("COMMIT")
 
     def sort(self) -> None:
-        """Bring the rows of one prompt together; call it once, after the last :meth:`add`."""
-        self._rows.execute("CREATE INDEX by_prompt ON rows (prompt, source, row)")
+        """Bring the rows of one key together; call it once, after the last :meth:`add`."""
+        self._rows.execute("CREATE INDEX by_key ON rows (key, source, row)")
 
-    def prompts(self) -> Iterator[tuple[str, int]]:
-        """Every prompt id once, in order, with the first source that has it."""
+    def keys(self) -> Iterator[tuple[str, int]]:
+        """Every key once, in order, with the first source that has it."""
         yield from self._rows.execute(
-            "SELECT prompt, min(source) FROM rows INDEXED BY by_prompt GROUP BY prompt ORDER BY prompt"
+            "SELECT key, min(source) FROM rows INDEXED BY by_key GROUP BY key ORDER BY key"
         )
 
     def groups(self) -> Iterator[tuple[str, list[tuple[int, str]]]]:
-        """Every prompt id, in the order of :meth:`prompts`, with (source, row as JSON) in source order."""
+        """Every key, in the order of :meth:`keys`, with (source, row as JSON) in source order."""
         rows = self._rows.execute(
-            "SELECT prompt, source, body FROM rows INDEXED BY by_prompt ORDER BY prompt, source, row"
+            "SELECT key, source, body FROM rows INDEXED BY by_key ORDER BY key, source, row"
         )
-        for prompt, group in groupby(rows, key=lambda row: str(row[0])):
-            yield prompt, [(source, body) for _, source, body in group]
+        for key, group in groupby(rows, key=lambda row: str(row[0])):
+            yield key, [(source, body) for _, source, body in group]

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from kubealign_components.import_prompts import swissai
-from kubealign_components.import_prompts.columns import (
+from kubealign_components.data.sources import swissai
+from kubealign_components.data.sources.columns import (
     Columns,
     Example,
     Offline,
@@ -16,7 +16,7 @@ from kubealign_components.import_prompts.columns import (
     name_of,
     number_of,
 )
-from kubealign_components.import_prompts.turns import (
+from kubealign_components.data.sources.turns import (
     Malformed,
     Message,
     check_order,

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kubealign_components.data.sources.readers import READERS, is_readable
+from kubealign_components.data.sources.splits import CARD, splits_of
 from kubealign_components.errors import ConfigError, StoreError
-from kubealign_components.import_prompts.readers import READERS, is_readable
-from kubealign_components.import_prompts.splits import CARD, splits_of
 from kubealign_components.store import scheme_of, store_for
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

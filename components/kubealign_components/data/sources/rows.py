@@ -12,8 +12,8 @@ from kubealign_components.data.schemas import (
     offline_completion_id,
     prompt_id,
 )
-from kubealign_components.import_prompts.columns import Example, Offline
-from kubealign_components.import_prompts.turns import Malformed
+from kubealign_components.data.sources.columns import Example, Offline
+from kubealign_components.data.sources.turns import Malformed
 
 Row = dict[str, Any]
 
