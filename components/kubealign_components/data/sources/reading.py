@@ -185,11 +185,11 @@ class SourceReader:
         found = detect(rows) if wanted == "auto" and detect is not None else wanted
         if found is None:
             columns = sorted({str(key) for row in rows if isinstance(row, dict) for key in row})
+            shown = f"columns {', '.join(columns[:12])}" if columns else f"no columns: {_SHORT.repr(rows[0])}"
             raise ConfigError(
                 f"sources.{self.config.name}.format",
                 "auto",
-                f"rows of a known format ({', '.join(formats)}); the first {len(rows)} rows have "
-                f"{'columns ' + ', '.join(columns[:12]) if columns else 'no columns: ' + _SHORT.repr(rows[0])}",
+                f"rows of a known format ({', '.join(formats)}); the first {len(rows)} rows have {shown}",
             )
         self.format = found
 

@@ -1,0 +1,230 @@
+"""Principles: what completions are judged by, in files of their own, checked and versioned.
+
+A set is a YAML file, shipped (``judging``, ``rl``, ``interventions``) or the user's own::
+
+    schema: kubealign.principles/v1
+    name: judging
+    version: 1
+    principles:
+      - name: Concise
+        positive: The response comes to the point at once.
+        negative: The response takes long to reach the point.   # optional
+        weight: 1                       # optional, for weighted draws
+        tags: [general]                 # optional: general, reasoning, red-teaming
+        stages: [judge, reward_model]   # judge, reward_model, rl
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from kubealign_components.config import require
+from kubealign_components.data.fingerprint import digest
+from kubealign_components.errors import ConfigError, NotFound
+from kubealign_components.store import store_for
+
+SCHEMA = "kubealign.principles/v1"
+SHIPPED = ("judging", "rl", "interventions")
+GENERAL, REASONING, RED_TEAMING = "general", "reasoning", "red-teaming"
+TAGS = (GENERAL, REASONING, RED_TEAMING)
+"""What a principle is about; the question types of prompts have the same names."""
+JUDGE, REWARD_MODEL, RL = "judge", "reward_model", "rl"
+STAGES = (JUDGE, REWARD_MODEL, RL)
+"""What a principle is for: asking the judge, training the reward model, rollouts of PPO."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Principle:
+    """One quality that a completion can have or lack."""
+
+    name: str
+    positive: str
+    """What a completion is like that has the quality."""
+    negative: str | None = None
+    """What a completion is like that has the opposite quality; null when the principle cannot be negated."""
+    weight: float = 1.0
+    """Relative weight in weighted draws."""
+    tags: tuple[str, ...] = (GENERAL,)
+    """Some of :data:`TAGS`."""
+    stages: tuple[str, ...] = STAGES
+    """Some of :data:`STAGES`."""
+
+    def statement(self, *, negated: bool = False) -> str:
+        """The text that a model is shown.
+
+        Raises:
+            ConfigError: negated, and the principle has no negative statement.
+        """
+        if not negated:
+            return self.positive
+        if self.negative is None:
+            raise ConfigError(
+                f"principle {self.name!r}: negative",
+                None,
+                "a negative statement, since principles are negated",
+            )
+        return self.negative
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrincipleSet:
+    """Principles of one file, in its order; names are unique."""
+
+    name: str
+    version: int
+    """Raised by its author whenever a principle changes."""
+    principles: tuple[Principle, ...]
+
+    def __iter__(self) -> Iterator[Principle]:
+        return iter(self.principles)
+
+    def __len__(self) -> int:
+        return len(self.principles)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names, in order."""
+        return tuple(principle.name for principle in self.principles)
+
+    def get(self, name: str) -> Principle:
+        """The principle of that name.
+
+        Raises:
+            ConfigError: the set has none.
+        """
+        found = next((principle for principle in self.principles if principle.name == name), None)
+        if found is None:
+            raise ConfigError("principle", name, f"one of the set {self.name!r}: {', '.join(self.names)}")
+        return found
+
+    def of_stage(self, stage: str) -> PrincipleSet:
+        """The set with the principles for ``stage`` alone; possibly none."""
+        chosen = tuple(p for p in self.principles if stage in p.stages)
+        return PrincipleSet(name=self.name, version=self.version, principles=chosen)
+
+    def only(self, names: Collection[str]) -> PrincipleSet:
+        """The set with the named principles alone, in the set's order.
+
+        Raises:
+            ConfigError: the set lacks one of them.
+        """
+        wanted = {self.get(name) for name in names}
+        chosen = tuple(p for p in self.principles if p in wanted)
+        return PrincipleSet(name=self.name, version=self.version, principles=chosen)
+
+    def digest(self) -> str:
+        """SHA-256 of the content: name, version and every field of every principle, in order."""
+        return digest(asdict(self))
+
+    def identity(self) -> dict[str, Any]:
+        """What a recipe says of the set."""
+        return {"name": self.name, "version": self.version, "digest": self.digest()}
+
+
+def load_principles(place: str) -> PrincipleSet:
+    """The set at ``place``: a shipped name, a path, or a ``gs://`` or ``s3://`` URI.
+
+    Raises:
+        ConfigError: nothing there, or a file that breaks the format; names the file, the principle and
+            the field.
+    """
+    if place in SHIPPED:
+        shipped = files("kubealign_components.principles").joinpath(f"{place}.yaml")
+        return parse_principles(shipped.read_bytes(), f"{place}.yaml")
+    try:
+        content = store_for(place).read(place)
+    except NotFound as error:
+        raise ConfigError(
+            "principles", place, f"a YAML file, or a shipped set: {', '.join(SHIPPED)}"
+        ) from error
+    return parse_principles(content, place)
+
+
+def parse_principles(content: bytes, file: str) -> PrincipleSet:
+    """The set that the YAML text ``content`` describes; ``file`` is named in errors.
+
+    Raises:
+        ConfigError: the text breaks the format.
+    """
+    try:
+        body = yaml.load(content, Loader=_UniqueKeys)  # noqa: S506
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(file, "…", f"YAML: {error}") from error
+    members = ("schema", "name", "version", "principles")
+    _check_members(body, members, members, file)
+    require(body["schema"] == SCHEMA, f"{file}: schema", body["schema"], repr(SCHEMA))
+    version = body["version"]
+    whole = isinstance(version, int) and not isinstance(version, bool) and version > 0
+    require(whole, f"{file}: version", version, "a positive whole number")
+    listed = body["principles"]
+    require(isinstance(listed, list) and bool(listed), f"{file}: principles", listed, "a list of principles")
+    found = tuple(_principle(item, number, file) for number, item in enumerate(listed, start=1))
+    for number, principle in enumerate(found):
+        earlier = {p.name.casefold() for p in found[:number]}
+        where = f"{file}: principle {principle.name!r} (number {number + 1}): name"
+        require(principle.name.casefold() not in earlier, where, principle.name, "a name of its own")
+    return PrincipleSet(name=_text(body["name"], f"{file}: name"), version=version, principles=found)
+
+
+def _principle(item: object, number: int, file: str) -> Principle:
+    name = item.get("name") if isinstance(item, Mapping) else None
+    where = f"{file}: principle {name!r} (number {number})"
+    _check_members(item, [f.name for f in fields(Principle)], ("name", "positive"), where)
+    assert isinstance(item, Mapping)
+    negative = item.get("negative")
+    return Principle(
+        name=_text(item["name"], f"{where}: name"),
+        positive=_text(item["positive"], f"{where}: positive"),
+        negative=None if negative is None else _text(negative, f"{where}: negative"),
+        weight=_weight(item.get("weight", 1.0), f"{where}: weight"),
+        tags=_some_of(item.get("tags", [GENERAL]), TAGS, f"{where}: tags"),
+        stages=_some_of(item.get("stages", list(STAGES)), STAGES, f"{where}: stages"),
+    )
+
+
+def _check_members(value: object, known: Collection[str], needed: Collection[str], where: str) -> None:
+    require(isinstance(value, Mapping), where, value, f"a mapping with {', '.join(needed)}")
+    assert isinstance(value, Mapping)
+    for key in value:
+        require(key in known, f"{where}: {key}", value[key], f"no such field, only {', '.join(known)}")
+    for key in needed:
+        require(value.get(key) is not None, f"{where}: {key}", value.get(key), "a value")
+
+
+def _text(value: object, where: str) -> str:
+    require(isinstance(value, str) and bool(value.strip()), where, value, "text")
+    return str(value).strip()
+
+
+def _weight(value: object, where: str) -> float:
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    require(0 < number < math.inf, where, value, "a positive number")
+    return float(number)
+
+
+def _some_of(value: object, known: Collection[str], where: str) -> tuple[str, ...]:
+    fits = isinstance(value, list) and bool(value) and all(item in known for item in value)
+    require(fits, where, value, f"a list of some of {', '.join(known)}")
+    assert isinstance(value, list)
+    return tuple(dict.fromkeys(value))
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key may stand once: the second would silently win."""
+
+
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    for key, (where, _) in zip(keys, node.value):
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", where.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
