@@ -34,6 +34,10 @@ MODEL = "kubealign.model/v1"
 """A Hugging Face model directory (``train``)."""
 EVALUATION = "kubealign.evaluation/v1"
 """One row a held-out prompt: completions and rewards of both policies (``evaluate``)."""
+JUDGED = "kubealign.judged/v1"
+"""Completions that were compared in pairs, under one principle at a time (``judge``)."""
+PREFERENCES = "kubealign.preferences/v1"
+"""Pairs with a preferred completion, for the reward model (``aggregate``, ``clean_pmp``)."""
 
 COMPLETION = pa.struct(
     [
@@ -107,7 +111,38 @@ EVALUATION_ROW = pa.schema(
     ]
 )
 
-_FEW_VALUES = {"source", "model", "label", "finish_reason", "split"}
+JUDGEMENT = pa.struct(
+    [
+        ("first", pa.int32()),  # position in `completions`
+        ("second", pa.int32()),  # position in `completions`
+        ("principle", pa.string()),
+        # Log-odds, in nats, that the judge prefers `first` under the principle:
+        ("s12", pa.float64()),  # `first` shown as (a)
+        ("s21", pa.float64()),  # `second` shown as (a)
+        ("score", pa.float64()),  # their mean, in which a preference for a position cancels
+        ("consistent", pa.bool_()),  # both orders prefer the same completion
+    ]
+)
+JUDGED_ROW = pa.schema([*_PROMPT_FIELDS, ("judgements", pa.list_(JUDGEMENT))])
+
+PREFERENCE_PRINCIPLE = pa.struct([("name", pa.string()), ("negated", pa.bool_()), ("text", pa.string())])
+PREFERENCES_ROW = pa.schema(
+    [
+        ("pair_id", pa.string()),  # content hash of prompt id, both completion ids and the draw
+        ("prompt_id", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),  # train or validation, by hash of the prompt
+        ("messages", pa.string()),
+        ("tools", pa.string()),
+        ("completions", pa.list_(COMPLETION)),  # two, in the order in which they are shown
+        ("preferred", pa.int32()),  # 0 or 1, position in `completions`
+        ("principles", pa.list_(PREFERENCE_PRINCIPLE)),  # what the preference goes by; empty for human ones
+        ("margin", pa.float64()),  # by how much, 0 or more, in the source's or the judge's scores; or null
+        ("metadata", pa.string()),  # JSON object: scores, rule, flipped, swapped, …
+    ]
+)
+
+_FEW_VALUES = {"source", "model", "label", "finish_reason", "split", "principle"}
 
 ROWS: dict[str, pa.Schema] = {
     PROMPTS: PROMPT_ROW,
@@ -118,6 +153,8 @@ ROWS: dict[str, pa.Schema] = {
     TRAINING: TRAINING_ROW,
     MODEL: MODEL_ROW,
     EVALUATION: EVALUATION_ROW,
+    JUDGED: JUDGED_ROW,
+    PREFERENCES: PREFERENCES_ROW,
 }
 
 
@@ -170,6 +207,17 @@ def completion_id(prompt: str, token_ids: Sequence[int]) -> str:
 def offline_completion_id(prompt: str, messages: Sequence[dict[str, Any]]) -> str:
     """Content hash of a completion that has no token ids yet."""
     return _hash(prompt.encode() + canonical_json(list(messages)).encode())
+
+
+def pair_id(prompt: str, completions: Sequence[str], draw: int = 0) -> str:
+    """Content hash of a pair, whichever completion is shown first.
+
+    Args:
+        prompt: the prompt's id.
+        completions: the ids of both completions, in any order.
+        draw: number of the draw of principles, when a pair is drawn for several times.
+    """
+    return _hash(canonical_json([prompt, *sorted(completions), draw]).encode())
 
 
 def new_completion(**fields: Any) -> dict[str, Any]:

@@ -1,0 +1,309 @@
+"""aggregate: from judgements under single principles to pairs for the reward model.
+
+Follows SALMON (arXiv 2310.05910, section 3.2) in how a label is made: a random few of the principles,
+each negated at random, and the dominant one decides. Departs from the published release in that every
+random choice comes from one generator per pair and pass, seeded by content hashes: a row depends on
+nothing but its pair, the settings and the scale of the scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kubealign_components.aggregate.draws import Draw, Odds, draw
+from kubealign_components.aggregate.labels import POLICIES, dominant
+from kubealign_components.aggregate.pairs import JudgedPair, Unusable, judged_pairs
+from kubealign_components.aggregate.rules import (
+    PUBLISHED,
+    LoadedRule,
+    RuleInput,
+    RuleSpec,
+    Verdict,
+    rules_identity,
+)
+from kubealign_components.aggregate.scales import NONE, SCALES, VARIANCE, Moments
+from kubealign_components.config import require, require_choice, semantic_params
+from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import canonical_json, derive, slug_word
+from kubealign_components.data.principles import REWARD_MODEL, PrincipleSet, load_principles
+from kubealign_components.data.schemas import PREFERENCES, pair_id
+from kubealign_components.data.seeds import is_held_out
+from kubealign_components.data.stats import Stats
+from kubealign_components.engines.rewards import flatten_text
+from kubealign_components.errors import ConfigError
+from kubealign_components.progress import progress_bar
+
+VERSION = 1
+DROP, COIN = "drop", "coin"
+WRITE_ROWS = 256
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AggregateConfig:
+    """Settings of ``aggregate``; the defaults are the published ones."""
+
+    principles: str = "judging"
+    """A shipped principle set, or path or URI of a user's own; the pairs must have been judged by it."""
+    names: tuple[str, ...] = ()
+    """Which of its principles to draw from; all that are for the reward model when empty."""
+    passes: int = 4
+    """How often each pair is drawn for."""
+    geometric_p: float = 0.2
+    """Of the geometric distribution of how many principles a draw has."""
+    max_principles: int = 8
+    """Most principles of a draw: the distribution is truncated there, or at the number of principles."""
+    negation: float = 0.5
+    """Probability of each drawn principle to be negated."""
+    scale: str = VARIANCE
+    """What scores of a principle are divided by, over the whole dataset: variance (as published), std,
+    or none."""
+    label: str = "dominant"
+    """Which completion is preferred: by the principle with the largest score (dominant, as published),
+    by the sum of the scores (sum), or by the number of principles for it (vote)."""
+    ties: str = DROP
+    """What becomes of a draw whose scores prefer neither: drop (as published), or coin for a random
+    label."""
+    label_noise: float = 0.1
+    """Probability of a label to be flipped, where no rule has decided it."""
+    rules: tuple[RuleSpec, ...] = PUBLISHED
+    """Rules that overrule the scores, in order: a later one overrules an earlier one."""
+    validation_fraction: float = 0.05
+    """Share of prompts that are held out."""
+    seed: int = 0
+    """Decides every draw and coin, and the split."""
+
+    def __post_init__(self) -> None:
+        require(self.passes > 0, "passes", self.passes, "1 or more")
+        require(0 < self.geometric_p <= 1, "geometric_p", self.geometric_p, "a probability above 0")
+        require(self.max_principles > 0, "max_principles", self.max_principles, "1 or more")
+        require_choice("scale", self.scale, SCALES)
+        require_choice("label", self.label, POLICIES)
+        require_choice("ties", self.ties, (DROP, COIN))
+        for name in ("negation", "label_noise"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, name, value, "a probability, from 0 to 1")
+        require(
+            0 <= self.validation_fraction < 1,
+            "validation_fraction",
+            self.validation_fraction,
+            "a share of the prompts, from 0 to below 1",
+        )
+        functions = [rule.name for rule in self.rules]
+        require(len(set(functions)) == len(functions), "rules", functions, "every rule once")
+
+    @property
+    def slug(self) -> list[str]:
+        """Words of the dataset's slug."""
+        return [self.label, f"passes{self.passes}", *([self.scale] if self.scale != VARIANCE else [])]
+
+
+def run(config: AggregateConfig, *, judged: Dataset, output: str) -> Stats:
+    """Write the pairs to ``output`` (``kubealign.preferences/v1``).
+
+    Rows are counted in draws: each pair counts once for every pass. ``extra`` of the manifest holds
+    the principles with their scales, how often each of them was dominant, and how many draws had how
+    many principles.
+
+    Args:
+        config: the settings.
+        judged: ``kubealign.judged/v1``.
+        output: URI of the dataset to make.
+
+    Raises:
+        ConfigError: an unusable principle set or rule.
+        DataError: judgements that contradict each other or are not finite.
+    """
+    principles = _principles(config)
+    rules = [LoadedRule(spec) for spec in config.rules]
+    params = {k: v for k, v in semantic_params(config).items() if k != "principles"}
+    provenance = derive(
+        "aggregate",
+        VERSION,
+        params | {"principles": principles.identity(), "rule_functions": rules_identity(rules)},
+        inputs={"judged": judged},
+        slug=config.slug,
+    )
+    scales = _scales(config, judged, principles)
+    maker = _Maker(config, principles, rules, scales)
+    with (
+        DatasetWriter(output, PREFERENCES, provenance) as writer,
+        progress_bar(judged.rows, "prompts", "aggregate") as bar,
+    ):
+        pending: list[Row] = []
+        for row in judged.iter_rows():
+            pending += maker.rows(row)
+            if len(pending) >= WRITE_ROWS:
+                writer.write_rows(pending)
+                pending = []
+            bar.update()
+        writer.write_rows(pending)
+        maker.stats.rows_out = writer.rows
+        writer.commit(maker.stats, maker.report())
+    return maker.stats
+
+
+def _principles(config: AggregateConfig) -> PrincipleSet:
+    """The principles to draw from.
+
+    Raises:
+        ConfigError: there are none, or one that may be negated has no negative statement.
+    """
+    whole = load_principles(config.principles)
+    chosen = whole.only(config.names) if config.names else whole.of_stage(REWARD_MODEL)
+    if not len(chosen):
+        raise ConfigError(
+            "principles", config.principles, f"a set with principles for the stage {REWARD_MODEL}, or names"
+        )
+    for principle in chosen:
+        principle.statement(negated=config.negation > 0)
+    return chosen
+
+
+def _scales(config: AggregateConfig, judged: Dataset, principles: PrincipleSet) -> list[float]:
+    """What each principle's scores are divided by, from a first pass over the scores alone."""
+    if config.scale == NONE:
+        return [1.0] * len(principles)
+    moments = [Moments() for _ in principles]
+    with progress_bar(judged.rows, "prompts", "aggregate: scale") as bar:
+        for row in judged.iter_rows(["prompt_id", "completions", "judgements"]):
+            for pair in judged_pairs(row, principles.names):
+                if isinstance(pair, JudgedPair):
+                    for known, s12, s21 in zip(moments, pair.s12, pair.s21):
+                        known.add((s12, s21))
+            bar.update()
+    return [known.scale(config.scale) for known in moments]
+
+
+class _Maker:
+    """Makes the rows of one prompt after the other, and counts."""
+
+    def __init__(
+        self, config: AggregateConfig, principles: PrincipleSet, rules: list[LoadedRule], scales: list[float]
+    ) -> None:
+        self.stats = Stats()
+        self._config, self._principles, self._rules, self._scales = config, principles, rules, scales
+        self._odds = Odds(
+            principles=len(principles),
+            p=config.geometric_p,
+            most=min(config.max_principles, len(principles)),
+            negation=config.negation,
+        )
+        self._dominant: Counter[str] = Counter()
+        self._drawn: Counter[int] = Counter()
+
+    def rows(self, row: Row) -> Iterator[Row]:
+        """The pairs of one prompt, in every pass."""
+        config, stats = self._config, self.stats
+        stats.counts["prompts"] += 1
+        shared = {name: row[name] for name in ("prompt_id", "source", "messages", "tools")}
+        held_out = is_held_out(row["prompt_id"], config.validation_fraction, config.seed)
+        shared["split"] = "validation" if held_out else "train"
+        for pair in judged_pairs(row, self._principles.names):
+            stats.counts["pairs"] += 1
+            stats.rows_in += config.passes
+            if isinstance(pair, Unusable):
+                stats.drop(pair.reason, config.passes)
+                continue
+            verdicts = self._verdicts(row, pair)
+            scores = pair.scores(self._scales)
+            for number in range(config.passes):
+                made = self._row(pair, scores, verdicts, number)
+                if made is not None:
+                    yield shared | made
+
+    def report(self) -> dict[str, Any]:
+        """What the manifest says beside the counts."""
+        return {
+            "principles": [
+                {"name": name, "scale": scale, "dominant": self._dominant[name]}
+                for name, scale in zip(self._principles.names, self._scales)
+            ],
+            "principles_per_draw": [self._drawn[k + 1] for k in range(self._odds.most)],
+        }
+
+    def _verdicts(self, row: Row, pair: JudgedPair) -> list[Verdict]:
+        if not self._rules:
+            return []
+        messages = json.loads(row["messages"])
+        asked = RuleInput(
+            messages=messages,
+            prompt=next((str(m["content"]) for m in reversed(messages) if m["role"] == "user"), ""),
+            completions=(_text(pair.completions[0]), _text(pair.completions[1])),
+        )
+        return [rule.ask(asked) for rule in self._rules]
+
+    def _row(self, pair: JudgedPair, scores: list[float], verdicts: list[Verdict], number: int) -> Row | None:
+        """One draw of one pair; None, counted, when it is dropped."""
+        drawn = draw(self._odds, len(self._rules), self._config.seed, pair.prompt, *pair.ids, number)
+        signed = [
+            (-scores[i] or 0.0) if negated else scores[i]
+            for i, negated in zip(drawn.principles, drawn.negated)
+        ]
+        support = POLICIES[self._config.label](signed)
+        if support == 0 and self._config.ties == DROP:
+            self.stats.drop("tie")
+            return None
+        preferred = int(support < 0) if support else int(drawn.tie < 0.5)
+        rule, dropped = None, False
+        for spec, verdict, coin in zip(self._config.rules, verdicts, drawn.rules):
+            if coin < spec.probability and verdict != Verdict():
+                rule, dropped = spec, verdict.drop
+                preferred = preferred if verdict.preferred is None else verdict.preferred
+            if dropped:
+                self.stats.drop(f"rule_{slug_word(spec.name)}")
+                return None
+        flipped = drawn.flip < (self._config.label_noise if rule is None else rule.flip_rate)
+        self._count(drawn, signed, rule, flipped)
+        facts = {
+            "dominant": self._dominant_name(drawn, signed),
+            "pass": number,
+            "rule": rule.name if rule else None,
+            "flipped": flipped,
+            "swapped": drawn.swapped,
+            # In favour of the completion that is shown first, by principle.
+            "scores": [(-s or 0.0) if drawn.swapped else s for s in signed],
+        }
+        return {
+            "pair_id": pair_id(pair.prompt, pair.ids, number),
+            "completions": list(pair.completions[::-1] if drawn.swapped else pair.completions),
+            "preferred": preferred ^ flipped ^ drawn.swapped,
+            "principles": self._shown(drawn),
+            "margin": None if rule else abs(support),
+            "metadata": canonical_json(facts),
+        }
+
+    def _dominant_name(self, drawn: Draw, signed: list[float]) -> str | None:
+        """The principle with the largest score; None when all scores are 0."""
+        strongest = dominant(signed)
+        return self._principles.names[drawn.principles[strongest]] if signed[strongest] else None
+
+    def _shown(self, drawn: Draw) -> list[Row]:
+        chosen = [self._principles.principles[i] for i in drawn.principles]
+        return [
+            {"name": p.name, "negated": negated, "text": p.statement(negated=negated)}
+            for p, negated in zip(chosen, drawn.negated)
+        ]
+
+    def _count(self, drawn: Draw, signed: list[float], rule: RuleSpec | None, flipped: bool) -> None:
+        name = self._dominant_name(drawn, signed)
+        self._drawn[len(drawn.principles)] += 1
+        counts = self.stats.counts
+        if name is not None:
+            self._dominant[name] += 1
+            counts[f"dominant_{slug_word(name)}"] += 1
+        counts["flipped"] += flipped
+        counts["swapped"] += drawn.swapped
+        if rule is not None:
+            counts[f"decided_by_{slug_word(rule.name)}"] += 1
+        self.stats.observe("principles", [len(drawn.principles)])
+        self.stats.observe("negated", drawn.negated)
+
+
+def _text(completion: Any) -> str:
+    return flatten_text(json.loads(completion["messages"]))
