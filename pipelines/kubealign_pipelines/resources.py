@@ -78,6 +78,7 @@ DEFAULTS: dict[str, StageResources] = {
     "mix": StageResources(cpu=4, memory="16Gi"),
     "train": StageResources(cpu=16, memory="128Gi", accelerators=1, accelerator="nvidia.com/gpu"),
     "evaluate": _GPU,
+    "clean_prompts": _DATA,
     "aggregate": StageResources(cpu=4, memory="16Gi"),
 }
 

@@ -1,0 +1,48 @@
+"""clean_prompts as a KFP component."""
+
+from typing import Dict, List
+
+from kfp import dsl
+
+from kubealign_components import images
+
+
+@dsl.component(base_image=images.DATA, install_kfp_package=False)
+def clean_prompts(
+    dataset: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    sources: List[Dict],
+    languages: List[str] = [],
+    min_characters: int = 1,
+    max_characters: int = 0,
+    max_rows: int = 0,
+    options: dict = {},
+):
+    """Take the opening prompts of message trees, by language, length and number of turns.
+
+    Args:
+        dataset: prompts (kubealign.prompts/v1).
+        metrics: trees in, prompts out and drops by reason.
+        sources: one object a source of message trees: name and uri; and revision, split, subset, weight.
+        languages: languages to keep, such as en; all when empty.
+        min_characters: shorter prompts are dropped.
+        max_characters: longer prompts are dropped; 0 for no limit.
+        max_rows: most prompts, a seeded sample; 0 for all.
+        options: further settings of the stage by name.
+    """
+    from kubealign_components.artifacts import log_stats, publish
+    from kubealign_components.clean_prompts.stage import CleanPromptsConfig, run
+    from kubealign_components.config import from_mapping
+    from kubealign_components.data.dataset import Dataset
+
+    settings = {
+        "sources": sources,
+        "languages": languages,
+        "min_characters": min_characters,
+        "max_characters": max_characters,
+        "max_rows": max_rows,
+    }
+    config = from_mapping(CleanPromptsConfig, settings | options, "clean_prompts")
+    stats = run(config, output=dataset.uri)
+    publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
+    log_stats(metrics, stats)

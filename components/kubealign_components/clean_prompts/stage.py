@@ -1,0 +1,201 @@
+"""clean_prompts: the opening prompts of message trees, filtered by language, length and repetition."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kubealign_components.clean_prompts.trees import (
+    USERS,
+    Root,
+    TreeMessage,
+    Trees,
+    read_messages,
+)
+from kubealign_components.config import execution, require
+from kubealign_components.data.fingerprint import Provenance, derive
+from kubealign_components.data.language import identifier_version, identify_language
+from kubealign_components.data.sources.columns import Example
+from kubealign_components.data.sources.publishing import sample, write_prompts
+from kubealign_components.data.sources.reading import (
+    SourceReader,
+    SourceSettings,
+    reading_bar,
+    report_of,
+    require_fraction,
+    require_sources,
+)
+from kubealign_components.data.sources.rows import to_row
+from kubealign_components.data.sources.spool import Entry, Spool
+from kubealign_components.data.stats import Stats
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TreeSource(SourceSettings):
+    """One source of message trees: messages with message_id, parent_id, role and text, or nested trees."""
+
+    weight: float = 1.0
+    """Relative weight of the source, for ``mix``."""
+
+    def __post_init__(self) -> None:
+        SourceSettings.__post_init__(self)
+        require(
+            math.isfinite(self.weight) and self.weight > 0, "sources.weight", self.weight, "a positive number"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CleanPromptsConfig:
+    """Settings of ``clean_prompts``."""
+
+    sources: tuple[TreeSource, ...]
+    """Where trees come from; of a prompt that several have, the first gives it its name."""
+    languages: tuple[str, ...] = ()
+    """Languages to keep, such as en: as the message says (its ``lang``, without the region), else as it is
+    identified; all when empty."""
+    min_characters: int = 1
+    """Shorter prompts are dropped; counted without outer white space."""
+    max_characters: int = 0
+    """Longer prompts are dropped; 0 for no limit. ``filter`` limits tokens."""
+    min_turns: int = 2
+    """Fewest messages on the longest path of a tree; 2 asks for a prompt that somebody has answered."""
+    keep_deleted: bool = False
+    """Whether to keep trees whose root is marked as deleted."""
+    max_rows: int = 0
+    """Most prompts, a seeded sample; 0 for all."""
+    max_bad_fraction: float = execution(0.01)
+    """Largest fraction of malformed rows in a source; more of them fail the stage."""
+    seed: int = 0
+    """Decides which prompts ``max_rows`` keeps."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.sources), "sources", self.sources, "at least one source")
+        require_sources(self.sources)
+        require_fraction(self.max_bad_fraction)
+        for language in self.languages:
+            short = language.isascii() and language.isalpha() and language.islower()
+            require(short and 2 <= len(language) <= 3, "languages", language, "codes such as en, de, zh")
+        require(self.min_characters >= 1, "min_characters", self.min_characters, "1 or more")
+        require(
+            self.max_characters == 0 or self.max_characters >= self.min_characters,
+            "max_characters",
+            self.max_characters,
+            f"0 (no limit), or at least min_characters ({self.min_characters})",
+        )
+        require(self.min_turns >= 1, "min_turns", self.min_turns, "1 or more")
+        require(self.max_rows >= 0, "max_rows", self.max_rows, "a number of prompts, 0 for all")
+
+
+def run(config: CleanPromptsConfig, *, output: str) -> Stats:
+    """Write the opening prompts to ``output`` (``kubealign.prompts/v1``), in the order of their ids.
+
+    Rows are counted in trees, plus the malformed rows; ``messages`` counts what the trees are made of,
+    ``messages_duplicate`` and ``messages_orphan`` (a reply to nothing) what was left aside.
+
+    Args:
+        config: the settings.
+        output: URI of the dataset to make.
+
+    Raises:
+        ConfigError: a source that is not there, or is empty.
+        DataError: a damaged file, or a source with more malformed rows than ``max_bad_fraction``.
+        StoreError: a source that cannot be fetched, or no room for the messages.
+    """
+    readers = [SourceReader(source) for source in config.sources]
+    stats = Stats()
+    with Trees() as trees, Spool() as spool:
+        with reading_bar(readers, "clean_prompts") as bar:
+            for number, reader in enumerate(readers):
+                _read(reader, number, trees, stats, bar)
+                reader.check(config.max_bad_fraction)
+        trees.link()
+        stats.counts["messages_orphan"] += trees.orphans()
+        spool.add(_entries(config, trees, stats))
+        spool.sort()
+        write_prompts(
+            spool,
+            sample(spool, (), config.max_rows, config.seed, "clean_prompts"),
+            output,
+            _provenance(config, readers),
+            stats,
+            over="over_max_rows",
+            extra=lambda: report_of(readers),
+        )
+    return stats
+
+
+def _read(reader: SourceReader, number: int, trees: Trees, stats: Stats, bar: Any) -> None:
+    """Take the messages of one source in; what does not make a tree is counted."""
+    seen = Stats()
+    reader.format = "trees"
+    for row, messages in reader.items(read_messages, seen, bar, wanted="trees"):
+        for message in messages:
+            stats.counts["messages"] += 1
+            if not trees.add(number, row, message):
+                stats.counts["messages_duplicate"] += 1
+    stats.rows_in += reader.malformed.total()
+    stats.dropped.update(reader.malformed)
+
+
+def _entries(config: CleanPromptsConfig, trees: Trees, stats: Stats) -> Iterator[Entry]:
+    for root in trees.roots(config.min_turns):
+        stats.rows_in += 1
+        source = config.sources[root.source]
+        language = root.message.language
+        if config.languages and language is None:
+            language = identify_language(root.message.text)
+        reason = _unwanted(root, language, config)
+        if reason is not None:
+            stats.drop(reason)
+            continue
+        row = to_row(_example(root.message, language), source.name, source.weight)
+        yield row.pop("prompt_id"), root.source, root.row, json.dumps(row, ensure_ascii=False)
+
+
+def _unwanted(root: Root, language: str | None, config: CleanPromptsConfig) -> str | None:
+    """Why a tree is dropped, if it is."""
+    message, length = root.message, len(root.message.text.strip())
+    if message.role not in USERS:
+        return "not_from_user"
+    if message.deleted and not config.keep_deleted:
+        return "deleted"
+    if root.turns < config.min_turns:
+        return "too_few_turns"
+    if length < config.min_characters:
+        return "too_short"
+    if config.max_characters and length > config.max_characters:
+        return "too_long"
+    if config.languages:
+        if language is None:
+            return "unknown_language"
+        if _base(language) not in config.languages:
+            return "other_language"
+    return None
+
+
+def _base(language: str) -> str:
+    """``pt`` of ``pt-BR``."""
+    return language.lower().replace("_", "-").partition("-")[0]
+
+
+def _example(message: TreeMessage, language: str | None) -> Example:
+    metadata = {"message_id": message.id} | ({"lang": language} if language else {})
+    return Example(messages=[{"role": "user", "content": message.text.strip()}], metadata=metadata)
+
+
+def _provenance(config: CleanPromptsConfig, readers: Sequence[SourceReader]) -> Provenance:
+    names = ("min_characters", "max_characters", "min_turns", "keep_deleted", "max_rows")
+    params: dict[str, Any] = {name: getattr(config, name) for name in names}
+    params |= {
+        "sources": [reader.settings() for reader in readers],
+        "languages": sorted(config.languages),
+        "language_identifier": identifier_version() if config.languages else None,
+        "seed": config.seed if config.max_rows else None,
+    }
+    words = [source.name for source in config.sources]
+    return derive("clean_prompts", VERSION, params, slug=[*words, *sorted(config.languages)])
