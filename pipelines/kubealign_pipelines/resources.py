@@ -80,6 +80,8 @@ DEFAULTS: dict[str, StageResources] = {
     "evaluate": _GPU,
     "clean_prompts": _DATA,
     "aggregate": StageResources(cpu=4, memory="16Gi"),
+    "clean_pmp": _DATA,
+    "rl_prompts": StageResources(cpu=4, memory="16Gi"),
 }
 
 

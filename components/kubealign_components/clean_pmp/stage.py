@@ -1,0 +1,187 @@
+"""clean_pmp: human preferences to reward-model pairs, for preference-model pre-training.
+
+Pairs come out in the order of their ids, which are content hashes, and a hash-based coin decides which
+completion is shown first: neither the order of the rows nor the source's habit of naming the better
+completion first is left in the dataset.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kubealign_components.clean_pmp.pairs import PAIR_FORMATS, detect_pairs, read_pair
+from kubealign_components.config import execution, require, require_choice
+from kubealign_components.data.dataset import DatasetWriter
+from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
+from kubealign_components.data.schemas import PREFERENCES
+from kubealign_components.data.seeds import is_held_out, unit_interval
+from kubealign_components.data.sources.publishing import WRITE_ROWS, sample
+from kubealign_components.data.sources.reading import (
+    SourceReader,
+    SourceSettings,
+    reading_bar,
+    report_of,
+    require_fraction,
+    require_sources,
+)
+from kubealign_components.data.sources.spool import Entry, Spool
+from kubealign_components.data.stats import Stats
+from kubealign_components.progress import progress_bar
+
+VERSION = 1
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PmpSource(SourceSettings):
+    """One source of human preferences."""
+
+    format: str = "auto"
+    """What rows look like: auto (by the columns of the first rows), shp, or a format of import_prompts."""
+    max_rows: int = 0
+    """Most pairs to take, a seeded sample; 0 for all."""
+
+    def __post_init__(self) -> None:
+        SourceSettings.__post_init__(self)
+        require_choice("sources.format", self.format, ["auto", *PAIR_FORMATS])
+        require(self.max_rows >= 0, "sources.max_rows", self.max_rows, "a number of pairs, 0 for all")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CleanPmpConfig:
+    """Settings of ``clean_pmp``."""
+
+    sources: tuple[PmpSource, ...]
+    """Where pairs come from; of a pair that several have, the first gives it its name."""
+    min_score_ratio: float = 2.0
+    """Rows with SHP's scores are kept when the better score is more than so many times the other."""
+    max_rows: int = 0
+    """Most pairs of all sources together, a seeded sample; 0 for all."""
+    validation_fraction: float = 0.05
+    """Share of prompts that are held out."""
+    max_bad_fraction: float = execution(0.01)
+    """Largest fraction of malformed rows in a source; more of them fail the stage."""
+    seed: int = 0
+    """Decides which completion is shown first, the split, and which pairs ``max_rows`` keeps."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.sources), "sources", self.sources, "at least one source")
+        require_sources(self.sources)
+        require_fraction(self.max_bad_fraction)
+        require(self.min_score_ratio >= 0, "min_score_ratio", self.min_score_ratio, "0 or more")
+        require(self.max_rows >= 0, "max_rows", self.max_rows, "a number of pairs, 0 for all")
+        require(
+            0 <= self.validation_fraction < 1,
+            "validation_fraction",
+            self.validation_fraction,
+            "a share of the prompts, from 0 to below 1",
+        )
+
+
+def run(config: CleanPmpConfig, *, output: str) -> Stats:
+    """Write the pairs of all sources to ``output`` (``kubealign.preferences/v1``).
+
+    A pair that stands in the sources several times is one pair; when they disagree on which completion
+    is preferred, it is none.
+
+    Args:
+        config: the settings.
+        output: URI of the dataset to make.
+
+    Raises:
+        ConfigError: a source that is not there, is empty, or whose rows look like no known format.
+        DataError: a damaged file, or a source with more malformed rows than ``max_bad_fraction``.
+        StoreError: a source that cannot be fetched, or no room for the rows.
+    """
+    readers = [SourceReader(source) for source in config.sources]
+    stats = Stats()
+    with Spool() as spool:
+        with reading_bar(readers, "clean_pmp") as bar:
+            for number, (source, reader) in enumerate(zip(config.sources, readers)):
+                spool.add(_entries(config, source, reader, number, stats, bar))
+                reader.check(config.max_bad_fraction)
+        spool.sort()
+        _write(config, readers, spool, stats, output)
+    return stats
+
+
+def _entries(
+    config: CleanPmpConfig, source: PmpSource, reader: SourceReader, number: int, stats: Stats, bar: Any
+) -> Iterator[Entry]:
+    def read(raw: object) -> Row:
+        return read_pair(raw, reader.format, source.name, config.min_score_ratio)
+
+    items = reader.items(read, stats, bar, formats=PAIR_FORMATS, wanted=source.format, detect=detect_pairs)
+    for position, row in items:
+        yield row.pop("pair_id"), number, position, json.dumps(row, ensure_ascii=False)
+
+
+def _write(
+    config: CleanPmpConfig, readers: Sequence[SourceReader], spool: Spool, stats: Stats, output: str
+) -> None:
+    limits = [source.max_rows for source in config.sources]
+    kept = sample(spool, limits, config.max_rows, config.seed, "clean_pmp")
+    with (
+        DatasetWriter(output, PREFERENCES, _provenance(config, readers)) as writer,
+        progress_bar(len(kept), "pairs", "clean_pmp: write") as bar,
+    ):
+        pending: list[Row] = []
+        for keep, (name, group) in zip(kept, spool.groups(), strict=True):
+            row = _united([json.loads(body) for _, body in group], stats)
+            if row is not None and keep:
+                pending.append(_shown(config, name, row, stats))
+            elif row is not None:
+                stats.drop("over_max_rows")
+            if len(pending) == WRITE_ROWS:
+                writer.write_rows(pending)
+                pending = []
+            bar.update()
+        writer.write_rows(pending)
+        stats.rows_out = writer.rows
+        writer.commit(stats, extra=report_of(readers))
+
+
+def _united(rows: Sequence[Row], stats: Stats) -> Row | None:
+    """The first of the rows of one pair; None, counted, when they contradict each other."""
+    if len({row["preferred"] for row in rows}) > 1:
+        stats.drop("conflicting_labels", len(rows))
+        return None
+    stats.drop("duplicate_pair", len(rows) - 1)
+    return rows[0]
+
+
+def _shown(config: CleanPmpConfig, name: str, row: Row, stats: Stats) -> Row:
+    """The row as it is written: in presentation order."""
+    swapped = unit_interval(config.seed, "clean_pmp", name) < 0.5
+    held_out = is_held_out(row["prompt_id"], config.validation_fraction, config.seed)
+    completions = row["completions"][::-1] if swapped else row["completions"]
+    stats.counts["margin_contradicts_label"] += row.pop("contradicted")
+    stats.counts["swapped"] += swapped
+    facts = {
+        "swapped": swapped,
+        "scores": [completion["score"] for completion in completions],
+        "source": json.loads(row["metadata"]) if row["metadata"] else {},
+    }
+    return row | {
+        "pair_id": name,
+        "split": "validation" if held_out else "train",
+        "completions": completions,
+        "preferred": 1 - row["preferred"] if swapped else row["preferred"],
+        "principles": [],
+        "metadata": canonical_json(facts),
+    }
+
+
+def _provenance(config: CleanPmpConfig, readers: Sequence[SourceReader]) -> Provenance:
+    params = {
+        "sources": [reader.settings() for reader in readers],
+        "min_score_ratio": config.min_score_ratio,
+        "max_rows": config.max_rows,
+        "validation_fraction": config.validation_fraction,
+        "seed": config.seed,
+    }
+    return derive("clean_pmp", VERSION, params, slug=[source.name for source in config.sources])

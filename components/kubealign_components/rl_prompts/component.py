@@ -1,0 +1,55 @@
+"""rl_prompts as a KFP component."""
+
+from typing import Dict, List
+
+from kfp import dsl
+
+from kubealign_components import images
+
+
+@dsl.component(base_image=images.DATA, install_kfp_package=False)
+def rl_prompts(
+    dataset: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    policy: str,
+    prompts: dsl.Input[dsl.Dataset] = None,
+    sources: List[Dict] = [],
+    min_tokens: int = 2,
+    max_tokens: int = 256,
+    max_rows: int = 0,
+    seed: int = 0,
+    options: dict = {},
+):
+    """Gather prompts for reinforcement learning, with question type and length bonus.
+
+    Args:
+        dataset: prompts without completions (kubealign.prompts/v1).
+        metrics: rows in, prompts out and drops by reason.
+        policy: model directory, URI or hub id of the policy, whose tokenizer counts.
+        prompts: prompts of clean_prompts or import_prompts (kubealign.prompts/v1), if any.
+        sources: one object a source: name, uri and kind; and revision, question_type, length_bonus, ….
+        min_tokens: shorter prompts are dropped.
+        max_tokens: longer prompts are dropped.
+        max_rows: most prompts of all sources together, a seeded sample; 0 for all.
+        seed: decides which prompts the limits keep.
+        options: further settings of the stage by name.
+    """
+    from kubealign_components.artifacts import log_stats, open_dataset, publish
+    from kubealign_components.config import from_mapping
+    from kubealign_components.data.dataset import Dataset
+    from kubealign_components.data.schemas import PROMPTS
+    from kubealign_components.rl_prompts.stage import RlPromptsConfig, run
+
+    settings = {
+        "policy": policy,
+        "sources": sources,
+        "min_tokens": min_tokens,
+        "max_tokens": max_tokens,
+        "max_rows": max_rows,
+        "seed": seed,
+    }
+    config = from_mapping(RlPromptsConfig, settings | options, "rl_prompts")
+    known = open_dataset(prompts, PROMPTS) if prompts is not None else None
+    stats = run(config, prompts=known, output=dataset.uri)
+    publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
+    log_stats(metrics, stats)

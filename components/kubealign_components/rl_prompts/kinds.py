@@ -1,0 +1,178 @@
+"""What the rows of each kind of source ask, and which of them are wanted."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kubealign_components.data.principles import GENERAL, REASONING
+from kubealign_components.data.sources.columns import answers_of
+from kubealign_components.data.sources.formats import FORMATS, detect, parse
+from kubealign_components.data.sources.reading import Unwanted
+from kubealign_components.data.sources.turns import (
+    ROLES,
+    Malformed,
+    Message,
+    first_of,
+    text_of,
+    turns_from_text,
+)
+from kubealign_components.rl_prompts.cleaning import clean
+
+BUCKETS = ("niv", "flan", "t0", "cot")
+"""OpenOrca's collections, in the order in which a prompt that several have is counted."""
+DOLLY_CATEGORIES = ("creative_writing", "brainstorming", "open_qa", "general_qa", "classification")
+"""Dolly's categories whose questions stand alone."""
+
+_NLI_PHRASE = "it is not possible to tell"
+_NLI_WORDS = re.compile(r"\b(?:premise|hypothesis)\b")
+_BOXED = re.compile(r"\\boxed\s*\{")
+
+
+@dataclass(kw_only=True, slots=True)
+class Question:
+    """The prompt of one row."""
+
+    messages: list[Message]
+    bucket: str = ""
+    """The part of the source it belongs to, for a cap by part."""
+    tools: list[dict[str, Any]] | None = None
+    answers: list[str] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """How to read a kind of source."""
+
+    read: Callable[[Mapping[str, Any], Counter[str]], Question]
+    question_type: str = GENERAL
+    buckets: tuple[str, ...] = ("",)
+    max_per_bucket: int = 0
+    """Most prompts of each bucket when the source does not say; 0 for all."""
+
+
+def openorca(row: Mapping[str, Any], counts: Counter[str]) -> Question:  # noqa: ARG001
+    """``question`` and ``id``, which begins with the collection that the question comes from.
+
+    Raises:
+        Malformed: no_prompt or unknown_bucket.
+        Unwanted: nli.
+    """
+    text, name = _text(row.get("question")), row.get("id")
+    bucket = re.split(r"[^0-9a-z]", name.lower(), maxsplit=1)[0] if isinstance(name, str) else ""
+    if bucket not in BUCKETS:
+        raise Malformed("unknown_bucket")
+    lower = text.lower()
+    if _NLI_PHRASE in lower or _NLI_WORDS.search(lower):
+        raise Unwanted("nli")
+    return Question(messages=_user(text), bucket=bucket, metadata={"bucket": bucket})
+
+
+def sharegpt(row: Mapping[str, Any], counts: Counter[str]) -> Question:
+    """The first turn of a conversation of at least two, when a human has it; cleaned.
+
+    Raises:
+        Malformed: no_messages, bad_message, unknown_role or not_text.
+        Unwanted: single_turn, first_turn_not_human or empty.
+    """
+    turns = turns_from_text(first_of(row, "conversations", "messages", "items"))
+    if not isinstance(turns, list) or not turns:
+        raise Malformed("no_messages")
+    first = turns[0]
+    if not isinstance(first, Mapping):
+        raise Malformed("bad_message")
+    if len(turns) < 2:
+        raise Unwanted("single_turn")
+    name = first_of(first, "role", "from", "author")
+    role = ROLES.get(name.lower()) if isinstance(name, str) else None
+    if role is None:
+        raise Malformed("unknown_role")
+    if role != "user":
+        raise Unwanted("first_turn_not_human")
+    text = clean(text_of(first_of(first, "markdown", "content", "value", "text")), counts)
+    if not text:
+        raise Unwanted("empty")
+    return Question(messages=_user(text))
+
+
+def dolly(row: Mapping[str, Any], counts: Counter[str]) -> Question:  # noqa: ARG001
+    """``instruction`` of the categories that need no context.
+
+    Raises:
+        Malformed: no_prompt or no_category.
+        Unwanted: other_category or has_context.
+    """
+    text, category = _text(row.get("instruction")), row.get("category")
+    if not isinstance(category, str):
+        raise Malformed("no_category")
+    if category not in DOLLY_CATEGORIES:
+        raise Unwanted("other_category")
+    context = row.get("context")
+    if isinstance(context, str) and context.strip():
+        raise Unwanted("has_context")
+    return Question(messages=_user(text), metadata={"category": category})
+
+
+def math(row: Mapping[str, Any], counts: Counter[str]) -> Question:  # noqa: ARG001
+    r"""``problem``, with ``answer``, or what stands in the last ``\boxed{…}`` of ``solution``.
+
+    Raises:
+        Malformed: no_prompt or bad_answer.
+    """
+    text, solution = _text(row.get("problem")), row.get("solution")
+    answer = row.get("answer")
+    if answer is None and isinstance(solution, str):
+        answer = last_boxed(solution)
+    metadata = {key: row[key] for key in ("level", "type") if isinstance(row.get(key), str)}
+    return Question(messages=_user(text), answers=answers_of(answer), metadata=metadata)
+
+
+def any_prompt(row: Mapping[str, Any], counts: Counter[str]) -> Question:  # noqa: ARG001
+    """The prompt of a row of any format that ``import_prompts`` reads; its completions are left.
+
+    Raises:
+        Malformed: as ``import_prompts`` would refuse it, or unknown_format.
+    """
+    form = detect([row])
+    if form is None:
+        raise Malformed("unknown_format")
+    example = parse(row, FORMATS[form])
+    return Question(
+        messages=example.messages, tools=example.tools, answers=example.answers, metadata=example.metadata
+    )
+
+
+KINDS: dict[str, Kind] = {
+    "dolly": Kind(read=dolly),
+    "sharegpt": Kind(read=sharegpt),
+    "openorca": Kind(read=openorca, question_type=REASONING, buckets=BUCKETS, max_per_bucket=10_000),
+    "math": Kind(read=math, question_type=REASONING),
+    "any": Kind(read=any_prompt),
+}
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What stands in the last ``\boxed{…}`` of ``text``, braces matched; None when there is none."""
+    starts = [found.end() for found in _BOXED.finditer(text)]
+    if not starts:
+        return None
+    depth = 1
+    for position in range(starts[-1], len(text)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if not depth:
+            return text[starts[-1] : position].strip()
+    return None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise Malformed("no_prompt")
+    return value.strip()
+
+
+def _user(text: str) -> list[Message]:
+    return [{"role": "user", "content": text}]

@@ -1,0 +1,263 @@
+"""rl_prompts: prompts for reinforcement learning, from many sources, with what the reward needs to know.
+
+Every prompt's metadata says its ``question_type`` (general, reasoning or red-teaming), by which
+principles are drawn for it, and its ``length_bonus``, by which a longer answer is rewarded or, below
+0, penalised.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kubealign_components.config import execution, require, require_choice
+from kubealign_components.data.chat import ChatTemplate
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.fingerprint import Provenance, derive
+from kubealign_components.data.models import find_model
+from kubealign_components.data.principles import GENERAL, REASONING, RED_TEAMING, TAGS
+from kubealign_components.data.sources.columns import Example
+from kubealign_components.data.sources.publishing import sample, write_prompts
+from kubealign_components.data.sources.reading import (
+    SourceReader,
+    SourceSettings,
+    Unwanted,
+    reading_bar,
+    report_of,
+    require_fraction,
+    require_sources,
+)
+from kubealign_components.data.sources.rows import to_row
+from kubealign_components.data.sources.spool import Entry, Spool
+from kubealign_components.data.sources.turns import Malformed
+from kubealign_components.data.stats import Stats
+from kubealign_components.errors import ConfigError
+from kubealign_components.rl_prompts.kinds import KINDS, Question
+
+VERSION = 1
+LENGTH_BONUS: Mapping[str, float] = {GENERAL: 1.0, REASONING: -0.4, RED_TEAMING: 0.0}
+"""The published bonuses; the release has one for red-teaming and never applies it."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RlSource(SourceSettings):
+    """One source of prompts."""
+
+    kind: str
+    """What rows look like: dolly, sharegpt, openorca, math, or any (a format of import_prompts)."""
+    question_type: str = ""
+    """general, reasoning or red-teaming; when empty, reasoning for openorca and math, else general."""
+    length_bonus: float | None = None
+    """That of its question type when left out."""
+    max_per_bucket: int | None = None
+    """Most prompts of each part of the source, a seeded sample; 0 for all. OpenOrca has the parts niv,
+    flan, t0 and cot, other kinds one; when left out, 10,000 for openorca and all for the others."""
+    weight: float = 1.0
+    """Relative weight of the source, for ``mix``."""
+
+    def __post_init__(self) -> None:
+        SourceSettings.__post_init__(self)
+        require_choice("sources.kind", self.kind, KINDS)
+        require_choice("sources.question_type", self.question_type, ("", *TAGS))
+        bonus, most = self.length_bonus, self.max_per_bucket
+        require(bonus is None or math.isfinite(bonus), "sources.length_bonus", bonus, "a finite number")
+        require(most is None or most >= 0, "sources.max_per_bucket", most, "a number of prompts, 0 for all")
+        require(
+            math.isfinite(self.weight) and self.weight > 0, "sources.weight", self.weight, "a positive number"
+        )
+
+    @property
+    def limit(self) -> int:
+        """Most prompts of each bucket; 0 for all."""
+        return KINDS[self.kind].max_per_bucket if self.max_per_bucket is None else self.max_per_bucket
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RlPromptsConfig:
+    """Settings of ``rl_prompts``."""
+
+    policy: str
+    """Model directory, URI or hub id of the policy, whose tokenizer counts."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    sources: tuple[RlSource, ...] = ()
+    """Where prompts come from, beside a dataset of prompts; of a prompt that several have, the first one
+    counts, and a dataset of prompts stands before all sources."""
+    length_bonus: dict[str, float] = field(default_factory=lambda: dict(LENGTH_BONUS))
+    """Length bonus by question type, for sources that do not say."""
+    min_tokens: int = 2
+    """Shorter prompts are dropped; tokens of the text, without the chat template."""
+    max_tokens: int = 256
+    """Longer prompts are dropped."""
+    max_rows: int = 0
+    """Most prompts of all sources together, a seeded sample; 0 for all."""
+    max_bad_fraction: float = execution(0.01)
+    """Largest fraction of malformed rows in a source; more of them fail the stage."""
+    seed: int = 0
+    """Decides which prompts the limits keep."""
+
+    def __post_init__(self) -> None:
+        require_sources(self.sources)
+        require_fraction(self.max_bad_fraction)
+        for name, bonus in self.length_bonus.items():
+            require_choice("length_bonus", name, TAGS)
+            require(math.isfinite(bonus), f"length_bonus.{name}", bonus, "a finite number")
+        require(self.min_tokens >= 1, "min_tokens", self.min_tokens, "1 or more")
+        require(
+            self.max_tokens >= self.min_tokens,
+            "max_tokens",
+            self.max_tokens,
+            f"at least min_tokens ({self.min_tokens})",
+        )
+        require(self.max_rows >= 0, "max_rows", self.max_rows, "a number of prompts, 0 for all")
+
+    def facts(self, source: RlSource | None) -> dict[str, Any]:
+        """Question type and length bonus of a source, or of the dataset of prompts."""
+        kind = GENERAL
+        if source is not None:
+            kind = source.question_type or KINDS[source.kind].question_type
+        bonus = self.length_bonus.get(kind, LENGTH_BONUS[kind])
+        if source is not None and source.length_bonus is not None:
+            bonus = source.length_bonus
+        return {"question_type": kind, "length_bonus": bonus}
+
+
+def run(config: RlPromptsConfig, *, prompts: Dataset | None = None, output: str) -> Stats:
+    """Write the prompts of all sources to ``output`` (``kubealign.prompts/v1``), without completions.
+
+    Args:
+        config: the settings.
+        prompts: ``kubealign.prompts/v1``, such as those of ``clean_prompts``; general questions.
+        output: URI of the dataset to make.
+
+    Raises:
+        ConfigError: nothing to read, or a source that is not there or is empty.
+        DataError: a damaged file, or a source with more malformed rows than ``max_bad_fraction``.
+        EngineError: the policy has no usable tokenizer.
+        StoreError: a source that cannot be fetched, or no room for the rows.
+    """
+    if prompts is None and not config.sources:
+        raise ConfigError("sources", config.sources, "at least one source, or a dataset of prompts")
+    template = ChatTemplate(find_model(config.policy, config.revision))
+    readers = [SourceReader(source) for source in config.sources]
+    stats, limits = Stats(), [0]
+    with Spool() as spool:
+        gate = _Gate(config, template)
+        if prompts is not None:
+            spool.add(_dataset_entries(config, prompts, gate, stats))
+        with reading_bar(readers, "rl_prompts") as bar:
+            for source, reader in zip(config.sources, readers):
+                spool.add(_entries(config, source, reader, len(limits), gate, stats, bar))
+                reader.check(config.max_bad_fraction)
+                limits += [source.limit] * len(KINDS[source.kind].buckets)
+        spool.sort()
+        write_prompts(
+            spool,
+            sample(spool, limits, config.max_rows, config.seed, "rl_prompts"),
+            output,
+            _provenance(config, readers, prompts, template.model.tokenizer_digest()),
+            stats,
+            over="over_limit",
+            extra=lambda: report_of(readers),
+        )
+    return stats
+
+
+class _Gate:
+    """Lets prompts of the right length through."""
+
+    def __init__(self, config: RlPromptsConfig, template: ChatTemplate) -> None:
+        self._config, self._tokenizer = config, template.tokenizer
+
+    def check(self, question: Question) -> None:
+        """Raise :class:`Unwanted` for a prompt that is too short or too long."""
+        texts = [str(message["content"]) for message in question.messages]
+        count = sum(len(self._tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+        if count < self._config.min_tokens:
+            raise Unwanted("too_few_tokens")
+        if count > self._config.max_tokens:
+            raise Unwanted("too_many_tokens")
+
+
+def _entries(
+    config: RlPromptsConfig,
+    source: RlSource,
+    reader: SourceReader,
+    first: int,
+    gate: _Gate,
+    stats: Stats,
+    bar: Any,
+) -> Iterator[Entry]:
+    """The usable prompts of one source, under the numbers of its buckets, which begin at ``first``."""
+    kind, facts = KINDS[source.kind], config.facts(source)
+
+    def read(raw: object) -> tuple[int, Row]:
+        if not isinstance(raw, Mapping):
+            raise Malformed("not_an_object")
+        question = kind.read(raw, stats.counts)
+        # A text that cannot be stored cannot be tokenised either.
+        row = _row(question, facts, source.name, source.weight)
+        gate.check(question)
+        return first + kind.buckets.index(question.bucket), row
+
+    for position, (bucket, row) in reader.items(read, stats, bar, wanted=source.kind):
+        yield row.pop("prompt_id"), bucket, position, json.dumps(row, ensure_ascii=False)
+
+
+def _dataset_entries(config: RlPromptsConfig, prompts: Dataset, gate: _Gate, stats: Stats) -> Iterator[Entry]:
+    columns = ["source", "source_weight", "messages", "tools", "answers", "metadata"]
+    for number, known in enumerate(prompts.iter_rows(columns)):
+        stats.rows_in += 1
+        question = Question(
+            messages=json.loads(known["messages"]),
+            tools=json.loads(known["tools"]) if known["tools"] else None,
+            answers=known["answers"] or [],
+            metadata=json.loads(known["metadata"]) if known["metadata"] else {},
+        )
+        try:
+            gate.check(question)
+        except Unwanted as choice:
+            stats.drop(choice.reason)
+            continue
+        row = _row(question, config.facts(None), known["source"], known["source_weight"])
+        yield row.pop("prompt_id"), 0, number, json.dumps(row, ensure_ascii=False)
+
+
+def _row(question: Question, facts: Row, source: str, weight: float) -> Row:
+    example = Example(
+        messages=question.messages,
+        tools=question.tools,
+        answers=question.answers,
+        metadata=question.metadata | facts,
+    )
+    return to_row(example, source, weight)
+
+
+def _provenance(
+    config: RlPromptsConfig, readers: Sequence[SourceReader], prompts: Dataset | None, tokenizer: str
+) -> Provenance:
+    limited = config.max_rows or any(source.limit for source in config.sources)
+    params = {
+        "sources": [
+            reader.settings() | config.facts(source) | {"max_per_bucket": source.limit}
+            for source, reader in zip(config.sources, readers)
+        ],
+        "prompts": config.facts(None) if prompts is not None else None,
+        "min_tokens": config.min_tokens,
+        "max_tokens": config.max_tokens,
+        "max_rows": config.max_rows,
+        "seed": config.seed if limited else None,
+    }
+    return derive(
+        "rl_prompts",
+        VERSION,
+        params,
+        inputs={"prompts": prompts} if prompts is not None else {},
+        models={"tokenizer": {"digest": tokenizer}},
+        slug=[*(source.name for source in config.sources), f"maxlen{config.max_tokens}"],
+    )
