@@ -79,6 +79,7 @@ DEFAULTS: dict[str, StageResources] = {
     "train": StageResources(cpu=16, memory="128Gi", accelerators=1, accelerator="nvidia.com/gpu"),
     "evaluate": _GPU,
     "clean_prompts": _DATA,
+    "judge": _GPU,
     "aggregate": StageResources(cpu=4, memory="16Gi"),
     "clean_pmp": _DATA,
     "rl_prompts": StageResources(cpu=4, memory="16Gi"),

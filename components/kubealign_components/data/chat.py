@@ -69,6 +69,10 @@ class ChatTemplate:
         """Token ids of the prompt, generation prompt included, with at most one leading BOS."""
         return self._encode(self.prompt_text(messages, tools))
 
+    def answer_ids(self, messages: Sequence[Message], beginning: str) -> list[int]:
+        """Token ids of the prompt and of the ``beginning`` of its answer, the turn left open."""
+        return self._encode(self.prompt_text(messages) + beginning)
+
     def completion_ids(
         self,
         messages: Sequence[Message],

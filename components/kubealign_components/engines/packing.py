@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from kubealign_components.engines.segments import Segment, SegmentPlan, check_windows, use_segments
@@ -183,7 +184,7 @@ def summed_logprobs(model: Any, batch: PackedBatch, names: Sequence[str] = ()) -
     # A model that is spread over devices ends on another one than it starts on.
     targets_M, owners_M = (index.to(hidden_TH.device) for index in (batch.targets, batch.owners))
     hidden_MH = hidden_TH[batch.predictors.to(hidden_TH.device)]
-    head = _Head(base)
+    head = Head(base)
     token_logprobs_M = torch.cat(
         [
             _slice_logprobs(head, hidden_MH[i : i + HEAD_ROWS], targets_M[i : i + HEAD_ROWS])
@@ -223,7 +224,7 @@ class LogprobModel(nn.Module):
         return summed_logprobs(self.model, batch)
 
 
-class _Head:
+class Head:
     """Hidden states to fp32 logits, with the scalings that some models apply after the head."""
 
     def __init__(self, base: Any) -> None:
@@ -235,7 +236,15 @@ class _Head:
         self.softcap = getattr(config, "final_logit_softcapping", None)
 
     def __call__(self, hidden_MH: Tensor) -> Tensor:
-        logits_MV = self.linear(hidden_MH).float()
+        return self._scaled(self.linear(hidden_MH).float())
+
+    def only(self, tokens: Sequence[int], hidden_MH: Tensor) -> Tensor:
+        """(M, len(tokens)) fp32: the logits of a few tokens, multiplied in fp32."""
+        weight, bias = self.linear.weight[list(tokens)].float(), self.linear.bias
+        chosen_bias = None if bias is None else bias[list(tokens)].float()
+        return self._scaled(linear(hidden_MH.float().to(weight.device), weight, chosen_bias))
+
+    def _scaled(self, logits_MV: Tensor) -> Tensor:
         if self.scale != 1.0:
             logits_MV = logits_MV * self.scale
         if self.softcap:
@@ -243,7 +252,7 @@ class _Head:
         return logits_MV
 
 
-def _slice_logprobs(head: _Head, hidden_MH: Tensor, targets_M: Tensor) -> Tensor:
+def _slice_logprobs(head: Head, hidden_MH: Tensor, targets_M: Tensor) -> Tensor:
     def compute(hidden_MH: Tensor) -> Tensor:
         logits_MV = head(hidden_MH)
         chosen_M = logits_MV.gather(1, targets_M.to(logits_MV.device)[:, None])[:, 0]

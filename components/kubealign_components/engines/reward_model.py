@@ -1,17 +1,9 @@
-"""A sequence-classification reward model: one fp32 score for a whole conversation.
-
-Conversations that start alike, as all completions of a prompt do, are packed like the scorer's: what
-they share is computed once, and nothing is padded. Encoders, and decoders whose attention is not
-reproduced by :mod:`.segments`, run on padded batches of similar length.
-"""
+"""A sequence-classification reward model: one fp32 score for a whole conversation."""
 
 from __future__ import annotations
 
 import gc
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,19 +11,10 @@ from jinja2 import TemplateError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kubealign_components.data.models import ModelFiles
-from kubealign_components.engines.packing import Group, lay_out, packs
-from kubealign_components.engines.segments import SegmentPlan, check_windows, use_segments
+from kubealign_components.engines.last_token import LastTokens, Tokens, batches, out_of_memory_named, padded
 from kubealign_components.errors import EngineError
 
 Message = dict[str, Any]
-Tokens = tuple[int, ...]
-
-SHORTEST_PREFIX = 16
-"""Tokens in common from which on sharing them pays for attending in two parts."""
-_PROBE = ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 4, 5, 6, 10, 11), (12, 13, 14))
-"""What a model is tried on when it is loaded: twentieths of its vocabulary; two start alike."""
-
-log = logging.getLogger(__name__)
 
 
 class RewardModel:
@@ -58,7 +41,7 @@ class RewardModel:
         self._model = _load_model(files, dtype)
         self.max_length = max_length or _own_limit(self._model.config, self._tokenizer)
         self._folds_system = not self._takes_system()
-        self._packs = self._can_pack()
+        self._decoder = self._read_decoder()
 
     def tokenise(self, chat: Sequence[Message]) -> list[int]:
         """Token ids of a plain chat under the model's own template, with at most one leading BOS.
@@ -93,99 +76,31 @@ class RewardModel:
         Raises:
             EngineError: the device is out of memory.
         """
-        unique = sorted({tuple(ids) for ids in token_ids})
-        scores = self._packed(unique) if self._packs else self._padded(unique)
-        return [scores[tuple(ids)] for ids in token_ids]
-
-    def _packed(self, unique: Sequence[Tokens]) -> dict[Tokens, float]:
-        """Scores of sorted sequences."""
-        groups = share_prefixes(unique)
+        sequences = [tuple(ids) for ids in token_ids]
+        if self._decoder is not None:
+            values = self._decoder.read(sequences)
+            return [values[ids][0] for ids in sequences]
         scores: dict[Tokens, float] = {}
-        for members in packs(groups, self._token_budget):
-            pieces = [
-                Group(groups[number].prompt, [groups[number].completions[c] for c in chosen])
-                for number, chosen in members
-            ]
-            sequences = [(*piece.prompt, *rest) for piece in pieces for rest in piece.completions]
-            with self._out_of_memory_named(sequences):
-                scores.update(zip(sequences, self._forward_pack(pieces), strict=True))
-        return scores
+        for batch in batches(set(sequences), self._token_budget):
+            with out_of_memory_named(self.name, batch, self._token_budget):
+                # An encoder reads its own classification token, at a fixed place.
+                inputs, _ = padded(batch, self._model.device)
+                scores.update(zip(batch, self._model(**inputs).logits[:, 0].float().tolist(), strict=True))
+        return [scores[ids] for ids in sequences]
 
-    def _padded(self, unique: Sequence[Tokens]) -> dict[Tokens, float]:
-        scores: dict[Tokens, float] = {}
-        for batch in batches(unique, self._token_budget):
-            with self._out_of_memory_named(batch):
-                scores.update(zip(batch, self._forward_padded(batch), strict=True))
-        return scores
-
-    @contextmanager
-    def _out_of_memory_named(self, sequences: Sequence[Tokens]) -> Iterator[None]:
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            raise EngineError(
-                f"out of memory scoring {len(sequences)} conversations of up to "
-                f"{max(map(len, sequences))} tokens with {self.name}; lower token_budget={self._token_budget}"
-            ) from error
-
-    def _forward_pack(self, groups: Sequence[Group], *, longest: int = 0) -> list[float]:
-        """The scores; raises EngineError where ``longest`` tokens would not fit a window that layers keep
-        to themselves."""
-        tokens, positions, segments = lay_out(groups)
-        device, plan = self._model.device, SegmentPlan(tuple(segments))
-        hidden = self._model.base_model(
-            input_ids=torch.tensor([tokens], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            use_cache=False,
-            plan=plan,
-        ).last_hidden_state[0]
-        check_windows(self._model, SegmentPlan(((0, longest, longest, longest),), plan.windows))
-        ends = [stop - 1 for *_, first, stop in segments if stop > first]
-        last = hidden[torch.tensor(ends, device=hidden.device)]
-        return self._model.score(last.float())[:, 0].tolist()  # type: ignore[no-any-return]
-
-    def _forward_padded(self, batch: Sequence[Tokens]) -> list[float]:
-        lengths = torch.tensor([len(ids) for ids in batch])
-        # What stands in the padding does not matter, as it is masked: so no pad token is needed.
-        input_ids = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long)
-        for row, ids in enumerate(batch):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-        mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-        device = self._model.device
-        inputs = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
-        head = getattr(self._model, "score", None)
-        if head is None:  # an encoder: it reads its own classification token, at a fixed place
-            return self._model(**inputs).logits[:, 0].float().tolist()  # type: ignore[no-any-return]
-        # A decoder's own pooling finds the last token by comparing with the pad token, which is wrong
-        # when that is also the end of a turn, and refused when there is none.
-        hidden = self._model.base_model(**inputs, use_cache=False).last_hidden_state
-        last = hidden[torch.arange(len(batch), device=hidden.device), lengths.to(hidden.device) - 1]
-        return head(last.float())[:, 0].tolist()  # type: ignore[no-any-return]
-
-    @torch.inference_mode()
-    def _can_pack(self) -> bool:
-        """Give the model the segment attention, if its packed scores are its padded ones."""
-        if not hasattr(self._model, "score"):
-            return False
-        text = self._model.config.get_text_config()
-        own, step = text._attn_implementation, text.vocab_size // 20
-        probe = [tuple(number * step for number in ids) for ids in _PROBE]
-        padded = self._forward_padded(probe)
-        try:
-            use_segments(self._model)
-            packed = self._forward_pack(
-                [Group(probe[0][:6], [ids[6:] for ids in probe[:2]]), Group((), probe[2:])],
-                longest=self.max_length,
-            )
-            apart = max(abs(a - b) / (1 + abs(b)) for a, b in zip(packed, padded, strict=True))
-            if apart <= (1e-3 if self._model.dtype == torch.float32 else 0.1):
-                return True
-            problem = f"packed and padded scores differ by {apart:.3g}"
-        except (EngineError, TypeError) as error:
-            problem = str(error)
-        self._model.set_attn_implementation(own)
-        log.warning("%s: conversations are padded, their prompts not shared: %s", self.name, problem)
-        return False
+    def _read_decoder(self) -> LastTokens | None:
+        """How a decoder is read; None for an encoder, which has no ``score`` head."""
+        model = self._model
+        if not hasattr(model, "score"):
+            return None
+        return LastTokens(
+            model,
+            model.base_model,
+            lambda hidden_KH: model.score(hidden_KH.float()),
+            name=self.name,
+            token_budget=self._token_budget,
+            longest=self.max_length,
+        )
 
     def _takes_system(self) -> bool:
         probe = [
@@ -197,52 +112,6 @@ class RewardModel:
             return "kubealign-probe" in self._tokenizer.apply_chat_template(probe, tokenize=False)
         except (TemplateError, TypeError, ValueError):
             return False
-
-
-def share_prefixes(sequences: Sequence[Tokens]) -> list[Group]:
-    """Sorted, different sequences as prompts with completions: neighbours that start alike are one group.
-
-    A sequence joins the group before it unless that would more than halve the prefix, or it has more than
-    twice as much in common with the next one: so the few tokens with which a template opens every
-    conversation do not make one group of all.
-    """
-    common = [0, *(_common_length(a, b) for a, b in pairwise(sequences)), 0]
-    groups: list[Group] = []
-    start = 0
-    while start < len(sequences):
-        end, prefix = start + 1, common[start + 1]
-        while end < len(sequences):
-            shared = min(prefix, common[end])
-            if shared < SHORTEST_PREFIX or 2 * shared < max(prefix, common[end + 1]):
-                break
-            end, prefix = end + 1, shared
-        members = sequences[start:end]
-        # Of every sequence something must be left: its score is read at its last token.
-        prefix = min(prefix, min(map(len, members)) - 1) if len(members) > 1 else 0
-        groups.append(Group(members[0][:prefix], [ids[prefix:] for ids in members]))
-        start = end
-    return groups
-
-
-def batches(sequences: Sequence[Tokens], token_budget: int) -> Iterator[list[Tokens]]:
-    """Sequences of similar length together, longest first, at most ``token_budget`` padded tokens each.
-
-    A sequence that is over the budget alone is a batch of its own.
-    """
-    batch: list[Tokens] = []
-    for ids in sorted(sequences, key=lambda ids: (-len(ids), ids)):
-        if batch and (len(batch) + 1) * len(batch[0]) > token_budget:
-            yield batch
-            batch = []
-        batch.append(ids)
-    if batch:
-        yield batch
-
-
-def _common_length(one: Tokens, other: Tokens) -> int:
-    """Tokens with which both begin."""
-    differing = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(differing, min(len(one), len(other)))
 
 
 def free_memory() -> None:

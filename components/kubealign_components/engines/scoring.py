@@ -42,22 +42,10 @@ class Scorer:
     def __init__(
         self, model: Path, *, dtype: str = "auto", device: str = "auto", token_budget: int = 4096
     ) -> None:
-        require_choice("dtype", dtype, DTYPES)
         require(token_budget > 0, "token_budget", token_budget, "a positive number of tokens")
         self.token_budget = token_budget
-        cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
-        chosen = ("bfloat16" if cuda else "float32") if dtype == "auto" else dtype
-        place = ("auto" if torch.cuda.device_count() > 1 else "cuda") if device == "auto" and cuda else device
-        try:
-            self._model = AutoModelForCausalLM.from_pretrained(
-                model,
-                dtype=getattr(torch, chosen),
-                device_map=None if place in ("auto", "cpu") and not cuda else place,
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise EngineError(f"cannot load {model} for scoring: {error}") from error
-        self._model.eval()
-        _prepare_and_compare(self._model, chosen)
+        self._model = load_policy(model, dtype, device)
+        _prepare_and_compare(self._model)
 
     def __enter__(self) -> Scorer:
         return self
@@ -104,6 +92,23 @@ class Scorer:
             ) from error
 
 
+def load_policy(model: Path, dtype: str, device: str = "auto") -> Any:
+    """A causal language model for inference; arguments and errors are those of :class:`Scorer`."""
+    require_choice("dtype", dtype, DTYPES)
+    cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    chosen = ("bfloat16" if cuda else "float32") if dtype == "auto" else dtype
+    place = ("auto" if torch.cuda.device_count() > 1 else "cuda") if device == "auto" and cuda else device
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model,
+            dtype=getattr(torch, chosen),
+            device_map=None if place in ("auto", "cpu") and not cuda else place,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(f"cannot load {model} for scoring: {error}") from error
+    return loaded.eval()
+
+
 def checked_logprob(value: float, name: str) -> float:
     """``value`` if it can be a log-probability; what rounding lifted above zero becomes zero.
 
@@ -116,7 +121,7 @@ def checked_logprob(value: float, name: str) -> float:
 
 
 @torch.inference_mode()
-def _prepare_and_compare(model: Any, dtype: str) -> None:
+def _prepare_and_compare(model: Any) -> None:
     """Prepare ``model`` for packing and hold its packed forward to the plain one on a few tokens.
 
     Packing relies on what a model's code does with keyword arguments and after its head; this shows it.
@@ -128,10 +133,10 @@ def _prepare_and_compare(model: Any, dtype: str) -> None:
     batch = pack(groups)
     packed = summed_logprobs(prepare(model), batch.to(device)).cpu()
     apart = float(((packed - plain).abs() / batch.lengths()).max())
-    if not apart <= (1e-3 if dtype == "float32" else 0.25):
+    if not apart <= (1e-3 if model.dtype == torch.float32 else 0.25):
         raise EngineError(
             f"{model.config.model_type}: packed and plain forward differ by {apart:.3g} nats per token in "
-            f"{dtype}; such models are not supported for scoring and training"
+            f"{model.dtype}; such models are not supported for scoring and training"
         )
 
 

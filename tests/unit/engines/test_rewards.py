@@ -22,7 +22,8 @@ from transformers import (
 
 from kubealign_components.config import from_mapping
 from kubealign_components.data.models import find_model
-from kubealign_components.engines.reward_model import SHORTEST_PREFIX, RewardModel, batches, share_prefixes
+from kubealign_components.engines.last_token import SHORTEST_PREFIX, batches, share_prefixes
+from kubealign_components.engines.reward_model import RewardModel
 from kubealign_components.engines.rewards import (
     Rewarder,
     RewardFunctionSpec,
@@ -262,7 +263,7 @@ def plain_scores(model: Any, sequences: list[list[int]]) -> list[float]:
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=24).map(tuple)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(TOKENS, max_size=5), st.sets(st.tuples(st.integers(0, 4), TOKENS), min_size=1, max_size=30))
 def test_prefixes_are_shared_and_nothing_is_lost(
     prompts: list[tuple[int, ...]], ends: set[tuple[int, tuple[int, ...]]]
@@ -281,7 +282,7 @@ def test_completions_of_a_prompt_share_it_whatever_the_template_opens_with() -> 
     assert [(g.prompt, len(g.completions)) for g in share_prefixes(sequences)] == [(p, 4) for p in prompts]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 200))
 def test_batches_hold_everything_within_the_budget(lengths: list[int], budget: int) -> None:
     sequences = [(i,) * n for i, n in enumerate(lengths)]

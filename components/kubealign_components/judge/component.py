@@ -1,0 +1,23 @@
+"""judge as a KFP component."""
+
+from kfp import dsl
+
+from kubealign_components import images
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def judge(chunk: dict, policy: str, principles: str = "judging", options: dict = {}) -> str:
+    """Compare pairs of completions by principles, as the policy sees it; returns its part as JSON.
+
+    Args:
+        chunk: descriptor of the chunk (of kubealign.completions/v1).
+        policy: model directory, URI or hub id of the policy that judges.
+        principles: judging, or a file of principles of one's own.
+        options: further settings of the stage by name.
+    """
+    from kubealign_components.config import from_mapping
+    from kubealign_components.data.chunks import Chunk
+    from kubealign_components.judge.stage import JudgeConfig, run
+
+    config = from_mapping(JudgeConfig, {"judge": policy, "principles": principles} | options, "judge")
+    return run(config, chunk=Chunk.from_json(chunk)).to_json()

@@ -1,0 +1,195 @@
+"""The judge: the plain forward's log-odds, in both orders, whatever the chunks and budgets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from conftest import prompt_row
+from kubealign_components.data.chunks import merge, plan
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.models import find_model
+from kubealign_components.data.principles import load_principles
+from kubealign_components.data.schemas import COMPLETIONS
+from kubealign_components.data.templates import load_judge_template
+from kubealign_components.engines.judging import Judge
+from kubealign_components.errors import ConfigError, EngineError
+from kubealign_components.judge.stage import JudgeConfig, run
+
+TEMPLATE = load_judge_template("judge")
+PRINCIPLES = """
+schema: kubealign.principles/v1
+name: two
+version: 1
+principles:
+  - {name: Brief, positive: It is short., negative: It is long.}
+  - {name: Kind, positive: It is kind., negative: It is not kind.}
+"""
+
+
+@pytest.fixture
+def principles(tmp_path: Path) -> str:
+    (tmp_path / "two.yaml").write_text(PRINCIPLES)
+    return str(tmp_path / "two.yaml")
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    """Four prompts with two sampled completions each."""
+    made = [
+        prompt_row(f"question {n}?", [f"{n} is a short answer", f"a longer one is {n * n}"]) for n in range(4)
+    ]
+    for row in made:
+        for completion in row["completions"]:
+            completion["reference"] = True
+    return made
+
+
+def judged(dataset: Dataset, folder: Path, model: Path, chunks: int = 1, **settings: Any) -> Dataset:
+    planned = plan(dataset, work=str(folder / "work"), chunks=chunks)
+    config = JudgeConfig(judge=str(model), **settings)
+    return merge([run(config, chunk=chunk) for chunk in planned], planned, str(folder / f"merged-{chunks}"))
+
+
+def judgements(dataset: Dataset) -> list[dict[str, Any]]:
+    return [one for row in dataset.iter_rows() for one in row["judgements"]]
+
+
+def plain(model: Path, question: str) -> float:
+    """log p(a) - log p(b) after the answer's beginning, by a forward of transformers alone."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    chat = [{"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + TEMPLATE.answer
+    logits = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(
+        torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
+    ).logits[0, -1]
+    a, b = (tokenizer.encode(letter, add_special_tokens=False) for letter in "ab")
+    return float(logits[a[0]] - logits[b[0]])
+
+
+@torch.inference_mode()
+def test_scores_are_the_plain_forwards_in_both_orders(
+    rows: list[dict[str, Any]],
+    make_dataset: Callable[..., Dataset],
+    tiny_model: Path,
+    principles: str,
+    tmp_path: Path,
+) -> None:
+    found = judgements(
+        judged(make_dataset(rows[:1], COMPLETIONS), tmp_path, tiny_model, principles=principles)
+    )
+    one, two = (json.loads(c["messages"])[0]["content"] for c in rows[0]["completions"])
+    assert [j["principle"] for j in found] == ["Brief", "Kind"]
+    for judgement, principle in zip(found, load_principles(principles), strict=True):
+        by = {"name": principle.name, "text": principle.positive}
+        messages = json.loads(rows[0]["messages"])
+        s12 = plain(tiny_model, TEMPLATE.question(messages, one, two, **by))
+        s21 = -plain(tiny_model, TEMPLATE.question(messages, two, one, **by))
+        assert (judgement["first"], judgement["second"]) == (0, 1)
+        assert judgement["s12"] == pytest.approx(s12, abs=1e-4)
+        assert judgement["s21"] == pytest.approx(s21, abs=1e-4)
+        assert judgement["score"] == pytest.approx((s12 + s21) / 2, abs=1e-4)
+        assert judgement["consistent"] == (s12 * s21 > 0)
+
+
+def test_chunks_slices_and_budgets_change_nothing(
+    rows: list[dict[str, Any]],
+    make_dataset: Callable[..., Dataset],
+    tiny_model: Path,
+    principles: str,
+    tmp_path: Path,
+) -> None:
+    dataset = make_dataset(rows, COMPLETIONS)
+    whole = judged(dataset, tmp_path / "a", tiny_model, principles=principles)
+    settings: dict[str, Any] = {"principles": principles, "slice_rows": 1, "token_budget": 300}
+    cut = judged(dataset, tmp_path / "b", tiny_model, 3, **settings)
+    assert whole.manifest.fingerprint == cut.manifest.fingerprint
+    for one, other in zip(judgements(whole), judgements(cut), strict=True):
+        assert one["s12"] == pytest.approx(other["s12"], abs=1e-4)
+        assert one["s21"] == pytest.approx(other["s21"], abs=1e-4)
+    again = judged(dataset, tmp_path / "b", tiny_model, 2, **settings)
+    assert again.manifest.stats["counts"]["rows_reused"] == 4
+    assert len(judgements(whole)) == whole.manifest.stats["counts"]["judgements"] == 8
+
+
+def test_completions_that_trade_places_trade_scores(
+    rows: list[dict[str, Any]],
+    make_dataset: Callable[..., Dataset],
+    tiny_model: Path,
+    principles: str,
+    tmp_path: Path,
+) -> None:
+    swapped = [row | {"completions": row["completions"][::-1]} for row in rows]
+    one, other = (
+        judgements(judged(make_dataset(r, COMPLETIONS), tmp_path / n, tiny_model, principles=principles))
+        for n, r in (("a", rows), ("b", swapped))
+    )
+    for first, second in zip(one, other, strict=True):
+        assert first["s12"] == pytest.approx(-second["s21"], abs=1e-4)
+        assert first["score"] == pytest.approx(-second["score"], abs=1e-4)
+
+
+def test_what_cannot_be_compared_is_left_out_and_counted(
+    make_dataset: Callable[..., Dataset], tiny_model: Path, principles: str, tmp_path: Path
+) -> None:
+    texts = [
+        ["the same answer, twice", "the same answer, twice"],
+        ["too short", "long enough to be compared"],
+        ["long enough to be compared", "x" * 800],
+        ["three completions make", "three different pairs", "when each is long enough"],
+    ]
+    rows = [prompt_row(f"question {n}?", list(t)) for n, t in enumerate(texts)]
+    for row in rows:
+        for completion in row["completions"]:
+            completion["reference"] = True
+    dataset = make_dataset(rows, COMPLETIONS)
+    made = judged(dataset, tmp_path, tiny_model, principles=principles, max_length=900)
+    pairs = [[(j["first"], j["second"]) for j in row["judgements"]][::2] for row in made.iter_rows()]
+    assert pairs == [[], [], [], [(0, 1), (0, 2), (1, 2)]]
+    counts = made.manifest.stats["counts"]
+    assert counts["pairs_over_length"] == 1
+    assert counts["prompts_without_pairs"] == 3
+
+
+def test_letters_that_are_no_tokens_of_their_own_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    """A tokenizer that writes "(a" as one token and "(b" as two."""
+    copy = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    written = json.loads((copy / "tokenizer.json").read_text())
+    written["model"]["vocab"]["(a"] = max(written["model"]["vocab"].values()) + 1
+    written["model"]["merges"].append(["(", "a"])
+    written["pre_tokenizer"]["use_regex"] = False  # it keeps brackets and letters apart
+    (copy / "tokenizer.json").write_text(json.dumps(written))
+    with pytest.raises(EngineError, match="does not write a and b as one token each"):
+        Judge(find_model(str(copy)), TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"schema": "other/v1"}, "schema='other/v1'"),
+        ({"version": 0}, "version=0"),
+        ({"answer": ""}, "answer=''"),
+        ({"user": "{{ first }} or {{ second }}?"}, "messages, first, second and principle.text"),
+        ({"user": "{{ firts }}"}, "firts"),
+        ({"user": "{% if %}"}, "Jinja"),
+        ({"more": 1}, "exactly schema, name, version, user, answer"),
+    ],
+)
+def test_a_broken_template_is_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    good = "{{ messages }}{{ first }}{{ second }}{{ principle.text }}"
+    body = {"schema": "kubealign.judge-template/v1", "name": "t", "version": 1, "user": good, "answer": "("}
+    (tmp_path / "t.yaml").write_text(json.dumps(body | change))
+    with pytest.raises(ConfigError, match=named.replace("(", r"\(")):
+        load_judge_template(str(tmp_path / "t.yaml"))
+
+
+def test_a_missing_template_is_named() -> None:
+    with pytest.raises(ConfigError, match="shipped template: judge"):
+        load_judge_template("/nowhere/judge.yaml")
