@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from kubealign import quickstart
@@ -27,6 +28,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: threads of one would spin while they wait for a core that another has.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Machines are noisy: how long an example takes says nothing about whether it holds.
+hypothesis.settings.register_profile("kubealign", deadline=None)
+hypothesis.settings.load_profile("kubealign")
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"

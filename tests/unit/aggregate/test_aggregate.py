@@ -280,7 +280,7 @@ def test_a_negated_principle_has_its_negative_text_and_the_other_label(aggregate
 # --- what must not matter ------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 1000), order=st.randoms(use_true_random=False), shard=st.integers(1, 9))
 @pytest.mark.parametrize("scale", ["variance", "none"])
 def test_neither_the_order_of_rows_nor_chunks_matter(

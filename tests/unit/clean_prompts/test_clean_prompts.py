@@ -196,7 +196,7 @@ def test_every_form_gives_the_same_prompts(tmp_path: Path, cleaned: Cleaned, for
     assert list(Dataset.open(str(tmp_path / "out")).iter_rows()) == flat
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["a", "bb", "ccc"])), max_size=30),
     st.randoms(use_true_random=False),

@@ -79,7 +79,7 @@ schedules = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(1, 13), chunks=st.integers(1, 4), schedule=schedules)
 def test_any_schedule_of_refusals_gives_the_same_rows(
     make_dataset: MakeDataset,

@@ -22,7 +22,7 @@ def rows_of(count: int) -> list[dict[str, Any]]:
     return [prompt_row(f"question {i}") for i in range(count)]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.integers(1, 23), chunks=st.integers(1, 9), slice_rows=st.integers(1, 7), shards=st.integers(1, 4)
 )

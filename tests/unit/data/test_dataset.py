@@ -62,7 +62,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert shard.size == (tmp_path / "d" / shard.path).stat().st_size
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     count=st.integers(1, 30),
     shards=st.integers(1, 5),

@@ -102,7 +102,7 @@ def test_rows_that_end_early_do_not_change_the_others(ending_model: Path) -> Non
         assert a.token_ids[:3] == b.token_ids
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(range(5)), cut=st.integers(1, 4))
 def test_samples_do_not_depend_on_the_other_prompts(
     tiny_model: Path, order: list[int], cut: int, seen: dict[str, list[Sampled]]

@@ -25,7 +25,7 @@ def packed(tiny_model: Path) -> torch.nn.Module:
     return prepare(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval())
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(groups=GROUPS)
 def test_any_pack_equals_the_plain_forward(
     plain: torch.nn.Module, packed: torch.nn.Module, groups: list[Group]

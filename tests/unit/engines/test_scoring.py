@@ -21,7 +21,7 @@ def plain(tiny_model: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(groups=GROUPS, budget=st.integers(1, 60))
 def test_the_budget_changes_nothing(
     plain: torch.nn.Module, tiny_model: Path, groups: list[Group], budget: int

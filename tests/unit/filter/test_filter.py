@@ -165,7 +165,7 @@ def test_tools_reach_the_template(filtered: Any, tiny_model: Path, tmp_path: Pat
     assert [template.tokenizer.decode(row["prompt_token_ids"])[0] for row in rows] == ["0", "1"]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     made=st.lists(st.lists(st.integers(0, 14), max_size=4), min_size=1, max_size=8),
     lengths=st.lists(st.integers(1, 30), min_size=8, max_size=8),

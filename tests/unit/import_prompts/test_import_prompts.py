@@ -149,7 +149,7 @@ def by_id(dataset: Dataset) -> dict[str, dict[str, Any]]:
     return {row["prompt_id"]: row for row in dataset.iter_rows()}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(ROW, min_size=1, max_size=8),
     format=st.sampled_from(["auto", *FORMATS]),
@@ -174,7 +174,7 @@ def test_whatever_comes_in_comes_out_or_is_counted(
         assert not any(c["reference"] for c in row["completions"])
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 999), max_rows=st.integers(0, 12))
 def test_the_order_of_rows_changes_nothing(imported: Import, seed: int, max_rows: int) -> None:
     rows = [*pairs(12), *pairs(3), {"prompt": "Question 1?", "chosen": "Perhaps.", "rejected": "No."}]

@@ -96,7 +96,7 @@ limits = st.fixed_dictionaries(
         "bucket_bytes": st.sampled_from([1, 2000, 2**24]),
     },
 )
-fuzz = settings(max_examples=60, deadline=None)
+fuzz = settings(max_examples=60)
 
 
 def known_names(values: dict[str, Any], rows: Sequence[Row]) -> MixConfig:
@@ -129,7 +129,7 @@ def test_equals_the_obvious_implementation(
     assert stats.counts["train"] == sum(row["split"] == "train" for row in got)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     sizes=st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 1000), min_size=1),
     weights=st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 10)),
@@ -292,7 +292,7 @@ def test_settings_are_checked_by_name(settings: dict[str, Any], message: str) ->
         from_mapping(MixConfig, settings, "mix")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     keys=st.lists(st.integers(0, 2**64 - 1), max_size=60),
     count=st.integers(1, 256),

@@ -70,7 +70,7 @@ def reward_all(
     return merge(parts, planned, str(folder / f"merged-{work}-{chunks}"))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(1, 12), chunks=st.integers(1, 5), slice_rows=st.integers(1, 7))
 def test_any_chunking_gives_the_same_rewards(
     make_dataset: Callable[..., Dataset],

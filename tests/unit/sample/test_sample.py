@@ -54,7 +54,7 @@ def completions(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("engine", ["fake", "transformers"])
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chunks=st.integers(1, 6), slice_rows=st.integers(1, 6))
 def test_any_chunk_and_slice_size_gives_the_same_samples(
     engine: str,

@@ -95,7 +95,7 @@ configs = st.builds(
     middle_quantile=st.sampled_from([0.5, 0.0, 0.9]),
     seed=st.integers(0, 3),
 )
-fuzz = settings(max_examples=60, deadline=None)
+fuzz = settings(max_examples=60)
 
 
 @pytest.mark.parametrize("strategy", WORDS)
@@ -179,7 +179,7 @@ def test_quantiles_by_hand() -> None:
         np.testing.assert_allclose(quantile_rewards(ranks, reference, method), values, rtol=1e-15)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=15))
 def test_quantiles_are_monotone_and_unbiased(made: list[tuple[int, bool]]) -> None:
     reward = np.array([float(r) for r, _ in made])

@@ -27,7 +27,7 @@ def tokens(micro: Micro, sizes: Sizes) -> int:
 EXAMPLES = st.lists(st.tuples(st.integers(0, 9), st.integers(2, 60)), min_size=1, max_size=40)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(examples=EXAMPLES, budget=st.integers(1, 300), processes=st.integers(1, 5))
 def test_every_example_is_in_one_micro_batch_within_the_budget(
     examples: list[tuple[int, int]], budget: int, processes: int

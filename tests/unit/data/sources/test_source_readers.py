@@ -100,7 +100,7 @@ def test_compressed_files(tmp_path: Path, suffix: str, compress: Callable[[bytes
         rows_of(path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(JSON, max_size=6), indent=st.none() | st.integers(0, 3), filler=st.integers(0, 40))
 def test_any_json_list_is_read_across_block_boundaries(
     tmp_path: Path, rows: list[Any], indent: int | None, filler: int
