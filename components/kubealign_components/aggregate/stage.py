@@ -29,7 +29,7 @@ from kubealign_components.aggregate.scales import NONE, SCALES, VARIANCE, Moment
 from kubealign_components.config import require, require_choice, semantic_params
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import canonical_json, derive, slug_word
-from kubealign_components.data.principles import REWARD_MODEL, PrincipleSet, load_principles
+from kubealign_components.data.principles import JUDGE, REWARD_MODEL, PrincipleSet, load_principles
 from kubealign_components.data.schemas import PREFERENCES, pair_id
 from kubealign_components.data.seeds import is_held_out
 from kubealign_components.data.stats import Stats
@@ -116,16 +116,22 @@ def run(config: AggregateConfig, *, judged: Dataset, output: str) -> Stats:
         output: URI of the dataset to make.
 
     Raises:
-        ConfigError: an unusable principle set or rule.
+        ConfigError: an unusable rule or principle set, or one that the pairs were not judged by.
         DataError: judgements that contradict each other or are not finite.
     """
-    principles = _principles(config)
+    whole = load_principles(config.principles)
+    principles = _principles(config, whole)
+    _check_judged_by(principles, judged)
     rules = [LoadedRule(spec) for spec in config.rules]
-    params = {k: v for k, v in semantic_params(config).items() if k != "principles"}
+    params = semantic_params(config) | {
+        "principles": whole.identity(),
+        "names": principles.names,
+        "rule_functions": rules_identity(rules),
+    }
     provenance = derive(
         "aggregate",
         VERSION,
-        params | {"principles": principles.identity(), "rule_functions": rules_identity(rules)},
+        params,
         inputs={"judged": judged},
         slug=config.slug,
     )
@@ -148,13 +154,12 @@ def run(config: AggregateConfig, *, judged: Dataset, output: str) -> Stats:
     return maker.stats
 
 
-def _principles(config: AggregateConfig) -> PrincipleSet:
+def _principles(config: AggregateConfig, whole: PrincipleSet) -> PrincipleSet:
     """The principles to draw from.
 
     Raises:
         ConfigError: there are none, or one that may be negated has no negative statement.
     """
-    whole = load_principles(config.principles)
     chosen = whole.only(config.names) if config.names else whole.of_stage(REWARD_MODEL)
     if not len(chosen):
         raise ConfigError(
@@ -163,6 +168,24 @@ def _principles(config: AggregateConfig) -> PrincipleSet:
     for principle in chosen:
         principle.statement(negated=config.negation > 0)
     return chosen
+
+
+def _check_judged_by(principles: PrincipleSet, judged: Dataset) -> None:
+    """Raise :class:`ConfigError` when a principle says something else now than when the pairs were judged."""
+    ours = principles.identity()["statements"]
+    for step in judged.manifest.recipe.values():
+        recorded = step["params"].get("principles")
+        theirs = (
+            recorded.get("statements", {}) if step["stage"] == JUDGE and isinstance(recorded, dict) else {}
+        )
+        changed = [name for name in principles.names if theirs.get(name, ours[name]) != ours[name]]
+        if changed:
+            raise ConfigError(
+                "principles",
+                f"{principles.name} version {principles.version}",
+                f"the statements that {judged.uri} was judged by ({recorded['name']} version "
+                f"{recorded['version']}); {', '.join(changed)} changed, so judge again",
+            )
 
 
 def _scales(config: AggregateConfig, judged: Dataset, principles: PrincipleSet) -> list[float]:

@@ -123,8 +123,18 @@ class PrincipleSet:
         return digest(asdict(self))
 
     def identity(self) -> dict[str, Any]:
-        """What a recipe says of the set."""
-        return {"name": self.name, "version": self.version, "digest": self.digest()}
+        """What a recipe says of the set: its digest, and that of each positive statement.
+
+        The statements tell whether scores of a judge, which is shown nothing else, still hold when
+        weights or negative statements have been edited.
+        """
+        statements = {principle.name: digest(principle.positive)[:32] for principle in self}
+        return {
+            "name": self.name,
+            "version": self.version,
+            "digest": self.digest(),
+            "statements": statements,
+        }
 
 
 def load_principles(place: str) -> PrincipleSet:

@@ -517,6 +517,28 @@ def test_where_principles_lie_is_not_in_the_recipe_but_what_they_say_is(
     assert prints[0] == prints[1] != prints[2]
 
 
+def test_principles_must_say_what_the_pairs_were_judged_by(tmp_path: Path) -> None:
+    mine = {"name": "Concise", "positive": "Short.", "negative": "Long."}
+
+    def place(name: str, **change: Any) -> str:
+        body = {"schema": "kubealign.principles/v1", "name": "mine", "version": 1}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.dump(body | {"principles": [mine | change]}))
+        return str(path)
+
+    identity = load_principles(place("before")).identity()
+    rows = [judged_row("a", [(1.0, 1.0)])]
+    with DatasetWriter(str(tmp_path / "in"), JUDGED, derive("judge", 1, {"principles": identity})) as writer:
+        writer.write_rows(rows)
+        judged = writer.commit(Stats(rows_in=1, rows_out=1))
+    for number, change in enumerate([{}, {"negative": "Wordy."}, {"weight": 3}]):
+        config = AggregateConfig(principles=place(f"now{number}", **change))
+        run(config, judged=judged, output=str(tmp_path / f"out{number}"))
+    config = AggregateConfig(principles=place("changed", positive="Brief."))
+    with pytest.raises(ConfigError, match="Concise changed, so judge again"):
+        run(config, judged=judged, output=str(tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     ("given", "field"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import PROMPTS, prompt_id
 from kubealign_components.data.sources.turns import Malformed
 from kubealign_components.data.stats import Stats
-from kubealign_components.errors import ConfigError, DataError
+from kubealign_components.errors import ConfigError, DataError, StoreError
 
 Row = dict[str, Any]
 Cleaned = Callable[..., tuple[list[Row], Stats, Dataset]]
@@ -299,6 +300,11 @@ def test_too_many_malformed_rows_fail_with_examples(cleaned: Cleaned) -> None:
 def test_settings_that_cannot_be_are_named(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CleanPromptsConfig(**{"sources": (TreeSource(name="a", uri="a.jsonl"),)} | given)
+
+
+def test_a_full_disk_says_where_room_is_needed() -> None:
+    with pytest.raises(StoreError, match=r"kubealign-trees-.*TMPDIR"), Trees():
+        raise sqlite3.OperationalError("database or disk is full")
 
 
 def test_the_recipe_has_the_content_and_not_the_place(cleaned: Cleaned) -> None:
