@@ -9,7 +9,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from kubealign_components.data.schemas import COMPLETIONS, PROMPTS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import StoreError
 from kubealign_components.store import faulty, register
+
+Row = dict[str, Any]
 
 
 class Upper:
@@ -35,16 +37,18 @@ class Upper:
     def key(self, row: dict[str, Any]) -> str:
         return str(row["prompt_id"])
 
-    def compute(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        if self.fail_after is not None and len(self.computed) >= self.fail_after:
-            raise RuntimeError("killed")
-        names = [row["prompt_id"] for row in rows]
-        self.computed += names
-        if self.log:
-            with self.log.open("a") as file:
-                file.write("".join(f"{name}\n" for name in names))
-        time.sleep(self.seconds)
-        return [{"text": name.upper()} for name in names]
+    def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
+        for rows in slices:
+            if self.fail_after is not None and len(self.computed) >= self.fail_after:
+                raise RuntimeError("killed")
+            names = [row["prompt_id"] for row in rows]
+            self.computed += names
+            if self.log:
+                with self.log.open("a") as file:
+                    file.write("".join(f"{name}\n" for name in names))
+            time.sleep(self.seconds)
+            for row in rows:
+                yield row, {"text": row["prompt_id"].upper()}
 
     def apply(self, row: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         return row | {"metadata": result["text"]}

@@ -22,6 +22,7 @@ from kubealign_components.data.schemas import (
     prompt_id,
 )
 from kubealign_components.data.stats import Stats
+from kubealign_components.engines.generation import GenerationEngine, Prompt, Sampled
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -134,6 +135,12 @@ def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
             return writer.commit(Stats(rows_in=len(rows), rows_out=len(rows)))
 
     return make
+
+
+def in_order(engine: GenerationEngine, prompts: Sequence[Prompt]) -> list[list[Sampled]]:
+    """The completions of each prompt, in the order of the prompts."""
+    sampled = dict(engine.generate(prompts))
+    return [sampled[prompt.prompt_id] for prompt in prompts]
 
 
 @pytest.fixture(scope="session")

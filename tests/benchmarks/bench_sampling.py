@@ -4,8 +4,8 @@
 
 The peer is ``LLM.generate`` on the same prompts with the same seeds and lengths, no log-probabilities
 and no texts: the least that sampling can do. The project's side is the whole work of a chunk: keys,
-sampling with raw log-probabilities, texts, slices committed, part written. Each has an engine of its own
-with the same settings, started before the first round, so that engine starts do not count. Same seeds
+sampling with raw log-probabilities, texts, several slices committed, part written. Each has an engine of its
+own with the same settings, started before the first round, so that engine starts do not count. Same seeds
 give the same tokens, which is checked.
 """
 
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--n", type=int, default=4)
     parser.add_argument("--max-new-tokens", type=int, default=32)
-    parser.add_argument("--slice-rows", type=int, default=256)
+    parser.add_argument("--slice-rows", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     spec = SamplingSpec(
@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-sampling-") as folder, closing(stage):
         dataset = tokenized(options.model, Path(folder), rows=options.prompts, file="alpaca_en_demo.json")
         rows = list(dataset.iter_rows())
-        stage.compute(rows[:1])  # starts the engine
+        list(stage.compute(iter([rows[:1]])))  # starts the engine
         peer = bare_engine(options.model)
         ways = {
             "bare": lambda: bare(peer, config, rows),

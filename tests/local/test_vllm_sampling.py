@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import prompt_row
+from conftest import in_order, prompt_row
 from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.chunks import Part, plan
 from kubealign_components.data.dataset import Dataset
@@ -60,7 +60,7 @@ def engine(smollm2: Path) -> Iterator[GenerationEngine]:
 
 @pytest.fixture(scope="module")
 def sampled(engine: GenerationEngine, prompts: list[Prompt]) -> list[list[Sampled]]:
-    return engine.generate(prompts)
+    return in_order(engine, prompts)
 
 
 def test_sampler_logprobs_are_those_of_a_plain_forward(
@@ -84,7 +84,7 @@ def test_every_prompt_and_completion_has_a_seed_of_its_own(
     twins = sampled[6:]
     assert len({tuple(s.token_ids) for row in twins for s in row}) > 80
     assert len({s.token_ids[0] for row in twins for s in row[:1]}) > 2
-    again = engine.generate(prompts[6:8])
+    again = in_order(engine, prompts[6:8])
     assert [s.token_ids for row in again for s in row] == [s.token_ids for row in twins[:2] for s in row]
 
 
@@ -100,19 +100,46 @@ def test_completions_end_with_the_end_token_or_are_cut(sampled: list[list[Sample
 
 def test_a_prompt_without_room_is_named(engine: GenerationEngine) -> None:
     with pytest.raises(DataError, match=r"prompt d{32} has 489 tokens; .*max_model_len=512"):
-        engine.generate([Prompt("d" * 32, [5] * 489)])
+        in_order(engine, [Prompt("d" * 32, [5] * 489)])
 
 
 def test_stop_strings_and_a_second_engine_in_one_process(prompts: list[Prompt], smollm2: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     spec = SamplingSpec(n=4, max_new_tokens=32, dtype="float32", max_model_len=512, stop=(".", "?"))
     with open_engine(spec, smollm2) as engine:
-        rows = engine.generate(prompts[:4])
+        rows = in_order(engine, prompts[:4])
     stopped = [tokenizer.decode(s.token_ids) for row in rows for s in row if s.finish_reason == "stop"]
     assert any(text.endswith((".", "?")) for text in stopped)
     for text in stopped:
         body = text.removesuffix("<|im_end|>")
         assert not any(mark in body[:-1] for mark in ".?")
+
+
+def test_prompts_are_taken_as_there_is_room_and_a_stopped_stream_leaves_the_engine_whole(
+    prompts: list[Prompt], smollm2: Path
+) -> None:
+    spec = SamplingSpec(
+        n=2, max_new_tokens=6, dtype="float32", max_model_len=512, engine_args={"max_num_seqs": 4}
+    )
+    taken = []
+
+    def source() -> Iterator[Prompt]:
+        for prompt in prompts:
+            taken.append(prompt)
+            yield prompt
+
+    with open_engine(spec, smollm2) as engine:
+        whole = in_order(engine, prompts)
+        stream = engine.generate(source())
+        name, first = next(stream)
+        assert len(taken) < len(prompts) / 2
+        stream.close()
+        again = dict(engine.generate(prompts))
+    assert set(again) == {prompt.prompt_id for prompt in prompts}
+    assert [s.token_ids for s in again[name]] == [s.token_ids for s in first]
+    assert [[s.token_ids for s in again[p.prompt_id]] for p in prompts] == [
+        [s.token_ids for s in row] for row in whole
+    ]
 
 
 def test_a_start_that_fails_says_why(smollm2: Path) -> None:

@@ -34,7 +34,7 @@ from kubealign_components.data.fingerprint import Provenance, digest
 from kubealign_components.data.seeds import ID_LENGTH, mix64
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ChunkError, CorruptDataset, NotFound
-from kubealign_components.preemption import preemptible
+from kubealign_components.preemption import Preempted, preemptible
 from kubealign_components.progress import progress_bar
 from kubealign_components.store import join, store_for
 
@@ -106,8 +106,12 @@ class ChunkedStage(Protocol):
         """Content hash of everything in ``row`` that its result depends on."""
         ...
 
-    def compute(self, rows: Sequence[Row]) -> list[Row]:
-        """One result for each row, in order. Called once a slice; may start an engine lazily."""
+    def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
+        """Every row with its result, as soon as it is known, in any order.
+
+        Takes slices one by one when it has room for more rows: an engine that works on many at once need
+        not run dry between two slices. Starts an engine when there is a first slice, and not before.
+        """
         ...
 
     def apply(self, row: Row, result: Row) -> Row:
@@ -327,27 +331,35 @@ def _compute_missing(
 ) -> int:
     """Commit every row of ``chunk`` that is not committed yet; gives the number that were."""
     reused = 0
-    pending: list[Row] = []
+    finished: list[tuple[Row, Row]] = []
     label = f"{name} {chunk.index + 1}/{chunk.of}"
 
-    def finish() -> None:
-        check()
-        results = stage.compute(pending)
-        slices.commit([stage.key(row) for row in pending], results)
-        bar.update(len(pending))
-        pending.clear()
-
-    with progress_bar(chunk.rows, "prompts", label) as bar:
+    def missing() -> Iterator[Row]:
+        nonlocal reused
         for row in _rows(dataset, chunk):
             if stage.key(row) in slices:
                 reused += 1
                 bar.update(1)
-                continue
-            pending.append(row)
-            if len(pending) >= slice_rows:
-                finish()
-        if pending:
-            finish()
+            else:
+                yield row
+
+    def commit() -> None:
+        if finished:
+            slices.commit([stage.key(row) for row, _ in finished], [result for _, result in finished])
+            finished.clear()
+
+    with progress_bar(chunk.rows, "prompts", label) as bar:
+        try:
+            for pair in stage.compute(_batched(missing(), slice_rows)):
+                finished.append(pair)
+                bar.update(1)
+                if len(finished) >= slice_rows:
+                    commit()
+                check()
+        except Preempted:
+            commit()
+            raise
+        commit()
     if reused:
         log.info("%s: %d of %d rows were finished before", label, reused, chunk.rows)
     return reused

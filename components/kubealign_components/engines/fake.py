@@ -7,7 +7,7 @@ the real ones in tests.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +45,11 @@ class FakeEngine(GenerationEngine):
         self._end = ends[0]
         self._words = np.setdiff1d(np.arange(_vocabulary_size(model)), ends)
 
-    def generate(self, prompts: Sequence[Prompt]) -> list[list[Sampled]]:
+    def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, list[Sampled]]]:
         """See :class:`GenerationEngine`."""
         for prompt in prompts:
             check_room(prompt.prompt_id, len(prompt.token_ids), self._spec.max_new_tokens, self._limit)
-        return [[self._sample(prompt.prompt_id, i) for i in range(self._spec.n)] for prompt in prompts]
+            yield prompt.prompt_id, [self._sample(prompt.prompt_id, i) for i in range(self._spec.n)]
 
     def close(self) -> None:
         """See :class:`GenerationEngine`."""

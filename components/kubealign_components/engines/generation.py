@@ -7,7 +7,7 @@ its reference under exactly the settings that the training data was sampled with
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -111,11 +111,13 @@ class SamplingSpec:
 class GenerationEngine(Protocol):
     """A loaded model that samples; a context that closes itself."""
 
-    def generate(self, prompts: Sequence[Prompt]) -> list[list[Sampled]]:
-        """``n`` completions of each prompt, in order.
+    def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, list[Sampled]]]:
+        """The id of each prompt and its ``n`` completions, as prompts are finished, in any order.
+
+        Takes more prompts while it works on others, as many as keep it busy. Ids are unique.
 
         Raises:
-            DataError: a prompt that leaves no room for ``max_new_tokens``; nothing is sampled then.
+            DataError: a prompt that leaves no room for ``max_new_tokens``; it is not sampled.
             EngineError: the engine failed, or gave a log-probability that is positive or not finite.
         """
         ...

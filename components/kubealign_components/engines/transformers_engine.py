@@ -8,7 +8,7 @@ by inversion of the cumulative distribution, so that rounding hardly ever change
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from kubealign_components.engines.generation import (
     resolve_dtype,
 )
 from kubealign_components.errors import EngineError
-from kubealign_components.progress import progress_bar
 
 # Tokens of which a stop string can consist beside one for each of its bytes: those that a
 # tokenizer strips or merges at the start of a text, and special ones that are not shown.
@@ -65,17 +64,11 @@ class TransformersEngine(GenerationEngine):
         self._tokenizer = AutoTokenizer.from_pretrained(model) if spec.stop else None
         self._stop_window = _STOP_SLACK + max((len(s.encode()) for s in spec.stop), default=0)
 
-    def generate(self, prompts: Sequence[Prompt]) -> list[list[Sampled]]:
+    def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, list[Sampled]]]:
         """See :class:`GenerationEngine`."""
         for prompt in prompts:
             check_room(prompt.prompt_id, len(prompt.token_ids), self._spec.max_new_tokens, self._limit)
-        results = []
-        with progress_bar(len(prompts), "prompts", "sampling") as bar:
-            bar.leave = False
-            for prompt in prompts:
-                results.append([check_sampled(prompt, s) for s in self._sample(prompt)])
-                bar.update(1)
-        return results
+            yield prompt.prompt_id, [check_sampled(prompt, s) for s in self._sample(prompt)]
 
     def close(self) -> None:
         """See :class:`GenerationEngine`."""

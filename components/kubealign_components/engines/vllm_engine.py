@@ -10,7 +10,8 @@ from __future__ import annotations
 import gc
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,14 @@ from kubealign_components.engines.generation import (
     resolve_dtype,
 )
 from kubealign_components.errors import EngineError
-from kubealign_components.progress import progress_bar
 
 CPU_CACHE_GIB = 2
 """Memory of the key-value cache on a CPU, unless VLLM_CPU_KVCACHE_SPACE says otherwise."""
+
+
+QUEUED = 1.25
+"""Completions in vLLM's hands, as a share of those that it samples at once: the next prompt is there when
+one is finished, and no more are lost with the process than needed."""
 
 
 class VllmEngine(GenerationEngine):
@@ -48,23 +53,39 @@ class VllmEngine(GenerationEngine):
         self._ends = end_token_ids(model)
         self._llm = _start(spec, model)
         self._limit = int(self._llm.llm_engine.model_config.max_model_len)
+        sequences = int(self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
+        self._ahead = 1 + math.ceil(QUEUED * sequences / spec.n)
 
-    def generate(self, prompts: Sequence[Prompt]) -> list[list[Sampled]]:
+    def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, list[Sampled]]]:
         """See :class:`GenerationEngine`."""
-        for prompt in prompts:
-            check_room(prompt.prompt_id, len(prompt.token_ids), self._spec.max_new_tokens, self._limit)
-        inputs = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
+        source, running = iter(prompts), dict[str, Prompt]()
         try:
-            outputs = self._llm.generate(inputs, [self._params(p) for p in prompts], use_tqdm=_bar)
+            while True:
+                for prompt in islice(source, max(0, self._ahead - len(running))):
+                    self._enqueue(prompt)
+                    running[prompt.prompt_id] = prompt
+                if not running:
+                    return
+                for output in self._step(len(running)):
+                    prompt = running.pop(output.request_id)
+                    completions = sorted(output.outputs, key=lambda o: o.index)
+                    yield prompt.prompt_id, [check_sampled(prompt, _sampled(prompt, o)) for o in completions]
+        finally:
+            if running and self._llm is not None:
+                self._llm.llm_engine.abort_request(list(running))
+
+    def _enqueue(self, prompt: Prompt) -> None:
+        """Hand ``prompt`` to vLLM, as the request of its id."""
+        check_room(prompt.prompt_id, len(prompt.token_ids), self._spec.max_new_tokens, self._limit)
+        tokens = {"prompt_token_ids": list(prompt.token_ids)}
+        self._llm.llm_engine.add_request(prompt.prompt_id, tokens, self._params(prompt))
+
+    def _step(self, running: int) -> list[Any]:
+        """One more token of what is running; gives the requests that are finished."""
+        try:
+            return [output for output in self._llm.llm_engine.step() if output.finished]
         except Exception as error:  # whatever a dying engine raises
-            raise EngineError(f"vLLM failed while sampling {len(prompts)} prompts: {error}") from error
-        return [
-            [
-                check_sampled(prompt, _sampled(prompt, o))
-                for o in sorted(output.outputs, key=lambda o: o.index)
-            ]
-            for prompt, output in zip(prompts, outputs, strict=True)
-        ]
+            raise EngineError(f"vLLM failed while sampling {running} prompts: {error}") from error
 
     def close(self) -> None:
         """See :class:`GenerationEngine`."""
@@ -75,6 +96,7 @@ class VllmEngine(GenerationEngine):
 
     def _params(self, prompt: Prompt) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         spec = self._spec
         return SamplingParams(
@@ -88,6 +110,7 @@ class VllmEngine(GenerationEngine):
             detokenize=bool(spec.stop),  # text is needed to find stop strings, and for nothing else
             logprobs=0,  # of the sampled token alone
             flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
 
@@ -154,12 +177,3 @@ def _sampled(prompt: Prompt, output: Any) -> Sampled:
             f"prompt {prompt.prompt_id}: vLLM's log-probabilities are not of the sampled tokens"
         )
     return Sampled(token_ids, output.finish_reason, math.fsum(flat.logprobs[s] for s in starts))
-
-
-def _bar(rendered: Any = None, *, total: int = 0, **_: Any) -> Any:
-    """What vLLM makes its bars with: none for looking the prompts over, ours for sampling."""
-    if rendered is not None:
-        return rendered
-    bar = progress_bar(total, "completions", "sampling")
-    bar.leave = False
-    return bar

@@ -197,16 +197,16 @@ def _aligned_rows(
 
 
 def _sample(spec: SamplingSpec, prompts: Sequence[Row], model: ModelFiles) -> list[list[Sampled]]:
-    sampled: list[list[Sampled]] = []
+    sampled: dict[str, list[Sampled]] = {}
     with (
         open_engine(spec, model.path) as engine,
         progress_bar(len(prompts), "prompts", "evaluate") as bar,
     ):
-        for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
-            batch = prompts[start : start + _PROMPTS_AT_ONCE]
-            sampled += engine.generate([Prompt(row["prompt_id"], row["prompt_token_ids"]) for row in batch])
-            bar.update(len(batch))
-    return sampled
+        asked = (Prompt(row["prompt_id"], row["prompt_token_ids"]) for row in prompts)
+        for prompt_id, completions in engine.generate(asked):
+            sampled[prompt_id] = completions
+            bar.update(1)
+    return [sampled[row["prompt_id"]] for row in prompts]
 
 
 def _completion(row: Row, sampled: Sampled, template: ChatTemplate, model: str) -> Row:

@@ -130,16 +130,16 @@ class JudgeStage:
         """Hash of the prompt and its completions."""
         return digest([row["prompt_id"], [c["completion_id"] for c in row["completions"]]])
 
-    def compute(self, rows: Sequence[Row]) -> list[Row]:
+    def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
         """The judgements of each row: every pair under every principle, in both orders."""
-        judge = self._start()
-        asked = [self._questions(judge, row) for row in rows]
-        ids = [ids for questions, _ in asked for q in questions for ids in (q.in_order, q.swapped)]
-        preferences = iter(judge.preferences(ids))
-        return [
-            {"judgements": [_judgement(q, *islice(preferences, 2)) for q in questions], "over_length": over}
-            for questions, over in asked
-        ]
+        for rows in slices:
+            judge = self._start()
+            asked = [self._questions(judge, row) for row in rows]
+            ids = [ids for questions, _ in asked for q in questions for ids in (q.in_order, q.swapped)]
+            preferences = iter(judge.preferences(ids))
+            for row, (questions, over) in zip(rows, asked):
+                judgements = [_judgement(q, *islice(preferences, 2)) for q in questions]
+                yield row, {"judgements": judgements, "over_length": over}
 
     def apply(self, row: Row, result: Row) -> Row:
         """The row with its judgements."""

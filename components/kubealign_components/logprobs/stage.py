@@ -7,7 +7,7 @@ takes it and scores only the others, measuring on some rows how far sampler and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -117,8 +117,12 @@ class LogprobStage:
         said = [repr(c["sampler_logprob"]) if taken and c["reference"] else "" for c in row["completions"]]
         return digest([row["prompt_id"], row["prompt_token_ids"], _ids(row), said])
 
-    def compute(self, rows: Sequence[Row]) -> list[Row]:
+    def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
         """One log-probability for each completion of each row."""
+        for rows in slices:
+            yield from zip(rows, self._results(rows), strict=True)
+
+    def _results(self, rows: Sequence[Row]) -> list[Row]:
         measured = self._drift_rows(rows) if self._config.source == "sampler" else set()
         wanted = [self._to_score(row, row["prompt_id"] in measured) for row in rows]
         scored = self._score(rows, wanted)

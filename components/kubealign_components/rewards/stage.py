@@ -5,7 +5,7 @@ Nothing is cut to fit a reward model: a conversation over its length is dropped 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -77,11 +77,13 @@ class RewardStage:
         read = (row["answers"], row["metadata"]) if self._rewarder.spec.functions else ()
         return digest([row["prompt_id"], completions, read])
 
-    def compute(self, rows: Sequence[Row]) -> list[Row]:
+    def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
         """The rewards of each row's completions; null for one that is over length."""
-        inputs = [reward_inputs(row, row["completions"]) for row in rows]
-        rewards = iter(self._rewarder.score([item for row in inputs for item in row]))
-        return [{"rewards": [next(rewards) for _ in row]} for row in inputs]
+        for rows in slices:
+            inputs = [reward_inputs(row, row["completions"]) for row in rows]
+            rewards = iter(self._rewarder.score([item for row in inputs for item in row]))
+            for row, of_row in zip(rows, inputs):
+                yield row, {"rewards": [next(rewards) for _ in of_row]}
 
     def apply(self, row: Row, result: Row) -> Row:
         """The row with its rewards, without the completions that have none."""

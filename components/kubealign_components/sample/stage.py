@@ -6,9 +6,10 @@ They are what reference rewards are made of, so what is left out matters: comple
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +25,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.engines.generation import (
     GenerationEngine,
     Prompt,
+    Sampled,
     SamplingSpec,
     check_room,
     context_limit,
@@ -112,24 +114,21 @@ class SampleStage:
         """Hash of the prompt's id, which seeds it, and of its tokens."""
         return digest([row["prompt_id"], row["prompt_token_ids"]])
 
-    def compute(self, rows: Sequence[Row]) -> list[Row]:
+    def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
         """``n`` completions for each row: tokens, text without special tokens, how it ended."""
+        first = next(slices, None)
+        if first is None:
+            return
         engine, template = self._start()
-        prompts = [Prompt(row["prompt_id"], row["prompt_token_ids"]) for row in rows]
-        return [
-            {
-                "sampled": [
-                    {
-                        "token_ids": s.token_ids,
-                        "text": template.decode(s.token_ids),
-                        "finish_reason": s.finish_reason,
-                        "logprob": s.logprob,
-                    }
-                    for s in sampled
-                ]
-            }
-            for sampled in engine.generate(prompts)
-        ]
+        waiting: dict[str, Row] = {}
+
+        def prompts() -> Iterator[Prompt]:
+            for row in chain(first, chain.from_iterable(slices)):
+                waiting[row["prompt_id"]] = row
+                yield Prompt(row["prompt_id"], row["prompt_token_ids"])
+
+        for prompt_id, sampled in engine.generate(prompts()):
+            yield waiting.pop(prompt_id), {"sampled": [_result(s, template) for s in sampled]}
 
     def apply(self, row: Row, result: Row) -> Row:
         """The row with its offline completions, then the sampled ones that are kept."""
@@ -174,6 +173,15 @@ class SampleStage:
             finish_reason=sampled["finish_reason"],
             sampler_logprob=sampled["logprob"],
         )
+
+
+def _result(sampled: Sampled, template: ChatTemplate) -> dict[str, Any]:
+    return {
+        "token_ids": sampled.token_ids,
+        "text": template.decode(sampled.token_ids),
+        "finish_reason": sampled.finish_reason,
+        "logprob": sampled.logprob,
+    }
 
 
 def _provenance(config: SampleConfig, dataset: Dataset, model: ModelFiles) -> Provenance:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import build_tiny_model
+from conftest import build_tiny_model, in_order
 from kubealign_components.engines.fake import FakeEngine
 from kubealign_components.engines.generation import (
     GenerationEngine,
@@ -43,7 +43,7 @@ def prompts_of(count: int, length: int = 7) -> list[Prompt]:
 
 def sample(spec: SamplingSpec, model: Path, prompts: Sequence[Prompt]) -> list[list[Sampled]]:
     with open_engine(spec, model) as engine:
-        return engine.generate(prompts)
+        return in_order(engine, prompts)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_samples_do_not_depend_on_the_other_prompts(
 ) -> None:
     prompts = [prompts_of(5)[i] for i in order]
     with TransformersEngine(spec_of(), tiny_model) as engine:
-        rows = engine.generate(prompts[:cut]) + engine.generate(prompts[cut:])
+        rows = in_order(engine, prompts[:cut]) + in_order(engine, prompts[cut:])
     for prompt, row in zip(prompts, rows):
         assert row == seen.setdefault(prompt.prompt_id, row)
 
@@ -228,7 +228,7 @@ def test_a_prompt_without_room_is_named_before_anything_is_sampled(engine: str, 
 
 def test_fake_completions_look_like_samples(tiny_model: Path) -> None:
     engine: GenerationEngine = FakeEngine(spec_of(engine="fake", n=50, max_new_tokens=30), tiny_model)
-    flat = [s for row in engine.generate(prompts_of(20)) for s in row]
+    flat = [s for row in in_order(engine, prompts_of(20)) for s in row]
     assert {s.finish_reason for s in flat} == {"stop", "length"}
     for s in flat:
         assert 1 <= len(s.token_ids) <= 30

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from conftest import in_order
 from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.models import find_model
 from kubealign_components.engines.generation import Prompt, SamplingSpec, open_engine
@@ -24,7 +25,7 @@ def results(model: Path) -> tuple[list[int], list[list[int]], list[float]]:
     prompt = ChatTemplate(find_model(str(model))).prompt_ids(CHAT)
     spec = SamplingSpec(engine="transformers", n=2, max_new_tokens=6, dtype="float32")
     with open_engine(spec, model) as engine:
-        [sampled] = engine.generate([Prompt("0" * 32, prompt)])
+        [sampled] = in_order(engine, [Prompt("0" * 32, prompt)])
     completions = [s.token_ids for s in sampled]
     with Scorer(model, device="cpu") as scorer:
         [sums] = scorer.score([Group(prompt, completions)])
