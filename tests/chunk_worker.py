@@ -1,6 +1,8 @@
 """A chunked stage to break, and a process that runs one chunk of it and breaks where it is told to.
 
-python chunk_worker.py chunk.json SLICE_ROWS LOG WRITE MOMENT SECONDS
+python chunk_worker.py chunk.json SLICE_ROWS LOG WRITE MOMENT SECONDS SALT
+python chunk_worker.py merge parts.json OUTPUT WRITE MOMENT
+python chunk_worker.py soak chunks.json NUMBER SEED
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from kubealign_components.data.chunks import Chunk, Part, open_chunk, run_chunk
+from kubealign_components.data.chunks import Chunk, Part, merge, open_chunk, run_chunk
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import COMPLETIONS, PROMPTS
 from kubealign_components.data.stats import Stats
@@ -26,13 +28,18 @@ Row = dict[str, Any]
 
 
 class Upper:
-    """Writes the prompt id in upper case as metadata; stops after some rows if told to."""
+    """Writes the prompt id in upper case as metadata; stops after some rows if told to.
+
+    With a salt its results are its own, as those of an engine that samples.
+    """
 
     result_schema = pa.schema([("text", pa.string())])
 
-    def __init__(self, fail_after: int | None = None, log: Path | None = None, seconds: float = 0) -> None:
+    def __init__(
+        self, fail_after: int | None = None, log: Path | None = None, seconds: float = 0, salt: str = ""
+    ) -> None:
         self.computed: list[str] = []
-        self.fail_after, self.log, self.seconds = fail_after, log, seconds
+        self.fail_after, self.log, self.seconds, self.salt = fail_after, log, seconds, salt
 
     def key(self, row: dict[str, Any]) -> str:
         return str(row["prompt_id"])
@@ -48,7 +55,7 @@ class Upper:
                     file.write("".join(f"{name}\n" for name in names))
             time.sleep(self.seconds)
             for row in rows:
-                yield row, {"text": row["prompt_id"].upper()}
+                yield row, {"text": row["prompt_id"].upper() + self.salt}
 
     def apply(self, row: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         return row | {"metadata": result["text"]}
@@ -64,11 +71,20 @@ def run(chunk: Chunk, stage: Upper, slice_rows: int = 2) -> Part:
     return run_chunk(chunk, dataset, stage, schema=COMPLETIONS, provenance=provenance, slice_rows=slice_rows)
 
 
-def main(place: str, slice_rows: str, log: str, write: str, moment: str, seconds: str) -> None:
+def main(place: str, slice_rows: str, log: str, write: str, moment: str, seconds: str, salt: str) -> None:
     store = faulty.FaultyStore({int(write): moment}, faulty.kill)
     register(faulty.SCHEME, lambda: store)
-    stage = Upper(log=Path(log), seconds=float(seconds))
+    stage = Upper(log=Path(log), seconds=float(seconds), salt=salt)
     print(run(Chunk.from_json(json.loads(Path(place).read_text())), stage, int(slice_rows)).to_json())
+
+
+def join(place: str, output: str, write: str, moment: str) -> None:
+    """Merge parts, and die on the way."""
+    store = faulty.FaultyStore({int(write): moment}, faulty.kill)
+    register(faulty.SCHEME, lambda: store)
+    planned = json.loads(Path(place).read_text())
+    parts = [Part.from_json(text) for text in planned["parts"]]
+    merge(parts, [Chunk.from_json(value) for value in planned["chunks"]], output)
 
 
 def soak(places: str, number: str, seed: str) -> None:
@@ -91,4 +107,6 @@ def soak(places: str, number: str, seed: str) -> None:
 
 
 if __name__ == "__main__":
-    soak(*sys.argv[2:]) if sys.argv[1] == "soak" else main(*sys.argv[1:])
+    MODES = {"soak": soak, "merge": join}
+    mode = MODES.get(sys.argv[1])
+    mode(*sys.argv[2:]) if mode else main(*sys.argv[1:])

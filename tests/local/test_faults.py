@@ -61,7 +61,7 @@ def test_a_full_disk_is_named_and_leaves_no_dataset(make_dataset: MakeDataset, t
         make_dataset([prompt_row(f"question {i}") for i in range(120)]), work=str(tmp_path / "work"), chunks=1
     )
     (tmp_path / "chunk.json").write_text(json.dumps(chunk.to_json()))
-    arguments = f"{chunk_worker.__file__} {tmp_path}/chunk.json 8 {tmp_path}/log -1 none 0"
+    arguments = f"{chunk_worker.__file__} {tmp_path}/chunk.json 8 {tmp_path}/log -1 none 0 -"
     command = f"ulimit -f 4; exec {sys.executable} {arguments}"
     full = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert full.returncode == 1

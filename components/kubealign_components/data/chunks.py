@@ -341,6 +341,8 @@ def _compute_missing(
                 reused += 1
                 bar.update(1)
             else:
+                # Here, where the stage asks for more: what it has computed it has given back.
+                check()
                 yield row
 
     def commit() -> None:
@@ -355,7 +357,7 @@ def _compute_missing(
                 bar.update(1)
                 if len(finished) >= slice_rows:
                     commit()
-                check()
+                    check()
         except Preempted:
             commit()
             raise

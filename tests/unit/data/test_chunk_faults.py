@@ -35,11 +35,11 @@ def rows_of(count: int) -> list[dict[str, Any]]:
 
 
 def worker(
-    chunk: Chunk, folder: Path, *, write: int = -1, moment: str = "", seconds: float = 0
+    chunk: Chunk, folder: Path, *, write: int = -1, moment: str = "", seconds: float = 0, salt: str = ""
 ) -> subprocess.Popen[str]:
     """A process on ``chunk`` that dies at ``moment`` of its write number ``write``."""
     (folder / "chunk.json").write_text(json.dumps(chunk.to_json()))
-    arguments = [folder / "chunk.json", 2, folder / "computed", write, moment, seconds]
+    arguments = [folder / "chunk.json", 2, folder / "computed", write, moment, seconds, salt]
     command = [sys.executable, chunk_worker.__file__, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -73,27 +73,29 @@ def test_killed_at_a_commit_boundary(
 
 schedules = st.lists(
     st.tuples(
-        st.dictionaries(st.integers(0, 30), st.sampled_from(faulty.MOMENTS), max_size=4), st.integers(1, 5)
+        st.dictionaries(st.integers(0, 30), st.sampled_from(faulty.MOMENTS), max_size=4),
+        st.integers(1, 5),
+        st.integers(1, 4),
     ),
     max_size=4,
 )
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.integers(1, 13), chunks=st.integers(1, 4), schedule=schedules)
+@given(rows=st.integers(1, 13), schedule=schedules)
 def test_any_schedule_of_refusals_gives_the_same_rows(
     make_dataset: MakeDataset,
     tmp_path_factory: pytest.TempPathFactory,
     rows: int,
-    chunks: int,
-    schedule: list[tuple[dict[int, str], int]],
+    schedule: list[tuple[dict[int, str], int, int]],
 ) -> None:
+    """Every attempt has faults, a slice size and a number of chunks of its own."""
     folder = tmp_path_factory.mktemp("schedule")
     dataset = make_dataset(rows_of(rows))
-    planned = plan(dataset, work=f"faulty://{folder}/work", chunks=chunks)
-    for faults, slice_rows in [*schedule, ({}, 2)]:
+    for faults, slice_rows, chunks in [*schedule, ({}, 2, 2)]:
         store = faulty.FaultyStore(faults)
         register(faulty.SCHEME, lambda store=store: store)
+        planned = plan(dataset, work=f"faulty://{folder}/work", chunks=chunks)
         try:
             parts = [run(chunk, Upper(), slice_rows) for chunk in planned]
             merged = merge(parts, planned, f"faulty://{folder}/merged")
@@ -105,11 +107,35 @@ def test_any_schedule_of_refusals_gives_the_same_rows(
 
 def test_two_workers_on_one_chunk_publish_one_part(make_dataset: MakeDataset, tmp_path: Path) -> None:
     [chunk] = plan(make_dataset(rows_of(12)), work=str(tmp_path / "work"), chunks=1)
-    racing = [worker(chunk, tmp_path, seconds=0.05) for _ in range(2)]
+    racing = [worker(chunk, tmp_path, seconds=0.05, salt=salt) for salt in "xy"]
     parts = [Part.from_json(process.communicate()[0]) for process in racing]
     assert parts[0].uri == parts[1].uri
-    assert merge(parts[:1], [chunk], str(tmp_path / "merged")).rows == 12
+    merged = merge(parts[:1], [chunk], str(tmp_path / "merged"))
+    assert {row["metadata"].rstrip("xy") for row in merged.iter_rows()} == {
+        row["prompt_id"].upper() for row in merged.iter_rows()
+    }
+    assert merged.rows == 12
     assert len(list((tmp_path / "work").rglob("manifest.json"))) == 1
+
+
+@pytest.mark.parametrize("moment", faulty.MOMENTS)
+@pytest.mark.parametrize("write", range(3))  # two shards, then the manifest
+def test_a_merge_that_was_killed_is_merged_again(
+    make_dataset: MakeDataset, tmp_path: Path, write: int, moment: str
+) -> None:
+    register(faulty.SCHEME, lambda: faulty.FaultyStore({}))
+    dataset = make_dataset(rows_of(6))
+    chunks = plan(dataset, work=f"faulty://{tmp_path}/work", chunks=2)
+    parts = [run(chunk, Upper()) for chunk in chunks]
+    planned = {"parts": [p.to_json() for p in parts], "chunks": [c.to_json() for c in chunks]}
+    (tmp_path / "parts.json").write_text(json.dumps(planned))
+    output = f"faulty://{tmp_path}/merged"
+    command = [chunk_worker.__file__, "merge", str(tmp_path / "parts.json"), output, str(write), moment]
+    assert subprocess.run([sys.executable, *command]).returncode == -signal.SIGKILL
+    finished = (write, moment) == (2, "after")
+    assert (tmp_path / "merged" / "manifest.json").exists() == finished
+    merged = merge(parts, chunks, output)
+    assert [r["prompt_id"] for r in merged.iter_rows()] == [r["prompt_id"] for r in dataset.iter_rows()]
 
 
 @pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:-3]), Path.unlink])
