@@ -19,15 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from importlib.resources import files
 from typing import Any
 
 import yaml
 
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import digest
-from kubealign_components.errors import ConfigError, NotFound
-from kubealign_components.store import store_for
+from kubealign_components.data.shipped import read_shipped
+from kubealign_components.errors import ConfigError
 
 SCHEMA = "kubealign.principles/v1"
 SHIPPED = ("judging", "rl", "interventions")
@@ -144,16 +143,8 @@ def load_principles(place: str) -> PrincipleSet:
         ConfigError: nothing there, or a file that breaks the format; names the file, the principle and
             the field.
     """
-    if place in SHIPPED:
-        shipped = files("kubealign_components.principles").joinpath(f"{place}.yaml")
-        return parse_principles(shipped.read_bytes(), f"{place}.yaml")
-    try:
-        content = store_for(place).read(place)
-    except NotFound as error:
-        raise ConfigError(
-            "principles", place, f"a YAML file, or a shipped set: {', '.join(SHIPPED)}"
-        ) from error
-    return parse_principles(content, place)
+    found = read_shipped(place, parameter="principles", kind="set", folder="principles", names=SHIPPED)
+    return parse_principles(*found)
 
 
 def parse_principles(content: bytes, file: str) -> PrincipleSet:

@@ -15,15 +15,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from typing import Any
 
 import yaml
 
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import digest
-from kubealign_components.errors import ConfigError, NotFound
-from kubealign_components.store import store_for
+from kubealign_components.data.shipped import read_shipped
+from kubealign_components.errors import ConfigError
 
 JUDGE_SCHEMA = "kubealign.judge-template/v1"
 SHIPPED = ("judge",)
@@ -76,16 +75,8 @@ def load_judge_template(place: str) -> JudgeTemplate:
     Raises:
         ConfigError: nothing there, or a file that breaks the format; names the file and the field.
     """
-    if place in SHIPPED:
-        content = files("kubealign_components.templates").joinpath(f"{place}.yaml").read_bytes()
-    else:
-        try:
-            content = store_for(place).read(place)
-        except NotFound as error:
-            raise ConfigError(
-                "template", place, f"a YAML file, or a shipped template: {', '.join(SHIPPED)}"
-            ) from error
-    return _parse(content, place)
+    found = read_shipped(place, parameter="template", kind="template", folder="templates", names=SHIPPED)
+    return _parse(*found)
 
 
 def _parse(content: bytes, file: str) -> JudgeTemplate:
