@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from kubealign_components.data.sources.columns import Example
 from kubealign_components.data.sources.publishing import sample, write_prompts
 from kubealign_components.data.sources.reading import (
     SourceReader,
-    SourceSettings,
+    WeightedSource,
     reading_bar,
     report_of,
     require_fraction,
@@ -36,17 +35,8 @@ VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TreeSource(SourceSettings):
+class TreeSource(WeightedSource):
     """One source of message trees: messages with message_id, parent_id, role and text, or nested trees."""
-
-    weight: float = 1.0
-    """Relative weight of the source, for ``mix``."""
-
-    def __post_init__(self) -> None:
-        SourceSettings.__post_init__(self)
-        require(
-            math.isfinite(self.weight) and self.weight > 0, "sources.weight", self.weight, "a positive number"
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,6 @@ sources nor of the rows in them changes the dataset, and every chunk of it is a 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from kubealign_components.data.sources.formats import FORMATS, detect, parse
 from kubealign_components.data.sources.publishing import sample, write_prompts
 from kubealign_components.data.sources.reading import (
     SourceReader,
-    SourceSettings,
+    WeightedSource,
     reading_bar,
     report_of,
     require_fraction,
@@ -33,22 +32,17 @@ VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SourceConfig(SourceSettings):
+class SourceConfig(WeightedSource):
     """One source of prompts."""
 
     format: str = "auto"
     """What rows look like: auto (by the columns of the first rows) or one of the formats by name."""
-    weight: float = 1.0
-    """Relative weight of the source, for ``mix``."""
     max_rows: int = 0
     """Most prompts to take, a seeded sample; 0 for all."""
 
     def __post_init__(self) -> None:
-        SourceSettings.__post_init__(self)
+        WeightedSource.__post_init__(self)
         require_choice("sources.format", self.format, ["auto", *FORMATS])
-        require(
-            math.isfinite(self.weight) and self.weight > 0, "sources.weight", self.weight, "a positive number"
-        )
         require(self.max_rows >= 0, "sources.max_rows", self.max_rows, "a number of prompts, 0 for all")
 
 

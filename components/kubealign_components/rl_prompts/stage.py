@@ -23,8 +23,8 @@ from kubealign_components.data.sources.columns import Example
 from kubealign_components.data.sources.publishing import sample, write_prompts
 from kubealign_components.data.sources.reading import (
     SourceReader,
-    SourceSettings,
     Unwanted,
+    WeightedSource,
     reading_bar,
     report_of,
     require_fraction,
@@ -45,7 +45,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RlSource(SourceSettings):
+class RlSource(WeightedSource):
     """One source of prompts."""
 
     kind: str
@@ -57,19 +57,14 @@ class RlSource(SourceSettings):
     max_per_bucket: int | None = None
     """Most prompts of each part of the source, a seeded sample; 0 for all. OpenOrca has the parts niv,
     flan, t0 and cot, other kinds one; when left out, 10,000 for openorca and all for the others."""
-    weight: float = 1.0
-    """Relative weight of the source, for ``mix``."""
 
     def __post_init__(self) -> None:
-        SourceSettings.__post_init__(self)
+        WeightedSource.__post_init__(self)
         require_choice("sources.kind", self.kind, KINDS)
         require_choice("sources.question_type", self.question_type, ("", *TAGS))
         bonus, most = self.length_bonus, self.max_per_bucket
         require(bonus is None or math.isfinite(bonus), "sources.length_bonus", bonus, "a finite number")
         require(most is None or most >= 0, "sources.max_per_bucket", most, "a number of prompts, 0 for all")
-        require(
-            math.isfinite(self.weight) and self.weight > 0, "sources.weight", self.weight, "a positive number"
-        )
 
     @property
     def limit(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import reprlib
 import tempfile
 from collections import Counter
@@ -56,6 +57,20 @@ class SourceSettings:
     def __post_init__(self) -> None:
         require(bool(self.name.strip()), "sources.name", self.name, "a name for the source")
         require(bool(self.uri.strip()), "sources.uri", self.uri, "a path, gs:// or s3:// URI, or hub id")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightedSource(SourceSettings):
+    """A source of prompts, which ``mix`` weighs."""
+
+    weight: float = 1.0
+    """Relative weight of the source, for ``mix``."""
+
+    def __post_init__(self) -> None:
+        SourceSettings.__post_init__(self)
+        require(
+            math.isfinite(self.weight) and self.weight > 0, "sources.weight", self.weight, "a positive number"
+        )
 
 
 def require_sources(sources: Sequence[SourceSettings]) -> None:
