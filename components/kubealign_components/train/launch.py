@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,42 +16,46 @@ import torch
 
 from kubealign_components import errors
 from kubealign_components.errors import ConfigError, EngineError, KubeAlignError
-from kubealign_components.train.config import TrainConfig
-from kubealign_components.train.worker import Job, work
 
 JOB_FILE = "job.json"
 _ERROR_FILE = "error.json"
 
 
-def processes_of(config: TrainConfig) -> int:
-    """Training processes: as many as set, else one a GPU, at least one.
+def processes_of(wanted: int) -> int:
+    """Training processes: as many as ``wanted``; for 0 one a GPU, at least one.
 
     Raises:
         ConfigError: more processes than this machine has GPUs.
     """
     gpus = int(torch.cuda.device_count())
-    if gpus and config.processes > gpus:
-        raise ConfigError("processes", config.processes, f"at most {gpus}, the GPUs of this machine")
-    return config.processes or max(gpus, 1)
+    if gpus and wanted > gpus:
+        raise ConfigError("processes", wanted, f"at most {gpus}, the GPUs of this machine")
+    return wanted or max(gpus, 1)
 
 
-def launch(job: Job, config: TrainConfig) -> None:
-    """Run ``job`` to its end; its folder then holds the model and the log.
+def launch(program: str, job: Mapping[str, Any], folder: Path, *, processes: int, sharded: bool) -> None:
+    """Run ``program`` on ``job`` to its end.
 
     Sharding strategies need a process group and so torchrun, even for one process.
+
+    Args:
+        program: ``module:function``; the function takes the members of ``job`` by keyword.
+        job: what every process needs to know, as plain JSON values.
+        folder: local folder of the run, for passing files.
+        processes: how many to start.
+        sharded: whether the state is spread over them.
 
     Raises:
         KubeAlignError: what the training processes raised.
         EngineError: they died without saying why.
     """
-    if job.processes == 1 and config.strategy == "none":
-        work(job)
+    if processes == 1 and not sharded:
+        _function(program)(**job)
         return
-    folder = Path(job.folder)
-    (folder / JOB_FILE).write_text(job.to_json())
+    (folder / JOB_FILE).write_text(json.dumps({"program": program, "job": dict(job), "folder": str(folder)}))
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *("--nproc-per-node", str(job.processes)),
+        *("--nproc-per-node", str(processes)),
         *("-m", "kubealign_components.train", str(folder / JOB_FILE)),
     ]
     # A file in the current folder must not shadow a module.
@@ -61,10 +66,15 @@ def launch(job: Job, config: TrainConfig) -> None:
 
 def run_process(job_file: Path) -> int:
     """What a process under torchrun does; the exit code."""
-    job = Job(**json.loads(job_file.read_text()))
-    with _reported_to(Path(job.folder)) as outcome:
-        work(job)
+    request = json.loads(job_file.read_text())
+    with _reported_to(Path(request["folder"])) as outcome:
+        _function(request["program"])(**request["job"])
     return outcome["code"]
+
+
+def _function(program: str) -> Any:
+    module, _, name = program.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 @contextmanager

@@ -6,11 +6,9 @@ used. A retry of the same run goes on from its last checkpoint; a finished one i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import tempfile
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,13 +19,13 @@ from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
-from kubealign_components.errors import ConfigError, NotFound
-from kubealign_components.store import join, store_for
+from kubealign_components.errors import ConfigError
 from kubealign_components.train.checkpoints import CheckpointStore
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.launch import launch, processes_of
 from kubealign_components.train.policy import check_machine
-from kubealign_components.train.worker import LOG_FILE, MODEL_FOLDER, Job, Log
+from kubealign_components.train.publishing import checkpoint_uri, finished_run, publish_folder
+from kubealign_components.train.worker import LOG_FILE, MODEL_FOLDER, PROGRAM, Job, Log
 
 VERSION = 2
 _SUMMARY_STEPS = 10
@@ -51,17 +49,17 @@ def run(config: TrainConfig, *, training: Dataset, output: str) -> Stats:
         EngineError: a policy that cannot be loaded, or a loss that is not a number.
     """
     check_machine(config)
-    processes = processes_of(config)
+    processes = processes_of(config.processes)
     model = find_model(config.policy, config.revision)
     template = ChatTemplate(model)
     check_identity(template.identity, training)
     provenance = _provenance(config, training, model, template)
-    finished = _finished(output, provenance)
+    finished = finished_run(output, provenance)
     if finished is not None:
         return finished
     with tempfile.TemporaryDirectory(prefix="kubealign-train-") as folder:
         job = _job(config, training, model, provenance, Path(folder), processes)
-        launch(job, config)
+        launch(PROGRAM, asdict(job), Path(folder), processes=processes, sharded=config.strategy != "none")
         files = publish_folder(Path(folder) / MODEL_FOLDER, output)
         steps: Log = json.loads((Path(folder) / LOG_FILE).read_text())
     stats = _summary(training, steps)
@@ -84,28 +82,6 @@ def check_identity(identity: dict[str, str], training: Dataset) -> None:
                 f"the model that {training.manifest.slug!r} was made with, of {name} {str(expected)[:12]}: "
                 "its token ids and log-probabilities belong to that one",
             )
-
-
-def publish_folder(folder: Path, output: str) -> dict[str, str]:
-    """Publish every file below ``folder`` under ``output``; SHA-256 by name.
-
-    A file that stands there already and differs is of an attempt that never finished, and goes.
-    """
-    store = store_for(output)
-    digests = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = str(path.relative_to(folder))
-        digests[name] = _sha256(path)
-        uri = join(output, name)
-        if not store.publish_file(path, uri) and not _same(uri, digests[name]):
-            store.delete(uri)
-            store.publish_file(path, uri)
-    return digests
-
-
-def checkpoint_uri(config: TrainConfig, provenance: Provenance, processes: int) -> str:
-    """Where a run's checkpoints lie: by what is trained, and by how its state is laid out."""
-    return join(config.work, "train", provenance.fingerprint, f"{config.strategy}-{processes}")
 
 
 def _provenance(
@@ -133,7 +109,8 @@ def _job(
     folder: Path,
     processes: int,
 ) -> Job:
-    checkpoints = checkpoint_uri(config, provenance, processes) if config.save_every else ""
+    layout = f"{config.strategy}-{processes}"
+    checkpoints = checkpoint_uri(config.work, "train", provenance, layout) if config.save_every else ""
     resume = None
     if checkpoints:
         store = CheckpointStore(uri=checkpoints, keep=config.keep_checkpoints)
@@ -166,23 +143,6 @@ def _drift_hint(config: TrainConfig, training: Dataset) -> str:
     )
 
 
-def _finished(output: str, provenance: Provenance) -> Stats | None:
-    """The counts of this very model if it stands at ``output`` already."""
-    try:
-        standing = Dataset.open(output, MODEL).manifest
-    except NotFound:
-        return None
-    if standing.fingerprint != provenance.fingerprint:
-        return None
-    kept = standing.stats
-    return Stats(
-        rows_in=kept["rows_in"],
-        rows_out=kept["rows_out"],
-        counts=Counter(kept["counts"]),
-        numbers=kept["numbers"],
-    )
-
-
 def _summary(training: Dataset, steps: Log) -> Stats:
     """Counts, and the means of the last steps."""
     stats = Stats(rows_in=training.rows, rows_out=training.rows)
@@ -196,13 +156,3 @@ def _summary(training: Dataset, steps: Log) -> Stats:
     stats.numbers = {name: sum(values) / len(values) for name, values in numbers.items()}
     stats.numbers |= {k: v for k, v in steps[-1][1].items() if k.startswith("eval_") and isinstance(v, float)}
     return stats
-
-
-def _same(uri: str, sha256: str) -> bool:
-    with tempfile.TemporaryDirectory(prefix="kubealign-read-") as folder:
-        return _sha256(store_for(uri).fetch(uri, Path(folder))) == sha256
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

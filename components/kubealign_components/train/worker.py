@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from kubealign_components.train.data import load_examples, require_examples
 from kubealign_components.train.policy import load_policy, save_policy, trained_weights
 from kubealign_components.train.trainer import AlignmentTrainer
 
+PROGRAM = "kubealign_components.train.worker:work"
 Log = list[tuple[int, dict[str, Any]]]
 
 MODEL_FOLDER = "model"
@@ -31,7 +32,7 @@ LOG_FILE = "log.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """What a training process needs to know; plain JSON values, so that torchrun can pass it on."""
+    """What a training process needs to know, in plain JSON values."""
 
     config: dict[str, Any]
     """Settings of :class:`TrainConfig`."""
@@ -48,18 +49,18 @@ class Job:
     """Local directory of a checkpoint to go on from; empty to start at step 0."""
     drift_hint: str = ""
 
-    def to_json(self) -> str:
-        """The form that torchrun passes on."""
-        return json.dumps(asdict(self))
 
-
-def work(job: Job) -> None:
+def work(**members: Any) -> None:
     """Train, and leave the model and its log in the job's folder (written by the first process).
+
+    Args:
+        members: those of a :class:`Job`.
 
     Raises:
         DriftError: policy and reference disagree before the first step.
         ConfigError, DataError, EngineError: settings, data or a model that cannot be used.
     """
+    job = Job(**members)
     config = from_mapping(TrainConfig, job.config, "train")
     folder = Path(job.folder)
     arguments = training_arguments(config, folder / "run", job.processes)
