@@ -1,20 +1,19 @@
 """filter, select, mix and merge against ``datasets.map`` doing the same, and the plan of a fan-out.
 
-    python tests/benchmarks/bench_data.py MODEL [--rows 20000] [--rounds 3] [--processes 2] [--full-rows 0]
+    python tests/benchmarks/bench_data.py MODEL [--rows 40000] [--rounds 5] [--processes 2] [--full-rows 0]
 
 MODEL is not used. A row is one prompt with 10 completions of 40 to 215 random token ids, with ids,
-rewards and log-probabilities. The peer's functions are batched maps over the same rows, read from
-the same Parquet shards into its memory-mapped cache beforehand (not timed), on ``--processes``
-processes; it neither verifies what it reads nor writes Parquet, which the project's time includes.
-The project runs in one process with its reading and writing threads. What "the same" is, checked
-row by row on ids and token ids:
+rewards and log-probabilities. The peer does what the project does, on ``--processes`` processes: from
+the same Parquet shards (``Dataset.from_parquet`` into an empty cache), through batched maps, to a
+Parquet file (``to_parquet``); it verifies nothing that it reads. The project runs in one process with
+its reading and writing threads. What "the same" is, checked row by row on ids and token ids:
 
 - filter: prompts of more than 60 tokens go, then completions that do not fit into 220 with their
   prompt; lengths come from the token ids.
 - select: best and worst of each prompt by reward, with inclusive quantile rewards.
 - mix: a training example of each selected pair with its content hash and its side of the split,
   shuffled (``shuffle`` and ``flatten_indices``, which is a map, write the new order).
-- merge: the parts of a fan-out as one dataset; the peer concatenates and writes it as one.
+- merge: the parts of a fan-out as one dataset.
 
 ``--full-rows 1000000`` runs the project alone on that many rows and prints its peak resident memory.
 """
@@ -29,6 +28,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,8 @@ Rows = dict[str, list[Any]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=40_000)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--full-rows", type=int, default=0)
     parser.add_argument("--plan-rows", type=int, default=1_000_000)
@@ -98,30 +98,31 @@ def compare(options: argparse.Namespace, folder: Path, policy: Path, identity: d
     project["select"](source)
     selection = Dataset.open(str(folder / "select"))
     peers = Peers(folder, options.processes)
-    rows, chosen = peers.read(source), peers.read(selection)
     parts, chunks = cut(source, folder)
-    # Each way takes its own input, and gives what is compared.
-    ways: dict[str, tuple[Callable[[], Any], Callable[[], Any], str, str]] = {
-        "filter": (lambda: project["filter"](source), lambda: peers.map(rows, peer_filter), "prompt_id", ""),
-        "select": (lambda: project["select"](source), lambda: peers.map(rows, peer_select), "prompt_id", ""),
-        "mix": (
-            lambda: project["mix"](selection),
-            lambda: (
-                peers.map(chosen, peer_examples, NOT_IN_EXAMPLES)
-                .shuffle(seed=0)
-                .flatten_indices(num_proc=peers.processes)
-            ),
-            "example_id",
-            "any order",
-        ),
-        "merge": (lambda: merged(parts, chunks, folder), lambda: peers.joined(parts), "prompt_id", ""),
-    }
-    for name, (ours, theirs, key, order) in ways.items():
-        seconds, results = alternate({"project": ours, "peer": theirs}, options.rounds)
-        check(results["project"], results["peer"], key, sort=bool(order))
-        speeds = ", ".join(f"{way} {options.rows / s:.0f} rows/s" for way, s in seconds.items())
-        print(f"{name}: {speeds}")
-        print(f"ratio data_{name} {seconds['peer'] / seconds['project']:.2f}")
+    for name, rows, transform, key in (
+        ("filter", source, lambda rows: peers.map(rows, peer_filter), "prompt_id"),
+        ("select", source, lambda rows: peers.map(rows, peer_select), "prompt_id"),
+        ("mix", selection, peers.mix, "example_id"),
+    ):
+        ways: dict[str, Callable[[], Any]] = {
+            "project": partial(project[name], rows),
+            "peer": partial(peers.stored, rows, transform),
+        }
+        report(name, ways, key, options)
+    report(
+        "merge",
+        {"project": lambda: merged(parts, chunks, folder), "peer": lambda: peers.joined(parts)},
+        "prompt_id",
+        options,
+    )
+
+
+def report(name: str, ways: dict[str, Callable[[], Any]], key: str, options: argparse.Namespace) -> None:
+    """Time the ways in turns, check that they made the same, and print the ratio."""
+    seconds, results = alternate(ways, options.rounds)
+    check(results["project"], results["peer"], key, sort=name == "mix")
+    print(f"{name}: " + ", ".join(f"{way} {options.rows / s:.0f} rows/s" for way, s in seconds.items()))
+    print(f"ratio data_{name} {seconds['peer'] / seconds['project']:.2f}")
 
 
 def stages(folder: Path, policy: Path) -> dict[str, Callable[[Dataset], Dataset]]:
@@ -193,14 +194,25 @@ class Peers:
 
         datasets.disable_progress_bars()
         self.library = datasets
-        self.cache = str(folder / "cache")
         self.folder = folder
         self.processes = processes
 
-    def read(self, source: Dataset) -> Any:
-        """The rows of a dataset of ours in the peer's cache."""
+    def read(self, source: Dataset, cache: str) -> Any:
+        """The rows of a dataset of ours in a cache of the peer's."""
         files = [source.shard_uri(shard) for shard in source.manifest.shards]
-        return self.library.Dataset.from_parquet(files, cache_dir=self.cache)
+        return self.library.Dataset.from_parquet(files, cache_dir=str(self.folder / cache))
+
+    def stored(self, source: Dataset, transform: Callable[[Any], Any]) -> Any:
+        """The whole job: from stored shards to a stored file."""
+        shutil.rmtree(self.folder / "cache", ignore_errors=True)
+        made = transform(self.read(source, "cache"))
+        made.to_parquet(str(self.folder / "made.parquet"))
+        return made
+
+    def mix(self, rows: Any) -> Any:
+        """Training examples of a selection, shuffled."""
+        made = self.map(rows, peer_examples, NOT_IN_EXAMPLES)
+        return made.shuffle(seed=0).flatten_indices(num_proc=self.processes)
 
     def map(self, rows: Any, function: Callable[[Rows], Rows], drop: Sequence[str] = ()) -> Any:
         """``datasets.map`` on all processes, nothing reused."""
@@ -213,11 +225,11 @@ class Peers:
         )
 
     def joined(self, parts: list[Part]) -> Any:
-        """The parts' rows, written as one dataset."""
-        all_rows = [self.read(Dataset.open(part.uri)) for part in parts]
-        target = str(self.folder / "joined")
-        self.library.concatenate_datasets(all_rows).save_to_disk(target, num_proc=self.processes)
-        return self.library.load_from_disk(target)
+        """The parts' rows as one stored dataset."""
+        shutil.rmtree(self.folder / "cache", ignore_errors=True)
+        whole = self.library.concatenate_datasets([self.read(Dataset.open(p.uri), "cache") for p in parts])
+        whole.to_parquet(str(self.folder / "joined.parquet"))
+        return whole
 
 
 def peer_filter(rows: Rows) -> Rows:

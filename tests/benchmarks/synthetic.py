@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.schemas import COMPLETION, PROMPT_ROW, REWARDED
+from kubealign_components.data.schemas import COMPLETION, PROMPT_ROW, REWARDED, TOKEN_IDS
 from kubealign_components.data.stats import Stats
 
 COMPLETIONS = 10
@@ -92,7 +92,7 @@ def _in_order(columns: dict[str, pa.Array], fields: Any, count: int) -> list[pa.
 def _token_lists(source: np.random.Generator, length: NDArray[Any], vocabulary: int) -> pa.ListArray:
     ids = source.integers(0, vocabulary, int(length.sum()), dtype=np.int32)
     offsets = np.concatenate(([0], np.cumsum(length)))
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(ids))
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(ids), type=TOKEN_IDS)
 
 
 def _ids(source: np.random.Generator, count: int) -> pa.StringArray:

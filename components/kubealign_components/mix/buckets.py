@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -36,25 +37,28 @@ class Buckets:
         self._buffer_bytes = buffer_bytes
         self._pending: list[tuple[pa.RecordBatch, Keys]] = []
         self._pending_bytes = 0
+        self._job: Future[None] | None = None
         self._files: dict[int, pa.OSFile] = {}
         self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
 
     def __enter__(self) -> Buckets:
         self._folder = tempfile.TemporaryDirectory(prefix="kubealign-mix-")
+        self._thread = ThreadPoolExecutor(1, "buckets")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._thread.shutdown()
         for file in self._files.values():
             file.close()
         self._folder.cleanup()
 
     def add(self, rows: pa.RecordBatch, keys: Keys) -> None:
-        """Add ``rows`` with one uniformly distributed key each.
+        """Add ``rows`` with one uniformly distributed key each; they are written out in a thread.
 
         Raises:
-            StoreError: the temporary files cannot be written.
+            StoreError: the temporary files cannot be written, or could not be before.
         """
         self._pending.append((rows, keys))
         self._pending_bytes += rows.nbytes
@@ -65,6 +69,7 @@ class Buckets:
     def finish(self) -> None:
         """End adding; the buckets can be read after."""
         self._flush()
+        self._wait()
         try:
             for number, writer in self._writers.items():
                 writer.close()
@@ -86,12 +91,19 @@ class Buckets:
             return reader.read_all().combine_chunks()
 
     def _flush(self) -> None:
-        if not self._pending:
-            return
-        rows = pa.Table.from_batches([batch for batch, _ in self._pending]).combine_chunks()
-        keys = np.concatenate([keys for _, keys in self._pending])
-        self._pending.clear()
-        self._pending_bytes = 0
+        self._wait()
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        if pending:
+            self._job = self._thread.submit(self._write_out, pending)
+
+    def _wait(self) -> None:
+        job, self._job = self._job, None
+        if job is not None:
+            job.result()
+
+    def _write_out(self, pending: list[tuple[pa.RecordBatch, Keys]]) -> None:
+        rows = pa.Table.from_batches([batch for batch, _ in pending]).combine_chunks()
+        keys = np.concatenate([keys for _, keys in pending])
         bucket = ((keys >> np.uint64(32)) * np.uint64(self.count)) >> np.uint64(32)
         order = np.argsort(bucket.astype(np.uint16), kind="stable")
         edges = np.searchsorted(bucket[order], np.arange(self.count + 1))

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kubealign_components.data.schemas import TRAINING_ROW
-from kubealign_components.data.seeds import ID_LENGTH, is_held_out
+from kubealign_components.data.seeds import ID_LENGTH, held_out
 from kubealign_components.errors import DataError
 
 Ints = NDArray[np.int64]
@@ -104,7 +104,5 @@ def _example_ids(prompts: pa.Array, completion_ids: pa.Array, size: Ints) -> pa.
 
 
 def _splits(prompts: pa.Array, fraction: float, seed: int) -> pa.Array:
-    return pa.array(
-        ["validation" if is_held_out(prompt, fraction, seed) else "train" for prompt in prompts.to_pylist()],
-        pa.string(),
-    )
+    held = pa.array(held_out(prompts.to_pylist(), fraction, seed), pa.bool_())
+    return pc.if_else(held, "validation", "train")

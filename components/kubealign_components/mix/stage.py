@@ -265,8 +265,7 @@ def _write(
     """Write what stays, shuffled; gives the examples of each split."""
     sides: Counter[str] = Counter()
     with progress_bar(buckets.rows, "examples", "mix: shuffle") as bar:
-        for number in range(buckets.count):
-            table = buckets.read(number)
+        for table in read_ahead(buckets.read(number) for number in range(buckets.count)):
             taken = _first_of_each(table)
             ids = _only_chunk(table.column("example_id")).take(pa.array(taken))
             source = _only_chunk(table.column("source")).take(pa.array(taken)).dictionary_encode()

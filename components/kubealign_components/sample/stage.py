@@ -20,7 +20,13 @@ from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk, run_c
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive, digest
 from kubealign_components.data.models import ModelFiles, find_model, require_policy
-from kubealign_components.data.schemas import COMPLETIONS, TOKENIZED, completion_id, new_completion
+from kubealign_components.data.schemas import (
+    COMPLETIONS,
+    TOKEN_IDS,
+    TOKENIZED,
+    completion_id,
+    new_completion,
+)
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.generation import (
     GenerationEngine,
@@ -94,7 +100,7 @@ class SampleStage:
                 pa.list_(
                     pa.struct(
                         [
-                            ("token_ids", pa.list_(pa.int32())),
+                            ("token_ids", TOKEN_IDS),
                             ("text", pa.string()),
                             ("finish_reason", pa.string()),
                             ("logprob", pa.float64()),  # nats, sum over token_ids, raw

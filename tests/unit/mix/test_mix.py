@@ -329,6 +329,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
             buckets.add(
                 pa.RecordBatch.from_pydict({"key": [1]}, schema=schema), np.array([1], dtype=np.uint64)
             )
+            buckets.finish()
 
 
 def test_component_runs_the_stage(tmp_path: Path, make_dataset: Callable[..., Dataset]) -> None:
