@@ -21,11 +21,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import yaml
-
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import digest
-from kubealign_components.data.shipped import read_shipped
+from kubealign_components.data.shipped import check_members, checked_text, parse_document, read_shipped
 from kubealign_components.errors import ConfigError
 
 SCHEMA = "kubealign.principles/v1"
@@ -122,18 +120,16 @@ class PrincipleSet:
         return digest(asdict(self))
 
     def identity(self) -> dict[str, Any]:
-        """What a recipe says of the set: its digest, and that of each positive statement.
+        """What a recipe says of the set."""
+        return {"name": self.name, "version": self.version, "digest": self.digest()}
 
-        The statements tell whether scores of a judge, which is shown nothing else, still hold when
-        weights or negative statements have been edited.
+    def statements(self) -> list[list[str]]:
+        """Name and digest of the positive statement of each principle, in order.
+
+        All that a recipe says of principles where a model is shown nothing else of them, so that work
+        still holds when weights or negative statements have been edited.
         """
-        statements = {principle.name: digest(principle.positive)[:32] for principle in self}
-        return {
-            "name": self.name,
-            "version": self.version,
-            "digest": self.digest(),
-            "statements": statements,
-        }
+        return [[principle.name, digest(principle.positive)[:32]] for principle in self]
 
 
 def load_principles(place: str) -> PrincipleSet:
@@ -153,16 +149,7 @@ def parse_principles(content: bytes, file: str) -> PrincipleSet:
     Raises:
         ConfigError: the text breaks the format.
     """
-    try:
-        body = yaml.load(content, Loader=_UniqueKeys)  # noqa: S506
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(file, "…", f"YAML: {error}") from error
-    members = ("schema", "name", "version", "principles")
-    _check_members(body, members, members, file)
-    require(body["schema"] == SCHEMA, f"{file}: schema", body["schema"], repr(SCHEMA))
-    version = body["version"]
-    whole = isinstance(version, int) and not isinstance(version, bool) and version > 0
-    require(whole, f"{file}: version", version, "a positive whole number")
+    body = parse_document(content, file, schema=SCHEMA, members=("principles",))
     listed = body["principles"]
     require(isinstance(listed, list) and bool(listed), f"{file}: principles", listed, "a list of principles")
     found = tuple(_principle(item, number, file) for number, item in enumerate(listed, start=1))
@@ -170,37 +157,23 @@ def parse_principles(content: bytes, file: str) -> PrincipleSet:
         earlier = {p.name.casefold() for p in found[:number]}
         where = f"{file}: principle {principle.name!r} (number {number + 1}): name"
         require(principle.name.casefold() not in earlier, where, principle.name, "a name of its own")
-    return PrincipleSet(name=_text(body["name"], f"{file}: name"), version=version, principles=found)
+    return PrincipleSet(name=body["name"], version=body["version"], principles=found)
 
 
 def _principle(item: object, number: int, file: str) -> Principle:
     name = item.get("name") if isinstance(item, Mapping) else None
     where = f"{file}: principle {name!r} (number {number})"
-    _check_members(item, [f.name for f in fields(Principle)], ("name", "positive"), where)
+    check_members(item, [f.name for f in fields(Principle)], ("name", "positive"), where)
     assert isinstance(item, Mapping)
     negative = item.get("negative")
     return Principle(
-        name=_text(item["name"], f"{where}: name"),
-        positive=_text(item["positive"], f"{where}: positive"),
-        negative=None if negative is None else _text(negative, f"{where}: negative"),
+        name=checked_text(item["name"], f"{where}: name"),
+        positive=checked_text(item["positive"], f"{where}: positive"),
+        negative=None if negative is None else checked_text(negative, f"{where}: negative"),
         weight=_weight(item.get("weight", 1.0), f"{where}: weight"),
         tags=_some_of(item.get("tags", [GENERAL]), TAGS, f"{where}: tags"),
         stages=_some_of(item.get("stages", list(STAGES)), STAGES, f"{where}: stages"),
     )
-
-
-def _check_members(value: object, known: Collection[str], needed: Collection[str], where: str) -> None:
-    require(isinstance(value, Mapping), where, value, f"a mapping with {', '.join(needed)}")
-    assert isinstance(value, Mapping)
-    for key in value:
-        require(key in known, f"{where}: {key}", value[key], f"no such field, only {', '.join(known)}")
-    for key in needed:
-        require(value.get(key) is not None, f"{where}: {key}", value.get(key), "a value")
-
-
-def _text(value: object, where: str) -> str:
-    require(isinstance(value, str) and bool(value.strip()), where, value, "text")
-    return str(value).strip()
 
 
 def _weight(value: object, where: str) -> float:
@@ -214,18 +187,3 @@ def _some_of(value: object, known: Collection[str], where: str) -> tuple[str, ..
     require(fits, where, value, f"a list of some of {', '.join(known)}")
     assert isinstance(value, list)
     return tuple(dict.fromkeys(value))
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key may stand once: the second would silently win."""
-
-
-def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for key, (where, _) in zip(keys, node.value):
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", where.start_mark)
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

@@ -148,7 +148,7 @@ def share_prefixes(sequences: Sequence[Tokens]) -> list[Group]:
     twice as much in common with the next one: so the few tokens with which a template opens every
     conversation do not make one group of all.
     """
-    common = [0, *(_common_length(a, b) for a, b in pairwise(sequences)), 0]
+    common = [0, *(common_length(a, b) for a, b in pairwise(sequences)), 0]
     groups: list[Group] = []
     start = 0
     while start < len(sequences):
@@ -206,7 +206,7 @@ def out_of_memory_named(name: str, sequences: Sequence[Tokens], token_budget: in
         ) from error
 
 
-def _common_length(one: Tokens, other: Tokens) -> int:
+def common_length(one: Tokens, other: Tokens) -> int:
     """Tokens with which both begin."""
     differing = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differing, min(len(one), len(other)))

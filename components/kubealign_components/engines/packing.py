@@ -180,7 +180,7 @@ def summed_logprobs(model: Any, batch: PackedBatch, names: Sequence[str] = ()) -
         EngineError: a sum that is not finite.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden_TH = _hidden_states(base, batch)
+    hidden_TH = hidden_states(base, batch)
     # A model that is spread over devices ends on another one than it starts on.
     targets_M, owners_M = (index.to(hidden_TH.device) for index in (batch.targets, batch.owners))
     hidden_MH = hidden_TH[batch.predictors.to(hidden_TH.device)]
@@ -201,7 +201,7 @@ def summed_logprobs(model: Any, batch: PackedBatch, names: Sequence[str] = ()) -
     return sums_K
 
 
-def _hidden_states(base: Any, batch: PackedBatch) -> Tensor:
+def hidden_states(base: Any, batch: PackedBatch) -> Tensor:
     """(T, H): the decoder's last hidden states."""
     plan = SegmentPlan(batch.segments)
     output = base.get_decoder()(
@@ -239,7 +239,12 @@ class Head:
         return self._scaled(self.linear(hidden_MH).float())
 
     def only(self, tokens: Sequence[int], hidden_MH: Tensor) -> Tensor:
-        """(M, len(tokens)) fp32: the logits of a few tokens, multiplied in fp32."""
+        """(M, len(tokens)) fp32: the logits of a few tokens, multiplied in fp32.
+
+        A head that is more than a matrix, such as one under an adapter, is asked for all of them.
+        """
+        if type(self.linear) is not nn.Linear:
+            return self(hidden_MH)[:, list(tokens)]
         weight, bias = self.linear.weight[list(tokens)].float(), self.linear.bias
         chosen_bias = None if bias is None else bias[list(tokens)].float()
         return self._scaled(linear(hidden_MH.float().to(weight.device), weight, chosen_bias))

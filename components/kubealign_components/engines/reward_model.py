@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from kubealign_components.engines.last_token import LastTokens, Tokens, batches,
 from kubealign_components.errors import EngineError
 
 Message = dict[str, Any]
+
+_SYSTEM_PROBE: Message = {"role": "system", "content": "kubealign-probe"}
+_PROBE: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
 
 
 class RewardModel:
@@ -38,33 +42,16 @@ class RewardModel:
         self.name = files.name
         self._token_budget = token_budget
         self._tokenizer = _load_tokenizer(files)
+        self._chat = RewardChat(self._tokenizer, files.name)
         self._model = _load_model(files, dtype)
-        self.max_length = max_length or _own_limit(self._model.config, self._tokenizer)
-        self._folds_system = not self._takes_system()
+        self.max_length = max_length or own_limit(self._model.config, self._tokenizer)
         self._decoder = self._read_decoder()
 
-    def tokenise(self, chat: Sequence[Message]) -> list[int]:
-        """Token ids of a plain chat under the model's own template, with at most one leading BOS.
-
-        Args:
-            chat: turns with ``role`` (system, user, assistant) and text ``content``.
-
-        Raises:
-            EngineError: the template refuses the chat.
-        """
-        turns = _fold_system(chat) if self._folds_system else list(chat)
-        try:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False)
-        except (TemplateError, TypeError, ValueError) as error:
-            roles = " ".join(turn["role"] for turn in turns)
-            raise EngineError(
-                f"the chat template of {self.name} refuses turns of {roles}: {error}"
-            ) from error
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        bos = self._tokenizer.bos_token_id
-        while bos is not None and ids[:2] == [bos, bos]:
-            ids = ids[1:]
-        return ids
+    def tokenise(
+        self, chat: Sequence[Message], principles: Sequence[Mapping[str, str]] | None = None
+    ) -> list[int]:
+        """Token ids of a plain chat under the model's own template, see :meth:`RewardChat.tokenise`."""
+        return self._chat.tokenise(chat, principles)
 
     @torch.inference_mode()
     def score(self, token_ids: Sequence[Sequence[int]]) -> list[float]:
@@ -102,14 +89,62 @@ class RewardModel:
             longest=self.max_length,
         )
 
-    def _takes_system(self) -> bool:
-        probe = [
-            {"role": "system", "content": "kubealign-probe"},
-            {"role": "user", "content": "?"},
-            {"role": "assistant", "content": "!"},
-        ]
+
+class RewardChat:
+    """From conversations to what a reward model reads.
+
+    Args:
+        tokenizer: of the reward model, with its chat template.
+        name: what errors call the model.
+    """
+
+    def __init__(self, tokenizer: Any, name: str) -> None:
+        self._tokenizer = tokenizer
+        self._name = name
+        self._folds_system = not self._shows("kubealign-probe", [_SYSTEM_PROBE, *_PROBE])
+
+    def tokenise(
+        self, chat: Sequence[Message], principles: Sequence[Mapping[str, str]] | None = None
+    ) -> list[int]:
+        """Token ids of a plain chat under the template, with at most one leading BOS.
+
+        Args:
+            chat: turns with ``role`` (system, user, assistant) and text ``content``.
+            principles: what the last turn is scored by, each with ``name`` and ``text``, possibly none;
+                null for the template's own default.
+
+        Raises:
+            EngineError: the template refuses the chat, or does not show the principles.
+        """
+        turns = _fold_system(chat) if self._folds_system else list(chat)
+        if principles and not self._shows_principles:
+            raise EngineError(
+                f"the chat template of {self._name} shows no principles, so its scores could not depend on "
+                f"{', '.join(p['name'] for p in principles)}: give a reward model that was trained with "
+                "principles, or no principles"
+            )
+        shown = {} if principles is None else {"principles": [dict(p) for p in principles]}
         try:
-            return "kubealign-probe" in self._tokenizer.apply_chat_template(probe, tokenize=False)
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False, **shown)
+        except (TemplateError, TypeError, ValueError) as error:
+            roles = " ".join(turn["role"] for turn in turns)
+            raise EngineError(
+                f"the chat template of {self._name} refuses turns of {roles}: {error}"
+            ) from error
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        bos = self._tokenizer.bos_token_id
+        while bos is not None and ids[:2] == [bos, bos]:
+            ids = ids[1:]
+        return ids
+
+    @cached_property
+    def _shows_principles(self) -> bool:
+        probe = {"name": "probe", "text": "kubealign-probe"}
+        return self._shows("kubealign-probe", _PROBE, principles=[probe])
+
+    def _shows(self, text: str, turns: Sequence[Message], **values: Any) -> bool:
+        try:
+            return text in self._tokenizer.apply_chat_template(list(turns), tokenize=False, **values)
         except (TemplateError, TypeError, ValueError):
             return False
 
@@ -158,7 +193,7 @@ def _load_model(files: ModelFiles, dtype: str) -> Any:
     return model.eval()
 
 
-def _own_limit(config: Any, tokenizer: Any) -> int:
+def own_limit(config: Any, tokenizer: Any) -> int:
     """Positions that the model was made for, or what the tokenizer says if that is less."""
     positions = (
         getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length

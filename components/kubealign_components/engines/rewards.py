@@ -21,8 +21,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
-from kubealign_components.data.fingerprint import canonical_json
+from kubealign_components.data.fingerprint import canonical_json, digest
 from kubealign_components.data.models import ModelFiles, find_model
+from kubealign_components.data.principles import JUDGE, load_principles
 from kubealign_components.errors import ConfigError, DataError, EngineError
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class RewardInput:
     """Tokens of the completion under the policy's tokenizer, end-of-turn included."""
     finish_reason: str = "stop"
     """``stop``, ``length`` (cut at max_new_tokens) or ``offline``."""
+    principles: list[dict[str, str]] | None = None
+    """What a reward model scores it by, each with ``name`` and ``text``; null for the spec's principles."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +99,11 @@ class RewardSpec:
     """Branch, tag or commit of a hub id."""
     model_weight: float = 1.0
     """Factor of the reward model's score in the sum."""
+    principles: str = ""
+    """Principles that the reward model scores by, stated positively: a shipped set, or path or URI of one's
+    own. Empty for the model's own default."""
+    principle_names: tuple[str, ...] = ()
+    """Which of them; all but those that are for the judge alone when empty."""
     over_length: str = "drop"
     """A conversation longer than the reward model takes: ``drop`` the completion, or ``fail``."""
     max_length: int = 0
@@ -119,6 +127,10 @@ class RewardSpec:
             self.max_length,
             "0 without a reward model: reward functions take any length",
         )
+        for name, needed in (("principles", self.model), ("principle_names", self.principles)):
+            of = "reward model" if name == "principles" else "set of principles"
+            value = getattr(self, name)
+            require(bool(needed) or not value, name, value, f"none without a {of}")
         require(self.token_budget > 0, "token_budget", self.token_budget, "a positive number of tokens")
 
     @property
@@ -143,8 +155,31 @@ def reward_settings(
 
 
 def reward_params(spec: RewardSpec) -> dict[str, Any]:
-    """The settings of ``spec`` that determine rewards; which model it is, its identity tells."""
-    return {k: v for k, v in semantic_params(spec).items() if k not in ("model", "model_revision")}
+    """The settings of ``spec`` that determine rewards; which model and which principles these are, the
+    identity of the :class:`Rewarder` tells."""
+    places = ("model", "model_revision", "principles", "principle_names")
+    return {k: v for k, v in semantic_params(spec).items() if k not in places}
+
+
+def chosen_principles(place: str, names: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Principles as a reward model is shown them: ``name`` and ``text``, stated positively.
+
+    Args:
+        place: a shipped set, or path or URI of one's own.
+        names: which of them, in the set's order; all but those for the judge alone when empty.
+
+    Raises:
+        ConfigError: no such set, it lacks a name, or all of it is for the judge alone.
+    """
+    known = load_principles(place)
+    chosen = list(known.only(names)) if names else [p for p in known if p.stages != (JUDGE,)]
+    require(bool(chosen), "principles", place, "a set with principles for a reward model or RL, or names")
+    return [{"name": p.name, "text": p.statement()} for p in chosen]
+
+
+def principles_identity(principles: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    """What a recipe says of principles that were shown: name and digest of the text, in order."""
+    return [[p["name"], digest(p["text"])[:32]] for p in principles]
 
 
 class Rewarder:
@@ -154,28 +189,39 @@ class Rewarder:
         spec: the functions and the model.
 
     Raises:
-        ConfigError: a function that is not there or does not take its settings, or no such model.
+        ConfigError: a function that is not there or does not take its settings, or no such model or set of
+            principles.
     """
 
     def __init__(self, spec: RewardSpec) -> None:
         self.spec = spec
         self._functions = [(f, load_function(f)) for f in spec.functions]
         self._files = find_model(spec.model, spec.model_revision) if spec.model else None
+        self.principles = (
+            chosen_principles(spec.principles, spec.principle_names) if spec.principles else None
+        )
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Digests of the functions' modules, and of the model's weights, tokenizer and template.
+        """Digests of the functions' modules, of the model's weights, tokenizer and template, and of the
+        statements of the principles.
 
         Weights and settings of the functions are settings of the spec, and not repeated here.
         """
         functions = {f.function: _source_digest(f.function) for f in self.spec.functions}
-        return {"functions": functions} | ({"model": _model_identity(self._files)} if self._files else {})
+        identity: dict[str, Any] = {"functions": functions}
+        if self._files:
+            identity["model"] = _model_identity(self._files)
+        if self.principles is not None:
+            identity["principles"] = principles_identity(self.principles)
+        return identity
 
     def score(self, items: Sequence[RewardInput]) -> list[float | None]:
         """One reward for each item, in order; None for one that is over length and dropped.
 
         Raises:
-            EngineError: a function raised, or a reward is no finite number; names it and the input.
+            EngineError: a function raised, a reward is no finite number, or the reward model's template
+                shows no principles and there are some; names it and the input.
             DataError: a conversation is over length, and ``over_length`` is ``fail``.
         """
         totals: list[float | None] = [0.0] * len(items)
@@ -209,7 +255,8 @@ class Rewarder:
     def _model_scores(self, items: Sequence[RewardInput]) -> list[float | None]:
         model = self._model
         chats = [flatten_chat([*item.messages, *item.completion], item.tools) for item in items]
-        ids = [model.tokenise(chat) for chat in chats]
+        shown = [self.principles if item.principles is None else item.principles for item in items]
+        ids = [model.tokenise(chat, principles) for chat, principles in zip(chats, shown)]
         fits = [i for i, tokens in enumerate(ids) if len(tokens) <= model.max_length]
         if len(fits) < len(items) and self.spec.over_length == "fail":
             worst = next(i for i, tokens in enumerate(ids) if len(tokens) > model.max_length)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from kubealign_components.train.config import TrainConfig
+from kubealign_components.train.config import TrainerConfig
 from kubealign_components.train.policy import compute_dtype
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -23,14 +23,14 @@ def strategy_settings(strategy: str) -> dict[str, Any]:
     return settings
 
 
-def training_arguments(config: TrainConfig, folder: Path, processes: int) -> TrainingArguments:
+def training_arguments(config: TrainerConfig, folder: Path, processes: int) -> TrainingArguments:
     """Arguments of a run of ``processes`` processes whose local files go to ``folder``.
 
     With a ZeRO strategy this must exist before the model is loaded: ZeRO-3 shards it on loading.
     """
     arguments = TrainingArguments(
         output_dir=str(folder),
-        # For the Trainer an optimiser step is one batch; AlignmentTrainer cuts it.
+        # For the Trainer an optimiser step is one batch; StepTrainer cuts it.
         per_device_train_batch_size=1,
         learning_rate=config.learning_rate,
         lr_scheduler_type=_SCHEDULES[config.schedule],
@@ -64,7 +64,7 @@ def training_arguments(config: TrainConfig, folder: Path, processes: int) -> Tra
     return arguments
 
 
-def _sharding(config: TrainConfig) -> dict[str, Any]:
+def _sharding(config: TrainerConfig) -> dict[str, Any]:
     if config.strategy == "none":
         return {"ddp_find_unused_parameters": False}
     settings = strategy_settings(config.strategy)

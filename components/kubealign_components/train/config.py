@@ -1,4 +1,4 @@
-"""Settings of ``train``."""
+"""Settings of training."""
 
 from __future__ import annotations
 
@@ -18,32 +18,15 @@ SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """Settings of ``train``."""
+class TrainerConfig:
+    """Settings of everything that is trained in optimiser steps on stored examples."""
 
     policy: str
-    """Model directory, URI or hub id of the policy; it must be the one that the dataset was made with."""
+    """Model directory, URI or hub id of the policy."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
-    objective: str = "dpo"
-    """dpo, dpo_norm, ipo, simpo, rebel (these need pairs) or qrpo (pairs or single completions)."""
-    beta: float = 0.1
-    """Pull to the reference. Its scale depends on the objective: 0.01 to 0.1 for dpo, about 5 for
-    dpo_norm, 0.001 to 0.1 for qrpo, 2 to 10 for simpo."""
-    transform: str = "identity"
-    """qrpo: what is regressed on, as a function of the quantile reward: identity, log, sqrt, square or
-    normal_icdf."""
-    length_normalise: bool = False
-    """qrpo: β per token, so each completion has β divided by its length. The length-normalised DPO is
-    the objective dpo_norm."""
-    beta_max: float | None = None
-    """qrpo: upper limit on a completion's β; none by default. Published code clamps to 0.1 unasked."""
-    label_smoothing: float = 0.0
-    """dpo, dpo_norm, simpo: probability that a preference is the wrong way round, in [0, 0.5)."""
-    gamma: float = 0.5
-    """simpo: target reward margin γ."""
-    learning_rate: float = 5e-7
-    """Peak learning rate of AdamW. Full training wants some 5e-7 to 5e-6, adapters ten times that."""
+    learning_rate: float
+    """Peak learning rate of AdamW."""
     schedule: str = "linear"
     """Learning rate after warm-up: linear or cosine to 0, or constant."""
     warmup_ratio: float = 0.1
@@ -57,7 +40,7 @@ class TrainConfig:
     batch_size: int = 32
     """Examples of one optimiser step, over all processes: pairs, or single completions."""
     max_grad_norm: float = 1e5
-    """Clip the gradient norm to this; 0 never clips. The published recipe's 1e5 leaves it alone."""
+    """Clip the gradient norm to this; 0 never clips."""
     seed: int = 0
     """Seed of the example order and of adapter initialisation."""
     dtype: str = "auto"
@@ -79,14 +62,6 @@ class TrainConfig:
     """Dropout of the adapters' input. All other dropout is off."""
     lora_targets: tuple[str, ...] = ()
     """Names of the layers that get adapters; all linear layers but the head by default."""
-    merge_adapter: bool = True
-    """Whether to add the adapters to the weights and save a whole model, or to save the adapters alone,
-    which need the policy beside them and which no other stage takes for a model."""
-    max_initial_drift: float = 0.05
-    """Largest mean |log-ratio| per token before the first step, in nats. Measured on SmolLM2-135M and
-    real chats: float32 against itself below 1e-6, bfloat16 against float32 0.005 to 0.009 (rounding
-    errors of either sign mostly cancel over a completion), a prompt that lacks three tokens of the
-    template 0.9. So 0.05 lets every mix of precisions pass and no mistake."""
     eval_every: int = 0
     """Steps between validation losses; 0 for one at the end, where there is a validation split."""
     strategy: str = execution("none")
@@ -106,32 +81,79 @@ class TrainConfig:
     """Work prefix; checkpoints go below it under the run's fingerprint, where a retry finds them."""
 
     def __post_init__(self) -> None:
-        self._check_choices()
-        self._check_ranges()
-        self._check_combinations()
-
-    def _check_choices(self) -> None:
-        require_choice("objective", self.objective, PAIRWISE + POINTWISE)
-        require_choice("transform", self.transform, TRANSFORMS)
         require_choice("schedule", self.schedule, ("linear", "cosine", "constant"))
         require_choice("dtype", self.dtype, ("auto", "bfloat16", "float32"))
         require_choice("save_dtype", self.save_dtype, ("auto", "bfloat16", "float16", "float32"))
         require_choice("adapter", self.adapter, ("none", "lora", "qlora"))
         require_choice("strategy", self.strategy, ("none", *SHARDED))
+        self._check_ranges()
+        require(
+            self.adapter != "qlora" or self.strategy == "none",
+            "strategy",
+            self.strategy,
+            "none with qlora: a quantised base is not sharded",
+        )
+        require(
+            not self.save_every or bool(self.work),
+            "work",
+            self.work,
+            "a folder or URI for the checkpoints that save_every asks for",
+        )
 
     def _check_ranges(self) -> None:
-        for name in ("beta", "learning_rate", "max_initial_drift"):
+        for name in ("learning_rate", "epochs"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in ("weight_decay", "max_grad_norm", "gamma"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("max_steps", "eval_every", "save_every", "processes"):
+        for name in ("weight_decay", "max_grad_norm", "max_steps", "eval_every", "save_every", "processes"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("batch_size", "micro_batch_tokens", "lora_r", "lora_alpha", "keep_checkpoints"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("warmup_ratio", "lora_dropout"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig(TrainerConfig):
+    """Settings of ``train``. The policy must be the one that the dataset was made with."""
+
+    objective: str = "dpo"
+    """dpo, dpo_norm, ipo, simpo, rebel (these need pairs) or qrpo (pairs or single completions)."""
+    beta: float = 0.1
+    """Pull to the reference. Its scale depends on the objective: 0.01 to 0.1 for dpo, about 5 for
+    dpo_norm, 0.001 to 0.1 for qrpo, 2 to 10 for simpo."""
+    transform: str = "identity"
+    """qrpo: what is regressed on, as a function of the quantile reward: identity, log, sqrt, square or
+    normal_icdf."""
+    length_normalise: bool = False
+    """qrpo: β per token, so each completion has β divided by its length. The length-normalised DPO is
+    the objective dpo_norm."""
+    beta_max: float | None = None
+    """qrpo: upper limit on a completion's β; none by default. Published code clamps to 0.1 unasked."""
+    label_smoothing: float = 0.0
+    """dpo, dpo_norm, simpo: probability that a preference is the wrong way round, in [0, 0.5)."""
+    gamma: float = 0.5
+    """simpo: target reward margin γ."""
+    learning_rate: float = 5e-7
+    """Peak learning rate of AdamW. Full training wants some 5e-7 to 5e-6, adapters ten times that."""
+    max_grad_norm: float = 1e5
+    """Clip the gradient norm to this; 0 never clips. The published recipe's 1e5 leaves it alone."""
+    merge_adapter: bool = True
+    """Whether to add the adapters to the weights and save a whole model, or to save the adapters alone,
+    which need the policy beside them and which no other stage takes for a model."""
+    max_initial_drift: float = 0.05
+    """Largest mean |log-ratio| per token before the first step, in nats. Measured on SmolLM2-135M and
+    real chats: float32 against itself below 1e-6, bfloat16 against float32 0.005 to 0.009 (rounding
+    errors of either sign mostly cancel over a completion), a prompt that lacks three tokens of the
+    template 0.9. So 0.05 lets every mix of precisions pass and no mistake."""
+
+    def __post_init__(self) -> None:
+        TrainerConfig.__post_init__(self)
+        require_choice("objective", self.objective, PAIRWISE + POINTWISE)
+        require_choice("transform", self.transform, TRANSFORMS)
+        for name in ("beta", "max_initial_drift"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        require(self.gamma >= 0, "gamma", self.gamma, "0 or more")
         require(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, "0 up to below 0.5")
-        require(self.epochs > 0, "epochs", self.epochs, "a positive number")
+        self._check_combinations()
 
     def _check_combinations(self) -> None:
         for name, idle in (("length_normalise", False), ("beta_max", None), ("transform", "identity")):
@@ -151,16 +173,4 @@ class TrainConfig:
         )
         require(
             self.beta_max is None or self.beta_max > 0, "beta_max", self.beta_max, "a positive number or none"
-        )
-        require(
-            self.adapter != "qlora" or self.strategy == "none",
-            "strategy",
-            self.strategy,
-            "none with qlora: a quantised base is not sharded",
-        )
-        require(
-            not self.save_every or bool(self.work),
-            "work",
-            self.work,
-            "a folder or URI for the checkpoints that save_every asks for",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -13,8 +13,10 @@ from kubealign_components.data.schemas import MODEL
 from kubealign_components.train.metrics import bin_means
 
 Log = Sequence[tuple[int, Mapping[str, Any]]]
+Panel = tuple[str, tuple[str, ...], str]
+"""Title of a chart, the metrics that it shows, and the label of its axis."""
 
-_PANELS = (
+_PANELS: tuple[Panel, ...] = (
     ("Loss", ("loss", "eval_loss"), "mean over examples"),
     ("Reward margin", ("reward_margin", "eval_reward_margin"), "chosen − rejected"),
     ("Reward accuracy", ("reward_accuracy", "eval_reward_accuracy"), "share of pairs"),
@@ -39,30 +41,43 @@ def curves_page(uri: str) -> str:
     """HTML with the curves of the model at ``uri``; nothing in it is loaded from elsewhere."""
     model = Dataset.open(uri, MODEL)
     log = training_log(model)
+    late = [m["calibration"] for _, m in log[len(log) * 4 // 5 :] if "calibration" in m]
+    calibration = bin_means(late)
+    extra = [lambda axis: _calibration(axis, calibration)] if calibration else []
+    return page("Training curves", model, draw(log, _PANELS, extra))
+
+
+def page(title: str, model: Dataset, body: str) -> str:
+    """A self-contained page: what the model is, its numbers, and ``body``, which is HTML."""
     facts = {"Model": model.manifest.slug, "Fingerprint": model.manifest.fingerprint}
     facts |= {name: f"{value:.6g}" for name, value in model.manifest.stats["numbers"].items()}
     rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts.items())
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Training curves</title><style>{_STYLE}"
-        f"</style><h1>Training curves</h1><table>{rows}</table>{draw(log)}</html>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}"
+        f"</style><h1>{escape(title)}</h1><table>{rows}</table>{body}</html>"
     )
 
 
-def draw(log: Log) -> str:
-    """The curves as inline SVG."""
+def draw(log: Log, panels: Sequence[Panel], extra: Sequence[Callable[[Any], None]] = ()) -> str:
+    """The curves as inline SVG.
+
+    Args:
+        log: of the training.
+        panels: title, names of metrics, and what they are; those that the log lacks are left out.
+        extra: draw further panels, each on a matplotlib axis.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    panels = [panel for panel in _PANELS if any(_points(log, name) for name in panel[1])]
-    calibration = bin_means([m["calibration"] for _, m in log[len(log) * 4 // 5 :] if "calibration" in m])
-    count = len(panels) + bool(calibration)
+    panels = [panel for panel in panels if any(_points(log, name) for name in panel[1])]
+    count = len(panels) + len(extra)
     with rc_context({"svg.hashsalt": "kubealign", "axes.grid": True, "grid.alpha": 0.3}):
         figure = Figure(figsize=(12, 3.2 * -(-count // 3)), layout="constrained")
         axes = [figure.add_subplot(-(-count // 3), 3, i + 1) for i in range(count)]
         for axis, (title, names, label) in zip(axes, panels):
             _curve(axis, title, {name: _points(log, name) for name in names}, label)
-        if calibration:
-            _calibration(axes[-1], calibration)
+        for axis, plot in zip(axes[len(panels) :], extra):
+            plot(axis)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()

@@ -53,6 +53,10 @@ class Examples:
         rows: list[Row] = self._table.take(list(numbers)).to_pylist()
         return rows
 
+    def batch(self, numbers: Sequence[int], step_examples: int) -> Batch:
+        """The examples with these numbers as one forward pass of a step of ``step_examples``."""
+        return collate(self.rows(numbers), step_examples)
+
     def sizes(self) -> Sizes:
         """The number of tokens of every example."""
         completions = self._table["completions"].combine_chunks()

@@ -18,7 +18,7 @@ NAMES = (
     "abs_log_ratio_per_token",
     "tokens",
 )
-"""Means that a :class:`Meter` keeps:
+"""Means that a :class:`Meter` keeps of the training of a policy:
 
 * ``loss``: over examples.
 * ``reward_margin``, ``reward_accuracy``: over pairs, of the implicit reward β·l (per token where the
@@ -36,33 +36,38 @@ BINS = 10
 
 
 class Meter:
-    """Running sums of :data:`NAMES` and of the quantile calibration.
+    """Running sums of named means and of the quantile calibration.
 
     The same numbers in the same order on every process, so that one reduction adds them up.
+
+    Args:
+        device: where values come from.
+        names: of the means.
     """
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self._sums = torch.zeros(len(NAMES) + 2 * BINS, 2, dtype=torch.float64, device=device)
+    def __init__(self, device: torch.device | str = "cpu", names: tuple[str, ...] = NAMES) -> None:
+        self._names = names
+        self._sums = torch.zeros(len(names) + 2 * BINS, 2, dtype=torch.float64, device=device)
 
     def add(self, name: str, values: Tensor) -> None:
         """Add ``values`` (any shape) to the mean ``name``."""
-        self._sums[NAMES.index(name)] += _sum_and_count(values)
+        self._sums[self._names.index(name)] += _sum_and_count(values)
 
     def add_total(self, name: str, total: Tensor, count: int) -> None:
         """Add ``count`` values that sum to ``total`` (a scalar)."""
-        self._sums[NAMES.index(name), 0] += total.detach().double()
-        self._sums[NAMES.index(name), 1] += count
+        self._sums[self._names.index(name), 0] += total.detach().double()
+        self._sums[self._names.index(name), 1] += count
 
     def add_calibration(self, actual_C: Tensor, implied_C: Tensor) -> None:
         """Add quantile rewards and the quantiles that the policy implies, see :func:`implied_quantile`."""
         bin_C = (actual_C * BINS).long().clamp(0, BINS - 1)
-        for offset, values_C in ((len(NAMES), actual_C), (len(NAMES) + BINS, implied_C)):
+        for offset, values_C in ((len(self._names), actual_C), (len(self._names) + BINS, implied_C)):
             both = torch.stack([values_C.double(), torch.ones_like(values_C, dtype=torch.float64)], dim=1)
             self._sums.index_add_(0, offset + bin_C, both)
 
     def mean(self, name: str, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> float:
         """The mean ``name`` so far over all processes; NaN when nothing was added."""
-        total, count = reduce(self._sums[NAMES.index(name)].clone()).tolist()
+        total, count = reduce(self._sums[self._names.index(name)].clone()).tolist()
         return total / count if count else float("nan")
 
     def drain(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, Any]:
@@ -74,11 +79,11 @@ class Meter:
         sums = reduce(self._sums.clone()).tolist()
         self._sums.zero_()
         means: dict[str, Any] = {
-            name: total / count for name, (total, count) in zip(NAMES, sums, strict=False) if count
+            name: total / count for name, (total, count) in zip(self._names, sums, strict=False) if count
         }
         if means:
-            means["tokens"] = sums[NAMES.index("tokens")][0]
-        actual, implied = sums[len(NAMES) : len(NAMES) + BINS], sums[len(NAMES) + BINS :]
+            means["tokens"] = sums[self._names.index("tokens")][0]
+        actual, implied = sums[len(self._names) : len(self._names) + BINS], sums[len(self._names) + BINS :]
         if any(count for _, count in actual):
             means["calibration"] = [[a, i, n] for (a, n), (i, _) in zip(actual, implied) if n]
             total = sum(n for _, n in actual)

@@ -1,4 +1,4 @@
-"""Alignment objectives: pure functions from log-probabilities to losses.
+"""Training objectives: pure functions from log-probabilities, or scores, to losses.
 
 Names end in the shape of the tensor: ``C`` one entry a completion, ``P`` one a pair (``_w`` its
 chosen, ``_l`` its rejected completion). A *log-ratio* is log π_θ(y|x) − log π_ref(y|x), summed over
@@ -175,6 +175,25 @@ def _series(beta: Tensor, power: float) -> Tensor:
     """β·log Z for β ≥ 1."""
     terms = (beta.pow(-k) / (math.factorial(k) * (power * k + 1)) for k in range(_SERIES_TERMS, 0, -1))
     return beta * torch.log1p(sum(terms, torch.zeros_like(beta)))
+
+
+def bradley_terry_loss(
+    reward_w_P: Tensor, reward_l_P: Tensor, margin_P: Tensor, *, centring: float = 0.0
+) -> Tensor:
+    """−log σ(r_w − r_l − m), the negative log-likelihood of a Bradley-Terry model.
+
+    The margin m is that of Llama 2 (arXiv 2307.09288, eq. 2). Pairs say nothing of where 0 lies, so a
+    reward model's scores may drift; ``centring`` adds c·(r_w + r_l)² (Eisenstein et al. 2023, arXiv
+    2312.09244, eq. 2).
+
+    Args:
+        reward_w_P: score of the preferred completion.
+        reward_l_P: score of the other one.
+        margin_P: m, by how much the first score should be above the second; 0 for none.
+        centring: c, 0 for none; published experiments use 0.01.
+    """
+    loss_P = -F.logsigmoid(reward_w_P - reward_l_P - margin_P)
+    return loss_P + centring * (reward_w_P + reward_l_P) ** 2 if centring else loss_P
 
 
 def _logistic(margin_P: Tensor, smoothing: float) -> Tensor:

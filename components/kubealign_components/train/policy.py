@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,20 @@ from transformers import AutoModelForCausalLM
 
 from kubealign_components.data.models import TOKENIZER
 from kubealign_components.errors import ConfigError, EngineError
-from kubealign_components.train.config import TrainConfig
+from kubealign_components.train.config import TrainConfig, TrainerConfig
 
-_COPIED = (*TOKENIZER, "chat_template.jinja", "chat_template.json", "generation_config.json")
+COPIED = (*TOKENIZER, "chat_template.jinja", "chat_template.json", "generation_config.json")
+"""Files of a policy that training leaves as they are."""
 
 
-def compute_dtype(config: TrainConfig) -> torch.dtype:
+def compute_dtype(config: TrainerConfig) -> torch.dtype:
     """The precision of forward and backward passes on this machine."""
     if config.dtype == "auto":
         return torch.bfloat16 if torch.cuda.is_available() else torch.float32
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
-def check_machine(config: TrainConfig) -> None:
+def check_machine(config: TrainerConfig) -> None:
     """Refuse what this machine cannot do.
 
     Raises:
@@ -52,9 +53,14 @@ def load_policy(config: TrainConfig, path: Path) -> Any:
         EngineError: the directory holds no causal language model.
         ConfigError: ``lora_targets`` name no layer of it.
     """
-    model = _load_base(path, _base_dtype(config), quantise=config.adapter == "qlora")
+    model = load_base(path, base_dtype(config), quantise=config.adapter == "qlora")
     if config.adapter != "none":
-        model = _attach_adapter(config, model)
+        model = attach_adapter(config, model)
+    return ready_to_train(config, model)
+
+
+def ready_to_train(config: TrainerConfig, model: Any) -> Any:
+    """``model`` with dropout off, but for that of adapters, and with checkpointed activations if wanted."""
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -93,17 +99,17 @@ def save_policy(config: TrainConfig, model: Any, source: Path, target: Path, sta
     """
     target.mkdir(parents=True, exist_ok=True)
     if config.adapter == "none":
-        dtype = _save_dtype(config, source)
-        _save_whole(model, source, target, dtype, state)
+        dtype = saved_dtype(config, source)
+        save_whole(model, source, target, dtype, state)
     elif config.merge_adapter:
         whole = _merged(config, model, source, state)
-        _save_whole(whole, source, target, _save_dtype(config, source), None)
+        save_whole(whole, source, target, saved_dtype(config, source), None)
     else:
         # By the name that the user gave: a path of this machine means nothing elsewhere.
         model.peft_config[model.active_adapter].base_model_name_or_path = config.policy
         model.save_pretrained(target, state_dict=state)
         (target / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    for name in _COPIED:
+    for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
@@ -113,14 +119,35 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _base_dtype(config: TrainConfig) -> torch.dtype:
-    """Trained weights are float32; a frozen base is as exact as its compute precision needs it."""
+def base_dtype(config: TrainerConfig) -> torch.dtype:
+    """What a base is loaded in: float32 where it is trained; a frozen one is as exact as its compute
+    precision needs it."""
     frozen = config.adapter != "none" and config.strategy == "none"
     return compute_dtype(config) if frozen else torch.float32
 
 
-def _load_base(path: Path, dtype: torch.dtype, *, quantise: bool = False) -> Any:
-    options: dict[str, Any] = {}
+def load_base(
+    path: Path,
+    dtype: torch.dtype,
+    *,
+    quantise: bool = False,
+    kind: Any = AutoModelForCausalLM,
+    unquantised: Sequence[str] | None = None,
+    **options: Any,
+) -> Any:
+    """The model at ``path`` in ``dtype``, or quantised to 4 bits (nf4) for CUDA.
+
+    Args:
+        path: a Hugging Face model directory.
+        dtype: of the weights, or of what is computed with those in 4 bits.
+        quantise: whether to quantise all linear layers.
+        kind: what it is loaded as.
+        unquantised: linear layers to leave as they are; the head of a language model when None.
+        options: further arguments of ``from_pretrained``.
+
+    Raises:
+        EngineError: the directory holds none.
+    """
     if quantise:
         from transformers import BitsAndBytesConfig
 
@@ -129,24 +156,39 @@ def _load_base(path: Path, dtype: torch.dtype, *, quantise: bool = False) -> Any
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=unquantised,
         )
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
+        return kind.from_pretrained(path, dtype=dtype, **options)
     except (OSError, ValueError, ImportError) as error:
         raise EngineError(f"cannot load the policy from {path}: {error}") from error
 
 
-def _attach_adapter(config: TrainConfig, model: Any) -> Any:
+def attach_adapter(
+    config: TrainerConfig, model: Any, targets: Sequence[str] = (), *, task: str | None = "CAUSAL_LM"
+) -> Any:
+    """``model`` with new adapters, seeded, which change nothing yet.
+
+    Args:
+        config: the settings; those of the adapter count here.
+        model: from :func:`load_base`.
+        targets: layers that get adapters where the settings name none; by default all linear layers but
+            the head of a causal language model.
+        task: PEFT's name of what the model is for; None for what it does not know.
+
+    Raises:
+        ConfigError: ``lora_targets`` name no layer of it.
+    """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if config.adapter == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     lora = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task,
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=list(config.lora_targets) or "all-linear",
+        target_modules=list(config.lora_targets or targets) or "all-linear",
     )
     torch.manual_seed(config.seed)
     try:
@@ -162,7 +204,7 @@ def _merged(config: TrainConfig, model: Any, source: Path, state: Mapping[str, T
     if state is None and config.adapter == "lora":
         return model.merge_and_unload()
     # Sharded or 4-bit weights take no addition: put the adapters on a fresh, exact base.
-    fresh = _attach_adapter_like(model, _load_base(source, torch.float32))
+    fresh = _attach_adapter_like(model, load_base(source, torch.float32))
     trained = state or {name: weight.detach().cpu() for name, weight in trained_weights(model).items()}
     fresh.load_state_dict(trained, strict=False)
     return fresh.merge_and_unload()
@@ -174,9 +216,13 @@ def _attach_adapter_like(model: Any, base: Any) -> Any:
     return get_peft_model(base, model.peft_config[model.active_adapter])
 
 
-def _save_whole(
+def save_whole(
     model: Any, source: Path, target: Path, dtype: torch.dtype, state: Mapping[str, Tensor] | None
 ) -> None:
+    """Write ``model``, or its gathered weights ``state``, to ``target`` in ``dtype``.
+
+    What training set in its config becomes what it was in ``source``, where it was loaded from.
+    """
     if state is None:
         model.to(dtype).save_pretrained(target)
     else:
@@ -199,7 +245,12 @@ def _restore_config(source: Path, target: Path, dtype: torch.dtype) -> None:
     target.write_text(json.dumps(after, indent=2, sort_keys=True) + "\n")
 
 
-def _save_dtype(config: TrainConfig, source: Path) -> torch.dtype:
+def saved_dtype(config: TrainerConfig, source: Path) -> torch.dtype:
+    """What trained weights are saved in.
+
+    Raises:
+        EngineError: ``save_dtype`` is auto, and the policy at ``source`` is in no dtype that torch knows.
+    """
     name = config.save_dtype
     if name == "auto":
         settings = json.loads((source / "config.json").read_text())

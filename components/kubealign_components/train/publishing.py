@@ -56,6 +56,7 @@ def finished_run(output: str, provenance: Provenance) -> Stats | None:
     return Stats(
         rows_in=kept["rows_in"],
         rows_out=kept["rows_out"],
+        dropped=Counter(kept["dropped"]),
         counts=Counter(kept["counts"]),
         numbers=kept["numbers"],
     )

@@ -25,7 +25,8 @@ from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.launch import launch, processes_of
 from kubealign_components.train.policy import check_machine
 from kubealign_components.train.publishing import checkpoint_uri, finished_run, publish_folder
-from kubealign_components.train.worker import LOG_FILE, MODEL_FOLDER, PROGRAM, Job, Log
+from kubealign_components.train.step_trainer import Log
+from kubealign_components.train.worker import LOG_FILE, MODEL_FOLDER, PROGRAM, Job
 
 VERSION = 2
 _SUMMARY_STEPS = 10

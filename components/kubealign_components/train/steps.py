@@ -12,15 +12,44 @@ import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from kubealign_components.train.data import Batch, Examples, Sizes, collate
+from kubealign_components.train.data import Sizes
 
-StepInputs = dict[str, list[Batch]]
+
+class StepBatch(Protocol):
+    """One forward pass."""
+
+    @property
+    def step_examples(self) -> int:
+        """Examples of the whole optimiser step, over all its forward passes and processes; 0 for a pass
+        that must not count."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the forward pass."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch on ``device``."""
+
+
+class StepExamples(Protocol):
+    """The examples of one split."""
+
+    def __len__(self) -> int: ...
+
+    def sizes(self) -> Sizes:
+        """The number of tokens of every example."""
+
+    def batch(self, numbers: Sequence[int], step_examples: int) -> StepBatch:
+        """The examples with these numbers as one forward pass of a step of ``step_examples``."""
+
+
+StepInputs = dict[str, list[Any]]
 
 
 class Micro(NamedTuple):
@@ -72,10 +101,10 @@ class StepSampler(BatchSampler):
             yield cut(step, self._sizes, plan.budget, plan.processes)[plan.rank]
 
 
-class StepLoader(DataLoader[Batch]):
+class StepLoader(DataLoader[StepBatch]):
     """Loads the micro-batches of one optimiser step at a time, as ``{"step": micro-batches}``."""
 
-    def __init__(self, examples: Examples, plan: StepPlan) -> None:
+    def __init__(self, examples: StepExamples, plan: StepPlan) -> None:
         sampler = StepSampler(examples.sizes(), plan)
         super().__init__(_MicroBatches(examples), batch_sampler=sampler, collate_fn=_as_mapping)
 
@@ -84,20 +113,20 @@ class StepLoader(DataLoader[Batch]):
         self.batch_sampler.set_epoch(epoch)
 
 
-class _MicroBatches(Dataset[Batch]):
+class _MicroBatches(Dataset[StepBatch]):
     """Micro-batches by their plan."""
 
-    def __init__(self, examples: Examples) -> None:
+    def __init__(self, examples: StepExamples) -> None:
         self._examples = examples
 
     def __len__(self) -> int:
         return len(self._examples)
 
-    def __getitem__(self, micro: Micro) -> Batch:
-        return collate(self._examples.rows(micro.examples), micro.step_examples)
+    def __getitem__(self, micro: Micro) -> StepBatch:
+        return self._examples.batch(micro.examples, micro.step_examples)
 
 
-def _as_mapping(batches: list[Batch]) -> StepInputs:
+def _as_mapping(batches: list[StepBatch]) -> StepInputs:
     """The Trainer looks keys up in its inputs."""
     return {"step": batches}
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -20,11 +18,10 @@ from kubealign_components.train.arguments import training_arguments
 from kubealign_components.train.checkpoints import CheckpointStore, PublishCheckpoints
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.data import load_examples, require_examples
-from kubealign_components.train.policy import load_policy, save_policy, trained_weights
+from kubealign_components.train.policy import load_policy, save_policy
 from kubealign_components.train.trainer import AlignmentTrainer
 
 PROGRAM = "kubealign_components.train.worker:work"
-Log = list[tuple[int, dict[str, Any]]]
 
 MODEL_FOLDER = "model"
 LOG_FILE = "log.json"
@@ -86,41 +83,10 @@ def work(**members: Any) -> None:
         job.drift_hint,
     )
     trainer.train(resume_from_checkpoint=job.resume or None)
-    if not _evaluated(trainer):
-        trainer.evaluate()
-    state = _gathered(trainer, config)
+    trainer.evaluate_at_the_end()
+    state = trainer.gathered()
     # From here on a model is loaded as a whole again, also after ZeRO-3.
     unset_hf_deepspeed_config()
     if trainer.is_world_process_zero():
         save_policy(config, policy, Path(job.policy), folder / MODEL_FOLDER, state)
-        (folder / LOG_FILE).write_text(json.dumps(training_log(trainer.state.log_history)))
-
-
-def training_log(history: list[dict[str, Any]]) -> Log:
-    """``(step, metrics)`` from the Trainer's log; what it says of one step becomes one entry."""
-    steps: dict[int, dict[str, Any]] = {}
-    for entry in history:
-        if "loss" in entry or any(name.startswith("eval_") for name in entry):
-            row = {k: v for k, v in entry.items() if k not in ("step", "total_flos")}
-            steps.setdefault(int(entry["step"]), {}).update(row)
-    return sorted(steps.items())
-
-
-def _evaluated(trainer: AlignmentTrainer) -> bool:
-    """Whether the last step was validated already."""
-    last = trainer.state.global_step
-    return any(e["step"] == last and "eval_loss" in e for e in trainer.state.log_history)
-
-
-def _gathered(trainer: AlignmentTrainer, config: TrainConfig) -> Mapping[str, Tensor] | None:
-    """The policy's weights on the first process where they are sharded; None where they are whole."""
-    if config.strategy in ("none", "zero1", "zero2"):
-        return None
-    wrapped = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    prefix = "model."
-    names = None if config.adapter == "none" else set(trained_weights(trainer.model))
-    return {
-        name.removeprefix(prefix): weight
-        for name, weight in (wrapped or {}).items()
-        if names is None or name in names
-    }
+        (folder / LOG_FILE).write_text(json.dumps(trainer.training_log()))

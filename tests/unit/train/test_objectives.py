@@ -213,3 +213,57 @@ def test_smoothed_dpo_is_the_mixture_of_both_directions() -> None:
     smoothed = obj.dpo_loss(w, l, beta=0.5, smoothing=0.2)
     assert smoothed.item() == pytest.approx((0.8 * forward + 0.2 * backward).item())
     assert obj.dpo_loss(double(0), double(0), beta=0.1).item() == pytest.approx(math.log(2))
+
+
+def test_bradley_terry_by_hand() -> None:
+    """−log σ(2 − 0.5 − 1) + 0.1·(2 + 0.5)², and ln 2 for equal scores."""
+    chosen, rejected, margin = (double(v).reshape(1) for v in (2.0, 0.5, 1.0))
+    loss = obj.bradley_terry_loss(chosen, rejected, margin, centring=0.1)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-0.5)) + 0.625)
+    even = obj.bradley_terry_loss(chosen, chosen, 0 * margin)
+    assert even.item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("centring", [0.0, 0.3])
+def test_scores_and_loss_of_packed_pairs_are_those_of_trl(
+    tiny_model: Path, tmp_path: Path, centring: float
+) -> None:
+    """A real ``RewardTrainer``, which pads, on pairs with a common prefix, without one, and with margins."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from kubealign_components.train.reward.model import PairScores
+    from kubealign_components.train.reward.pairs import pack_pairs
+
+    def load() -> Any:
+        torch.manual_seed(3)
+        return AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
+
+    rows = [
+        {"prefix": [*range(30, 50)], "chosen": [7, 8, 9], "rejected": [5], "margin": 0.0},
+        {"prefix": [], "chosen": [7], "rejected": [*range(60, 90)], "margin": 1.5},
+        {"prefix": [4], "chosen": [100, 101], "rejected": [102, 103], "margin": 0.2},
+    ]
+    examples = {
+        **{f"{name}_ids": [row["prefix"] + row[name] for row in rows] for name in ("chosen", "rejected")},
+        "margin": [row["margin"] for row in rows],
+    }
+    args = trl.RewardConfig(
+        output_dir=str(tmp_path), report_to=[], max_length=None, use_cpu=True, bf16=False,
+        center_rewards_coefficient=centring or None,
+    )  # fmt: skip
+    trainer = trl.RewardTrainer(
+        model=load(),
+        args=args,
+        train_dataset=Dataset.from_dict(examples),
+        processing_class=AutoTokenizer.from_pretrained(tiny_model),
+    )
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
+    with torch.no_grad():
+        expected = trainer.compute_loss(trainer.model, batch)
+        packed = pack_pairs(rows, 3)
+        scores = PairScores(load())(packed)
+    assert scores.shape == (3, 2) and scores.std() > 0.1
+    loss = obj.bradley_terry_loss(*scores.unbind(1), packed.margin_P, centring=centring)
+    torch.testing.assert_close(loss.mean(), expected, atol=1e-5, rtol=1e-5)

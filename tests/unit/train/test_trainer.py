@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -314,7 +314,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
     plain = settings(tiny_model, adapter=adapter, lora_dropout=0.1 if adapter == "lora" else 0.0)
     config = replace(plain, save_every=2, work=str(tmp_path / "work"))
     run(plain, training=pairs, output=str(tmp_path / "straight"))
-    fields = {name: getattr(config, name) for name in TrainConfig.__slots__}
+    fields = asdict(config)
     arguments = json.dumps([fields, pairs.uri, str(tmp_path / "resumed"), pattern])
     child = subprocess.run([sys.executable, "-c", CHILD, arguments], capture_output=True, text=True)
     assert child.returncode == -9, child.stderr
@@ -391,6 +391,7 @@ class Without:
 sys.meta_path[:] = map(Without, sys.meta_path)
 import kubealign_components.train.objectives, kubealign_components.train.trainer
 import kubealign_components.train.stage, kubealign_components.train.curves
+import kubealign_components.train.reward.worker, kubealign_components.train.reward.held_out
 assert not BLOCKED & set(sys.modules)
 """
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,0 +1,98 @@
+"""train_reward_model as a KFP component."""
+
+from kfp import dsl
+
+from kubealign_components import images
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def train_reward_model(
+    preferences: dsl.Input[dsl.Dataset],
+    model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
+    policy: str,
+    start: dsl.Input[dsl.Model] = None,
+    principles: str = "judging",
+    adapter: str = "lora",
+    margin: float = 0.0,
+    centring: float = 0.0,
+    learning_rate: float = 3e-5,
+    schedule: str = "cosine",
+    epochs: float = 1.0,
+    max_steps: int = 0,
+    batch_size: int = 64,
+    max_length: int = 0,
+    micro_batch_tokens: int = 4096,
+    strategy: str = "none",
+    save_every: int = 0,
+    seed: int = 0,
+    work: str = "",
+    options: dict = {},
+) -> str:
+    """Train a reward model on pairs, by principles where the pairs have some; returns its URI.
+
+    Args:
+        preferences: pairs with a preferred completion (kubealign.preferences/v1).
+        model: Hugging Face directory of the reward model (kubealign.model/v1).
+        metrics: pairs in, out and dropped by reason; held-out accuracy, sensitivity, calibration error.
+        report: loss and accuracy by step, calibration, accuracy by principle.
+        policy: model directory, URI or hub id of the policy that the head is put on.
+        start: reward model of the same policy to train on; a new head without it.
+        principles: set that the model's own principles and opposites come from; empty for none.
+        adapter: none, lora or qlora.
+        margin: factor of the rows' margins in the loss.
+        centring: weight of the squared sum of both scores in the loss.
+        learning_rate: peak learning rate.
+        schedule: linear, cosine or constant.
+        epochs: passes over the training split.
+        max_steps: optimiser steps instead of epochs; 0 to go by epochs.
+        batch_size: pairs of an optimiser step.
+        max_length: most tokens of a conversation, longer pairs are dropped; 0 for the policy's own limit.
+        micro_batch_tokens: most tokens of one forward pass of one process.
+        strategy: none, fsdp2, zero1, zero2 or zero3.
+        save_every: steps between checkpoints; 0 for none.
+        seed: seed of the order of pairs and of adapters.
+        work: work prefix for checkpoints.
+        options: further settings of the stage by name.
+    """
+    from pathlib import Path
+
+    from kubealign_components.artifacts import log_stats, open_dataset, publish
+    from kubealign_components.config import from_mapping
+    from kubealign_components.data.dataset import Dataset
+    from kubealign_components.data.schemas import MODEL, PREFERENCES
+    from kubealign_components.train.reward.config import RewardModelConfig
+    from kubealign_components.train_reward_model.report import report_page
+    from kubealign_components.train_reward_model.stage import run
+
+    settings = {
+        "policy": policy,
+        "principles": principles,
+        "adapter": adapter,
+        "margin": margin,
+        "centring": centring,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "micro_batch_tokens": micro_batch_tokens,
+        "strategy": strategy,
+        "save_every": save_every,
+        "seed": seed,
+        "work": work,
+    }
+    stats = run(
+        from_mapping(RewardModelConfig, settings | options, "train_reward_model"),
+        preferences=open_dataset(preferences, PREFERENCES),
+        start=open_dataset(start, MODEL) if start is not None else None,
+        output=model.uri,
+    )
+    publish(model, Dataset.open(model.uri))
+    log_stats(metrics, stats)
+    page = Path(report.path)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(report_page(model.uri))
+    return str(model.uri)
