@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kubealign_components.data.dataset import Dataset
 
 WEIGHTS = ("*.safetensors", "*.bin")
+ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer.model",
@@ -50,6 +51,13 @@ class ModelFiles:
             )
         return {"name": self.name, "digest": digest({"config": _config(self.path), "files": _digests(files)})}
 
+    def adapter_identity(self) -> dict[str, str]:
+        """Name and SHA-256 of an adapter's settings and weights, whatever its base is called."""
+        settings = json.loads((self.path / ADAPTER_CONFIG).read_text())
+        settings.pop("base_model_name_or_path", None)
+        files = _digests(_matching(self.path, WEIGHTS))
+        return {"name": self.name, "digest": digest({"config": settings, "files": files})}
+
     def tokenizer_digest(self) -> str:
         """SHA-256 of the tokenizer's files."""
         files = _matching(self.path, TOKENIZER)
@@ -75,7 +83,7 @@ def find_model(name: str, revision: str | None = None) -> ModelFiles:
     """
     short = name.rstrip("/").rsplit("/", 1)[-1]
     if scheme_of(name) != "file":
-        return ModelFiles(name=short, path=_fetch_prefix(name))
+        return ModelFiles(name=short, path=_fetch_prefix(name, "config.json"))
     path = Path(name.removeprefix("file://")).expanduser()
     if (path / "config.json").is_file():
         return ModelFiles(name=short, path=path.resolve())
@@ -86,6 +94,25 @@ def find_model(name: str, revision: str | None = None) -> ModelFiles:
             "a model directory (with config.json), a gs:// or s3:// URI, or a hub id like org/name",
         )
     return ModelFiles(name=short, path=_fetch_hub(name, revision))
+
+
+def find_adapter(place: str, field: str) -> ModelFiles:
+    """The PEFT adapter at ``place``: a local directory, or a ``gs://`` or ``s3://`` prefix.
+
+    Args:
+        place: path or URI; a remote adapter is fetched once and cached.
+        field: the setting that errors name.
+
+    Raises:
+        ConfigError: no adapter there.
+    """
+    short = place.rstrip("/").rsplit("/", 1)[-1]
+    if scheme_of(place) != "file":
+        return ModelFiles(name=short, path=_fetch_prefix(place, ADAPTER_CONFIG))
+    path = Path(place.removeprefix("file://")).expanduser()
+    if not (path / ADAPTER_CONFIG).is_file():
+        raise ConfigError(field, place, f"a PEFT adapter: a folder with {ADAPTER_CONFIG}")
+    return ModelFiles(name=short, path=path.resolve())
 
 
 def require_policy(policy: ModelFiles, dataset: Dataset) -> dict[str, str]:
@@ -121,13 +148,12 @@ def _fetch_hub(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _fetch_prefix(uri: str) -> Path:
+def _fetch_prefix(uri: str, marker: str) -> Path:
+    """A local copy of the objects below ``uri``, among them ``marker``."""
     store = store_for(uri)
     objects = list(store.list(uri))
-    if not any(o.uri.endswith("/config.json") for o in objects):
-        raise ConfigError(
-            "model", uri, "a prefix that holds a Hugging Face model (config.json was not found)"
-        )
+    if not any(o.uri.endswith(f"/{marker}") for o in objects):
+        raise ConfigError("model", uri, f"a prefix that holds a Hugging Face model ({marker} was not found)")
     folder = Path.home() / ".cache" / "kubealign" / "models" / digest([[o.uri, o.size] for o in objects])[:32]
     for entry in objects:
         target = folder / entry.uri.removeprefix(uri).lstrip("/")

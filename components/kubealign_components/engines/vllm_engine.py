@@ -55,6 +55,18 @@ class VllmEngine(GenerationEngine):
         self._limit = int(self._llm.llm_engine.model_config.max_model_len)
         sequences = int(self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
         self._ahead = 1 + math.ceil(QUEUED * sequences / spec.n)
+        self._adapter: Any = None
+
+    def use_adapter(self, folder: Path, number: int) -> None:
+        """Sample with the LoRA adapter at ``folder`` from now on.
+
+        Args:
+            folder: in PEFT format; it must stay until the next one is used.
+            number: above 0, another one for every adapter; ``engine_args`` must have ``enable_lora``.
+        """
+        from vllm.lora.request import LoRARequest
+
+        self._adapter = LoRARequest(f"adapter-{number}", number, str(folder))
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, list[Sampled]]]:
         """See :class:`GenerationEngine`."""
@@ -78,7 +90,9 @@ class VllmEngine(GenerationEngine):
         """Hand ``prompt`` to vLLM, as the request of its id."""
         check_room(prompt.prompt_id, len(prompt.token_ids), self._spec.max_new_tokens, self._limit)
         tokens = {"prompt_token_ids": list(prompt.token_ids)}
-        self._llm.llm_engine.add_request(prompt.prompt_id, tokens, self._params(prompt))
+        self._llm.llm_engine.add_request(
+            prompt.prompt_id, tokens, self._params(prompt), lora_request=self._adapter
+        )
 
     def _step(self, running: int) -> list[Any]:
         """One more token of what is running; gives the requests that are finished."""

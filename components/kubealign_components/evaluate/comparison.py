@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from kubealign_components.data.bootstrap import bootstrap_interval
 
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
-_BLOCK = 2**22  # indices drawn at a time: 32 MiB
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,24 +58,6 @@ def compare(reference: Sequence[Side], aligned: Sequence[Side], *, seed: int) ->
 def mean_differences(reference: Sequence[Side], aligned: Sequence[Side]) -> Floats:
     """Mean aligned reward minus mean reference reward of each prompt, shape (prompts,)."""
     return np.array([a.rewards.mean() - r.rewards.mean() for r, a in zip(reference, aligned, strict=True)])
-
-
-def bootstrap_interval(
-    values: Floats, *, seed: int, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of ``values``, shape (n,), resampled with replacement.
-
-    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
-    """
-    generator = np.random.default_rng(seed)
-    step = max(1, _BLOCK // len(values))
-    means = [
-        values[generator.integers(0, len(values), (min(step, resamples - start), len(values)))].mean(axis=1)
-        for start in range(0, resamples, step)
-    ]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def win_rate(aligned: Floats, reference: Floats) -> float:

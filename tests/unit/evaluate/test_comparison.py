@@ -10,17 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from kubealign_components.data.bootstrap import bootstrap_interval
 from kubealign_components.data.schemas import canonical_json, new_completion
 from kubealign_components.evaluate.comparison import (
     Floats,
     Side,
-    bootstrap_interval,
     compare,
     kl_estimate,
     mean_differences,
     warnings,
     win_rate,
 )
+from kubealign_components.evaluate.judged import Verdict, WinRate
 from kubealign_components.evaluate.report import TEXTS, report_html
 
 rewards = st.lists(st.integers(-3, 3), min_size=1, max_size=6).map(lambda v: np.array(v, dtype=np.float64))
@@ -138,10 +139,12 @@ def test_the_report_escapes_what_it_shows() -> None:
         }
         for i in range(TEXTS + 2)
     ]
+    rate = WinRate(rate=0.5, low=0.25, high=0.75)
     page = report_html(
         model=f"new {attack}",
         reference="old",
         numbers=compare([side([0.0])] * 2, [side([1.0])] * 2, seed=0),
+        verdict=Verdict(judge=attack, overall=rate, by_principle={attack: rate}, consistency=0.25, prompts=2),
         warnings=[f"watch {attack}"],
         rows=rows,
     )
@@ -150,4 +153,5 @@ def test_the_report_escapes_what_it_shows() -> None:
     assert "&amp; more" in page
     assert page.count("<section>") == TEXTS
     assert "<i>empty</i>" in page
+    assert "50.0%<td>25.0% to 75.0%" in page
     assert "changed by +1.0000 (95 % interval +1.0000 to +1.0000" in page
