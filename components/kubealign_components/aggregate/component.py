@@ -10,6 +10,7 @@ def aggregate(
     judged: dsl.Input[dsl.Dataset],
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
     principles: str = "judging",
     passes: int = 4,
     max_principles: int = 8,
@@ -18,6 +19,7 @@ def aggregate(
     label: str = "dominant",
     label_noise: float = 0.1,
     seed: int = 0,
+    min_consistency: float = 0.0,
     options: dict = {},
 ):
     """Draw principles for every judged pair and make labelled pairs for the reward model.
@@ -26,6 +28,7 @@ def aggregate(
         judged: pairs with judgements by principle (kubealign.judged/v1).
         dataset: pairs with principles and a preferred completion (kubealign.preferences/v1).
         metrics: draws in, out and dropped by reason; dominant principles, rules, flips.
+        report: consistency and scores of the judge by principle, deciding principles, drops.
         principles: a shipped principle set, or path or URI of one's own.
         passes: how often each pair is drawn for.
         max_principles: most principles of a draw.
@@ -34,6 +37,7 @@ def aggregate(
         label: dominant, sum or vote.
         label_noise: probability of a label to be flipped.
         seed: decides every draw and coin, and the split.
+        min_consistency: fail when the judge's two orders agree in a smaller share of judgements; 0 for any.
         options: further settings of the stage by name.
     """
     from kubealign_components.aggregate.stage import AggregateConfig, run
@@ -51,8 +55,9 @@ def aggregate(
         "label": label,
         "label_noise": label_noise,
         "seed": seed,
+        "min_consistency": min_consistency,
     }
     config = from_mapping(AggregateConfig, settings | options, "aggregate")
-    stats = run(config, judged=open_dataset(judged, JUDGED), output=dataset.uri)
+    stats = run(config, judged=open_dataset(judged, JUDGED), output=dataset.uri, report=report.path)
     publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
     log_stats(metrics, stats)

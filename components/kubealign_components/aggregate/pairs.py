@@ -29,14 +29,14 @@ class JudgedPair:
         first, second = self.completions
         return str(first["completion_id"]), str(second["completion_id"])
 
-    def scores(self, scales: Sequence[float]) -> list[float]:
+    def scores(self, scales: Sequence[float], *, keep_inconsistent: bool = False) -> list[float]:
         """Debiased scores in favour of the first completion, by position of the principle.
 
         The mean of both orders over the principle's scale; 0 where the orders disagree, since the
-        judge then goes by position and not by content.
+        judge then goes by position more than by content, unless ``keep_inconsistent``.
         """
         return [
-            (a + b) / 2 / scale if (a > 0 and b > 0) or (a < 0 and b < 0) else 0.0
+            (a + b) / 2 / scale if keep_inconsistent or (a > 0 and b > 0) or (a < 0 and b < 0) else 0.0
             for a, b, scale in zip(self.s12, self.s21, scales)
         ]
 

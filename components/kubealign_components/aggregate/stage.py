@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kubealign_components.aggregate.draws import Draw, Odds, draw
 from kubealign_components.aggregate.labels import POLICIES, dominant
+from kubealign_components.aggregate.opinions import Opinions, check_consistency, survey
 from kubealign_components.aggregate.pairs import JudgedPair, Unusable, judged_pairs
+from kubealign_components.aggregate.report import report_html
 from kubealign_components.aggregate.rules import (
     PUBLISHED,
     LoadedRule,
@@ -26,19 +28,21 @@ from kubealign_components.aggregate.rules import (
     rules_identity,
 )
 from kubealign_components.aggregate.scales import NONE, SCALES, VARIANCE, Moments
-from kubealign_components.config import require, require_choice, semantic_params
+from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import canonical_json, derive, slug_word
+from kubealign_components.data.pages import write_report
 from kubealign_components.data.principles import JUDGE, REWARD_MODEL, PrincipleSet, load_principles
 from kubealign_components.data.schemas import PREFERENCES, pair_id
 from kubealign_components.data.seeds import is_held_out
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.rewards import flatten_text
-from kubealign_components.errors import ConfigError
+from kubealign_components.errors import ConfigError, EmptyDataset
 from kubealign_components.progress import progress_bar
 
 VERSION = 1
 DROP, COIN = "drop", "coin"
+ZERO, MEAN = "zero", "mean"
 WRITE_ROWS = 256
 
 Row = dict[str, Any]
@@ -66,6 +70,10 @@ class AggregateConfig:
     label: str = "dominant"
     """Which completion is preferred: by the principle with the largest score (dominant, as published),
     by the sum of the scores (sum), or by the number of principles for it (vote)."""
+    inconsistent: str = ZERO
+    """What the score of a judgement counts whose two orders prefer different completions: zero (as
+    published), or mean. In the mean a constant preference for a position cancels as well, so it is what a
+    small judge with a strong one still has to say."""
     ties: str = DROP
     """What becomes of a draw whose scores prefer neither: drop (as published), or coin for a random
     label."""
@@ -77,6 +85,14 @@ class AggregateConfig:
     """Share of prompts that are held out."""
     seed: int = 0
     """Decides every draw and coin, and the split."""
+    min_consistency: float = execution(0.0)
+    """Fail the run, before anything is written, when the judge's two orders prefer the same completion in a
+    smaller share of the judgements under the principles that are drawn from; 0 for no gate. A judge without
+    an opinion, whose orders are two independent coins, reaches 0.5, and less if it likes a position; one that
+    sees the position alone reaches 0. So chance is 0.5 or less, and 0.6 is clear of it from some hundreds of
+    judgements on."""
+    min_principle_consistency: float = execution(0.0)
+    """The same under each of these principles, of which a weak one can hide behind the others."""
 
     def __post_init__(self) -> None:
         require(self.passes > 0, "passes", self.passes, "1 or more")
@@ -84,10 +100,11 @@ class AggregateConfig:
         require(self.max_principles > 0, "max_principles", self.max_principles, "1 or more")
         require_choice("scale", self.scale, SCALES)
         require_choice("label", self.label, POLICIES)
+        require_choice("inconsistent", self.inconsistent, (ZERO, MEAN))
         require_choice("ties", self.ties, (DROP, COIN))
-        for name in ("negation", "label_noise"):
+        for name in ("negation", "label_noise", "min_consistency", "min_principle_consistency"):
             value = getattr(self, name)
-            require(0 <= value <= 1, name, value, "a probability, from 0 to 1")
+            require(0 <= value <= 1, name, value, "a share, from 0 to 1")
         require(
             0 <= self.validation_fraction < 1,
             "validation_fraction",
@@ -103,7 +120,7 @@ class AggregateConfig:
         return [self.label, f"passes{self.passes}", *([self.scale] if self.scale != VARIANCE else [])]
 
 
-def run(config: AggregateConfig, *, judged: Dataset, output: str) -> Stats:
+def run(config: AggregateConfig, *, judged: Dataset, output: str, report: str | None = None) -> Stats:
     """Write the pairs to ``output`` (``kubealign.preferences/v1``).
 
     Rows are counted in draws: each pair counts once for every pass. ``extra`` of the manifest holds
@@ -113,11 +130,15 @@ def run(config: AggregateConfig, *, judged: Dataset, output: str) -> Stats:
     Args:
         config: the settings.
         judged: ``kubealign.judged/v1``.
-        output: URI of the dataset to make.
+        output: URI of the dataset to make; the report lies beside its rows.
+        report: path of a second copy of the report, for the Kubeflow UI.
 
     Raises:
         ConfigError: an unusable rule or principle set, or one that the pairs were not judged by.
         DataError: judgements that contradict each other or are not finite.
+        EmptyDataset: no pair was judged.
+        GateError: the judge is less consistent than ``min_consistency`` or ``min_principle_consistency``
+            asks; nothing is written.
     """
     whole = load_principles(config.principles)
     principles = _principles(config, whole)
@@ -135,7 +156,14 @@ def run(config: AggregateConfig, *, judged: Dataset, output: str) -> Stats:
         inputs={"judged": judged},
         slug=config.slug,
     )
-    scales = _scales(config, judged, principles)
+    scales, opinions = _survey(config, judged, principles)
+    _require_judgements(judged, opinions)
+    check_consistency(
+        opinions,
+        principles.names,
+        least=config.min_consistency,
+        least_each=config.min_principle_consistency,
+    )
     maker = _Maker(config, principles, rules, scales)
     with (
         DatasetWriter(output, PREFERENCES, provenance) as writer,
@@ -151,6 +179,8 @@ def run(config: AggregateConfig, *, judged: Dataset, output: str) -> Stats:
         writer.write_rows(pending)
         maker.stats.rows_out = writer.rows
         writer.commit(maker.stats, maker.report())
+    page = report_html(slug=provenance.slug, opinions=opinions, made=maker.report(), stats=maker.stats)
+    write_report(page, output, report)
     return maker.stats
 
 
@@ -172,35 +202,41 @@ def _principles(config: AggregateConfig, whole: PrincipleSet) -> PrincipleSet:
 
 def _check_judged_by(principles: PrincipleSet, judged: Dataset) -> None:
     """Raise :class:`ConfigError` when a principle says something else now than when the pairs were judged."""
-    ours = principles.identity()["statements"]
-    for step in judged.manifest.recipe.values():
-        recorded = step["params"].get("principles")
-        theirs = (
-            recorded.get("statements", {}) if step["stage"] == JUDGE and isinstance(recorded, dict) else {}
+    steps = [step for step in judged.manifest.recipe.values() if step["stage"] == JUDGE]
+    theirs = {name: statement for step in steps for name, statement in step["params"]["principles"]}
+    changed = [name for name, ours in principles.statements() if theirs.get(name, ours) != ours]
+    if changed:
+        raise ConfigError(
+            "principles",
+            f"{principles.name} version {principles.version}",
+            f"the statements that {judged.uri} was judged by; {', '.join(changed)} changed, so judge again",
         )
-        changed = [name for name in principles.names if theirs.get(name, ours[name]) != ours[name]]
-        if changed:
-            raise ConfigError(
-                "principles",
-                f"{principles.name} version {principles.version}",
-                f"the statements that {judged.uri} was judged by ({recorded['name']} version "
-                f"{recorded['version']}); {', '.join(changed)} changed, so judge again",
-            )
 
 
-def _scales(config: AggregateConfig, judged: Dataset, principles: PrincipleSet) -> list[float]:
-    """What each principle's scores are divided by, from a first pass over the scores alone."""
-    if config.scale == NONE:
-        return [1.0] * len(principles)
+def _survey(
+    config: AggregateConfig, judged: Dataset, principles: PrincipleSet
+) -> tuple[list[float], dict[str, Opinions]]:
+    """What each principle's scores are divided by, and what the judge's opinions are worth, from a first pass
+    over the scores alone."""
     moments = [Moments() for _ in principles]
+    opinions: dict[str, Opinions] = {}
     with progress_bar(judged.rows, "prompts", "aggregate: scale") as bar:
         for row in judged.iter_rows(["prompt_id", "completions", "judgements"]):
             for pair in judged_pairs(row, principles.names):
-                if isinstance(pair, JudgedPair):
+                if isinstance(pair, JudgedPair) and config.scale != NONE:
                     for known, s12, s21 in zip(moments, pair.s12, pair.s21):
                         known.add((s12, s21))
+            survey(row, opinions)
             bar.update()
-    return [known.scale(config.scale) for known in moments]
+    return [known.scale(config.scale) for known in moments], opinions
+
+
+def _require_judgements(judged: Dataset, opinions: Mapping[str, Opinions]) -> None:
+    if not opinions:
+        raise EmptyDataset(
+            f"{judged.uri}: none of its {judged.rows} prompts has a judged pair; `judge` needs two different "
+            "reference completions of a prompt, each of min_characters or more, so sample with n=2 or more"
+        )
 
 
 class _Maker:
@@ -234,7 +270,7 @@ class _Maker:
                 stats.drop(pair.reason, config.passes)
                 continue
             verdicts = self._verdicts(row, pair)
-            scores = pair.scores(self._scales)
+            scores = pair.scores(self._scales, keep_inconsistent=self._config.inconsistent == MEAN)
             for number in range(config.passes):
                 made = self._row(pair, scores, verdicts, number)
                 if made is not None:

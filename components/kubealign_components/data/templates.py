@@ -25,11 +25,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import yaml
-
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import canonical_json, digest
-from kubealign_components.data.shipped import read_shipped
+from kubealign_components.data.shipped import parse_document, read_shipped
 from kubealign_components.errors import ConfigError
 
 JUDGE_SCHEMA = "kubealign.judge-template/v1"
@@ -166,20 +164,10 @@ def _load(
     content, file = read_shipped(
         place, parameter="template", kind="template", folder="templates", names=shipped
     )
-    try:
-        body = yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(file, "…", f"YAML: {error}") from error
-    expected = ("schema", "name", "version", *texts)
-    require(
-        isinstance(body, Mapping) and set(body) == set(expected), file, body, f"exactly {', '.join(expected)}"
-    )
-    require(body["schema"] == schema, f"{file}: schema", body["schema"], repr(schema))
-    version = body["version"]
-    require(type(version) is int and version > 0, f"{file}: version", version, "a positive whole number")
-    for name in ("name", *texts):
+    body = parse_document(content, file, schema=schema, members=texts)
+    for name in texts:
         require(isinstance(body[name], str) and body[name], f"{file}: {name}", body[name], "text")
-    return {name: body[name] for name in expected[1:]}, file
+    return {name: body[name] for name in ("name", "version", *texts)}, file
 
 
 @functools.cache

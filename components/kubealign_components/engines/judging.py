@@ -41,11 +41,14 @@ class Judge:
     Args:
         files: the policy; its chat template puts the question.
         template: the question.
+        adapter: a PEFT adapter of the policy, put on its layers and not merged.
+        quantise: load linear layers in 4 bits (nf4).
         dtype: of weights and activations, as the scorer's; the two logits are fp32 in any case.
         token_budget: most tokens in one forward pass; what questions share counts once.
         max_length: most tokens of a question; 0 for what the model was made for.
 
     Raises:
+        ConfigError: 4 bits without a CUDA device, or an adapter that is not the policy's.
         EngineError: the model cannot be loaded, or its tokenizer does not write the two letters as one
             token each after the answer's beginning.
     """
@@ -55,6 +58,8 @@ class Judge:
         files: ModelFiles,
         template: JudgeTemplate,
         *,
+        adapter: ModelFiles | None = None,
+        quantise: bool = False,
         dtype: str = "auto",
         token_budget: int = 8192,
         max_length: int = 0,
@@ -62,7 +67,9 @@ class Judge:
         self._chat = ChatTemplate(files)
         self._template = template
         self._labels = self._label_ids()
-        self._model = load_policy(files.path, dtype)
+        self._model = load_policy(
+            files.path, dtype, adapter=adapter.path if adapter else None, quantise=quantise
+        )
         positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = max_length or int(positions or self._chat.tokenizer.model_max_length)
         head = Head(self._model)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from kubealign_components.config import require, require_choice
 from kubealign_components.engines.packing import Group, pack, packs, prepare, summed_logprobs
-from kubealign_components.errors import EngineError
+from kubealign_components.errors import ConfigError, EngineError
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 POSITIVE_SLACK = 1e-3
@@ -92,21 +93,79 @@ class Scorer:
             ) from error
 
 
-def load_policy(model: Path, dtype: str, device: str = "auto") -> Any:
-    """A causal language model for inference; arguments and errors are those of :class:`Scorer`."""
+def load_policy(
+    model: Path,
+    dtype: str,
+    device: str = "auto",
+    *,
+    adapter: Path | None = None,
+    quantise: bool = False,
+) -> Any:
+    """A causal language model for inference; ``model``, ``dtype`` and ``device`` as for :class:`Scorer`.
+
+    Args:
+        model: Hugging Face model directory.
+        dtype: of weights and activations, or of what is computed with weights in 4 bits.
+        device: where it runs.
+        adapter: folder of a PEFT adapter, put on the model's layers and not merged.
+        quantise: load linear layers in 4 bits (nf4), which needs a CUDA device.
+
+    Raises:
+        EngineError: the model cannot be loaded.
+        ConfigError: a dtype that is none, 4 bits without CUDA, or an adapter that does not fit.
+    """
     require_choice("dtype", dtype, DTYPES)
     cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
-    chosen = ("bfloat16" if cuda else "float32") if dtype == "auto" else dtype
+    require(cuda or not quantise, "quantise", quantise, "false on this machine: 4 bits need a CUDA device")
+    chosen = getattr(torch, ("bfloat16" if cuda else "float32") if dtype == "auto" else dtype)
     place = ("auto" if torch.cuda.device_count() > 1 else "cuda") if device == "auto" and cuda else device
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             model,
-            dtype=getattr(torch, chosen),
+            dtype=chosen,
             device_map=None if place in ("auto", "cpu") and not cuda else place,
+            quantization_config=four_bits(chosen) if quantise else None,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise EngineError(f"cannot load {model} for scoring: {error}") from error
-    return loaded.eval()
+    return (loaded if adapter is None else _with_adapter(loaded, adapter)).eval()
+
+
+def four_bits(dtype: torch.dtype, *, unquantised: Sequence[str] | None = None) -> BitsAndBytesConfig:
+    """Linear layers in 4 bits, computed in ``dtype`` (QLoRA, arXiv 2305.14314).
+
+    Args:
+        dtype: of the products.
+        unquantised: layers that stay as they are; the head by default.
+    """
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=unquantised,
+    )
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    """``model`` with the adapter's layers in place of its own; the adapter's tokens would not be packed."""
+    from peft import PeftConfig, PeftModel
+
+    settings = PeftConfig.from_pretrained(str(adapter))
+    kind = str(getattr(settings.peft_type, "value", settings.peft_type))
+    require(
+        not settings.is_prompt_learning,
+        "adapter",
+        str(adapter),
+        f"one on the layers, such as LoRA, not {kind}",
+    )
+    try:
+        with warnings.catch_warnings():
+            # Adapters that the file lacks would stay as they were made, which changes nothing.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, str(adapter)).get_base_model()
+    except (ValueError, RuntimeError, UserWarning) as error:
+        raise ConfigError("adapter", str(adapter), f"an adapter of this policy ({error})") from error
 
 
 def checked_logprob(value: float, name: str) -> float:

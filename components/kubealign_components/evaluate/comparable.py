@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kubealign_components.config import semantic_params
@@ -45,29 +45,31 @@ def check_rewards(rewarder: Rewarder, rewarded: Dataset) -> None:
 
 def check_split(model: Dataset, fraction: float, seed: int) -> None:
     """Raise :class:`ConfigError` when held-out prompts of this split may have been trained on."""
-    step = last_step(model, "mix")
+    step = last_step(model, "train_ppo") or last_step(model, "mix")
     if step is None:
         return
     settings = (("validation_fraction", "validation_fraction", fraction), ("split_seed", "seed", seed))
-    for name, in_mix, ours in settings:
-        if step.params[in_mix] != ours:
+    for name, there, ours in settings:
+        if step.params[there] != ours:
             raise ConfigError(
-                name, ours, f"{step.params[in_mix]!r}, which `mix` held prompts of {model.uri} out with"
+                name,
+                ours,
+                f"{step.params[there]!r}, which `{step.stage}` held prompts of {model.uri} out with",
             )
 
 
-def check_tokens(aligned: ModelFiles, sampled: LineageStep, row: Mapping[str, Any]) -> None:
+def check_tokens(aligned: ModelFiles, ends: Sequence[int], row: Mapping[str, Any]) -> None:
     """Raise :class:`DataError` unless the aligned model begins and ends a turn as the reference did.
 
     Args:
         aligned: the aligned model.
-        sampled: the step that sampled the reference completions.
+        ends: the tokens that ended the reference's turns.
         row: a prompt with its stored token ids.
     """
-    ends, before = list(end_token_ids(aligned.path)), sampled.models["policy"]["end_tokens"]
-    if ends != before:
+    own = list(end_token_ids(aligned.path))
+    if own != list(ends):
         raise DataError(
-            f"{aligned.path} ends turns with tokens {ends}, the reference with {before}; give it the "
+            f"{aligned.path} ends turns with tokens {own}, the reference with {list(ends)}; give it the "
             "generation_config.json and tokenizer of the policy"
         )
     tools = json.loads(row["tools"]) if row["tools"] else None

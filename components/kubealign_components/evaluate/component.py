@@ -28,12 +28,15 @@ def evaluate(
     validation_fraction: float = 0.05,
     split_seed: int = 0,
     max_prompts: int = 256,
+    judge: str = "",
+    judge_options: dict = {},
     options: dict = {},
 ):
     """Compare the aligned policy with its reference on held-out prompts.
 
     Args:
-        rewarded: rewarded completions of the reference policy (kubealign.rewarded/v1).
+        rewarded: rewarded completions of the reference policy (kubealign.rewarded/v1), or prompts that it
+            answers here (kubealign.tokenized/v1).
         model: the aligned model (kubealign.model/v1).
         dataset: both sides of every held-out prompt (kubealign.evaluation/v1).
         metrics: rewards, gain with its 95 % interval, win rate, lengths and KL.
@@ -54,6 +57,8 @@ def evaluate(
         validation_fraction: share of prompts held out, as mix had it.
         split_seed: seed of the split, as mix had it.
         max_prompts: most held-out prompts.
+        judge: model directory, URI or hub id of a policy that compares both sides; empty for none.
+        judge_options: how it judges, by name: principles, principle_names, adapter, template, …
         options: further settings of the stage by name; those of the engine under "sampling".
     """
     from pathlib import Path
@@ -62,7 +67,7 @@ def evaluate(
     from kubealign_components.config import from_mapping
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.lineage import to_html
-    from kubealign_components.data.schemas import REWARDED
+    from kubealign_components.data.schemas import REWARDED, TOKENIZED
     from kubealign_components.engines.rewards import reward_settings
     from kubealign_components.evaluate.stage import EvaluateConfig, run
 
@@ -80,13 +85,14 @@ def evaluate(
         "validation_fraction": validation_fraction,
         "split_seed": split_seed,
         "max_prompts": max_prompts,
+        **({"judge": {"judge": judge, **judge_options}} if judge else {}),
         **options,
         "sampling": sampling | sample_options.get("sampling", {}) | options.get("sampling", {}),
         "reward": reward_settings(reward_functions, reward_model, rewards_options.get("reward", {})),
     }
     stats = run(
         from_mapping(EvaluateConfig, settings, "evaluate"),
-        rewarded=open_dataset(rewarded, REWARDED),
+        rewarded=open_dataset(rewarded, REWARDED, TOKENIZED),
         model=model.path if Path(model.path).exists() else model.uri,
         output=dataset.uri,
         report=report.path,

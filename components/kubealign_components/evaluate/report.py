@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from kubealign_components.data.pages import bar, page, table, warning
+from kubealign_components.evaluate.judged import Verdict
+
 TEXTS = 5
 _CLIP = 4000
 
@@ -18,7 +21,13 @@ _ROWS = (
 
 
 def report_html(
-    *, model: str, reference: str, numbers: Mapping[str, float], warnings: Sequence[str], rows: Sequence[Any]
+    *,
+    model: str,
+    reference: str,
+    numbers: Mapping[str, float],
+    verdict: Verdict | None,
+    warnings: Sequence[str],
+    rows: Sequence[Any],
 ) -> str:
     """A self-contained page.
 
@@ -26,22 +35,20 @@ def report_html(
         model: name of the aligned model.
         reference: name of the reference policy.
         numbers: of the evaluation.
+        verdict: of the judge, if there is one.
         warnings: what looks like a collapse.
         rows: evaluation rows; the texts of the first :data:`TEXTS` are shown.
     """
     title = f"{model} against {reference}"
     body = [
-        f"<h1>{escape(title)}</h1>",
-        *(f"<p class=warning>{escape(text)}</p>" for text in warnings),
+        *map(warning, warnings),
         f"<p>{escape(_verdict(numbers))}</p>",
         _table(numbers, reference, model),
+        *(_judged(verdict) if verdict else []),
         f"<h2>Texts of {min(TEXTS, len(rows))} held-out prompts</h2>",
         *(_texts(row, reference, model) for row in rows[:TEXTS]),
     ]
-    return (
-        f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
-        f"<style>{_STYLE}</style>\n" + "\n".join(body) + "\n</html>\n"
-    )
+    return page(title, body)
 
 
 def _verdict(numbers: Mapping[str, float]) -> str:
@@ -66,6 +73,22 @@ def _table(numbers: Mapping[str, float], reference: str, model: str) -> str:
     ]
     head = f"<tr><th><th>{escape(reference)} (reference)<th>{escape(model)} (aligned)"
     return f"<table>{head}{''.join(lines)}</table>"
+
+
+def _judged(verdict: Verdict) -> list[str]:
+    rates = {"All principles": verdict.overall, **verdict.by_principle}
+    rows = [
+        [escape(name), f"{bar(one.rate)} {one.rate:.1%}", f"{one.low:.1%} to {one.high:.1%}"]
+        for name, one in rates.items()
+    ]
+    agree = f"; they agree in {verdict.consistency:.1%}" if verdict.consistency == verdict.consistency else ""
+    return [
+        "<h2>The judge</h2>",
+        f"<p>{escape(verdict.judge)} compared aligned with reference completions of {verdict.prompts} "
+        f"prompts, in both orders{agree}. Orders that disagree are a tie, and a tie counts half. Intervals "
+        "are bootstrapped over prompts.</p>",
+        table(("Principle", "The aligned one wins", "95 % interval"), rows),
+    ]
 
 
 def _texts(row: Mapping[str, Any], reference: str, model: str) -> str:
@@ -100,14 +123,3 @@ def _text(message: Mapping[str, Any]) -> str:
 
 def _clip(text: str) -> str:
     return text if len(text) <= _CLIP else f"{text[:_CLIP]}… ({len(text)} characters)"
-
-
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;
-color:#1c2330;background:#fff}
-h2{margin:1.6rem 0 .3rem;font-size:1.1rem}table{border-collapse:collapse}
-td,th{border-top:1px solid #dde1e8;padding:.2rem .8rem;text-align:left;vertical-align:top}
-table.texts{width:100%;table-layout:fixed}section{border-top:2px solid #8a93a5;margin-top:1rem}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85em;margin:.4rem 0}
-.warning{background:#fff3d6;border-left:4px solid #d79b00;padding:.4rem .8rem}
-"""

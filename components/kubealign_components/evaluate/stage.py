@@ -1,6 +1,7 @@
 """evaluate: held-out prompts, the same sampling and rewards for the reference and the aligned policy.
 
-The reference side is what `sample` and `rewards` already made; only the aligned policy is sampled.
+The reference side is what `sample` and `rewards` already made, and only the aligned policy is sampled. Of
+prompts that have no samples yet, such as those of PPO, both sides are sampled and rewarded here.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -18,15 +18,25 @@ from kubealign_components.data.chunks import Row
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
 from kubealign_components.data.models import ModelFiles, find_model, require_policy
+from kubealign_components.data.pages import REPORT, write_report
 from kubealign_components.data.schemas import (
     EVALUATION,
     MODEL,
+    REWARDED,
     completion_id,
     new_completion,
 )
 from kubealign_components.data.seeds import is_held_out, unit_interval
 from kubealign_components.data.stats import Stats
-from kubealign_components.engines.generation import Prompt, Sampled, SamplingSpec, open_engine, resolve_dtype
+from kubealign_components.engines.generation import (
+    Prompt,
+    Sampled,
+    SamplingSpec,
+    end_token_ids,
+    open_engine,
+    resolve_dtype,
+)
+from kubealign_components.engines.pair_judge import JudgeSpec, PairJudge
 from kubealign_components.engines.rewards import Rewarder, RewardSpec, reward_inputs, reward_params
 from kubealign_components.errors import DataError, GateError, NotFound
 from kubealign_components.evaluate.comparable import (
@@ -36,14 +46,15 @@ from kubealign_components.evaluate.comparable import (
     check_tokens,
 )
 from kubealign_components.evaluate.comparison import Side, compare, kl_estimate, mean_differences, warnings
+from kubealign_components.evaluate.judged import Verdict, judged
 from kubealign_components.evaluate.report import report_html
 from kubealign_components.progress import progress_bar
-from kubealign_components.store import join, store_for
+from kubealign_components.store import join
 
 log = logging.getLogger(__name__)
 
 VERSION = 1
-REPORT = "report.html"
+REFERENCE, ALIGNED = "reference", "aligned"
 _PROMPTS_AT_ONCE = 32
 
 
@@ -68,6 +79,11 @@ class EvaluateConfig:
     kl_prompts: int = 64
     """Prompts on which KL(aligned || reference) is estimated, at one forward pass of the reference for each
     completion; 0 for none. The fake engine, whose log-probabilities mean nothing, estimates none."""
+    judge: JudgeSpec | None = None
+    """A policy that compares aligned with reference completions by principles, in both orders; null for
+    none."""
+    judged_completions: int = 1
+    """Pairs of completions of a prompt that it compares: the first aligned with the first reference one, …"""
     min_gain: float | None = execution(None)
     """Fail the run when the lower bound of the gain's 95 % interval is below; null to only report."""
 
@@ -80,6 +96,7 @@ class EvaluateConfig:
         )
         require(self.max_prompts > 1, "max_prompts", self.max_prompts, "2 or more")
         require(self.kl_prompts >= 0, "kl_prompts", self.kl_prompts, "0 or more")
+        require(self.judged_completions > 0, "judged_completions", self.judged_completions, "1 or more")
 
 
 def run(
@@ -89,7 +106,8 @@ def run(
 
     Args:
         config: the settings.
-        rewarded: ``kubealign.rewarded/v1`` with the reference policy's completions.
+        rewarded: ``kubealign.rewarded/v1`` with the reference policy's completions, or
+            ``kubealign.tokenized/v1``: prompts that the reference policy answers here.
         model: directory or URI of the aligned model.
         output: URI of the dataset to make; the report lies beside its rows.
         report: path of a second copy of the report, for the Kubeflow UI.
@@ -100,31 +118,54 @@ def run(
         GateError: the gain is below ``min_gain``; output and report are written before.
     """
     rewarder = Rewarder(config.reward)
+    judge = PairJudge(config.judge) if config.judge else None
     policy = find_model(config.policy, config.revision)
     aligned = find_model(model)
     require_policy(policy, rewarded)
-    check_rewards(rewarder, rewarded)
-    sampled = check_sampling(config.sampling, rewarded)
-    provenance = _provenance(config, rewarded, model, aligned, rewarder)
+    provenance = _provenance(config, rewarded, model, aligned, rewarder, judge)
     stats = Stats(rows_in=rewarded.rows)
     prompts = _held_out(config, rewarded, stats)
-    check_tokens(aligned, sampled, prompts[0])
-    drop = sampled.params["truncated"] == "drop"
-    rows = _aligned_rows(config, prompts, aligned, rewarder, stats, drop_truncated=drop)
+    ends, drop = list(end_token_ids(policy.path)), False
+    if rewarded.manifest.schema == REWARDED:
+        check_rewards(rewarder, rewarded)
+        sampled = check_sampling(config.sampling, rewarded)
+        ends, drop = sampled.models["policy"]["end_tokens"], sampled.params["truncated"] == "drop"
+    check_tokens(aligned, ends, prompts[0])
+    if rewarded.manifest.schema == REWARDED:
+        prompts = _with_references(prompts, rewarded.uri, stats)
+    else:
+        prompts = _answered(config, prompts, REFERENCE, policy, rewarder, stats)
+    rows = _answered(config, prompts, ALIGNED, aligned, rewarder, stats, drop_truncated=drop)
+    stats.counts["reference_completions"] += sum(len(row[REFERENCE]) for row in prompts)
+    rewarder.close()
     numbers = _measure(config, rows, policy)
+    verdict = _verdict(config, judge, rows, stats)
+    numbers |= verdict.numbers() if verdict else {}
     stats.numbers.update(numbers)
     _write(rows, provenance, stats, output)
     found = warnings(numbers, dropped_truncated=drop)
     for text in found:
         log.warning(text)
-    page = report_html(model=aligned.name, reference=policy.name, numbers=numbers, warnings=found, rows=rows)
-    _write_report(page, output, report)
+    page = report_html(
+        model=aligned.name,
+        reference=policy.name,
+        numbers=numbers,
+        verdict=verdict,
+        warnings=found,
+        rows=rows,
+    )
+    write_report(page, output, report)
     _check_gate(config, numbers, output)
     return stats
 
 
 def _provenance(
-    config: EvaluateConfig, rewarded: Dataset, model: str, aligned: ModelFiles, rewarder: Rewarder
+    config: EvaluateConfig,
+    rewarded: Dataset,
+    model: str,
+    aligned: ModelFiles,
+    rewarder: Rewarder,
+    judge: PairJudge | None,
 ) -> Provenance:
     """Where the evaluation comes from: the model's own story too, when KubeAlign trained it."""
     inputs = {"rewarded": rewarded}
@@ -139,9 +180,10 @@ def _provenance(
     return derive(
         "evaluate",
         VERSION,
-        params | {"reward": reward_params(config.reward)},
+        params | {"reward": reward_params(config.reward), "judge": judge.params if judge else None},
         inputs=inputs,
-        models={"aligned": aligned.identity(), "reward": rewarder.identity},
+        models={"aligned": aligned.identity(), "reward": rewarder.identity}
+        | ({"judge": judge.identity} if judge else {}),
         slug=["evaluated"],
     )
 
@@ -156,43 +198,53 @@ def _held_out(config: EvaluateConfig, rewarded: Dataset, stats: Stats) -> list[R
     stats.drop("over_max_prompts", len(held) - len(order))
     chosen = set(order)
     rows = {row["prompt_id"]: row for row in rewarded.iter_rows() if row["prompt_id"] in chosen}
-    for row in rows.values():
-        row["completions"] = [c for c in row["completions"] if c["reference"]]
-    kept = [rows[i] for i in order if rows[i]["completions"]]
-    stats.drop("no_reference_completions", len(order) - len(kept))
-    _require_enough(len(kept), rewarded.uri, stats)
+    _require_enough(len(order), rewarded.uri, stats)
+    return [rows[i] for i in order]
+
+
+def _with_references(prompts: Sequence[Row], where: str, stats: Stats) -> list[Row]:
+    """The prompts with the reference policy's completions alone; those without any are dropped, counted."""
+    for row in prompts:
+        row[REFERENCE] = [c for c in row["completions"] if c["reference"]]
+        dropped = row["dropped_completions"] or 0
+        cut = sum(c["finish_reason"] == "length" for c in row[REFERENCE])
+        row[f"{REFERENCE}_sampled"], row[f"{REFERENCE}_truncated"] = (
+            len(row[REFERENCE]) + dropped,
+            cut + dropped,
+        )
+    kept = [row for row in prompts if row[REFERENCE]]
+    stats.drop("no_reference_completions", len(prompts) - len(kept))
+    _require_enough(len(kept), where, stats)
     return kept
 
 
-def _aligned_rows(
+def _answered(
     config: EvaluateConfig,
     prompts: Sequence[Row],
-    aligned: ModelFiles,
+    side: str,
+    model: ModelFiles,
     rewarder: Rewarder,
     stats: Stats,
     *,
-    drop_truncated: bool,
+    drop_truncated: bool = False,
 ) -> list[Row]:
-    """Each prompt with its rewarded ``aligned`` completions; those without any are dropped, counted."""
-    for row, sampled in zip(prompts, _sample(config.sampling, prompts, aligned)):
+    """Each prompt with the rewarded completions that ``model`` gives, under the name ``side``; those without
+    any are dropped, counted."""
+    template = ChatTemplate(model)
+    for row, sampled in zip(prompts, _sample(config.sampling, prompts, model)):
         kept = [s for s in sampled if not (drop_truncated and s.finish_reason == "length")]
-        row["aligned"] = kept
-        row["aligned_truncated"] = sum(s.finish_reason == "length" for s in sampled)
-        row["aligned_sampled"] = len(sampled)
-    template = ChatTemplate(aligned)
+        row[side] = [_completion(row, s, template, model.name, side) for s in kept]
+        row[f"{side}_truncated"] = sum(s.finish_reason == "length" for s in sampled)
+        row[f"{side}_sampled"] = len(sampled)
+    rewards = iter(rewarder.score([i for row in prompts for i in reward_inputs(row, row[side])]))
     for row in prompts:
-        row["aligned"] = [_completion(row, s, template, aligned.name) for s in row["aligned"]]
-    rewards = iter(rewarder.score([i for row in prompts for i in reward_inputs(row, row["aligned"])]))
-    rewarder.close()
-    for row in prompts:
-        scored = [c | {"reward": next(rewards)} for c in row["aligned"]]
-        row["aligned"] = [c for c in scored if c["reward"] is not None]
-        stats.counts["aligned_over_length"] += len(scored) - len(row["aligned"])
-        stats.counts["aligned_completions"] += len(row["aligned"])
-        stats.counts["reference_completions"] += len(row["completions"])
-    rows = [row for row in prompts if row["aligned"]]
-    stats.drop("no_aligned_completions", len(prompts) - len(rows))
-    _require_enough(len(rows), str(aligned.path), stats)
+        scored = [c | {"reward": next(rewards)} for c in row[side]]
+        row[side] = [c for c in scored if c["reward"] is not None]
+        stats.counts[f"{side}_over_length"] += len(scored) - len(row[side])
+    rows = [row for row in prompts if row[side]]
+    stats.counts["aligned_completions"] += sum(len(row[side]) for row in rows) if side == ALIGNED else 0
+    stats.drop(f"no_{side}_completions", len(prompts) - len(rows))
+    _require_enough(len(rows), str(model.path), stats)
     return rows
 
 
@@ -209,10 +261,10 @@ def _sample(spec: SamplingSpec, prompts: Sequence[Row], model: ModelFiles) -> li
     return [sampled[row["prompt_id"]] for row in prompts]
 
 
-def _completion(row: Row, sampled: Sampled, template: ChatTemplate, model: str) -> Row:
+def _completion(row: Row, sampled: Sampled, template: ChatTemplate, model: str, side: str) -> Row:
     return new_completion(
         completion_id=completion_id(row["prompt_id"], sampled.token_ids),
-        reference=False,
+        reference=side == REFERENCE,
         model=model,
         messages=canonical_json([{"role": "assistant", "content": template.decode(sampled.token_ids)}]),
         token_ids=sampled.token_ids,
@@ -224,7 +276,7 @@ def _completion(row: Row, sampled: Sampled, template: ChatTemplate, model: str) 
 
 def _measure(config: EvaluateConfig, rows: Sequence[Row], policy: ModelFiles) -> dict[str, float]:
     """The numbers of the comparison, and each row's difference; fills in the reference log-probabilities."""
-    reference, aligned = [_side(row, "completions") for row in rows], [_side(row, "aligned") for row in rows]
+    reference, aligned = [_side(row, REFERENCE) for row in rows], [_side(row, ALIGNED) for row in rows]
     for row, difference in zip(rows, mean_differences(reference, aligned)):
         row["reward_difference"] = float(difference)
     numbers = compare(reference, aligned, seed=config.split_seed)
@@ -233,6 +285,17 @@ def _measure(config: EvaluateConfig, rows: Sequence[Row], policy: ModelFiles) ->
         _score(config, scored, policy)
         numbers |= kl_estimate([row["aligned"] for row in scored])
     return numbers
+
+
+def _verdict(
+    config: EvaluateConfig, judge: PairJudge | None, rows: Sequence[Row], stats: Stats
+) -> Verdict | None:
+    if judge is None:
+        return None
+    verdict = judged(judge, rows, config.judged_completions, seed=config.split_seed, stats=stats)
+    if verdict is None:
+        log.warning("every question to the judge is over length: it has no verdict")
+    return verdict
 
 
 def _score(config: EvaluateConfig, rows: Sequence[Row], policy: ModelFiles) -> None:
@@ -253,33 +316,22 @@ def _score(config: EvaluateConfig, rows: Sequence[Row], policy: ModelFiles) -> N
                 bar.update(1)
 
 
-def _side(row: Row, name: str) -> Side:
-    completions = row[name]
-    cut = sum(c["finish_reason"] == "length" for c in completions)
-    dropped = row["dropped_completions"] or 0
+def _side(row: Row, side: str) -> Side:
+    completions = row[side]
     return Side(
         rewards=np.array([c["reward"] for c in completions], dtype=np.float64),
         lengths=np.array([c["num_tokens"] for c in completions], dtype=np.float64),
-        truncated=row["aligned_truncated"] if name == "aligned" else cut + dropped,
-        sampled=row["aligned_sampled"] if name == "aligned" else len(completions) + dropped,
+        truncated=row[f"{side}_truncated"],
+        sampled=row[f"{side}_sampled"],
     )
 
 
 def _write(rows: Sequence[Row], provenance: Provenance, stats: Stats, output: str) -> None:
-    columns = ("prompt_id", "messages", "aligned", "reward_difference")
+    columns = ("prompt_id", "messages", REFERENCE, ALIGNED, "reward_difference")
     with DatasetWriter(output, EVALUATION, provenance) as writer:
-        for row in rows:
-            row["reference"] = row["completions"]
-        writer.write_rows([{name: row[name] for name in (*columns, "reference")} for row in rows])
+        writer.write_rows([{name: row[name] for name in columns} for row in rows])
         stats.rows_out = writer.rows
         writer.commit(stats)
-
-
-def _write_report(page: str, output: str, report: str | None) -> None:
-    store_for(output).publish(join(output, REPORT), page.encode())
-    if report is not None:
-        Path(report).parent.mkdir(parents=True, exist_ok=True)
-        Path(report).write_text(page, encoding="utf-8")
 
 
 def _check_gate(config: EvaluateConfig, numbers: dict[str, float], output: str) -> None:

@@ -6,12 +6,13 @@ from kubealign_components import images
 
 
 @dsl.component(base_image=images.TRAIN, install_kfp_package=False)
-def judge(chunk: dict, policy: str, principles: str = "judging", options: dict = {}) -> str:
+def judge(chunk: dict, judge: str, principles: str = "judging", options: dict = {}) -> str:
     """Compare pairs of completions by principles, as the policy sees it; returns its part as JSON.
 
     Args:
         chunk: descriptor of the chunk (of kubealign.completions/v1).
-        policy: model directory, URI or hub id of the policy that judges.
+        judge: model directory, URI or hub id of the policy that judges.
+        adapter: folder or URI of a PEFT adapter of that policy, which judges unmerged; empty for none.
         principles: judging, or a file of principles of one's own.
         options: further settings of the stage by name.
     """
@@ -19,5 +20,5 @@ def judge(chunk: dict, policy: str, principles: str = "judging", options: dict =
     from kubealign_components.data.chunks import Chunk
     from kubealign_components.judge.stage import JudgeConfig, run
 
-    config = from_mapping(JudgeConfig, {"judge": policy, "principles": principles} | options, "judge")
+    config = from_mapping(JudgeConfig, {"judge": judge, "principles": principles} | options, "judge")
     return run(config, chunk=Chunk.from_json(chunk)).to_json()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from kubealign_components.data.models import TOKENIZER
+from kubealign_components.engines.scoring import four_bits
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.train.config import TrainConfig, TrainerConfig
 
@@ -149,15 +150,7 @@ def load_base(
         EngineError: the directory holds none.
     """
     if quantise:
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=unquantised,
-        )
+        options["quantization_config"] = four_bits(dtype, unquantised=unquantised)
     try:
         return kind.from_pretrained(path, dtype=dtype, **options)
     except (OSError, ValueError, ImportError) as error:

@@ -20,16 +20,18 @@ from conftest import prompt_row
 from kubealign_components.aggregate.component import aggregate
 from kubealign_components.aggregate.draws import Odds, draw, truncated_geometric
 from kubealign_components.aggregate.labels import POLICIES
+from kubealign_components.aggregate.opinions import Opinions
 from kubealign_components.aggregate.rules import RuleInput, RuleSpec, Verdict, language_mismatch
 from kubealign_components.aggregate.scales import Moments
 from kubealign_components.aggregate.stage import AggregateConfig, run
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.language import identify_language
+from kubealign_components.data.pages import REPORT, bar
 from kubealign_components.data.principles import load_principles
 from kubealign_components.data.schemas import JUDGED, PREFERENCES, pair_id
 from kubealign_components.data.stats import Stats
-from kubealign_components.errors import ConfigError, DataError
+from kubealign_components.errors import ConfigError, DataError, EmptyDataset, GateError
 
 Row = dict[str, Any]
 Scores = Sequence[tuple[float, float]]
@@ -249,6 +251,14 @@ def test_scores_of_which_the_orders_disagree_count_nothing(aggregated: Aggregate
     assert {row["metadata"]["dominant"] for row in rows} == {"Honest and Accurate"}
     assert {preferred_text(row) for row in rows} == {"Yes."}
     assert {row["margin"] for row in rows} == {0.375}
+
+
+def test_of_inconsistent_judgements_the_mean_can_count(aggregated: Aggregated) -> None:
+    scores = [(3.0, -9.0), *[(1.0, -1.0)] * 7]
+    rows, _, _ = aggregated([judged_row("a", scores)], **PLAIN, negation=0.0, passes=40, inconsistent="mean")
+    assert rows
+    assert {preferred_text(row) for row in rows} == {"No."}
+    assert {row["margin"] for row in rows} == {3.0}
 
 
 def test_ties_are_dropped_or_labelled_by_a_coin(aggregated: Aggregated) -> None:
@@ -526,9 +536,9 @@ def test_principles_must_say_what_the_pairs_were_judged_by(tmp_path: Path) -> No
         path.write_text(yaml.dump(body | {"principles": [mine | change]}))
         return str(path)
 
-    identity = load_principles(place("before")).identity()
+    shown = load_principles(place("before")).statements()
     rows = [judged_row("a", [(1.0, 1.0)])]
-    with DatasetWriter(str(tmp_path / "in"), JUDGED, derive("judge", 1, {"principles": identity})) as writer:
+    with DatasetWriter(str(tmp_path / "in"), JUDGED, derive("judge", 1, {"principles": shown})) as writer:
         writer.write_rows(rows)
         judged = writer.commit(Stats(rows_in=1, rows_out=1))
     for number, change in enumerate([{}, {"negative": "Wordy."}, {"weight": 3}]):
@@ -550,12 +560,91 @@ def test_principles_must_say_what_the_pairs_were_judged_by(tmp_path: Path) -> No
         ({"scale": "range"}, "scale"),
         ({"label": "mean"}, "label"),
         ({"ties": "keep"}, "ties"),
+        ({"inconsistent": "half"}, "inconsistent"),
         ({"validation_fraction": 1.0}, "validation_fraction"),
+        ({"min_consistency": 60}, "min_consistency"),
+        ({"min_principle_consistency": -0.1}, "min_principle_consistency"),
     ],
 )
 def test_settings_that_cannot_be_are_named(given: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError, match=f"^{field}="):
         AggregateConfig(**given)
+
+
+# --- what the judge's opinions are worth ---------------------------------------------------------
+
+
+def scores_of(rates: Sequence[float], rows: int = 20) -> list[Row]:
+    """Judged prompts in which, under each principle, a share of the judgements is consistent."""
+    return [
+        judged_row(i, [(1.0, 1.0 if i < rate * rows else -1.0) for rate in rates], [f"Yes {i}.", f"No {i}."])
+        for i in range(rows)
+    ]
+
+
+def test_a_judge_near_chance_fails_the_run_before_anything_is_written(
+    aggregated: Aggregated, tmp_path: Path
+) -> None:
+    rows = scores_of([0.5] * 7 + [0.9])
+    with pytest.raises(GateError, match=r"agree on 55\.0% .* min_consistency=0\.6") as caught:
+        aggregated(rows, min_consistency=0.6)
+    assert all(f"{name} {'90.0' if name == NAMES[-1] else '50.0'}%" in str(caught.value) for name in NAMES)
+    assert not (tmp_path / "1" / "out").exists()
+    aggregated(rows, min_consistency=0.55)
+
+
+def test_each_principle_has_a_gate_of_its_own_and_one_that_is_not_drawn_has_none(
+    aggregated: Aggregated,
+) -> None:
+    rows = scores_of([0.9] * 7 + [0.3])
+    aggregated(rows, min_consistency=0.8)
+    with pytest.raises(GateError, match=rf"min_principle_consistency=0\.6 or more under {NAMES[-1]} too"):
+        aggregated(rows, min_consistency=0.8, min_principle_consistency=0.6)
+    aggregated(rows, min_principle_consistency=0.6, names=NAMES[:-1])
+
+
+def test_a_principle_that_was_never_judged_does_not_pass_a_gate(aggregated: Aggregated) -> None:
+    aggregated(scores_of([0.9] * 7))
+    with pytest.raises(GateError, match=f"{NAMES[-1]} none at all"):
+        aggregated(scores_of([0.9] * 7), min_principle_consistency=0.1)
+
+
+def test_the_gate_is_no_part_of_the_recipe(aggregated: Aggregated) -> None:
+    rows = scores_of([0.9] * 8)
+    _, _, one = aggregated(rows)
+    _, _, other = aggregated(rows, min_consistency=0.8)
+    assert one.manifest.fingerprint == other.manifest.fingerprint
+
+
+def test_pairs_of_which_none_was_judged_are_refused_by_name(aggregated: Aggregated) -> None:
+    with pytest.raises(EmptyDataset, match=r"none of its 1 prompts has a judged pair.*sample with n=2"):
+        aggregated([judged_row("a", [])])
+
+
+def test_the_report_tells_rates_scores_and_what_became_of_the_pairs(aggregated: Aggregated) -> None:
+    rows = [*scores_of([0.25] * 8), judged_row("tied", [(-1.0, 1.0)] * 8)]
+    rows[0]["judgements"].append(judgement(0, 1, "Also <judged>", 2.0, 4.0))
+    _, stats, dataset = aggregated(rows, passes=1, rules=())
+    page = (Path(dataset.uri) / REPORT).read_text()
+    assert f"{8 * 21 + 1} judgements of 21 pairs of 21 prompts" in page
+    assert page.count("23.8%") == 1 + 1 + len(NAMES)  # overall, in the warning, by principle
+    assert "class=warning" in page
+    assert "Also &lt;judged&gt; <small>(judged, not drawn from)</small>" in page
+    assert f"<td>tie<td>{bar(1.0)} {stats.dropped['tie']}" in page
+    decided = max((one for one in dataset.manifest.extra["principles"]), key=lambda one: one["dominant"])
+    assert f"<td>{decided['name']}<td>{bar(1.0)} {decided['dominant']}" in page
+
+
+def test_the_histogram_holds_every_score() -> None:
+    opinions = Opinions()
+    for number in range(1000):
+        opinions.add(number / 100, number / 100)
+    opinions.add(-500.0, -500.0)
+    counts, low, high = opinions.histogram()
+    assert sum(counts) == 1001
+    assert low == -high
+    assert high == pytest.approx(9.9, abs=0.1)
+    assert counts[0] == 1  # the outlier, in the outer bin
 
 
 def test_rules_that_cannot_be_are_named() -> None:
@@ -572,7 +661,9 @@ def test_the_component(tmp_path: Path, make_dataset: Callable[..., Dataset]) -> 
     artifact = dsl.Dataset(name="judged", uri=judged.uri, metadata={"schema": JUDGED})
     dataset = dsl.Dataset(name="dataset", uri=str(tmp_path / "out"))
     metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "metrics"))
+    report = dsl.HTML(name="report", uri=str(tmp_path / "report.html"))
     options = {"ties": "coin", "rules": [{"function": "refusal_phrase", "settings": {"phrases": ["I am"]}}]}
-    aggregate.python_func(judged=artifact, dataset=dataset, metrics=metrics, passes=2, options=options)
+    artifacts: dict[str, Any] = {"judged": artifact, "dataset": dataset, "metrics": metrics, "report": report}
+    aggregate.python_func(**artifacts, passes=2, options=options)
     assert dataset.metadata["schema"] == PREFERENCES
     assert metrics.metadata["rows_out"] == dataset.metadata["rows"] == 10

@@ -114,7 +114,7 @@ def test_a_tokenizer_renders_what_the_template_says(
     [
         pytest.param({"schema": "kubealign.judge-template/v1"}, "schema", id="schema"),
         pytest.param({"version": 0}, "version=0", id="version"),
-        pytest.param({"answer": "x"}, "exactly schema, name, version, text", id="member"),
+        pytest.param({"answer": "x"}, "only schema, name, version, text", id="member"),
         pytest.param({"text": "{{ messages }} {{ principle }}"}, "'principle' is undefined", id="name"),
         pytest.param(
             {"text": "{{ messages[-1].content }}{% for p in principles %}{{ p.text }}{% endfor %}"},

@@ -16,15 +16,17 @@ from kubealign_components.config import from_mapping, semantic_params
 from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.pages import REPORT, bar
 from kubealign_components.data.schemas import MODEL, TRAINING
 from kubealign_components.data.schemas import PROMPTS as PROMPT_ROWS
 from kubealign_components.data.seeds import is_held_out
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.generation import SamplingSpec
+from kubealign_components.engines.pair_judge import Pair, PairJudge
 from kubealign_components.engines.rewards import RewardSpec
 from kubealign_components.errors import ConfigError, DataError, GateError
 from kubealign_components.evaluate.component import evaluate as component
-from kubealign_components.evaluate.stage import REPORT, EvaluateConfig, run
+from kubealign_components.evaluate.stage import EvaluateConfig, run
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as filter_prompts
 from kubealign_components.rewards.stage import RewardsConfig
@@ -107,6 +109,20 @@ def test_a_policy_does_not_differ_from_itself(
     assert numbers["win_rate"] == 0.5
     assert abs(numbers["kl_per_completion"]) < 1e-3
     assert numbers["kl_prompts"] == numbers["prompts"]
+
+
+def test_prompts_without_samples_are_answered_by_both(
+    really_rewarded: Dataset, tiny_model: Path, other_model: Path, tmp_path: Path
+) -> None:
+    tokenized = Dataset.open(str(Path(really_rewarded.uri).parent / "tokenized"))
+    found = [
+        run(config(tiny_model, REAL), rewarded=prompts, model=str(other_model), output=str(tmp_path / name))
+        for name, prompts in (("sampled", really_rewarded), ("alone", tokenized))
+    ]
+    assert found[0].numbers == found[1].numbers
+    assert found[0].rows_out == found[1].rows_out
+    kept = [c for row in Dataset.open(str(tmp_path / "alone")).iter_rows() for c in row["reference"]]
+    assert {c["reference"] for c in kept} == {True}
 
 
 def test_another_policy_is_far_from_the_reference(
@@ -295,6 +311,76 @@ def test_truncated_completions_are_dropped_on_both_sides_and_counted(
         assert numbers["drop"][side] > 0
 
 
+PRINCIPLES = """
+schema: kubealign.principles/v1
+name: two
+version: 1
+principles: [{name: Brief, positive: It is short.}, {name: Kind, positive: It is kind.}]
+"""
+
+
+def judging(judge: Path, folder: Path, **options: Any) -> dict[str, Any]:
+    (folder / "two.yaml").write_text(PRINCIPLES)
+    return {"judge": {"judge": str(judge), "principles": str(folder / "two.yaml"), **options}}
+
+
+def test_the_judge_ties_a_policy_with_itself(
+    really_rewarded: Dataset, tiny_model: Path, other_model: Path, tmp_path: Path
+) -> None:
+    settings = config(tiny_model, REAL, kl_prompts=0, **judging(other_model, tmp_path))
+    out = str(tmp_path / "out")
+    numbers = run(settings, rewarded=really_rewarded, model=str(tiny_model), output=out).numbers
+    rates = {name: value for name, value in numbers.items() if name.startswith("judge_win_rate")}
+    assert len(rates) == 3 * (1 + 2)
+    assert set(rates.values()) == {0.5}
+    assert "judge_consistency" not in numbers  # equal texts are not shown to it
+
+
+def test_the_judges_win_rate_is_that_of_its_judgements(
+    really_rewarded: Dataset, tiny_model: Path, other_model: Path, tmp_path: Path
+) -> None:
+    settings = config(tiny_model, REAL, kl_prompts=0, judged_completions=2, **judging(tiny_model, tmp_path))
+    out, report = str(tmp_path / "out"), tmp_path / "report.html"
+    stats = run(settings, rewarded=really_rewarded, model=str(other_model), output=out, report=str(report))
+    assert settings.judge is not None
+    judge, wins, agree = PairJudge(settings.judge), [], []
+    for row in Dataset.open(out).iter_rows():
+        of_row = []
+        for aligned, reference in list(zip(row["aligned"], row["reference"]))[:2]:
+            texts = [json.loads(c["messages"])[0]["content"] for c in (aligned, reference)]
+            [judgements] = judge.judge([Pair(json.loads(row["messages"]), *texts)])
+            assert judgements is not None
+            of_row.append([(j.s12 > 0) / 2 + (j.s21 > 0) / 2 for j in judgements])
+            agree += [(j.s12 > 0) == (j.s21 > 0) for j in judgements if len(set(texts)) == 2]
+        wins.append([sum(by) / len(of_row) for by in zip(*of_row)])
+    numbers = stats.numbers
+    brief, kind = (sum(by) / len(wins) for by in zip(*wins))
+    assert 0 < brief + kind < 2
+    assert numbers["judge_win_rate_brief"] == pytest.approx(brief)
+    assert numbers["judge_win_rate_kind"] == pytest.approx(kind)
+    assert numbers["judge_win_rate"] == pytest.approx((brief + kind) / 2)
+    assert numbers["judge_win_rate_low"] <= numbers["judge_win_rate"] <= numbers["judge_win_rate_high"]
+    assert numbers["judge_consistency"] == pytest.approx(sum(agree) / len(agree))
+    assert stats.counts["judged_pairs"] == 2 * numbers["judge_prompts"]
+    assert f"<td>Brief<td>{bar(brief)} {brief:.1%}" in report.read_text()
+    assert Dataset.open(out).manifest.recipe[Dataset.open(out).manifest.fingerprint]["models"]["judge"]
+
+
+def test_questions_over_length_leave_no_verdict(
+    really_rewarded: Dataset,
+    tiny_model: Path,
+    other_model: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = config(tiny_model, REAL, kl_prompts=0, **judging(tiny_model, tmp_path, max_length=20))
+    out = str(tmp_path / "out")
+    stats = run(settings, rewarded=really_rewarded, model=str(other_model), output=out)
+    assert stats.counts["judged_pairs_over_length"] == stats.numbers["prompts"]
+    assert "judge_win_rate" not in stats.numbers
+    assert "no verdict" in caplog.text
+
+
 def test_too_few_held_out_prompts_are_refused(rewarded: Dataset, tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected 2 or more .*not_held_out"):
         run(
@@ -334,9 +420,12 @@ def test_component_runs_the_stage(rewarded: Dataset, tiny_model: Path, tmp_path:
         reward_functions=[BREVITY],
         validation_fraction=0.5,
         split_seed=1,
+        judge=str(tiny_model),
+        judge_options={"principle_names": ["Concise"]},
         options={"kl_prompts": 0},
     )
     assert dataset.metadata["schema"] == "kubealign.evaluation/v1"
     assert logged["reward_gain"] == 0.0
+    assert logged["judge_win_rate_concise"] == 0.5
     assert (tmp_path / "report.html").is_file()
     assert "rewards" in (tmp_path / "lineage.html").read_text()

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import prompt_row
+from conftest import build_tiny_model, prompt_row
 from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.models import find_model
+from kubealign_components.data.models import find_adapter, find_model
 from kubealign_components.data.principles import load_principles
 from kubealign_components.data.schemas import COMPLETIONS
 from kubealign_components.data.templates import load_judge_template
 from kubealign_components.engines.judging import Judge
+from kubealign_components.engines.pair_judge import JudgeSpec, Pair, PairJudge
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.judge.stage import JudgeConfig, run
 
@@ -40,16 +44,33 @@ def principles(tmp_path: Path) -> str:
     return str(tmp_path / "two.yaml")
 
 
-@pytest.fixture
-def rows() -> list[dict[str, Any]]:
-    """Four prompts with two sampled completions each."""
-    made = [
-        prompt_row(f"question {n}?", [f"{n} is a short answer", f"a longer one is {n * n}"]) for n in range(4)
-    ]
+def sampled_rows(texts: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """A prompt for each of ``texts``, which are its sampled completions."""
+    made = [prompt_row(f"question {number}?", of_row) for number, of_row in enumerate(texts)]
     for row in made:
         for completion in row["completions"]:
             completion["reference"] = True
     return made
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    """Four prompts with two sampled completions each."""
+    return sampled_rows([[f"{n} is a short answer", f"a longer one is {n * n}"] for n in range(4)])
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A random LoRA adapter of the tiny model, on its head too, and the model with the adapter merged."""
+    folder = tmp_path_factory.mktemp("adapted")
+    torch.manual_seed(1)
+    targets = ["q_proj", "down_proj", "lm_head"]
+    lora = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=targets, init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), lora)
+    model.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    model.merge_and_unload().save_pretrained(folder / "merged")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder / "merged")
+    return folder / "adapter", folder / "merged"
 
 
 def judged(dataset: Dataset, folder: Path, model: Path, chunks: int = 1, **settings: Any) -> Dataset:
@@ -136,6 +157,90 @@ def test_completions_that_trade_places_trade_scores(
         assert first["score"] == pytest.approx(-second["score"], abs=1e-4)
 
 
+def test_an_adapter_judges_as_the_merged_model_does(
+    rows: list[dict[str, Any]],
+    make_dataset: Callable[..., Dataset],
+    tiny_model: Path,
+    adapted: tuple[Path, Path],
+    principles: str,
+    tmp_path: Path,
+) -> None:
+    dataset, (adapter, merged) = make_dataset(rows, COMPLETIONS), adapted
+    plainly, unmerged, whole = (
+        judged(dataset, tmp_path / name, model, principles=principles, **settings)
+        for name, model, settings in (
+            ("plain", tiny_model, {}),
+            ("adapter", tiny_model, {"adapter": str(adapter)}),
+            ("merged", merged, {}),
+        )
+    )
+    scores = [[(j["s12"], j["s21"]) for j in judgements(d)] for d in (plainly, unmerged, whole)]
+    assert np.abs(np.subtract(scores[1], scores[2])).max() < 1e-4
+    assert np.abs(np.subtract(scores[0], scores[1])).min() > 1e-3
+    identities = [d.manifest.recipe[d.manifest.fingerprint]["models"]["judge"] for d in (plainly, unmerged)]
+    assert identities[1].pop("adapter") == find_adapter(str(adapter), "adapter").adapter_identity()
+    assert identities[0] == identities[1]
+
+
+@pytest.mark.parametrize("broken", ["nowhere", "other", "lacking"])
+def test_an_adapter_that_is_not_the_judges_is_refused(
+    tiny_model: Path, adapted: tuple[Path, Path], tmp_path: Path, broken: str
+) -> None:
+    copy = tmp_path / "adapter"
+    shutil.copytree(adapted[0], copy)
+    if broken == "nowhere":
+        (copy / "adapter_config.json").unlink()
+    elif broken == "other":
+        tiny_model = build_tiny_model(tmp_path / "wider", hidden=64)
+    else:
+        weights = load_file(copy / "adapter_model.safetensors")
+        save_file(dict(list(weights.items())[:-1]), copy / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match="adapter=") as caught:
+        spec = JudgeSpec(judge=str(tiny_model), adapter=str(copy))
+        PairJudge(spec).judge([Pair([{"role": "user", "content": "?"}], "yes", "no")])
+    assert str(copy) in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="4 bits are refused where there is no CUDA device")
+def test_four_bits_need_cuda(
+    rows: list[dict[str, Any]], make_dataset: Callable[..., Dataset], tiny_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="quantise=True: expected false on this machine"):
+        judged(make_dataset(rows, COMPLETIONS), tmp_path, tiny_model, quantise=True)
+
+
+def test_only_what_the_judge_is_shown_of_the_principles_counts(
+    rows: list[dict[str, Any]], make_dataset: Callable[..., Dataset], tiny_model: Path, tmp_path: Path
+) -> None:
+    dataset, reused = make_dataset(rows, COMPLETIONS), {}
+    changes = {
+        "weights": ("name: Brief,", "name: Brief, weight: 3,"),
+        "negatives": ("It is long.", "It is wordy."),
+        "version": ("version: 1", "version: 2"),
+        "statement": ("It is short.", "It is brief."),
+        "name": ("name: Kind", "name: Warm"),
+    }
+    (tmp_path / "set.yaml").write_text(PRINCIPLES)
+    judged(dataset, tmp_path, tiny_model, principles=str(tmp_path / "set.yaml"))
+    for number, (name, change) in enumerate(changes.items(), start=2):
+        (tmp_path / "set.yaml").write_text(PRINCIPLES.replace(*change))
+        again = judged(dataset, tmp_path, tiny_model, number, principles=str(tmp_path / "set.yaml"))
+        reused[name] = again.manifest.stats["counts"]["rows_reused"]
+    assert reused == {"weights": 4, "negatives": 4, "version": 4, "statement": 0, "name": 0}
+
+
+def test_chosen_principles_judge_alone(
+    rows: list[dict[str, Any]],
+    make_dataset: Callable[..., Dataset],
+    tiny_model: Path,
+    principles: str,
+    tmp_path: Path,
+) -> None:
+    dataset = make_dataset(rows, COMPLETIONS)
+    made = judged(dataset, tmp_path, tiny_model, principles=principles, principle_names=("Kind",))
+    assert {j["principle"] for j in judgements(made)} == {"Kind"}
+
+
 def test_what_cannot_be_compared_is_left_out_and_counted(
     make_dataset: Callable[..., Dataset], tiny_model: Path, principles: str, tmp_path: Path
 ) -> None:
@@ -145,11 +250,7 @@ def test_what_cannot_be_compared_is_left_out_and_counted(
         ["long enough to be compared", "x" * 800],
         ["three completions make", "three different pairs", "when each is long enough"],
     ]
-    rows = [prompt_row(f"question {n}?", list(t)) for n, t in enumerate(texts)]
-    for row in rows:
-        for completion in row["completions"]:
-            completion["reference"] = True
-    dataset = make_dataset(rows, COMPLETIONS)
+    dataset = make_dataset(sampled_rows(texts), COMPLETIONS)
     made = judged(dataset, tmp_path, tiny_model, principles=principles, max_length=900)
     pairs = [[(j["first"], j["second"]) for j in row["judgements"]][::2] for row in made.iter_rows()]
     assert pairs == [[], [], [], [(0, 1), (0, 2), (1, 2)]]
@@ -179,7 +280,7 @@ def test_letters_that_are_no_tokens_of_their_own_are_refused(tiny_model: Path, t
         ({"user": "{{ first }} or {{ second }}?"}, "messages, first, second and principle.text"),
         ({"user": "{{ firts }}"}, "firts"),
         ({"user": "{% if %}"}, "Jinja"),
-        ({"more": 1}, "exactly schema, name, version, user, answer"),
+        ({"more": 1}, "only schema, name, version, user, answer"),
     ],
 )
 def test_a_broken_template_is_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:

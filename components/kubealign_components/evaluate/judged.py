@@ -1,0 +1,129 @@
+"""The judge's verdict on two policies: how often it prefers the aligned completion, by principle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kubealign_components.data.bootstrap import bootstrap_interval
+from kubealign_components.data.chunks import Row
+from kubealign_components.data.fingerprint import slug_word
+from kubealign_components.data.stats import Stats
+from kubealign_components.engines.pair_judge import Judgement, Pair, PairJudge
+from kubealign_components.engines.rewards import flatten_text
+from kubealign_components.progress import progress_bar
+
+_PROMPTS_AT_ONCE = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WinRate:
+    """Share of prompts where the aligned completion wins, ties half, with its 95 % bootstrap interval."""
+
+    rate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What the judge thinks of both policies."""
+
+    judge: str
+    """Its name."""
+    overall: WinRate
+    """Over all principles, which count alike."""
+    by_principle: Mapping[str, WinRate]
+    consistency: float
+    """Share of judgements whose two orders agree, identical completions left out; NaN without any."""
+    prompts: int
+    """How many were judged."""
+
+    def numbers(self) -> dict[str, float]:
+        """Flat numbers for the stats."""
+        rates = {"judge_win_rate": self.overall}
+        rates |= {f"judge_win_rate_{slug_word(name)}": rate for name, rate in self.by_principle.items()}
+        numbers = {"judge_prompts": float(self.prompts)}
+        if self.consistency == self.consistency:
+            numbers["judge_consistency"] = self.consistency
+        for name, rate in rates.items():
+            numbers |= {name: rate.rate, f"{name}_low": rate.low, f"{name}_high": rate.high}
+        return numbers
+
+
+def judged(judge: PairJudge, rows: Sequence[Row], most: int, *, seed: int, stats: Stats) -> Verdict | None:
+    """Let ``judge`` compare aligned and reference completions, which are samples of equal standing: the first
+    with the first, the second with the second, …
+
+    A completion wins under a principle when both orders prefer it; when they disagree, or the texts are the
+    same, it is a tie, which counts half. Pairs with a question over length are left out and counted.
+
+    Args:
+        judge: open; it is closed here.
+        rows: prompts with ``messages``, ``reference`` and ``aligned`` completions.
+        most: pairs of a prompt.
+        seed: of the bootstrap.
+        stats: where pairs are counted.
+
+    Returns:
+        The verdict; None when every pair was left out.
+    """
+    outcomes: list[np.ndarray] = []
+    told: list[bool] = []
+    with progress_bar(len(rows), "prompts", "evaluate judge") as bar:
+        for start in range(0, len(rows), _PROMPTS_AT_ONCE):
+            for pairs in _judge(judge, rows[start : start + _PROMPTS_AT_ONCE], most):
+                stats.counts["judged_pairs"] += len(pairs) - pairs.count(None)
+                stats.counts["judged_pairs_over_length"] += pairs.count(None)
+                told += [j.consistent for pair in pairs for j in pair or ()]
+                known = [_outcome(pair, judge) for pair in pairs if pair is not None]
+                if known:
+                    outcomes.append(np.mean(known, axis=0))
+                bar.update(1)
+    judge.close()
+    if not outcomes:
+        return None
+    wins = np.stack(outcomes)  # of shape (prompts, principles)
+    return Verdict(
+        judge=judge.files.name,
+        overall=_win_rate(wins.mean(axis=1), seed),
+        by_principle={
+            name: _win_rate(won, seed) for name, won in zip(judge.principles.names, wins.T, strict=True)
+        },
+        consistency=float(np.mean(told)) if told else float("nan"),
+        prompts=len(outcomes),
+    )
+
+
+def _judge(judge: PairJudge, rows: Sequence[Row], most: int) -> list[list[list[Judgement] | None]]:
+    """By row the judgements of its pairs, None for a pair over length; those of equal texts are empty."""
+    pairs = [_pairs(row, most) for row in rows]
+    different = [pair for of_row in pairs for pair in of_row if pair.first != pair.second]
+    found = iter(judge.judge(different))
+    return [[next(found) if pair.first != pair.second else [] for pair in of_row] for of_row in pairs]
+
+
+def _pairs(row: Row, most: int) -> list[Pair]:
+    messages = json.loads(row["messages"])
+    sides = list(zip(row["aligned"], row["reference"]))[:most]
+    return [Pair(messages, _text(aligned), _text(reference)) for aligned, reference in sides]
+
+
+def _outcome(pair: Sequence[Judgement], judge: PairJudge) -> list[float]:
+    """By principle 1 where the aligned completion wins, 0 where the reference does, 0.5 for a tie."""
+    if not pair:
+        return [0.5] * len(judge.principles)
+    return [float(one.score > 0) if one.consistent else 0.5 for one in pair]
+
+
+def _win_rate(wins: Any, seed: int) -> WinRate:
+    low, high = bootstrap_interval(wins, seed=seed)
+    return WinRate(rate=float(wins.mean()), low=low, high=high)
+
+
+def _text(completion: Mapping[str, Any]) -> str:
+    return flatten_text(json.loads(completion["messages"]))
