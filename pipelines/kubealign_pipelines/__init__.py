@@ -12,7 +12,7 @@ from kubealign_pipelines.rules import Rules
 
 __all__ = ["PIPELINES", "CompileSettings", "Rules", "build", "rules"]
 
-PIPELINES = ("offline_alignment",)
+PIPELINES = ("offline_alignment", "salmon")
 
 
 def build(name: str, settings: CompileSettings | None = None) -> Any:

@@ -82,7 +82,11 @@ DEFAULTS: dict[str, StageResources] = {
     "judge": _GPU,
     "aggregate": StageResources(cpu=4, memory="16Gi"),
     "clean_pmp": _DATA,
+    "train_reward_model": StageResources(
+        cpu=16, memory="128Gi", accelerators=1, accelerator="nvidia.com/gpu"
+    ),
     "rl_prompts": StageResources(cpu=4, memory="16Gi"),
+    "train_ppo": StageResources(cpu=16, memory="128Gi", accelerators=1, accelerator="nvidia.com/gpu"),
 }
 
 

@@ -79,7 +79,7 @@ def _run_options(command: Callable[P, None]) -> Callable[P, None]:
 def compile_(
     pipeline: str | None, file: Path | None, assignments: tuple[str, ...], output: Path | None
 ) -> None:
-    """Compile PIPELINE (offline_alignment) to the YAML that Kubeflow Pipelines runs.
+    """Compile PIPELINE (offline_alignment, salmon) to the YAML that Kubeflow Pipelines runs.
 
     Parameters of the run file become the parameters' defaults, after every stage has checked them.
     """
@@ -119,7 +119,7 @@ def run_(
     name: str,
     verbose: bool,
 ) -> None:
-    """Run PIPELINE (offline_alignment) whole on this machine."""
+    """Run PIPELINE (offline_alignment, salmon) whole on this machine."""
     from kubealign.console import Progress, number_table, reuse_text, stage_table, standard_console
     from kubealign.local import run_local
     from kubealign.summary import notes_on

@@ -73,7 +73,7 @@ def check_parameters(
     later = {name: _LATER for name in missing if graph.parameters[name].type == "STRING"}
     defaults = {p.name: p.default for p in graph.parameters.values() if not p.required}
     found = defaults | later | dict(values)
-    for task in _first_tasks(graph):
+    for task in _in_order(graph):
         if {s.parameter for s in task.arguments.values() if s.parameter} <= found.keys():
             _check_stage(task, found, here=here)
     return found
@@ -113,7 +113,7 @@ def _check_stage(task: Task, values: Mapping[str, Any], *, here: bool) -> None:
 
 
 def _put_together(known: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that components put together from several arguments: sampling, and rewards.
+    """The settings that components put together from several arguments: sampling, rewards, and a judge.
 
     The options of ``sample`` and ``rewards`` reach ``evaluate``, too, under the names of those stages.
     """
@@ -124,7 +124,12 @@ def _put_together(known: Mapping[str, Any]) -> dict[str, Any]:
         found["sampling"] = {name: known[name] for name in SAMPLING} | theirs | own.get("sampling", {})
     if "reward_functions" in known:
         options = known.get("rewards_options", own).get("reward", {})
-        found["reward"] = reward_settings(known["reward_functions"], known["reward_model"], options)
+        found["reward"] = reward_settings(
+            known["reward_functions"], known.get("reward_model", _LATER), options
+        )
+    if "judge_options" in known:
+        named = {"judge": known["judge"]} | known["judge_options"] if known.get("judge") else None
+        found["judge"] = own.get("judge", named)
     return found
 
 
@@ -147,10 +152,10 @@ def _user_name(task: Task, field: str, options: Mapping[str, Any]) -> str:
     return ".".join(filter(None, [place, group, field]))
 
 
-def _first_tasks(graph: Graph) -> list[Task]:
-    """One task of every stage, in the order of the stages."""
+def _in_order(graph: Graph) -> list[Task]:
+    """The tasks in the order of the stages."""
     order = {stage: position for position, stage in enumerate(DEFAULTS)}
-    return sorted({t.function: t for t in graph.tasks.values()}.values(), key=lambda t: order[t.function])
+    return sorted(graph.tasks.values(), key=lambda task: order[task.function])
 
 
 def _check_type(parameter: Parameter, value: Any) -> None:

@@ -15,7 +15,15 @@ from kubealign.settings import check_parameters
 from kubealign_pipelines import build
 from kubealign_pipelines.resources import DEFAULTS, CompileSettings, StageResources
 
-SALMON_ALONE = {"clean_prompts", "judge", "aggregate", "clean_pmp", "rl_prompts"}
+SALMON_ALONE = {
+    "clean_prompts",
+    "judge",
+    "aggregate",
+    "clean_pmp",
+    "rl_prompts",
+    "train_reward_model",
+    "train_ppo",
+}
 """Stages that only the other recipe has."""
 
 

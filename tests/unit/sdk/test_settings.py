@@ -56,6 +56,37 @@ def test_what_is_refused_and_how(graph: Graph, name: str, value: Any, message: s
     assert message in str(caught.value)
 
 
+SALMON = {
+    "sources": [{"name": "a", "uri": "a.json"}],
+    "pmp_sources": [{"name": "b", "uri": "b.json"}],
+    "policy": "org/model",
+}
+
+
+@pytest.fixture(scope="module")
+def salmon(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    return compile_pipeline("salmon", tmp_path_factory.mktemp("ir") / "salmon.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        pytest.param("rl", "dpo", "rl='dpo': expected one of offline, ppo", id="branch"),
+        pytest.param("pmp_learning_rate", -1.0, "pmp_learning_rate=-1.0", id="first reward model"),
+        pytest.param("reward_model_max_steps", -1, "reward_model_max_steps=-1", id="second reward model"),
+        pytest.param("ppo_step_batch", 1000, "ppo_step_batch=1000: expected at most", id="two settings"),
+        pytest.param("judge_options", {"dtype": "int8"}, "judge_options.dtype='int8'", id="chunked stage"),
+        pytest.param("rl_sources", [{"name": "x", "uri": "x", "kind": "zzz"}], "rl_sources", id="source"),
+        pytest.param("offline_beta", 0.0, "offline_beta=0.0", id="the other branch"),
+    ],
+)
+def test_salmon_refuses_by_its_own_names(salmon: Graph, name: str, value: Any, message: str) -> None:
+    assert set(check_parameters(salmon, SALMON)) == set(salmon.parameters)
+    with pytest.raises(ConfigError) as caught:
+        check_parameters(salmon, SALMON | {name: value})
+    assert message in str(caught.value)
+
+
 def test_a_missing_parameter_is_explained(graph: Graph) -> None:
     given = {name: value for name, value in GIVEN.items() if name != "policy"}
     with pytest.raises(
@@ -67,17 +98,18 @@ def test_a_missing_parameter_is_explained(graph: Graph) -> None:
         check_parameters(graph, GIVEN | {"reward_functions": []})
 
 
-def test_every_flat_argument_is_a_setting_of_its_stage(graph: Graph) -> None:
+def test_every_flat_argument_is_a_setting_of_its_stage(graph: Graph, salmon: Graph) -> None:
     """Else a parameter would go unchecked."""
     whole = {
         OPTIONS,
+        "judge_options",
         "reward_functions",
         "reward_model",
         "rewards_options",
         "sample_options",
         "training_uris",
     }
-    for task in graph.tasks.values():
+    for task in [*graph.tasks.values(), *salmon.tasks.values()]:
         cls = config_class(task.function)
         if cls is not None:
             fields = set(cls.__dataclass_fields__)  # type: ignore[attr-defined]
@@ -93,10 +125,11 @@ def test_evaluate_is_checked_with_the_options_of_sample_and_rewards(graph: Graph
         check_parameters(graph, GIVEN | {"rewards_options": {"reward": {"over_length": "cut"}}})
 
 
-def test_every_parameter_is_documented_and_reaches_a_stage(graph: Graph) -> None:
-    assert [p.name for p in graph.parameters.values() if not p.description] == []
-    used = {source.parameter for task in graph.tasks.values() for source in task.arguments.values()}
-    assert set(graph.parameters) - used <= {"logprobs_order"}
+def test_every_parameter_is_documented_and_reaches_a_stage(graph: Graph, salmon: Graph) -> None:
+    for pipeline in (graph, salmon):
+        assert [p.name for p in pipeline.parameters.values() if not p.description] == []
+        used = {source.parameter for task in pipeline.tasks.values() for source in task.arguments.values()}
+        assert set(pipeline.parameters) - used <= {"logprobs_order", "rl"}
 
 
 def test_bad_settings_end_the_command_in_a_second_without_a_traceback(tmp_path: Path) -> None:

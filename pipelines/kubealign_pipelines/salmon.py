@@ -1,0 +1,356 @@
+"""SALMON: preferences judged by principles, a reward model that follows them, and alignment under it.
+
+    clean_prompts ─ filter ─ sample ×chunks ─ merge ─ judge ×chunks ─ merge ─ aggregate
+    clean_pmp ─ train_reward_model ─ train_reward_model (on what aggregate made)
+    rl_prompts ─ filter ─ train_ppo ─ evaluate
+
+With ``rl: offline`` the third line is that of offline alignment, under the same reward model:
+
+    rl_prompts ─ filter ─ sample ×chunks ─ merge ─ rewards ×chunks ─ merge
+               ─ select ─ logprobs ×chunks ─ merge ─ mix ─ train ─ evaluate
+"""
+
+# ruff: noqa: B006 (KFP reads defaults from the signature and never changes them)
+# No postponed annotations here either: KFP reads them as they stand.
+from typing import Any
+
+from kfp import dsl
+
+from kubealign_components.aggregate.component import aggregate
+from kubealign_components.clean_pmp.component import clean_pmp
+from kubealign_components.clean_prompts.component import clean_prompts
+from kubealign_components.evaluate.component import evaluate
+from kubealign_components.filter.component import filter
+from kubealign_components.judge.component import judge
+from kubealign_components.logprobs.component import logprobs
+from kubealign_components.mix.component import mix
+from kubealign_components.rewards.component import rewards
+from kubealign_components.rl_prompts.component import rl_prompts
+from kubealign_components.sample.component import sample
+from kubealign_components.select.component import select
+from kubealign_components.train.component import train
+from kubealign_components.train_ppo.component import train_ppo
+from kubealign_components.train_reward_model.component import train_reward_model
+from kubealign_pipelines.fan_out import fan_out
+from kubealign_pipelines.resources import CompileSettings, Placement
+from kubealign_pipelines.rules import Rules
+
+RULES = Rules(choices={"rl": ("ppo", "offline")})
+
+
+def salmon(settings: CompileSettings) -> Any:
+    """The pipeline with ``settings`` compiled in."""
+    place = Placement(settings)
+
+    # The Kubeflow UI sorts its form by name: parameters start with their stage's name to stand together.
+    @dsl.pipeline(name="salmon")
+    def pipeline(
+        sources: list[dict[str, Any]],
+        policy: str,
+        pmp_sources: list[dict[str, Any]],
+        rl_sources: list[dict[str, Any]] = [],
+        rl: str = "ppo",
+        principles: str = "judging",
+        rl_principles: str = "rl",
+        seed: int = 0,
+        validation_fraction: float = 0.05,
+        work: str = "",
+        work_rows_per_chunk: int = 4096,
+        clean_prompts_languages: list[str] = [],
+        clean_prompts_max_rows: int = 0,
+        clean_prompts_options: dict[str, Any] = {},
+        filter_max_seq_len: int = 4096,
+        filter_max_prompt_len: int = 2048,
+        sample_engine: str = "vllm",
+        sample_temperature: float = 0.7,
+        sample_max_new_tokens: int = 768,
+        sample_options: dict[str, Any] = {},
+        judge_options: dict[str, Any] = {},
+        aggregate_passes: int = 4,
+        aggregate_options: dict[str, Any] = {},
+        pmp_max_rows: int = 0,
+        pmp_learning_rate: float = 5e-5,
+        pmp_max_steps: int = 0,
+        pmp_options: dict[str, Any] = {},
+        reward_model_adapter: str = "lora",
+        reward_model_learning_rate: float = 3e-5,
+        reward_model_max_steps: int = 0,
+        reward_model_batch_size: int = 64,
+        reward_model_options: dict[str, Any] = {},
+        rl_prompts_max_tokens: int = 256,
+        rl_prompts_max_rows: int = 0,
+        rl_prompts_options: dict[str, Any] = {},
+        ppo_max_new_tokens: int = 1024,
+        ppo_rollout_batch: int = 576,
+        ppo_step_batch: int = 288,
+        ppo_epochs: float = 2.0,
+        ppo_max_steps: int = 0,
+        ppo_learning_rate: float = 2e-5,
+        ppo_kl_coef: float = 0.01,
+        ppo_options: dict[str, Any] = {},
+        rewards_options: dict[str, Any] = {},
+        offline_n: int = 10,
+        offline_select_options: dict[str, Any] = {},
+        offline_logprobs_options: dict[str, Any] = {},
+        offline_mix_options: dict[str, Any] = {},
+        offline_objective: str = "dpo",
+        offline_beta: float = 0.1,
+        offline_learning_rate: float = 5e-7,
+        offline_train_options: dict[str, Any] = {},
+        evaluate_n: int = 1,
+        evaluate_max_prompts: int = 256,
+        evaluate_judge_options: dict[str, Any] = {},
+        evaluate_options: dict[str, Any] = {},
+    ) -> None:
+        """Align a chat model by principles, without labels of its own outputs.
+
+        Args:
+            sources: Message trees, whose opening prompts are answered and judged. Each is a mapping with
+                uri (path, gs://, s3:// or hub id) and, where needed, name, split, revision.
+            policy: Model directory, URI or hub id of the policy, which also judges and carries the reward
+                model.
+            pmp_sources: Human preferences for the reward model's pre-training, as mappings with uri and,
+                where needed, name, format and max_rows.
+            rl_sources: Prompts for reinforcement learning beside those of sources, as mappings with uri and
+                kind (dolly, sharegpt, openorca, math or any).
+            rl: Whether the policy is aligned by ppo, or offline on the best and worst of several samples.
+            principles: Set of principles to judge and to train the reward model by, shipped or a file.
+            rl_principles: Set of principles that are drawn for rollouts of PPO, shipped or a file.
+            seed: Seed of the run.
+            validation_fraction: Share of the prompts, by hash, that is held out for evaluation.
+            work: URI of the work prefix. Runs that share it reuse each other's finished rows.
+            work_rows_per_chunk: Most prompts that one pod works on; a fan-out has at most 100 chunks.
+            clean_prompts_languages: Languages to keep, such as en; all when empty.
+            clean_prompts_max_rows: Most prompts to judge answers to, a seeded sample; 0 for all.
+            clean_prompts_options: Further settings of clean_prompts by name.
+            filter_max_seq_len: Most tokens of prompt and completion together.
+            filter_max_prompt_len: Most tokens of a prompt.
+            sample_engine: vllm, transformers, or fake to try a pipeline out.
+            sample_temperature: Sampling temperature.
+            sample_max_new_tokens: Most tokens of a completion that is judged.
+            sample_options: Further settings of sample by name; those of the engine under sampling.
+            judge_options: Further settings of judge by name.
+            aggregate_passes: How often principles are drawn for each judged pair.
+            aggregate_options: Further settings of aggregate by name, such as min_consistency.
+            pmp_max_rows: Most pairs of pre-training, a seeded sample; 0 for all.
+            pmp_learning_rate: Peak learning rate of the reward model's pre-training.
+            pmp_max_steps: Optimiser steps of pre-training; 0 for one pass.
+            pmp_options: Further settings of clean_pmp by name.
+            reward_model_adapter: lora or qlora; none trains all weights, which PPO cannot use.
+            reward_model_learning_rate: Peak learning rate of principle-driven training.
+            reward_model_max_steps: Optimiser steps of principle-driven training; 0 for one pass.
+            reward_model_batch_size: Pairs of an optimiser step.
+            reward_model_options: Further settings of train_reward_model by name, for both of its runs.
+            rl_prompts_max_tokens: Most tokens of a prompt for reinforcement learning.
+            rl_prompts_max_rows: Most prompts for reinforcement learning, a seeded sample; 0 for all.
+            rl_prompts_options: Further settings of rl_prompts by name.
+            ppo_max_new_tokens: Most tokens of a completion of a rollout.
+            ppo_rollout_batch: Rollouts of a PPO step.
+            ppo_step_batch: Rollouts of an optimiser step.
+            ppo_epochs: Passes of PPO over the prompts.
+            ppo_max_steps: PPO steps instead of epochs; 0 to go by epochs.
+            ppo_learning_rate: Peak learning rate of PPO.
+            ppo_kl_coef: Weight of PPO's KL penalty.
+            ppo_options: Further settings of train_ppo by name.
+            rewards_options: Further settings of rewards by name; those of the reward, such as principles,
+                under reward. They hold for the evaluation, too.
+            offline_n: Completions sampled of each prompt when rl is offline.
+            offline_select_options: Settings of select by name.
+            offline_logprobs_options: Settings of logprobs by name.
+            offline_mix_options: Settings of mix by name.
+            offline_objective: dpo, dpo_norm, qrpo, ipo, simpo or rebel.
+            offline_beta: Pull to the reference policy.
+            offline_learning_rate: Peak learning rate of train.
+            offline_train_options: Further settings of train by name, such as adapter and batch_size.
+            evaluate_n: Completions of each held-out prompt in the evaluation after PPO.
+            evaluate_max_prompts: Most held-out prompts that are compared.
+            evaluate_judge_options: How the policy as it was compares both sides, by name, such as principles,
+                principle_names and token_budget.
+            evaluate_options: Further settings of evaluate by name, such as min_gain.
+        """
+        cut = {"work": work, "rows_per_chunk": work_rows_per_chunk}
+        sampling = {
+            "engine": sample_engine,
+            "temperature": sample_temperature,
+            "max_new_tokens": sample_max_new_tokens,
+            "seed": seed,
+        }
+        lengths = {"max_seq_len": filter_max_seq_len, "max_prompt_len": filter_max_prompt_len}
+
+        def tokenised(prompts: Any, title: str) -> Any:
+            return place(filter(prompts=prompts, policy=policy, **lengths), "filter", title).outputs[
+                "dataset"
+            ]
+
+        def judged_preferences(prompts: Any) -> Any:
+            sampled = fan_out(
+                place,
+                "sample",
+                sample,
+                tokenised(prompts, "filter"),
+                cut,
+                policy=policy,
+                n=2,
+                **sampling,
+                options=sample_options,
+            )
+            judged = fan_out(
+                place,
+                "judge",
+                judge,
+                sampled,
+                cut,
+                judge=policy,
+                principles=principles,
+                options=judge_options,
+            )
+            made = aggregate(
+                judged=judged,
+                principles=principles,
+                passes=aggregate_passes,
+                seed=seed,
+                options=aggregate_options,
+            )
+            return place(made, "aggregate").outputs["dataset"]
+
+        def reward_model(title: str, **arguments: Any) -> Any:
+            made = train_reward_model(
+                policy=policy,
+                principles=principles,
+                adapter=reward_model_adapter,
+                batch_size=reward_model_batch_size,
+                seed=seed,
+                work=work,
+                options=reward_model_options,
+                **arguments,
+            )
+            return place(made, "train_reward_model", title)
+
+        def compare(prompts: Any, model: Any, n: Any) -> None:
+            compared = evaluate(
+                rewarded=prompts,
+                model=model,
+                policy=policy,
+                n=n,
+                **sampling,
+                sample_options=sample_options,
+                reward_model=preference_model.outputs["Output"],
+                rewards_options=rewards_options,
+                validation_fraction=validation_fraction,
+                split_seed=seed,
+                max_prompts=evaluate_max_prompts,
+                judge=policy,
+                judge_options=evaluate_judge_options,
+                options=evaluate_options,
+            )
+            place(compared, "evaluate")
+
+        def align_offline(prompts: Any) -> None:
+            sampled = fan_out(
+                place,
+                "sample",
+                sample,
+                prompts,
+                cut,
+                policy=policy,
+                n=offline_n,
+                **sampling,
+                options=sample_options,
+            )
+            rewarded = fan_out(
+                place,
+                "rewards",
+                rewards,
+                sampled,
+                cut,
+                reward_model=preference_model.outputs["Output"],
+                options=rewards_options,
+            )
+            chosen = place(select(rewarded=rewarded, seed=seed, options=offline_select_options), "select")
+            scored = fan_out(
+                place,
+                "logprobs",
+                logprobs,
+                chosen.outputs["dataset"],
+                cut,
+                policy=policy,
+                options=offline_logprobs_options,
+            )
+            mixed = mix(
+                selection=scored,
+                validation_fraction=validation_fraction,
+                seed=seed,
+                options=offline_mix_options,
+            )
+            trained = train(
+                training=place(mixed, "mix").outputs["dataset"],
+                policy=policy,
+                objective=offline_objective,
+                beta=offline_beta,
+                learning_rate=offline_learning_rate,
+                seed=seed,
+                work=work,
+                options=offline_train_options,
+            )
+            compare(rewarded, place(trained, "train").outputs["model"], offline_n)
+
+        cleaned = place(
+            clean_prompts(
+                sources=sources,
+                languages=clean_prompts_languages,
+                max_rows=clean_prompts_max_rows,
+                options=clean_prompts_options,
+            ),
+            "clean_prompts",
+        )
+        human = place(
+            clean_pmp(sources=pmp_sources, max_rows=pmp_max_rows, seed=seed, options=pmp_options), "clean_pmp"
+        )
+        pretrained = reward_model(
+            "reward model: pre-training",
+            preferences=human.outputs["dataset"],
+            learning_rate=pmp_learning_rate,
+            max_steps=pmp_max_steps,
+        )
+        preference_model = reward_model(
+            "reward model: principles",
+            preferences=judged_preferences(cleaned.outputs["dataset"]),
+            start=pretrained.outputs["model"],
+            learning_rate=reward_model_learning_rate,
+            max_steps=reward_model_max_steps,
+        )
+        gathered = rl_prompts(
+            policy=policy,
+            prompts=cleaned.outputs["dataset"],
+            sources=rl_sources,
+            max_tokens=rl_prompts_max_tokens,
+            max_rows=rl_prompts_max_rows,
+            seed=seed,
+            options=rl_prompts_options,
+        )
+        questions = tokenised(place(gathered, "rl_prompts").outputs["dataset"], "filter RL prompts")
+
+        # KFP's local runner cannot pass on one of two branches' artifacts: each branch runs to the end.
+        with dsl.If(rl == "ppo", "PPO"):
+            aligned = train_ppo(
+                prompts=questions,
+                reward_model=preference_model.outputs["model"],
+                policy=policy,
+                principles=rl_principles,
+                max_new_tokens=ppo_max_new_tokens,
+                rollout_batch=ppo_rollout_batch,
+                step_batch=ppo_step_batch,
+                epochs=ppo_epochs,
+                max_steps=ppo_max_steps,
+                learning_rate=ppo_learning_rate,
+                kl_coef=ppo_kl_coef,
+                validation_fraction=validation_fraction,
+                seed=seed,
+                work=work,
+                options=ppo_options,
+            )
+            compare(questions, place(aligned, "train_ppo").outputs["model"], evaluate_n)
+        with dsl.Else("offline alignment"):
+            align_offline(questions)
+
+    return pipeline

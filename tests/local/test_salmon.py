@@ -1,0 +1,114 @@
+"""SALMON whole on this machine: the compiled YAML, a tiny random model, both ways of alignment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import kubealign_pipelines
+from kubealign import Results, RunFile, run_local
+
+TREES = Path(kubealign_pipelines.__file__).parent / "examples" / "trees.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stages run in processes of their own: small models are faster on one thread each."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One output folder for all runs of this file: they share their finished rows."""
+    return tmp_path_factory.mktemp("output")
+
+
+def run_file(tiny_model: Path, folder: Path, rl: str) -> RunFile:
+    """The trees that come with KubeAlign, a dozen human preferences, a dozen sums."""
+    preferences = [
+        {"prompt": f"Say {word}.", "chosen": f"{word}, gladly.", "rejected": "No."}
+        for word in ("ash", "birch", "cedar", "dogwood", "elm", "fir", "hazel", "larch", "maple", "oak")
+    ]
+    sums = [{"question": f"What is {n} and {n + 1}?", "answer": str(2 * n + 1)} for n in range(12)]
+    for name, rows in (("preferences", preferences), ("sums", sums)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return RunFile(
+        pipeline="salmon",
+        parameters={
+            "sources": [{"name": "trees", "uri": str(TREES)}],
+            "pmp_sources": [{"name": "human", "uri": str(folder / "preferences.jsonl")}],
+            "rl_sources": [
+                {
+                    "name": "sums",
+                    "uri": str(folder / "sums.jsonl"),
+                    "kind": "any",
+                    "question_type": "reasoning",
+                }
+            ],
+            "policy": str(tiny_model),
+            "rl": rl,
+            "validation_fraction": 0.3,
+            "clean_prompts_languages": ["en"],
+            "clean_prompts_max_rows": 16,
+            "filter_max_seq_len": 512,
+            "filter_max_prompt_len": 256,
+            "work_rows_per_chunk": 8,
+            "sample_engine": "transformers",
+            "sample_max_new_tokens": 8,
+            "judge_options": {"min_characters": 1},
+            "aggregate_options": {"validation_fraction": 0.3},
+            "pmp_max_steps": 1,
+            "reward_model_max_steps": 2,
+            "reward_model_batch_size": 4,
+            "reward_model_options": {"lora_r": 4},
+            "ppo_max_new_tokens": 8,
+            "ppo_rollout_batch": 4,
+            "ppo_step_batch": 2,
+            "ppo_max_steps": 2,
+            "ppo_options": {"lora_r": 4, "eval_prompts": 4},
+            "offline_n": 3,
+            "offline_train_options": {"max_steps": 1, "batch_size": 4},
+            "evaluate_max_prompts": 4,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def ppo(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, output: Path) -> Results:
+    """All of it, with PPO."""
+    return run_local(run_file(tiny_model, tmp_path_factory.mktemp("data"), "ppo"), output=output, name="ppo")
+
+
+def test_every_stage_of_salmon_leaves_what_the_next_one_needs(ppo: Results) -> None:
+    by_stage = {row.stage: row for row in ppo.stages}
+    assert {"clean_prompts", "judge", "aggregate", "clean_pmp", "train_reward_model", "train_ppo"} <= set(
+        by_stage
+    )
+    dropped = by_stage["clean_prompts"].dropped
+    assert sum(dropped.values()) + by_stage["clean_prompts"].rows_out == by_stage["clean_prompts"].rows_in
+    assert by_stage["judge"].rows_out == by_stage["sample"].rows_out
+    assert by_stage["train_ppo"].counts["steps"] == 2
+    assert ppo.evaluation["reward_gain_low"] <= ppo.evaluation["reward_gain"]
+
+
+def test_the_aligned_policy_knows_the_whole_story(ppo: Results) -> None:
+    assert ppo.model is not None
+    assert ppo.last is not None
+    stages = [step["stage"] for step in ppo.last.recipe.values()]
+    assert stages.count("train_reward_model") == 2
+    assert {"clean_prompts", "clean_pmp", "judge", "aggregate", "rl_prompts", "train_ppo"} <= set(stages)
+
+
+def test_offline_alignment_reuses_what_was_sampled_and_judged(
+    ppo: Results, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, output: Path
+) -> None:
+    offline = run_local(
+        run_file(tiny_model, tmp_path_factory.mktemp("data"), "offline"), output=output, name="offline"
+    )
+    by_stage = {row.stage: row for row in offline.stages}
+    assert by_stage["judge"].reused == by_stage["judge"].rows_in
+    assert by_stage["train"].counts["steps"] == 1
+    assert offline.evaluation["reward_gain_low"] <= offline.evaluation["reward_gain"]
+    assert ppo.model != offline.model
