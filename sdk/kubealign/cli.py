@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import replace
-from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import click
 
+from kubealign.cluster_cli import fetch, logs, runs, schedule, submit, upload
+from kubealign.estimate_cli import estimate
+from kubealign.options import load_run, run_options
 from kubealign_components import __version__
 from kubealign_components.errors import ConfigError, KubeAlignError
 from kubealign_pipelines import PIPELINES
-
-P = ParamSpec("P")
 
 
 class _Group(click.Group):
@@ -46,33 +44,8 @@ def main() -> None:
     """LLM preference alignment as Kubeflow pipelines."""
 
 
-def _run_options(command: Callable[P, None]) -> Callable[P, None]:
-    """PIPELINE, --file and --set, which compile and run share."""
-
-    @click.argument("pipeline", required=False, type=click.Choice(PIPELINES))
-    @click.option(
-        "-f",
-        "--file",
-        "file",
-        type=click.Path(path_type=Path),
-        help="Run file: pipeline, parameters, compile and local sections.",
-    )
-    @click.option(
-        "--set",
-        "assignments",
-        multiple=True,
-        metavar="NAME=VALUE",
-        help="Set a parameter (a YAML value), NAME.KEY a key of a mapping, NAME.0 an item of a list.",
-    )
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        command(*args, **kwargs)
-
-    return wrapped
-
-
 @main.command("compile")
-@_run_options
+@run_options
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The YAML to write; by default PIPELINE.yaml."
 )
@@ -86,7 +59,7 @@ def compile_(
     from kubealign.compiler import compile_pipeline
     from kubealign.settings import check_parameters
 
-    run = _load(pipeline, file, assignments)
+    run = load_run(pipeline, file, assignments)
     path = output or Path(f"{run.pipeline}.yaml")
     graph = compile_pipeline(run.pipeline, path, run.compile)
     try:
@@ -100,7 +73,7 @@ def compile_(
 
 
 @main.command("run")
-@_run_options
+@run_options
 @click.option(
     "-o",
     "--output",
@@ -125,7 +98,7 @@ def run_(
     from kubealign.summary import notes_on
 
     console = standard_console()
-    run = _load(pipeline, file, assignments)
+    run = load_run(pipeline, file, assignments)
     results = run_local(run, output=output, name=name, progress=Progress(console=console, verbose=verbose))
     console.print()
     console.print(stage_table(results))
@@ -209,15 +182,8 @@ def params_(pipeline: str, as_json: bool) -> None:
     standard_console().print(parameter_table(parameters))
 
 
-def _load(pipeline: str | None, file: Path | None, assignments: tuple[str, ...]) -> Any:
-    from kubealign.runfile import RunFile, load_run_file
-
-    run = load_run_file(file) if file else RunFile()
-    if pipeline:
-        run = replace(run, pipeline=pipeline)
-    elif not file:
-        raise click.UsageError("name a PIPELINE or give a run file with -f")
-    return run.with_parameters(assignments)
+for _command in (estimate, fetch, logs, runs, schedule, submit, upload):
+    main.add_command(_command)
 
 
 if __name__ == "__main__":

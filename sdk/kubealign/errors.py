@@ -1,7 +1,8 @@
 """What the SDK raises beside the errors of the components.
 
 KubeAlignError
-└── RunFailed    a run that did not finish; names the task, its error and its log
+├── ClusterError  Kubeflow Pipelines cannot be reached, or does not do what was asked of it
+└── RunFailed     a run that did not finish; names the task, its error and its log
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from kubealign_components.errors import KubeAlignError
+
+
+class ClusterError(KubeAlignError):
+    """Kubeflow Pipelines cannot be reached, or does not do what was asked of it."""
 
 
 class RunFailed(KubeAlignError):
