@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
+
+from kubealign_components.errors import EngineError
 
 T = TypeVar("T")
 
@@ -16,8 +19,12 @@ class Ranks:
     """This process among those of the run; joins the process group under torchrun."""
 
     def __init__(self) -> None:
-        state = PartialState()
+        # Told so, accelerate joins over gloo; else it takes a machine without accelerators for one process.
+        state = PartialState(cpu=not torch.cuda.is_available())
         self.rank, self.count = int(state.process_index), int(state.num_processes)
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.count != started:
+            raise EngineError(f"{started} processes were started, and this one knows of {self.count}")
         self.device: torch.device = state.device
 
     @property
