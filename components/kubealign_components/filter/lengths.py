@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from kubealign_components.data.moving import keep
 from kubealign_components.data.schemas import PROMPT_ROW
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
@@ -44,12 +45,12 @@ def fitting(batch: pa.RecordBatch, limits: Limits, stats: Stats) -> pa.RecordBat
     row: Ints = np.repeat(np.arange(batch.num_rows), np.maximum(counts, 0))
     fits = _fit(lists, row, limits.max_seq_len - prompt, short, stats)
     left = np.bincount(row[fits], minlength=batch.num_rows)
-    keep = short & (left >= limits.min_completions)
-    stats.drop("too_few_completions", int((short & ~keep).sum()))
-    fits &= keep[row]
-    if keep.any():
+    usable = short & (left >= limits.min_completions)
+    stats.drop("too_few_completions", int((short & ~usable).sum()))
+    fits &= usable[row]
+    if usable.any():
         stats.counts["completions"] += int(fits.sum())
-    return _taken(batch, keep, fits, left)
+    return _kept(batch, usable, fits, left)
 
 
 def _fit(lists: pa.ListArray, row: Ints, room: Ints, short: Bools, stats: Stats) -> Bools:
@@ -64,15 +65,15 @@ def _fit(lists: pa.ListArray, row: Ints, room: Ints, short: Bools, stats: Stats)
     return np.asarray(considered & ~empty & ~long)
 
 
-def _taken(batch: pa.RecordBatch, keep: Bools, fits: Bools, left: Ints) -> pa.RecordBatch:
-    if keep.all() and fits.all():
+def _kept(batch: pa.RecordBatch, usable: Bools, fits: Bools, left: Ints) -> pa.RecordBatch:
+    if usable.all() and fits.all():
         return batch
-    offsets = np.concatenate(([0], np.cumsum(left[keep])))
-    kept = batch.column("completions").flatten().filter(pa.array(fits))
+    offsets = np.concatenate(([0], np.cumsum(left[usable])))
+    kept = keep(batch.column("completions").flatten(), fits)
     completions = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), kept)
-    mask = pa.array(keep)
     columns = [
-        completions if name == "completions" else batch.column(name).filter(mask) for name in PROMPT_ROW.names
+        completions if name == "completions" else keep(batch.column(name), usable)
+        for name in PROMPT_ROW.names
     ]
     return pa.RecordBatch.from_arrays(columns, schema=PROMPT_ROW)
 

@@ -1,4 +1,4 @@
-"""A shuffle of more rows than fit in memory: buckets in temporary files, each shuffled in memory."""
+"""A shuffle of rows in memory, or of more than fit there, through temporary files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import TracebackType
 import numpy as np
 import pyarrow as pa
 
+from kubealign_components.data.moving import take
 from kubealign_components.data.seeds import Keys
 from kubealign_components.errors import StoreError
 
@@ -25,16 +26,28 @@ class Buckets:
     buckets there are. Within a bucket, rows stay in the order in which they were added.
 
     Args:
-        count: number of buckets, 1 to :data:`MAX_BUCKETS`.
+        count: number of buckets, 1 to :data:`MAX_BUCKETS`; one after :meth:`finish` when all rows
+            stayed in memory.
         schema: of the rows.
-        buffer_bytes: rows held in memory before they are written out.
+        memory_bytes: rows that stay in memory; with more, all are written out.
+        buffer_bytes: rows that are written out at once.
     """
 
-    def __init__(self, count: int, schema: pa.Schema, *, buffer_bytes: int = BUFFER_BYTES) -> None:
+    def __init__(
+        self,
+        count: int,
+        schema: pa.Schema,
+        *,
+        memory_bytes: int,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
         self.count = count
         self.rows = 0
         self._schema = schema
+        self._memory_bytes = memory_bytes
         self._buffer_bytes = buffer_bytes
+        self._spilled = False
+        self._in_memory: pa.RecordBatch | None = None
         self._pending: list[tuple[pa.RecordBatch, Keys]] = []
         self._pending_bytes = 0
         self._job: Future[None] | None = None
@@ -63,11 +76,17 @@ class Buckets:
         self._pending.append((rows, keys))
         self._pending_bytes += rows.nbytes
         self.rows += len(rows)
-        if self._pending_bytes >= self._buffer_bytes:
+        if self._pending_bytes > (self._buffer_bytes if self._spilled else self._memory_bytes):
+            self._spilled = True
             self._flush()
 
     def finish(self) -> None:
         """End adding; the buckets can be read after."""
+        if not self._spilled:
+            self.count = 1
+            self._in_memory = pa.concat_batches([batch for batch, _ in self._pending] or [self._none()])
+            self._pending.clear()
+            return
         self._flush()
         self._wait()
         try:
@@ -77,18 +96,20 @@ class Buckets:
         except OSError as error:
             raise self._cannot_write(error) from error
 
-    def read(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+    def read(self, number: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
         """The rows of bucket ``number``, in the order in which they were added."""
         names = self._schema.names if columns is None else list(columns)
-        fields = [self._schema.get_field_index(name) for name in names]
+        if self._in_memory is not None:
+            return self._in_memory.select(names)
         if number not in self._writers:
-            return pa.schema([self._schema.field(name) for name in names]).empty_table()
+            return self._none().select(names)
+        fields = [self._schema.get_field_index(name) for name in names]
         options = pa.ipc.IpcReadOptions(included_fields=fields)
         with (
             pa.memory_map(str(self._path(number))) as file,
             pa.ipc.open_stream(file, options=options) as reader,
         ):
-            return reader.read_all().combine_chunks()
+            return pa.concat_batches(reader)
 
     def _flush(self) -> None:
         self._wait()
@@ -101,13 +122,25 @@ class Buckets:
         if job is not None:
             job.result()
 
+    def _none(self) -> pa.RecordBatch:
+        return pa.RecordBatch.from_pylist([], schema=self._schema)
+
     def _write_out(self, pending: list[tuple[pa.RecordBatch, Keys]]) -> None:
-        rows = pa.Table.from_batches([batch for batch, _ in pending]).combine_chunks()
+        while pending:
+            size, count = 0, 0
+            while count < len(pending) and size < self._buffer_bytes:
+                size += pending[count][0].nbytes
+                count += 1
+            self._write_some(pending[:count])
+            del pending[:count]
+
+    def _write_some(self, pending: list[tuple[pa.RecordBatch, Keys]]) -> None:
+        rows = pa.concat_batches([batch for batch, _ in pending])
         keys = np.concatenate([keys for _, keys in pending])
         bucket = ((keys >> np.uint64(32)) * np.uint64(self.count)) >> np.uint64(32)
         order = np.argsort(bucket.astype(np.uint16), kind="stable")
         edges = np.searchsorted(bucket[order], np.arange(self.count + 1))
-        rows = rows.take(pa.array(order)).combine_chunks()
+        rows = take(rows, order)
         try:
             for number in np.flatnonzero(np.diff(edges)).tolist():
                 self._writer(number).write(rows.slice(edges[number], edges[number + 1] - edges[number]))
@@ -117,8 +150,7 @@ class Buckets:
     def _writer(self, number: int) -> pa.ipc.RecordBatchStreamWriter:
         if number not in self._writers:
             self._files[number] = pa.OSFile(str(self._path(number)), "wb")
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            self._writers[number] = pa.ipc.new_stream(self._files[number], self._schema, options=options)
+            self._writers[number] = pa.ipc.new_stream(self._files[number], self._schema)
         return self._writers[number]
 
     def _path(self, number: int) -> Path:

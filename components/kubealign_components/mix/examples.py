@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from kubealign_components.data.moving import take
 from kubealign_components.data.schemas import TRAINING_ROW
 from kubealign_components.data.seeds import ID_LENGTH, held_out
 from kubealign_components.errors import DataError
@@ -28,18 +29,17 @@ def from_selection(batch: pa.RecordBatch, *, validation_fraction: float, seed: i
     completion.
     """
     row, index, size = _members(batch)
-    completions = pc.list_flatten(batch.column("completions")).take(pa.array(index))
-    taken = pa.array(row)
-    prompt = batch.column("prompt_id").take(taken)
+    completions = take(pc.list_flatten(batch.column("completions")), index)
+    prompt = take(batch.column("prompt_id"), row)
     made = {
         "example_id": _example_ids(prompt, completions.field("completion_id"), size),
-        "split": _splits(batch.column("prompt_id"), validation_fraction, seed).take(taken),
+        "split": take(_splits(batch.column("prompt_id"), validation_fraction, seed), row),
         "completions": pa.ListArray.from_arrays(
             pa.array(np.concatenate(([0], np.cumsum(size))), pa.int32()), completions
         ),
-        "num_references": pc.list_value_length(batch.column("reference_rewards")).take(taken),
+        "num_references": take(pc.list_value_length(batch.column("reference_rewards")), row),
     }
-    columns = [made[name] if name in made else batch.column(name).take(taken) for name in TRAINING_ROW.names]
+    columns = [made[name] if name in made else take(batch.column(name), row) for name in TRAINING_ROW.names]
     return pa.RecordBatch.from_arrays(columns, schema=TRAINING_ROW)
 
 

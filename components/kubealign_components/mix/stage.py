@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from kubealign_components.config import execution, require, semantic_params
 from kubealign_components.data.ahead import read_ahead
-from kubealign_components.data.dataset import BATCH_ROWS, Dataset, DatasetWriter
+from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.moving import take
 from kubealign_components.data.schemas import SELECTION, TRAINING, TRAINING_ROW
 from kubealign_components.data.seeds import Keys, id_keys
 from kubealign_components.data.stats import Stats
@@ -35,6 +36,10 @@ from kubealign_components.progress import progress_bar
 log = logging.getLogger(__name__)
 
 VERSION = 1
+PARQUET_DENSITY = 10
+"""Most bytes in memory of a byte of Parquet; token ids have 2 to 4, repetitive texts more."""
+_TAKEN_ROWS = 4096
+"""Examples that are put in order at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,8 +64,8 @@ class MixConfig:
     require_logprobs: bool = True
     """Refuse completions without a log-probability of the reference policy; off for objectives that need
     none, such as simpo."""
-    bucket_bytes: int = execution(4 * 2**20)
-    """Bytes of input Parquet that make one bucket of the shuffle; up to ten times as much in memory."""
+    memory_bytes: int = execution(192 * 2**20)
+    """Bytes of examples that are shuffled in memory; more are shuffled in parts, through temporary files."""
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -69,7 +74,7 @@ class MixConfig:
             require(cap > 0, f"caps.{name}", cap, "a positive number of examples (weight 0 leaves it out)")
         require(0.1 <= self.temperature < math.inf, "temperature", self.temperature, "0.1 or more")
         require(self.max_examples >= 0, "max_examples", self.max_examples, "0 (no limit) or more")
-        require(self.bucket_bytes > 0, "bucket_bytes", self.bucket_bytes, "a positive number of bytes")
+        require(self.memory_bytes > 0, "memory_bytes", self.memory_bytes, "a positive number of bytes")
         require(
             0 <= self.validation_fraction < 1,
             "validation_fraction",
@@ -117,9 +122,8 @@ def run(
     _check_identities(list(inputs.values()))
     provenance = derive("mix", VERSION, semantic_params(config), inputs=inputs, slug=config.slug(len(inputs)))
     stats = Stats()
-    size = sum(shard.size for dataset in inputs.values() for shard in dataset.manifest.shards)
     with (
-        Buckets(min(MAX_BUCKETS, size // config.bucket_bytes + 1), TRAINING_ROW) as buckets,
+        Buckets(_buckets(config, inputs.values()), TRAINING_ROW, memory_bytes=config.memory_bytes) as buckets,
         DatasetWriter(output, TRAINING, provenance) as writer,
     ):
         intake = _Intake(config, buckets)
@@ -135,6 +139,12 @@ def run(
         extra = {"pairwise": intake.sizes == {PAIR}, "sources": sources}
         writer.commit(stats, extra | {"num_train": sides["train"], "num_validation": sides["validation"]})
     return stats
+
+
+def _buckets(config: MixConfig, inputs: Iterable[Dataset]) -> int:
+    """Buckets of which two, one of them read ahead, fit into ``memory_bytes``."""
+    size = sum(shard.size for dataset in inputs for shard in dataset.manifest.shards)
+    return min(MAX_BUCKETS, 2 * PARQUET_DENSITY * size // config.memory_bytes + 1)
 
 
 class _Intake:
@@ -236,9 +246,9 @@ def _plan(config: MixConfig, buckets: Buckets, weights: dict[str, float], stats:
     """Count the sources' examples and decide what stays of each; notes the drops in ``stats``."""
     keys: dict[str, list[Keys]] = {name: [] for name in weights}
     for number in range(buckets.count):
-        table = buckets.read(number, ["example_id", "source"])
-        table = table.take(pa.array(_first_of_each(table)))
-        for name, key in _by_source(table, config.seed):
+        examples = buckets.read(number, ["example_id", "source"])
+        examples = take(examples, _first_of_each(examples))
+        for name, key in _by_source(examples, config.seed):
             keys[name].append(key)
     known = {name: np.concatenate(parts) if parts else np.empty(0, np.uint64) for name, parts in keys.items()}
     before = {name: len(values) for name, values in known.items()}
@@ -265,29 +275,29 @@ def _write(
     """Write what stays, shuffled; gives the examples of each split."""
     sides: Counter[str] = Counter()
     with progress_bar(buckets.rows, "examples", "mix: shuffle") as bar:
-        for table in read_ahead(buckets.read(number) for number in range(buckets.count)):
-            taken = _first_of_each(table)
-            ids = _only_chunk(table.column("example_id")).take(pa.array(taken))
-            source = _only_chunk(table.column("source")).take(pa.array(taken)).dictionary_encode()
+        for examples in read_ahead(buckets.read(number) for number in range(buckets.count)):
+            different = _first_of_each(examples)
+            ids = take(examples.column("example_id"), different)
+            source = take(examples.column("source"), different).dictionary_encode()
             last = np.array([plan[name].last_key for name in source.dictionary.to_pylist()], dtype=object)
             stay = _at_most(id_keys(ids, config.seed, "sample"), last, source.indices.to_numpy())
             order = np.argsort(id_keys(ids, config.seed, "order")[stay], kind="stable")
-            chosen = pa.array(taken[stay][order])
+            chosen = different[stay][order]
             # Taken a little at a time: a second copy of the bucket would be as large as the first.
-            for start in range(0, len(chosen), BATCH_ROWS):
-                rows = table.take(chosen.slice(start, BATCH_ROWS))
+            for start in range(0, len(chosen), _TAKEN_ROWS):
+                rows = take(examples, chosen[start : start + _TAKEN_ROWS])
                 for side in pc.value_counts(rows.column("split")).to_pylist():
                     sides[side["values"]] += side["counts"]
                 writer.write(rows)
-            bar.update(table.num_rows)
+            bar.update(examples.num_rows)
     return sides
 
 
-def _by_source(table: pa.Table, seed: int) -> Iterator[tuple[str, Keys]]:
+def _by_source(examples: pa.RecordBatch, seed: int) -> Iterator[tuple[str, Keys]]:
     """The sampling keys of the examples of each source."""
-    source = _only_chunk(table.column("source")).dictionary_encode()
+    source = examples.column("source").dictionary_encode()
     code = source.indices.to_numpy()
-    keys = id_keys(_only_chunk(table.column("example_id")), seed, "sample")
+    keys = id_keys(examples.column("example_id"), seed, "sample")
     for i, name in enumerate(source.dictionary.to_pylist()):
         yield name, keys[code == i]
 
@@ -300,15 +310,11 @@ def _at_most(keys: Keys, last: NDArray[Any], code: NDArray[Any]) -> NDArray[np.b
     return stay
 
 
-def _first_of_each(table: pa.Table) -> NDArray[np.int64]:
+def _first_of_each(examples: pa.RecordBatch) -> NDArray[np.int64]:
     """Positions of the examples that do not stand there before, in order."""
-    code = _only_chunk(table.column("example_id")).dictionary_encode().indices.to_numpy()
+    code = examples.column("example_id").dictionary_encode().indices.to_numpy()
     _, first = np.unique(code, return_index=True)
     return np.sort(first)
-
-
-def _only_chunk(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
 def _check_identities(datasets: Sequence[Dataset]) -> None:

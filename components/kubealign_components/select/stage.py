@@ -16,6 +16,7 @@ from kubealign_components.config import require, require_choice, semantic_params
 from kubealign_components.data.ahead import read_ahead
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.moving import take
 from kubealign_components.data.schemas import COMPLETION, PAIR, SELECTION, SELECTION_ROW
 from kubealign_components.data.seeds import id_keys
 from kubealign_components.data.stats import Stats
@@ -264,15 +265,14 @@ class _Batch:
             "pairs": _lists(_offsets(self._per_row_index(chosen)[rows]), pairs),
             "reference_rewards": _lists(_offsets(self.references[rows]), pa.array(self.reward[references])),
         }
-        taken = pa.array(rows)
         columns = [
-            made[name] if name in made else self.batch.column(name).take(taken)
+            made[name] if name in made else take(self.batch.column(name), rows)
             for name in SELECTION_ROW.names
         ]
         return pa.RecordBatch.from_arrays(columns, schema=SELECTION_ROW)
 
     def _completions(self, selected: Ints) -> pa.StructArray:
-        kept = self.completions.take(pa.array(selected))
+        kept = take(self.completions, selected)
         quantile = pa.array(self.quantile[selected])
         return pa.StructArray.from_arrays(
             [quantile if f.name == "quantile_reward" else kept.field(f.name) for f in COMPLETION],

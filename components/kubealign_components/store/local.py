@@ -36,21 +36,15 @@ class LocalStore:
         def write(temporary: Path) -> None:
             copyfile(path, temporary)
 
+        target = _path(uri)
         if not path.is_file():
             raise StoreError(f"cannot publish {path} as {uri}: there is no such file")
-        return _publish(_path(uri), write)
+        linked = _linked(path, target) if _readable_by_all(path) else None
+        return _publish(target, write) if linked is None else linked
 
     def copy(self, source: str, target: str) -> bool:
         # link() would link a symbolic link itself, not the file behind it.
-        origin, goal = _path(self.fetch(source, Path())).resolve(), _path(target)
-        with _errors("write", goal):
-            goal.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                return _link(origin, goal)
-            except OSError as error:
-                if error.errno != errno.EXDEV and error.errno not in _NO_HARD_LINKS:
-                    raise
-        return self.publish_file(origin, target)
+        return self.publish_file(_path(self.fetch(source, Path())).resolve(), target)
 
     def fetch(self, uri: str, directory: Path) -> Path:  # noqa: ARG002
         path = _path(uri)
@@ -85,6 +79,26 @@ def _publish(target: Path, write: Callable[[Path], None]) -> bool:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         return _link(temporary, target)
+
+
+def _readable_by_all(path: Path) -> bool:
+    """Whether ``path`` may have a second name as it is: no symbolic link, and no file of one user's own."""
+    mode = path.lstat().st_mode
+    return stat.S_ISREG(mode) and mode & 0o444 == 0o444
+
+
+def _linked(origin: Path, target: Path) -> bool | None:
+    """Give ``origin`` the name ``target`` as well if it is free; None where only a copy can have it."""
+    with _errors("write", target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with origin.open("rb") as file:
+            os.fsync(file.fileno())
+        try:
+            return _link(origin, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV and error.errno not in _NO_HARD_LINKS:
+                raise
+            return None
 
 
 def _link(origin: Path, target: Path) -> bool:

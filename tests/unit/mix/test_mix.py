@@ -93,7 +93,7 @@ limits = st.fixed_dictionaries(
         "max_examples": st.integers(0, 20),
         "validation_fraction": st.sampled_from([0.0, 0.3]),
         "seed": st.integers(0, 2),
-        "bucket_bytes": st.sampled_from([1, 2000, 2**24]),
+        "memory_bytes": st.sampled_from([1, 2000, 2**24]),
     },
 )
 fuzz = settings(max_examples=60)
@@ -282,7 +282,7 @@ def test_other_models_are_refused_by_name(tmp_path: Path) -> None:
         ({"caps": {"a": 0}}, r"caps.a=0: expected a positive number"),
         ({"temperature": 0}, r"temperature=0.0: expected 0.1 or more"),
         ({"max_examples": -1}, r"max_examples=-1: expected 0"),
-        ({"bucket_bytes": 0}, r"bucket_bytes=0: expected a positive number of bytes"),
+        ({"memory_bytes": 0}, r"memory_bytes=0: expected a positive number of bytes"),
         ({"validation_fraction": 1.0}, r"validation_fraction=1.0: expected a share"),
         ({"caps": {"a": 1.5}}, r"mix.caps.a=1.5: expected a value of type int"),
     ],
@@ -296,19 +296,22 @@ def test_settings_are_checked_by_name(settings: dict[str, Any], message: str) ->
 @given(
     keys=st.lists(st.integers(0, 2**64 - 1), max_size=60),
     count=st.integers(1, 256),
+    memory=st.integers(1, 800),
     buffer=st.integers(1, 400),
     batch=st.integers(1, 20),
 )
-def test_buckets_sort_and_lose_nothing(keys: list[int], count: int, buffer: int, batch: int) -> None:
+def test_buckets_sort_and_lose_nothing(
+    keys: list[int], count: int, memory: int, buffer: int, batch: int
+) -> None:
     schema = pa.schema([("example_id", pa.string()), ("key", pa.uint64())])
-    with Buckets(count, schema, buffer_bytes=buffer) as buckets:
+    with Buckets(count, schema, memory_bytes=memory, buffer_bytes=buffer) as buckets:
         for start in range(0, len(keys), batch):
             part = keys[start : start + batch]
             rows = {"example_id": [str(start + i) for i in range(len(part))], "key": part}
             buckets.add(pa.RecordBatch.from_pydict(rows, schema=schema), np.array(part, dtype=np.uint64))
         buckets.finish()
-        tables = [buckets.read(i) for i in range(count)]
-        assert [buckets.read(i, ["key"]).column("key").to_pylist() for i in range(count)] == [
+        tables = [buckets.read(i) for i in range(buckets.count)]
+        assert [buckets.read(i, ["key"]).column("key").to_pylist() for i in range(buckets.count)] == [
             table.column("key").to_pylist() for table in tables
         ]
     found = [row for table in tables for row in table.to_pylist()]
@@ -322,7 +325,7 @@ def test_buckets_sort_and_lose_nothing(keys: list[int], count: int, buffer: int,
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
     schema = pa.schema([("key", pa.uint64())])
-    with Buckets(1, schema, buffer_bytes=1) as buckets:
+    with Buckets(1, schema, memory_bytes=1, buffer_bytes=1) as buckets:
         folder = Path(buckets._folder.name)
         folder.rename(tmp_path / "gone")  # as good as a disk that takes nothing
         with pytest.raises(StoreError, match="cannot write the shuffle's temporary files"):

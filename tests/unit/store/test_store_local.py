@@ -89,6 +89,7 @@ def test_a_killed_writer_leaves_nothing_that_is_listed(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     file, folder = tmp_path / "file", tmp_path / "folder"
     file.write_bytes(bytes(2 << 20))
+    file.chmod(0o600)  # so it is copied
     said = python(PUBLISH_ON_A_FULL_DISK, folder, file)
     assert [f"{folder}/object" in line and "nothing was published" in line for line in said] == [True, True]
     assert list(folder.iterdir()) == []
@@ -150,3 +151,27 @@ def test_file_uris_are_paths(tmp_path: Path) -> None:
     uri = f"file://{tmp_path}/object"
     assert store_for(uri).publish(uri, b"x")
     assert (tmp_path / "object").read_bytes() == b"x"
+
+
+def test_a_published_file_outlives_its_first_name(tmp_path: Path) -> None:
+    path, target = tmp_path / "made", tmp_path / "store" / "object"
+    path.write_bytes(b"rows")
+    path.chmod(0o644)
+    assert LocalStore().publish_file(path, str(target))
+    assert target.samefile(path)
+    path.unlink()
+    assert target.read_bytes() == b"rows"
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_links_and_private_files_are_copied(tmp_path: Path, private: bool) -> None:
+    path, target = tmp_path / "made", tmp_path / "object"
+    path.write_bytes(b"rows")
+    path.chmod(0o600 if private else 0o644)
+    if not private:
+        path = path.rename(tmp_path / "elsewhere")
+        (tmp_path / "made").symlink_to(path)
+    assert LocalStore().publish_file(tmp_path / "made", str(target))
+    assert not target.is_symlink()
+    assert not target.samefile(path)
+    assert target.stat().st_mode & 0o777 == 0o644
