@@ -254,8 +254,7 @@ def merge(parts: Sequence[Part], chunks: Sequence[Chunk], output: str) -> Datase
     stats.counts["rows_reused"] = sum(part.reused_rows for part in parts)
     stats.counts["chunks_reused"] = sum(part.reused_rows == part.rows for part in parts)
     with DatasetWriter(output, first.schema, first.provenance) as writer:
-        for part in opened:
-            writer.adopt(part)
+        writer.adopt_all(opened)
         return writer.commit(stats, {"chunked": True})
 
 

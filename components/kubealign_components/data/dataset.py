@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,13 +25,19 @@ from kubealign_components.data.fingerprint import Provenance, Recipe, canonical_
 from kubealign_components.data.schemas import ROWS, shard_encoding
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch, StoreError
-from kubealign_components.store import join, store_for
+from kubealign_components.store import join, scheme_of, store_for
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 SHARD_BYTES = 128 * 2**20
 ROW_GROUP_BYTES = 8 * 2**20
 BATCH_ROWS = 512
+
+COPIES = 16
+"""Shards that a store copies at once."""
+
+AHEAD = 3
+"""Shards of a store behind a network that are fetched while one is read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,17 +184,18 @@ class Dataset:
             yield from batch.to_pylist()
 
     def _files(self, numbers: Sequence[int]) -> Generator[Path, None, None]:
-        """A verified local file of each shard; the next is fetched and hashed while one is read."""
+        """A verified local file of each shard; the next are fetched and hashed while one is read."""
+        most = 1 if scheme_of(self.uri) == "file" else AHEAD
         with (
             tempfile.TemporaryDirectory(prefix="kubealign-read-") as folder,
-            ThreadPoolExecutor(1, "fetch-shard") as thread,
+            ThreadPoolExecutor(most, "fetch-shard") as threads,
         ):
             ahead: deque[Future[Path]] = deque()
-            for place, number in enumerate([*numbers, None]):
+            for place, number in enumerate([*numbers, *[None] * most]):
                 if number is not None:
                     shard = self.manifest.shards[number]
-                    ahead.append(thread.submit(self._verified, shard, Path(folder, str(place))))
-                if place:
+                    ahead.append(threads.submit(self._verified, shard, Path(folder, str(place))))
+                if place >= most and ahead:
                     path = ahead.popleft().result()
                     yield path
                     if path.is_relative_to(folder):
@@ -263,14 +270,20 @@ class DatasetWriter:
 
     def adopt(self, source: Dataset) -> None:
         """Take over the shards of ``source`` as they are: the store copies, no rows pass through here."""
+        self.adopt_all([source])
+
+    def adopt_all(self, sources: Sequence[Dataset]) -> None:
+        """Take over the shards of several datasets, one after the other, many at once."""
         self.close_shard()
-        for shard in source.manifest.shards:
-            taken = Shard(
-                path=self._shard_name(shard.sha256), rows=shard.rows, size=shard.size, sha256=shard.sha256
-            )
-            _copy(source.shard_uri(shard), join(self.uri, taken.path))
-            self._shards.append(taken)
-            self.rows += shard.rows
+        copies: list[tuple[str, str]] = []
+        for source in sources:
+            for shard in source.manifest.shards:
+                taken = replace(shard, path=self._shard_name(shard.sha256))
+                copies.append((source.shard_uri(shard), join(self.uri, taken.path)))
+                self._shards.append(taken)
+                self.rows += shard.rows
+        with ThreadPoolExecutor(COPIES, "copy-shard") as pool:
+            list(pool.map(lambda places: _copy(*places), copies))
 
     def commit(self, stats: Stats, extra: dict[str, Any] | None = None) -> Dataset:
         """Publish the dataset and open it; ``stats`` must add up.

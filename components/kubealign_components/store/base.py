@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
+from kubealign_components.config import require
 from kubealign_components.errors import StoreError
 
 TEMPORARY = ".kubealign-"
@@ -17,6 +20,21 @@ TEMPORARY = ".kubealign-"
 
 WRITER = "kubealign-writer"
 """Metadata key of an object: which call published it."""
+
+DEADLINE = "KUBEALIGN_STORE_DEADLINE"
+"""Environment variable: seconds over which a failing request is tried again, 120 if it is not set."""
+
+PARALLEL = 64 * 2**20
+"""Bytes above which an object is transferred in parts, several at a time."""
+
+PART = 32 * 2**20
+"""Bytes of a part, at least."""
+
+PART_WORKERS = 8
+"""Parts of one object under way at once; a connection to a cloud store carries 50 to 100 MB/s."""
+
+Span = tuple[int, int]
+"""First byte and end byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +51,8 @@ class Store(Protocol):
     A name is published at most once and never half-written: ``publish`` and ``publish_file`` make
     the whole object visible in one step, or leave nothing. A reader sees all of it or none of it.
     A bucket that is missing, unlike an object that is missing, is a failure of the storage.
+    What a write sends is checked by the server and what a read gets is checked here, by checksums. A
+    request that fails for a reason that passes is tried again until :data:`DEADLINE`.
     Every method raises :class:`~kubealign_components.errors.NotFound` for an object that is not
     there and :class:`~kubealign_components.errors.StoreError` for storage that fails, naming the URI.
     """
@@ -46,7 +66,10 @@ class Store(Protocol):
         ...
 
     def publish_file(self, path: Path, uri: str) -> bool:
-        """Publish the file ``path`` under ``uri`` unless it exists; True when this call did."""
+        """Publish the file ``path`` under ``uri`` unless it exists; True when this call did.
+
+        The file may be removed afterwards, but not changed: on one file system it gets a second name.
+        """
         ...
 
     def copy(self, source: str, target: str) -> bool:
@@ -65,7 +88,8 @@ class Store(Protocol):
         """Every object below the folder ``prefix``, in order of the bytes of the names.
 
         Lazy: a page at a time. ``a/b`` lists ``a/b/c`` but neither ``a/b`` nor ``a/bc``; a folder
-        that does not exist lists nothing.
+        that does not exist lists nothing. What writers that were killed left under :data:`TEMPORARY` names
+        is skipped.
         """
         ...
 
@@ -131,3 +155,64 @@ def land(uri: str, directory: Path, write: Callable[[Path], None]) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return target
+
+
+def deadline() -> float:
+    """Seconds over which a failing request is tried again.
+
+    Raises:
+        ConfigError: the environment says something else than a positive number.
+    """
+    text = os.environ.get(DEADLINE, "120")
+    seconds = float(text) if text.replace(".", "", 1).isdigit() else 0.0
+    require(seconds > 0, DEADLINE, text, "a positive number of seconds")
+    return seconds
+
+
+def spans(size: int, part: int) -> list[Span]:
+    """``size`` bytes cut into parts."""
+    return [(start, min(start + part, size)) for start in range(0, size, part)]
+
+
+def fetch_parts(path: Path, size: int, part: int, read: Callable[[Span, IO[bytes]], None]) -> None:
+    """Fill ``path`` with ``size`` bytes; ``read`` writes those of a span to the file that it is given."""
+
+    def fill(span: Span) -> None:
+        with path.open("rb+") as file:
+            file.seek(span[0])
+            read(span, file)
+
+    os.truncate(path, size)
+    with ThreadPoolExecutor(PART_WORKERS, "fetch-part") as pool:
+        list(pool.map(fill, spans(size, part)))
+
+
+class Window(io.RawIOBase):
+    """The bytes of a span of a file, as a file of its own."""
+
+    def __init__(self, path: Path, span: Span) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._start, self._stop = span
+        self.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._stop - self._start}[whence]
+        self._file.seek(self._start + base + offset)
+        return self.tell()
+
+    def tell(self) -> int:
+        return self._file.tell() - self._start
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = self._stop - self._file.tell()
+        return self._file.read(left if size is None or size < 0 else min(size, left)) or b""
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

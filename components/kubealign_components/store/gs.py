@@ -1,23 +1,33 @@
 """Google Cloud Storage, or the emulator that ``STORAGE_EMULATOR_HOST`` names.
 
+Credentials are the application default ones: the key file of ``GOOGLE_APPLICATION_CREDENTIALS``, a
+user's own, or those of the pod's service account (Workload Identity).
+
 Every write carries ``ifGenerationMatch=0``, which the service checks and applies in one step. The
 emulator fake-gcs-server does so for uploads of at most 8 MiB and ignores the condition on resumable
-uploads and on copies; so those ask first whether the name is taken, which on the service itself
-also saves sending bytes that would be refused.
+uploads, on copies and when it composes; so those ask first whether the name is taken, which on the
+service itself also saves sending bytes that would be refused.
+
+A large file goes up in parts under temporary names beside the target, which the service then composes
+on condition. (Its other way of taking parts, the XML multipart upload, knows no conditions.) Parts are
+deleted at once; of a writer that is killed they stay, as temporary files do, and listings skip them.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
+import google_crc32c
 import requests  # type: ignore[import-untyped]
 from google.api_core import exceptions as api
 from google.auth import exceptions as auth
@@ -26,10 +36,24 @@ from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from kubealign_components.errors import NotFound, StoreError
-from kubealign_components.store.base import WRITER, ObjectInfo, land, split, split_folder
-
-DEADLINE = 120.0
-"""Seconds over which a failing request is tried again."""
+from kubealign_components.store.base import (
+    DEADLINE,
+    PARALLEL,
+    PART,
+    PART_WORKERS,
+    TEMPORARY,
+    WRITER,
+    ObjectInfo,
+    Span,
+    Window,
+    deadline,
+    fetch_parts,
+    join,
+    land,
+    spans,
+    split,
+    split_folder,
+)
 
 CONNECTIONS = 32
 """Kept open per process: slices are read by 16 threads."""
@@ -37,48 +61,66 @@ CONNECTIONS = 32
 ONE_REQUEST = 8 * 2**20
 """Bytes up to which the library uploads in one request; more becomes a resumable upload."""
 
-UPLOAD_CHUNK = 16 * 2**20
-"""Bytes of a resumable upload in memory; a multiple of 256 KiB."""
+UPLOAD_CHUNK = 32 * 2**20
+"""Bytes of a part that are one request, and in memory; a multiple of 256 KiB."""
+
+MOST_PARTS = 32
+"""What the service composes in one call."""
 
 _LOCK = threading.Lock()
 
-_CALL: dict[str, Any] = {"retry": DEFAULT_RETRY.with_timeout(DEADLINE), "timeout": (10.0, 60.0)}
+_BLOCK = 2**20
 
 
 class GoogleStore:
-    """Objects of Google Cloud Storage; CRC32C is checked on the way up and on the way down."""
+    """Objects of Google Cloud Storage; CRC32C is checked on the way up and on the way down.
+
+    Args:
+        parallel: bytes above which a file is transferred in parts.
+        part: bytes of a part, at least.
+    """
+
+    def __init__(self, *, parallel: int = PARALLEL, part: int = PART) -> None:
+        self._parallel = parallel
+        self._part = part
 
     def read(self, uri: str) -> bytes:
         with _errors("read", uri):
-            data: bytes = _blob(uri).download_as_bytes(checksum="crc32c", **_CALL)
+            data: bytes = _blob(uri).download_as_bytes(checksum="crc32c", **_call())
             return data
 
     def publish(self, uri: str, data: bytes) -> bool:
-        return self._upload(uri, io.BytesIO(data), len(data))
+        with _errors("write", uri):
+            return _publish(uri, io.BytesIO(data), len(data), google_crc32c.value(data))
 
     def publish_file(self, path: Path, uri: str) -> bool:
         if not path.is_file():
             raise StoreError(f"cannot publish {path} as {uri}: there is no such file")
-        with path.open("rb") as file:
-            return self._upload(uri, file, path.stat().st_size)
+        size = path.stat().st_size
+        if size > ONE_REQUEST and self.exists(uri):
+            return False
+        with _errors("write", uri):
+            if size > self._parallel:
+                return self._compose(uri, path, size)
+            with path.open("rb") as file:
+                return _publish(uri, file, size, _crc32c(path))
 
     def copy(self, source: str, target: str) -> bool:
         if self.exists(target):
             return False
         with _errors("copy", source, target):
-            origin, goal = _blob(source), _blob(target)
-            token: str | None = None
-            while True:  # a large object takes several calls
-                try:
-                    token, _, _ = goal.rewrite(origin, token=token, if_generation_match=0, **_CALL)
-                except api.PreconditionFailed:
-                    return False
-                if token is None:
-                    return True
+            origin = _blob(source)
+            return _commit(target, lambda goal: _rewrite(origin, goal))
 
     def fetch(self, uri: str, directory: Path) -> Path:
         def write(path: Path) -> None:
-            _blob(uri).download_to_filename(str(path), checksum="crc32c", **_CALL)
+            blob = _blob(uri)
+            blob.reload(**_call())
+            if blob.size > self._parallel and not blob.content_encoding:
+                self._fetch_parts(uri, blob, path)
+                return
+            # A blob of its own: a generation that is known would be insisted on.
+            _blob(uri).download_to_filename(str(path), checksum="crc32c", **_call())
 
         with _errors("fetch", uri):
             return land(uri, directory, write)
@@ -87,45 +129,125 @@ class GoogleStore:
         bucket, folder = split_folder(prefix)
         with _errors("list", prefix):
             blobs = _client().list_blobs(
-                bucket, prefix=folder, page_size=1000, fields="items(name,size),nextPageToken", **_CALL
+                bucket, prefix=folder, page_size=1000, fields="items(name,size),nextPageToken", **_call()
             )
             for blob in blobs:
-                if not blob.name.endswith("/"):  # a console's marker for an empty folder
+                name = blob.name.rpartition("/")[2]
+                if name and not name.startswith(TEMPORARY):  # no name: a console's marker for a folder
                     yield ObjectInfo(f"gs://{bucket}/{blob.name}", int(blob.size))
 
     def exists(self, uri: str) -> bool:
         try:
             with _errors("read", uri):
-                _blob(uri).reload(**_CALL)
+                _blob(uri).reload(**_call())
         except NotFound:
             return False
         return True
 
     def delete(self, uri: str) -> None:
         with suppress(NotFound), _errors("delete", uri):
-            _blob(uri).delete(**_CALL)
+            _blob(uri).delete(**_call())
 
-    def _upload(self, uri: str, file: IO[bytes], size: int) -> bool:
-        if size > ONE_REQUEST and self.exists(uri):
-            return False
-        with _errors("write", uri):
-            blob = _blob(uri, chunk_size=UPLOAD_CHUNK)
-            blob.metadata = {WRITER: uuid.uuid4().hex}
+    def _compose(self, uri: str, path: Path, size: int) -> bool:
+        """Publish a large file: parts go up at once, and the service joins them on condition."""
+        folder = uri.rpartition("/")[0]
+        pieces = spans(size, max(self._part, -(-size // MOST_PARTS)))
+        names = [join(folder, f"{TEMPORARY}{uuid.uuid4().hex}") for _ in pieces]
+
+        def send(name: str, span: Span) -> Any:
+            with Window(path, span) as window:
+                return _upload(_blob(name, chunk_size=UPLOAD_CHUNK), window, span[1] - span[0])
+
+        with ThreadPoolExecutor(PART_WORKERS, "publish-part") as pool:
+            sending = [pool.submit(send, name, span) for name, span in zip(names, pieces)]
             try:
-                blob.upload_from_file(file, size=size, checksum="crc32c", if_generation_match=0, **_CALL)
-            except api.PreconditionFailed:
-                return _is_ours(uri, blob.metadata[WRITER])
-            return True
+                parts = [each.result() for each in sending]
+                generations = [part.generation for part in parts]
+                return _commit(
+                    uri,
+                    lambda goal: goal.compose(
+                        parts, if_generation_match=0, if_source_generation_match=generations, **_call()
+                    ),
+                    _crc32c(path),
+                )
+            finally:
+                for each in sending:
+                    each.cancel()
+                wait(sending)  # what is still on its way would come to stand after its name was cleared
+                list(pool.map(_discard, names))
+
+    def _fetch_parts(self, uri: str, blob: Any, path: Path) -> None:
+        def read(span: Span, file: IO[bytes]) -> None:
+            piece = _blob(uri, generation=blob.generation)
+            piece.download_to_file(file, start=span[0], end=span[1] - 1, checksum=None, **_call())
+
+        fetch_parts(path, blob.size, self._part, read)
+        if _crc32c(path) != _number(blob.crc32c):
+            raise DataCorruption(None, f"CRC32C is not {blob.crc32c}")
 
 
-def _is_ours(uri: str, writer: str) -> bool:
-    """Whether what stands at ``uri`` is this call's own upload, whose answer was lost on the way."""
-    blob = _blob(uri)
+def _publish(uri: str, file: IO[bytes], size: int, crc32c: int) -> bool:
+    return _commit(uri, lambda goal: _upload(goal, file, size, if_generation_match=0), crc32c)
+
+
+def _commit(uri: str, write: Callable[[Any], object], crc32c: int | None = None) -> bool:
+    """Let ``write`` make ``uri`` on condition that it is not there; whether this call made it.
+
+    An answer can be lost after the object was made, and the repeated request is then refused: so what
+    stands there is looked at. An object of ours with another checksum is deleted.
+    """
+    writer = uuid.uuid4().hex
+    goal = _blob(uri)
+    goal.metadata = {WRITER: writer}
     try:
-        blob.reload(**_CALL)
-    except api.NotFound:
-        return False  # published by another and deleted since
-    return bool((blob.metadata or {}).get(WRITER) == writer)
+        write(goal)
+    except api.PreconditionFailed:
+        try:
+            goal.reload(**_call())
+        except api.NotFound:
+            return False  # published by another and deleted since
+        if (goal.metadata or {}).get(WRITER) != writer:
+            return False
+    _check(goal, crc32c)
+    return True
+
+
+def _check(blob: Any, crc32c: int | None) -> None:
+    """Delete ``blob``, an object of ours, and raise when the service holds other bytes than were sent."""
+    if crc32c is not None and _number(blob.crc32c) != crc32c:
+        blob.delete(if_generation_match=blob.generation, **_call())
+        raise DataCorruption(None, f"CRC32C {blob.crc32c} arrived, not that of the bytes sent")
+
+
+def _upload(blob: Any, file: IO[bytes] | Window, size: int, **condition: Any) -> Any:
+    blob.upload_from_file(file, size=size, checksum="crc32c", **condition, **_call())
+    return blob
+
+
+def _rewrite(origin: Any, goal: Any) -> None:
+    token: str | None = None
+    while True:  # a large object takes several calls
+        token, _, _ = goal.rewrite(origin, token=token, if_generation_match=0, **_call())
+        if token is None:
+            return
+
+
+def _discard(uri: str) -> None:
+    # The upload itself has ended, well or with an error that is told: this must not hide it.
+    with suppress(api.GoogleAPIError, auth.GoogleAuthError, requests.RequestException, ConnectionError):
+        _blob(uri).delete(**_call())
+
+
+def _crc32c(path: Path) -> int:
+    crc32c = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            crc32c = google_crc32c.extend(crc32c, block)
+    return crc32c
+
+
+def _number(crc32c: str) -> int:
+    return int.from_bytes(base64.b64decode(crc32c), "big")
 
 
 def _blob(uri: str, **options: Any) -> Any:
@@ -133,9 +255,14 @@ def _blob(uri: str, **options: Any) -> Any:
     return _client().bucket(bucket).blob(name, **options)
 
 
+def _call() -> dict[str, Any]:
+    retry = DEFAULT_RETRY.with_timeout(deadline()).with_delay(initial=0.5, maximum=20.0, multiplier=2.0)
+    return {"retry": retry, "timeout": (10.0, 60.0)}
+
+
 def _client() -> Any:
     # One for each process, also after a fork: connections cannot be shared by two.
-    names = ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS")
+    names = ("STORAGE_EMULATOR_HOST", "API_ENDPOINT_OVERRIDE", "GOOGLE_APPLICATION_CREDENTIALS")
     with _LOCK:
         return _new_client(os.getpid(), *map(os.environ.get, names))
 
@@ -174,7 +301,10 @@ def _errors(action: str, *uris: str) -> Iterator[None]:
     except (api.GoogleAPIError, InvalidResponse, requests.RequestException, ConnectionError) as error:
         host = os.environ.get("STORAGE_EMULATOR_HOST")
         place = f"the emulator at {host}" if host else "Google Cloud Storage"
-        raise StoreError(f"{what}: {place} does not answer as it should ({_line(error)})") from error
+        raise StoreError(
+            f"{what}: {place} does not answer as it should ({_line(error)}); check the network and "
+            f"STORAGE_EMULATOR_HOST, or raise {DEADLINE} and try again"
+        ) from error
     except OSError as error:  # after those of requests, which are also OSErrors
         raise StoreError(f"{what}: {error.strerror or error}") from error
 
@@ -190,7 +320,7 @@ def _absent(what: str, uris: tuple[str, ...], message: str) -> StoreError:
 
 def _bucket_exists(bucket: str) -> bool:
     with suppress(api.GoogleAPIError):  # seeing buckets takes a permission of its own
-        return bool(_client().bucket(bucket).exists(**_CALL))
+        return bool(_client().bucket(bucket).exists(**_call()))
     return True
 
 

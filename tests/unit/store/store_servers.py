@@ -1,24 +1,20 @@
-"""Real servers on this machine: fake-gcs-server and SeaweedFS, and a wire on which things go wrong."""
+"""Real servers on this machine: fake-gcs-server and SeaweedFS."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import boto3
 import pytest
@@ -29,28 +25,39 @@ ACCESS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "correct-horse
 
 
 @contextmanager
-def fake_gcs_server() -> Iterator[str]:
-    """Address of a fake-gcs-server that holds :data:`BUCKET`."""
+def fake_gcs_server(folder: Path | None = None) -> Iterator[str]:
+    """Address of a fake-gcs-server that holds :data:`BUCKET`, in memory or in ``folder``."""
     [port] = _free_ports(1)
     address = f"http://127.0.0.1:{port}"
     command = [fake_gcs._get_binary_path(), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
-    with _serving([*command, "-backend", "memory", "-external-url", address], f"{address}/storage/v1/b"):
+    command += ["-filesystem-root", str(folder)] if folder else ["-backend", "memory"]
+    with _serving([*command, "-external-url", address], f"{address}/storage/v1/b"):
         _post(f"{address}/storage/v1/b", {"name": BUCKET})
         yield address
 
 
+class SeaweedFS(NamedTuple):
+    """Addresses of its services."""
+
+    s3: str
+    filer: str
+
+
 @contextmanager
-def seaweedfs(folder: Path) -> Iterator[str]:
-    """Address of a SeaweedFS that knows the keys :data:`ACCESS` and holds :data:`BUCKET`."""
+def seaweedfs(folder: Path, volumes: int = 20) -> Iterator[SeaweedFS]:
+    """A SeaweedFS that knows the keys :data:`ACCESS` and holds :data:`BUCKET`.
+
+    It has room for ``volumes`` of 256 MB, in which also stays what was deleted.
+    """
     ports = dict(zip(("master", "volume", "filer", "s3"), zip(*[iter(_free_ports(8))] * 2)))
     address = f"http://127.0.0.1:{ports['s3'][0]}"
-    with _serving(_weed(folder, ports), f"{address}/healthz"):
+    with _serving(_weed(folder, ports, volumes), f"{address}/healthz"):
         keys = {name.lower(): value for name, value in ACCESS.items() if name != "AWS_REGION"}
         client = boto3.session.Session().client(
             "s3", endpoint_url=address, region_name=ACCESS["AWS_REGION"], **keys
         )
         _until(lambda: client.create_bucket(Bucket=BUCKET))
-        yield address
+        yield SeaweedFS(address, f"http://127.0.0.1:{ports['filer'][0]}")
     for port in (port for pair in ports.values() for port in pair):
         for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
             left.unlink(missing_ok=True)
@@ -64,7 +71,7 @@ def place_in(request: pytest.FixtureRequest, scheme: str) -> str:
     return f"{scheme}://{BUCKET}/{uuid.uuid4().hex}"
 
 
-def _weed(folder: Path, ports: dict[str, tuple[int, int]]) -> list[Any]:
+def _weed(folder: Path, ports: dict[str, tuple[int, int]], volumes: int) -> list[Any]:
     keys = {"accessKey": ACCESS["AWS_ACCESS_KEY_ID"], "secretKey": ACCESS["AWS_SECRET_ACCESS_KEY"]}
     identities = [{"name": "tester", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List"]}]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
@@ -75,7 +82,7 @@ def _weed(folder: Path, ports: dict[str, tuple[int, int]]) -> list[Any]:
         # On by default: it reports statistics to its makers.
         "master.telemetry": "false",
         "master.volumeSizeLimitMB": 256,
-        "volume.max": 20,
+        "volume.max": volumes,
         "volume.preStopSeconds": 0,
         "volume.minFreeSpacePercent": 0,
         "s3": "true",
@@ -130,76 +137,3 @@ def _post(url: str, body: dict[str, Any]) -> None:
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     urllib.request.urlopen(request, timeout=10).close()
-
-
-@dataclass
-class Wire:
-    """A proxy between a store and its server that records requests and can spoil one answer.
-
-    ``spoil`` sets what happens to the next answer whose request has that method: ``lose`` it,
-    ``cut`` its body in the middle, ``flip`` a bit of it, or ``refuse`` (403) without asking the server.
-    """
-
-    server: str
-    requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
-    spoiled: dict[str, str] = field(default_factory=dict)
-
-    def spoil(self, method: str, how: str) -> None:
-        self.spoiled[method] = how
-
-    def asked(self, method: str, text: str) -> list[dict[str, str]]:
-        """Headers of the requests with ``text`` in their path."""
-        return [headers for verb, path, headers in self.requests if verb == method and text in path]
-
-    @contextmanager
-    def open(self) -> Iterator[str]:
-        """Serve, and give the address."""
-        wire = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def handle_any(self) -> None:
-                wire.forward(self)
-
-            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any  # noqa: N815
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as proxy:
-            proxy.daemon_threads = True
-            threading.Thread(target=proxy.serve_forever, daemon=True).start()
-            yield f"http://127.0.0.1:{proxy.server_address[1]}"
-            proxy.shutdown()
-
-    def forward(self, handler: BaseHTTPRequestHandler) -> None:
-        body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
-        self.requests.append(
-            (handler.command, handler.path, {k.lower(): v for k, v in handler.headers.items()})
-        )
-        how = self.spoiled.pop(handler.command, None)
-        if how == "refuse":
-            handler.send_error(403)
-            return
-        connection = http.client.HTTPConnection(self.server.removeprefix("http://"), timeout=30)
-        connection.request(handler.command, handler.path, body, dict(handler.headers))
-        answer = connection.getresponse()
-        content = answer.read()
-        connection.close()
-        if how == "lose":
-            handler.close_connection = True
-            return
-        length = answer.headers.get("Content-Length", len(content))
-        if how == "flip":
-            content = bytes([content[0] ^ 1]) + content[1:]
-        if how == "cut":
-            content = content[: len(content) // 2]
-            handler.close_connection = True
-        handler.send_response_only(answer.status)
-        for name, value in answer.headers.items():
-            if name.lower() not in {"transfer-encoding", "content-length"}:
-                handler.send_header(name, value)
-        handler.send_header("Content-Length", str(length))
-        handler.end_headers()
-        handler.wfile.write(content)
