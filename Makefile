@@ -6,6 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV ?= .venv
 BENCH ?= scoring
+VARIANT ?= cuda
 BIN := $(VENV)/bin
 export KUBEALIGN_CACHE ?= $(HOME)/.cache/kubealign
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -32,18 +33,20 @@ demo-salmon: fetch ## All of SALMON on SmolLM2-135M, on this machine (20 minutes
 	  --set rl_sources.0.uri=$(KUBEALIGN_CACHE)/asdiv/test.jsonl --output runs/salmon
 
 .PHONY: test
-test: check fetch ## Everything CI runs: checks, unit tests, whole pipelines, the real small model
+test: check fetch ## Everything CI runs: checks, unit tests, whole pipelines, the real small model, containers
 	$(BIN)/pytest tests/unit tests/golden -n 2 -m "not model"
 	$(BIN)/pytest tests/local -m "not model"
 	$(BIN)/pytest tests -m model
+	$(BIN)/pytest tests/container
 
 ##@ Develop
 .PHONY: check
-check: install ## ruff, mypy strict, import-linter and the golden pipelines
+check: install ## ruff, mypy strict, import-linter, hadolint and the golden pipelines
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint images/*/Dockerfile
 	$(BIN)/pytest -q tests/golden
 
 .PHONY: bench
@@ -59,6 +62,15 @@ format: install ## Format the code and mend what ruff can mend
 golden: install ## Rewrite the golden pipelines and the generated tables
 	$(BIN)/python tests/golden/update.py
 
+# The images take their pins from the locks. What no wheel is published of is built apart (sources.in);
+# the CPU images do without Triton, which only GPUs run.
+UV_COMPILE := uv pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-header \
+  --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec
+WHEELS := --no-emit-package deepspeed --no-emit-package kfp-server-api
+CPU := -c images/locks/cpu.txt -c images/locks/torch-cpu.txt $(WHEELS) --no-emit-package torch \
+  --no-emit-package triton $(addprefix --find-links ,$(PIP_FIND_LINKS))
+CUDA := -c images/locks/gpu.txt $(WHEELS)
+
 .PHONY: lock
 lock: install ## Resolve the locks again (needs uv)
 	for kind in cpu gpu; do \
@@ -68,10 +80,24 @@ lock: install ## Resolve the locks again (needs uv)
 	    --no-emit-package torchcodec $$([[ $$kind == gpu ]] || echo --no-emit-package torch) \
 	    pyproject.toml images/locks/$$kind.in --output-file images/locks/$$kind.txt; \
 	done
+	$(UV_COMPILE) -c images/locks/cpu.txt images/locks/build.in -o images/locks/build.txt
+	$(UV_COMPILE) -c images/locks/cpu.txt --no-deps images/locks/sources.in -o images/locks/sources.txt
+	$(UV_COMPILE) $(CPU) pyproject.toml images/data/requirements.in -o images/data/requirements.txt
+	$(UV_COMPILE) $(CUDA) images/locks/torch-cuda.in -o images/locks/torch-cuda.txt
+	for image in sample train; do \
+	  $(UV_COMPILE) $(CPU) pyproject.toml images/$$image/cpu.in -o images/$$image/cpu.txt; \
+	  $(UV_COMPILE) $(CUDA) pyproject.toml images/$$image/cuda.in -o images/$$image/cuda.txt; \
+	done
 
 .PHONY: clean
 clean: ## Remove the environment and what runs have written here
 	rm -rf $(VENV) runs build
+
+##@ Deploy
+.PHONY: images
+images: ## Build the container images (VARIANT=cpu, KINDS="data train", BASE_IMAGE=, REGISTRY=, BUILD_ARGS=)
+	$(PYTHON) images/build.py $(KINDS) --variant $(VARIANT) $(addprefix --base-image ,$(BASE_IMAGE)) \
+	  $(addprefix --registry ,$(REGISTRY)) $(addprefix --build-arg ,$(BUILD_ARGS))
 
 ##@ Install
 .PHONY: install

@@ -9,3 +9,5 @@ from kubealign_components import __version__
 DATA = f"kubealign/data:{__version__}"
 SAMPLE = f"kubealign/sample:{__version__}"
 TRAIN = f"kubealign/train:{__version__}"
+USER = 10001
+"""The user of all images, in group 0; a container may run as any other."""

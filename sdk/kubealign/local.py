@@ -20,6 +20,7 @@ from kfp import components, local
 
 from kubealign.compiler import compile_pipeline
 from kubealign.console import Progress
+from kubealign.containers import docker_runner, exit_codes_kept
 from kubealign.errors import RunFailed
 from kubealign.graph import Graph
 from kubealign.lineage import RESULTS
@@ -98,13 +99,14 @@ def run_local(run: RunFile, *, output: Path, name: str = "", progress: Progress 
     with _discarded_on_error(folder):
         graph = compile_pipeline(run.pipeline, folder.pipeline, run.compile)
         complete = check_parameters(graph, parameters, here=True)
+        runner = _runner(run, complete, folder)
     folder.parameters.write_text(yaml.safe_dump(complete, sort_keys=True, allow_unicode=True))
     folder.logs.mkdir()
     progress = progress or Progress.silent()
     started = time.monotonic()
     watcher = Watcher(folder.logs, on_event=progress.event, on_line=progress.line)
     with progress.showing(graph, watcher):
-        _execute(folder, parameters, watcher, graph)
+        _execute(folder, parameters, watcher, graph, runner)
     seconds = time.monotonic() - started
     results = collect(graph, folder.path, folder.artifacts, watcher, complete, seconds)
     folder.results.write_text(json.dumps(results.to_json(), indent=1, ensure_ascii=False) + "\n")
@@ -114,14 +116,20 @@ def run_local(run: RunFile, *, output: Path, name: str = "", progress: Progress 
     return results
 
 
-def _execute(folder: RunFolder, parameters: Mapping[str, Any], watcher: Watcher, graph: Graph) -> None:
+def _runner(run: RunFile, parameters: Mapping[str, Any], folder: RunFolder) -> Any:
+    if run.local.runner == "process":
+        return local.SubprocessRunner(use_venv=False)
+    work = [] if "://" in parameters[WORK] else [Path(parameters[WORK])]
+    return docker_runner(parameters, artifacts=folder.artifacts, writable=work, settings=run.local.container)
+
+
+def _execute(
+    folder: RunFolder, parameters: Mapping[str, Any], watcher: Watcher, graph: Graph, runner: Any
+) -> None:
     pipeline = components.load_component_from_file(str(folder.pipeline))
-    with watcher.following():
-        local.init(
-            runner=local.SubprocessRunner(use_venv=False),
-            pipeline_root=str(folder.artifacts),
-            raise_on_error=True,
-        )
+    kept = exit_codes_kept() if isinstance(runner, local.DockerRunner) else contextlib.nullcontext()
+    with watcher.following(), kept:
+        local.init(runner=runner, pipeline_root=str(folder.artifacts), raise_on_error=True)
         try:
             pipeline(**parameters)
         except Exception as error:  # whatever stops KFP's runner is a failed run, told in our words

@@ -93,6 +93,8 @@ def _make_smollm2(target: Path) -> None:
         )
         model.to(torch.bfloat16).save_pretrained(target)
         tokenizer.save_pretrained(target)
+        for path in target.iterdir():
+            path.chmod(0o644)  # containers read it as another user
 
 
 def _make_preferences(target: Path) -> None:

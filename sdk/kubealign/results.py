@@ -139,7 +139,15 @@ def missing_outputs(graph: Graph, artifacts: Path, watcher: Watcher) -> list[Out
 
     KFP's local runner does not look, and one of its runners can take a failure for a success.
     """
-    return [output for output in find_outputs(graph, artifacts, watcher.runs) if not output.exists]
+    found = find_outputs(graph, artifacts, watcher.runs)
+    told = {output.task for output in found}
+    silent = {run.task: graph.tasks[run.task] for run in watcher.runs if run.ok and run.task not in told}
+    never = [
+        Output(task=task.name, title=task.title, output=name, type=kind, path=artifacts, metadata={})
+        for task in silent.values()
+        for name, kind in task.outputs.items()
+    ]
+    return [output for output in found if not output.exists] + never
 
 
 def collect(

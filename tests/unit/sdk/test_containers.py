@@ -1,0 +1,48 @@
+"""What a container of a local run is given of this machine, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kubealign.containers import named
+from kubealign.runfile import LocalSettings, RunFile
+from kubealign_components.errors import ConfigError
+
+
+def test_files_and_folders_in_parameters_are_found_wherever_they_stand(tmp_path: Path) -> None:
+    model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
+    model.mkdir()
+    rows.touch()
+    parameters = {
+        "policy": str(model),
+        "sources": [{"name": "rows", "uri": f"file://{rows}", "columns": {"prompt": "question"}}],
+        "options": {"seed": 1, "template": "a\0b", "long": "x" * 5000, "root": "/", "here": "."},
+        "bucket": "gs://bucket/rows.jsonl",
+        "hub": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    }
+    assert named(parameters) == [(str(model), model), (str(rows), rows)]
+
+
+def test_relative_paths_lie_below_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    assert named({"uri": "data"}) == [("/tmp/data", tmp_path / "data")]
+    with pytest.raises(ConfigError, match=r"'\.\./.*expected an absolute path"):
+        named({"uri": f"../{tmp_path.name}/data"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        pytest.param({"runner": "podman"}, "runner='podman'", id="unknown runner"),
+        pytest.param({"container": {"user": "1"}}, "runner: docker beside it", id="container without docker"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LocalSettings(**settings)
+    assert RunFile(local=LocalSettings(runner="docker")).for_local_run().local.runner == "docker"
