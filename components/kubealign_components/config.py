@@ -67,6 +67,18 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return cls(**{name: _fit(hints[name], value, f"{where}.{name}") for name, value in values.items()})
 
 
+def from_parameters(cls: type[T], parameters: Mapping[str, Any], where: str) -> T:
+    """Build the config ``cls`` from what a component was called with: those of its parameters that are
+    settings, and the mapping ``options`` over them.
+
+    Raises:
+        ConfigError: as :func:`from_mapping`.
+    """
+    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    settings = {name: value for name, value in parameters.items() if name in names}
+    return from_mapping(cls, settings | parameters["options"], where)
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return semantic_params(value)

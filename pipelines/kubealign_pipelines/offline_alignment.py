@@ -198,6 +198,7 @@ def offline_alignment(settings: CompileSettings) -> Any:
                 seed=seed,
                 work=work,
                 options=train_options,
+                **place.nodes("train"),
             )
             compared = evaluate(
                 rewarded=rewarded,

@@ -8,13 +8,15 @@ reads it from the run file's ``compile`` section.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from kfp import kubernetes
 
 from kubealign_components import images
-from kubealign_components.config import require, require_choice
+from kubealign_components.config import from_mapping, require, require_choice
+from kubealign_components.forwarding import forwarded
+from kubealign_components.train.cluster.settings import TrainJobSettings
 
 IMAGES = {"data": images.DATA, "sample": images.SAMPLE, "train": images.TRAIN}
 
@@ -45,8 +47,24 @@ class StageResources:
     """Node labels that the pods need."""
     tolerations: tuple[Mapping[str, str], ...] = ()
     """Taints that the pods bear: mappings with key, operator, value and effect."""
+    volumes: Mapping[str, str] = field(default_factory=dict)
+    """Volume claims by name, and where the pods see them, such as "/models"."""
+    shared_memory: str | None = None
+    """Size of /dev/shm, such as "64Gi", which counts as the pod's memory; the node's default without."""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that come from secrets, as "secret/key"."""
+    nodes: int | None = None
+    """Pods that train together, each with all of the above; more than one are a TrainJob, which a pod
+    without accelerators starts and watches."""
+    train_job: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the TrainJob: runtime, runtime_kind, queue_timeout, run_timeout."""
 
     def __post_init__(self) -> None:
+        require(self.nodes is None or self.nodes >= 1, "nodes", self.nodes, "1 or more")
+        from_mapping(TrainJobSettings, self.train_job, "train_job")
+        for variable, place in self.secrets.items():
+            name, _, key = place.partition("/")
+            require(bool(name and key), f"secrets.{variable}", place, "secret/key")
         for name in ("accelerators", "retries"):
             value = getattr(self, name)
             require(value is None or value >= 0, name, value, "0 or more")
@@ -88,6 +106,8 @@ DEFAULTS: dict[str, StageResources] = {
     "rl_prompts": StageResources(cpu=4, memory="16Gi"),
     "train_ppo": StageResources(cpu=16, memory="128Gi", accelerators=1, accelerator="nvidia.com/gpu"),
 }
+TRAINING = ("train", "train_reward_model", "train_ppo")
+"""Stages that can run on several nodes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,8 +138,11 @@ class CompileSettings:
         require(self.parallelism > 0, "parallelism", self.parallelism, "a positive number of chunks")
         for kind in self.images:
             require_choice("images", kind, IMAGES)
-        for stage in self.stages:
+        for stage, wanted in self.stages.items():
             require_choice("stages", stage, DEFAULTS)
+            several = wanted.nodes is not None and wanted.nodes > 1
+            where, which = f"stages.{stage}.nodes", " or ".join(TRAINING)
+            require(not several or stage in TRAINING, where, wanted.nodes, f"1: only {which} takes several")
 
     def image(self, reference: str) -> str:
         """The image to pull for ``reference``, one of :data:`IMAGES`."""
@@ -150,6 +173,15 @@ class Placement:
     def __init__(self, settings: CompileSettings) -> None:
         self.settings = settings
 
+    def nodes(self, stage: str) -> dict[str, Any]:
+        """Arguments of the component of ``stage`` that say on how many nodes it runs, and how."""
+        wanted = self.settings.resources(stage)
+        if (wanted.nodes or 1) == 1:
+            return {}
+        own = {"labels": dict(wanted.labels), "annotations": dict(wanted.annotations)}
+        job = {**{name: value for name, value in own.items() if value}, **wanted.train_job}
+        return {"nodes": wanted.nodes, "train_job": job}
+
     def __call__(self, task: Any, stage: str, title: str = "") -> Any:
         """``task`` with image, resources, retries and labels of ``stage``, shown as ``title``."""
         wanted = self.settings.resources(stage)
@@ -160,6 +192,10 @@ class Placement:
             task.set_retry(
                 wanted.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="10m"
             )
+        if stage in TRAINING:
+            # One component, compiled for here or for a TrainJob: the spec is its own for each task.
+            passed_on = forwarded(wanted.nodes or 1)
+            task.component_spec = replace(task.component_spec, task_config_passthroughs=passed_on)
         _compute(task, wanted)
         _pod(task, wanted)
         return task
@@ -187,6 +223,19 @@ def _pod(task: Any, wanted: StageResources) -> None:
         kubernetes.add_node_selector(task, name, value)
     for toleration in wanted.tolerations:
         kubernetes.add_toleration(task, **toleration)
+    for claim, path in sorted(wanted.volumes.items()):
+        kubernetes.mount_pvc(task, pvc_name=claim, mount_path=path)
+    if wanted.shared_memory is not None:
+        kubernetes.empty_dir_mount(
+            task,
+            volume_name="shared-memory",
+            mount_path="/dev/shm",
+            medium="Memory",
+            size_limit=wanted.shared_memory,
+        )
+    for variable, place in sorted(wanted.secrets.items()):
+        name, _, key = place.partition("/")
+        kubernetes.use_secret_as_env(task, name, {key: variable})
     if wanted.timeout is not None:
         kubernetes.set_timeout(task, wanted.timeout)
 

@@ -222,6 +222,7 @@ def salmon(settings: CompileSettings) -> Any:
                 seed=seed,
                 work=work,
                 options=reward_model_options,
+                **place.nodes("train_reward_model"),
                 **arguments,
             )
             return place(made, "train_reward_model", title)
@@ -291,6 +292,7 @@ def salmon(settings: CompileSettings) -> Any:
                 seed=seed,
                 work=work,
                 options=offline_train_options,
+                **place.nodes("train"),
             )
             compare(rewarded, place(trained, "train").outputs["model"], offline_n)
 
@@ -348,6 +350,7 @@ def salmon(settings: CompileSettings) -> Any:
                 seed=seed,
                 work=work,
                 options=ppo_options,
+                **place.nodes("train_ppo"),
             )
             compare(questions, place(aligned, "train_ppo").outputs["model"], evaluate_n)
         with dsl.Else("offline alignment"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import click
 
 from kubealign.cluster_cli import fetch, logs, runs, schedule, submit, upload
 from kubealign.estimate_cli import estimate
+from kubealign.gc_cli import gc
 from kubealign.options import load_run, run_options
 from kubealign_components import __version__
 from kubealign_components.errors import ConfigError, KubeAlignError
@@ -83,6 +85,11 @@ def compile_(
     help="Folder of the runs; runs into one folder reuse each other's finished rows.",
 )
 @click.option("--name", default="", help="Name of the run's folder; date and time by default.")
+@click.option(
+    "--runner",
+    type=click.Choice(["process", "docker"]),
+    help="Run each task here (process, the default) or in a container of its image (docker).",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Also show what the stages write.")
 def run_(
     pipeline: str | None,
@@ -90,6 +97,7 @@ def run_(
     assignments: tuple[str, ...],
     output: Path,
     name: str,
+    runner: str | None,
     verbose: bool,
 ) -> None:
     """Run PIPELINE (offline_alignment, salmon) whole on this machine."""
@@ -99,6 +107,8 @@ def run_(
 
     console = standard_console()
     run = load_run(pipeline, file, assignments)
+    if runner:
+        run = replace(run, local=replace(run.local, runner=runner))
     results = run_local(run, output=output, name=name, progress=Progress(console=console, verbose=verbose))
     console.print()
     console.print(stage_table(results))
@@ -182,7 +192,7 @@ def params_(pipeline: str, as_json: bool) -> None:
     standard_console().print(parameter_table(parameters))
 
 
-for _command in (estimate, fetch, logs, runs, schedule, submit, upload):
+for _command in (estimate, fetch, gc, logs, runs, schedule, submit, upload):
     main.add_command(_command)
 
 

@@ -149,6 +149,9 @@ def apply_(
 
     wanted = Schedule(name=name, **settings)
     run = load_run(pipeline, file, assignments)
+    work = run.parameters.get("work", "")
+    # Without it every run keeps its work beside its own outputs, and computes everything anew.
+    require(bool(work), "work", work, "a prefix that the runs share, such as gs://my-bucket/kubealign/work")
     with _compiled(run) as package:
         done = connect().apply(wanted, package, run.parameters)
     click.echo(f"{name}: {done}{', paused' if wanted.paused else ''}")

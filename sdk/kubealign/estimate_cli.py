@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--model-shape", type=click.Choice(tuple(SHAPES)), help="Instead of a local policy's config.")
 @click.option("--reward-model-shape", type=click.Choice(tuple(SHAPES)), help="By default the policy's.")
 @click.option("--gpu-memory", default=80.0, show_default=True, help="GiB of a GPU.")
-@click.option("--nodes", default=1, show_default=True, help="Machines of a training stage.")
+@click.option("--nodes", default=0, help="Machines of every training stage; by default the run file's.")
 @click.option("--rows", default=10_000, show_default=True, help="Prompts.")
 @click.option("--prompt-tokens", default=256, show_default=True, help="Mean tokens of a prompt.")
 @click.option("--completion-tokens", default=512, show_default=True, help="Mean tokens of a completion.")
@@ -66,6 +66,7 @@ def _show(shape: ModelShape, assumed: Assumptions, stages: Sequence[StageEstimat
     table.add_column("")
     for stage in stages:
         table.add_column(stage.title, justify="right", overflow="fold")
+    table.add_row("machines", *(str(stage.nodes) for stage in stages))
     table.add_row("GPUs", *(str(stage.gpus) for stage in stages))
     for part in dict.fromkeys(name for stage in stages for name in stage.memory.parts):
         cells = [stage.memory.parts.get(part, 0.0) for stage in stages]
@@ -80,8 +81,8 @@ def _show(shape: ModelShape, assumed: Assumptions, stages: Sequence[StageEstimat
     slow = assumed.throughput.rates(shape, checkpointing=True)["train"]
     console.print(
         f"Assumed: {shape.parameters / 1e9:.2f}e9 parameters; {assumed.rows:,} prompts of "
-        f"{assumed.prompt_tokens} tokens, completions of {assumed.completion_tokens}; {assumed.nodes} "
-        f"node(s) for training. Tokens/s of a GPU: sampling {rates['sample']:,.0f}, "
+        f"{assumed.prompt_tokens} tokens, completions of {assumed.completion_tokens}. "
+        f"Tokens/s of a GPU: sampling {rates['sample']:,.0f}, "
         f"scoring {rates['score']:,.0f}, training {rates['train']:,.0f} "
         f"(with gradient checkpointing {slow:,.0f})."
     )

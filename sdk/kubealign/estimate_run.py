@@ -28,9 +28,8 @@ from kubealign.runfile import RunFile
 from kubealign.settings import OPTIONS, check_parameters, config_class
 from kubealign_components.config import from_mapping, require
 from kubealign_components.errors import ConfigError
-from kubealign_pipelines.resources import DEFAULTS
+from kubealign_pipelines.resources import DEFAULTS, TRAINING
 
-TRAINING = ("train", "train_reward_model", "train_ppo")
 SCORING = ("rewards", "logprobs", "judge")
 
 
@@ -40,8 +39,9 @@ class Assumptions:
 
     gpu_memory: float = 80.0
     """GiB of a GPU."""
-    nodes: int = 1
-    """Machines of a training stage, each with the accelerators that the run file gives its pod."""
+    nodes: int = 0
+    """Machines of a training stage, each with the accelerators that the run file gives its pod; 0 for as many
+    as the run file says."""
     rows: int = 10_000
     """Prompts; each is also taken for one of reinforcement learning and one pair for the reward model."""
     prompt_tokens: int = 256
@@ -56,7 +56,8 @@ class Assumptions:
 
     def __post_init__(self) -> None:
         require(self.gpu_memory > 0, "gpu_memory", self.gpu_memory, "a positive number of GiB")
-        for name in ("nodes", "rows", "prompt_tokens", "completion_tokens", "questions"):
+        require(self.nodes >= 0, "nodes", self.nodes, "0 or more")
+        for name in ("rows", "prompt_tokens", "completion_tokens", "questions"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
 
 
@@ -68,6 +69,8 @@ class StageEstimate:
     title: str
     gpus: int
     """GPUs of a pod, for training of all nodes."""
+    nodes: int
+    """Machines."""
     memory: Memory
     fits: bool
     hours: float
@@ -133,9 +136,11 @@ def estimate(run: RunFile, shape: ModelShape, assumed: Assumptions) -> list[Stag
     values = check_parameters(graph, run.parameters, complete=False)
     found: list[StageEstimate] = []
     for task in _taken(graph, values):
-        gpus = run.compile.resources(task.group).accelerators or 0
+        wanted = run.compile.resources(task.group)
+        gpus, training = wanted.accelerators or 0, task.function in TRAINING
+        nodes = (assumed.nodes or wanted.nodes or 1) if training else 1
         if gpus and task.function not in ("split", "merge"):
-            found.append(_Stage(task, values, shape, assumed, gpus).estimate())
+            found.append(_Stage(task, values, shape, assumed, gpus, nodes).estimate())
     order = [*(stage for stage in DEFAULTS if stage != "evaluate"), "evaluate"]
     return sorted(found, key=lambda stage: order.index(stage.stage))
 
@@ -156,13 +161,20 @@ class _Stage:
     """One task with its settings."""
 
     def __init__(
-        self, task: Task, values: Mapping[str, Any], shape: ModelShape, assumed: Assumptions, gpus: int
+        self,
+        task: Task,
+        values: Mapping[str, Any],
+        shape: ModelShape,
+        assumed: Assumptions,
+        gpus: int,
+        nodes: int,
     ) -> None:
         known = {
             name: source.constant if source.parameter is None else values.get(source.parameter)
             for name, source in task.arguments.items()
         }
         self.task, self.values, self.assumed, self.gpus = task, values, assumed, gpus
+        self.nodes = nodes
         self.shape = (assumed.reward_shape or shape) if task.function == "rewards" else shape
         self.settings: dict[str, Any] = known | (known.get(OPTIONS) or {})
 
@@ -178,7 +190,8 @@ class _Stage:
         return StageEstimate(
             stage=self.task.function,
             title=self.task.title,
-            gpus=self.gpus * (self.assumed.nodes if training else 1),
+            gpus=self.gpus * self.nodes,
+            nodes=self.nodes,
             memory=memory,
             fits=memory.fits(gpu_bytes),
             hours=gpu_hours(tokens, rates),
@@ -196,7 +209,7 @@ class _Stage:
             strategy="none" if ppo else config.strategy,
             adapter=config.adapter,
             lora_r=config.lora_r,
-            ranks=(config.processes or self.gpus) * self.assumed.nodes,
+            ranks=(config.processes or self.gpus) * self.nodes,
             micro_batch_tokens=config.micro_batch_tokens,
             gradient_checkpointing=config.gradient_checkpointing,
             compute=FULL if config.dtype == "float32" else HALF,

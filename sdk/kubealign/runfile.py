@@ -14,17 +14,26 @@ from kubealign_components.errors import ConfigError
 from kubealign_pipelines import PIPELINES
 from kubealign_pipelines.resources import CompileSettings
 
+RUNNERS = ("process", "docker")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalSettings:
     """The ``local`` section: how the pipeline runs on this machine."""
 
+    runner: str = "process"
+    """What a task runs in: "process", here and now, or "docker", a container of its image."""
+    container: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of docker's ``containers.run`` for the containers, such as network_mode."""
     parallelism: int = 1
     """Chunks of a fan-out that run at once; KFP's local runner takes 2 at most."""
     retries: int = 0
     """How often a failed task is started again."""
 
     def __post_init__(self) -> None:
+        require_choice("runner", self.runner, RUNNERS)
+        in_one = self.runner == "docker" or not self.container
+        require(in_one, "container", dict(self.container), "runner: docker beside it")
         require(self.parallelism in (1, 2), "parallelism", self.parallelism, "1 or 2")
         require(self.retries >= 0, "retries", self.retries, "0 or more")
 
@@ -61,9 +70,11 @@ class RunFile:
         return replace(self, parameters=parameters)
 
     def for_local_run(self) -> RunFile:
-        """With the local section's parallelism and retries in place of the cluster's."""
+        """With the local section's parallelism and retries in place of the cluster's, on this one machine."""
         local = self.local
-        stages = {name: replace(stage, retries=None) for name, stage in self.compile.stages.items()}
+        stages = {
+            name: replace(stage, retries=None, nodes=None) for name, stage in self.compile.stages.items()
+        }
         settings = replace(self.compile, parallelism=local.parallelism, retries=local.retries, stages=stages)
         return replace(self, compile=settings)
 

@@ -37,6 +37,7 @@ from kubealign_components.train.arguments import training_arguments
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.data import Examples
 from kubealign_components.train.policy import load_policy
+from kubealign_components.train.rows import Rows
 from kubealign_components.train.trainer import AlignmentTrainer
 
 WAYS = ("trl", "ours")
@@ -115,11 +116,11 @@ def ours(options: argparse.Namespace, pairs: list[dict[str, Any]], folder: Path)
         warmup_ratio=0.0,
         max_grad_norm=1.0,
     )
-    arguments = training_arguments(config, folder, 1)
+    arguments = training_arguments(config, folder)
     set_seed(config.seed)
     model = LogprobModel(load_policy(config, options.model)).to(arguments.device)
     train = examples(pairs, references(model, pairs, arguments))
-    return AlignmentTrainer(config, model, arguments, train, Examples(pa.table({})))
+    return AlignmentTrainer(config, model, arguments, train, Examples(Rows(pa.table({}))))
 
 
 @torch.no_grad()
@@ -151,7 +152,7 @@ def examples(pairs: list[dict[str, Any]], logprobs: list[list[float]]) -> Exampl
         }
         for number, (pair, own) in enumerate(zip(pairs, logprobs, strict=True))
     ]
-    return Examples(pa.Table.from_pylist(rows))
+    return Examples(Rows(pa.Table.from_pylist(rows)))
 
 
 def trl(options: argparse.Namespace, pairs: list[dict[str, Any]], folder: Path) -> Trainer:

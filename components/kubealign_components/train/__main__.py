@@ -1,15 +1,14 @@
-"""A training process: ``torchrun -m kubealign_components.train JOB_FILE``."""
+"""A training process: ``torchrun -m kubealign_components.train JOB_URI``."""
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 from kubealign_components.train.launch import run_process
 
 if __name__ == "__main__":
-    code = run_process(Path(sys.argv[1]))
+    code = run_process(sys.argv[1])
     sys.stdout.flush()
     sys.stderr.flush()
     # The work is done and published. Threads of gloo and DeepSpeed now and then abort the process while

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType, PartialState
 from transformers import TrainingArguments
 
 from kubealign_components.train.config import TrainerConfig
 from kubealign_components.train.policy import compute_dtype
+from kubealign_components.train.processes import TIMEOUT
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -23,8 +25,13 @@ def strategy_settings(strategy: str) -> dict[str, Any]:
     return settings
 
 
-def training_arguments(config: TrainerConfig, folder: Path, processes: int) -> TrainingArguments:
-    """Arguments of a run of ``processes`` processes whose local files go to ``folder``.
+def training_arguments(config: TrainerConfig, folder: Path, *, universal: bool = False) -> TrainingArguments:
+    """Arguments of a run whose local files go to ``folder``.
+
+    Args:
+        config: the settings.
+        folder: of this node.
+        universal: whether the run goes on from a universal checkpoint of DeepSpeed's.
 
     With a ZeRO strategy this must exist before the model is loaded: ZeRO-3 shards it on loading.
     """
@@ -53,21 +60,27 @@ def training_arguments(config: TrainerConfig, folder: Path, processes: int) -> T
         label_names=[],
         disable_tqdm=True,
         report_to=[],
-        **_sharding(config),
+        ddp_timeout=int(TIMEOUT.total_seconds()),
+        **_sharding(config, universal),
     )
-    if processes == 1:
+    if arguments.world_size == 1:
         arguments._n_gpu = min(arguments.n_gpu, 1)  # the Trainer's own DataParallel splits tensors only
     if config.strategy.startswith("zero") and torch.distributed.is_initialized():
         import deepspeed
 
         deepspeed.init_distributed()  # ZeRO-3 asks it for the number of processes when the model is loaded
+    if config.strategy == "fsdp2" and not torch.cuda.is_available():
+        # On CPUs accelerate would quietly run plain data parallelism instead, though torch shards there too.
+        PartialState().distributed_type = DistributedType.MULTI_GPU
     return arguments
 
 
-def _sharding(config: TrainerConfig) -> dict[str, Any]:
+def _sharding(config: TrainerConfig, universal: bool) -> dict[str, Any]:
     if config.strategy == "none":
         return {"ddp_find_unused_parameters": False}
     settings = strategy_settings(config.strategy)
     if config.strategy == "fsdp2":
         return {"fsdp": True, "fsdp_config": settings}
+    if universal:
+        settings["checkpoint"] = {"load_universal": True}
     return {"deepspeed": settings}

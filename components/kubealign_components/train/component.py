@@ -3,9 +3,10 @@
 from kfp import dsl
 
 from kubealign_components import images
+from kubealign_components.forwarding import forwarded
 
 
-@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False, task_config_passthroughs=forwarded())
 def train(
     training: dsl.Input[dsl.Dataset],
     model: dsl.Output[dsl.Model],
@@ -27,6 +28,9 @@ def train(
     save_every: int = 0,
     seed: int = 0,
     work: str = "",
+    nodes: int = 1,
+    train_job: dict = {},
+    pod: dsl.TaskConfig = None,
     options: dict = {},
 ):
     """Align the policy on a training dataset, with no reference model in memory.
@@ -52,40 +56,26 @@ def train(
         save_every: steps between checkpoints; 0 for none.
         seed: seed of the example order.
         work: work prefix for checkpoints.
+        nodes: machines that train together; more than one start as a TrainJob.
+        train_job: settings of the TrainJob, such as queue_timeout and runtime.
+        pod: what KFP hands on of this task's pod, which the TrainJob's pods get.
         options: further settings of the stage by name.
     """
-    from pathlib import Path
+    parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, open_dataset, publish
-    from kubealign_components.config import from_mapping
+    from kubealign_components.artifacts import log_stats, open_dataset, publish, write_page
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import TRAINING
+    from kubealign_components.train.cluster.starter import starter
     from kubealign_components.train.config import TrainConfig
     from kubealign_components.train.curves import curves_page
     from kubealign_components.train.stage import run
 
-    settings = {
-        "policy": policy,
-        "objective": objective,
-        "beta": beta,
-        "transform": transform,
-        "length_normalise": length_normalise,
-        "learning_rate": learning_rate,
-        "schedule": schedule,
-        "epochs": epochs,
-        "max_steps": max_steps,
-        "batch_size": batch_size,
-        "micro_batch_tokens": micro_batch_tokens,
-        "adapter": adapter,
-        "strategy": strategy,
-        "save_every": save_every,
-        "seed": seed,
-        "work": work,
-    }
-    config = from_mapping(TrainConfig, settings | options, "train")
-    stats = run(config, training=open_dataset(training, TRAINING), output=model.uri)
+    config = from_parameters(TrainConfig, parameters, "train")
+    start = starter(config.nodes, config.processes, pod, train_job)
+    examples = open_dataset(training, TRAINING, everywhere=config.nodes > 1)
+    stats = run(config, training=examples, output=model.uri, start=start)
     publish(model, Dataset.open(model.uri))
     log_stats(metrics, stats)
-    page = Path(curves.path)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(curves_page(model.uri))
+    write_page(curves, curves_page(model.uri))

@@ -66,8 +66,10 @@ class TrainerConfig:
     """Steps between validation losses; 0 for one at the end, where there is a validation split."""
     strategy: str = execution("none")
     """Data parallel (none), fsdp2, or DeepSpeed zero1, zero2, zero3."""
+    nodes: int = execution(1)
+    """Machines that train together; more than one only on a cluster."""
     processes: int = execution(0)
-    """Training processes on this machine; 0 for one a GPU."""
+    """Training processes on each machine; 0 for one a GPU."""
     micro_batch_tokens: int = execution(4096)
     """Most tokens of one forward pass of one process, each prompt counted once: an optimiser step is cut
     into as many as it takes, and a longer example is one by itself. Lower it when memory runs out."""
@@ -99,13 +101,18 @@ class TrainerConfig:
             self.work,
             "a folder or URI for the checkpoints that save_every asks for",
         )
+        require(
+            self.nodes == 1 or bool(self.work), "work", self.work, "a URI where several nodes find their job"
+        )
 
     def _check_ranges(self) -> None:
         for name in ("learning_rate", "epochs"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         for name in ("weight_decay", "max_grad_norm", "max_steps", "eval_every", "save_every", "processes"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("batch_size", "micro_batch_tokens", "lora_r", "lora_alpha", "keep_checkpoints"):
+        for name in (
+            *("batch_size", "micro_batch_tokens", "lora_r", "lora_alpha", "keep_checkpoints", "nodes"),
+        ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("warmup_ratio", "lora_dropout"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.engines.packing import Group, PackedBatch, pack
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.train.config import PAIRWISE, TrainConfig
+from kubealign_components.train.rows import Rows
 
 Row = dict[str, Any]
 
@@ -40,18 +42,21 @@ class Sizes:
 
 
 class Examples:
-    """The examples of one split, as Arrow in memory."""
+    """The examples of one split.
 
-    def __init__(self, table: pa.Table) -> None:
-        self._table = table.combine_chunks()
+    Args:
+        rows: those of a file of :func:`write_examples`.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return len(self._rows)
 
     def rows(self, numbers: Sequence[int]) -> list[Row]:
         """The examples with these numbers, as dicts."""
-        rows: list[Row] = self._table.take(list(numbers)).to_pylist()
-        return rows
+        return self._rows.take(numbers)
 
     def batch(self, numbers: Sequence[int], step_examples: int) -> Batch:
         """The examples with these numbers as one forward pass of a step of ``step_examples``."""
@@ -59,48 +64,63 @@ class Examples:
 
     def sizes(self) -> Sizes:
         """The number of tokens of every example."""
-        completions = self._table["completions"].combine_chunks()
-        lengths = pc.list_value_length(completions.flatten().field("token_ids")).to_numpy()
-        ends = np.cumsum(pc.list_value_length(completions).to_numpy())
-        totals = np.concatenate([[0], np.cumsum(lengths)])[np.concatenate([[0], ends])]
+        none = np.empty(0, dtype=np.int64)
+        prompts = [batch["prompt_id"] for batch in self._rows.batches]
+        lengths = [pc.list_value_length(batch["prompt_token_ids"]) for batch in self._rows.batches]
+        totals = [_completion_tokens(batch["completions"]) for batch in self._rows.batches]
         return Sizes(
-            prompt_of=self._table["prompt_id"].combine_chunks().dictionary_encode().indices.to_numpy(),
-            prompt_tokens=pc.list_value_length(self._table["prompt_token_ids"]).to_numpy(),
-            completion_tokens=np.diff(totals),
+            prompt_of=pa.concat_arrays(prompts).dictionary_encode().indices.to_numpy() if prompts else none,
+            prompt_tokens=np.concatenate([none, *lengths]),
+            completion_tokens=np.concatenate([none, *totals]),
         )
 
-    def facts(self) -> Iterator[tuple[str, int | None, list[Row]]]:
-        """``(prompt id, references, completions)`` of every example, token ids replaced by their number."""
-        for batch in self._table.to_batches(max_chunksize=4096):
-            values = batch["completions"].flatten()
-            lengths = pc.list_value_length(values.field("token_ids")).to_pylist()
-            light = [name for name in _COMPLETION_FIELDS if name != "token_ids"]
-            columns = [values.field(name).to_pylist() for name in light]
-            completions = (dict(zip([*light, "tokens"], row)) for row in zip(*columns, lengths))
-            counts = pc.list_value_length(batch["completions"]).to_pylist()
-            for prompt, references, n in zip(
-                batch["prompt_id"].to_pylist(), batch["num_references"].to_pylist(), counts
-            ):
-                yield prompt, references, list(islice(completions, n))
 
-
-def load_examples(dataset: Dataset, split: str, config: TrainConfig) -> Examples:
-    """The rows of ``split`` that ``config.objective`` can be trained on, checked.
+def write_examples(dataset: Dataset, config: TrainConfig, folder: Path) -> None:
+    """Write what training reads to ``folder``, ``train.arrow`` and ``validation.arrow``, checked.
 
     Args:
         dataset: ``kubealign.training/v1``.
-        split: train or validation.
         config: the settings.
+        folder: to make.
 
     Raises:
         ConfigError: a pairwise objective, and examples that are not pairs.
         DataError: a number that the objective needs is missing or impossible.
     """
+    folder.mkdir(parents=True)
     schema = ("prompt_id", "prompt_token_ids", "completions", "num_references", "split")
-    parts = [_slim(batch, split) for batch in dataset.batches(schema, batch_rows=4096)]
-    examples = Examples(pa.concat_tables(parts) if parts else pa.table({}))
-    _check(examples, config, dataset.uri)
-    return examples
+    files: dict[str, Any] = {}
+    for batch in dataset.batches(schema, batch_rows=4096):
+        for split in ("train", "validation"):
+            table = _slim(batch, split)
+            if split not in files:
+                files[split] = pa.ipc.new_file(folder / f"{split}.arrow", table.schema)
+            _check(table, config, dataset.uri)
+            files[split].write_table(table)
+    for file in files.values():
+        file.close()
+
+
+def _completion_tokens(completions: pa.ListArray) -> np.ndarray:
+    """Tokens of all completions of each example."""
+    lengths = pc.list_value_length(completions.flatten().field("token_ids")).to_numpy()
+    ends = np.cumsum(pc.list_value_length(completions).to_numpy())
+    return np.diff(np.concatenate([[0], np.cumsum(lengths)])[np.concatenate([[0], ends])])
+
+
+def _facts(table: pa.Table) -> Iterator[tuple[str, int | None, list[Row]]]:
+    """``(prompt id, references, completions)`` of every example, token ids replaced by their number."""
+    for batch in table.to_batches():
+        values = batch["completions"].flatten()
+        lengths = pc.list_value_length(values.field("token_ids")).to_pylist()
+        light = [name for name in _COMPLETION_FIELDS if name != "token_ids"]
+        columns = [values.field(name).to_pylist() for name in light]
+        completions = (dict(zip([*light, "tokens"], row)) for row in zip(*columns, lengths))
+        counts = pc.list_value_length(batch["completions"]).to_pylist()
+        for prompt, references, n in zip(
+            batch["prompt_id"].to_pylist(), batch["num_references"].to_pylist(), counts
+        ):
+            yield prompt, references, list(islice(completions, n))
 
 
 def _slim(batch: pa.RecordBatch, split: str) -> pa.Table:
@@ -117,9 +137,9 @@ def _slim(batch: pa.RecordBatch, split: str) -> pa.Table:
     return table.set_column(position, "completions", pa.ListArray.from_arrays(offsets, slim))
 
 
-def _check(examples: Examples, config: TrainConfig, uri: str) -> None:
+def _check(examples: pa.Table, config: TrainConfig, uri: str) -> None:
     """Raise for the first example that the objective cannot use."""
-    for prompt_id, references, completions in examples.facts():
+    for prompt_id, references, completions in _facts(examples):
         if config.objective in PAIRWISE and len(completions) != 2:
             raise ConfigError(
                 "objective",

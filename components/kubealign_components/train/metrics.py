@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -107,3 +107,16 @@ def _sum_and_count(values: Tensor) -> Tensor:
     return torch.stack(
         [values.sum(), torch.tensor(values.numel(), dtype=torch.float64, device=values.device)]
     )
+
+
+def means_of_last(steps: Sequence[tuple[int, Mapping[str, Any]]], count: int = 10) -> dict[str, float]:
+    """The means of the numbers in the last ``count`` entries of a log of ``(step, metrics)``; of the
+    validation, the last numbers."""
+    numbers: dict[str, list[float]] = {}
+    for _, metrics in steps[-count:]:
+        for name, value in metrics.items():
+            if isinstance(value, int | float) and name != "epoch":
+                numbers.setdefault(name, []).append(value)
+    means = {name: sum(values) / len(values) for name, values in numbers.items()}
+    last = {k: v for k, v in steps[-1][1].items() if k.startswith("eval_") and isinstance(v, float)}
+    return means | last

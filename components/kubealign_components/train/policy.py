@@ -32,13 +32,8 @@ def check_machine(config: TrainerConfig) -> None:
     """Refuse what this machine cannot do.
 
     Raises:
-        ConfigError: 4-bit weights or FSDP without CUDA.
+        ConfigError: 4-bit weights without CUDA.
     """
-    # accelerate would quietly run plain data parallelism instead.
-    if config.strategy == "fsdp2" and not torch.cuda.is_available():
-        raise ConfigError(
-            "strategy", "fsdp2", "none, zero1, zero2 or zero3 on this machine: it has no CUDA device"
-        )
     if config.adapter == "qlora" and not torch.cuda.is_available():
         raise ConfigError("adapter", "qlora", "lora on this machine: 4-bit weights need a CUDA device")
 

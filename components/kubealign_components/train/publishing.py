@@ -3,16 +3,61 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
-from kubealign_components.errors import NotFound
+from kubealign_components.errors import EngineError, NotFound
 from kubealign_components.store import join, store_for
+
+
+def publish_model(
+    folder: Path,
+    output: str,
+    provenance: Mapping[str, Any],
+    steps: Sequence[tuple[int, Mapping[str, Any]]],
+    stats: Stats,
+    extra: Mapping[str, Any],
+) -> None:
+    """Publish a trained model: its files, then its log as rows, then the manifest that makes it one.
+
+    An attempt that was killed in the middle leaves nothing that counts, and the next one goes over it.
+
+    Args:
+        folder: the model's files.
+        output: URI of the model to make.
+        provenance: the members of a :class:`Provenance`, as they come out of JSON.
+        steps: ``(step, metrics)``.
+        stats: the counts.
+        extra: what else to say of the model; the digests of its files are added.
+    """
+    files = publish_folder(folder, output)
+    with DatasetWriter(output, MODEL, provenance_of(provenance)) as writer:
+        writer.write_rows([{"step": step, "metrics": json.dumps(metrics)} for step, metrics in steps])
+        writer.commit(stats, {"files": files, **extra})
+
+
+def provenance_of(members: Mapping[str, Any]) -> Provenance:
+    """A :class:`Provenance` from its members, as they come out of JSON."""
+    return Provenance(**{**members, "parents": tuple(members["parents"])})
+
+
+def stats_of(kept: Mapping[str, Any]) -> Stats:
+    """Counts and numbers from what :meth:`Stats.to_json` gives."""
+    return Stats(
+        rows_in=kept["rows_in"],
+        rows_out=kept["rows_out"],
+        dropped=Counter(kept["dropped"]),
+        counts=Counter(kept["counts"]),
+        numbers=kept["numbers"],
+    )
 
 
 def publish_folder(folder: Path, output: str) -> dict[str, str]:
@@ -32,6 +77,11 @@ def publish_folder(folder: Path, output: str) -> dict[str, str]:
     return digests
 
 
+def run_folder(work: str, stage: str, provenance: Provenance) -> str:
+    """What a run keeps in the work prefix ``work`` lies below this folder, by what is trained."""
+    return join(work, stage, provenance.fingerprint)
+
+
 def checkpoint_uri(work: str, stage: str, provenance: Provenance, layout: str) -> str:
     """Where a run's checkpoints lie: by what is trained, and by how its state is laid out.
 
@@ -39,9 +89,9 @@ def checkpoint_uri(work: str, stage: str, provenance: Provenance, layout: str) -
         work: the work prefix.
         stage: name of the stage.
         provenance: of the model to make.
-        layout: what else a checkpoint fits to, such as strategy and number of processes.
+        layout: what else a checkpoint fits to, such as the strategy.
     """
-    return join(work, stage, provenance.fingerprint, layout)
+    return join(run_folder(work, stage, provenance), layout)
 
 
 def finished_run(output: str, provenance: Provenance) -> Stats | None:
@@ -52,14 +102,22 @@ def finished_run(output: str, provenance: Provenance) -> Stats | None:
         return None
     if standing.fingerprint != provenance.fingerprint:
         return None
-    kept = standing.stats
-    return Stats(
-        rows_in=kept["rows_in"],
-        rows_out=kept["rows_out"],
-        dropped=Counter(kept["dropped"]),
-        counts=Counter(kept["counts"]),
-        numbers=kept["numbers"],
-    )
+    return stats_of(standing.stats)
+
+
+def published_run(output: str, provenance: Provenance) -> Stats:
+    """The counts of the model that the training processes published at ``output``.
+
+    Raises:
+        EngineError: they ended well, and it is not there.
+    """
+    stats = finished_run(output, provenance)
+    if stats is None:
+        raise EngineError(
+            f"the training processes ended well, but {output} does not hold the model that they were to "
+            "publish; does every node write to the same store?"
+        )
+    return stats
 
 
 def _same(uri: str, sha256: str) -> bool:

@@ -7,40 +7,41 @@ used. A retry of the same run goes on from its last checkpoint; a finished one i
 from __future__ import annotations
 
 import json
-import logging
-import tempfile
 from dataclasses import asdict
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kubealign_components.config import semantic_params
 from kubealign_components.data.chat import ChatTemplate
-from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.models import ModelFiles, find_model
-from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError
-from kubealign_components.train.checkpoints import CheckpointStore
 from kubealign_components.train.config import TrainConfig
-from kubealign_components.train.launch import launch, processes_of
-from kubealign_components.train.policy import check_machine
-from kubealign_components.train.publishing import checkpoint_uri, finished_run, publish_folder
-from kubealign_components.train.step_trainer import Log
-from kubealign_components.train.worker import LOG_FILE, MODEL_FOLDER, PROGRAM, Job
+from kubealign_components.train.launch import pinned, run_program
+from kubealign_components.train.publishing import (
+    checkpoint_uri,
+    finished_run,
+    published_run,
+    run_folder,
+)
+from kubealign_components.train.worker import PROGRAM, Job
 
+if TYPE_CHECKING:
+    from kubealign_components.train.launch import Starter
+
+STAGE = "train"
 VERSION = 2
-_SUMMARY_STEPS = 10
-
-log = logging.getLogger(__name__)
 
 
-def run(config: TrainConfig, *, training: Dataset, output: str) -> Stats:
+def run(config: TrainConfig, *, training: Dataset, output: str, start: Starter | None = None) -> Stats:
     """Train and write the model to ``output``: a Hugging Face directory that is a ``kubealign.model/v1``.
 
     Args:
         config: the settings.
         training: ``kubealign.training/v1``.
         output: URI of the model to make.
+        start: runs the training processes; None for this machine.
 
     Raises:
         ConfigError: settings that do not fit the machine or the data, or another policy than the
@@ -49,8 +50,6 @@ def run(config: TrainConfig, *, training: Dataset, output: str) -> Stats:
         DriftError: the policy gives other log-probabilities than the dataset's reference ones.
         EngineError: a policy that cannot be loaded, or a loss that is not a number.
     """
-    check_machine(config)
-    processes = processes_of(config.processes)
     model = find_model(config.policy, config.revision)
     template = ChatTemplate(model)
     check_identity(template.identity, training)
@@ -58,18 +57,16 @@ def run(config: TrainConfig, *, training: Dataset, output: str) -> Stats:
     finished = finished_run(output, provenance)
     if finished is not None:
         return finished
-    with tempfile.TemporaryDirectory(prefix="kubealign-train-") as folder:
-        job = _job(config, training, model, provenance, Path(folder), processes)
-        launch(PROGRAM, asdict(job), Path(folder), processes=processes, sharded=config.strategy != "none")
-        files = publish_folder(Path(folder) / MODEL_FOLDER, output)
-        steps: Log = json.loads((Path(folder) / LOG_FILE).read_text())
-    stats = _summary(training, steps)
-    with DatasetWriter(output, MODEL, provenance) as writer:
-        writer.write_rows([{"step": step, "metrics": json.dumps(metrics)} for step, metrics in steps])
-        writer.commit(
-            stats, {"files": files, "adapter": config.adapter != "none" and not config.merge_adapter}
-        )
-    return stats
+    run_program(
+        PROGRAM,
+        asdict(_job(config, training, model, provenance, output)),
+        run_folder(config.work, STAGE, provenance),
+        nodes=config.nodes,
+        processes=config.processes,
+        sharded=config.strategy != "none",
+        start=start,
+    )
+    return published_run(output, provenance)
 
 
 def check_identity(identity: dict[str, str], training: Dataset) -> None:
@@ -93,7 +90,7 @@ def _provenance(
     beta = f"beta{config.beta:g}" + ("len" if config.length_normalise else "")
     transform = config.transform if config.objective == "qrpo" else ""
     return derive(
-        "train",
+        STAGE,
         VERSION,
         params,
         inputs={"training": training},
@@ -103,29 +100,15 @@ def _provenance(
 
 
 def _job(
-    config: TrainConfig,
-    training: Dataset,
-    model: ModelFiles,
-    provenance: Provenance,
-    folder: Path,
-    processes: int,
+    config: TrainConfig, training: Dataset, model: ModelFiles, provenance: Provenance, output: str
 ) -> Job:
-    layout = f"{config.strategy}-{processes}"
-    checkpoints = checkpoint_uri(config.work, "train", provenance, layout) if config.save_every else ""
-    resume = None
-    if checkpoints:
-        store = CheckpointStore(uri=checkpoints, keep=config.keep_checkpoints)
-        resume = store.newest(folder / "resume")
-    if resume is not None:
-        log.info("going on from %s", resume.name)
+    checkpoints = checkpoint_uri(config.work, STAGE, provenance, config.strategy) if config.save_every else ""
     return Job(
-        config=asdict(config),
+        config=asdict(pinned(config, model.path)),
         dataset=training.uri,
-        policy=str(model.path),
-        folder=str(folder),
-        processes=processes,
+        output=output,
+        provenance=asdict(provenance),
         checkpoints=checkpoints,
-        resume=str(resume or ""),
         drift_hint=_drift_hint(config, training),
     )
 
@@ -142,18 +125,3 @@ def _drift_hint(config: TrainConfig, training: Dataset) -> str:
         f"log-probabilities were computed: here with dtype {config.dtype}, there {how}.{quantised} "
         "Score again with the logprobs stage (source: scorer, the same dtype), or raise max_initial_drift."
     )
-
-
-def _summary(training: Dataset, steps: Log) -> Stats:
-    """Counts, and the means of the last steps."""
-    stats = Stats(rows_in=training.rows, rows_out=training.rows)
-    stats.counts.update(f"{split}_examples" for split in training.table(["split"])["split"].to_pylist())
-    stats.counts["steps"] = steps[-1][0]
-    numbers: dict[str, list[float]] = {}
-    for _, metrics in steps[-_SUMMARY_STEPS:]:
-        for name, value in metrics.items():
-            if isinstance(value, int | float) and name != "epoch":
-                numbers.setdefault(name, []).append(value)
-    stats.numbers = {name: sum(values) / len(values) for name, values in numbers.items()}
-    stats.numbers |= {k: v for k, v in steps[-1][1].items() if k.startswith("eval_") and isinstance(v, float)}
-    return stats

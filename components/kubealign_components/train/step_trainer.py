@@ -18,6 +18,7 @@ import torch
 from accelerate import DistributedType
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from kubealign_components.errors import EngineError
@@ -25,6 +26,7 @@ from kubealign_components.progress import progress_bar
 from kubealign_components.train.config import TrainerConfig
 from kubealign_components.train.metrics import NAMES, Meter
 from kubealign_components.train.policy import trained_weights
+from kubealign_components.train.sharded import load_shards, save_shards
 from kubealign_components.train.steps import StepBatch, StepExamples, StepInputs, StepLoader, StepPlan
 
 Log = list[tuple[int, dict[str, Any]]]
@@ -191,10 +193,41 @@ class StepTrainer(Trainer):
             seed=seed,
         )
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        folder = Path(output_dir)
+        if self.is_deepspeed_enabled:
+            # DeepSpeed makes it on the first node alone.
+            (folder / f"global_step{self.model_wrapped.global_steps}").mkdir(parents=True, exist_ok=True)
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_shards(folder, self.model_wrapped, self.optimizer.optimizer)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None and self.config.strategy == "zero3":
+                self._repair_universal()
+            return
+        load_shards(Path(checkpoint), self.model_wrapped, self.optimizer.optimizer)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _repair_universal(self) -> None:
+        """Undo what DeepSpeed 0.19 gets wrong when ZeRO-3 loads a universal checkpoint: all parameters share
+        one count of steps, which then grows once for each of them, and the first group's weight decay."""
+        optimizer = self.model_wrapped.optimizer.optimizer
+        for state in optimizer.state.values():
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].clone()
+        # In the order in which the Trainer makes them: biases and norms do not decay.
+        for group, decay in zip(optimizer.param_groups, (self.args.weight_decay, 0.0)):
+            group["weight_decay"] = decay
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
+            return  # together with the optimiser's state
         saved = safetensors.torch.load_file(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
         with torch.no_grad():
             for name, parameter in trained_weights(model or self.model).items():

@@ -5,9 +5,10 @@ from typing import Dict, List
 from kfp import dsl
 
 from kubealign_components import images
+from kubealign_components.forwarding import forwarded
 
 
-@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False, task_config_passthroughs=forwarded())
 def train_ppo(
     prompts: dsl.Input[dsl.Dataset],
     model: dsl.Output[dsl.Model],
@@ -30,6 +31,9 @@ def train_ppo(
     save_every: int = 0,
     seed: int = 0,
     work: str = "",
+    nodes: int = 1,
+    train_job: dict = {},
+    pod: dsl.TaskConfig = None,
     options: dict = {},
 ):
     """Align the policy by proximal policy optimisation, under a reward model, functions, or both.
@@ -57,41 +61,31 @@ def train_ppo(
         save_every: steps between checkpoints; 0 for none.
         seed: seed of everything that is drawn.
         work: work prefix for checkpoints.
+        nodes: machines that train together; more than one start as a TrainJob.
+        train_job: settings of the TrainJob, such as queue_timeout and runtime.
+        pod: what KFP hands on of this task's pod, which the TrainJob's pods get.
         options: further settings of the stage by name.
     """
-    from pathlib import Path
+    parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, open_dataset, publish
-    from kubealign_components.config import from_mapping
+    from kubealign_components.artifacts import log_stats, open_dataset, publish, write_page
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import MODEL, TOKENIZED
+    from kubealign_components.train.cluster.starter import starter
     from kubealign_components.train.ppo.config import PpoConfig
     from kubealign_components.train.ppo.report import report_page
     from kubealign_components.train_ppo.stage import run
 
-    settings = {
-        "policy": policy,
-        "functions": functions,
-        "principles": principles,
-        "max_new_tokens": max_new_tokens,
-        "rollout_batch": rollout_batch,
-        "step_batch": step_batch,
-        "epochs": epochs,
-        "max_steps": max_steps,
-        "learning_rate": learning_rate,
-        "kl_coef": kl_coef,
-        "validation_fraction": validation_fraction,
-        "adapter": adapter,
-        "engine": engine,
-        "save_every": save_every,
-        "seed": seed,
-        "work": work,
-    }
-    config = from_mapping(PpoConfig, settings | options, "train_ppo")
-    judge = open_dataset(reward_model, MODEL) if reward_model else None
-    stats = run(config, prompts=open_dataset(prompts, TOKENIZED), reward_model=judge, output=model.uri)
+    config = from_parameters(PpoConfig, parameters, "train_ppo")
+    start = starter(config.nodes, config.processes, pod, train_job)
+    stats = run(
+        config,
+        prompts=open_dataset(prompts, TOKENIZED, everywhere=config.nodes > 1),
+        reward_model=open_dataset(reward_model, MODEL, everywhere=config.nodes > 1) if reward_model else None,
+        output=model.uri,
+        start=start,
+    )
     publish(model, Dataset.open(model.uri))
     log_stats(metrics, stats)
-    page = Path(report.path)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(report_page(model.uri))
+    write_page(report, report_page(model.uri))

@@ -6,17 +6,12 @@ run goes on from its last checkpoint; a finished one is kept.
 
 from __future__ import annotations
 
-import json
-import logging
-import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kubealign_components.config import semantic_params
 from kubealign_components.data.chat import ChatTemplate
-from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, derive, digest
 from kubealign_components.data.models import (
     ADAPTER_CONFIG,
@@ -25,24 +20,23 @@ from kubealign_components.data.models import (
     find_model,
     require_policy,
 )
-from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.rewards import Rewarder, RewardSpec
 from kubealign_components.errors import ConfigError
-from kubealign_components.train.checkpoints import CheckpointStore
-from kubealign_components.train.launch import launch, processes_of
+from kubealign_components.store import join, store_for
+from kubealign_components.train.launch import pinned, run_program
 from kubealign_components.train.ppo.config import PpoConfig
-from kubealign_components.train.ppo.model import check_machine
 from kubealign_components.train.ppo.prompts import PrincipleDraw
-from kubealign_components.train.ppo.worker import MODEL_FOLDER, OUTCOME_FILE, PROGRAM, Job
-from kubealign_components.train.publishing import checkpoint_uri, finished_run, publish_folder
+from kubealign_components.train.ppo.worker import PROGRAM, Job
+from kubealign_components.train.publishing import checkpoint_uri, finished_run, published_run, run_folder
 from kubealign_components.train.reward.model import ADAPTER_FOLDER
 
-VERSION = 1
-_SUMMARY_STEPS = 10
-_PLACES = ("policy", "revision", "policy_adapter", "principles", "interventions")
+if TYPE_CHECKING:
+    from kubealign_components.train.launch import Starter
 
-log = logging.getLogger(__name__)
+STAGE = "train_ppo"
+VERSION = 1
+_PLACES = ("policy", "revision", "policy_adapter", "principles", "interventions")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,10 +45,16 @@ class _Models:
 
     policy: ModelFiles
     adapter: ModelFiles | None
-    reward_model: Path | None
 
 
-def run(config: PpoConfig, *, prompts: Dataset, reward_model: Dataset | None = None, output: str) -> Stats:
+def run(
+    config: PpoConfig,
+    *,
+    prompts: Dataset,
+    reward_model: Dataset | None = None,
+    output: str,
+    start: Starter | None = None,
+) -> Stats:
     """Train and write the aligned policy to ``output``: a Hugging Face directory, ``kubealign.model/v1``.
 
     Args:
@@ -63,6 +63,7 @@ def run(config: PpoConfig, *, prompts: Dataset, reward_model: Dataset | None = N
         reward_model: ``kubealign.model/v1`` with an ``adapter/`` on the policy's base (``train_reward_model``
             with adapter lora or qlora); None for reward functions alone.
         output: URI of the model to make.
+        start: runs the training processes; None for this machine.
 
     Raises:
         ConfigError: settings that do not fit the machine, the data or each other, prompts of another
@@ -70,8 +71,6 @@ def run(config: PpoConfig, *, prompts: Dataset, reward_model: Dataset | None = N
         DataError: prompts without tokens, or metadata that cannot be used.
         EngineError: a model that cannot be loaded, a missing head, or numbers that are not finite.
     """
-    check_machine(config)
-    processes = processes_of(config.processes)
     if reward_model is None and not config.functions:
         raise ConfigError("functions", config.functions, "a reward function, or a reward model as input")
     models = _models(config, reward_model)
@@ -80,36 +79,35 @@ def run(config: PpoConfig, *, prompts: Dataset, reward_model: Dataset | None = N
     finished = finished_run(output, provenance)
     if finished is not None:
         return finished
-    with tempfile.TemporaryDirectory(prefix="kubealign-ppo-") as folder:
-        job = _job(config, prompts, models, provenance, Path(folder))
-        launch(PROGRAM, asdict(job), Path(folder), processes=processes, sharded=False)
-        files = publish_folder(Path(folder) / MODEL_FOLDER, output)
-        outcome = json.loads((Path(folder) / OUTCOME_FILE).read_text())
-    stats = _summary(prompts, outcome)
-    with DatasetWriter(output, MODEL, provenance) as writer:
-        writer.write_rows([{"step": step, "metrics": json.dumps(m)} for step, m in outcome["log"]])
-        extra = {"files": files, "adapter": not config.merge_adapter, "samples": outcome["samples"]}
-        writer.commit(stats, extra)
-    return stats
+    run_program(
+        PROGRAM,
+        asdict(_job(config, prompts, reward_model, models, provenance, output)),
+        run_folder(config.work, STAGE, provenance),
+        nodes=config.nodes,
+        processes=config.processes,
+        sharded=False,
+        start=start,
+    )
+    return published_run(output, provenance)
 
 
 def _models(config: PpoConfig, reward_model: Dataset | None) -> _Models:
     policy = find_model(config.policy, config.revision)
+    if reward_model:
+        _check_reward_model(reward_model, policy)
     return _Models(
         policy=policy,
         adapter=find_adapter(config.policy_adapter, "policy_adapter") if config.policy_adapter else None,
-        reward_model=_reward_folder(reward_model, policy) if reward_model else None,
     )
 
 
-def _reward_folder(reward_model: Dataset, policy: ModelFiles) -> Path:
-    """The reward model's folder on this machine.
+def _check_reward_model(reward_model: Dataset, policy: ModelFiles) -> None:
+    """Refuse a reward model without adapter on the policy's base.
 
     Raises:
         ConfigError: it was trained whole, or on another base than the policy.
     """
-    folder = find_model(reward_model.uri).path
-    if not (folder / ADAPTER_FOLDER / ADAPTER_CONFIG).is_file():
+    if not store_for(reward_model.uri).exists(join(reward_model.uri, ADAPTER_FOLDER, ADAPTER_CONFIG)):
         raise ConfigError(
             "reward_model",
             reward_model.uri,
@@ -124,7 +122,6 @@ def _reward_folder(reward_model: Dataset, policy: ModelFiles) -> Path:
             f"one on the base {policy.name} with digest {policy.identity()['digest'][:12]}: its adapter was "
             f"trained on a base with digest {base[:12]}",
         )
-    return folder
 
 
 def _provenance(
@@ -141,7 +138,7 @@ def _provenance(
         used |= PrincipleDraw(config).identity
     inputs = {"prompts": prompts} | ({"reward_model": reward_model} if reward_model else {})
     return derive(
-        "train_ppo",
+        STAGE,
         VERSION,
         params,
         inputs=inputs,
@@ -153,39 +150,16 @@ def _provenance(
 def _job(
     config: PpoConfig,
     prompts: Dataset,
+    reward_model: Dataset | None,
     models: _Models,
     provenance: Provenance,
-    folder: Path,
+    output: str,
 ) -> Job:
-    # A checkpoint holds whole adapters: it fits any number of processes.
-    checkpoints = checkpoint_uri(config.work, "train_ppo", provenance, "ppo") if config.work else ""
-    resume = None
-    if checkpoints:
-        resume = CheckpointStore(uri=checkpoints, keep=config.keep_checkpoints).newest(folder / "resume")
-    if resume is not None:
-        log.info("going on from %s", resume.name)
     return Job(
-        config=asdict(config),
+        config=asdict(pinned(config, models.policy.path)),
         prompts=prompts.uri,
-        policy=str(models.policy.path),
-        folder=str(folder),
-        policy_adapter=str(models.adapter.path) if models.adapter else "",
-        reward_model=str(models.reward_model or ""),
-        checkpoints=checkpoints,
-        resume=str(resume or ""),
+        output=output,
+        provenance=asdict(provenance),
+        reward_model=reward_model.uri if reward_model else "",
+        checkpoints=checkpoint_uri(config.work, STAGE, provenance, "ppo") if config.work else "",
     )
-
-
-def _summary(prompts: Dataset, outcome: Mapping[str, Any]) -> Stats:
-    """Counts, the means of the last steps, and the evaluation."""
-    steps: list[tuple[int, dict[str, float]]] = outcome["log"]
-    stats = Stats(rows_in=prompts.rows, rows_out=prompts.rows - outcome["too_long"])
-    stats.drop("prompt_too_long", outcome["too_long"])
-    stats.counts.update({"steps": steps[-1][0]})
-    stats.counts.update({name: outcome[name] for name in ("train_prompts", "held_out_prompts")})
-    numbers: dict[str, list[float]] = {}
-    for _, metrics in steps[-_SUMMARY_STEPS:]:
-        for name, value in metrics.items():
-            numbers.setdefault(name, []).append(value)
-    stats.numbers = {name: sum(values) / len(values) for name, values in numbers.items()}
-    return stats

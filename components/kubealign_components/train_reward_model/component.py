@@ -3,9 +3,10 @@
 from kfp import dsl
 
 from kubealign_components import images
+from kubealign_components.forwarding import forwarded
 
 
-@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False, task_config_passthroughs=forwarded())
 def train_reward_model(
     preferences: dsl.Input[dsl.Dataset],
     model: dsl.Output[dsl.Model],
@@ -28,6 +29,9 @@ def train_reward_model(
     save_every: int = 0,
     seed: int = 0,
     work: str = "",
+    nodes: int = 1,
+    train_job: dict = {},
+    pod: dsl.TaskConfig = None,
     options: dict = {},
 ) -> str:
     """Train a reward model on pairs, by principles where the pairs have some; returns its URI.
@@ -54,45 +58,32 @@ def train_reward_model(
         save_every: steps between checkpoints; 0 for none.
         seed: seed of the order of pairs and of adapters.
         work: work prefix for checkpoints.
+        nodes: machines that train together; more than one start as a TrainJob.
+        train_job: settings of the TrainJob, such as queue_timeout and runtime.
+        pod: what KFP hands on of this task's pod, which the TrainJob's pods get.
         options: further settings of the stage by name.
     """
-    from pathlib import Path
+    parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, open_dataset, publish
-    from kubealign_components.config import from_mapping
+    from kubealign_components.artifacts import log_stats, open_dataset, publish, write_page
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import MODEL, PREFERENCES
+    from kubealign_components.train.cluster.starter import starter
     from kubealign_components.train.reward.config import RewardModelConfig
     from kubealign_components.train_reward_model.report import report_page
     from kubealign_components.train_reward_model.stage import run
 
-    settings = {
-        "policy": policy,
-        "principles": principles,
-        "adapter": adapter,
-        "margin": margin,
-        "centring": centring,
-        "learning_rate": learning_rate,
-        "schedule": schedule,
-        "epochs": epochs,
-        "max_steps": max_steps,
-        "batch_size": batch_size,
-        "max_length": max_length,
-        "micro_batch_tokens": micro_batch_tokens,
-        "strategy": strategy,
-        "save_every": save_every,
-        "seed": seed,
-        "work": work,
-    }
+    config = from_parameters(RewardModelConfig, parameters, "train_reward_model")
+    launch = starter(config.nodes, config.processes, pod, train_job)
     stats = run(
-        from_mapping(RewardModelConfig, settings | options, "train_reward_model"),
-        preferences=open_dataset(preferences, PREFERENCES),
-        start=open_dataset(start, MODEL) if start is not None else None,
+        config,
+        preferences=open_dataset(preferences, PREFERENCES, everywhere=config.nodes > 1),
+        start=open_dataset(start, MODEL, everywhere=config.nodes > 1) if start is not None else None,
         output=model.uri,
+        starter=launch,
     )
     publish(model, Dataset.open(model.uri))
     log_stats(metrics, stats)
-    page = Path(report.path)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(report_page(model.uri))
+    write_page(report, report_page(model.uri))
     return str(model.uri)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kubealign_components.config import (
     execution,
     from_mapping,
+    from_parameters,
     require,
     require_choice,
     semantic_params,
@@ -44,6 +45,13 @@ class Settings:
     def __post_init__(self) -> None:
         require(self.count > 0, "count", self.count, "a positive number")
         require_choice("name", self.name, ("b", "a"))
+
+
+def test_a_component_takes_settings_from_its_parameters_and_options_over_them() -> None:
+    called_with = {"name": "a", "count": 2.0, "dataset": object(), "options": {"rate": 1, "count": 5}}
+    assert from_parameters(Settings, called_with, "stage") == Settings(name="a", rate=1.0, count=5)
+    with pytest.raises(ConfigError, match=r"stage\.dataset=1"):
+        from_parameters(Settings, called_with | {"options": {"dataset": 1}}, "stage")
 
 
 def test_semantic_params_leave_out_how_to_run() -> None:

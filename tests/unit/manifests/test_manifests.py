@@ -10,9 +10,12 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime
 
+from fake_kubernetes_http import closed
 from golden.update import MANIFESTS, OVERLAYS, built, golden_manifest
-from kubealign_components import __version__
+from kubealign.cli import main
+from kubealign_components import __version__, images
 from kubealign_components.store import scheme_of, store_for
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -36,6 +39,7 @@ EXPECTED_RULES = {
     ("", "configmaps"): ["get", "list", "watch"],
     ("", "pods"): ["get", "list", "watch"],
 }
+OF_OUR_CODE = ("kubealign-train", "kubealign-gc")
 each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
@@ -47,18 +51,6 @@ def _pod_with(spec: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": pod}
 
 
-def _closed(schema: Any) -> Any:
-    """``schema`` that refuses fields it does not name, as the API server prunes them."""
-    if isinstance(schema, list):
-        return [_closed(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {key: _closed(value) for key, value in schema.items()}
-    if schema.get("type") == "object" and isinstance(schema.get("properties"), dict):
-        closed.setdefault("additionalProperties", False)
-    return closed
-
-
 def _check(one: dict[str, Any]) -> None:
     """Raises when ``one`` is not valid against its schema."""
     group = one["apiVersion"].partition("/")[0]
@@ -68,9 +60,23 @@ def _check(one: dict[str, Any]) -> None:
     elif group == "kueue.x-k8s.io":
         assert one["apiVersion"] == "kueue.x-k8s.io/v1beta2"
         schema = json.loads((SCHEMAS / f"{one['kind']}.v1beta2.json").read_text())
-        jsonschema.validate(one["spec"], _closed(schema["properties"]["spec"]))
+        jsonschema.validate(one["spec"], closed(schema["properties"]["spec"]))
+    elif group == "trainer.kubeflow.org":
+        # The models pass over what they do not know, so that only what comes back was known.
+        runtime = TrainerV1alpha1TrainingRuntime.from_dict(one)
+        assert runtime is not None
+        assert runtime.to_dict() == one
+        for job in one["spec"]["template"]["spec"]["replicatedJobs"]:
+            kubernetes_validate.validate(_job_of(job), KUBERNETES, strict=True)
     else:
         kubernetes_validate.validate(one, KUBERNETES, strict=True)
+
+
+def _job_of(replicated: dict[str, Any]) -> dict[str, Any]:
+    """The Job that the JobSet makes of one of its ``replicatedJobs``."""
+    template = replicated["template"]
+    metadata = {**template["metadata"], "name": replicated["name"]}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": template["spec"]}
 
 
 def _only(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
@@ -111,13 +117,14 @@ def test_every_object_is_valid(overlay: str) -> None:
         ("ClusterQueue", "kubealign", "spec.cohorts"),
         ("ResourceFlavor", "kubealign-gpu", "spec.taints"),
         ("PodDefault", "kubealign", "spec.mounts"),
+        ("TrainingRuntime", "torch-distributed", "spec.mlPolicies"),
     ],
 )
 def test_a_misspelt_field_is_not_valid(kind: str, name: str, field: str) -> None:
     one = _only(built("gke"), kind, name)
     place, _, key = field.rpartition(".")
     (one[place] if place else one)[key] = []
-    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError, AssertionError)):
         _check(one)
 
 
@@ -143,6 +150,7 @@ def test_the_roles_grant_what_is_needed_and_no_more(overlay: str) -> None:
     granted = {
         (group, resource): rule
         for role in (one for one in objects if one["kind"] == "Role")
+        if role["metadata"]["name"] not in OF_OUR_CODE
         for rule in role["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
@@ -157,14 +165,52 @@ def test_the_roles_grant_what_is_needed_and_no_more(overlay: str) -> None:
 
 
 @each_overlay
-def test_every_role_is_bound_to_the_service_account(overlay: str) -> None:
+def test_an_overlay_leaves_the_roles_of_our_code_as_they_are(overlay: str) -> None:
+    """Theirs are held to the calls of the code in test_train_job.py and test_gc.py."""
+    for name in OF_OUR_CODE:
+        file = MANIFESTS / "base" / f"role-{name.removeprefix('kubealign-')}.yaml"
+        assert _only(built(overlay), "Role", name)["rules"] == yaml.safe_load(file.read_text())["rules"]
+
+
+@each_overlay
+def test_every_role_is_bound_to_its_service_account(overlay: str) -> None:
     objects = built(overlay)
     roles = {one["metadata"]["name"] for one in objects if one["kind"] == "Role"}
     bindings = [one for one in objects if one["kind"] == "RoleBinding"]
     assert {one["roleRef"]["name"] for one in bindings} == roles
     for one in bindings:
-        account = {"kind": "ServiceAccount", "name": "kubealign", "namespace": "kubealign"}
+        name = "kubealign-gc" if one["roleRef"]["name"] == "kubealign-gc" else "kubealign"
+        account = {"kind": "ServiceAccount", "name": name, "namespace": "kubealign"}
         assert one["subjects"] == [account]
+        _only(objects, "ServiceAccount", name)
+
+
+@each_overlay
+def test_the_gc_runs_our_image_as_its_own_account_without_rights_on_its_node(overlay: str) -> None:
+    spec = _only(built(overlay), "CronJob", "kubealign-gc")["spec"]
+    pod = spec["jobTemplate"]["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    assert container["image"] == images.DATA
+    assert " ".join(container["command"]) == "kubealign gc" and "gc" in main.commands
+    assert pod["spec"]["serviceAccountName"] == "kubealign-gc"
+    assert pod["spec"]["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+    policy = _only(built(overlay), "NetworkPolicy", "kubealign-gc")["spec"]
+    assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+
+
+@each_overlay
+def test_nodes_of_a_training_may_talk_to_each_other_alone(overlay: str) -> None:
+    policy = _only(built(overlay), "NetworkPolicy", "kubealign-train")["spec"]
+    nodes = {"podSelector": policy["podSelector"]}
+    assert policy["ingress"] == [{"from": [nodes]}]
+    assert policy["egress"] == [{"to": [nodes]}]
+    of_runs = _only(built(overlay), "NetworkPolicy", "kubealign")["spec"]["podSelector"]["matchLabels"]
+    assert of_runs.items() < policy["podSelector"]["matchLabels"].items()
 
 
 @each_overlay

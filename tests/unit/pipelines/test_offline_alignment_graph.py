@@ -12,6 +12,8 @@ import kubealign_pipelines
 from kubealign.compiler import compile_pipeline
 from kubealign.runfile import load_run_file
 from kubealign.settings import check_parameters
+from kubealign_components.config import from_mapping
+from kubealign_components.errors import ConfigError
 from kubealign_pipelines import build
 from kubealign_pipelines.resources import DEFAULTS, CompileSettings, StageResources
 
@@ -114,3 +116,71 @@ def test_every_run_file_that_ships_can_be_used(path: Path, tmp_path: Path) -> No
 def test_an_unknown_pipeline_is_refused(name: str) -> None:
     with pytest.raises(Exception, match="one of offline_alignment"):
         build(name)
+
+
+def _training(folder: Path, train: StageResources) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Component, arguments and pod settings of the training task of one branch."""
+    labels = {"kueue.x-k8s.io/queue-name": "alignment"}
+    spec, pods = compiled(folder, CompileSettings(labels=labels, stages={"train": train}))
+    for dag in spec["components"].values():
+        for task in dag.get("dag", {}).get("tasks", {}).values():
+            component = spec["components"][task["componentRef"]["name"]]
+            if component.get("executorLabel", "").startswith("exec-train"):
+                pod = pods["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+                constants = {
+                    name: value["runtimeValue"]["constant"]
+                    for name, value in task["inputs"]["parameters"].items()
+                    if "runtimeValue" in value
+                }
+                return component, constants, pod[component["executorLabel"]]
+    raise AssertionError("no training task")
+
+
+def _stays(component: dict[str, Any]) -> set[str]:
+    """What of the pod's settings holds for the task's own pod as well as being handed on."""
+    passed_on = component["taskConfigPassthroughs"]
+    assert len(passed_on) == 6
+    return {one["field"] for one in passed_on if one.get("applyToTask")}
+
+
+def test_on_one_node_the_pod_trains_itself(tmp_path: Path) -> None:
+    component, constants, _ = _training(tmp_path, StageResources(accelerators=8))
+    assert {"RESOURCES", "KUBERNETES_TOLERATIONS", "ENV", "KUBERNETES_VOLUMES"} <= _stays(component)
+    assert not constants.keys() & {"nodes", "train_job"}
+
+
+def test_on_several_nodes_the_starting_pod_holds_no_gpus(tmp_path: Path) -> None:
+    train = StageResources(
+        nodes=8,
+        accelerators=8,
+        annotations={"note": "x"},
+        volumes={"cache": "/models"},
+        shared_memory="64Gi",
+        secrets={"HF_TOKEN": "hub/token"},
+        train_job={"queue_timeout": 60},
+    )
+    component, constants, pod = _training(tmp_path, train)
+    assert _stays(component) == {"ENV", "KUBERNETES_VOLUMES"}
+    assert constants["nodes"] == 8
+    assert constants["train_job"] == {
+        "labels": {"kueue.x-k8s.io/queue-name": "alignment"},
+        "annotations": {"note": "x"},
+        "queue_timeout": 60,
+    }
+    assert pod["pvcMount"][0]["mountPath"] == "/models"
+    assert pod["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
+    assert pod["secretAsEnv"][0]["keyToEnv"][0]["envVar"] == "HF_TOKEN"
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"stages": {"sample": {"nodes": 2}}}, "stages.sample.nodes=2"),
+        ({"stages": {"train": {"nodes": 0}}}, "nodes=0"),
+        ({"stages": {"train": {"train_job": {"queue": "a"}}}}, "train_job.queue='a'"),
+        ({"stages": {"train": {"secrets": {"A": "hub"}}}}, "secrets.A='hub'"),
+    ],
+)
+def test_what_cannot_be_placed_is_refused(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        from_mapping(CompileSettings, settings, "compile")

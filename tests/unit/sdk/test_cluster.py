@@ -206,6 +206,13 @@ def test_a_bad_schedule_sends_nothing(api: Api, when: list[str]) -> None:
     assert done.exit_code == 2 and not api.asked
 
 
+def test_runs_of_a_schedule_share_their_work(api: Api) -> None:
+    without = [*GIVEN, "--set", "work=''"]
+    done = call(api, "schedule", "apply", "x", "offline_alignment", *without, "--every", "1d")
+    assert done.exit_code == 2 and "work='': expected a prefix that the runs share" in done.output
+    assert not api.asked
+
+
 def test_a_version_is_uploaded_once(api: Api) -> None:
     assert call(api, "upload", "offline_alignment", *GIVEN).exit_code == 0
     again = call(api, "upload", "offline_alignment", *GIVEN)

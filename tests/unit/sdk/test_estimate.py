@@ -144,7 +144,7 @@ def test_the_trainer_allocates_what_the_formula_says(tiny_model: Path, adapter: 
 
     config = TrainConfig(policy="tiny", adapter=adapter, lora_r=4, dtype="float32")
     model = LogprobModel(load_policy(config, tiny_model))
-    arguments = training_arguments(config, tiny_model.parent / f"run-{adapter}", 1)
+    arguments = training_arguments(config, tiny_model.parent / f"run-{adapter}")
     optimiser = Trainer(model=model, args=arguments).create_optimizer()
     model(pack([Group([1, 2, 3], [[4, 5], [6]])])).sum().backward()
     optimiser.step()
@@ -162,28 +162,30 @@ def test_the_trainer_allocates_what_the_formula_says(tiny_model: Path, adapter: 
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "nodes", "ranks"),
+    ("name", "shape", "ranks"),
     [
-        ("offline_alignment_8b", "llama-8b", 1, 8),
-        ("offline_alignment_70b", "llama-70b", 8, 64),
-        ("salmon_70b", "llama-70b", 6, 48),
+        ("offline_alignment_8b", "llama-8b", 8),
+        ("offline_alignment_70b", "llama-70b", 64),
+        ("salmon_70b", "llama-70b", 48),
     ],
 )
-def test_ready_settings_fit_80_gib(name: str, shape: str, nodes: int, ranks: int) -> None:
+def test_ready_settings_fit_80_gib(name: str, shape: str, ranks: int) -> None:
     run = load_run_file(PARAMS / f"{name}.yaml")
-    assumed = Assumptions(nodes=nodes, reward_shape=SHAPES["llama-8b"])
+    assumed = Assumptions(reward_shape=SHAPES["llama-8b"])
     stages = {stage.title: stage for stage in estimate(run, SHAPES[shape], assumed)}
     assert [s.title for s in stages.values() if not s.fits or s.hours <= 0] == []
     assert stages["train ppo" if name.startswith("salmon") else "train"].gpus == ranks
     assert list(stages)[-1] == "evaluate"
-    alone = {s.title: s for s in estimate(run, SHAPES[shape], Assumptions())}
-    assert ("train" in alone and not alone["train"].fits) == (nodes == 8)
+    assert [s.nodes for s in stages.values() if s.stage == "train_reward_model"] in ([], [1, 1])
+    alone = {s.title: s for s in estimate(run, SHAPES[shape], Assumptions(nodes=1))}
+    assert {s.nodes for s in alone.values()} == {1}
+    assert ("train" in alone and not alone["train"].fits) == (ranks == 64)
 
 
 def test_published_rank_does_not_fit_beside_three_adapters() -> None:
     """Why salmon_70b.yaml sets another one."""
     run = load_run_file(PARAMS / "salmon_70b.yaml").with_parameters(["ppo_options.lora_r=64"])
-    stages = {s.stage: s for s in estimate(run, SHAPES["llama-70b"], Assumptions(nodes=6))}
+    stages = {s.stage: s for s in estimate(run, SHAPES["llama-70b"], Assumptions())}
     assert not stages["train_ppo"].fits
 
 

@@ -88,11 +88,13 @@ def test_bad_assignments_are_refused(assignment: str) -> None:
 
 
 def test_a_local_run_takes_the_local_retries_and_parallelism() -> None:
-    settings = CompileSettings(retries=5, stages={"sample": StageResources(retries=7, cpu=1)})
+    stages = {"sample": StageResources(retries=7, cpu=1), "train": StageResources(nodes=4)}
+    settings = CompileSettings(retries=5, stages=stages)
     local = RunFile(compile=settings).for_local_run().compile
     assert (local.retries, local.parallelism) == (0, 1)
     assert local.resources("sample").retries == 0
     assert local.resources("sample").cpu == 1
+    assert local.resources("train").nodes is None
 
 
 def test_resources_are_layered_stage_over_default_over_everywhere() -> None:

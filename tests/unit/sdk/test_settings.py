@@ -107,6 +107,7 @@ def test_every_flat_argument_is_a_setting_of_its_stage(graph: Graph, salmon: Gra
         "reward_model",
         "rewards_options",
         "sample_options",
+        "train_job",
         "training_uris",
     }
     for task in [*graph.tasks.values(), *salmon.tasks.values()]:

@@ -20,9 +20,10 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import ConfigError, DataError, DriftError
-from kubealign_components.train.checkpoints import MARKER, CheckpointStore
+from kubealign_components.train.checkpoints import MARKERS, CheckpointStore, everything
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.curves import curves_page, training_log
+from kubealign_components.train.processes import joined
 from kubealign_components.train.stage import run
 from training_data import make_training, score, training_rows
 
@@ -319,7 +320,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
     child = subprocess.run([sys.executable, "-c", CHILD, arguments], capture_output=True, text=True)
     assert child.returncode == -9, child.stderr
     assert not (tmp_path / "resumed").exists()
-    saved = {json.loads(path.read_text())["step"] for path in (tmp_path / "work").rglob(MARKER)}
+    saved = {json.loads(path.read_text())["step"] for path in (tmp_path / "work").rglob(f"{MARKERS}/*.json")}
     assert saved and max(saved) < 10
     run(config, training=pairs, output=str(tmp_path / "resumed"))
     assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
@@ -339,19 +340,28 @@ def test_another_config_does_not_resume(pairs: Dataset, tiny_model: Path, tmp_pa
 
 def test_checkpoints_without_marker_or_with_damage_do_not_count(tmp_path: Path) -> None:
     store = CheckpointStore(uri=str(tmp_path / "store"), keep=2)
-    source = tmp_path / "source"
-    (source / "sub").mkdir(parents=True)
-    for step in (1, 2, 3):
-        (source / "sub" / "state.bin").write_text(f"state {step}")
-        store.publish(source, step)
+
+    def newest() -> str:
+        with joined() as processes:
+            found = store.newest(everything, processes)
+            return (found[1] / "sub" / "state.bin").read_text() if found else "nothing"
+
+    with joined() as processes:
+        for step in (1, 2, 3):
+            source = tmp_path / f"source-{step}"
+            (source / "sub").mkdir(parents=True)
+            (source / "sub" / "state.bin").write_text(f"state {step}")
+            store.publish(source, step, processes)
     names = sorted(p.name for p in (tmp_path / "store").iterdir() if list(p.rglob("*.bin")))
     assert [name[:19] for name in names] == ["checkpoint-00000002", "checkpoint-00000003"]
     half = tmp_path / "store" / "checkpoint-00000009-00000000"
     half.mkdir()
     (half / "state.bin").write_text("half")
-    assert (store.newest(tmp_path / "x") / "sub" / "state.bin").read_text() == "state 3"
+    assert newest() == "state 3"
     (tmp_path / "store" / names[-1] / "sub" / "state.bin").write_text("damaged")
-    assert (store.newest(tmp_path / "y") / "sub" / "state.bin").read_text() == "state 2"
+    assert newest() == "state 2"
+    (tmp_path / "store" / MARKERS / f"{names[0]}.json").write_text("{")
+    assert newest() == "nothing"
 
 
 def test_ready_configs_are_accepted(tmp_path: Path) -> None:
@@ -364,7 +374,7 @@ from kubealign_components.train.config import SHARDED, TrainConfig
 
 for strategy in SHARDED:
     config = TrainConfig(policy="p", strategy=strategy, batch_size=4)
-    built = training_arguments(config, Path(sys.argv[1]), 1)
+    built = training_arguments(config, Path(sys.argv[1]))
     print(strategy, built.fsdp_plugin_args or built.deepspeed_plugin.zero_stage)
 """
     child = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)

@@ -21,7 +21,7 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import ConfigError, EngineError
-from kubealign_components.train.checkpoints import MARKER
+from kubealign_components.train.checkpoints import MARKERS
 from kubealign_components.train.ppo.config import PpoConfig
 from kubealign_components.train.ppo.report import report_page
 from kubealign_components.train_ppo.stage import run
@@ -138,7 +138,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     )
     assert child.returncode == code, child.stderr
     assert not (tmp_path / "resumed").exists()
-    saved = {json.loads(path.read_text())["step"] for path in (tmp_path / "work").rglob(MARKER)}
+    saved = {json.loads(path.read_text())["step"] for path in (tmp_path / "work").rglob(f"{MARKERS}/*.json")}
     assert saved and max(saved) < 6
     stats = run(config, prompts=prompts, output=str(tmp_path / "resumed"))
     assert stats.dropped == {"prompt_too_long": 60}

@@ -19,7 +19,7 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL, canonical_json
 from kubealign_components.engines.rewards import Rewarder, RewardInput, RewardSpec
 from kubealign_components.errors import ConfigError, DataError, EngineError
-from kubealign_components.train.checkpoints import MARKER
+from kubealign_components.train.checkpoints import MARKERS
 from kubealign_components.train.curves import training_log
 from kubealign_components.train.reward.config import RewardModelConfig
 from kubealign_components.train.reward.model import HEAD_FILE, HEAD_KEY, load_head
@@ -286,7 +286,7 @@ def test_a_run_is_the_same_however_it_is_cut_and_resumed(some: Dataset, place: P
     run(plain, preferences=some, output=str(tmp_path / "straight"))
     saved = replace(plain, save_every=2, keep_checkpoints=9, work=str(tmp_path / "work"))
     run(saved, preferences=some, output=str(tmp_path / "saved"))
-    for marker in (tmp_path / "work").rglob(MARKER):
+    for marker in (tmp_path / "work").rglob(f"{MARKERS}/*.json"):
         if json.loads(marker.read_text())["step"] > 2:
             marker.unlink()
     stats = run(saved, preferences=some, output=str(tmp_path / "resumed"))

@@ -113,8 +113,10 @@ class PpoConfig:
     """Most held-out prompts that the policy answers before and after training."""
     seed: int = 0
     """Seed of prompt order, samples, principle draws and adapter initialisation."""
+    nodes: int = execution(1)
+    """Machines that train together; more than one only on a cluster."""
     processes: int = execution(0)
-    """Training processes on this machine; 0 for one a GPU."""
+    """Training processes on each machine; 0 for one a GPU."""
     micro_batch_tokens: int = execution(8192)
     """Most tokens of one forward pass of one process; a longer rollout is one by itself."""
     generation_tokens: int = execution(65536)
@@ -148,6 +150,9 @@ class PpoConfig:
             self.work,
             "a folder or URI for the checkpoints that save_every asks for",
         )
+        require(
+            self.nodes == 1 or bool(self.work), "work", self.work, "a URI where several nodes find their job"
+        )
 
     def _check_choices(self) -> None:
         require_choice("engine", self.engine, ("transformers", "vllm"))
@@ -169,7 +174,7 @@ class PpoConfig:
         for name in (
             *("max_new_tokens", "max_prompt_tokens", "rollout_batch", "step_batch", "ppo_epochs", "lora_r"),
             *("lora_alpha", "micro_batch_tokens", "generation_tokens", "keep_checkpoints", "eval_prompts"),
-            "kl_horizon",
+            *("kl_horizon", "nodes"),
         ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("gamma", "gae_lambda"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -10,27 +9,27 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from kubealign_components.errors import EngineError
+from kubealign_components.train.processes import Processes
 
 T = TypeVar("T")
 
 
 class Ranks:
-    """This process among those of the run; joins the process group under torchrun."""
+    """This process among those of the run.
 
-    def __init__(self) -> None:
-        # Told so, accelerate joins over gloo; else it takes a machine without accelerators for one process.
-        state = PartialState(cpu=not torch.cuda.is_available())
-        self.rank, self.count = int(state.process_index), int(state.num_processes)
-        started = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.count != started:
-            raise EngineError(f"{started} processes were started, and this one knows of {self.count}")
-        self.device: torch.device = state.device
+    Args:
+        processes: of the run.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self.rank, self.count = processes.rank, processes.count
+        self.device: torch.device = PartialState().device
 
     @property
     def first(self) -> bool:
         """Whether this is the process that logs and saves."""
-        return self.rank == 0
+        return self._processes.first
 
     def share(self, items: Sequence[T]) -> list[T]:
         """This process's part of ``items``; :meth:`gather` puts the results in order again."""
@@ -38,10 +37,7 @@ class Ranks:
 
     def gather(self, own: Sequence[T]) -> list[T]:
         """The results for all items of :meth:`share`, in their order, on every process."""
-        if self.count == 1:
-            return list(own)
-        parts: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(parts, list(own))
+        parts: list[Any] = self._processes.gather(list(own))
         total = sum(map(len, parts))
         return [parts[number % self.count][number // self.count] for number in range(total)]
 
@@ -68,8 +64,3 @@ class Ranks:
             part = flat[start : start + parameter.numel()]
             parameter.grad = part.view_as(parameter).clone()
             start += parameter.numel()
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.count > 1:
-            torch.distributed.barrier()

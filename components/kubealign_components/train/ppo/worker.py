@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import shutil
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.data.schemas import TOKENIZED
+from kubealign_components.data.stats import Stats
 from kubealign_components.preemption import Preempted, preemptible
 from kubealign_components.progress import progress_bar
-from kubealign_components.train.checkpoints import CheckpointStore
+from kubealign_components.train.checkpoints import CheckpointStore, everything
+from kubealign_components.train.metrics import means_of_last
 from kubealign_components.train.ppo.config import PpoConfig
-from kubealign_components.train.ppo.model import Adapters, PpoModel
+from kubealign_components.train.ppo.model import Adapters, PpoModel, check_machine
 from kubealign_components.train.ppo.prompts import PrincipleDraw, load_questions, steps_of
 from kubealign_components.train.ppo.ranks import Ranks
 from kubealign_components.train.ppo.sampling import open_sampler
@@ -26,11 +29,15 @@ from kubealign_components.train.ppo.saving import compare, samples, save_aligned
 from kubealign_components.train.ppo.scoring import Rollout, Scorer
 from kubealign_components.train.ppo.state import Progress, load_state, save_state
 from kubealign_components.train.ppo.trainer import Parts, PpoTrainer
+from kubealign_components.train.processes import Processes, joined
+from kubealign_components.train.publishing import publish_model
 from kubealign_components.train.reward.model import ADAPTER_FOLDER
 
+log = logging.getLogger(__name__)
+
+Log = list[tuple[int, dict[str, float]]]
+
 PROGRAM = "kubealign_components.train.ppo.worker:work"
-MODEL_FOLDER = "model"
-OUTCOME_FILE = "outcome.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,22 +48,18 @@ class Job:
     """Settings of :class:`PpoConfig`."""
     prompts: str
     """URI of the prompts."""
-    policy: str
-    """Local directory of the base."""
-    folder: str
-    """Local folder for the aligned policy (``model/``), the outcome (``outcome.json``) and passing files."""
-    policy_adapter: str = ""
-    """Local directory of the adapter that training starts from."""
+    output: str
+    """URI of the model to make."""
+    provenance: dict[str, Any]
+    """Of that model."""
     reward_model: str = ""
-    """Local directory of the reward model."""
+    """URI of the reward model."""
     checkpoints: str = ""
     """URI of this run's checkpoints; empty for none."""
-    resume: str = ""
-    """Local directory of a checkpoint to go on from; empty to start at step 0."""
 
 
 def work(**members: Any) -> None:
-    """Train, and leave the policy and the outcome in the job's folder (written by the first process).
+    """Train; the first process publishes the policy.
 
     Args:
         members: those of a :class:`Job`.
@@ -67,26 +70,30 @@ def work(**members: Any) -> None:
     """
     job = Job(**members)
     config = from_mapping(PpoConfig, job.config, "train_ppo")
-    ranks = Ranks()
-    parts = _parts(job, config, ranks)
-    try:
-        outcome = _Run(job, config, parts).to_its_end()
-    finally:
-        parts.sampler.close()
-    if ranks.first:
-        folder = Path(job.folder)
-        save_aligned(config, parts.model, Path(job.policy), folder / MODEL_FOLDER)
-        (folder / OUTCOME_FILE).write_text(json.dumps(outcome))
-    ranks.wait()
+    check_machine(config)
+    with joined() as processes:
+        base = processes.find_model(config.policy, config.revision).path
+        parts = _parts(job, config, processes, base)
+        try:
+            outcome = _Run(job, config, parts, processes).to_its_end()
+        finally:
+            parts.sampler.close()
+        if processes.first:
+            folder = processes.folder / "model"
+            save_aligned(config, parts.model, base, folder)
+            stats = _summary(Dataset.open(job.prompts, TOKENIZED), outcome)
+            extra = {"adapter": not config.merge_adapter, "samples": outcome["samples"]}
+            publish_model(folder, job.output, job.provenance, outcome["log"], stats, extra)
 
 
-def _parts(job: Job, config: PpoConfig, ranks: Ranks) -> Parts:
-    base = Path(job.policy)
+def _parts(job: Job, config: PpoConfig, processes: Processes, base: Path) -> Parts:
+    ranks = Ranks(processes)
     questions = load_questions(Dataset.open(job.prompts, TOKENIZED), config)
-    reward_model = Path(job.reward_model) if job.reward_model else None
+    reward_model = processes.find_model(job.reward_model).path if job.reward_model else None
+    place = config.policy_adapter
     adapters = Adapters(
         reward=reward_model / ADAPTER_FOLDER if reward_model else None,
-        policy=Path(job.policy_adapter) if job.policy_adapter else None,
+        policy=processes.find_adapter(place, "policy_adapter").path if place else None,
     )
     model = PpoModel(config, base, adapters, ranks.device)
     template = ChatTemplate(ModelFiles(name=base.name, path=base))
@@ -99,11 +106,26 @@ def _parts(job: Job, config: PpoConfig, ranks: Ranks) -> Parts:
     )
 
 
+def _summary(prompts: Dataset, outcome: Mapping[str, Any]) -> Stats:
+    """Counts, the means of the last steps, and the evaluation."""
+    steps: Log = outcome["log"]
+    stats = Stats(
+        rows_in=prompts.rows, rows_out=prompts.rows - outcome["too_long"], numbers=means_of_last(steps)
+    )
+    stats.drop("prompt_too_long", outcome["too_long"])
+    stats.counts.update({"steps": steps[-1][0]})
+    stats.counts.update({name: outcome[name] for name in ("train_prompts", "held_out_prompts")})
+    return stats
+
+
 class _Run:
     """Steps, checkpoints and evaluations in their order."""
 
-    def __init__(self, job: Job, config: PpoConfig, parts: Parts) -> None:
-        self.job, self.config, self.parts = job, config, parts
+    def __init__(self, job: Job, config: PpoConfig, parts: Parts, processes: Processes) -> None:
+        self.config, self.parts, self.processes = config, parts, processes
+        self.store = (
+            CheckpointStore(uri=job.checkpoints, keep=config.keep_checkpoints) if job.checkpoints else None
+        )
         self.steps = steps_of(config, len(parts.questions.train))
         self.trainer = PpoTrainer(config, parts, self.steps)
         self.progress = Progress()
@@ -112,8 +134,10 @@ class _Run:
         """Train what is left to train; the log, the samples and the counts."""
         with preemptible("train_ppo") as check:
             self.parts.check = check
-            if self.job.resume:
-                self.progress = load_state(Path(self.job.resume), self.trainer)
+            found = self.store.newest(everything, self.processes) if self.store else None
+            if found is not None:
+                log.info("going on from %s", found[0].name)
+                self.progress = load_state(found[1], self.trainer)
             else:
                 self.progress.before = self.trainer.evaluate()
             rollouts = self._train()
@@ -153,7 +177,7 @@ class _Run:
             self.parts.check()
         except Preempted:
             # Alone, one more checkpoint fits into the grace period; several would wait for each other.
-            if alone and self.job.checkpoints and progress.step:
+            if alone and progress.step:
                 self._save()
             raise
         if self.config.save_every and progress.step % self.config.save_every == 0:
@@ -161,11 +185,11 @@ class _Run:
         return metrics, rollouts
 
     def _save(self) -> None:
-        ranks = self.parts.ranks
-        if ranks.first:
-            folder = Path(self.job.folder) / f"checkpoint-{self.progress.step}"
+        if self.store is None:
+            return
+        folder = self.processes.folder / f"checkpoint-{self.progress.step}"
+        if self.processes.first:
             save_state(folder, self.trainer, self.progress)
-            store = CheckpointStore(uri=self.job.checkpoints, keep=self.config.keep_checkpoints)
-            store.publish(folder, self.progress.step)
+        self.store.publish(folder, self.progress.step, self.processes)
+        if self.processes.first:
             shutil.rmtree(folder)
-        ranks.wait()

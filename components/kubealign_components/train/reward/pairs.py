@@ -24,6 +24,7 @@ from kubealign_components.engines.segments import Segment
 from kubealign_components.errors import DataError
 from kubealign_components.progress import progress_bar
 from kubealign_components.train.data import Sizes
+from kubealign_components.train.rows import Rows
 
 Row = dict[str, Any]
 Shown = list[dict[str, str]]
@@ -152,31 +153,32 @@ class PairBatch:
 
 
 class Pairs:
-    """The pairs of one split, as Arrow in memory.
+    """The pairs of one split.
 
     Args:
         file: that :func:`tokenise_pairs` wrote.
     """
 
     def __init__(self, file: Path) -> None:
-        with pa.memory_map(str(file)) as source:
-            self._table = pa.ipc.open_file(source).read_all().combine_chunks()
+        self._rows = Rows.mapped(file)
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return len(self._rows)
 
     def sizes(self) -> Sizes:
         """The number of tokens of every pair; what its two sequences share counts once."""
-        lengths = {name: pc.list_value_length(self._table[name]).to_numpy() for name in _SCHEMA.names[:3]}
+        none = np.empty(0, dtype=np.int64)
+        prefix, chosen, rejected = (
+            np.concatenate([none, *(pc.list_value_length(batch[name]) for batch in self._rows.batches)])
+            for name in _SCHEMA.names[:3]
+        )
         return Sizes(
-            prompt_of=np.arange(len(self)),
-            prompt_tokens=lengths["prefix"],
-            completion_tokens=lengths["chosen"] + lengths["rejected"],
+            prompt_of=np.arange(len(self)), prompt_tokens=prefix, completion_tokens=chosen + rejected
         )
 
     def batch(self, numbers: Sequence[int], step_examples: int) -> PairBatch:
         """The pairs with these numbers as one forward pass of a step of ``step_examples``."""
-        return pack_pairs(self._table.take(list(numbers)).to_pylist(), step_examples)
+        return pack_pairs(self._rows.take(numbers), step_examples)
 
 
 def pack_pairs(rows: Sequence[Row], step_examples: int) -> PairBatch:

@@ -1,0 +1,65 @@
+"""In which state a TrainJob is, read from the object alone.
+
+Its conditions are Suspended, Complete and Failed; that it runs shows in the counts of its jobs. A job that
+was ever suspended keeps the condition Suspended=False, so that conditions alone never say it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+
+class State(StrEnum):
+    """States of a TrainJob."""
+
+    CREATED = "created"
+    """Not suspended; its pods do not all run yet."""
+    QUEUED = "queued"
+    """Suspended before its pods ever ran."""
+    RESUMED = "resumed"
+    """Out of the queue; its pods do not all run yet."""
+    RUNNING = "running"
+    EVICTED = "evicted"
+    """Suspended after it ran, or was admitted: it waits for its turn again."""
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    """Deleted, by another hand than ours."""
+
+
+WAITING = (State.CREATED, State.QUEUED, State.RESUMED, State.EVICTED)
+SUSPENDED = (State.QUEUED, State.EVICTED)
+DEADLINE = "DeadlineExceeded"
+
+
+def state_of(job: Mapping[str, Any] | None, *, evicted: bool = False) -> State:
+    """The state of ``job``.
+
+    Args:
+        job: the TrainJob, None where it is gone.
+        evicted: whether it is known to have run, or to have been admitted, before.
+    """
+    if job is None:
+        return State.CANCELLED
+    for name, state in (("Complete", State.SUCCEEDED), ("Failed", State.FAILED)):
+        if condition(job, name).get("status") == "True":
+            return state
+    if job["metadata"].get("deletionTimestamp"):
+        return State.CANCELLED
+    suspended = condition(job, "Suspended").get("status")
+    if suspended == "True" or job["spec"].get("suspend"):
+        return State.EVICTED if evicted else State.QUEUED
+    counts = (job.get("status") or {}).get("jobsStatus") or []
+    if any(one.get("ready", 0) or one.get("succeeded", 0) for one in counts):
+        return State.RUNNING
+    return State.RESUMED if suspended == "False" else State.CREATED
+
+
+def condition(one: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """The condition ``kind`` in the status of ``one``; empty where there is none."""
+    for found in (one.get("status") or {}).get("conditions") or []:
+        if found["type"] == kind:
+            return dict(found)
+    return {}
