@@ -156,7 +156,8 @@ def test_a_position_in_a_log_knows_lines_it_had() -> None:
 
 
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us to ignore it
 from kubealign_components.train.cluster.starter import starter
 start = starter(2, 1, None, {"poll_seconds": 0.05})
 try:

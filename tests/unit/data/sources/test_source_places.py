@@ -142,8 +142,8 @@ def server_for(scheme: str, folder: Path) -> Iterator[dict[str, str]]:
         with fake_gcs_server() as address:
             yield {"STORAGE_EMULATOR_HOST": address}
     else:
-        with seaweedfs(folder) as address:
-            yield {**ACCESS, "AWS_ENDPOINT_URL": address}
+        with seaweedfs(folder) as served:
+            yield {**ACCESS, "AWS_ENDPOINT_URL": served.s3}
 
 
 @pytest.mark.parametrize("scheme", ["gs", "s3"])
