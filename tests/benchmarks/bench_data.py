@@ -292,17 +292,20 @@ def peer_examples(rows: Rows) -> Rows:
 
 def check(ours: Dataset, theirs: Any, key: str, *, sort: bool) -> None:
     """Stop unless both hold the same rows: ids, and of each completion id, tokens and quantile reward."""
-    ids = theirs[key][:]
-    found = list(ours.iter_rows([key, "completions"]))
-    order = sorted(range(len(ids)), key=ids.__getitem__) if sort else range(len(ids))
-    if sort:
-        found.sort(key=lambda row: row[key])
-    if [row[key] for row in found] != [ids[i] for i in order]:
+    places = {name: i for i, name in enumerate(theirs[key])}
+    ids = [name.as_py() for batch in ours.batches([key]) for name in batch.column(key)]
+    if len(ids) != len(places) or any(name not in places for name in ids):
         raise SystemExit(f"{key}: peer and project kept other rows")
-    step = max(1, len(found) // 2000)
-    for row, i in list(zip(found, order))[::step]:
-        if [essence(c) for c in row["completions"]] != [essence(c) for c in theirs[i]["completions"]]:
-            raise SystemExit(f"{row[key]}: peer and project have other completions")
+    if not sort and ids != list(places):
+        raise SystemExit(f"{key}: peer and project have the rows in other orders")
+    step = max(1, len(ids) // 2000)
+    done = 0
+    for batch in ours.batches([key, "completions"]):
+        for row in batch.take(list(range(-done % step, batch.num_rows, step))).to_pylist():
+            peer = theirs[places[row[key]]]["completions"]
+            if [essence(c) for c in row["completions"]] != [essence(c) for c in peer]:
+                raise SystemExit(f"{row[key]}: peer and project have other completions")
+        done += batch.num_rows
 
 
 def essence(completion: dict[str, Any]) -> tuple[Any, ...]:
