@@ -33,6 +33,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from synthetic import rewarded
 from timing import alternate
 
@@ -40,6 +41,7 @@ from kubealign_components.data.chunks import Part, merge, plan
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.models import find_model
+from kubealign_components.data.moving import take
 from kubealign_components.data.schemas import REWARDED
 from kubealign_components.data.seeds import is_held_out
 from kubealign_components.data.stats import Stats
@@ -301,7 +303,8 @@ def check(ours: Dataset, theirs: Any, key: str, *, sort: bool) -> None:
     step = max(1, len(ids) // 2000)
     done = 0
     for batch in ours.batches([key, "completions"]):
-        for row in batch.take(list(range(-done % step, batch.num_rows, step))).to_pylist():
+        sampled = np.arange(-done % step, batch.num_rows, step)
+        for row in take(batch, sampled).to_pylist():
             peer = theirs[places[row[key]]]["completions"]
             if [essence(c) for c in row["completions"]] != [essence(c) for c in peer]:
                 raise SystemExit(f"{row[key]}: peer and project have other completions")
