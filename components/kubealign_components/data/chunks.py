@@ -254,7 +254,7 @@ def merge(parts: Sequence[Part], chunks: Sequence[Chunk], output: str) -> Datase
     stats.counts["rows_reused"] = sum(part.reused_rows for part in parts)
     stats.counts["chunks_reused"] = sum(part.reused_rows == part.rows for part in parts)
     with DatasetWriter(output, first.schema, first.provenance) as writer:
-        writer.adopt_all(opened)
+        writer.adopt(*opened)
         return writer.commit(stats, {"chunked": True})
 
 

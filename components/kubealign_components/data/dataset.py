@@ -6,7 +6,6 @@ follows the manifest alone.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections import deque
@@ -21,7 +20,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubealign_components.data.fingerprint import Provenance, Recipe, canonical_json, check_recipe
+from kubealign_components.data.fingerprint import (
+    Provenance,
+    Recipe,
+    canonical_json,
+    check_recipe,
+    file_digest,
+)
 from kubealign_components.data.schemas import ROWS, shard_encoding
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch, StoreError
@@ -204,8 +209,7 @@ class Dataset:
     def _verified(self, shard: Shard, folder: Path) -> Path:
         uri = self.shard_uri(shard)
         path = store_for(uri).fetch(uri, folder)
-        with path.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        actual = file_digest(path)
         if actual != shard.sha256:
             raise CorruptDataset(
                 f"{uri}: {path.stat().st_size} bytes with SHA-256 {actual[:12]}, the manifest says "
@@ -268,12 +272,9 @@ class DatasetWriter:
         if self._pending_bytes >= ROW_GROUP_BYTES:
             self._flush()
 
-    def adopt(self, source: Dataset) -> None:
-        """Take over the shards of ``source`` as they are: the store copies, no rows pass through here."""
-        self.adopt_all([source])
-
-    def adopt_all(self, sources: Sequence[Dataset]) -> None:
-        """Take over the shards of several datasets, one after the other, many at once."""
+    def adopt(self, *sources: Dataset) -> None:
+        """Take over the shards of ``sources`` as they are: the store copies many at once, no rows pass
+        through here."""
         self.close_shard()
         copies: list[tuple[str, str]] = []
         for source in sources:
@@ -413,8 +414,7 @@ class _ShardFile:
             return ""
         writer, self._writer = self._writer, None
         writer.close()
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(self.path)
 
 
 def _copy(source: str, target: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kubealign_components.data.fingerprint import digest, slug_word
+from kubealign_components.data.fingerprint import digest, file_digest, slug_word
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.store import scheme_of, store_for
 
@@ -183,5 +182,4 @@ def _sha256(path: Path) -> str:
     target = path.resolve().name
     if path.is_symlink() and len(target) == 64:
         return target
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path)

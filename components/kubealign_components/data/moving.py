@@ -50,10 +50,10 @@ def _as_bytes(array: pa.Array) -> pa.Array:
     """``array`` with byte strings for its lists of token ids, at any depth."""
     kind = array.type
     if kind == TOKEN_IDS:
-        return _reinterpreted(array, _BYTES, array.values.offset, array.values.buffers()[1])
+        return _bytes_of(array)
     if pa.types.is_list(kind) and pa.types.is_nested(kind.value_type):
         values = _as_bytes(array.values)
-        return _with_children(array, pa.list_(values.type), [values], array.offset)
+        return _with_values(array, pa.list_(values.type), values)
     if pa.types.is_struct(kind) and not array.null_count:
         members = [_as_bytes(array.field(i)) for i in range(kind.num_fields)]
         fields = [pa.field(kind.field(i).name, member.type) for i, member in enumerate(members)]
@@ -72,17 +72,21 @@ def _as_lists(array: pa.Array, kind: pa.DataType) -> pa.Array:
         buffers = [array.buffers()[0], pa.py_buffer(ends.astype(np.int32))]
         return pa.Array.from_buffers(kind, len(array), buffers, offset=array.offset, children=[ids])
     if pa.types.is_list(kind):
-        return _with_children(array, kind, [_as_lists(array.values, kind.value_type)], array.offset)
+        return _with_values(array, kind, _as_lists(array.values, kind.value_type))
     members = [_as_lists(array.field(i), kind.field(i).type) for i in range(kind.num_fields)]
     return pa.StructArray.from_arrays(members, fields=list(kind))
 
 
-def _reinterpreted(array: pa.Array, kind: pa.DataType, first: int, data: pa.Buffer | None) -> pa.Array:
-    ends = np.frombuffer(array.buffers()[1], np.int32)[: array.offset + len(array) + 1]
-    places = pa.py_buffer((ends.astype(np.int64) + first) * _WIDTH)
-    buffers = [array.buffers()[0], places, data or pa.py_buffer(b"")]
-    return pa.Array.from_buffers(kind, len(array), buffers, offset=array.offset)
+def _bytes_of(lists: pa.ListArray) -> pa.Array:
+    """The bytes of each list of token ids."""
+    values = lists.values
+    ends = np.frombuffer(lists.buffers()[1], np.int32)[: lists.offset + len(lists) + 1]
+    places = pa.py_buffer((ends.astype(np.int64) + values.offset) * _WIDTH)
+    buffers = [lists.buffers()[0], places, values.buffers()[1] or pa.py_buffer(b"")]
+    return pa.Array.from_buffers(_BYTES, len(lists), buffers, offset=lists.offset)
 
 
-def _with_children(array: pa.Array, kind: pa.DataType, children: list[pa.Array], offset: int) -> pa.Array:
-    return pa.Array.from_buffers(kind, len(array), array.buffers()[:2], offset=offset, children=children)
+def _with_values(lists: pa.ListArray, kind: pa.DataType, values: pa.Array) -> pa.Array:
+    """``lists`` as ``kind``, of other ``values``."""
+    buffers = lists.buffers()[:2]
+    return pa.Array.from_buffers(kind, len(lists), buffers, offset=lists.offset, children=[values])

@@ -9,7 +9,6 @@ loads.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -23,6 +22,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from kubealign_components.data.fingerprint import file_digest
 from kubealign_components.errors import NotFound, StoreError
 from kubealign_components.store import join, store_for
 from kubealign_components.train.processes import Processes
@@ -114,7 +114,7 @@ class CheckpointStore:
 
         def upload(path: str) -> str:
             store.publish_file(folder / path, join(self.uri, name, path))
-            return _sha256(folder / path)
+            return file_digest(folder / path)
 
         with ThreadPoolExecutor(_THREADS) as pool:
             return dict(zip(sorted(paths), pool.map(upload, sorted(paths))))
@@ -143,7 +143,7 @@ class CheckpointStore:
             fetched.replace(place)
         else:
             place.symlink_to(fetched.resolve())
-        if _sha256(place) != saved.files[path]:
+        if file_digest(place) != saved.files[path]:
             raise ValueError(f"{path} is not what was saved")
 
     def _marker(self, name: str) -> str:
@@ -187,8 +187,3 @@ def everything(saved: Saved, _: Path) -> Collection[str]:
 
 def _paths(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

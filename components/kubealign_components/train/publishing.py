@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections import Counter
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kubealign_components.data.dataset import Dataset, DatasetWriter
-from kubealign_components.data.fingerprint import Provenance
+from kubealign_components.data.fingerprint import Provenance, file_digest
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import EngineError, NotFound
@@ -69,7 +68,7 @@ def publish_folder(folder: Path, output: str) -> dict[str, str]:
     digests = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = str(path.relative_to(folder))
-        digests[name] = _sha256(path)
+        digests[name] = file_digest(path)
         uri = join(output, name)
         if not store.publish_file(path, uri) and not _same(uri, digests[name]):
             store.delete(uri)
@@ -122,9 +121,4 @@ def published_run(output: str, provenance: Provenance) -> Stats:
 
 def _same(uri: str, sha256: str) -> bool:
     with tempfile.TemporaryDirectory(prefix="kubealign-read-") as folder:
-        return _sha256(store_for(uri).fetch(uri, Path(folder))) == sha256
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(store_for(uri).fetch(uri, Path(folder))) == sha256

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import reprlib
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kubealign_components.config import require, semantic_params
-from kubealign_components.data.fingerprint import digest
+from kubealign_components.data.fingerprint import digest, file_digest
 from kubealign_components.data.sources.places import Place, find_files
 from kubealign_components.data.sources.readers import Unreadable, kind_of, read_rows
 from kubealign_components.data.sources.turns import Malformed
@@ -216,7 +215,7 @@ class SourceReader:
                 size, shown = _kilobytes(path.stat().st_size), 0
                 bar.total += size - _kilobytes(file.size)  # a listing does not always know sizes
                 if self.place.hub is None:
-                    self.digests.append([kind_of(file.name), _sha256(path)])
+                    self.digests.append([kind_of(file.name), file_digest(path)])
                 for number, (row, done) in enumerate(read_rows(path, file.name), start=1):
                     yield file.name, number, row
                     now = int(size * min(1.0, done))
@@ -259,8 +258,3 @@ def _find(source: SourceSettings) -> Place:
 
 def _kilobytes(size: int) -> int:
     return -(-size // 1000)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
