@@ -73,7 +73,7 @@ class Nodes:
             "PYTHONSAFEPATH": 1,
         }
         environment = os.environ | {name: str(value) for name, value in told.items()} | self.environment(rank)
-        command = [sys.executable, "-m", "torch.distributed.run", "-m", "kubealign_components.train", job]
+        command = [sys.executable, "-m", "torch.distributed.run", "-m", "kubealign_components.training", job]
         return subprocess.Popen(command, env=environment)
 
     def _wait(self, agents: list[subprocess.Popen[bytes]]) -> list[int | None]:

@@ -19,9 +19,9 @@ from kubealign_components.data.schemas import MODEL, TOKENIZED, canonical_json
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.templates import load_reward_template
 from kubealign_components.engines.rewards import RewardFunctionSpec, RewardInput
-from kubealign_components.train.ppo.config import PpoConfig
-from kubealign_components.train.ppo.model import PpoModel
-from kubealign_components.train.ppo.prompts import Question
+from kubealign_components.train_ppo.config import PpoConfig
+from kubealign_components.train_ppo.model import PpoModel
+from kubealign_components.train_ppo.prompts import Question
 
 TIMES = ("sampling_seconds", "training_seconds", "tokens_per_second")
 LETTERS = RewardFunctionSpec(function="ppo_support:letters")

@@ -36,7 +36,7 @@ STAGES: dict[str, tuple[Any, Callable[..., Part]]] = {
 SLOW_IMPORTS = [
     "torch",
     "kubealign_components.engines.transformers_engine",
-    "kubealign_components.engines.judging",
+    "kubealign_components.engines.judge_model",
     "kubealign_components.engines.reward_model",
     "transformers.models.llama.modeling_llama",
     *(f"kubealign_components.{name}.stage" for name in STAGES),

@@ -10,10 +10,10 @@ from kubernetes import client
 
 from fake_kubernetes import NAMESPACE, FakeKubernetes, Job
 from kubealign_components.errors import EngineError
-from kubealign_components.train.cluster.api import ClusterApi
-from kubealign_components.train.cluster.settings import PodShape, TrainJobSettings
-from kubealign_components.train.cluster.starter import train_job
-from kubealign_components.train.cluster.states import State
+from kubealign_components.trainjob.api import ClusterApi
+from kubealign_components.trainjob.launcher import train_job
+from kubealign_components.trainjob.settings import PodShape, TrainJobSettings
+from kubealign_components.trainjob.states import State
 
 ROLE = Path(__file__).parents[1] / "manifests" / "base" / "role-train.yaml"
 URI = "gs://bucket/work/train/ab12/job-cd34/job.json"

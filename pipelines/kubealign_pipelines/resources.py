@@ -16,7 +16,7 @@ from kfp import kubernetes
 from kubealign_components import images
 from kubealign_components.config import from_mapping, require, require_choice
 from kubealign_components.forwarding import forwarded
-from kubealign_components.train.cluster.settings import TrainJobSettings
+from kubealign_components.trainjob.settings import TrainJobSettings
 
 IMAGES = {"data": images.DATA, "sample": images.SAMPLE, "train": images.TRAIN}
 

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from kubealign.compiler import compile_pipeline
     from kubealign.errors import RunFailed
     from kubealign.lineage import lineage_json, open_place
-    from kubealign.local import run_local
-    from kubealign.results import Results
+    from kubealign.local.results import Results
+    from kubealign.local.runner import run_local
     from kubealign.runfile import LocalSettings, RunFile, load_run_file
     from kubealign_pipelines.resources import CompileSettings, StageResources
 
 _HOME = {
     "CompileSettings": "kubealign_pipelines.resources",
     "LocalSettings": "kubealign.runfile",
-    "Results": "kubealign.results",
+    "Results": "kubealign.local.results",
     "RunFailed": "kubealign.errors",
     "RunFile": "kubealign.runfile",
     "StageResources": "kubealign_pipelines.resources",
@@ -31,7 +31,7 @@ _HOME = {
     "lineage_json": "kubealign.lineage",
     "load_run_file": "kubealign.runfile",
     "open_place": "kubealign.lineage",
-    "run_local": "kubealign.local",
+    "run_local": "kubealign.local.runner",
 }
 __all__ = [
     "CompileSettings",

@@ -37,11 +37,11 @@ import numpy as np
 from synthetic import rewarded
 from timing import alternate
 
+from kubealign_components.data.arrow_take import take
 from kubealign_components.data.chunks import Part, merge, plan
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.models import find_model
-from kubealign_components.data.moving import take
 from kubealign_components.data.schemas import REWARDED
 from kubealign_components.data.seeds import is_held_out
 from kubealign_components.data.stats import Stats

@@ -33,12 +33,12 @@ from machine import in_own_process, peak_of, require_same
 from transformers import AutoConfig, Trainer, TrainerCallback, set_seed
 
 from kubealign_components.engines.packing import Group, LogprobModel, pack
-from kubealign_components.train.arguments import training_arguments
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.data import Examples
-from kubealign_components.train.policy import load_policy
-from kubealign_components.train.rows import Rows
 from kubealign_components.train.trainer import AlignmentTrainer
+from kubealign_components.training.arguments import training_arguments
+from kubealign_components.training.models import load_policy
+from kubealign_components.training.rows import Rows
 
 WAYS = ("trl", "ours")
 PROMPTS = (16, 160)

@@ -10,7 +10,7 @@ from kubealign_components import __version__, images
 
 KINDS = ("data", "sample", "train")
 IMPORTS = {
-    "data": "kfp, kubealign.cli, kubealign_pipelines, transformers, pyarrow",
+    "data": "kfp, kubealign.cli.main, kubealign_pipelines, transformers, pyarrow",
     "sample": "kfp, torch, vllm, vllm._C, peft, accelerate",
     "train": "kfp, torch, deepspeed, peft, accelerate, transformers.trainer",
 }

@@ -41,7 +41,7 @@ def test_no_stage_is_without_resources() -> None:
 def test_compiling_takes_under_three_seconds_and_no_model_library(pipeline: str, tmp_path: Path) -> None:
     program = (
         "import sys\n"
-        "from kubealign.cli import main\n"
+        "from kubealign.cli.main import main\n"
         f"main(['compile', {pipeline!r}, '-o', {str(tmp_path / 'p.yaml')!r}], standalone_mode=False)\n"
         "heavy = {'torch', 'transformers', 'vllm', 'datasets', 'deepspeed', 'peft', 'accelerate', 'trl'}\n"
         "assert not heavy & set(sys.modules), sorted(heavy & set(sys.modules))\n"

@@ -16,15 +16,15 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.store import store_for
-from kubealign_components.train.checkpoints import MARKERS
 from kubealign_components.train.config import TrainConfig
-from kubealign_components.train.curves import training_log
-from kubealign_components.train.launch import ERROR_FILE
-from kubealign_components.train.reward.config import RewardModelConfig
-from kubealign_components.train.reward.model import load_head
 from kubealign_components.train.stage import run
 from kubealign_components.train_ppo.stage import run as train_ppo
+from kubealign_components.train_reward_model.config import RewardModelConfig
+from kubealign_components.train_reward_model.model import load_head
 from kubealign_components.train_reward_model.stage import run as train_reward_model
+from kubealign_components.training.checkpoints import MARKERS
+from kubealign_components.training.curves import training_log
+from kubealign_components.training.launch import ERROR_FILE
 from multi_node import Nodes
 from ppo_support import ENDING, log_of, tokenised_prompts
 from ppo_support import settings as ppo_settings

@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from kubealign import Results, RunFile, run_local
-from kubealign.cli import main
-from kubealign.console import reuse_text
-from kubealign.results import StageRow
+from kubealign.cli.console import reuse_text
+from kubealign.cli.main import main
+from kubealign.local.results import StageRow
 from kubealign_components.errors import ConfigError
 
 STAGES = ["import_prompts", "filter", "sample", "rewards", "select", "logprobs", "mix", "train", "evaluate"]
@@ -163,7 +163,7 @@ def test_a_name_is_taken_once(run: RunFile, output: Path, dpo: Results) -> None:
 
 def kubealign(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(path), "COLUMNS": "120"}
-    command = [sys.executable, "-m", "kubealign.cli", *arguments]
+    command = [sys.executable, "-m", "kubealign.cli.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from conftest import build_tiny_model
-from kubealign_components.train.ppo.model import POLICY, Adapters, PpoModel
-from kubealign_components.train.ppo.prompts import Turn
-from kubealign_components.train.ppo.sampling import TransformersSampler, VllmSampler
+from kubealign_components.train_ppo.model import POLICY, Adapters, PpoModel
+from kubealign_components.train_ppo.prompts import Turn
+from kubealign_components.train_ppo.sampling import TransformersSampler, VllmSampler
 from ppo_support import jolt, question, settings
 
 pytestmark = pytest.mark.slow

@@ -13,10 +13,10 @@ from transformers import AutoModelForSequenceClassification
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL
-from kubealign_components.train.curves import training_log
-from kubealign_components.train.reward.config import RewardModelConfig
-from kubealign_components.train.reward.model import load_head
+from kubealign_components.train_reward_model.config import RewardModelConfig
+from kubealign_components.train_reward_model.model import load_head
 from kubealign_components.train_reward_model.stage import run
+from kubealign_components.training.curves import training_log
 from preference_data import build_learner, make_preferences, preference_rows, write_files
 
 pytestmark = [

@@ -16,10 +16,10 @@ from conftest import build_tiny_model
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import DriftError
-from kubealign_components.train.checkpoints import MARKERS
 from kubealign_components.train.config import TrainConfig
-from kubealign_components.train.curves import training_log
 from kubealign_components.train.stage import run
+from kubealign_components.training.checkpoints import MARKERS
+from kubealign_components.training.curves import training_log
 from training_data import make_training, score, training_rows
 
 pytestmark = [

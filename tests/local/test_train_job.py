@@ -20,7 +20,7 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import DriftError
 from kubealign_components.train.component import train
-from kubealign_components.train.curves import training_log
+from kubealign_components.training.curves import training_log
 from training_data import make_training, score, training_rows
 
 ROLE = Path(__file__).parents[2] / "manifests" / "base" / "role-train.yaml"

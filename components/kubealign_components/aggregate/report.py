@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from kubealign_components.aggregate.opinions import Opinions, overall
-from kubealign_components.data.pages import bar, histogram, page, table, warning
+from kubealign_components.aggregate.consistency import Opinions, overall
 from kubealign_components.data.stats import Stats
+from kubealign_components.reports.html import bar, histogram, page, table, warning
 
 CHANCE = 0.5
 """The most consistency that a judge without an opinion reaches."""

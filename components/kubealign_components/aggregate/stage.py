@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kubealign_components.aggregate.consistency import Opinions, check_consistency, survey
 from kubealign_components.aggregate.draws import Draw, Odds, draw
 from kubealign_components.aggregate.labels import POLICIES, dominant
-from kubealign_components.aggregate.opinions import Opinions, check_consistency, survey
 from kubealign_components.aggregate.pairs import JudgedPair, Unusable, judged_pairs
 from kubealign_components.aggregate.report import report_html
 from kubealign_components.aggregate.rules import (
@@ -31,7 +31,6 @@ from kubealign_components.aggregate.scales import NONE, SCALES, VARIANCE, Moment
 from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import canonical_json, derive, slug_word
-from kubealign_components.data.pages import write_report
 from kubealign_components.data.principles import JUDGE, REWARD_MODEL, PrincipleSet, load_principles
 from kubealign_components.data.schemas import PREFERENCES, pair_id
 from kubealign_components.data.seeds import is_held_out
@@ -39,6 +38,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.engines.rewards import flatten_text
 from kubealign_components.errors import ConfigError, EmptyDataset
 from kubealign_components.progress import progress_bar
+from kubealign_components.reports.html import write_report
 
 VERSION = 1
 DROP, COIN = "drop", "coin"

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kubealign_components.data.schemas import pair_id
-from kubealign_components.data.sources.columns import Columns, Example, Offline, number_of
-from kubealign_components.data.sources.formats import FORMATS, detect, parse
-from kubealign_components.data.sources.reading import Unwanted
-from kubealign_components.data.sources.rows import to_row
-from kubealign_components.data.sources.turns import Malformed
+from kubealign_components.data.sources.example import Columns, Example, Offline, number_of
+from kubealign_components.data.sources.messages import Malformed
+from kubealign_components.data.sources.prompt_rows import to_row
+from kubealign_components.data.sources.row_formats import FORMATS, detect, parse
+from kubealign_components.data.sources.source import Unwanted
 
 Row = dict[str, Any]
 

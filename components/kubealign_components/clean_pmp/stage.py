@@ -18,8 +18,9 @@ from kubealign_components.data.dataset import DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
 from kubealign_components.data.schemas import PREFERENCES
 from kubealign_components.data.seeds import is_held_out, unit_interval
-from kubealign_components.data.sources.publishing import WRITE_ROWS, sample
-from kubealign_components.data.sources.reading import (
+from kubealign_components.data.sources.external_sort import Entry, Spool
+from kubealign_components.data.sources.prompt_writer import WRITE_ROWS, sample
+from kubealign_components.data.sources.source import (
     SourceReader,
     SourceSettings,
     reading_bar,
@@ -27,7 +28,6 @@ from kubealign_components.data.sources.reading import (
     require_fraction,
     require_sources,
 )
-from kubealign_components.data.sources.spool import Entry, Spool
 from kubealign_components.data.stats import Stats
 from kubealign_components.progress import progress_bar
 

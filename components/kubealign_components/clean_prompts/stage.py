@@ -17,9 +17,11 @@ from kubealign_components.clean_prompts.trees import (
 from kubealign_components.config import execution, require
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.language import identifier_version, identify_language
-from kubealign_components.data.sources.columns import Example
-from kubealign_components.data.sources.publishing import sample, write_prompts
-from kubealign_components.data.sources.reading import (
+from kubealign_components.data.sources.example import Example
+from kubealign_components.data.sources.external_sort import Entry, Spool
+from kubealign_components.data.sources.prompt_rows import to_row
+from kubealign_components.data.sources.prompt_writer import sample, write_prompts
+from kubealign_components.data.sources.source import (
     SourceReader,
     WeightedSource,
     reading_bar,
@@ -27,8 +29,6 @@ from kubealign_components.data.sources.reading import (
     require_fraction,
     require_sources,
 )
-from kubealign_components.data.sources.rows import to_row
-from kubealign_components.data.sources.spool import Entry, Spool
 from kubealign_components.data.stats import Stats
 
 VERSION = 1

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from kubealign_components.data.sources.columns import name_of
-from kubealign_components.data.sources.turns import Malformed
+from kubealign_components.data.sources.example import name_of
+from kubealign_components.data.sources.messages import Malformed
 from kubealign_components.errors import StoreError
 
 USERS = ("prompter", "user", "human")

@@ -23,7 +23,7 @@ from typing import Any
 
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import digest
-from kubealign_components.data.shipped import check_members, checked_text, parse_document, read_shipped
+from kubealign_components.data.packaged import check_members, checked_text, parse_document, read_shipped
 from kubealign_components.errors import ConfigError
 
 SCHEMA = "kubealign.principles/v1"

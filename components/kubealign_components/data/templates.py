@@ -27,7 +27,7 @@ from typing import Any
 
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import canonical_json, digest
-from kubealign_components.data.shipped import parse_document, read_shipped
+from kubealign_components.data.packaged import parse_document, read_shipped
 from kubealign_components.errors import ConfigError
 
 JUDGE_SCHEMA = "kubealign.judge-template/v1"

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kubealign_components.engines.packed_attention import SegmentPlan, check_windows, use_segments
 from kubealign_components.engines.packing import Group, lay_out, packs
-from kubealign_components.engines.segments import SegmentPlan, check_windows, use_segments
 from kubealign_components.errors import EngineError
 
 Tokens = tuple[int, ...]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from kubealign_components.engines.segments import Segment, SegmentPlan, check_windows, use_segments
+from kubealign_components.engines.packed_attention import Segment, SegmentPlan, check_windows, use_segments
 from kubealign_components.errors import DataError, EngineError
 
 HEAD_ROWS = 512

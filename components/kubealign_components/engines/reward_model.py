@@ -5,10 +5,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from jinja2 import TemplateError
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kubealign_components.data.models import ModelFiles
@@ -16,6 +19,12 @@ from kubealign_components.engines.last_token import LastTokens, Tokens, batches,
 from kubealign_components.errors import EngineError
 
 Message = dict[str, Any]
+
+ADAPTER_FOLDER = "adapter"
+"""Of a trained model: the adapters alone, on the policy, and the head."""
+HEAD_FILE = "score.safetensors"
+HEAD_KEY = "score.weight"
+"""The scalar head in its file: (1, H), fp32."""
 
 _SYSTEM_PROBE: Message = {"role": "system", "content": "kubealign-probe"}
 _PROBE: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
@@ -212,3 +221,22 @@ def _fold_system(chat: Sequence[Message]) -> list[Message]:
             folded.append(turn | {"content": pending + turn["content"]})
             pending = ""
     return folded
+
+
+def load_head(adapter: Path) -> Tensor:
+    """The scalar head beside the adapters in the folder ``adapter``: (1, H), fp32.
+
+    Raises:
+        EngineError: there is none, or it is another thing; names the file.
+    """
+    file = adapter / HEAD_FILE
+    if not file.is_file():
+        raise EngineError(
+            f"{file} is missing: without the head that was trained with them, the adapters' scores mean "
+            "nothing; give a model of train_reward_model as a whole"
+        )
+    weights = safetensors.torch.load_file(file)
+    if list(weights) != [HEAD_KEY] or weights[HEAD_KEY].ndim != 2 or len(weights[HEAD_KEY]) != 1:
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+        raise EngineError(f"{file} holds {shapes}, expected {HEAD_KEY} of shape (1, H)")
+    return weights[HEAD_KEY].float()

@@ -13,7 +13,7 @@ from kubealign_components.data.bootstrap import bootstrap_interval
 from kubealign_components.data.chunks import Row
 from kubealign_components.data.fingerprint import slug_word
 from kubealign_components.data.stats import Stats
-from kubealign_components.engines.pair_judge import Judgement, Pair, PairJudge
+from kubealign_components.engines.judge import Judgement, Pair, PairJudge
 from kubealign_components.engines.rewards import flatten_text
 from kubealign_components.progress import progress_bar
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from kubealign_components.data.pages import bar, page, table, warning
 from kubealign_components.evaluate.judged import Verdict
+from kubealign_components.reports.html import bar, page, table, warning
 
 TEXTS = 5
 _CLIP = 4000

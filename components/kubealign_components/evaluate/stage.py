@@ -18,7 +18,6 @@ from kubealign_components.data.chunks import Row
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
 from kubealign_components.data.models import ModelFiles, find_model, require_policy
-from kubealign_components.data.pages import REPORT, write_report
 from kubealign_components.data.schemas import (
     EVALUATION,
     MODEL,
@@ -36,7 +35,7 @@ from kubealign_components.engines.generation import (
     open_engine,
     resolve_dtype,
 )
-from kubealign_components.engines.pair_judge import JudgeSpec, PairJudge
+from kubealign_components.engines.judge import JudgeSpec, PairJudge
 from kubealign_components.engines.rewards import Rewarder, RewardSpec, reward_inputs, reward_params
 from kubealign_components.errors import DataError, GateError, NotFound
 from kubealign_components.evaluate.comparable import (
@@ -49,6 +48,7 @@ from kubealign_components.evaluate.comparison import Side, compare, kl_estimate,
 from kubealign_components.evaluate.judged import Verdict, judged
 from kubealign_components.evaluate.report import report_html
 from kubealign_components.progress import progress_bar
+from kubealign_components.reports.html import REPORT, write_report
 from kubealign_components.store import join
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from kubealign_components.data.moving import keep
+from kubealign_components.data.arrow_take import keep
 from kubealign_components.data.schemas import PROMPT_ROW
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError

@@ -15,11 +15,11 @@ from typing import Any
 import pyarrow as pa
 
 from kubealign_components.config import require, semantic_params
-from kubealign_components.data.ahead import read_ahead
 from kubealign_components.data.chat import ChatTemplate, TemplateMismatch
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.models import find_model, require_policy
+from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import PROMPT_ROW, PROMPTS, TOKENIZED, completion_id
 from kubealign_components.data.stats import Stats
 from kubealign_components.filter.lengths import Limits, fitting

@@ -14,9 +14,11 @@ from typing import Any
 
 from kubealign_components.config import execution, require, require_choice
 from kubealign_components.data.fingerprint import Provenance, derive
-from kubealign_components.data.sources.formats import FORMATS, detect, parse
-from kubealign_components.data.sources.publishing import sample, write_prompts
-from kubealign_components.data.sources.reading import (
+from kubealign_components.data.sources.external_sort import Entry, Spool
+from kubealign_components.data.sources.prompt_rows import merge_rows, to_row
+from kubealign_components.data.sources.prompt_writer import sample, write_prompts
+from kubealign_components.data.sources.row_formats import FORMATS, detect, parse
+from kubealign_components.data.sources.source import (
     SourceReader,
     WeightedSource,
     reading_bar,
@@ -24,8 +26,6 @@ from kubealign_components.data.sources.reading import (
     require_fraction,
     require_sources,
 )
-from kubealign_components.data.sources.rows import merge_rows, to_row
-from kubealign_components.data.sources.spool import Entry, Spool
 from kubealign_components.data.stats import Stats
 
 VERSION = 1

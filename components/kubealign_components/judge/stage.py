@@ -19,7 +19,7 @@ from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk, run_c
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.schemas import COMPLETIONS, JUDGED, JUDGEMENT
 from kubealign_components.data.stats import Stats
-from kubealign_components.engines.pair_judge import Judgement, JudgeSpec, Pair, PairJudge
+from kubealign_components.engines.judge import Judgement, JudgeSpec, Pair, PairJudge
 
 VERSION = 1
 

@@ -11,7 +11,7 @@ from types import TracebackType
 import numpy as np
 import pyarrow as pa
 
-from kubealign_components.data.moving import take
+from kubealign_components.data.arrow_take import take
 from kubealign_components.data.seeds import Keys
 from kubealign_components.errors import StoreError
 

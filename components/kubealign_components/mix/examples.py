@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from kubealign_components.data.moving import take
+from kubealign_components.data.arrow_take import take
 from kubealign_components.data.schemas import TRAINING_ROW
 from kubealign_components.data.seeds import ID_LENGTH, held_out
 from kubealign_components.errors import DataError

@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kubealign_components.config import execution, require, semantic_params
-from kubealign_components.data.ahead import read_ahead
+from kubealign_components.data.arrow_take import take
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.moving import take
+from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import SELECTION, TRAINING, TRAINING_ROW
 from kubealign_components.data.seeds import Keys, id_keys
 from kubealign_components.data.stats import Stats

@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kubealign_components.data.principles import GENERAL, REASONING
-from kubealign_components.data.sources.columns import answers_of
-from kubealign_components.data.sources.formats import FORMATS, detect, parse
-from kubealign_components.data.sources.reading import Unwanted
-from kubealign_components.data.sources.turns import (
+from kubealign_components.data.sources.example import answers_of
+from kubealign_components.data.sources.messages import (
     ROLES,
     Malformed,
     Message,
@@ -20,6 +18,8 @@ from kubealign_components.data.sources.turns import (
     text_of,
     turns_from_text,
 )
+from kubealign_components.data.sources.row_formats import FORMATS, detect, parse
+from kubealign_components.data.sources.source import Unwanted
 from kubealign_components.rl_prompts.cleaning import clean
 
 BUCKETS = ("niv", "flan", "t0", "cot")

@@ -19,9 +19,12 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.models import find_model
 from kubealign_components.data.principles import GENERAL, REASONING, RED_TEAMING, TAGS
-from kubealign_components.data.sources.columns import Example
-from kubealign_components.data.sources.publishing import sample, write_prompts
-from kubealign_components.data.sources.reading import (
+from kubealign_components.data.sources.example import Example
+from kubealign_components.data.sources.external_sort import Entry, Spool
+from kubealign_components.data.sources.messages import Malformed
+from kubealign_components.data.sources.prompt_rows import to_row
+from kubealign_components.data.sources.prompt_writer import sample, write_prompts
+from kubealign_components.data.sources.source import (
     SourceReader,
     Unwanted,
     WeightedSource,
@@ -30,9 +33,6 @@ from kubealign_components.data.sources.reading import (
     require_fraction,
     require_sources,
 )
-from kubealign_components.data.sources.rows import to_row
-from kubealign_components.data.sources.spool import Entry, Spool
-from kubealign_components.data.sources.turns import Malformed
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError
 from kubealign_components.rl_prompts.kinds import KINDS, Question

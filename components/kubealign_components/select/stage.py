@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kubealign_components.config import require, require_choice, semantic_params
-from kubealign_components.data.ahead import read_ahead
+from kubealign_components.data.arrow_take import take
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.moving import take
+from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import COMPLETION, PAIR, SELECTION, SELECTION_ROW
 from kubealign_components.data.seeds import id_keys
 from kubealign_components.data.stats import Stats

@@ -67,10 +67,10 @@ def train(
     from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import TRAINING
-    from kubealign_components.train.cluster.starter import starter
     from kubealign_components.train.config import TrainConfig
-    from kubealign_components.train.curves import curves_page
     from kubealign_components.train.stage import run
+    from kubealign_components.training.curves import curves_page
+    from kubealign_components.trainjob.launcher import starter
 
     config = from_parameters(TrainConfig, parameters, "train")
     start = starter(config.nodes, config.processes, pod, train_job)

@@ -19,26 +19,14 @@ from kubealign_components.config import require
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.engines.packing import Group, PackedBatch, pack
 from kubealign_components.errors import ConfigError, DataError
-from kubealign_components.train.config import PAIRWISE, TrainConfig
-from kubealign_components.train.rows import Rows
+from kubealign_components.train.config import TrainConfig
+from kubealign_components.training.config import PAIRWISE
+from kubealign_components.training.microbatches import Sizes
+from kubealign_components.training.rows import Rows
 
 Row = dict[str, Any]
 
 _COMPLETION_FIELDS = ("completion_id", "reference", "token_ids", "logprob", "reward", "quantile_reward")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sizes:
-    """What cutting into micro-batches needs to know of every example: int64 arrays, one entry each."""
-
-    prompt_of: np.ndarray
-    """Number of its prompt."""
-    prompt_tokens: np.ndarray
-    completion_tokens: np.ndarray
-    """Of all its completions together."""
-
-    def __len__(self) -> int:
-        return len(self.prompt_of)
 
 
 class Examples:

@@ -18,17 +18,17 @@ from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError
 from kubealign_components.train.config import TrainConfig
-from kubealign_components.train.launch import pinned, run_program
-from kubealign_components.train.publishing import (
+from kubealign_components.train.program import PROGRAM, Job
+from kubealign_components.training.launch import pinned, run_program
+from kubealign_components.training.publishing import (
     checkpoint_uri,
     finished_run,
     published_run,
     run_folder,
 )
-from kubealign_components.train.worker import PROGRAM, Job
 
 if TYPE_CHECKING:
-    from kubealign_components.train.launch import Starter
+    from kubealign_components.training.launch import Starter
 
 STAGE = "train"
 VERSION = 2

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from kubealign_components.errors import DriftError
-from kubealign_components.train import objectives
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.data import Batch, Examples
-from kubealign_components.train.metrics import Meter
-from kubealign_components.train.step_trainer import StepTrainer
+from kubealign_components.training import objectives
+from kubealign_components.training.metrics import Meter
+from kubealign_components.training.step_trainer import StepTrainer
 
 
 class AlignmentTrainer(StepTrainer):
@@ -28,7 +28,7 @@ class AlignmentTrainer(StepTrainer):
         config: the settings.
         model: gives the summed log-probability of every completion of a batch, see
             :class:`~kubealign_components.engines.packing.LogprobModel`.
-        args: from :func:`~kubealign_components.train.arguments.training_arguments`.
+        args: from :func:`~kubealign_components.training.arguments.training_arguments`.
         train: examples to train on.
         validation: held-out examples, possibly none.
         callbacks: such as the one that publishes checkpoints.

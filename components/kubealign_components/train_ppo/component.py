@@ -72,10 +72,10 @@ def train_ppo(
     from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import MODEL, TOKENIZED
-    from kubealign_components.train.cluster.starter import starter
-    from kubealign_components.train.ppo.config import PpoConfig
-    from kubealign_components.train.ppo.report import report_page
+    from kubealign_components.train_ppo.config import PpoConfig
+    from kubealign_components.train_ppo.report import report_page
     from kubealign_components.train_ppo.stage import run
+    from kubealign_components.trainjob.launcher import starter
 
     config = from_parameters(PpoConfig, parameters, "train_ppo")
     start = starter(config.nodes, config.processes, pod, train_job)

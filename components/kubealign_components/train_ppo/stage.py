@@ -21,18 +21,18 @@ from kubealign_components.data.models import (
     require_policy,
 )
 from kubealign_components.data.stats import Stats
+from kubealign_components.engines.reward_model import ADAPTER_FOLDER
 from kubealign_components.engines.rewards import Rewarder, RewardSpec
 from kubealign_components.errors import ConfigError
 from kubealign_components.store import join, store_for
-from kubealign_components.train.launch import pinned, run_program
-from kubealign_components.train.ppo.config import PpoConfig
-from kubealign_components.train.ppo.prompts import PrincipleDraw
-from kubealign_components.train.ppo.worker import PROGRAM, Job
-from kubealign_components.train.publishing import checkpoint_uri, finished_run, published_run, run_folder
-from kubealign_components.train.reward.model import ADAPTER_FOLDER
+from kubealign_components.train_ppo.config import PpoConfig
+from kubealign_components.train_ppo.program import PROGRAM, Job
+from kubealign_components.train_ppo.prompts import PrincipleDraw
+from kubealign_components.training.launch import pinned, run_program
+from kubealign_components.training.publishing import checkpoint_uri, finished_run, published_run, run_folder
 
 if TYPE_CHECKING:
-    from kubealign_components.train.launch import Starter
+    from kubealign_components.training.launch import Starter
 
 STAGE = "train_ppo"
 VERSION = 1

@@ -69,10 +69,10 @@ def train_reward_model(
     from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import MODEL, PREFERENCES
-    from kubealign_components.train.cluster.starter import starter
-    from kubealign_components.train.reward.config import RewardModelConfig
+    from kubealign_components.train_reward_model.config import RewardModelConfig
     from kubealign_components.train_reward_model.report import report_page
     from kubealign_components.train_reward_model.stage import run
+    from kubealign_components.trainjob.launcher import starter
 
     config = from_parameters(RewardModelConfig, parameters, "train_reward_model")
     launch = starter(config.nodes, config.processes, pod, train_job)

@@ -8,7 +8,7 @@ from typing import Any
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL
-from kubealign_components.train.curves import draw, page, training_log
+from kubealign_components.training.curves import draw, page, training_log
 
 _PANELS = (
     ("Loss", ("loss", "eval_loss"), "mean over pairs"),

@@ -19,11 +19,11 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.data.templates import RewardTemplate, load_reward_template
 from kubealign_components.engines.rewards import chosen_principles, principles_identity
 from kubealign_components.errors import ConfigError
-from kubealign_components.train.publishing import checkpoint_uri, finished_run, published_run, run_folder
-from kubealign_components.train.reward.config import RewardModelConfig
+from kubealign_components.train_reward_model.config import RewardModelConfig
+from kubealign_components.training.publishing import checkpoint_uri, finished_run, published_run, run_folder
 
 if TYPE_CHECKING:
-    from kubealign_components.train.launch import Starter
+    from kubealign_components.training.launch import Starter
 
 STAGE = "train_reward_model"
 VERSION = 1
@@ -54,8 +54,8 @@ def run(
         EngineError: a policy that cannot be loaded, a model to start from without head, or a loss that is
             not a number.
     """
-    from kubealign_components.train.launch import run_program
-    from kubealign_components.train.reward.worker import PROGRAM
+    from kubealign_components.train_reward_model.program import PROGRAM
+    from kubealign_components.training.launch import run_program
 
     policy = find_model(config.policy, config.revision)
     template = load_reward_template(config.template)
@@ -135,8 +135,8 @@ def _job(
     provenance: Provenance,
     output: str,
 ) -> dict[str, Any]:
-    from kubealign_components.train.launch import pinned
-    from kubealign_components.train.reward.worker import Job
+    from kubealign_components.train_reward_model.program import Job
+    from kubealign_components.training.launch import pinned
 
     checkpoints = checkpoint_uri(config.work, STAGE, provenance, config.strategy) if config.save_every else ""
     job = Job(

@@ -18,20 +18,20 @@ from kfp import dsl
 
 from conftest import prompt_row
 from kubealign_components.aggregate.component import aggregate
+from kubealign_components.aggregate.consistency import Opinions
 from kubealign_components.aggregate.draws import Odds, draw, truncated_geometric
 from kubealign_components.aggregate.labels import POLICIES
-from kubealign_components.aggregate.opinions import Opinions
 from kubealign_components.aggregate.rules import RuleInput, RuleSpec, Verdict, language_mismatch
 from kubealign_components.aggregate.scales import Moments
 from kubealign_components.aggregate.stage import AggregateConfig, run
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.language import identify_language
-from kubealign_components.data.pages import REPORT, bar
 from kubealign_components.data.principles import load_principles
 from kubealign_components.data.schemas import JUDGED, PREFERENCES, pair_id
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError, EmptyDataset, GateError
+from kubealign_components.reports.html import REPORT, bar
 
 Row = dict[str, Any]
 Scores = Sequence[tuple[float, float]]

@@ -20,8 +20,8 @@ from kubealign_components.clean_pmp.pairs import detect_pairs, read_pair
 from kubealign_components.clean_pmp.stage import CleanPmpConfig, PmpSource, run
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import PREFERENCES, pair_id
-from kubealign_components.data.sources.reading import Unwanted
-from kubealign_components.data.sources.turns import Malformed
+from kubealign_components.data.sources.messages import Malformed
+from kubealign_components.data.sources.source import Unwanted
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import prompt_row
-from kubealign_components.data.ahead import read_ahead
 from kubealign_components.data.dataset import MANIFEST, Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, derive
+from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import COMPLETIONS, PROMPT_ROW, PROMPTS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch, StoreError

@@ -9,7 +9,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubealign_components.data.moving import keep, take
+from kubealign_components.data.arrow_take import keep, take
 from kubealign_components.data.schemas import COMPLETION, PROMPT_ROW, TOKEN_IDS
 
 token_ids = st.lists(st.integers(0, 2**31 - 1), max_size=4)

@@ -16,19 +16,19 @@ from kubealign_components.config import from_mapping, semantic_params
 from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.pages import REPORT, bar
 from kubealign_components.data.schemas import MODEL, TRAINING
 from kubealign_components.data.schemas import PROMPTS as PROMPT_ROWS
 from kubealign_components.data.seeds import is_held_out
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.generation import SamplingSpec
-from kubealign_components.engines.pair_judge import Pair, PairJudge
+from kubealign_components.engines.judge import Pair, PairJudge
 from kubealign_components.engines.rewards import RewardSpec
 from kubealign_components.errors import ConfigError, DataError, GateError
 from kubealign_components.evaluate.component import evaluate as component
 from kubealign_components.evaluate.stage import EvaluateConfig, run
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as filter_prompts
+from kubealign_components.reports.html import REPORT, bar
 from kubealign_components.rewards.stage import RewardsConfig
 from kubealign_components.rewards.stage import run as rewards
 from kubealign_components.sample.stage import SampleConfig

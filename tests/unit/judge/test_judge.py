@@ -22,8 +22,8 @@ from kubealign_components.data.models import find_adapter, find_model
 from kubealign_components.data.principles import load_principles
 from kubealign_components.data.schemas import COMPLETIONS
 from kubealign_components.data.templates import load_judge_template
-from kubealign_components.engines.judging import Judge
-from kubealign_components.engines.pair_judge import JudgeSpec, Pair, PairJudge
+from kubealign_components.engines.judge import JudgeSpec, Pair, PairJudge
+from kubealign_components.engines.judge_model import Judge
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.judge.stage import JudgeConfig, run
 

@@ -14,7 +14,7 @@ from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime
 
 from fake_kubernetes_http import closed
 from golden.update import MANIFESTS, OVERLAYS, built, golden_manifest
-from kubealign.cli import main
+from kubealign.cli.main import main
 from kubealign_components import __version__, images
 from kubealign_components.store import scheme_of, store_for
 

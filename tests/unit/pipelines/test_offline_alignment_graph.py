@@ -10,8 +10,8 @@ import yaml
 
 import kubealign_pipelines
 from kubealign.compiler import compile_pipeline
+from kubealign.parameters import check_parameters
 from kubealign.runfile import load_run_file
-from kubealign.settings import check_parameters
 from kubealign_components.config import from_mapping
 from kubealign_components.errors import ConfigError
 from kubealign_pipelines import build

@@ -18,8 +18,8 @@ from conftest import prompt_row
 from kubealign import quickstart
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import PROMPTS
-from kubealign_components.data.sources.reading import Unwanted
-from kubealign_components.data.sources.turns import Malformed
+from kubealign_components.data.sources.messages import Malformed
+from kubealign_components.data.sources.source import Unwanted
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.filter.stage import FilterConfig

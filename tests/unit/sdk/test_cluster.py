@@ -16,7 +16,7 @@ import kfp_server_api
 import pytest
 from click.testing import CliRunner, Result
 
-from kubealign.cli import main
+from kubealign.cli.main import main
 
 GIVEN = [
     "--set",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kubealign.containers import named
+from kubealign.local.docker import named
 from kubealign.runfile import LocalSettings, RunFile
 from kubealign_components.errors import ConfigError
 

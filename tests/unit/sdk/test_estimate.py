@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 import kubealign_pipelines
-from kubealign.cli import main
-from kubealign.estimate import (
+from kubealign.cli.main import main
+from kubealign.estimate.formulas import (
     GIB,
     SHAPES,
     ModelShape,
@@ -27,7 +27,7 @@ from kubealign.estimate import (
     sampling_memory,
     training_memory,
 )
-from kubealign.estimate_run import Assumptions, estimate, read_shape, shape_of
+from kubealign.estimate.stages import Assumptions, estimate, read_shape, shape_of
 from kubealign.runfile import load_run_file
 from kubealign_components.errors import ConfigError
 
@@ -111,9 +111,9 @@ def test_what_a_micro_batch_takes() -> None:
 
 
 def test_slices_are_those_of_the_program() -> None:
-    from kubealign.estimate import LOGIT_ROWS, ZERO_BUCKET
+    from kubealign.estimate.formulas import LOGIT_ROWS, ZERO_BUCKET
     from kubealign_components.engines.packing import HEAD_ROWS
-    from kubealign_components.train.arguments import strategy_settings
+    from kubealign_components.training.arguments import strategy_settings
 
     assert LOGIT_ROWS == HEAD_ROWS
     for stage in ("zero2", "zero3"):
@@ -138,9 +138,9 @@ def test_the_trainer_allocates_what_the_formula_says(tiny_model: Path, adapter: 
     from transformers import Trainer
 
     from kubealign_components.engines.packing import Group, LogprobModel, pack
-    from kubealign_components.train.arguments import training_arguments
     from kubealign_components.train.config import TrainConfig
-    from kubealign_components.train.policy import load_policy, trained_weights
+    from kubealign_components.training.arguments import training_arguments
+    from kubealign_components.training.models import load_policy, trained_weights
 
     config = TrainConfig(policy="tiny", adapter=adapter, lora_r=4, dtype="float32")
     model = LogprobModel(load_policy(config, tiny_model))
@@ -210,7 +210,9 @@ def test_counts_are_those_of_the_model(tiny_model: Path) -> None:
 
 
 def test_formulas_import_no_model_library() -> None:
-    program = "import sys, kubealign.estimate_run\nassert not {'torch', 'transformers'} & set(sys.modules)\n"
+    program = (
+        "import sys, kubealign.estimate.stages\nassert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

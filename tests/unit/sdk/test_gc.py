@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fake_kubernetes import LAUNCHER, FakeKubernetes, Job, granted_by
-from kubealign.cli import main
+from kubealign.cli.main import main
 
 ROLE = Path(__file__).parents[3] / "manifests" / "base" / "role-gc.yaml"
 OURS = {"app.kubernetes.io/managed-by": "kubealign", "pipeline/runid": "run-1"}

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from conftest import prompt_row
-from kubealign.cli import main
+from kubealign.cli.main import main
 from kubealign.lineage import ancestors
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive

@@ -20,7 +20,7 @@ def test_every_public_name_is_there() -> None:
 
 def test_help_loads_no_model_library() -> None:
     program = (
-        "import sys\nfrom kubealign.cli import main\nmain(['--help'], standalone_mode=False)\n"
+        "import sys\nfrom kubealign.cli.main import main\nmain(['--help'], standalone_mode=False)\n"
         "loaded = {'torch', 'transformers', 'vllm'} & set(sys.modules)\nassert not loaded, loaded\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

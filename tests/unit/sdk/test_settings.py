@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from kubealign.cli import main
+from kubealign.cli.main import main
 from kubealign.compiler import compile_pipeline
 from kubealign.graph import Graph
-from kubealign.settings import OPTIONS, SAMPLING, check_parameters, config_class
+from kubealign.parameters import OPTIONS, SAMPLING, check_parameters, config_class
 from kubealign_components.errors import ConfigError
 
 GIVEN: dict[str, Any] = {
@@ -134,7 +134,7 @@ def test_every_parameter_is_documented_and_reaches_a_stage(graph: Graph, salmon:
 
 
 def test_bad_settings_end_the_command_in_a_second_without_a_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "kubealign.cli", "run", "offline_alignment"]
+    command = [sys.executable, "-m", "kubealign.cli.main", "run", "offline_alignment"]
     done = subprocess.run(
         [*command, "--set", "sample_n=0", "--output", str(tmp_path / "out")],
         capture_output=True,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kubealign.console import format_number, reuse_text, stage_table
-from kubealign.results import Results, StageRow
-from kubealign.summary import notes_on, write_summary
+from kubealign.cli.console import format_number, reuse_text, stage_table
+from kubealign.local.results import Results, StageRow
+from kubealign.local.summary import notes_on, write_summary
 
 
 def stage(name: str, **counts: int) -> StageRow:

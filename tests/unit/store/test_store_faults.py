@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from conftest import prompt_row
-from kubealign.cli import main
+from kubealign.cli.main import main
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import PROMPTS

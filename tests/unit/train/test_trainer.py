@@ -20,11 +20,11 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import ConfigError, DataError, DriftError
-from kubealign_components.train.checkpoints import MARKERS, CheckpointStore, everything
 from kubealign_components.train.config import TrainConfig
-from kubealign_components.train.curves import curves_page, training_log
-from kubealign_components.train.processes import joined
 from kubealign_components.train.stage import run
+from kubealign_components.training.checkpoints import MARKERS, CheckpointStore, everything
+from kubealign_components.training.curves import curves_page, training_log
+from kubealign_components.training.processes import joined
 from training_data import make_training, score, training_rows
 
 MakeDataset = Callable[..., Dataset]
@@ -369,8 +369,9 @@ def test_ready_configs_are_accepted(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from kubealign_components.train.arguments import training_arguments
-from kubealign_components.train.config import SHARDED, TrainConfig
+from kubealign_components.training.arguments import training_arguments
+from kubealign_components.train.config import TrainConfig
+from kubealign_components.training.config import SHARDED
 
 for strategy in SHARDED:
     config = TrainConfig(policy="p", strategy=strategy, batch_size=4)
@@ -399,9 +400,9 @@ class Without:
     def __getattr__(self, name):
         return getattr(self.finder, name)
 sys.meta_path[:] = map(Without, sys.meta_path)
-import kubealign_components.train.objectives, kubealign_components.train.trainer
-import kubealign_components.train.stage, kubealign_components.train.curves
-import kubealign_components.train.reward.worker, kubealign_components.train.reward.held_out
+import kubealign_components.training.objectives, kubealign_components.train.trainer
+import kubealign_components.train.stage, kubealign_components.training.curves
+import kubealign_components.train_reward_model.program, kubealign_components.train_reward_model.held_out
 assert not BLOCKED & set(sys.modules)
 """
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -21,17 +21,17 @@ from kubealign_components.data.models import find_model
 from kubealign_components.data.seeds import is_held_out
 from kubealign_components.engines.reward_model import RewardModel
 from kubealign_components.errors import ConfigError, DataError, EngineError
-from kubealign_components.train.ppo.config import PpoConfig
-from kubealign_components.train.ppo.model import POLICY, REFERENCE, VALUE, Adapters, PpoModel, pack_rollouts
-from kubealign_components.train.ppo.prompts import (
+from kubealign_components.train_ppo.config import PpoConfig
+from kubealign_components.train_ppo.model import POLICY, REFERENCE, VALUE, Adapters, PpoModel, pack_rollouts
+from kubealign_components.train_ppo.prompts import (
     PrincipleDraw,
     Turn,
     load_questions,
     steps_of,
     turns_of,
 )
-from kubealign_components.train.ppo.sampling import Sample, TransformersSampler, lora_rank_limit
-from kubealign_components.train.ppo.scoring import Scorer
+from kubealign_components.train_ppo.rollouts import Scorer
+from kubealign_components.train_ppo.sampling import Sample, TransformersSampler, lora_rank_limit
 from ppo_support import LETTERS, build_reward_model, jolt, question, settings, tokenised_prompts
 
 MakeDataset = Callable[..., Dataset]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from trl.trainer.utils import entropy_from_logits
 
-from kubealign_components.train.ppo import steps
+from kubealign_components.train_ppo import objectives as steps
 
 NAN = float("nan")
 

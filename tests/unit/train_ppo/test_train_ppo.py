@@ -21,10 +21,10 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import ConfigError, EngineError
-from kubealign_components.train.checkpoints import MARKERS
-from kubealign_components.train.ppo.config import PpoConfig
-from kubealign_components.train.ppo.report import report_page
+from kubealign_components.train_ppo.config import PpoConfig
+from kubealign_components.train_ppo.report import report_page
 from kubealign_components.train_ppo.stage import run
+from kubealign_components.training.checkpoints import MARKERS
 from ppo_support import build_reward_model, log_of, settings, tokenised_prompts, weights
 
 MakeDataset = Callable[..., Dataset]
@@ -99,7 +99,7 @@ import json, os, sys, threading
 from pathlib import Path
 from kubealign_components.config import from_mapping
 from kubealign_components.data.dataset import Dataset
-from kubealign_components.train.ppo.config import PpoConfig
+from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.stage import run
 
 config, data, output, pattern, number = json.loads(sys.argv[1])

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from kubealign_components.train.reward.measures import (
+from kubealign_components.train_reward_model.measures import (
     HeldOutPair,
     by_principle,
     calibration,

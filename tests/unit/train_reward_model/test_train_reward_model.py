@@ -17,15 +17,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from conftest import build_tiny_model
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL, canonical_json
+from kubealign_components.engines.reward_model import HEAD_FILE, HEAD_KEY, load_head
 from kubealign_components.engines.rewards import Rewarder, RewardInput, RewardSpec
 from kubealign_components.errors import ConfigError, DataError, EngineError
-from kubealign_components.train.checkpoints import MARKERS
-from kubealign_components.train.curves import training_log
-from kubealign_components.train.reward.config import RewardModelConfig
-from kubealign_components.train.reward.model import HEAD_FILE, HEAD_KEY, load_head
-from kubealign_components.train.reward.pairs import conversations, shown_principles
+from kubealign_components.train_reward_model.config import RewardModelConfig
+from kubealign_components.train_reward_model.pairs import conversations, shown_principles
 from kubealign_components.train_reward_model.report import report_page
 from kubealign_components.train_reward_model.stage import run
+from kubealign_components.training.checkpoints import MARKERS
+from kubealign_components.training.curves import training_log
 from preference_data import (
     LOUD,
     build_learner,

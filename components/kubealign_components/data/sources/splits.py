@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from kubealign_components.data.sources.readers import is_readable
+from kubealign_components.data.sources.file_readers import is_readable
 from kubealign_components.errors import ConfigError
 
 CARD = "README.md"

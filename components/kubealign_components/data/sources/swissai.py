@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kubealign_components.data.sources.turns import (
+from kubealign_components.data.sources.messages import (
     Malformed,
     Message,
     first_of,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from kubealign_components.data.sources.columns import Example
-from kubealign_components.data.sources.formats import FORMATS, detect, parse
-from kubealign_components.data.sources.turns import Malformed
+from kubealign_components.data.sources.example import Example
+from kubealign_components.data.sources.messages import Malformed
+from kubealign_components.data.sources.row_formats import FORMATS, detect, parse
 
 USER = {"role": "user", "content": "Hi?"}
 GOOD = {"role": "assistant", "content": "Good."}

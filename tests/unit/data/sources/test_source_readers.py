@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kubealign_components.data.sources.readers import Unreadable, read_rows
+from kubealign_components.data.sources.file_readers import Unreadable, read_rows
 from kubealign_components.errors import DataError
 
 ROWS = [{"prompt": f'Frage {i}: «ä», \n"{i}"?', "chosen": "x" * i, "rejected": "y"} for i in range(700)]

@@ -1,0 +1,184 @@
+"""Where a source's files are: one file, a folder or prefix, a saved dataset, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kubealign_components.data.sources.file_readers import READERS, is_readable
+from kubealign_components.data.sources.splits import CARD, splits_of
+from kubealign_components.errors import ConfigError, StoreError
+from kubealign_components.store import scheme_of, store_for
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceFile:
+    """One file of rows."""
+
+    name: str
+    """Relative to the source: never a path of this machine."""
+    size: int
+    """Bytes; 0 when it is not known before the file is fetched."""
+    fetch: Callable[[Path], Path]
+    """The file on this machine; one that has to be moved here goes into the given folder."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """The files that make up the split of a source, in order."""
+
+    files: tuple[SourceFile, ...]
+    hub: tuple[str, str] | None = None
+    """Hub id and commit, which say what the files hold; other files are identified by their bytes."""
+
+
+Listing = Mapping[str, SourceFile]
+
+
+def find_files(uri: str, *, split: str, revision: str | None = None, subset: str | None = None) -> Place:
+    """The files of ``split`` of what lies at ``uri``.
+
+    Args:
+        uri: a file or folder, local, ``gs://`` or ``s3://``, or the hub id of a dataset.
+        split: train, validation, test or another name that the source uses.
+        revision: branch, tag or commit of a hub id.
+        subset: which configuration of the dataset card to use.
+
+    Raises:
+        ConfigError: nothing there, no file of rows, or no such split; says what was looked for.
+    """
+    listing, hub = _stored(uri), None
+    if listing is None:
+        listing, commit = _hub_listing(uri, revision)
+        hub = (uri, commit)
+    elif len(listing) == 1 and "" in listing:
+        return Place(files=(_single(uri, listing[""]),))
+    if not any(map(is_readable, listing)):
+        raise ConfigError("uri", uri, f"a folder with files of rows ({_suffixes()}); found {_some(listing)}")
+    saved = _saved_dataset(listing, uri, split)
+    if saved is not None:
+        return Place(files=tuple(saved), hub=hub)
+    splits = splits_of(listing, _text(listing, CARD), subset)
+    if not splits.get(split):
+        raise ConfigError(
+            "split", split, f"a split of {uri}, which has {', '.join(sorted(splits)) or 'none'}"
+        )
+    return Place(files=tuple(listing[name] for name in splits[split]), hub=hub)
+
+
+def _stored(uri: str) -> dict[str, SourceFile] | None:
+    """Files by name below a path or URI, one named ``""`` for a file itself; None for a hub id."""
+    local = scheme_of(uri) == "file"
+    place = str(Path(uri.removeprefix("file://")).expanduser()) if local else uri.rstrip("/")
+    store = store_for(place)
+    if store.exists(place):
+        return {"": _stored_file(place, place.rsplit("/", 1)[-1], 0)}
+    prefix = place.rstrip("/") + "/"
+    objects = list(store.list(place)) if not local or Path(place).is_dir() else []
+    if objects:
+        named = [(entry.uri.removeprefix(prefix), entry) for entry in objects]
+        return {name: _stored_file(entry.uri, name, entry.size) for name, entry in named}
+    if local and not Path(place).exists() and _HUB_ID.fullmatch(uri) and not is_readable(uri):
+        return None
+    kind = "this folder is empty" if local and Path(place).is_dir() else "there is nothing at this place"
+    raise ConfigError("uri", uri, f"a file of rows ({_suffixes()}), a folder of them or a hub id; {kind}")
+
+
+def _stored_file(uri: str, name: str, size: int) -> SourceFile:
+    def fetch(folder: Path) -> Path:
+        return store_for(uri).fetch(uri, folder)
+
+    return SourceFile(name=name, size=size, fetch=fetch)
+
+
+def _single(uri: str, file: SourceFile) -> SourceFile:
+    if not is_readable(file.name):
+        raise ConfigError("uri", uri, f"a file of rows: {_suffixes()}, each also as .gz, .bz2 or .zst")
+    return file
+
+
+def _saved_dataset(listing: Listing, uri: str, split: str) -> list[SourceFile] | None:
+    """The files of a dataset that ``save_to_disk`` wrote; None when the folder holds another thing."""
+    splits = json.loads(_text(listing, "dataset_dict.json") or "{}").get("splits")
+    if splits is None and "state.json" not in listing:
+        return None
+    folder = ""
+    if splits is not None:
+        if split not in splits:
+            raise ConfigError("split", split, f"a split of {uri}, which has {', '.join(splits) or 'none'}")
+        folder = f"{split}/"
+    state = json.loads(_text(listing, f"{folder}state.json") or "{}")
+    recorded = state.get("_split") or "train"
+    if splits is None and split != recorded:
+        raise ConfigError("split", split, f"the split of {uri}, which is {recorded}")
+    names = [folder + entry["filename"] for entry in state.get("_data_files", [])]
+    missing = [name for name in names if name not in listing]
+    if missing or not names:
+        raise ConfigError(
+            "uri", uri, f"a whole saved dataset; it lacks {_some(missing or [folder + 'state.json'])}"
+        )
+    return [listing[name] for name in names]
+
+
+def _hub_listing(name: str, revision: str | None) -> tuple[dict[str, SourceFile], str]:
+    """The files of a hub dataset and the commit they are of; from the local cache when offline."""
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        # Fetches little, but resolves the revision and keeps the listing of its commit in the cache.
+        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=[CARD]))
+    except Exception as error:  # the hub client lets the errors of its HTTP library through
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            "uri",
+            name,
+            "a path (no such file or folder is here), or a dataset of the Hugging Face hub at revision "
+            f"{revision or 'main'} ({reason})",
+        ) from error
+    commit = folder.name
+    try:
+        tree = get_cached_repo_tree(name, repo_type="dataset", revision=commit)
+        sizes = {str(file.path): int(file.size) for file in tree}
+    except CachedRepoTreeNotFoundError:  # a cache that another tool filled
+        sizes = {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+    return {
+        n: SourceFile(name=n, size=z, fetch=_hub_fetch(name, n, commit)) for n, z in sizes.items()
+    }, commit
+
+
+def _hub_fetch(name: str, file: str, commit: str) -> Callable[[Path], Path]:
+    def fetch(folder: Path) -> Path:  # noqa: ARG001
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(name, file, repo_type="dataset", revision=commit))
+        except Exception as error:  # the hub client lets the errors of its HTTP library through
+            raise StoreError(f"cannot fetch {file} of {name} at {commit} from the hub: {error}") from error
+
+    return fetch
+
+
+def _text(listing: Listing, name: str) -> str | None:
+    """The text of a small file of the listing, or None when it is not there."""
+    if name not in listing:
+        return None
+    with tempfile.TemporaryDirectory(prefix="kubealign-card-") as folder:
+        return listing[name].fetch(Path(folder)).read_text(errors="replace")
+
+
+def _suffixes() -> str:
+    return ", ".join(sorted(READERS))
+
+
+def _some(names: Any) -> str:
+    listed = sorted(names)
+    more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+    return ", ".join(listed[:5]) + more if listed else "none"

@@ -1,0 +1,199 @@
+"""Judging pairs of responses by principles: every pair under every principle, in both orders.
+
+The mean of the two orders is free of a preference for a position, and how often the two agree says how
+much the judge's opinion is worth. What runs the model is :mod:`.judging`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kubealign_components.config import execution, require, require_choice, semantic_params
+from kubealign_components.data.models import find_adapter, find_model
+from kubealign_components.data.principles import JUDGE, Principle, PrincipleSet, load_principles
+from kubealign_components.data.templates import load_judge_template
+
+if TYPE_CHECKING:
+    from kubealign_components.engines.judge_model import Judge
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgeSpec:
+    """Who judges, by what, and how it is asked."""
+
+    judge: str
+    """Model directory, URI or hub id of the policy that judges."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    adapter: str = ""
+    """Folder or URI of a PEFT adapter of that policy, which judges unmerged; empty for none."""
+    quantise: bool = False
+    """Load the policy's linear layers in 4 bits (nf4), which needs a CUDA device."""
+    principles: str = "judging"
+    """A shipped set of principles, or path or URI of one's own."""
+    principle_names: tuple[str, ...] = ()
+    """Which of them; all that are for the judge when empty."""
+    template: str = "judge"
+    """The shipped question, or path or URI of one's own."""
+    max_length: int = 0
+    """Most tokens of a question; pairs with a longer one are left out and counted, nothing is cut. 0 for what
+    the model was made for."""
+    dtype: str = "auto"
+    """Of the judge: float32, bfloat16, float16, or auto (bfloat16 on CUDA, else float32)."""
+    token_budget: int = execution(8192)
+    """Tokens in one forward pass, what questions share counted once."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.judge), "judge", self.judge, "a model directory, URI or hub id")
+        require_choice("dtype", self.dtype, DTYPES)
+        require(self.max_length >= 0, "max_length", self.max_length, "0 or a number of tokens")
+        require(self.token_budget > 0, "token_budget", self.token_budget, "a positive number")
+
+
+class Pair(NamedTuple):
+    """Two responses to one conversation."""
+
+    messages: Sequence[Mapping[str, Any]]
+    first: str
+    second: str
+
+
+class Judgement(NamedTuple):
+    """A pair under one principle; values are log-odds in nats, above 0 where ``first`` is preferred."""
+
+    principle: str
+    s12: float
+    """With ``first`` shown as (a)."""
+    s21: float
+    """With ``second`` shown as (a)."""
+
+    @property
+    def score(self) -> float:
+        """The mean of both orders, in which a preference for a position cancels."""
+        return (self.s12 + self.s21) / 2
+
+    @property
+    def consistent(self) -> bool:
+        """Whether both orders prefer the same response."""
+        return self.s12 * self.s21 > 0
+
+
+class PairJudge:
+    """Judges pairs as ``spec`` says; the model is loaded at the first pair.
+
+    Args:
+        spec: the policy, the principles and the question.
+
+    Raises:
+        ConfigError: principles, template, model or adapter that cannot be used.
+    """
+
+    def __init__(self, spec: JudgeSpec) -> None:
+        self.spec = spec
+        self.principles = _principles(spec)
+        self.files = find_model(spec.judge, spec.revision)
+        self._adapter = find_adapter(spec.adapter, "adapter") if spec.adapter else None
+        self._template = load_judge_template(spec.template)
+        self._judge: Judge | None = None
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        """The settings that determine judgements of given pairs.
+
+        Of the principles only what the judge is shown, so that judgements still hold when weights or
+        negative statements have been edited.
+        """
+        places = ("judge", "revision", "adapter", "principles", "principle_names", "template")
+        settings = {k: v for k, v in semantic_params(self.spec).items() if k not in places}
+        return settings | {
+            "principles": self.principles.statements(),
+            "template": self._template.identity(),
+        }
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Which model judges, byte for byte."""
+        identity: dict[str, Any] = self.files.identity() | {"tokenizer": self.files.tokenizer_digest()}
+        if self._adapter is not None:
+            identity["adapter"] = self._adapter.adapter_identity()
+        return identity
+
+    def judge(self, pairs: Sequence[Pair]) -> list[list[Judgement] | None]:
+        """For each pair its judgements, one a principle; None where a question is over length.
+
+        Raises:
+            ConfigError: 4 bits are asked for on a machine without CUDA, or the adapter does not fit.
+            EngineError: the judge cannot be loaded, or gives no finite number.
+        """
+        if not pairs:
+            return []
+        judge = self._start()
+        asked = [[self._orders(judge, pair, principle) for principle in self.principles] for pair in pairs]
+        fits = [
+            max(len(ids) for orders in of_pair for ids in orders) <= judge.max_length for of_pair in asked
+        ]
+        questions = [ids for of_pair, ok in zip(asked, fits) if ok for orders in of_pair for ids in orders]
+        preferences = iter(judge.preferences(questions))
+        return [self._judgements(preferences) if ok else None for ok in fits]
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        if self._judge is not None:
+            self._judge.close()
+            self._judge = None
+
+    def _judgements(self, preferences: Iterator[float]) -> list[Judgement]:
+        """Of one pair: a preference in each order by principle, turned in favour of the first response."""
+        of_pair = []
+        for principle in self.principles:
+            prefers_first, prefers_second = islice(preferences, 2)
+            of_pair.append(Judgement(principle.name, prefers_first, -prefers_second))
+        return of_pair
+
+    def _start(self) -> Judge:
+        from kubealign_components.engines.judge_model import Judge
+
+        if self._judge is None:
+            spec = self.spec
+            self._judge = Judge(
+                self.files,
+                self._template,
+                adapter=self._adapter,
+                quantise=spec.quantise,
+                dtype=spec.dtype,
+                token_budget=spec.token_budget,
+                max_length=spec.max_length,
+            )
+        return self._judge
+
+    @staticmethod
+    def _orders(judge: Judge, pair: Pair, principle: Principle) -> tuple[Tokens, Tokens]:
+        from kubealign_components.engines.judge_model import Comparison
+
+        in_order, swapped = (
+            judge.tokenise(
+                Comparison(
+                    messages=pair.messages,
+                    first=first,
+                    second=second,
+                    principle=principle.name,
+                    statement=principle.statement(),
+                )
+            )
+            for first, second in ((pair.first, pair.second), (pair.second, pair.first))
+        )
+        return in_order, swapped
+
+
+def _principles(spec: JudgeSpec) -> PrincipleSet:
+    whole = load_principles(spec.principles)
+    chosen = whole.only(spec.principle_names) if spec.principle_names else whole.of_stage(JUDGE)
+    require(len(chosen) > 0, "principles", spec.principles, "a set with principles for the judge, or names")
+    return chosen

@@ -1,0 +1,274 @@
+"""One base model with an adapter for each part that PPO needs: policy, value, reward and reference.
+
+The base is in memory once, in 4 bits where CUDA is and the settings say so. The reference is the base
+itself, or a frozen copy of the policy adapter that training starts from.
+
+Shape suffixes: T tokens of a pack, M completion tokens, K rollouts, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from kubealign_components.engines.packing import (
+    HEAD_ROWS,
+    Group,
+    Head,
+    PackedBatch,
+    hidden_states,
+    lay_out,
+    prepare,
+)
+from kubealign_components.engines.reward_model import load_head
+from kubealign_components.errors import ConfigError, EngineError
+from kubealign_components.train_ppo.config import PpoConfig
+from kubealign_components.train_ppo.objectives import entropy
+from kubealign_components.training.models import disable_dropout, load_base
+
+POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"
+
+
+class Adapters(NamedTuple):
+    """Local folders of adapters in PEFT format; None where there is none."""
+
+    reward: Path | None = None
+    """Of the reward model, with its head."""
+    policy: Path | None = None
+    """That training starts from."""
+
+
+class PpoModel(nn.Module):
+    """The base with its adapters and heads, of which policy and value are trained.
+
+    Args:
+        config: the settings.
+        base: a Hugging Face model directory.
+        adapters: what it starts with.
+        device: where it goes.
+
+    Raises:
+        ConfigError: an adapter of another base, or ``lora_targets`` that the base does not have.
+        EngineError: no causal language model, one that cannot be packed, or a reward adapter without head.
+    """
+
+    def __init__(self, config: PpoConfig, base: Path, adapters: Adapters, device: torch.device) -> None:
+        super().__init__()
+        self.config = config
+        dtype = base_dtype(config)
+        model = load_base(base, dtype, quantise=config.adapter == "qlora")
+        if config.adapter == "qlora":
+            from peft import prepare_model_for_kbit_training
+
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        else:
+            model.to(device)
+        self.own_attention = model.config.get_text_config()._attn_implementation
+        self.peft = _with_adapters(config, model, adapters)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        disable_dropout(self.peft)
+        self.has_reference = adapters.policy is not None
+        hidden = int(model.config.get_text_config().hidden_size)
+        self.value_head = nn.Linear(hidden, 1).to(device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.reward_head_1H = None if adapters.reward is None else _head(adapters.reward, hidden).to(device)
+        self.base = prepare(self.peft.get_base_model())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first layer is."""
+        device: torch.device = self.base.device
+        return device
+
+    def trained(self, part: str) -> dict[str, nn.Parameter]:
+        """The trained weights of ``policy`` or ``value`` (its head included), by name."""
+        weights = {n: p for n, p in self.peft.named_parameters() if f".{part}." in n and "lora_" in n}
+        if part == VALUE:
+            weights |= {f"head.{name}": p for name, p in self.value_head.named_parameters()}
+        return weights
+
+    @contextmanager
+    def acting(self, part: str) -> Iterator[Any]:
+        """The base as policy, value, reward or reference while the block runs.
+
+        A backward pass has to stay in the block: with checkpointing it runs the model again.
+        """
+        if part == REFERENCE and not self.has_reference:
+            with self.peft.disable_adapter():
+                yield self.base
+            return
+        self.peft.set_adapter(part, inference_mode=part in (REWARD, REFERENCE))
+        yield self.base
+
+    @contextmanager
+    def generating(self) -> Iterator[Any]:
+        """The policy with its own attention, which knows padding and a cache."""
+        packed = self.base.config.get_text_config()._attn_implementation
+        self.eval()
+        self.base.set_attn_implementation(self.own_attention)
+        try:
+            with self.acting(POLICY):
+                yield self.base
+        finally:
+            self.base.set_attn_implementation(packed)
+
+    def tokens(self, part: str, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """Of each completion token, log-probability and entropy of the policy that samples, (M,) each, fp32.
+
+        Differentiable but for the entropy; to be called while ``part`` is :meth:`acting`.
+        """
+        hidden_MH = hidden_states(self.base, batch)[batch.predictors]
+        head, heat = Head(self.base), self.config.temperature
+        slices = [
+            _token_slice(head, hidden_MH[i : i + HEAD_ROWS], batch.targets[i : i + HEAD_ROWS], heat)
+            for i in range(0, len(batch.targets), HEAD_ROWS)
+        ]
+        logprob_M = torch.cat([logprobs for logprobs, _ in slices])
+        if not torch.isfinite(logprob_M).all():
+            raise EngineError(
+                f"a {part} log-probability is not finite; lower learning_rate, or use dtype=float32"
+            )
+        return logprob_M, torch.cat([values for _, values in slices])
+
+    def values(self, batch: PackedBatch) -> Tensor:
+        """Value of the state before each completion token, (M,) fp32; while ``value`` is :meth:`acting`."""
+        hidden_MH = hidden_states(self.base, batch)[batch.predictors]
+        values_M: Tensor = self.value_head(hidden_MH.float())[:, 0]
+        return values_M
+
+    @torch.no_grad()
+    def scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """The reward adapter's score of each token sequence, in fp32."""
+        assert self.reward_head_1H is not None
+        with self.acting(REWARD):
+            batch = pack_rollouts([(ids[:-1], ids[-1:]) for ids in sequences]).to(self.device)
+            # The prediction of the last token is read one token later: at the token itself.
+            hidden_KH = hidden_states(self.base, batch)[batch.predictors + 1].float()
+        return (hidden_KH @ self.reward_head_1H.T)[:, 0].tolist()  # type: ignore[no-any-return]
+
+
+def pack_rollouts(rollouts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> PackedBatch:
+    """Prompts with their completions in one row; targets are the completions' tokens."""
+    tokens, positions, segments = lay_out([Group((), [(*p, *c) for p, c in rollouts])])
+    lengths = torch.tensor([len(completion) for _, completion in rollouts])
+    starts = [stop - len(completion) for (*_, stop), (_, completion) in zip(segments, rollouts)]
+    places = [torch.arange(start, start + len(c)) for start, (_, c) in zip(starts, rollouts)]
+    target_places_M = torch.cat(places)
+    input_ids = torch.tensor([tokens])
+    return PackedBatch(
+        input_ids=input_ids,
+        position_ids=torch.tensor([positions]),
+        segments=tuple(segments),
+        predictors=target_places_M - 1,
+        targets=input_ids[0, target_places_M],
+        owners=torch.repeat_interleave(lengths),
+        completions=len(rollouts),
+    )
+
+
+def base_dtype(config: PpoConfig) -> torch.dtype:
+    """Of the base on this machine."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def check_machine(config: PpoConfig) -> None:
+    """Raise :class:`ConfigError` for what this machine cannot do: 4-bit weights without CUDA."""
+    if config.adapter == "qlora" and not torch.cuda.is_available():
+        raise ConfigError("adapter", "qlora", "lora on this machine: 4-bit weights need a CUDA device")
+
+
+def _head(adapter: Path, hidden: int) -> Tensor:
+    """The scalar head of a reward adapter, (1, H) fp32: without it, rewards would be random."""
+    head_1H = load_head(adapter)
+    if head_1H.shape[1] != hidden:
+        raise ConfigError(
+            "reward_model",
+            str(adapter),
+            f"a head of width {hidden}, that of the policy's base; it has {head_1H.shape[1]}",
+        )
+    return head_1H
+
+
+def _with_adapters(config: PpoConfig, base: Any, adapters: Adapters) -> Any:
+    """The base under PEFT, with the adapters that ``config`` and ``adapters`` ask for."""
+    from peft import PeftModel, get_peft_model
+
+    torch.manual_seed(config.seed)
+    if adapters.policy is None:
+        try:
+            model = get_peft_model(base, _lora(config), adapter_name=POLICY)
+        except ValueError as error:
+            raise ConfigError(
+                "lora_targets", config.lora_targets, f"names of the model's layers ({error})"
+            ) from error
+    else:
+        with _named("policy_adapter", adapters.policy):
+            model = PeftModel.from_pretrained(base, adapters.policy, adapter_name=POLICY, is_trainable=True)
+            _load(model, adapters.policy, REFERENCE, trainable=False)
+            started = model.peft_config[POLICY]
+            if started.peft_type != "LORA" or started.modules_to_save or started.bias != "none":
+                raise ValueError("only LoRA can be trained on, without modules_to_save and biases")
+    if adapters.reward is None:
+        model.add_adapter(VALUE, _lora(config))
+    else:
+        with _named("reward_model", adapters.reward):
+            _load(model, adapters.reward, VALUE, trainable=True)
+            _load(model, adapters.reward, REWARD, trainable=False)
+    return model
+
+
+def _lora(config: PpoConfig) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=0.0,
+        target_modules=list(config.lora_targets) or "all-linear",
+    )
+
+
+def _load(model: Any, folder: Path, name: str, *, trainable: bool) -> None:
+    """Load the adapter at ``folder`` as ``name``; ValueError unless all of it fits."""
+    report = model.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
+    missing = [key for key in report.missing_keys if f".{name}." in key]
+    if missing or report.unexpected_keys:
+        raise ValueError(f"{len(missing)} weights are missing, {len(report.unexpected_keys)} fit nowhere")
+
+
+@contextmanager
+def _named(field: str, folder: Path) -> Iterator[None]:
+    """What PEFT says of an adapter that does not fit becomes an error of the setting ``field``."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(
+            field, str(folder), f"a PEFT adapter of the policy's base ({lines[-1].strip()})"
+        ) from error
+
+
+def _token_slice(head: Head, hidden_MH: Tensor, targets_M: Tensor, heat: float) -> tuple[Tensor, Tensor]:
+    def compute(hidden_MH: Tensor) -> tuple[Tensor, Tensor]:
+        logits_MV = head(hidden_MH) / heat
+        chosen_M = logits_MV.gather(1, targets_M[:, None])[:, 0]
+        with torch.no_grad():
+            entropy_M = entropy(logits_MV)
+        return chosen_M - logits_MV.logsumexp(1), entropy_M
+
+    if torch.is_grad_enabled():
+        result: tuple[Tensor, Tensor] = checkpoint(compute, hidden_MH, use_reentrant=False)
+        return result
+    return compute(hidden_MH)

@@ -1,0 +1,195 @@
+"""One process of a PPO run: alone in the caller's process, or one of many under torchrun."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kubealign_components.config import from_mapping
+from kubealign_components.data.chat import ChatTemplate
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.models import ModelFiles
+from kubealign_components.data.schemas import TOKENIZED
+from kubealign_components.data.stats import Stats
+from kubealign_components.engines.reward_model import ADAPTER_FOLDER
+from kubealign_components.preemption import Preempted, preemptible
+from kubealign_components.progress import progress_bar
+from kubealign_components.train_ppo.checkpoint import Progress, load_state, save_state
+from kubealign_components.train_ppo.config import PpoConfig
+from kubealign_components.train_ppo.model import Adapters, PpoModel, check_machine
+from kubealign_components.train_ppo.prompts import PrincipleDraw, load_questions, steps_of
+from kubealign_components.train_ppo.ranks import Ranks
+from kubealign_components.train_ppo.rollouts import Rollout, Scorer
+from kubealign_components.train_ppo.sampling import open_sampler
+from kubealign_components.train_ppo.saving import compare, samples, save_aligned
+from kubealign_components.train_ppo.trainer import Parts, PpoTrainer
+from kubealign_components.training.checkpoints import CheckpointStore, everything
+from kubealign_components.training.metrics import means_of_last
+from kubealign_components.training.processes import Processes, joined
+from kubealign_components.training.publishing import publish_model
+
+log = logging.getLogger(__name__)
+
+Log = list[tuple[int, dict[str, float]]]
+
+PROGRAM = "kubealign_components.train_ppo.program:work"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What a process needs to know, in plain JSON values."""
+
+    config: dict[str, Any]
+    """Settings of :class:`PpoConfig`."""
+    prompts: str
+    """URI of the prompts."""
+    output: str
+    """URI of the model to make."""
+    provenance: dict[str, Any]
+    """Of that model."""
+    reward_model: str = ""
+    """URI of the reward model."""
+    checkpoints: str = ""
+    """URI of this run's checkpoints; empty for none."""
+
+
+def work(**members: Any) -> None:
+    """Train; the first process publishes the policy.
+
+    Args:
+        members: those of a :class:`Job`.
+
+    Raises:
+        ConfigError, DataError, EngineError: settings, data or a model that cannot be used.
+        Preempted: SIGTERM came; a checkpoint was published where the job has a place for it.
+    """
+    job = Job(**members)
+    config = from_mapping(PpoConfig, job.config, "train_ppo")
+    check_machine(config)
+    with joined() as processes:
+        base = processes.find_model(config.policy, config.revision).path
+        parts = _parts(job, config, processes, base)
+        try:
+            outcome = _Run(job, config, parts, processes).to_its_end()
+        finally:
+            parts.sampler.close()
+        if processes.first:
+            folder = processes.folder / "model"
+            save_aligned(config, parts.model, base, folder)
+            stats = _summary(Dataset.open(job.prompts, TOKENIZED), outcome)
+            extra = {"adapter": not config.merge_adapter, "samples": outcome["samples"]}
+            publish_model(folder, job.output, job.provenance, outcome["log"], stats, extra)
+
+
+def _parts(job: Job, config: PpoConfig, processes: Processes, base: Path) -> Parts:
+    ranks = Ranks(processes)
+    questions = load_questions(Dataset.open(job.prompts, TOKENIZED), config)
+    reward_model = processes.find_model(job.reward_model).path if job.reward_model else None
+    place = config.policy_adapter
+    adapters = Adapters(
+        reward=reward_model / ADAPTER_FOLDER if reward_model else None,
+        policy=processes.find_adapter(place, "policy_adapter").path if place else None,
+    )
+    model = PpoModel(config, base, adapters, ranks.device)
+    template = ChatTemplate(ModelFiles(name=base.name, path=base))
+    return Parts(
+        model=model,
+        sampler=open_sampler(config, model, base, ranks.count),
+        scorer=Scorer(config, model, template, PrincipleDraw(config), reward_model),
+        questions=questions,
+        ranks=ranks,
+    )
+
+
+def _summary(prompts: Dataset, outcome: Mapping[str, Any]) -> Stats:
+    """Counts, the means of the last steps, and the evaluation."""
+    steps: Log = outcome["log"]
+    stats = Stats(
+        rows_in=prompts.rows, rows_out=prompts.rows - outcome["too_long"], numbers=means_of_last(steps)
+    )
+    stats.drop("prompt_too_long", outcome["too_long"])
+    stats.counts.update({"steps": steps[-1][0]})
+    stats.counts.update({name: outcome[name] for name in ("train_prompts", "held_out_prompts")})
+    return stats
+
+
+class _Run:
+    """Steps, checkpoints and evaluations in their order."""
+
+    def __init__(self, job: Job, config: PpoConfig, parts: Parts, processes: Processes) -> None:
+        self.config, self.parts, self.processes = config, parts, processes
+        self.store = (
+            CheckpointStore(uri=job.checkpoints, keep=config.keep_checkpoints) if job.checkpoints else None
+        )
+        self.steps = steps_of(config, len(parts.questions.train))
+        self.trainer = PpoTrainer(config, parts, self.steps)
+        self.progress = Progress()
+
+    def to_its_end(self) -> dict[str, Any]:
+        """Train what is left to train; the log, the samples and the counts."""
+        with preemptible("train_ppo") as check:
+            self.parts.check = check
+            found = self.store.newest(everything, self.processes) if self.store else None
+            if found is not None:
+                log.info("going on from %s", found[0].name)
+                self.progress = load_state(found[1], self.trainer)
+            else:
+                self.progress.before = self.trainer.evaluate()
+            rollouts = self._train()
+            after = self.trainer.evaluate()
+        progress, questions = self.progress, self.parts.questions
+        progress.log[-1][1].update(compare(progress.before, after, self.config.seed))
+        return {
+            "log": progress.log,
+            "samples": samples(questions, rollouts, progress.before, after),
+            "train_prompts": len(questions.train),
+            "held_out_prompts": len(questions.held_out),
+            "too_long": questions.too_long,
+        }
+
+    def _train(self) -> list[Rollout]:
+        """The steps that are left; gives the rollouts of the last one."""
+        rollouts: list[Rollout] = []
+        with (
+            progress_bar(self.steps, "steps", "train_ppo") if self.parts.ranks.first else nullcontext() as bar
+        ):
+            if bar is not None:
+                bar.update(self.progress.step)
+            for number in range(self.progress.step, self.steps):
+                metrics, rollouts = self._step(number)
+                if bar is not None:
+                    bar.set_postfix(score=f"{metrics['score']:.3g}", kl=f"{metrics['kl']:.3g}", refresh=False)
+                    bar.update(1)
+        return rollouts
+
+    def _step(self, number: int) -> tuple[dict[str, float], list[Rollout]]:
+        """One step and, where it is time or the process has to stop, its checkpoint."""
+        progress, alone = self.progress, self.parts.ranks.count == 1
+        try:
+            metrics, rollouts = self.trainer.step(number)
+            progress.step = number + 1
+            progress.log.append((progress.step, metrics))
+            self.parts.check()
+        except Preempted:
+            # Alone, one more checkpoint fits into the grace period; several would wait for each other.
+            if alone and progress.step:
+                self._save()
+            raise
+        if self.config.save_every and progress.step % self.config.save_every == 0:
+            self._save()
+        return metrics, rollouts
+
+    def _save(self) -> None:
+        if self.store is None:
+            return
+        folder = self.processes.folder / f"checkpoint-{self.progress.step}"
+        if self.processes.first:
+            save_state(folder, self.trainer, self.progress)
+        self.store.publish(folder, self.progress.step, self.processes)
+        if self.processes.first:
+            shutil.rmtree(folder)

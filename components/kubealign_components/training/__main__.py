@@ -1,0 +1,16 @@
+"""A training process: ``torchrun -m kubealign_components.train JOB_URI``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from kubealign_components.training.launch import run_process
+
+if __name__ == "__main__":
+    code = run_process(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The work is done and published. Threads of gloo and DeepSpeed now and then abort the process while
+    # the interpreter takes itself apart, which torchrun would report as a failed training.
+    os._exit(code)

@@ -1,0 +1,86 @@
+"""From our settings to those of ``transformers.Trainer``."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import DistributedType, PartialState
+from transformers import TrainingArguments
+
+from kubealign_components.training.config import TrainerConfig
+from kubealign_components.training.models import compute_dtype
+from kubealign_components.training.processes import TIMEOUT
+
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+def strategy_settings(strategy: str) -> dict[str, Any]:
+    """The ready settings of a sharding strategy (fsdp2, zero1, zero2, zero3), from ``configs/``."""
+    text = files("kubealign_components.training.configs").joinpath(f"{strategy}.json").read_text()
+    settings: dict[str, Any] = json.loads(text)
+    return settings
+
+
+def training_arguments(config: TrainerConfig, folder: Path, *, universal: bool = False) -> TrainingArguments:
+    """Arguments of a run whose local files go to ``folder``.
+
+    Args:
+        config: the settings.
+        folder: of this node.
+        universal: whether the run goes on from a universal checkpoint of DeepSpeed's.
+
+    With a ZeRO strategy this must exist before the model is loaded: ZeRO-3 shards it on loading.
+    """
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        # For the Trainer an optimiser step is one batch; StepTrainer cuts it.
+        per_device_train_batch_size=1,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=_SCHEDULES[config.schedule],
+        warmup_steps=config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch_fused",
+        seed=config.seed,
+        bf16=compute_dtype(config) == torch.bfloat16,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if config.eval_every else "no",
+        eval_steps=config.eval_every or None,
+        save_strategy="steps" if config.save_every else "no",
+        save_steps=config.save_every or 500,
+        remove_unused_columns=False,
+        label_names=[],
+        disable_tqdm=True,
+        report_to=[],
+        ddp_timeout=int(TIMEOUT.total_seconds()),
+        **_sharding(config, universal),
+    )
+    if arguments.world_size == 1:
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # the Trainer's own DataParallel splits tensors only
+    if config.strategy.startswith("zero") and torch.distributed.is_initialized():
+        import deepspeed
+
+        deepspeed.init_distributed()  # ZeRO-3 asks it for the number of processes when the model is loaded
+    if config.strategy == "fsdp2" and not torch.cuda.is_available():
+        # On CPUs accelerate would quietly run plain data parallelism instead, though torch shards there too.
+        PartialState().distributed_type = DistributedType.MULTI_GPU
+    return arguments
+
+
+def _sharding(config: TrainerConfig, universal: bool) -> dict[str, Any]:
+    if config.strategy == "none":
+        return {"ddp_find_unused_parameters": False}
+    settings = strategy_settings(config.strategy)
+    if config.strategy == "fsdp2":
+        return {"fsdp": True, "fsdp_config": settings}
+    if universal:
+        settings["checkpoint"] = {"load_universal": True}
+    return {"deepspeed": settings}

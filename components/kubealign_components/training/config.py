@@ -1,0 +1,118 @@
+"""Settings that every training stage has, and the names of objectives and strategies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kubealign_components.config import execution, require, require_choice
+
+TRANSFORMS = ("identity", "log", "sqrt", "square", "normal_icdf")
+"""f in QRPO: what is regressed on, as a function of the quantile reward. Here, not beside the objectives,
+so that settings are checked without torch."""
+PAIRWISE = ("dpo", "dpo_norm", "ipo", "rebel", "simpo")
+"""Objectives that compare a chosen with a rejected completion."""
+POINTWISE = ("qrpo",)
+"""Objectives that look at one completion at a time; pairs are two of them."""
+SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
+"""Strategies that spread the training state over processes; each has a file in ``configs/``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerConfig:
+    """Settings of everything that is trained in optimiser steps on stored examples."""
+
+    policy: str
+    """Model directory, URI or hub id of the policy."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    learning_rate: float
+    """Peak learning rate of AdamW."""
+    schedule: str = "linear"
+    """Learning rate after warm-up: linear or cosine to 0, or constant."""
+    warmup_ratio: float = 0.1
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    epochs: float = 1.0
+    """Passes over the training split."""
+    max_steps: int = 0
+    """Optimiser steps, instead of ``epochs``; 0 to go by epochs."""
+    batch_size: int = 32
+    """Examples of one optimiser step, over all processes: pairs, or single completions."""
+    max_grad_norm: float = 1e5
+    """Clip the gradient norm to this; 0 never clips."""
+    seed: int = 0
+    """Seed of the example order and of adapter initialisation."""
+    dtype: str = "auto"
+    """Precision of the forward and backward pass: bfloat16, float32, or auto (bfloat16 on CUDA, else
+    float32). Trained weights and optimiser state are float32 in any case: a step at a learning rate of
+    1e-6 is smaller than bfloat16's spacing and would be lost."""
+    save_dtype: str = "float32"
+    """Precision of the saved weights: float32, bfloat16, float16, or auto (what the policy was saved in).
+    A policy saved in bfloat16 sits on bfloat16's grid, and a weight that moved by less than half its
+    spacing, about 0.2 %, is rounded back: at small learning rates that undoes the training. DeepSpeed
+    hands over bfloat16 weights when it computes in them."""
+    adapter: str = "none"
+    """none (full training), lora, or qlora (a base in 4 bits, which needs CUDA)."""
+    lora_r: int = 16
+    """Rank of the adapters."""
+    lora_alpha: int = 32
+    """Scale of the adapters: their output counts lora_alpha / lora_r."""
+    lora_dropout: float = 0.0
+    """Dropout of the adapters' input. All other dropout is off."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the layers that get adapters; all linear layers but the head by default."""
+    eval_every: int = 0
+    """Steps between validation losses; 0 for one at the end, where there is a validation split."""
+    strategy: str = execution("none")
+    """Data parallel (none), fsdp2, or DeepSpeed zero1, zero2, zero3."""
+    nodes: int = execution(1)
+    """Machines that train together; more than one only on a cluster."""
+    processes: int = execution(0)
+    """Training processes on each machine; 0 for one a GPU."""
+    micro_batch_tokens: int = execution(4096)
+    """Most tokens of one forward pass of one process, each prompt counted once: an optimiser step is cut
+    into as many as it takes, and a longer example is one by itself. Lower it when memory runs out."""
+    gradient_checkpointing: bool = execution(False)
+    """Recompute activations in the backward pass: a third more time, far less memory."""
+    save_every: int = execution(0)
+    """Steps between checkpoints; 0 for none."""
+    keep_checkpoints: int = execution(1)
+    """Checkpoints to keep; older ones are removed."""
+    work: str = execution("")
+    """Work prefix; checkpoints go below it under the run's fingerprint, where a retry finds them."""
+
+    def __post_init__(self) -> None:
+        require_choice("schedule", self.schedule, ("linear", "cosine", "constant"))
+        require_choice("dtype", self.dtype, ("auto", "bfloat16", "float32"))
+        require_choice("save_dtype", self.save_dtype, ("auto", "bfloat16", "float16", "float32"))
+        require_choice("adapter", self.adapter, ("none", "lora", "qlora"))
+        require_choice("strategy", self.strategy, ("none", *SHARDED))
+        self._check_ranges()
+        require(
+            self.adapter != "qlora" or self.strategy == "none",
+            "strategy",
+            self.strategy,
+            "none with qlora: a quantised base is not sharded",
+        )
+        require(
+            not self.save_every or bool(self.work),
+            "work",
+            self.work,
+            "a folder or URI for the checkpoints that save_every asks for",
+        )
+        require(
+            self.nodes == 1 or bool(self.work), "work", self.work, "a URI where several nodes find their job"
+        )
+
+    def _check_ranges(self) -> None:
+        for name in ("learning_rate", "epochs"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        for name in ("weight_decay", "max_grad_norm", "max_steps", "eval_every", "save_every", "processes"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in (
+            *("batch_size", "micro_batch_tokens", "lora_r", "lora_alpha", "keep_checkpoints", "nodes"),
+        ):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("warmup_ratio", "lora_dropout"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")

@@ -1,0 +1,266 @@
+"""The policy model: loading it to be trained, and saving it as a directory that others load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from kubealign_components.data.models import TOKENIZER
+from kubealign_components.engines.scoring import four_bits
+from kubealign_components.errors import ConfigError, EngineError
+from kubealign_components.training.config import TrainerConfig
+
+COPIED = (*TOKENIZER, "chat_template.jinja", "chat_template.json", "generation_config.json")
+"""Files of a policy that training leaves as they are."""
+
+
+def compute_dtype(config: TrainerConfig) -> torch.dtype:
+    """The precision of forward and backward passes on this machine."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def check_machine(config: TrainerConfig) -> None:
+    """Refuse what this machine cannot do.
+
+    Raises:
+        ConfigError: 4-bit weights without CUDA.
+    """
+    if config.adapter == "qlora" and not torch.cuda.is_available():
+        raise ConfigError("adapter", "qlora", "lora on this machine: 4-bit weights need a CUDA device")
+
+
+def load_policy(config: TrainerConfig, path: Path) -> Any:
+    """The policy ready to train: dropout off, adapters attached, trainable weights in float32.
+
+    Args:
+        config: the settings.
+        path: a Hugging Face model directory.
+
+    Raises:
+        EngineError: the directory holds no causal language model.
+        ConfigError: ``lora_targets`` name no layer of it.
+    """
+    model = load_base(path, base_dtype(config), quantise=config.adapter == "qlora")
+    if config.adapter != "none":
+        model = attach_adapter(config, model)
+    return ready_to_train(config, model)
+
+
+def ready_to_train(config: TrainerConfig, model: Any) -> Any:
+    """``model`` with dropout off, but for that of adapters, and with checkpointed activations if wanted."""
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    disable_dropout(model, keep_adapters=config.adapter != "none")
+    return model
+
+
+def disable_dropout(model: nn.Module, *, keep_adapters: bool = False) -> None:
+    """Set every dropout to 0, so that step 0 is the reference; adapters' own may stay."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and not (keep_adapters and "lora_dropout" in name):
+            module.p = 0.0
+    config = getattr(model, "config", None)
+    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"):
+        # Attention reads its probability from here or from a copy of it on the module.
+        if isinstance(getattr(config, name, None), float):
+            setattr(config, name, 0.0)
+        for module in model.modules():
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def save_policy(
+    model: Any,
+    source: Path,
+    target: Path,
+    *,
+    name: str,
+    adapter: str,
+    merge_adapter: bool,
+    save_dtype: str,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the trained ``model`` as a Hugging Face directory, with the tokenizer of ``source``.
+
+    The tokenizer's files, chat template and generation settings are copied byte for byte, so that
+    the trained policy has the tokenizer identity of the reference.
+
+    Args:
+        model: from :func:`load_policy`, trained; unusable afterwards.
+        source: the directory it was loaded from.
+        target: folder to fill.
+        name: the policy as the user named it, which adapters say they belong to.
+        adapter: none, lora or qlora.
+        merge_adapter: whether adapters are added to the weights or saved alone.
+        save_dtype: precision of whole weights, see :class:`TrainerConfig`.
+        state: gathered weights by name where the model's own are sharded; all of them, or only the
+            trained ones of an adapter.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    if adapter == "none":
+        save_whole(model, source, target, saved_dtype(save_dtype, source), state)
+    elif merge_adapter:
+        whole = _merged(model, source, state, exact=adapter == "lora")
+        save_whole(whole, source, target, saved_dtype(save_dtype, source), None)
+    else:
+        # By the name that the user gave: a path of this machine means nothing elsewhere.
+        model.peft_config[model.active_adapter].base_model_name_or_path = name
+        model.save_pretrained(target, state_dict=state)
+        (target / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    for file in COPIED:
+        if (source / file).is_file():
+            shutil.copyfile(source / file, target / file)
+
+
+def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name; tied ones once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def base_dtype(config: TrainerConfig) -> torch.dtype:
+    """What a base is loaded in: float32 where it is trained; a frozen one is as exact as its compute
+    precision needs it."""
+    frozen = config.adapter != "none" and config.strategy == "none"
+    return compute_dtype(config) if frozen else torch.float32
+
+
+def load_base(
+    path: Path,
+    dtype: torch.dtype,
+    *,
+    quantise: bool = False,
+    kind: Any = AutoModelForCausalLM,
+    unquantised: Sequence[str] | None = None,
+    **options: Any,
+) -> Any:
+    """The model at ``path`` in ``dtype``, or quantised to 4 bits (nf4) for CUDA.
+
+    Args:
+        path: a Hugging Face model directory.
+        dtype: of the weights, or of what is computed with those in 4 bits.
+        quantise: whether to quantise all linear layers.
+        kind: what it is loaded as.
+        unquantised: linear layers to leave as they are; the head of a language model when None.
+        options: further arguments of ``from_pretrained``.
+
+    Raises:
+        EngineError: the directory holds none.
+    """
+    if quantise:
+        options["quantization_config"] = four_bits(dtype, unquantised=unquantised)
+    try:
+        return kind.from_pretrained(path, dtype=dtype, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise EngineError(f"cannot load the policy from {path}: {error}") from error
+
+
+def attach_adapter(
+    config: TrainerConfig, model: Any, targets: Sequence[str] = (), *, task: str | None = "CAUSAL_LM"
+) -> Any:
+    """``model`` with new adapters, seeded, which change nothing yet.
+
+    Args:
+        config: the settings; those of the adapter count here.
+        model: from :func:`load_base`.
+        targets: layers that get adapters where the settings name none; by default all linear layers but
+            the head of a causal language model.
+        task: PEFT's name of what the model is for; None for what it does not know.
+
+    Raises:
+        ConfigError: ``lora_targets`` name no layer of it.
+    """
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if config.adapter == "qlora":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    lora = LoraConfig(
+        task_type=task,
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_targets or targets) or "all-linear",
+    )
+    torch.manual_seed(config.seed)
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:
+        raise ConfigError(
+            "lora_targets", config.lora_targets, f"names of the model's layers ({error})"
+        ) from error
+
+
+def _merged(model: Any, source: Path, state: Mapping[str, Tensor] | None, *, exact: bool) -> Any:
+    """The model with its adapters added to the weights.
+
+    Raises:
+        EngineError: trained weights that the policy at ``source`` has no place for.
+    """
+    if state is None and exact:
+        return model.merge_and_unload()
+    # Sharded or 4-bit weights take no addition: put the adapters on a fresh, exact base.
+    fresh = _attach_adapter_like(model, load_base(source, torch.float32))
+    trained = state or {name: weight.detach().cpu() for name, weight in trained_weights(model).items()}
+    left = fresh.load_state_dict(trained, strict=False).unexpected_keys
+    if left:
+        raise EngineError(f"trained weights do not fit the policy: {', '.join(left[:3])}, …")
+    return fresh.merge_and_unload()
+
+
+def _attach_adapter_like(model: Any, base: Any) -> Any:
+    from peft import get_peft_model
+
+    return get_peft_model(base, model.peft_config[model.active_adapter])
+
+
+def save_whole(
+    model: Any, source: Path, target: Path, dtype: torch.dtype, state: Mapping[str, Tensor] | None
+) -> None:
+    """Write ``model``, or its gathered weights ``state``, to ``target`` in ``dtype``.
+
+    What training set in its config becomes what it was in ``source``, where it was loaded from.
+    """
+    if state is None:
+        model.to(dtype).save_pretrained(target)
+    else:
+        kept = {k: v.to(dtype) for k, v in state.items()}
+        if model.config.tie_word_embeddings:
+            kept = {k: v for k, v in kept.items() if not k.endswith("lm_head.weight")}
+        model.save_pretrained(target, state_dict=kept)
+    _restore_config(source / "config.json", target / "config.json", dtype)
+
+
+def _restore_config(source: Path, target: Path, dtype: torch.dtype) -> None:
+    """Undo what training set in the config: dropout, caching, the precision it ran in."""
+    before, after = json.loads(source.read_text()), json.loads(target.read_text())
+    for name in list(after):
+        if name == "use_cache" or name.endswith(("dropout", "pdrop")):
+            after.pop(name)
+            if name in before:
+                after[name] = before[name]
+    after["dtype"] = str(dtype).removeprefix("torch.")
+    target.write_text(json.dumps(after, indent=2, sort_keys=True) + "\n")
+
+
+def saved_dtype(name: str, source: Path) -> torch.dtype:
+    """The precision that ``save_dtype`` ``name`` means for weights of the policy at ``source``.
+
+    Raises:
+        EngineError: ``save_dtype`` is auto, and the policy at ``source`` is in no dtype that torch knows.
+    """
+    if name == "auto":
+        settings = json.loads((source / "config.json").read_text())
+        name = settings.get("dtype") or settings.get("torch_dtype") or "float32"
+    dtype = getattr(torch, str(name))
+    if not isinstance(dtype, torch.dtype):
+        raise EngineError(f"{source / 'config.json'} names the dtype {name!r}, which torch does not know")
+    return dtype

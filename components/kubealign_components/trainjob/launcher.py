@@ -1,0 +1,245 @@
+"""Runs a training job on several nodes, as a Kubeflow TrainJob, to its end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from kubealign_components.config import from_mapping
+from kubealign_components.errors import EngineError
+from kubealign_components.preemption import Preempted
+from kubealign_components.trainjob.api import ClusterApi, connect
+from kubealign_components.trainjob.kueue import QueueWatch
+from kubealign_components.trainjob.logs import LogStream
+from kubealign_components.trainjob.manifest import SPEC_DIGEST, train_job_body
+from kubealign_components.trainjob.owner_pod import Launcher, this_pod
+from kubealign_components.trainjob.pods import failure
+from kubealign_components.trainjob.settings import PodShape, TrainJobSettings
+from kubealign_components.trainjob.states import DEADLINE, WAITING, State, condition, state_of
+
+if TYPE_CHECKING:
+    from kubealign_components.training.launch import Starter
+
+_LAST_WORD = (0.4, 0.5)
+"""Seconds to connect and for the answer, once a pod was told to end: it is gone after one."""
+
+Json = dict[str, Any]
+
+
+def starter(
+    nodes: int, processes: int, task: object = None, settings: Mapping[str, Any] | None = None
+) -> Starter | None:
+    """What starts training on ``nodes`` nodes, from the pod that this process runs in; None for one node.
+
+    Args:
+        nodes: that train together.
+        processes: of a node; 0 for one a GPU of the node.
+        task: a ``dsl.TaskConfig``: what KFP hands on of the task's pod.
+        settings: of :class:`TrainJobSettings`.
+
+    Raises:
+        ConfigError: settings that cannot be used.
+        EngineError: this process runs in no pod, or in no cluster.
+    """
+    wanted = from_mapping(TrainJobSettings, settings or {}, "train_job")
+    if nodes == 1:
+        return None
+    api = connect(deadline=wanted.api_timeout, pause=min(1.0, wanted.poll_seconds))
+    return train_job(api, nodes, processes, PodShape.of(task), wanted)
+
+
+def train_job(
+    api: ClusterApi,
+    nodes: int,
+    processes: int,
+    shape: PodShape,
+    settings: TrainJobSettings,
+    write: Callable[[str], None] | None = None,
+) -> Starter:
+    """What runs a training job as a TrainJob in the cluster ``api``.
+
+    Args:
+        api: the cluster.
+        nodes: that train together.
+        processes: of a node; 0 for one a GPU of the node.
+        shape: what the pods get.
+        settings: the rest.
+        write: takes a line of the first pod's log, or of what happens; standard output by default.
+    """
+    count = processes or shape.accelerators() or 1
+    launcher = this_pod(api)
+    say = write or _to_stdout
+
+    def start(job: str) -> None:
+        body = train_job_body(job, nodes, count, launcher=launcher, shape=shape, settings=settings)
+        run = _Run(api, body, launcher, settings, say)
+        with _deleted_on_signal(api, body["metadata"]["name"]):
+            run.begin()
+            run.wait()
+
+    return start
+
+
+class _Run:
+    """One TrainJob from its creation, or adoption, to its end."""
+
+    def __init__(
+        self,
+        api: ClusterApi,
+        body: Json,
+        launcher: Launcher,
+        settings: TrainJobSettings,
+        write: Callable[[str], None],
+    ) -> None:
+        self._api, self._body, self._launcher, self._settings = api, body, launcher, settings
+        self._write, self._name = write, body["metadata"]["name"]
+        self._queue = QueueWatch(api, self._say)
+        self._uid = ""
+
+    def begin(self) -> None:
+        """Create the TrainJob, or take on the one that an earlier attempt created."""
+        end = time.monotonic() + self._settings.api_timeout
+        while time.monotonic() < end:
+            found = self._api.job(self._name)
+            if found is None:
+                self._api.create_job(self._body, dry_run=True)
+                created = self._api.create_job(self._body)
+                if created is not None:
+                    self._uid = created["metadata"]["uid"]
+                    self._say(f"created, {self._body['spec']['trainer']['numNodes']} nodes")
+                    return
+            elif self._taken(found):
+                return
+            self._pause()
+        raise EngineError(f"TrainJob {self._name} of an earlier attempt is still being deleted")
+
+    def wait(self) -> None:
+        """Watch the TrainJob to its end.
+
+        Raises:
+            EngineError: it failed, waited too long, or was deleted.
+        """
+        log = LogStream(
+            self._api.again(self._settings.poll_seconds), self._name, self._write, self._settings.poll_seconds
+        )
+        log.start()
+        try:
+            job, state = self._watch()
+            log.finish(2 * self._settings.poll_seconds)
+        finally:
+            log.stop()
+        if state is State.CANCELLED:
+            raise EngineError(f"TrainJob {self._name} was deleted while this run waited for it")
+        if state is State.FAILED:
+            raise EngineError(self._failure(job or {}))
+
+    def _watch(self) -> tuple[Json | None, State]:
+        """Follow the TrainJob's states until one is final."""
+        ran, before, since = False, None, time.monotonic()
+        while True:
+            job = self._ours(self._api.job(self._name))
+            state = state_of(job, evicted=ran or self._queue.evicted)
+            if job is not None and state in WAITING:
+                self._queue.look(job)
+                state = state_of(job, evicted=ran or self._queue.evicted)
+            if state is not before:
+                self._say(state)
+                # Out of the queue and not running is still waiting; being evicted starts it anew.
+                since = time.monotonic() if before is State.RUNNING else since
+                before = state
+            if state not in (*WAITING, State.RUNNING):
+                return job, state
+            ran = ran or state is State.RUNNING
+            if state in WAITING:
+                self._check_wait(time.monotonic() - since, state)
+            self._pause()
+
+    def _taken(self, found: Json) -> bool:
+        """Whether the TrainJob ``found`` is this run's from now on; if not, it goes."""
+        state = state_of(found)
+        if found["metadata"].get("deletionTimestamp"):
+            return False
+        if state is State.FAILED:
+            self._say("the one of an earlier attempt failed: it is deleted, to start again")
+            self._api.delete_job(self._name, uid=found["metadata"]["uid"])
+            return False
+        same = (found["metadata"].get("annotations") or {}).get(SPEC_DIGEST)
+        if same != self._body["metadata"]["annotations"][SPEC_DIGEST] and state is not State.SUCCEEDED:
+            raise EngineError(
+                f"TrainJob {self._name} in namespace {self._api.namespace} is {state} for this very "
+                f"training, with other nodes, resources or images: wait for its end, or delete it "
+                f"(kubectl -n {self._api.namespace} delete trainjob {self._name}) and run this again"
+            )
+        self._uid = found["metadata"]["uid"]
+        owners = found["metadata"].get("ownerReferences") or []
+        if all(owner["uid"] != self._launcher.uid for owner in owners):
+            self._api.own_job(self._name, [*owners, self._launcher.owner])
+        self._say(f"adopted, {state}")
+        return True
+
+    def _ours(self, job: Json | None) -> Json | None:
+        """``job``, unless another one took its name meanwhile."""
+        return job if job is not None and job["metadata"]["uid"] == self._uid else None
+
+    def _check_wait(self, waited: float, state: State) -> None:
+        limit = self._settings.queue_timeout
+        if limit and waited > limit:
+            self._api.delete_job(self._name, uid=self._uid)
+            raise EngineError(
+                f"TrainJob {self._name} was {state} for {waited:.0f} s, longer than queue_timeout={limit}, "
+                "and was deleted; the lines above say what it waited for"
+            )
+
+    def _failure(self, job: Mapping[str, Any]) -> str:
+        failed = condition(job, "Failed")
+        text = f"TrainJob {self._name} failed: {failed.get('message', '')}"
+        if failed.get("reason") == DEADLINE:
+            return f"{text} (run_timeout={self._settings.run_timeout} seconds)"
+        reason = failure(self._api, self._name)
+        return f"{text}\n{reason}" if reason else text
+
+    def _pause(self) -> None:
+        time.sleep(self._settings.poll_seconds)
+
+    def _say(self, text: str) -> None:
+        self._write(f"[TrainJob {self._name}] {text}")
+
+
+@contextmanager
+def _deleted_on_signal(api: ClusterApi, name: str) -> Iterator[None]:
+    """Delete the TrainJob when this process is told to end while the block runs, within a second."""
+    last = api.again(deadline=0.0)
+    try:
+        with _raised_sigterm():
+            yield
+    except (KeyboardInterrupt, SystemExit):
+        with suppress(EngineError):
+            last.delete_job(name, timeout=_LAST_WORD)
+        raise
+
+
+@contextmanager
+def _raised_sigterm() -> Iterator[None]:
+    """While the block runs, SIGTERM is an exception; outside the main thread Python takes no handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(*_: object) -> None:
+        raise Preempted
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _to_stdout(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

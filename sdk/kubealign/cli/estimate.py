@@ -1,0 +1,88 @@
+"""The command ``kubealign estimate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kubealign.cli.options import load_run, run_options
+from kubealign.estimate.formulas import GIB, SHAPES, ModelShape, Throughput
+
+if TYPE_CHECKING:
+    from kubealign.estimate.stages import Assumptions, StageEstimate
+
+
+@click.command("estimate")
+@run_options
+@click.option("--model-shape", type=click.Choice(tuple(SHAPES)), help="Instead of a local policy's config.")
+@click.option("--reward-model-shape", type=click.Choice(tuple(SHAPES)), help="By default the policy's.")
+@click.option("--gpu-memory", default=80.0, show_default=True, help="GiB of a GPU.")
+@click.option("--nodes", default=0, help="Machines of every training stage; by default the run file's.")
+@click.option("--rows", default=10_000, show_default=True, help="Prompts.")
+@click.option("--prompt-tokens", default=256, show_default=True, help="Mean tokens of a prompt.")
+@click.option("--completion-tokens", default=512, show_default=True, help="Mean tokens of a completion.")
+@click.option("--questions", default=22, show_default=True, help="Questions of the judge on a pair.")
+@click.option("--flops", default=4e14, show_default=True, help="Useful operations per second and GPU.")
+@click.option("--sample-rate", default=0.0, help="Sampled tokens/s and GPU; by default 10,000 at 8B.")
+@click.option("--score-rate", default=0.0, help="Scored tokens/s and GPU; by default from --flops.")
+@click.option("--train-rate", default=0.0, help="Trained tokens/s and GPU; by default from --flops.")
+def estimate(
+    pipeline: str | None,
+    file: Path | None,
+    assignments: tuple[str, ...],
+    model_shape: str | None,
+    reward_model_shape: str | None,
+    flops: float,
+    sample_rate: float,
+    score_rate: float,
+    train_rate: float,
+    **given: Any,
+) -> None:
+    """Estimate memory per rank and GPU-hours of every GPU stage of PIPELINE.
+
+    The formulas stand in kubealign.estimate.formulas with their sources.
+    """
+    from kubealign.estimate.stages import Assumptions, shape_of
+    from kubealign.estimate.stages import estimate as estimate_run
+
+    run = load_run(pipeline, file, assignments)
+    shape = shape_of(str(run.parameters.get("policy", "")), model_shape or "")
+    throughput = Throughput(flops=flops, sample=sample_rate, score=score_rate, train=train_rate)
+    reward_shape = SHAPES[reward_model_shape] if reward_model_shape else None
+    assumed = Assumptions(**given, reward_shape=reward_shape, throughput=throughput)
+    _show(shape, assumed, estimate_run(run, shape, assumed))
+
+
+def _show(shape: ModelShape, assumed: Assumptions, stages: Sequence[StageEstimate]) -> None:
+    from rich.table import Table
+
+    from kubealign.cli.console import standard_console
+
+    console = standard_console()
+    table = Table(title="GiB of a rank, and GPU-hours", title_justify="left")
+    table.add_column("")
+    for stage in stages:
+        table.add_column(stage.title, justify="right", overflow="fold")
+    table.add_row("machines", *(str(stage.nodes) for stage in stages))
+    table.add_row("GPUs", *(str(stage.gpus) for stage in stages))
+    for part in dict.fromkeys(name for stage in stages for name in stage.memory.parts):
+        cells = [stage.memory.parts.get(part, 0.0) for stage in stages]
+        if any(cells):
+            table.add_row(part, *(f"{cell / GIB:.1f}" if cell else "" for cell in cells))
+    table.add_row("total", *(f"{stage.memory.total / GIB:.1f}" for stage in stages))
+    table.add_row(f"fits {assumed.gpu_memory:g} GiB", *("yes" if s.fits else "NO" for s in stages))
+    table.add_row("GPU-hours", *(f"{stage.hours:,.1f}" for stage in stages))
+    console.print(table)
+    console.print(f"GPU-hours in all: {sum(stage.hours for stage in stages):,.1f}")
+    rates = assumed.throughput.rates(shape)
+    slow = assumed.throughput.rates(shape, checkpointing=True)["train"]
+    console.print(
+        f"Assumed: {shape.parameters / 1e9:.2f}e9 parameters; {assumed.rows:,} prompts of "
+        f"{assumed.prompt_tokens} tokens, completions of {assumed.completion_tokens}. "
+        f"Tokens/s of a GPU: sampling {rates['sample']:,.0f}, "
+        f"scoring {rates['score']:,.0f}, training {rates['train']:,.0f} "
+        f"(with gradient checkpointing {slow:,.0f})."
+    )

@@ -1,0 +1,95 @@
+"""TrainJobs that nobody waits for any more: those whose run was stopped or lost, and those long finished.
+
+A TrainJob belongs to the pod that started it, and Kubernetes deletes it with that pod. A pod that ended
+stays until its workflow is cleaned up, and what it started may go on holding GPUs until then.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kubealign_components.trainjob.api import ClusterApi
+from kubealign_components.trainjob.manifest import MANAGED_BY, RUN
+from kubealign_components.trainjob.states import State, condition, state_of
+
+ENDED = (State.SUCCEEDED, State.FAILED)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOver:
+    """A TrainJob to delete."""
+
+    name: str
+    uid: str
+    run: str
+    """Id of the run that started it, where it is known."""
+    reason: str
+
+
+def left_over(
+    api: ClusterApi, *, keep: datetime.timedelta, grace: datetime.timedelta, now: datetime.datetime
+) -> Iterator[LeftOver]:
+    """The TrainJobs of KubeAlign that are to go.
+
+    Args:
+        api: the cluster and namespace.
+        keep: how long one that ended stays, for its pods' logs.
+        grace: how long one that has not ended stays without a pod that waits for it. A retry takes it on,
+            so this must be longer than the pause before one.
+        now: the time.
+    """
+    for job in api.jobs(",".join(f"{name}={value}" for name, value in MANAGED_BY.items())):
+        reason = _reason(api, job, keep, grace, now)
+        meta = job["metadata"]
+        if reason and not meta.get("deletionTimestamp"):
+            run = (meta.get("labels") or {}).get(RUN, "")
+            yield LeftOver(name=meta["name"], uid=meta["uid"], run=run, reason=reason)
+
+
+def _reason(
+    api: ClusterApi,
+    job: Mapping[str, Any],
+    keep: datetime.timedelta,
+    grace: datetime.timedelta,
+    now: datetime.datetime,
+) -> str:
+    """Why ``job`` is to go; empty where it stays."""
+    state = state_of(job)
+    if state in ENDED:
+        kind = "Complete" if state is State.SUCCEEDED else "Failed"
+        since = now - _time(condition(job, kind)["lastTransitionTime"])
+        return f"{state} {_hours(since)} ago" if since > keep else ""
+    left = _time(job["metadata"]["creationTimestamp"])
+    for owner in job["metadata"].get("ownerReferences") or []:
+        pod = api.pod(owner["name"])
+        if pod is None or pod["metadata"]["uid"] != owner["uid"]:
+            continue
+        ended = _ended(pod)
+        if ended is None:
+            return ""
+        left = max(left, ended)
+    since = now - left
+    return f"{state}, and no pod has waited for it for {_hours(since)}" if since > grace else ""
+
+
+def _ended(pod: Mapping[str, Any]) -> datetime.datetime | None:
+    """When ``pod`` ended; None while it has not."""
+    status = pod.get("status") or {}
+    if status.get("phase") not in ("Succeeded", "Failed"):
+        return None
+    times = [pod["metadata"]["creationTimestamp"]]
+    for container in status.get("containerStatuses") or []:
+        ended = (container.get("state") or {}).get("terminated") or {}
+        times += [ended["finishedAt"]] if ended.get("finishedAt") else []
+    return max(_time(one) for one in times)
+
+
+def _time(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(text[:19]).replace(tzinfo=datetime.UTC)
+
+
+def _hours(span: datetime.timedelta) -> str:
+    return f"{span.total_seconds() / 3600:.1f} h"

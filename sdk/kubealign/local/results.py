@@ -1,0 +1,203 @@
+"""What a local run left behind: outputs, counts by stage, and the numbers of the evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kubealign.graph import Graph
+from kubealign.local.watcher import TaskRun, Watcher
+from kubealign_components.data.dataset import MANIFEST, Dataset, Manifest
+
+METRICS = "system.Metrics"
+DIRECTORIES = ("system.Dataset", "system.Model")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """One output artifact of a task."""
+
+    task: str
+    """Name of the task in the graph."""
+    title: str
+    """The task as the UI shows it."""
+    output: str
+    """Name of the output."""
+    type: str
+    """Such as ``system.Dataset``."""
+    path: Path
+    metadata: dict[str, Any]
+
+    @property
+    def exists(self) -> bool:
+        """Whether the task made it; metrics live in the metadata alone."""
+        if self.type == METRICS:
+            return bool(self.metadata)
+        return (self.path / MANIFEST).is_file() if self.type in DIRECTORIES else self.path.is_file()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageRow:
+    """What one stage did in a run."""
+
+    stage: str
+    title: str
+    rows_in: int
+    rows_out: int
+    dropped: dict[str, int]
+    """Rows dropped, by reason."""
+    counts: dict[str, int]
+    """Other things counted, such as chunks and completions."""
+    numbers: dict[str, float]
+    """Measured values."""
+    seconds: float
+    """From the start of its first task to the end of its last."""
+
+    @property
+    def reused(self) -> int | None:
+        """Rows taken from earlier work, or None for a stage that has no chunks."""
+        return self.counts.get("rows_reused")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Results:
+    """A finished run."""
+
+    pipeline: str
+    folder: Path
+    parameters: dict[str, Any]
+    """All of them, defaults included."""
+    seconds: float
+    stages: list[StageRow]
+    outputs: list[Output] = field(default_factory=list)
+
+    def outputs_of(self, type_name: str) -> Iterator[Output]:
+        """The outputs of one type, such as ``system.HTML``, in the order they were made."""
+        return (output for output in self.outputs if output.type == type_name)
+
+    @property
+    def model(self) -> Path | None:
+        """The aligned model's directory, if the pipeline made one."""
+        models = list(self.outputs_of("system.Model"))
+        return models[-1].path if models else None
+
+    @property
+    def evaluation(self) -> dict[str, float]:
+        """The last stage's numbers."""
+        return self.stages[-1].numbers if self.stages else {}
+
+    @property
+    def last(self) -> Manifest | None:
+        """Manifest of the last dataset or model: its recipe holds the whole run."""
+        made = [output for output in self.outputs if output.type in DIRECTORIES]
+        return Dataset.open(str(made[-1].path), allow_empty=True).manifest if made else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for ``results.json``."""
+        return {
+            "pipeline": self.pipeline,
+            "seconds": round(self.seconds, 1),
+            "model": str(self.model) if self.model else None,
+            "evaluation": self.evaluation,
+            "stages": [{name: getattr(row, name) for name in StageRow.__slots__} for row in self.stages],
+            "outputs": [
+                {"task": o.task, "output": o.output, "type": o.type, "path": str(o.path)}
+                for o in self.outputs
+            ],
+        }
+
+
+def find_outputs(graph: Graph, artifacts: Path, runs: Sequence[TaskRun]) -> list[Output]:
+    """The output artifacts of the tasks that ended well, in the order of their ends."""
+    ended = {run.task: run.ended or 0.0 for run in runs if run.ok}
+    found: list[Output] = []
+    for path in artifacts.rglob("executor_output.json"):
+        task = graph.tasks.get(path.parent.name)
+        if task is None or task.name not in ended:
+            continue
+        written = json.loads(path.read_text()).get("artifacts", {})
+        for name, kind in task.outputs.items():
+            metadata = written.get(name, {}).get("artifacts", [{}])[0].get("metadata", {})
+            found.append(
+                Output(
+                    task=task.name,
+                    title=task.title,
+                    output=name,
+                    type=kind,
+                    path=path.parent / name,
+                    metadata=metadata,
+                )
+            )
+    return sorted(found, key=lambda output: ended[output.task])
+
+
+def missing_outputs(graph: Graph, artifacts: Path, watcher: Watcher) -> list[Output]:
+    """The declared outputs that tasks which ended well did not make.
+
+    KFP's local runner does not look, and one of its runners can take a failure for a success.
+    """
+    found = find_outputs(graph, artifacts, watcher.runs)
+    told = {output.task for output in found}
+    silent = {run.task: graph.tasks[run.task] for run in watcher.runs if run.ok and run.task not in told}
+    never = [
+        Output(task=task.name, title=task.title, output=name, type=kind, path=artifacts, metadata={})
+        for task in silent.values()
+        for name, kind in task.outputs.items()
+    ]
+    return [output for output in found if not output.exists] + never
+
+
+def collect(
+    graph: Graph,
+    folder: Path,
+    artifacts: Path,
+    watcher: Watcher,
+    parameters: Mapping[str, Any],
+    seconds: float,
+) -> Results:
+    """The results of the run in ``folder``."""
+    outputs = find_outputs(graph, artifacts, watcher.runs)
+    times = _times(graph, watcher.runs)
+    rows = [
+        _row(output, times[graph.tasks[output.task].group])
+        for output in outputs
+        if output.type in DIRECTORIES
+    ]
+    return Results(
+        pipeline=graph.name,
+        folder=folder,
+        parameters=dict(parameters),
+        seconds=seconds,
+        stages=rows,
+        outputs=outputs,
+    )
+
+
+def _row(output: Output, seconds: float) -> StageRow:
+    manifest = Dataset.open(str(output.path), allow_empty=True).manifest
+    stats = manifest.stats
+    stage = manifest.provenance.step["stage"]
+    return StageRow(
+        stage=stage,
+        title=stage.replace("_", " "),
+        rows_in=stats["rows_in"],
+        rows_out=stats["rows_out"],
+        dropped=stats["dropped"],
+        counts=stats["counts"],
+        numbers={f"{name}_mean": total / count for name, (total, count) in stats.get("sums", {}).items()}
+        | stats["numbers"],
+        seconds=round(seconds, 1),
+    )
+
+
+def _times(graph: Graph, runs: Sequence[TaskRun]) -> dict[str, float]:
+    """Seconds by group, from the first start to the last end."""
+    spans: dict[str, tuple[float, float]] = {}
+    for run in runs:
+        group = graph.tasks[run.task].group
+        start, end = spans.get(group, (run.started, run.started))
+        spans[group] = (min(start, run.started), max(end, run.ended or run.started))
+    return {group: end - start for group, (start, end) in spans.items()}
