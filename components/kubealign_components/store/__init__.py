@@ -1,7 +1,8 @@
 """Objects by URI, one promise for all stores: what is published is whole, and published once.
 
 ``store_for(uri)`` picks the store by scheme: a plain path or ``file://`` is local, ``gs://`` is
-Google Cloud Storage, ``s3://`` is S3 or anything that speaks it.
+Google Cloud Storage, ``s3://`` is S3 or anything that speaks it, and ``minio://`` the same by the name
+that Kubeflow Pipelines gives its own store.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def store_for(uri: str) -> Store:
         from kubealign_components.store.gs import GoogleStore
 
         return GoogleStore()
-    if scheme == "s3":
+    if scheme in ("s3", "minio"):
         from kubealign_components.store.s3 import S3Store
 
-        return S3Store()
-    raise ConfigError("uri", uri, "a local path, file://, gs:// or s3:// URI")
+        return S3Store(scheme=scheme)
+    raise ConfigError("uri", uri, "a local path, file://, gs://, s3:// or minio:// URI")

@@ -1,8 +1,8 @@
-"""S3 and what speaks it: AWS, SeaweedFS, MinIO.
+"""S3 and what speaks it: AWS, SeaweedFS, MinIO; ``minio://`` is Kubeflow's name for the latter two.
 
-The endpoint comes from ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``, everything else from the
-usual AWS settings. Every write carries ``If-None-Match: *``. What SeaweedFS 4.48 makes of it, tried
-with eight writers at once:
+The endpoint comes from ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``, for ``minio://`` without them the
+store that Kubeflow Pipelines brings along; everything else from the usual AWS settings. Every write carries
+``If-None-Match: *``. What SeaweedFS 4.48 makes of it, tried with eight writers at once:
 
 - PutObject and CopyObject: exactly one succeeds, as on AWS.
 - CompleteMultipartUpload: refused when the object exists, but of several that complete at the same
@@ -70,6 +70,7 @@ class S3Store:
     """Objects of S3; the client sends checksums and checks those that the server gives.
 
     Args:
+        scheme: ``s3`` or ``minio``.
         one_put: bytes up to which a file goes up in one request; by default :data:`ONE_PUT`, and
             :data:`~kubealign_components.store.base.PARALLEL` to AWS.
         one_get: bytes up to which an object is fetched in one request.
@@ -80,20 +81,21 @@ class S3Store:
     def __init__(
         self,
         *,
+        scheme: str = "s3",
         one_put: int | None = None,
         one_get: int = PARALLEL,
         one_copy: int = ONE_COPY,
         part: int = PART,
     ) -> None:
-        self._one_put = one_put or (ONE_PUT if endpoint() else PARALLEL)
+        self._scheme = scheme
+        self._one_put = one_put or (ONE_PUT if endpoint(scheme) else PARALLEL)
         self._one_get = one_get
         self._one_copy = one_copy
         self._part = part
 
     def read(self, uri: str) -> bytes:
-        bucket, name = split(uri)
         with errors("read", uri):
-            return _read(bucket, name)
+            return _read(uri)
 
     def publish(self, uri: str, data: bytes) -> bool:
         return self._put(uri, data)
@@ -113,7 +115,7 @@ class S3Store:
             return False
         with errors("copy", source, target):
             bucket, name = split(source)
-            head = client().head_object(Bucket=bucket, Key=name, ChecksumMode="ENABLED")
+            head = client(source).head_object(Bucket=bucket, Key=name, ChecksumMode="ENABLED")
             if head["ContentLength"] > self._one_copy:
                 return self._copy_parts(source, head, target)
             return _copy_whole(source, head, target)
@@ -122,13 +124,13 @@ class S3Store:
         bucket, name = split(uri)
 
         def write(path: Path) -> None:
-            head = client().head_object(Bucket=bucket, Key=name, ChecksumMode="ENABLED")
+            head = client(uri).head_object(Bucket=bucket, Key=name, ChecksumMode="ENABLED")
             if head["ContentLength"] > self._one_get:
-                self._fetch_parts(bucket, name, head, path)
+                self._fetch_parts(uri, head, path)
                 return
             crc32 = 0
             with path.open("wb") as file:
-                for piece in _body(bucket, name, (0, head["ContentLength"]), head["ETag"]):
+                for piece in _body(uri, (0, head["ContentLength"]), head["ETag"]):
                     crc32 = zlib.crc32(piece, crc32)
                     file.write(piece)
             _check(head, f"{crc32:08x}")
@@ -139,16 +141,16 @@ class S3Store:
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         bucket, folder = split_folder(prefix)
         with errors("list", prefix):
-            pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder)
+            pages = client(prefix).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder)
             for name, size in _in_name_order(pages, folder):
                 if not name.endswith("/"):  # a console's marker for an empty folder
-                    yield ObjectInfo(f"s3://{bucket}/{name}", size)
+                    yield ObjectInfo(f"{self._scheme}://{bucket}/{name}", size)
 
     def exists(self, uri: str) -> bool:
         bucket, name = split(uri)
         try:
             with errors("read", uri):
-                client().head_object(Bucket=bucket, Key=name)
+                client(uri).head_object(Bucket=bucket, Key=name)
         except NotFound:
             return False
         return True
@@ -156,7 +158,7 @@ class S3Store:
     def delete(self, uri: str) -> None:
         bucket, name = split(uri)
         with suppress(NotFound), errors("delete", uri):
-            client().delete_object(Bucket=bucket, Key=name)
+            client(uri).delete_object(Bucket=bucket, Key=name)
 
     def _put(self, uri: str, body: bytes | IO[bytes]) -> bool:
         bucket, name = split(uri)
@@ -165,7 +167,7 @@ class S3Store:
         def put() -> None:
             if not isinstance(body, bytes):
                 body.seek(0)
-            client().put_object(
+            client(uri).put_object(
                 Bucket=bucket, Key=name, Body=body, IfNoneMatch="*", Metadata={WRITER: writer}
             )
 
@@ -178,7 +180,7 @@ class S3Store:
 
         def send(target: dict[str, Any], part: Part) -> str:
             with Window(path, part[1]) as window:
-                return str(client().upload_part(**target, PartNumber=part[0], Body=window)["ETag"])
+                return str(client(uri).upload_part(**target, PartNumber=part[0], Body=window)["ETag"])
 
         with errors("write", uri):
             return self._in_parts(uri, size, {CRC32: _crc32(path)}, send)
@@ -188,7 +190,7 @@ class S3Store:
 
         def send(goal: dict[str, Any], part: Part) -> str:
             number, (start, stop) = part
-            answer = client().upload_part_copy(
+            answer = client(target).upload_part_copy(
                 **goal,
                 PartNumber=number,
                 CopySource={"Bucket": bucket, "Key": name},
@@ -211,26 +213,26 @@ class S3Store:
         bucket, name = split(uri)
         writer = uuid.uuid4().hex
         target = {"Bucket": bucket, "Key": name}
-        started = client().create_multipart_upload(**target, Metadata={**metadata, WRITER: writer})
+        started = client(uri).create_multipart_upload(**target, Metadata={**metadata, WRITER: writer})
         target["UploadId"] = started["UploadId"]
         try:
             with ThreadPoolExecutor(PART_WORKERS, "publish-part") as pool:
                 pieces = list(enumerate(spans(size, max(self._part, -(-size // MOST_PARTS))), 1))
                 tags = list(pool.map(lambda part: send(target, part), pieces))
             parts = [{"PartNumber": number, "ETag": tag} for (number, _), tag in zip(pieces, tags)]
-            client().complete_multipart_upload(**target, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
+            client(uri).complete_multipart_upload(**target, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
         except BaseException as error:
             with suppress(boto.ClientError, boto.BotoCoreError):
-                client().abort_multipart_upload(**target)
+                client(uri).abort_multipart_upload(**target)
             # NoSuchUpload: completed by a first attempt whose answer was lost.
             if isinstance(error, boto.ClientError) and code_of(error) in {*_TAKEN, "NoSuchUpload"}:
                 return _is_ours(uri, writer)
             raise
         return True
 
-    def _fetch_parts(self, bucket: str, name: str, head: dict[str, Any], path: Path) -> None:
+    def _fetch_parts(self, uri: str, head: dict[str, Any], path: Path) -> None:
         def read(span: Span, file: IO[bytes]) -> None:
-            for piece in _body(bucket, name, span, head["ETag"]):
+            for piece in _body(uri, span, head["ETag"]):
                 file.write(piece)
 
         fetch_parts(path, head["ContentLength"], self._part, read)
@@ -242,7 +244,7 @@ def _copy_whole(source: str, head: dict[str, Any], target: str) -> bool:
     writer = uuid.uuid4().hex
 
     def copy() -> None:
-        client().copy_object(
+        client(target).copy_object(
             Bucket=goal_bucket,
             Key=goal_name,
             CopySource={"Bucket": bucket, "Key": name},
@@ -285,7 +287,7 @@ def _is_ours(uri: str, writer: str) -> bool:
     """Whether what stands at ``uri`` is this call's own write, whose answer was lost on the way."""
     bucket, name = split(uri)
     try:
-        head = client().head_object(Bucket=bucket, Key=name)
+        head = client(uri).head_object(Bucket=bucket, Key=name)
     except boto.ClientError as error:
         if code_of(error) not in {"404", "NoSuchKey"}:
             raise
@@ -296,25 +298,29 @@ def _is_ours(uri: str, writer: str) -> bool:
     return bool(head["Metadata"].get(WRITER) == writer)
 
 
-def _read(bucket: str, name: str) -> bytes:
+def _read(uri: str) -> bytes:
     """The whole object, by one request if nothing breaks."""
-    first = client().get_object(Bucket=bucket, Key=name, ChecksumMode="ENABLED")
+    bucket, name = split(uri)
+    first = client(uri).get_object(Bucket=bucket, Key=name, ChecksumMode="ENABLED")
     size, pieces = first["ContentLength"], []
     with suppress(boto.HTTPClientError, boto.IncompleteReadError):
         pieces += first["Body"].iter_chunks(_BLOCK)
     done = sum(map(len, pieces))
-    pieces += _body(bucket, name, (done, size), first["ETag"])
+    pieces += _body(uri, (done, size), first["ETag"])
     data = b"".join(pieces)
     _check(first, f"{zlib.crc32(data):08x}")
     return data
 
 
-def _body(bucket: str, name: str, span: Span, tag: str) -> Iterator[bytes]:
+def _body(uri: str, span: Span, tag: str) -> Iterator[bytes]:
     """Bytes of the object, in pieces; a connection that breaks is taken up where it broke."""
+    bucket, name = split(uri)
     (done, stop), failures = span, 0
     while done < stop:
         # If-Match: what follows must be of the object that was begun.
-        answer = client().get_object(Bucket=bucket, Key=name, IfMatch=tag, Range=f"bytes={done}-{stop - 1}")
+        answer = client(uri).get_object(
+            Bucket=bucket, Key=name, IfMatch=tag, Range=f"bytes={done}-{stop - 1}"
+        )
         begun = done
         try:
             for piece in answer["Body"].iter_chunks(_BLOCK):

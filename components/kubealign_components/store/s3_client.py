@@ -18,12 +18,15 @@ from botocore.config import Config
 from urllib3.exceptions import HTTPError
 
 from kubealign_components.errors import NotFound, StoreError
-from kubealign_components.store.base import DEADLINE, deadline, split_folder
+from kubealign_components.store.base import DEADLINE, deadline, scheme_of, split_folder
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 32
 """Kept open per process: slices are read by 16 threads."""
+
+KUBEFLOW = "http://seaweedfs.kubeflow:9000"
+"""The store of Kubeflow Pipelines itself, where its launcher looks for ``minio://`` without settings."""
 
 ATTEMPTS = 5
 """How often what may not pass is tried: conflicts, internal errors, a download without a byte."""
@@ -37,18 +40,19 @@ _THROTTLED = {"RequestTimeout", "RequestTimeTooSkewed", "SlowDown", "Throttling"
 _BROKEN = (boto.ConnectionError, boto.HTTPClientError)
 
 
-def client() -> Any:
-    """The boto3 client for the environment as it stands."""
+def client(uri: str) -> Any:
+    """The boto3 client for ``uri`` and the environment as it stands."""
     # One for each process, also after a fork: connections cannot be shared by two.
     deadline()  # checked before it is needed
     with _LOCK:
-        return _new_client(os.getpid(), *sorted(i for i in os.environ.items() if i[0].startswith("AWS_")))
+        settings = sorted(i for i in os.environ.items() if i[0].startswith("AWS_"))
+        return _new_client(endpoint(scheme_of(uri)), os.getpid(), *settings)
 
 
 @lru_cache(maxsize=4)
-def _new_client(*_: object) -> Any:
+def _new_client(address: str | None, *_: object) -> Any:
     # A server of one's own seldom has a DNS name for each bucket.
-    style = "path" if endpoint() else "auto"
+    style = "path" if address else "auto"
     config = Config(
         connect_timeout=10,
         read_timeout=60,
@@ -58,7 +62,7 @@ def _new_client(*_: object) -> Any:
         s3={"addressing_style": style},
     )
     # A session of its own: the default one of boto3 is shared by threads and not safe to create from.
-    made = boto3.session.Session().client("s3", config=config)
+    made = boto3.session.Session().client("s3", config=config, endpoint_url=address)
     # The client counts attempts and gives up within seconds; what passes is waited for until a deadline.
     made.meta.events.unregister("needs-retry.s3", unique_id="retry-config-s3")
     made.meta.events.register("needs-retry.s3", _delay, unique_id="kubealign-retry")
@@ -91,16 +95,18 @@ def _delay(
     return wait
 
 
-def endpoint() -> str | None:
-    """Address of a server that is not AWS."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+def endpoint(scheme: str) -> str | None:
+    """Address of the server behind ``scheme://`` where it is not AWS."""
+    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return named or (KUBEFLOW if scheme == "minio" else None)
 
 
 @contextmanager
 def errors(action: str, *uris: str) -> Iterator[None]:
     """Turn the client's errors into ours, naming the URIs and what to do."""
     what = f"cannot {action} {' to '.join(uris)}"
-    place = f"the S3 server at {endpoint()}" if endpoint() else "AWS S3"
+    address = endpoint(scheme_of(uris[0]))
+    place = f"the S3 server at {address}" if address else "AWS S3"
     try:
         yield
     except boto.ClientError as error:
@@ -132,8 +138,9 @@ def _refused(what: str, place: str, uris: tuple[str, ...], error: boto.ClientErr
             "s3:ListBucket on the bucket, and check its keys"
         )
     # HEAD says no more than 404, and SeaweedFS answers 500 to a copy into a missing bucket: so look.
-    for bucket in dict.fromkeys(split_folder(uri)[0] for uri in uris):
-        if code != "NoSuchKey" and not _bucket_exists(bucket):
+    for uri in uris:
+        if code != "NoSuchKey" and not _bucket_exists(uri):
+            bucket = split_folder(uri)[0]
             return StoreError(f"{what}: there is no bucket {bucket!r}; create it, or correct the name")
     if code in {"NoSuchKey", "404"}:
         return NotFound(f"no object at {uris[0]}")
@@ -143,9 +150,9 @@ def _refused(what: str, place: str, uris: tuple[str, ...], error: boto.ClientErr
     )
 
 
-def _bucket_exists(bucket: str) -> bool:
+def _bucket_exists(uri: str) -> bool:
     try:
-        client().head_bucket(Bucket=bucket)
+        client(uri).head_bucket(Bucket=split_folder(uri)[0])
     except boto.ClientError as error:
         return code_of(error) not in {"404", "NoSuchBucket"}
     except boto.BotoCoreError:

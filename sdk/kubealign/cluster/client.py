@@ -280,8 +280,10 @@ class Cluster:
         )
 
     def _delete(self, schedule: Any) -> None:
+        # By default Kubernetes deletes the Workflows of a schedule with it, those that run among them.
+        delete = self._client.recurring_runs.recurring_run_service_delete_recurring_run
         with self._asking(f"delete schedule {schedule.display_name!r}"):
-            self._client.delete_recurring_run(schedule.recurring_run_id)
+            delete(schedule.recurring_run_id, propagation_policy="ORPHAN")
 
     def _switch(self, schedule: Any, *, on: bool) -> None:
         change = self._client.enable_recurring_run if on else self._client.disable_recurring_run

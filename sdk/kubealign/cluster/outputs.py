@@ -73,7 +73,7 @@ def outputs_of(root: str, pipeline: str, run_id: str) -> list[Output]:
     KFP's API does not tell where artifacts lie; its launcher puts them at
     ``<root>/<pipeline>/<run id>/<task>/<execution>/<output>``.
     """
-    folder = join(object_store(root), pipeline, run_id)
+    folder = join(root.partition("?")[0], pipeline, run_id)
     groups: dict[tuple[str, ...], list[ObjectInfo]] = {}
     for found in store_for(folder).list(folder):
         parts = _below(found.uri, folder).split("/")
@@ -124,11 +124,6 @@ def fetch_output(output: Output, target: Path) -> Path:
             Dataset.open(str(goal), allow_empty=True)
         goal.rename(target)
     return target
-
-
-def object_store(root: str) -> str:
-    """``root`` for the project's stores: KFP calls MinIO and SeaweedFS ``minio://``, they speak S3."""
-    return re.sub(r"^minio://", "s3://", root.partition("?")[0])
 
 
 def root_of(run: Any, spec: Mapping[str, Any], given: str) -> str:

@@ -17,6 +17,7 @@ from golden.update import MANIFESTS, OVERLAYS, built, golden_manifest
 from kubealign.cli.main import main
 from kubealign_components import __version__, images
 from kubealign_components.store import scheme_of, store_for
+from kubealign_components.store.s3_client import KUBEFLOW
 
 SCHEMAS = Path(__file__).parent / "schemas"
 KUBERNETES = "1.37"
@@ -220,12 +221,23 @@ def test_stages_and_kubeflow_use_one_store(overlay: str) -> None:
     root, providers = launcher["defaultPipelineRoot"], yaml.safe_load(launcher["providers"])
     store_for(root)
     assert set(providers) == {scheme_of(root)}
-    if scheme_of(root) == "s3":
-        default = providers["s3"]["default"]
+    if scheme_of(root) in ("s3", "minio"):
+        default = providers[scheme_of(root)]["default"]
         spec = _only(objects, "PodDefault", "kubealign-store")["spec"]
         values = {one["name"]: one.get("value") for one in spec["env"]}
         assert values["AWS_ENDPOINT_URL_S3"] == f"http://{default['endpoint']}"
         assert _secrets(spec) == {default["credentials"]["secretRef"]["secretName"]}
+
+
+@each_overlay
+def test_the_store_of_kubeflow_is_asked_where_kubeflow_has_it(overlay: str) -> None:
+    """The Service of its releases 2.16 and 2.17, by the one scheme that its UI has keys for."""
+    text = golden_manifest(overlay).read_text()
+    assert "minio-service" not in text
+    if "mlpipeline-minio-artifact" in text:
+        root = _only(built(overlay), "ConfigMap", "kfp-launcher")["data"]["defaultPipelineRoot"]
+        assert root == "minio://mlpipeline/private-artifacts/kubealign/v2/artifacts"
+        assert f"value: {KUBEFLOW}\n" in text
 
 
 @each_overlay

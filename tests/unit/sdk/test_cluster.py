@@ -144,6 +144,9 @@ class Handler(BaseHTTPRequestHandler):
             return 404, {"message": f"{identity} not found"}
         if method == "DELETE":
             held[kind].remove(found[0])
+            if query.get("propagation_policy") != "ORPHAN":
+                # Its Workflows belong to the ScheduledWorkflow, and Kubernetes collects them with it.
+                held["runs"] = [run for run in held["runs"] if run.get("recurring_run_id") != identity]
         elif verb:
             found[0]["mode"] = verb.upper()
         return 200, found[0] if method == "GET" else {}
@@ -198,6 +201,17 @@ def test_a_schedule_is_applied_by_name(api: Api) -> None:
     assert call(api, "schedule", "delete", "nightly").exit_code == 0 and not api.held["recurringruns"]
     again = call(api, "schedule", "delete", "nightly")
     assert again.exit_code == 1 and "'nightly'" in again.output
+
+
+def test_replacing_and_deleting_a_schedule_leaves_its_runs_alone(api: Api) -> None:
+    words = ["schedule", "apply", "nightly", "offline_alignment", *GIVEN]
+    for change in (["--every", "6h"], ["--every", "12h"]):
+        call(api, *words, *change)
+        (made,) = api.held["recurringruns"]
+        run = {"run_id": str(uuid.uuid4()), "display_name": "night", "state": "RUNNING"}
+        api.held["runs"].append({**run, "recurring_run_id": made["recurring_run_id"]})
+    assert call(api, "schedule", "delete", "nightly").exit_code == 0
+    assert not api.held["recurringruns"] and len(api.held["runs"]) == 2
 
 
 @pytest.mark.parametrize("when", [["--cron", "0 3 * * *"], ["--every", "6 hours"], []])

@@ -54,7 +54,13 @@ def s3_server(seaweed: SeaweedFS) -> str:
     return seaweed.s3
 
 
-@pytest.fixture(params=("file", "gs", "s3"))
+@pytest.fixture(scope="session")
+def minio_server(s3_server: str) -> str:
+    """Address of the same service, which Kubeflow calls ``minio://``."""
+    return s3_server
+
+
+@pytest.fixture(params=("file", "gs", "s3", "minio"))
 def place(request: pytest.FixtureRequest) -> str:
     """A folder of its own in each of the stores."""
     return place_in(request, request.param)

@@ -231,5 +231,5 @@ def test_a_uri_without_an_object_is_refused(remote: str) -> None:
 
 
 def test_an_unknown_scheme_is_refused() -> None:
-    with pytest.raises(ConfigError, match="local path, file://, gs:// or s3://"):
+    with pytest.raises(ConfigError, match="local path, file://, gs://, s3:// or minio://"):
         store_for("ftp://host/x")

@@ -131,6 +131,20 @@ def test_wrong_s3_keys_are_named(remote_s3: str, monkeypatch: pytest.MonkeyPatch
         store_for(remote_s3).publish(join(remote_s3, "object"), b"")
 
 
+def test_minio_is_the_store_of_kubeflow_unless_the_environment_names_another(
+    remote_s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = remote_s3.replace("s3://", "minio://")
+    assert store_for(same).publish(join(same, "object"), b"x")
+    assert store_for(remote_s3).read(join(remote_s3, "object")) == b"x"
+    assert [found.uri for found in store_for(same).list(same)] == [join(same, "object")]
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("KUBEALIGN_STORE_DEADLINE", "0.1")
+    # No such host here, so the error tells where it looked.
+    with pytest.raises(StoreError, match=r"minio://.*http://seaweedfs\.kubeflow:9000"):
+        store_for(same).read(join(same, "object"))
+
+
 def test_wrong_google_credentials_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "absent.json"))
