@@ -22,10 +22,12 @@ def select(
     """Compute quantile rewards and choose the completions that are trained on.
 
     Args:
-        rewarded: completions with rewards (kubealign.rewarded/v1).
+        rewarded: completions with rewards (kubealign.rewarded/v1); by labels also kubealign.completions/v1 or
+            kubealign.tokenized/v1.
         dataset: selected completions and their pairs (kubealign.selection/v1).
         metrics: rows in, out and dropped by reason; pairs, mean quantile gap, share of ties.
-        strategy: best_worst, best_random, random_pairs, quantile_bands, top_bottom_k, or all (pointwise).
+        strategy: best_worst, best_random, random_pairs, quantile_bands or top_bottom_k (pairs by reward), all
+            (pointwise), labels (pairs as people labelled them) or labelled (pointwise, single labels).
         quantile: inclusive, mid_rank or leave_one_out.
         pairs_per_prompt: most pairs of a prompt.
         min_references: prompts with fewer reference rewards are dropped.
@@ -37,7 +39,7 @@ def select(
     from kubealign_components.artifacts import log_stats, open_dataset, publish
     from kubealign_components.config import from_mapping
     from kubealign_components.data.dataset import Dataset
-    from kubealign_components.data.schemas import REWARDED
+    from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
     from kubealign_components.select.stage import SelectConfig, run
 
     settings = {
@@ -50,6 +52,6 @@ def select(
         "seed": seed,
     }
     config = from_mapping(SelectConfig, settings | options, "select")
-    stats = run(config, rewarded=open_dataset(rewarded, REWARDED), output=dataset.uri)
+    stats = run(config, rewarded=open_dataset(rewarded, REWARDED, COMPLETIONS, TOKENIZED), output=dataset.uri)
     publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
     log_stats(metrics, stats)

@@ -6,6 +6,7 @@ Arrow and are moved once.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from kubealign_components.data.seeds import id_keys
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
 from kubealign_components.progress import progress_bar
+from kubealign_components.select.labels import Agreement, labelled_pairs, sides
 from kubealign_components.select.pairs import STRATEGIES, Pool, Rules, choose_pairs
 from kubealign_components.select.quantiles import (
     INCLUSIVE,
@@ -39,6 +41,11 @@ VERSION = 1
 
 ALL = "all"
 """The pointwise strategy: every completion of the pool, no pairs."""
+LABELS, LABELLED = "labels", "labelled"
+"""What people said, in place of rewards: pairs of chosen and rejected completions, or every completion
+with a label by itself."""
+
+log = logging.getLogger(__name__)
 POOLS = ("reference", "offline", "both")
 
 
@@ -47,15 +54,17 @@ class SelectConfig:
     """Settings of ``select``."""
 
     strategy: str = "best_worst"
-    """best_worst, best_random, random_pairs, quantile_bands or top_bottom_k make pairs; all keeps every
-    completion of the pool, for pointwise objectives."""
+    """best_worst, best_random, random_pairs, quantile_bands or top_bottom_k make pairs by reward; all keeps
+    every completion of the pool, for pointwise objectives. labels makes pairs as people labelled them and
+    labelled keeps every completion with a label, for pointwise objectives on labels (kto): for these two
+    no reward is needed, and pool, quantile gap and references do not count."""
     quantile: str = INCLUSIVE
     """inclusive (the published rule), mid_rank or leave_one_out; they differ in ties and in whether a
     reference completion counts itself."""
     pairs_per_prompt: int = 1
     """Most pairs of a prompt."""
     min_references: int = 2
-    """Prompts with fewer reference rewards are dropped."""
+    """Prompts with fewer reference rewards are dropped; by labels none is needed."""
     min_quantile_gap: float = 0.0
     """Least quantile reward of the chosen minus that of the rejected, in [0, 1]."""
     pool: str = "reference"
@@ -72,7 +81,7 @@ class SelectConfig:
     """Decides random orders and breaks ties."""
 
     def __post_init__(self) -> None:
-        require_choice("strategy", self.strategy, {ALL, *STRATEGIES})
+        require_choice("strategy", self.strategy, {ALL, LABELS, LABELLED, *STRATEGIES})
         require_choice("quantile", self.quantile, METHODS)
         require_choice("pool", self.pool, POOLS)
         least = 2 if self.quantile == LEAVE_ONE_OUT else 1
@@ -92,12 +101,19 @@ class SelectConfig:
     @property
     def pairwise(self) -> bool:
         """Whether the strategy makes pairs."""
-        return self.strategy != ALL
+        return self.strategy not in (ALL, LABELLED)
+
+    @property
+    def by_labels(self) -> bool:
+        """Whether people's labels decide, and not rewards."""
+        return self.strategy in (LABELS, LABELLED)
 
     @property
     def slug(self) -> list[str]:
         """Words of the dataset's slug."""
         pairs = [f"pairs{self.pairs_per_prompt}"] if self.pairwise else []
+        if self.by_labels:
+            return [self.strategy, *pairs]
         pool = [self.pool] if self.pool != "reference" else []
         return [self.strategy, *pairs, self.quantile, *pool]
 
@@ -107,7 +123,12 @@ def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
 
     A completion that stands twice in the pool (same tokens) is one completion. A prompt is dropped,
     by name, when it has too few reference rewards, nothing in the pool, only equal rewards, or no two
-    completions that form a pair.
+    completions that form a pair. By labels, it is dropped when nothing in it has a label or no chosen
+    completion has a rejected one beside it.
+
+    Where completions have both labels and rewards, the metrics hold ``label_agreement``, the share of
+    labelled pairs whose chosen completion has the higher reward (ties half), over all and by source, and a
+    warning is logged where it is below one half.
 
     The metrics hold ``pairs`` and ``completions`` (what is trained on), the means ``references_mean``,
     ``quantile_reward_mean`` and ``quantile_gap_mean``, and ``reference_tied_mean``, the share of
@@ -115,27 +136,34 @@ def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
 
     Args:
         config: the settings.
-        rewarded: ``kubealign.rewarded/v1``.
+        rewarded: ``kubealign.rewarded/v1``; by labels also what was not rewarded or not sampled for,
+            ``kubealign.completions/v1`` or ``kubealign.tokenized/v1``.
         output: URI of the dataset to make.
 
     Raises:
-        DataError: a completion without a finite reward.
+        DataError: a completion without a finite reward, where rewards decide.
     """
     provenance = derive(
         "select", VERSION, semantic_params(config), inputs={"rewarded": rewarded}, slug=config.slug
     )
-    stats = Stats()
+    stats, agreement = Stats(), Agreement()
     with (
         DatasetWriter(output, SELECTION, provenance) as writer,
         progress_bar(rewarded.rows, "prompts", "select") as bar,
     ):
         for batch in read_ahead(rewarded.batches(batch_rows=None)):
-            selected = _Batch(batch, config, stats).select()
+            work = _Batch(batch, config, stats)
+            agreement.add(batch.column("source"), work.row, work.chosen, work.rejected, work.reward)
+            selected = work.select()
             stats.rows_in += batch.num_rows
             stats.rows_out += selected.num_rows
             writer.write(selected)
             bar.update(batch.num_rows)
-        writer.commit(stats, {"pairwise": config.pairwise, "note": _note(stats, config.quantile)})
+        stats.numbers.update(agreement.numbers())
+        for text in agreement.warnings():
+            log.warning(text)
+        note = "" if config.by_labels else _note(stats, config.quantile)
+        writer.commit(stats, {"pairwise": config.pairwise, "note": note})
     return stats
 
 
@@ -172,15 +200,22 @@ class _Batch:
         self.reference: Bools = pc.fill_null(self.completions.field("reference"), False).to_numpy(
             zero_copy_only=False
         )
-        self._check_rewards()
-        self.references = self._per_row(self.reference)
-        self.ranks = rank_rewards(self.row, self.reward, self.reference)
-        self.quantile = quantile_rewards(self.ranks, self.reference, config.quantile)
+        self.chosen, self.rejected = sides(self.completions.field("label"))
+        self.known: Bools = np.isfinite(self.reward)
+        if not config.by_labels:
+            self._check_rewards()
+        # A prompt with a completion that has no reward has no quantiles: its references are not all there.
+        self.reference_reward: Bools = self.reference & self._whole_rows()[self.row]
+        self.references = self._per_row(self.reference_reward)
+        filled = np.where(self.known, self.reward, 0.0)
+        self.ranks = rank_rewards(self.row, filled, self.reference_reward)
+        quantile = quantile_rewards(self.ranks, self.reference_reward, config.quantile)
+        self.quantile: Floats = np.where(self.known & (self.references[self.row] > 0), quantile, np.nan)
 
     def select(self) -> pa.RecordBatch:
         """The output rows."""
         pool = self._pool()
-        keep = self._usable(pool)
+        keep = self._labelled_rows(pool) if self.config.by_labels else self._usable(pool)
         pool &= keep[self.row]
         chosen = rejected = np.empty(0, dtype=np.int64)
         selected = pool
@@ -195,12 +230,14 @@ class _Batch:
         return self._output(np.flatnonzero(keep), np.flatnonzero(selected), chosen, rejected)
 
     def _pool(self) -> Bools:
-        """Which completions may be selected: those of the pool, each once."""
+        """Which completions may be selected: those of the pool, or those with a label, each once."""
         pool = {
             "reference": self.reference.copy(),
             "offline": ~self.reference,
             "both": np.ones(len(self.row), dtype=np.bool_),
         }[self.config.pool]
+        if self.config.by_labels:
+            pool = self.chosen | self.rejected
         self.stats.counts["completions_in"] += len(pool)
         again = self._repeated(np.flatnonzero(pool))
         self.stats.counts["completions_duplicate"] += len(again)
@@ -230,6 +267,17 @@ class _Batch:
         usable: Bools = ~(few | empty | tie)
         return usable
 
+    def _labelled_rows(self, pool: Bools) -> Bools:
+        """Which rows have a labelled completion, shape (rows,); counts the others."""
+        labelled: Bools = self._per_row(pool) > 0
+        self.stats.drop("no_labels", int((~labelled).sum()))
+        return labelled
+
+    def _whole_rows(self) -> Bools:
+        """Rows whose completions all have a reward, shape (rows,)."""
+        whole: Bools = self._per_row(~self.known) == 0
+        return whole
+
     def _all_tie(self, considered: Bools) -> Bools:
         row, reward = self.row[considered], self.reward[considered]
         low, high = np.full(self.rows, np.inf), np.full(self.rows, -np.inf)
@@ -239,11 +287,17 @@ class _Batch:
 
     def _pairs(self, members: Ints) -> tuple[Ints, Ints]:
         config = self.config
+        key = id_keys(self.ids.take(pa.array(members)), config.seed, "select")
+        if config.by_labels:
+            first, second = labelled_pairs(
+                self.row[members], self.chosen[members], key, config.pairs_per_prompt
+            )
+            return members[first], members[second]
         pool = Pool(
             row=self.row[members],
             reward=self.reward[members],
             quantile=self.quantile[members],
-            key=id_keys(self.ids.take(pa.array(members)), config.seed, "select"),
+            key=key,
             references=self.references[self.row[members]],
         )
         rules = Rules(**{name: getattr(config, name) for name in Rules.__slots__})
@@ -259,7 +313,7 @@ class _Batch:
         pairs = pa.StructArray.from_arrays(
             [pa.array(place[chosen], pa.int32()), pa.array(place[rejected], pa.int32())], fields=list(PAIR)
         )
-        references = np.flatnonzero(self.reference & np.isin(self.row, rows))
+        references = np.flatnonzero(self.reference_reward & np.isin(self.row, rows))
         made = {
             "completions": _lists(offsets, self._completions(selected)),
             "pairs": _lists(_offsets(self._per_row_index(chosen)[rows]), pairs),
@@ -273,21 +327,21 @@ class _Batch:
 
     def _completions(self, selected: Ints) -> pa.StructArray:
         kept = take(self.completions, selected)
-        quantile = pa.array(self.quantile[selected])
+        quantile = pa.array(self.quantile[selected], from_pandas=True)  # NaN becomes null
         return pa.StructArray.from_arrays(
             [quantile if f.name == "quantile_reward" else kept.field(f.name) for f in COMPLETION],
             fields=list(COMPLETION),
         )
 
     def _count(self, keep: Bools, selected: Bools, chosen: Ints, rejected: Ints) -> None:
-        used = keep[self.row] & self.reference
+        used = keep[self.row] & self.reference_reward
         self.stats.counts["completions"] += int(selected.sum())
         if self.config.pairwise:
             self.stats.counts["pairs"] += len(chosen)
-        self.stats.observe("references", self.references[keep].tolist())
+        self.stats.observe("references", self.references[keep & (self.references > 0)].tolist())
         self.stats.observe("reference_tied", (self.ranks.equal[used] > 1).tolist())
-        self.stats.observe("quantile_reward", self.quantile[selected].tolist())
-        self.stats.observe("quantile_gap", (self.quantile[chosen] - self.quantile[rejected]).tolist())
+        self.stats.observe("quantile_reward", _finite(self.quantile[selected]))
+        self.stats.observe("quantile_gap", _finite(self.quantile[chosen] - self.quantile[rejected]))
 
     def _per_row(self, mask: Bools) -> Ints:
         return np.bincount(self.row[mask], minlength=self.rows)
@@ -300,8 +354,14 @@ class _Batch:
         if len(bad):
             raise DataError(
                 f"{len(bad)} of {len(self.reward)} completions of a batch have no finite reward, first "
-                f"{self.ids[int(bad[0])].as_py()} ({self.reward[bad[0]]}); run the rewards stage first"
+                f"{self.ids[int(bad[0])].as_py()} ({self.reward[bad[0]]}); run the rewards stage first, or "
+                f"select by people's labels (strategy {LABELS})"
             )
+
+
+def _finite(values: Floats) -> list[float]:
+    known: list[float] = values[np.isfinite(values)].tolist()
+    return known
 
 
 def _offsets(counts: Ints) -> Ints:

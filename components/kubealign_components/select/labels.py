@@ -1,0 +1,113 @@
+"""People's own verdicts: the pairs that they labelled, and whether a reward agrees with them.
+
+A completion that was chosen in one comparison and rejected in another has no label (``import_prompts``
+counts it), so a label never contradicts itself.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kubealign_components.data.fingerprint import slug_word
+from kubealign_components.data.seeds import Keys
+from kubealign_components.select.quantiles import Bools, Floats, Ints, order_by, segments, within
+
+CHOSEN, REJECTED = "chosen", "rejected"
+
+
+def sides(labels: pa.Array) -> tuple[Bools, Bools]:
+    """Which completions are labelled chosen, and which rejected; each shape (n,)."""
+    chosen, rejected = (
+        pc.fill_null(pc.equal(labels, side), False).to_numpy(zero_copy_only=False)
+        for side in (CHOSEN, REJECTED)
+    )
+    return chosen, rejected
+
+
+def labelled_pairs(row: Ints, chosen: Bools, key: Keys | None = None, most: int = 0) -> tuple[Ints, Ints]:
+    """Positions of the chosen and of the rejected completions of the pairs, each shape (pairs,), by row.
+
+    A prompt's i-th chosen completion stands against its i-th rejected one, in the order of the source,
+    where a comparison's two sides lie side by side. Where there are more of one side, the other side's
+    are taken in turn, so that every label is used.
+
+    Args:
+        row: shape (n,), ascending: the prompt of each labelled completion.
+        chosen: shape (n,): labelled chosen, else rejected.
+        key: shape (n,), by which pairs are kept where there are more than ``most``; None to keep all.
+        most: pairs of a prompt.
+    """
+    rows = int(row[-1]) + 1 if len(row) else 0
+    mine, theirs = np.flatnonzero(chosen), np.flatnonzero(~chosen)
+    count_c, count_r = (np.bincount(row[side], minlength=rows) for side in (mine, theirs))
+    both = np.flatnonzero((count_c > 0) & (count_r > 0))
+    turns = np.maximum(count_c, count_r)[both]
+    of, turn = np.repeat(both, turns), within(turns)
+    first = mine[_starts(count_c)[of] + turn % count_c[of]]
+    second = theirs[_starts(count_r)[of] + turn % count_r[of]]
+    if key is not None:
+        order = order_by(of, key[first] + key[second])
+        _, _, rank = segments(of[order])
+        kept = np.sort(order[rank < most])
+        first, second = first[kept], second[kept]
+    return first, second
+
+
+class Agreement:
+    """How often a reward prefers what people preferred, by source."""
+
+    def __init__(self) -> None:
+        self._won: defaultdict[str, float] = defaultdict(float)
+        self._pairs: defaultdict[str, int] = defaultdict(int)
+
+    def add(self, sources: pa.Array, row: Ints, chosen: Bools, rejected: Bools, reward: Floats) -> None:
+        """Count the labelled pairs of a batch whose two completions have rewards.
+
+        Args:
+            sources: shape (rows,): the source of each prompt.
+            row: shape (n,), ascending: the prompt of each completion.
+            chosen: shape (n,).
+            rejected: shape (n,).
+            reward: shape (n,), NaN where there is none.
+        """
+        members = np.flatnonzero((chosen | rejected) & np.isfinite(reward))
+        first, second = labelled_pairs(row[members], chosen[members])
+        gap = reward[members[first]] - reward[members[second]]
+        names = sources.take(pa.array(row[members[first]])).to_pylist()
+        for name, wins in zip(names, ((gap > 0) + 0.5 * (gap == 0)).tolist(), strict=True):
+            self._won[name] += wins
+            self._pairs[name] += 1
+
+    def numbers(self) -> dict[str, float]:
+        """``label_agreement`` over all pairs, ``label_agreement_<source>`` and how many pairs there were."""
+        total = sum(self._pairs.values())
+        if not total:
+            return {}
+        by_source = {
+            f"label_agreement_{slug_word(name)}": self._won[name] / pairs
+            for name, pairs in sorted(self._pairs.items())
+        }
+        return {
+            "label_agreement": sum(self._won.values()) / total,
+            "label_pairs": float(total),
+            **(by_source if len(by_source) > 1 else {}),
+        }
+
+    def warnings(self) -> list[str]:
+        """A sentence for each source whose labels the reward contradicts more often than not."""
+        return [
+            f"the reward prefers the completion that people rejected in {1 - self._won[name] / pairs:.0%} of "
+            f"{pairs} labelled pairs of source {name!r}: pairs by reward would train against the labels; "
+            "look at the reward, or select with strategy labels"
+            for name, pairs in sorted(self._pairs.items())
+            if self._won[name] / pairs < 0.5
+        ]
+
+
+def _starts(counts: Ints) -> Ints:
+    """Where each run begins, of runs with ``counts`` elements."""
+    return np.asarray(np.cumsum(counts) - counts)

@@ -1,0 +1,150 @@
+"""Selection by people's labels, and whether a reward agrees with them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import prompt_row
+from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.schemas import REWARDED, SELECTION, TOKENIZED, completion_id, new_completion
+from kubealign_components.data.stats import Stats
+from kubealign_components.errors import DataError
+from kubealign_components.select.labels import labelled_pairs
+from kubealign_components.select.stage import SelectConfig, run
+
+Row = dict[str, Any]
+LABELS = SelectConfig(strategy="labels", pairs_per_prompt=8)
+
+
+def row_of(name: str, made: Sequence[tuple[int, str | None, float | None]], source: str = "people") -> Row:
+    """A prompt whose completions are ``(token, label, reward)``; those without a label are sampled."""
+    row = prompt_row(f"prompt {name}") | {"source": source}
+    row |= {"prompt_token_ids": [1, 2, 3], "prompt_tokens": 3, "dropped_completions": 0}
+    row["completions"] = [
+        new_completion(
+            completion_id=completion_id(row["prompt_id"], [token]),
+            reference=label is None,
+            model="someone",
+            messages="[]",
+            token_ids=[token],
+            num_tokens=1,
+            label=label,
+            reward=reward,
+        )
+        for token, label, reward in made
+    ]
+    return row
+
+
+def select(
+    folder: Path, rows: Sequence[Row], config: SelectConfig = LABELS, schema: str = TOKENIZED
+) -> tuple[list[Row], Stats]:
+    with DatasetWriter(str(folder / "in"), schema, derive("test", 1, {"rows": len(rows)})) as writer:
+        writer.write_rows(rows)
+        dataset = writer.commit(Stats(rows_in=len(rows), rows_out=len(rows)))
+    stats = run(config, rewarded=dataset, output=str(folder / "out"))
+    return list(Dataset.open(str(folder / "out"), SELECTION, allow_empty=True).iter_rows()), stats
+
+
+def pairs_of(row: Row) -> list[tuple[int, int]]:
+    tokens = [c["token_ids"][0] for c in row["completions"]]
+    return [(tokens[pair["chosen"]], tokens[pair["rejected"]]) for pair in row["pairs"]]
+
+
+def test_pairs_are_those_that_people_labelled_without_any_reward(tmp_path: Path) -> None:
+    rows = [
+        row_of("a", [(1, "chosen", None), (2, "rejected", None), (3, "chosen", None), (4, "rejected", None)]),
+        row_of("b", [(5, "chosen", None), (6, None, None)]),
+        row_of("c", [(7, None, None)]),
+    ]
+    selected, stats = select(tmp_path, rows)
+    assert [pairs_of(row) for row in selected] == [[(1, 2), (3, 4)]]
+    assert selected[0]["reference_rewards"] == []
+    assert {c["quantile_reward"] for c in selected[0]["completions"]} == {None}
+    assert stats.dropped == {"no_pair": 1, "no_labels": 1}
+    assert stats.counts["pairs"] == 2
+
+
+def test_a_reward_does_not_turn_labelled_pairs_round(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        row_of(str(i), [(1, "chosen", 0.0), (2, "rejected", 1.0), (3, None, 0.5), (4, None, 2.0)])
+        for i in range(5)
+    ]
+    with caplog.at_level(logging.WARNING):
+        selected, stats = select(tmp_path, rows, schema=REWARDED)
+    assert {tuple(pairs_of(row)) for row in selected} == {((1, 2),)}
+    assert [c["quantile_reward"] for c in selected[0]["completions"]] == [0.0, 0.5]
+    assert stats.numbers["label_agreement"] == 0.0
+    assert "prefers the completion that people rejected in 100% of 5 labelled pairs" in caplog.text
+
+
+def test_selection_by_reward_says_how_often_it_contradicts_the_labels_of_each_source(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        row_of("a", [(1, "chosen", 0.0), (2, "rejected", 1.0)], "one"),
+        row_of("b", [(1, "chosen", 1.0), (2, "rejected", 0.0)], "two"),
+        row_of("c", [(1, "chosen", 1.0), (2, "rejected", 1.0)], "two"),
+    ]
+    for row in rows:
+        row["completions"] += row_of("x", [(8, None, 0.5), (9, None, 0.7)])["completions"]
+    config = SelectConfig(pool="offline")
+    with caplog.at_level(logging.WARNING):
+        _, stats = select(tmp_path, rows, config, REWARDED)
+    assert stats.numbers == {
+        "label_agreement": 0.5,
+        "label_pairs": 3.0,
+        "label_agreement_one": 0.0,
+        "label_agreement_two": 0.75,
+    }
+    assert "source 'one'" in caplog.text and "source 'two'" not in caplog.text
+
+
+def test_single_labels_are_kept_one_by_one(tmp_path: Path) -> None:
+    rows = [row_of("a", [(1, "chosen", None), (2, None, None)]), row_of("b", [(3, "rejected", None)])]
+    selected, _ = select(tmp_path, rows, SelectConfig(strategy="labelled"))
+    assert [[c["label"] for c in row["completions"]] for row in selected] == [["chosen"], ["rejected"]]
+    assert [row["pairs"] for row in selected] == [[], []]
+
+
+def test_two_answers_that_became_one_are_no_pair(tmp_path: Path) -> None:
+    selected, stats = select(tmp_path, [row_of("a", [(1, "chosen", None), (1, "rejected", None)])])
+    assert selected == []
+    assert stats.dropped == {"no_pair": 1}
+
+
+def test_by_reward_a_missing_reward_is_named_with_the_way_out(tmp_path: Path) -> None:
+    rows = [row_of("a", [(1, "chosen", None), (2, "rejected", None)])]
+    with pytest.raises(DataError, match="strategy labels"):
+        select(tmp_path, rows, SelectConfig(pool="offline"))
+
+
+@given(st.lists(st.lists(st.booleans(), max_size=8), max_size=6), st.integers(1, 5), st.integers(0, 9))
+def test_every_pair_is_of_one_prompt_and_no_label_is_left_over(
+    prompts: list[list[bool]], most: int, seed: int
+) -> None:
+    row = np.repeat(np.arange(len(prompts)), [len(labels) for labels in prompts])
+    chosen = np.array([label for labels in prompts for label in labels], dtype=np.bool_)
+    first, second = labelled_pairs(row, chosen)
+    assert chosen[first].all() and not chosen[second].any()
+    assert (row[first] == row[second]).all() and (np.diff(row[first]) >= 0).all()
+    for number, labels in enumerate(prompts):
+        used = set(first[row[first] == number]) | set(second[row[second] == number])
+        assert len(used) == (len(labels) if len(set(labels)) == 2 else 0)
+    key = np.random.default_rng(seed).integers(0, 2**63, len(row), dtype=np.uint64)
+    kept = {(int(a), int(b)) for a, b in zip(*labelled_pairs(row, chosen, key, most))}
+    assert kept <= set(zip(first.tolist(), second.tolist()))
+    for number in range(len(prompts)):
+        every = int((row[first] == number).sum())
+        assert sum(row[a] == number for a, _ in kept) == min(every, most)
