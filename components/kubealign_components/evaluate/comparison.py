@@ -18,8 +18,8 @@ Floats = NDArray[np.float64]
 class Side:
     """The completions of one policy for one prompt."""
 
-    rewards: Floats
-    """Shape (completions,)."""
+    rewards: Floats | None
+    """Shape (completions,); None without a reward."""
     lengths: Floats
     """Tokens, end-of-turn included, shape (completions,)."""
     truncated: int
@@ -36,28 +36,70 @@ def compare(reference: Sequence[Side], aligned: Sequence[Side], *, seed: int) ->
         aligned: the same prompts, in the same order.
         seed: of the bootstrap.
     """
-    differences = mean_differences(reference, aligned)
-    low, high = bootstrap_interval(differences, seed=seed)
     lengths = [np.mean([side.lengths.mean() for side in sides]) for sides in (reference, aligned)]
     return {
-        "reward_reference": float(np.mean([side.rewards.mean() for side in reference])),
-        "reward_aligned": float(np.mean([side.rewards.mean() for side in aligned])),
-        "reward_gain": float(differences.mean()),
-        "reward_gain_low": low,
-        "reward_gain_high": high,
-        "win_rate": float(np.mean([win_rate(a.rewards, r.rewards) for r, a in zip(reference, aligned)])),
+        **_compare_rewards(reference, aligned, seed),
         "length_reference": float(lengths[0]),
         "length_aligned": float(lengths[1]),
         "length_ratio": float(lengths[1] / lengths[0]),
         "truncated_reference": _truncated(reference),
         "truncated_aligned": _truncated(aligned),
-        "prompts": float(len(differences)),
+        "prompts": float(len(reference)),
     }
 
 
-def mean_differences(reference: Sequence[Side], aligned: Sequence[Side]) -> Floats:
-    """Mean aligned reward minus mean reference reward of each prompt, shape (prompts,)."""
-    return np.array([a.rewards.mean() - r.rewards.mean() for r, a in zip(reference, aligned, strict=True)])
+def _compare_rewards(reference: Sequence[Side], aligned: Sequence[Side], seed: int) -> dict[str, float]:
+    """The numbers that go by rewards; none without them."""
+    before, after = _rewards(reference), _rewards(aligned)
+    if before is None or after is None:
+        return {}
+    means = [np.array([of_prompt.mean() for of_prompt in side]) for side in (before, after)]
+    low, high = bootstrap_interval(means[1] - means[0], seed=seed)
+    return {
+        "reward_reference": float(means[0].mean()),
+        "reward_aligned": float(means[1].mean()),
+        "reward_gain": float((means[1] - means[0]).mean()),
+        "reward_gain_low": low,
+        "reward_gain_high": high,
+        "win_rate": float(np.mean([win_rate(a, r) for r, a in zip(before, after, strict=True)])),
+    }
+
+
+def _rewards(sides: Sequence[Side]) -> list[Floats] | None:
+    """The rewards of each prompt's completions; None when they have none."""
+    known = [side.rewards for side in sides if side.rewards is not None]
+    return known if len(known) == len(sides) else None
+
+
+def mean_difference(reference: Side, aligned: Side) -> float | None:
+    """Mean aligned reward minus mean reference reward of a prompt; None without rewards."""
+    if reference.rewards is None or aligned.rewards is None:
+        return None
+    return float(aligned.rewards.mean() - reference.rewards.mean())
+
+
+def preference_accuracy(margins: Sequence[Floats], *, seed: int) -> dict[str, float]:
+    """How often the aligned policy moved towards what people preferred; 0.5 is what no training gives.
+
+    A labelled pair counts when the log-ratio log π(y|x) − log π_ref(y|x) of the chosen completion is above
+    that of the rejected one, which is the implicit reward of DPO (Rafailov et al. 2023, section 5); ties
+    count half. A prompt counts once, and the interval is bootstrapped over prompts.
+
+    Args:
+        margins: of each prompt the differences of the log-ratios of its pairs, in nats.
+        seed: of the bootstrap.
+    """
+    if not margins:
+        return {}
+    right = np.array([np.mean((of_prompt > 0) + 0.5 * (of_prompt == 0)) for of_prompt in margins])
+    low, high = bootstrap_interval(right, seed=seed)
+    return {
+        "preference_accuracy": float(right.mean()),
+        "preference_accuracy_low": low,
+        "preference_accuracy_high": high,
+        "preference_margin": float(np.mean([of_prompt.mean() for of_prompt in margins])),
+        "preference_pairs": float(sum(len(of_prompt) for of_prompt in margins)),
+    }
 
 
 def win_rate(aligned: Floats, reference: Floats) -> float:

@@ -35,8 +35,8 @@ def evaluate(
     """Compare the aligned policy with its reference on held-out prompts.
 
     Args:
-        rewarded: rewarded completions of the reference policy (kubealign.rewarded/v1), or prompts that it
-            answers here (kubealign.tokenized/v1).
+        rewarded: rewarded completions of the reference policy (kubealign.rewarded/v1), without a reward also
+            kubealign.completions/v1, or prompts that it answers here (kubealign.tokenized/v1).
         model: the aligned model (kubealign.model/v1).
         dataset: both sides of every held-out prompt (kubealign.evaluation/v1).
         metrics: rewards, gain with its 95 % interval, win rate, lengths and KL.
@@ -67,7 +67,7 @@ def evaluate(
     from kubealign_components.config import from_mapping
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.lineage import to_html
-    from kubealign_components.data.schemas import REWARDED, TOKENIZED
+    from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
     from kubealign_components.engines.rewards import reward_settings
     from kubealign_components.evaluate.stage import EvaluateConfig, run
 
@@ -88,11 +88,14 @@ def evaluate(
         **({"judge": {"judge": judge, **judge_options}} if judge else {}),
         **options,
         "sampling": sampling | sample_options.get("sampling", {}) | options.get("sampling", {}),
-        "reward": reward_settings(reward_functions, reward_model, rewards_options.get("reward", {})),
     }
+    if reward_functions or reward_model:
+        settings["reward"] = reward_settings(
+            reward_functions, reward_model, rewards_options.get("reward", {})
+        )
     stats = run(
         from_mapping(EvaluateConfig, settings, "evaluate"),
-        rewarded=open_dataset(rewarded, REWARDED, TOKENIZED),
+        rewarded=open_dataset(rewarded, REWARDED, COMPLETIONS, TOKENIZED),
         model=model.path if Path(model.path).exists() else model.uri,
         output=dataset.uri,
         report=report.path,

@@ -52,12 +52,22 @@ def report_html(
 
 
 def _verdict(numbers: Mapping[str, float]) -> str:
-    text = (
-        f"On {numbers['prompts']:.0f} held-out prompts the mean reward changed by "
-        f"{numbers['reward_gain']:+.4f} (95 % interval {numbers['reward_gain_low']:+.4f} to "
-        f"{numbers['reward_gain_high']:+.4f}, bootstrap over prompts); the aligned completion wins "
-        f"{numbers['win_rate']:.1%} of comparisons, ties half."
-    )
+    text = f"On {numbers['prompts']:.0f} held-out prompts "
+    if "reward_gain" in numbers:
+        text += (
+            f"the mean reward changed by {numbers['reward_gain']:+.4f} (95 % interval "
+            f"{numbers['reward_gain_low']:+.4f} to {numbers['reward_gain_high']:+.4f}, bootstrap over "
+            f"prompts); the aligned completion wins {numbers['win_rate']:.1%} of comparisons, ties half."
+        )
+    else:
+        text += f"the mean length went to {numbers['length_ratio']:.2f} times that of the reference."
+    if "preference_accuracy" in numbers:
+        text += (
+            f" Of {numbers['preference_pairs']:.0f} pairs that people labelled, the policy moved towards the "
+            f"chosen completion in {numbers['preference_accuracy']:.1%} (95 % interval "
+            f"{numbers['preference_accuracy_low']:.1%} to {numbers['preference_accuracy_high']:.1%}; 50 % is "
+            "what no training gives)."
+        )
     if "kl_per_completion" in numbers:
         text += (
             f" KL(aligned || reference) is {numbers['kl_per_completion']:.2f} ± "
@@ -70,6 +80,7 @@ def _table(numbers: Mapping[str, float], reference: str, model: str) -> str:
     lines = [
         f"<tr><td>{name}<td>{form.format(numbers[left])}<td>{form.format(numbers[right])}"
         for name, left, right, form in _ROWS
+        if left in numbers
     ]
     head = f"<tr><th><th>{escape(reference)} (reference)<th>{escape(model)} (aligned)"
     return f"<table>{head}{''.join(lines)}</table>"
@@ -100,14 +111,17 @@ def _texts(row: Mapping[str, Any], reference: str, model: str) -> str:
     )
     return (
         f"<section><pre>{escape(_clip(prompt))}</pre><table class=texts><tr>{sides}</table>"
-        f"<p>Difference of the mean rewards of this prompt: {row['reward_difference']:+.4f}</p></section>"
+        f"{_difference(row['reward_difference'])}</section>"
     )
+
+
+def _difference(reward: float | None) -> str:
+    return "" if reward is None else f"<p>Difference of the mean rewards of this prompt: {reward:+.4f}</p>"
 
 
 def _facts(completion: Mapping[str, Any]) -> str:
-    return (
-        f"reward {completion['reward']:.4f}, {completion['num_tokens']} tokens, {completion['finish_reason']}"
-    )
+    reward = "" if completion["reward"] is None else f"reward {completion['reward']:.4f}, "
+    return f"{reward}{completion['num_tokens']} tokens, {completion['finish_reason']}"
 
 
 def _written(completion: Mapping[str, Any]) -> str:

@@ -10,8 +10,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from kubealign_components.config import execution, require, semantic_params
 from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.chunks import Row
@@ -21,7 +19,6 @@ from kubealign_components.data.models import ModelFiles, find_model, require_pol
 from kubealign_components.data.schemas import (
     EVALUATION,
     MODEL,
-    REWARDED,
     completion_id,
     new_completion,
 )
@@ -43,9 +40,11 @@ from kubealign_components.evaluate.comparable import (
     check_sampling,
     check_split,
     check_tokens,
+    last_step,
 )
-from kubealign_components.evaluate.comparison import Side, compare, kl_estimate, mean_differences, warnings
+from kubealign_components.evaluate.comparison import warnings
 from kubealign_components.evaluate.judged import Verdict, judged
+from kubealign_components.evaluate.measures import ALIGNED, REFERENCE, measure
 from kubealign_components.evaluate.report import report_html
 from kubealign_components.progress import progress_bar
 from kubealign_components.reports.html import REPORT, write_report
@@ -54,8 +53,6 @@ from kubealign_components.store import join
 log = logging.getLogger(__name__)
 
 VERSION = 1
-REFERENCE, ALIGNED = "reference", "aligned"
-_PROMPTS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +63,8 @@ class EvaluateConfig:
     """Model directory, URI or hub id of the reference policy."""
     sampling: SamplingSpec
     """As `sample` had it."""
-    reward: RewardSpec
-    """As `rewards` had it."""
+    reward: RewardSpec | None = None
+    """As `rewards` had it; null for none: then lengths, KL, the judge and people's labels are compared."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     validation_fraction: float = 0.05
@@ -96,6 +93,12 @@ class EvaluateConfig:
         )
         require(self.max_prompts > 1, "max_prompts", self.max_prompts, "2 or more")
         require(self.kl_prompts >= 0, "kl_prompts", self.kl_prompts, "0 or more")
+        require(
+            self.min_gain is None or self.reward is not None,
+            "min_gain",
+            self.min_gain,
+            "null without a reward: what is gained is a reward",
+        )
         require(self.judged_completions > 0, "judged_completions", self.judged_completions, "1 or more")
 
 
@@ -106,8 +109,9 @@ def run(
 
     Args:
         config: the settings.
-        rewarded: ``kubealign.rewarded/v1`` with the reference policy's completions, or
-            ``kubealign.tokenized/v1``: prompts that the reference policy answers here.
+        rewarded: ``kubealign.rewarded/v1`` with the reference policy's completions, without a reward also
+            ``kubealign.completions/v1``; or prompts that the reference policy answers here, such as
+            ``kubealign.tokenized/v1``. Where they have labelled pairs, what people preferred is compared too.
         model: directory or URI of the aligned model.
         output: URI of the dataset to make; the report lies beside its rows.
         report: path of a second copy of the report, for the Kubeflow UI.
@@ -117,7 +121,7 @@ def run(
         DataError: fewer than two held-out prompts can be compared.
         GateError: the gain is below ``min_gain``; output and report are written before.
     """
-    rewarder = Rewarder(config.reward)
+    rewarder = Rewarder(config.reward) if config.reward else None
     judge = PairJudge(config.judge) if config.judge else None
     policy = find_model(config.policy, config.revision)
     aligned = find_model(model)
@@ -126,19 +130,29 @@ def run(
     stats = Stats(rows_in=rewarded.rows)
     prompts = _held_out(config, rewarded, stats)
     ends, drop = list(end_token_ids(policy.path)), False
-    if rewarded.manifest.schema == REWARDED:
-        check_rewards(rewarder, rewarded)
+    answered = last_step(rewarded, "sample") is not None
+    if answered:
+        if rewarder is not None:
+            check_rewards(rewarder, rewarded)
         sampled = check_sampling(config.sampling, rewarded)
         ends, drop = sampled.models["policy"]["end_tokens"], sampled.params["truncated"] == "drop"
     check_tokens(aligned, ends, prompts[0])
-    if rewarded.manifest.schema == REWARDED:
+    if answered:
         prompts = _with_references(prompts, rewarded.uri, stats)
     else:
         prompts = _answered(config, prompts, REFERENCE, policy, rewarder, stats)
     rows = _answered(config, prompts, ALIGNED, aligned, rewarder, stats, drop_truncated=drop)
     stats.counts["reference_completions"] += sum(len(row[REFERENCE]) for row in prompts)
-    rewarder.close()
-    numbers = _measure(config, rows, policy)
+    if rewarder is not None:
+        rewarder.close()
+    numbers = measure(
+        rows,
+        policy,
+        aligned,
+        kl_prompts=0 if config.sampling.engine == "fake" else config.kl_prompts,
+        dtype=resolve_dtype(config.sampling.dtype),
+        seed=config.split_seed,
+    )
     verdict = _verdict(config, judge, rows, stats)
     numbers |= verdict.numbers() if verdict else {}
     stats.numbers.update(numbers)
@@ -164,7 +178,7 @@ def _provenance(
     rewarded: Dataset,
     model: str,
     aligned: ModelFiles,
-    rewarder: Rewarder,
+    rewarder: Rewarder | None,
     judge: PairJudge | None,
 ) -> Provenance:
     """Where the evaluation comes from: the model's own story too, when KubeAlign trained it."""
@@ -180,9 +194,14 @@ def _provenance(
     return derive(
         "evaluate",
         VERSION,
-        params | {"reward": reward_params(config.reward), "judge": judge.params if judge else None},
+        params
+        | {
+            "reward": reward_params(config.reward) if config.reward else None,
+            "judge": judge.params if judge else None,
+        },
         inputs=inputs,
-        models={"aligned": aligned.identity(), "reward": rewarder.identity}
+        models={"aligned": aligned.identity()}
+        | ({"reward": rewarder.identity} if rewarder else {})
         | ({"judge": judge.identity} if judge else {}),
         slug=["evaluated"],
     )
@@ -223,29 +242,35 @@ def _answered(
     prompts: Sequence[Row],
     side: str,
     model: ModelFiles,
-    rewarder: Rewarder,
+    rewarder: Rewarder | None,
     stats: Stats,
     *,
     drop_truncated: bool = False,
 ) -> list[Row]:
-    """Each prompt with the rewarded completions that ``model`` gives, under the name ``side``; those without
-    any are dropped, counted."""
+    """Each prompt with the completions that ``model`` gives, rewarded where there is a reward, under the name
+    ``side``; prompts without any are dropped, counted."""
     template = ChatTemplate(model)
     for row, sampled in zip(prompts, _sample(config.sampling, prompts, model)):
         kept = [s for s in sampled if not (drop_truncated and s.finish_reason == "length")]
         row[side] = [_completion(row, s, template, model.name, side) for s in kept]
         row[f"{side}_truncated"] = sum(s.finish_reason == "length" for s in sampled)
         row[f"{side}_sampled"] = len(sampled)
-    rewards = iter(rewarder.score([i for row in prompts for i in reward_inputs(row, row[side])]))
-    for row in prompts:
-        scored = [c | {"reward": next(rewards)} for c in row[side]]
-        row[side] = [c for c in scored if c["reward"] is not None]
-        stats.counts[f"{side}_over_length"] += len(scored) - len(row[side])
+    if rewarder is not None:
+        _reward(rewarder, prompts, side, stats)
     rows = [row for row in prompts if row[side]]
     stats.counts["aligned_completions"] += sum(len(row[side]) for row in rows) if side == ALIGNED else 0
     stats.drop(f"no_{side}_completions", len(prompts) - len(rows))
     _require_enough(len(rows), str(model.path), stats)
     return rows
+
+
+def _reward(rewarder: Rewarder, prompts: Sequence[Row], side: str, stats: Stats) -> None:
+    """Give the completions of ``side`` their rewards; those over length go, counted."""
+    rewards = iter(rewarder.score([i for row in prompts for i in reward_inputs(row, row[side])]))
+    for row in prompts:
+        scored = [c | {"reward": next(rewards)} for c in row[side]]
+        row[side] = [c for c in scored if c["reward"] is not None]
+        stats.counts[f"{side}_over_length"] += len(scored) - len(row[side])
 
 
 def _sample(spec: SamplingSpec, prompts: Sequence[Row], model: ModelFiles) -> list[list[Sampled]]:
@@ -274,19 +299,6 @@ def _completion(row: Row, sampled: Sampled, template: ChatTemplate, model: str, 
     )
 
 
-def _measure(config: EvaluateConfig, rows: Sequence[Row], policy: ModelFiles) -> dict[str, float]:
-    """The numbers of the comparison, and each row's difference; fills in the reference log-probabilities."""
-    reference, aligned = [_side(row, REFERENCE) for row in rows], [_side(row, ALIGNED) for row in rows]
-    for row, difference in zip(rows, mean_differences(reference, aligned)):
-        row["reward_difference"] = float(difference)
-    numbers = compare(reference, aligned, seed=config.split_seed)
-    scored = rows[: config.kl_prompts] if config.sampling.engine != "fake" else []
-    if scored:
-        _score(config, scored, policy)
-        numbers |= kl_estimate([row["aligned"] for row in scored])
-    return numbers
-
-
 def _verdict(
     config: EvaluateConfig, judge: PairJudge | None, rows: Sequence[Row], stats: Stats
 ) -> Verdict | None:
@@ -296,34 +308,6 @@ def _verdict(
     if verdict is None:
         log.warning("every question to the judge is over length: it has no verdict")
     return verdict
-
-
-def _score(config: EvaluateConfig, rows: Sequence[Row], policy: ModelFiles) -> None:
-    """Fill in the reference policy's log-probability of each aligned completion."""
-    from kubealign_components.engines.packing import Group
-    from kubealign_components.engines.scoring import Scorer
-
-    groups = [Group(row["prompt_token_ids"], [c["token_ids"] for c in row["aligned"]]) for row in rows]
-    with (
-        Scorer(policy.path, dtype=resolve_dtype(config.sampling.dtype)) as scorer,
-        progress_bar(len(rows), "prompts", "evaluate KL") as bar,
-    ):
-        for start in range(0, len(rows), _PROMPTS_AT_ONCE):
-            batch = slice(start, start + _PROMPTS_AT_ONCE)
-            for row, logprobs in zip(rows[batch], scorer.score(groups[batch])):
-                for completion, logprob in zip(row["aligned"], logprobs, strict=True):
-                    completion["logprob"] = logprob
-                bar.update(1)
-
-
-def _side(row: Row, side: str) -> Side:
-    completions = row[side]
-    return Side(
-        rewards=np.array([c["reward"] for c in completions], dtype=np.float64),
-        lengths=np.array([c["num_tokens"] for c in completions], dtype=np.float64),
-        truncated=row[f"{side}_truncated"],
-        sampled=row[f"{side}_sampled"],
-    )
 
 
 def _write(rows: Sequence[Row], provenance: Provenance, stats: Stats, output: str) -> None:

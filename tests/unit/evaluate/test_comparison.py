@@ -17,7 +17,7 @@ from kubealign_components.evaluate.comparison import (
     Side,
     compare,
     kl_estimate,
-    mean_differences,
+    mean_difference,
     warnings,
     win_rate,
 )
@@ -68,7 +68,7 @@ def test_a_prompt_counts_once_however_many_completions_it_has() -> None:
     reference = [side([0.0, 0.0, 0.0, 0.0], truncated=1, dropped=2), side([1.0])]
     aligned = [side([1.0], [40]), side([2.0, 4.0], [20, 40])]
     numbers = compare(reference, aligned, seed=0)
-    assert mean_differences(reference, aligned).tolist() == [1.0, 2.0]
+    assert [mean_difference(r, a) for r, a in zip(reference, aligned)] == [1.0, 2.0]
     assert numbers["reward_reference"] == 0.5
     assert numbers["reward_aligned"] == 2.0
     assert numbers["reward_gain"] == 1.5
