@@ -41,7 +41,7 @@ def train(
         metrics: steps and examples, and the means over the last steps.
         curves: loss, reward margin, calibration, KL estimate, gradient norm and throughput by step.
         policy: model directory, URI or hub id of the policy; the one that the dataset was made with.
-        objective: dpo, dpo_norm, ipo, simpo, rebel or qrpo.
+        objective: dpo, dpo_norm, ipo, simpo, rebel, qrpo or kto.
         beta: pull to the reference; its scale depends on the objective.
         transform: qrpo's transform, identity, log, sqrt, square or normal_icdf.
         length_normalise: qrpo with beta per token.

@@ -13,10 +13,11 @@ class TrainConfig(TrainerConfig):
     """Settings of ``train``. The policy must be the one that the dataset was made with."""
 
     objective: str = "dpo"
-    """dpo, dpo_norm, ipo, simpo, rebel (these need pairs) or qrpo (pairs or single completions)."""
+    """dpo, dpo_norm, ipo, simpo, rebel (these need pairs), qrpo or kto (pairs or single completions; kto goes
+    by people's labels)."""
     beta: float = 0.1
     """Pull to the reference. Its scale depends on the objective: 0.01 to 0.1 for dpo, about 5 for
-    dpo_norm, 0.001 to 0.1 for qrpo, 2 to 10 for simpo."""
+    dpo_norm, 0.01 to 0.1 for kto, 0.001 to 0.1 for qrpo, 2 to 10 for simpo."""
     transform: str = "identity"
     """qrpo: what is regressed on, as a function of the quantile reward: identity, log, sqrt, square or
     normal_icdf."""
@@ -29,6 +30,11 @@ class TrainConfig(TrainerConfig):
     """dpo, dpo_norm, simpo: probability that a preference is the wrong way round, in [0, 0.5)."""
     gamma: float = 0.5
     """simpo: target reward margin γ."""
+    desirable_weight: float = 1.0
+    """kto: factor of the losses of completions that people called good. The paper wants good times their
+    number over bad times theirs between 1 and 4/3."""
+    undesirable_weight: float = 1.0
+    """kto: factor of the losses of completions that people called bad."""
     learning_rate: float = 5e-7
     """Peak learning rate of AdamW. Full training wants some 5e-7 to 5e-6, adapters ten times that."""
     max_grad_norm: float = 1e5
@@ -47,6 +53,8 @@ class TrainConfig(TrainerConfig):
         require_choice("objective", self.objective, PAIRWISE + POINTWISE)
         require_choice("transform", self.transform, TRANSFORMS)
         for name in ("beta", "max_initial_drift"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        for name in ("desirable_weight", "undesirable_weight"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         require(self.gamma >= 0, "gamma", self.gamma, "0 or more")
         require(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, "0 up to below 0.5")
@@ -67,6 +75,19 @@ class TrainConfig(TrainerConfig):
             "label_smoothing",
             self.label_smoothing,
             f"0 with objective {self.objective}: only dpo, dpo_norm and simpo have it",
+        )
+        for name in ("desirable_weight", "undesirable_weight"):
+            require(
+                self.objective == "kto" or getattr(self, name) == 1,
+                name,
+                getattr(self, name),
+                f"1 with objective {self.objective}: only kto has it",
+            )
+        require(
+            self.objective != "kto" or self.strategy == "none",
+            "strategy",
+            self.strategy,
+            "none with objective kto: its reference point is measured on whole weights before the first step",
         )
         require(
             self.beta_max is None or self.beta_max > 0, "beta_max", self.beta_max, "a positive number or none"

@@ -20,13 +20,16 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.engines.packing import Group, PackedBatch, pack
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.train.config import TrainConfig
+from kubealign_components.train.kto import Mismatched, Mismatches
 from kubealign_components.training.config import PAIRWISE
 from kubealign_components.training.microbatches import Sizes
 from kubealign_components.training.rows import Rows
 
 Row = dict[str, Any]
 
-_COMPLETION_FIELDS = ("completion_id", "reference", "token_ids", "logprob", "reward", "quantile_reward")
+_COMPLETION_FIELDS = (
+    *("completion_id", "reference", "label", "token_ids", "logprob", "reward", "quantile_reward"),
+)
 
 
 class Examples:
@@ -38,6 +41,8 @@ class Examples:
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
+        self.mismatches: Mismatches | None = None
+        """What batches need beside their examples for kto's reference point; set once it is measured."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -48,7 +53,8 @@ class Examples:
 
     def batch(self, numbers: Sequence[int], step_examples: int) -> Batch:
         """The examples with these numbers as one forward pass of a step of ``step_examples``."""
-        return collate(self.rows(numbers), step_examples)
+        batch = collate(self.rows(numbers), step_examples)
+        return batch if self.mismatches is None else replace(batch, mismatched=self.mismatches.of(numbers))
 
     def sizes(self) -> Sizes:
         """The number of tokens of every example."""
@@ -156,6 +162,8 @@ def _problem(completion: Row, references: int | None, config: TrainConfig) -> st
         completion["reward"] is None or not math.isfinite(completion["reward"])
     ):
         return f"its reward is {completion['reward']!r}, expected a finite number for rebel"
+    if config.objective == "kto" and completion["label"] not in ("chosen", "rejected"):
+        return f"its label is {completion['label']!r}, kto needs chosen or rejected; select by labels"
     if config.objective == "qrpo":
         if quantile is None or not 0 <= quantile <= 1:
             return f"its quantile reward is {quantile!r}, expected a number in [0, 1] for qrpo"
@@ -190,13 +198,18 @@ class Batch:
     """Reference rewards of the prompt; 0 where unknown."""
     from_reference_C: Tensor
     """Whether the completion was sampled from the reference policy."""
+    desirable_C: Tensor
+    """Whether people called the completion good."""
     pairs_P2: Tensor
     """Chosen and rejected completion of every example that has two."""
+    mismatched: Mismatched | None = None
+    """For kto: the prompts with completions of other prompts."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on ``device``."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in values.items() if not isinstance(v, int)})
+        movable = {k: v for k, v in values.items() if v is not None and not isinstance(v, int)}
+        return replace(self, **{k: v.to(device) for k, v in movable.items()})
 
 
 def collate(rows: Sequence[Row], step_examples: int) -> Batch:
@@ -220,6 +233,7 @@ def collate(rows: Sequence[Row], step_examples: int) -> Batch:
         reward_C=_tensor(completions, "reward", torch.float64),
         references_C=torch.tensor([row["num_references"] or 0 for row, _ in slots]),
         from_reference_C=torch.tensor([bool(c["reference"]) for c in completions]),
+        desirable_C=torch.tensor([c["label"] == "chosen" for c in completions]),
         pairs_P2=_pairs(slots),
     )
 

@@ -84,6 +84,8 @@ def _train(job: Job, config: TrainConfig, processes: Processes) -> None:
     trainer = AlignmentTrainer(
         config, model, arguments, train, validation, checkpoints.callbacks, job.drift_hint
     )
+    if config.objective == "kto":
+        trainer.measure_mismatches()
     trainer.train(resume_from_checkpoint=checkpoints.resume)
     trainer.evaluate_at_the_end()
     state = trainer.gathered()

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from kubealign_components.engines.packing import PackedBatch
 from kubealign_components.errors import DriftError
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.data import Batch, Examples
+from kubealign_components.train.kto import Mismatches, reference_point
 from kubealign_components.training import objectives
 from kubealign_components.training.metrics import Meter
 from kubealign_components.training.step_trainer import StepTrainer
@@ -52,16 +54,48 @@ class AlignmentTrainer(StepTrainer):
         super().__init__(
             config, model, args, train, validation, [_InitialDrift(self, drift_hint), *callbacks]
         )
+        self.reference_point = torch.zeros((), device=args.device)
+
+    def measure_mismatches(self) -> None:
+        """Before the first step, and before anything is loaded to go on from: what the reference gives the
+        completions that kto's reference point is measured on."""
+        for examples in (self.train_dataset, self.eval_dataset):
+            mismatches = Mismatches(examples.rows, examples.sizes().prompt_of)
+            mismatches.measure(self._plain_logprobs, self.config.micro_batch_tokens)
+            examples.mismatches = mismatches
+
+    def begin_step(self, model: nn.Module, batches: Sequence[Batch]) -> None:
+        """Measure kto's reference point on the examples of a whole optimiser step."""
+        if self.config.objective != "kto":
+            return
+        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for batch in batches:
+            if batch.step_examples and batch.mismatched is not None:
+                own = batch.mismatched.to(self.args.device)
+                with torch.no_grad():
+                    ratio_C = (model(own.packed) - own.reference_logprob_C).double()
+                total += torch.stack(
+                    [ratio_C.sum(), torch.tensor(float(len(ratio_C)), device=ratio_C.device)]
+                )
+        total = self._sum(total)
+        self.reference_point = reference_point(total[0], total[1])
+
+    def _plain_logprobs(self, packed: PackedBatch) -> Tensor:
+        with torch.no_grad(), self.accelerator.autocast():
+            values: Tensor = self.model(packed.to(self.args.device))
+        return values
 
     def batch_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Sum of the objective over the examples of ``batch``."""
-        loss, logprob_C, reward_C = _losses(self.config, batch, model(batch.packed))
+        loss, logprob_C, reward_C = _losses(self.config, batch, model(batch.packed), self.reference_point)
         if batch.step_examples:
             _measure(self.meter, self.config, batch, loss, logprob_C, reward_C)
         return loss
 
 
-def _losses(config: TrainConfig, batch: Batch, logprob_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _losses(
+    config: TrainConfig, batch: Batch, logprob_C: Tensor, reference_point: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sum over examples of their losses, and per completion the log-ratio and the implicit reward."""
     log_ratio_C = logprob_C - batch.reference_logprob_C
     beta_C = _beta(config, batch)
@@ -72,6 +106,16 @@ def _losses(config: TrainConfig, batch: Batch, logprob_C: Tensor) -> tuple[Tenso
     if config.objective == "qrpo":
         loss_C = objectives.qrpo_loss(
             log_ratio_C, batch.quantile_C, batch.references_C, beta_C, transform=config.transform
+        )
+        total = (loss_C * batch.weight_C).sum()
+    elif config.objective == "kto":
+        loss_C = objectives.kto_loss(
+            log_ratio_C,
+            batch.desirable_C,
+            reference_point.to(log_ratio_C.dtype),
+            beta=config.beta,
+            desirable_weight=config.desirable_weight,
+            undesirable_weight=config.undesirable_weight,
         )
         total = (loss_C * batch.weight_C).sum()
     elif config.objective == "dpo":

@@ -11,7 +11,7 @@ TRANSFORMS = ("identity", "log", "sqrt", "square", "normal_icdf")
 so that settings are checked without torch."""
 PAIRWISE = ("dpo", "dpo_norm", "ipo", "rebel", "simpo")
 """Objectives that compare a chosen with a rejected completion."""
-POINTWISE = ("qrpo",)
+POINTWISE = ("kto", "qrpo")
 """Objectives that look at one completion at a time; pairs are two of them."""
 SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
 """Strategies that spread the training state over processes; each has a file in ``configs/``."""

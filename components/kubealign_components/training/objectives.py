@@ -90,6 +90,31 @@ def rebel_loss(
     return ((reward_w_P - reward_l_P) / beta - (log_ratio_w_P - log_ratio_l_P)) ** 2
 
 
+def kto_loss(
+    log_ratio_C: Tensor,
+    desirable_C: Tensor,
+    reference_point: Tensor,
+    *,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """KTO (Ethayarajh et al. 2024, arXiv 2402.01306, eq. 8): pointwise, on what people called good or bad.
+
+    Args:
+        log_ratio_C: log-ratio of each completion.
+        desirable_C: bool; whether it was called good.
+        reference_point: z₀ ≥ 0, nats: the KL divergence from the reference, see
+            :class:`kubealign_components.train.kto.Mismatches`. No gradient goes through it.
+        beta: per nat.
+        desirable_weight: λ_D, factor of the good ones' losses.
+        undesirable_weight: λ_U, factor of the bad ones'.
+    """
+    sign_C = torch.where(desirable_C, 1.0, -1.0).to(log_ratio_C.dtype)
+    weight_C = torch.where(desirable_C, desirable_weight, undesirable_weight).to(log_ratio_C.dtype)
+    return weight_C * (1 - torch.sigmoid(beta * sign_C * (log_ratio_C - reference_point.detach())))
+
+
 def qrpo_loss(
     log_ratio_C: Tensor, quantile_C: Tensor, references_C: Tensor, beta_C: Tensor, *, transform: str
 ) -> Tensor:

@@ -79,6 +79,10 @@ class StepTrainer(Trainer):
         for callback in (_Progress(self.program), *callbacks):
             self.add_callback(callback)
 
+    def begin_step(self, model: nn.Module, batches: Sequence[Any]) -> None:
+        """Called with this process's share of an optimiser step before its first forward pass, also of a
+        validation step; for what a loss needs to know of the whole step."""
+
     def batch_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Sum of the losses of the examples of ``batch``; measures it where ``batch.step_examples``."""
         raise NotImplementedError
@@ -92,6 +96,7 @@ class StepTrainer(Trainer):
     ) -> Tensor:
         """Forward and backward passes of one optimiser step; gives the sum of their losses."""
         sharded = self.accelerator.distributed_type == DistributedType.DEEPSPEED  # it keeps its own count
+        self.begin_step(model, inputs["step"])
         losses = []
         for left, batch in zip(reversed(range(len(inputs["step"]))), inputs["step"]):
             self.accelerator.gradient_state._set_sync_gradients(not left)
@@ -129,6 +134,7 @@ class StepTrainer(Trainer):
         try:
             self.model_wrapped.eval()
             for step in StepLoader(self.eval_dataset, self._plan(None)):
+                self.begin_step(self.model_wrapped, step["step"])
                 for batch in step["step"]:
                     with torch.no_grad():
                         self.compute_loss(self.model_wrapped, {"batch": batch})

@@ -205,7 +205,7 @@ def test_examples_without_what_the_objective_needs_are_refused(
 @pytest.mark.parametrize(
     "change",
     [
-        {"objective": "kto"},
+        {"objective": "ppo"},
         {"beta": 0.0},
         {"objective": "dpo", "length_normalise": True},
         {"objective": "dpo", "beta_max": 0.1},
