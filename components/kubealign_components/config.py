@@ -3,6 +3,10 @@
 A setting is *semantic* unless its field is made with :func:`execution`: semantic settings
 determine the rows and enter the recipe, execution settings (batch sizes, parallelism, places)
 must change neither the rows nor the fingerprint.
+
+A component takes few settings as arguments and the others in ``options``. :func:`assemble` makes one
+mapping of both, and knows which argument each setting came from; the component, the checks before a
+run and the estimate all use it.
 """
 
 from __future__ import annotations
@@ -10,12 +14,70 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from kubealign_components.errors import ConfigError
 
 T = TypeVar("T")
+Path = tuple[str | int, ...]
+"""Names and positions that lead to a setting, such as ``("sampling", "stop", 0)``."""
+
+OPTIONS = "options"
+"""A component's argument that holds the settings that have no argument of their own."""
+GROUPS = "GROUPS"
+"""The class attribute in which a config declares its :class:`Group` members by name."""
+SHORTHAND = "SHORTHAND"
+"""The class attribute that names the field which a plain text stands for."""
+
+_GATHERED: ContextVar[list[ConfigError] | None] = ContextVar("gathered", default=None)
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_UNUSABLE: Any = object()
+"""In place of a value that could not be made."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """A nested config whose settings a component takes in several arguments."""
+
+    arguments: Mapping[str, str]
+    """Settings of the group by the name of the argument that holds them."""
+    options: tuple[str, ...]
+    """Places of mappings with further settings, such as ``options.sampling``; later ones win."""
+    keys: tuple[str, ...] = ()
+    """Settings of which at least one must not be empty, or else the group is left out."""
+    of: str = ""
+    """The stage whose settings these are where another stage borrows them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """Settings, and the arguments that they came from."""
+
+    values: dict[str, Any]
+    """For :func:`from_mapping`."""
+    origins: dict[Path, list[Path]]
+    """For each setting the places in the arguments that give it, the one that counts last."""
+
+    def origin(self, setting: Path) -> Path | None:
+        """The place of ``setting`` in the arguments, or of the nearest thing around it."""
+        for length in range(len(setting), 0, -1):
+            places = self.origins.get(setting[:length])
+            if places:
+                return places[-1] + setting[length:]
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A setting that cannot be used."""
+
+    path: Path
+    """Where it is below the settings that were checked."""
+    error: ConfigError
 
 
 def execution(default: Any) -> Any:
@@ -25,8 +87,12 @@ def execution(default: Any) -> Any:
 
 def require(ok: bool, field: str, value: object, expected: str) -> None:
     """Raise :class:`ConfigError` for ``field`` unless ``ok``."""
-    if not ok:
-        raise ConfigError(field, value, expected)
+    if ok:
+        return
+    error, gathered = ConfigError(field, value, expected), _GATHERED.get()
+    if gathered is None:
+        raise error
+    gathered.append(error)
 
 
 def require_choice(field: str, value: object, choices: Collection[str]) -> None:
@@ -52,31 +118,100 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     Raises:
         ConfigError: an unknown name, a missing name or a value of the wrong type.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    for name in values:
-        require(
-            name in fields,
-            f"{where}.{name}",
-            values[name],
-            f"a setting of {where}: one of {', '.join(sorted(fields))}",
-        )
-    for name, field in fields.items():
-        absent = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        require(not absent or name in values, f"{where}.{name}", None, "a value: this setting has no default")
-    return cls(**{name: _fit(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+    config, problems = check_mapping(cls, values, where)
+    if problems:
+        raise problems[0].error
+    assert config is not None
+    return config
+
+
+def check_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> tuple[T | None, list[Problem]]:
+    """The config ``cls`` of ``values``, or None, and everything that is wrong with them."""
+    fitting = _Fitting(where)
+    config = fitting.config(cls, values, ())
+    return (None if config is _UNUSABLE or fitting.problems else config), fitting.problems
+
+
+def assemble(cls: type, parameters: Mapping[str, Any]) -> Assembled:
+    """The settings of ``cls`` in what a component was called with.
+
+    Arguments that are settings count first, those of a group next, and ``options`` last.
+    """
+    groups: Mapping[str, Group] = getattr(cls, GROUPS, {})
+    made = Assembled({}, {})
+    taken = {argument for group in groups.values() for argument in group.arguments}
+    for name in _names(cls) & parameters.keys():
+        if name not in groups and name not in taken:
+            _put(made, (name,), parameters[name], (name,))
+    options = parameters.get(OPTIONS, {})
+    for name, value in options.items():
+        if name not in groups:
+            _put(made, (name,), value, (OPTIONS, name))
+    for name, group in groups.items():
+        _put_group(made, name, group, parameters)
+    return made
 
 
 def from_parameters(cls: type[T], parameters: Mapping[str, Any], where: str) -> T:
-    """Build the config ``cls`` from what a component was called with: those of its parameters that are
-    settings, and the mapping ``options`` over them.
+    """Build the config ``cls`` from what a component was called with, as :func:`assemble` puts it together.
 
     Raises:
         ConfigError: as :func:`from_mapping`.
     """
-    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    settings = {name: value for name, value in parameters.items() if name in names}
-    return from_mapping(cls, settings | parameters["options"], where)
+    return from_mapping(cls, assemble(cls, parameters).values, where)
+
+
+def text_of(path: Path) -> str:
+    """``path`` as a user writes it: names joined by points, positions in brackets."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")
+
+
+def _names(cls: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def _put(made: Assembled, setting: Path, value: Any, origin: Path) -> None:
+    target: dict[str | int, Any] = made.values  # type: ignore[assignment]
+    for name in setting[:-1]:
+        target = target.setdefault(name, {})
+    target[setting[-1]] = value
+    made.origins.setdefault(setting, []).append(origin)
+
+
+def _put_group(made: Assembled, name: str, group: Group, parameters: Mapping[str, Any]) -> None:
+    for argument, setting in group.arguments.items():
+        if argument in parameters:
+            _put(made, (name, setting), parameters[argument], (argument,))
+    for place in group.options:
+        path = tuple(place.split("."))
+        found: Any = parameters
+        for part in path:
+            found = found.get(part, {}) if isinstance(found, Mapping) else {}
+        if not isinstance(found, Mapping):
+            made.origins[name,] = [path]
+            made.values[name] = found
+            return
+        for setting, value in found.items():
+            _put(made, (name, setting), value, (*path, setting))
+    if group.keys and not any(made.values.get(name, {}).get(key) for key in group.keys):
+        made.values.pop(name, None)
+
+
+@contextmanager
+def _gathering() -> Iterator[list[ConfigError]]:
+    """What :func:`require` refuses in here is gathered, not raised."""
+    gathered: list[ConfigError] = []
+    token = _GATHERED.set(gathered)
+    try:
+        yield gathered
+    except ConfigError as error:
+        gathered.append(error)
+    except Exception:  # a check that goes on with what an earlier one has refused
+        if not gathered:
+            raise
+    finally:
+        _GATHERED.reset(token)
 
 
 def _plain(value: Any) -> Any:
@@ -89,48 +224,116 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _fit(hint: Any, value: Any, name: str) -> Any:
-    """``value`` as the annotated type ``hint``, or :class:`ConfigError` naming ``name``."""
-    origin = typing.get_origin(hint)
-    if hint is Any:
-        return value
-    if origin in (types.UnionType, typing.Union):
-        return _fit_union(hint, value, name)
-    if origin is tuple:
-        require(isinstance(value, (list, tuple)), name, value, "a list")
-        return tuple(_fit(typing.get_args(hint)[0], item, f"{name}[{i}]") for i, item in enumerate(value))
-    if origin in (dict, Mapping, types.MappingProxyType) or (
-        isinstance(origin, type) and issubclass(origin, Mapping)
-    ):
-        require(isinstance(value, Mapping), name, value, "a mapping")
-        item = typing.get_args(hint)[1]
-        return {str(k): _fit(item, v, f"{name}.{k}") for k, v in value.items()}
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if isinstance(value, hint):
+class _Fitting:
+    """Makes values fit annotated types, and keeps what does not.
+
+    Args:
+        where: what the settings belong to.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.problems: list[Problem] = []
+
+    def config(self, cls: type, values: Mapping[str, Any], path: Path) -> Any:
+        """An instance of the dataclass ``cls``."""
+        before = len(self.problems)
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        hints = typing.get_type_hints(cls)
+        for name in values:
+            if name not in fields:
+                known = ", ".join(sorted(fields))
+                self._refuse((*path, name), values[name], f"a setting of {self._text(path)}: one of {known}")
+        for name, entry in fields.items():
+            absent = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+            if absent and name not in values:
+                self._refuse((*path, name), None, "a value: this setting has no default")
+        known_values = {name: value for name, value in values.items() if name in fields}
+        fitted = {name: self.value(hints[name], value, (*path, name)) for name, value in known_values.items()}
+        if len(self.problems) > before:
+            return _UNUSABLE
+        return self._built(cls, fitted, path)
+
+    def value(self, hint: Any, value: Any, path: Path) -> Any:
+        """``value`` as the annotated type ``hint``."""
+        origin = typing.get_origin(hint)
+        if hint is Any:
             return value
-        require(isinstance(value, Mapping), name, value, "a mapping of settings")
-        return from_mapping(hint, value, name)
-    return _fit_scalar(hint, value, name)
+        if origin in (types.UnionType, typing.Union):
+            return self._union(hint, value, path)
+        if origin is tuple:
+            if not isinstance(value, (list, tuple)):
+                return self._refuse(path, value, "a list")
+            item = typing.get_args(hint)[0]
+            return tuple(self.value(item, entry, (*path, i)) for i, entry in enumerate(value))
+        if origin is not None and issubclass(origin, Mapping):
+            if not isinstance(value, Mapping):
+                return self._refuse(path, value, "a mapping")
+            item = typing.get_args(hint)[1]
+            return {str(k): self.value(item, v, (*path, str(k))) for k, v in value.items()}
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            return self._nested(hint, value, path)
+        return self._scalar(hint, value, path)
+
+    def _nested(self, cls: type, value: Any, path: Path) -> Any:
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str) and hasattr(cls, SHORTHAND):
+            value = {getattr(cls, SHORTHAND): value}
+        if not isinstance(value, Mapping):
+            return self._refuse(path, value, "a mapping of settings")
+        return self.config(cls, value, path)
+
+    def _built(self, cls: type, fitted: Mapping[str, Any], path: Path) -> Any:
+        config = _UNUSABLE
+        with _gathering() as refused:
+            config = cls(**fitted)
+        self.problems += [Problem(_below(path, error.field), error) for error in refused]
+        return _UNUSABLE if refused else config
+
+    def _union(self, hint: Any, value: Any, path: Path) -> Any:
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        if value is None and len(options) < len(typing.get_args(hint)):
+            return None
+        for option in options:
+            attempt = _Fitting(self.where)
+            fitted = attempt.value(option, value, path)
+            if not attempt.problems:
+                return fitted
+        if all(option in _WORDS for option in options):
+            return self._refuse(path, value, " or ".join(_WORDS[option] for option in options))
+        self.problems += attempt.problems
+        return _UNUSABLE
+
+    def _scalar(self, hint: Any, value: Any, path: Path) -> Any:
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if hint is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+            return value
+        return self._refuse(path, value, _WORDS.get(hint, f"a value of type {hint.__name__}"))
+
+    def _refuse(self, path: Path, value: Any, expected: str) -> Any:
+        self.problems.append(Problem(path, ConfigError(self._text(path), value, expected)))
+        return _UNUSABLE
+
+    def _text(self, path: Path) -> str:
+        return text_of((self.where, *path))
 
 
-def _fit_union(hint: Any, value: Any, name: str) -> Any:
-    options = [a for a in typing.get_args(hint) if a is not type(None)]
-    if value is None and len(options) < len(typing.get_args(hint)):
-        return None
-    for option in options:
-        try:
-            return _fit(option, value, name)
-        except ConfigError:
-            if option is options[-1]:
-                raise
-    raise ConfigError(name, value, str(hint))
+def _below(path: Path, field: str) -> Path:
+    """The place that a check of the config at ``path`` calls ``field``; lists name themselves there."""
+    names = [name for part in field.split(".") for name in _steps(part)]
+    around = [part for part in path if isinstance(part, str)]
+    if names and around and names[0] == around[-1] and len(names) > 1:
+        names = names[1:]
+    return (*path, *names)
 
 
-def _fit_scalar(hint: Any, value: Any, name: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    wrong_bool = isinstance(value, bool) and hint is not bool
-    require(isinstance(value, hint) and not wrong_bool, name, value, f"a value of type {hint.__name__}")
-    return value
+def _steps(part: str) -> Iterator[str | int]:
+    name, _, rest = part.partition("[")
+    yield name
+    for position in rest.rstrip("]").split("]["):
+        if position.isdecimal():
+            yield int(position)

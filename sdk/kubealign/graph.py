@@ -27,10 +27,12 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Where a component's argument comes from: a pipeline parameter or a constant."""
+    """Where a component's argument comes from: a pipeline parameter, a constant, or another task."""
 
     parameter: str | None = None
     constant: Any = None
+    produced: bool = False
+    """Whether it is known only when another task has run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +48,7 @@ class Task:
     group: str
     """The stage it works for: its own, or for split and merge that of the fan-out."""
     arguments: dict[str, Source]
-    """What is known before a run; outputs of other tasks are left out."""
+    """Its parameters; artifacts are left out."""
     outputs: dict[str, str]
     """Output artifacts and their types, such as ``system.Dataset``."""
 
@@ -112,7 +114,7 @@ def _arguments(task: Json, component: Json, outer: Mapping[str, Source]) -> dict
         elif value.get("componentInputParameter") in outer:
             found[name] = outer[value["componentInputParameter"]]
         else:
-            found.pop(name, None)
+            found[name] = Source(produced=True)
     return found
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
-import inspect
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from kubealign.graph import Graph, Parameter, Source, Task
-from kubealign_components.config import from_mapping, require, require_choice
-from kubealign_components.engines.rewards import load_function, reward_settings
+from kubealign_components.config import (
+    OPTIONS,
+    Assembled,
+    Path,
+    assemble,
+    check_mapping,
+    require,
+    require_choice,
+    text_of,
+)
+from kubealign_components.engines.rewards import load_function
 from kubealign_components.errors import ConfigError
+from kubealign_components.stages import config_class
 from kubealign_pipelines import rules
 from kubealign_pipelines.resources import DEFAULTS
 
@@ -32,12 +38,7 @@ _WORDS = {
     "LIST": "a list",
     "STRUCT": "a mapping",
 }
-OPTIONS = "options"
-"""A component's argument that holds the settings that have no parameter of their own."""
-SAMPLING = ("engine", "n", "temperature", "top_p", "max_new_tokens", "stop", "seed")
-"""Arguments that ``sample`` and ``evaluate`` put together to the settings of sampling."""
 _LATER = "given-when-it-runs"
-_ARGUMENT_OF = {"functions": "reward_functions", "model": "reward_model"}
 
 
 def check_parameters(
@@ -79,77 +80,39 @@ def check_parameters(
     return found
 
 
-def config_class(stage: str) -> type | None:
-    """The config class that the component of ``stage`` builds, or None when it has no settings.
-
-    It is the one ``…Config`` that the component imports in its body; the stage itself, with whatever
-    models need, is not imported.
-    """
-    component = getattr(importlib.import_module(f"kubealign_components.{stage}.component"), stage)
-    tree = ast.parse(textwrap.dedent(inspect.getsource(component.python_func)))
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    for node in imports:
-        for name in node.names:
-            if name.name.endswith("Config"):
-                found: type = getattr(importlib.import_module(str(node.module)), name.name)
-                return found
-    return None
-
-
 def _check_stage(task: Task, values: Mapping[str, Any], *, here: bool) -> None:
     cls = config_class(task.function)
     if cls is None:
         return
-    known = {name: _value(source, values) for name, source in task.arguments.items()}
-    fields = cls.__dataclass_fields__  # type: ignore[attr-defined]
-    settings = {name: value for name, value in known.items() if name in fields} | known.get(OPTIONS, {})
+    settings = assemble(cls, arguments(task, values))
+    config: Any
+    config, problems = check_mapping(cls, settings.values, task.function)
+    for problem in problems:
+        error = problem.error
+        raise ConfigError(_user_name(task, settings, problem.path), error.value, error.expected)
     try:
-        config: Any = from_mapping(cls, settings | _put_together(known), task.function)
-        for function in config.reward.functions if here and "reward" in fields else ():
+        for function in config.reward.functions if here and hasattr(config, "reward") else ():
             load_function(function)
     except ConfigError as error:
-        options = known.get(OPTIONS, {})
-        raise ConfigError(_user_name(task, error.field, options), error.value, error.expected) from None
+        raise ConfigError("reward_functions", error.value, error.expected) from None
 
 
-def _put_together(known: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that components put together from several arguments: sampling, rewards, and a judge.
-
-    The options of ``sample`` and ``rewards`` reach ``evaluate``, too, under the names of those stages.
-    """
-    own = known.get(OPTIONS, {})
-    found: dict[str, Any] = {}
-    if set(SAMPLING) <= known.keys():
-        theirs = known.get("sample_options", {}).get("sampling", {})
-        found["sampling"] = {name: known[name] for name in SAMPLING} | theirs | own.get("sampling", {})
-    if "reward_functions" in known:
-        options = known.get("rewards_options", own).get("reward", {})
-        found["reward"] = reward_settings(
-            known["reward_functions"], known.get("reward_model", _LATER), options
-        )
-    if "judge_options" in known:
-        named = {"judge": known["judge"]} | known["judge_options"] if known.get("judge") else None
-        found["judge"] = own.get("judge", named)
-    return found
+def arguments(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the component of ``task`` is called with; a word stands for what other tasks will make."""
+    return {name: _value(source, values) for name, source in task.arguments.items()}
 
 
 def _value(source: Source, values: Mapping[str, Any]) -> Any:
+    if source.produced:
+        return _LATER
     return source.constant if source.parameter is None else values[source.parameter]
 
 
-def _user_name(task: Task, field: str, options: Mapping[str, Any]) -> str:
-    """The pipeline's name for the setting that a stage calls ``field``."""
-    field = field.removeprefix(f"{task.function}.")
-    group = next((g for g in ("sampling", "reward") if field.startswith(f"{g}.")), "")
-    field = field.removeprefix(f"{group}.")
-    name = field.partition(".")[0].partition("[")[0]
-    source = task.arguments.get(_ARGUMENT_OF.get(name, name))
-    if source is not None and source.parameter:
-        return source.parameter + field.removeprefix(name)
-    # A setting's own check names it alone: what it is nested in tells where the user wrote it.
-    group = group or next((g for g in ("sampling", "reward") if name in options.get(g, {})), "")
-    place = task.arguments.get(OPTIONS, Source()).parameter or task.function
-    return ".".join(filter(None, [place, group, field]))
+def _user_name(task: Task, settings: Assembled, path: Path) -> str:
+    """The pipeline's name for the setting at ``path`` of a stage."""
+    argument, *rest = settings.origin(path) or (OPTIONS, *path)
+    source = task.arguments.get(str(argument), Source())
+    return text_of((source.parameter or task.function, *rest))
 
 
 def _in_order(graph: Graph) -> list[Task]:

@@ -13,7 +13,6 @@ from kubealign_components.data.chunks import Chunk, Part, merge
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import COMPLETIONS, PROMPTS, REWARDED, SELECTION, TOKENIZED
 from kubealign_components.engines.generation import SamplingSpec
-from kubealign_components.engines.rewards import reward_settings
 from kubealign_components.errors import ChunkError, EmptyDataset
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as run_filter
@@ -68,7 +67,7 @@ class Recipe:
         self.fan_out("filter", "sample", lambda chunk: run_sample(config, chunk=chunk))
 
     def rewards(self) -> None:
-        brevity = reward_settings(["kubealign_components.rewards.functions:brevity"], "", {})
+        brevity = {"functions": ["kubealign_components.rewards.functions:brevity"]}
         config = from_mapping(RewardsConfig, {"reward": brevity}, "rewards")
         self.fan_out("sample", "rewards", lambda chunk: run_rewards(config, chunk=chunk))
 

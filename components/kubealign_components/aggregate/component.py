@@ -40,24 +40,15 @@ def aggregate(
         min_consistency: fail when the judge's two orders agree in a smaller share of judgements; 0 for any.
         options: further settings of the stage by name.
     """
+    parameters = dict(locals())
+
     from kubealign_components.aggregate.stage import AggregateConfig, run
     from kubealign_components.artifacts import log_stats, open_dataset, publish
-    from kubealign_components.config import from_mapping
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import JUDGED
 
-    settings = {
-        "principles": principles,
-        "passes": passes,
-        "max_principles": max_principles,
-        "negation": negation,
-        "scale": scale,
-        "label": label,
-        "label_noise": label_noise,
-        "seed": seed,
-        "min_consistency": min_consistency,
-    }
-    config = from_mapping(AggregateConfig, settings | options, "aggregate")
+    config = from_parameters(AggregateConfig, parameters, "aggregate")
     stats = run(config, judged=open_dataset(judged, JUDGED), output=dataset.uri, report=report.path)
     publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
     log_stats(metrics, stats)

@@ -28,18 +28,14 @@ def clean_pmp(
         seed: decides which completion is shown first, the split and the sample.
         options: further settings of the stage by name.
     """
+    parameters = dict(locals())
+
     from kubealign_components.artifacts import log_stats, publish
     from kubealign_components.clean_pmp.stage import CleanPmpConfig, run
-    from kubealign_components.config import from_mapping
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
 
-    settings = {
-        "sources": sources,
-        "min_score_ratio": min_score_ratio,
-        "max_rows": max_rows,
-        "seed": seed,
-    }
-    config = from_mapping(CleanPmpConfig, settings | options, "clean_pmp")
+    config = from_parameters(CleanPmpConfig, parameters, "clean_pmp")
     stats = run(config, output=dataset.uri)
     publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
     log_stats(metrics, stats)

@@ -30,19 +30,14 @@ def clean_prompts(
         max_rows: most prompts, a seeded sample; 0 for all.
         options: further settings of the stage by name.
     """
+    parameters = dict(locals())
+
     from kubealign_components.artifacts import log_stats, publish
     from kubealign_components.clean_prompts.stage import CleanPromptsConfig, run
-    from kubealign_components.config import from_mapping
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
 
-    settings = {
-        "sources": sources,
-        "languages": languages,
-        "min_characters": min_characters,
-        "max_characters": max_characters,
-        "max_rows": max_rows,
-    }
-    config = from_mapping(CleanPromptsConfig, settings | options, "clean_prompts")
+    config = from_parameters(CleanPromptsConfig, parameters, "clean_prompts")
     stats = run(config, output=dataset.uri)
     publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
     log_stats(metrics, stats)

@@ -20,6 +20,8 @@ ENGINES = ("fake", "transformers", "vllm")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 TEMPERATURES = (0.01, 2.0)
 """What vLLM samples at; it raises in silence what lies below, and refuses what lies above."""
+SAMPLING = ("engine", "n", "temperature", "top_p", "max_new_tokens", "stop", "seed")
+"""Settings that components take as arguments of these names."""
 RESERVED_ARGS = frozenset(
     {"model", "tokenizer", "dtype", "torch_dtype", "max_model_len", "tensor_parallel_size", "seed"}
     | {"gpu_memory_utilization", "logprobs_mode", "generation_config"}

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.fingerprint import canonical_json, digest
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 RewardFunction = Callable[..., Any]
+
+REWARD = {"reward_functions": "functions", "reward_model": "model"}
+"""Arguments of components, and the settings of :class:`RewardSpec` that they are."""
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _CLIP = 300
@@ -62,7 +65,9 @@ class RewardInput:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardFunctionSpec:
-    """One reward function with its weight and settings."""
+    """One reward function with its weight and settings; a text is its name."""
+
+    SHORTHAND: ClassVar[str] = "function"
 
     function: str
     """``module:function``, importable where the stage runs."""
@@ -138,20 +143,6 @@ class RewardSpec:
         """Names of the model and the functions, for a dataset's slug."""
         names = [self.model.rstrip("/").rsplit("/", 1)[-1]] if self.model else []
         return "_".join([*names, *(f.function.rsplit(":", 1)[1] for f in self.functions)])
-
-
-def reward_settings(
-    functions: Sequence[str | Mapping[str, Any]], model: str, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The mapping of a :class:`RewardSpec` from a component's flat parameters.
-
-    Args:
-        functions: names ``module:function``, or mappings with ``function``, ``weight``, ``settings``.
-        model: reward model, or an empty text.
-        options: further settings of the spec.
-    """
-    named = [{"function": f} if isinstance(f, str) else f for f in functions]
-    return {"functions": named, "model": model, **options}
 
 
 def reward_params(spec: RewardSpec) -> dict[str, Any]:

@@ -61,40 +61,19 @@ def evaluate(
         judge_options: how it judges, by name: principles, principle_names, adapter, template, …
         options: further settings of the stage by name; those of the engine under "sampling".
     """
+    parameters = dict(locals())
+
     from pathlib import Path
 
     from kubealign_components.artifacts import log_stats, open_dataset, publish
-    from kubealign_components.config import from_mapping
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.lineage import to_html
     from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
-    from kubealign_components.engines.rewards import reward_settings
     from kubealign_components.evaluate.stage import EvaluateConfig, run
 
-    sampling = {
-        "engine": engine,
-        "n": n,
-        "temperature": temperature,
-        "top_p": top_p,
-        "max_new_tokens": max_new_tokens,
-        "stop": stop,
-        "seed": seed,
-    }
-    settings = {
-        "policy": policy,
-        "validation_fraction": validation_fraction,
-        "split_seed": split_seed,
-        "max_prompts": max_prompts,
-        **({"judge": {"judge": judge, **judge_options}} if judge else {}),
-        **options,
-        "sampling": sampling | sample_options.get("sampling", {}) | options.get("sampling", {}),
-    }
-    if reward_functions or reward_model:
-        settings["reward"] = reward_settings(
-            reward_functions, reward_model, rewards_options.get("reward", {})
-        )
     stats = run(
-        from_mapping(EvaluateConfig, settings, "evaluate"),
+        from_parameters(EvaluateConfig, parameters, "evaluate"),
         rewarded=open_dataset(rewarded, REWARDED, COMPLETIONS, TOKENIZED),
         model=model.path if Path(model.path).exists() else model.uri,
         output=dataset.uri,

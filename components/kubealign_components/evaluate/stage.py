@@ -7,10 +7,11 @@ prompts that have no samples yet, such as those of PPO, both sides are sampled a
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from kubealign_components.config import execution, require, semantic_params
+from kubealign_components.config import Group, execution, require, semantic_params
 from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.chunks import Row
 from kubealign_components.data.dataset import Dataset, DatasetWriter
@@ -25,6 +26,7 @@ from kubealign_components.data.schemas import (
 from kubealign_components.data.seeds import is_held_out, unit_interval
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.generation import (
+    SAMPLING,
     Prompt,
     Sampled,
     SamplingSpec,
@@ -33,7 +35,7 @@ from kubealign_components.engines.generation import (
     resolve_dtype,
 )
 from kubealign_components.engines.judge import JudgeSpec, PairJudge
-from kubealign_components.engines.rewards import Rewarder, RewardSpec, reward_inputs, reward_params
+from kubealign_components.engines.rewards import REWARD, Rewarder, RewardSpec, reward_inputs, reward_params
 from kubealign_components.errors import DataError, GateError, NotFound
 from kubealign_components.evaluate.comparable import (
     check_rewards,
@@ -58,6 +60,23 @@ VERSION = 1
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
     """Settings of ``evaluate``."""
+
+    GROUPS: ClassVar[Mapping[str, Group]] = {
+        "sampling": Group(
+            arguments={name: name for name in SAMPLING},
+            options=("sample_options.sampling", "options.sampling"),
+            of="sample",
+        ),
+        "reward": Group(
+            arguments=REWARD,
+            options=("rewards_options.reward", "options.reward"),
+            keys=tuple(REWARD.values()),
+            of="rewards",
+        ),
+        "judge": Group(
+            arguments={"judge": "judge"}, options=("judge_options", "options.judge"), keys=("judge",)
+        ),
+    }
 
     policy: str
     """Model directory, URI or hub id of the reference policy."""

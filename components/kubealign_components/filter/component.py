@@ -28,19 +28,15 @@ def filter(
         min_completions: fewest offline completions a prompt must keep.
         options: further settings of the stage by name.
     """
+    parameters = dict(locals())
+
     from kubealign_components.artifacts import log_stats, open_dataset, publish
-    from kubealign_components.config import from_mapping
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import COMPLETIONS, PROMPTS, REWARDED, TOKENIZED
     from kubealign_components.filter.stage import FilterConfig, run
 
-    settings = {
-        "policy": policy,
-        "max_seq_len": max_seq_len,
-        "max_prompt_len": max_prompt_len,
-        "min_completions": min_completions,
-    }
-    config = from_mapping(FilterConfig, settings | options, "filter")
+    config = from_parameters(FilterConfig, parameters, "filter")
     rows = open_dataset(prompts, PROMPTS, TOKENIZED, COMPLETIONS, REWARDED)
     stats = run(config, prompts=rows, output=dataset.uri)
     publish(dataset, Dataset.open(dataset.uri, allow_empty=True))

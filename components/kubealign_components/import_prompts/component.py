@@ -26,13 +26,14 @@ def import_prompts(
         max_rows: most prompts of all sources together, a seeded sample; 0 for all.
         options: further settings of the stage by name.
     """
+    parameters = dict(locals())
+
     from kubealign_components.artifacts import log_stats, publish
-    from kubealign_components.config import from_mapping
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.import_prompts.stage import ImportConfig, run
 
-    settings = {"sources": sources, "max_bad_fraction": max_bad_fraction, "max_rows": max_rows}
-    config = from_mapping(ImportConfig, settings | options, "import_prompts")
+    config = from_parameters(ImportConfig, parameters, "import_prompts")
     stats = run(config, output=dataset.uri)
     publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
     log_stats(metrics, stats)

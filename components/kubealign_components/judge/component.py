@@ -12,13 +12,14 @@ def judge(chunk: dict, judge: str, principles: str = "judging", options: dict = 
     Args:
         chunk: descriptor of the chunk (of kubealign.completions/v1).
         judge: model directory, URI or hub id of the policy that judges.
-        adapter: folder or URI of a PEFT adapter of that policy, which judges unmerged; empty for none.
         principles: judging, or a file of principles of one's own.
         options: further settings of the stage by name.
     """
-    from kubealign_components.config import from_mapping
+    parameters = dict(locals())
+
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.chunks import Chunk
     from kubealign_components.judge.stage import JudgeConfig, run
 
-    config = from_mapping(JudgeConfig, {"judge": judge, "principles": principles} | options, "judge")
+    config = from_parameters(JudgeConfig, parameters, "judge")
     return run(config, chunk=Chunk.from_json(chunk)).to_json()

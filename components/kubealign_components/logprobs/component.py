@@ -15,9 +15,11 @@ def logprobs(chunk: dict, policy: str, source: str = "scorer", options: dict = {
         source: scorer, or sampler to keep what the sampler said of the reference completions.
         options: further settings of the stage by name.
     """
-    from kubealign_components.config import from_mapping
+    parameters = dict(locals())
+
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.chunks import Chunk
     from kubealign_components.logprobs.stage import LogprobsConfig, run
 
-    config = from_mapping(LogprobsConfig, {"policy": policy, "source": source} | options, "logprobs")
+    config = from_parameters(LogprobsConfig, parameters, "logprobs")
     return run(config, chunk=Chunk.from_json(chunk)).to_json()

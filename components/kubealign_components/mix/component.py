@@ -34,20 +34,15 @@ def mix(
         seed: decides what stays, the split and the order.
         options: further settings of the stage by name.
     """
+    parameters = dict(locals())
+
     from kubealign_components.artifacts import log_stats, open_dataset, publish
-    from kubealign_components.config import from_mapping
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import SELECTION, TRAINING
     from kubealign_components.mix.stage import MixConfig, run
 
-    settings = {
-        "weights": weights,
-        "caps": caps,
-        "max_examples": max_examples,
-        "validation_fraction": validation_fraction,
-        "seed": seed,
-    }
-    config = from_mapping(MixConfig, settings | options, "mix")
+    config = from_parameters(MixConfig, parameters, "mix")
     stats = run(
         config,
         selections=[open_dataset(selection, SELECTION)],

@@ -20,11 +20,11 @@ def rewards(
         reward_model: model directory, URI or hub id of a reward model; empty for none.
         options: further settings of the stage by name; those of the reward under "reward".
     """
-    from kubealign_components.config import from_mapping
+    parameters = dict(locals())
+
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.chunks import Chunk
-    from kubealign_components.engines.rewards import reward_settings
     from kubealign_components.rewards.stage import RewardsConfig, run
 
-    reward = reward_settings(reward_functions, reward_model, options.get("reward", {}))
-    config = from_mapping(RewardsConfig, options | {"reward": reward}, "rewards")
+    config = from_parameters(RewardsConfig, parameters, "rewards")
     return run(config, chunk=Chunk.from_json(chunk)).to_json()

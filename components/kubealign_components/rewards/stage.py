@@ -5,17 +5,18 @@ Nothing is cut to fit a reward model: a conversation over its length is dropped 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyarrow as pa
 
-from kubealign_components.config import execution, require
+from kubealign_components.config import Group, execution, require
 from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk, run_chunk
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
 from kubealign_components.data.stats import Stats
-from kubealign_components.engines.rewards import Rewarder, RewardSpec, reward_inputs, reward_params
+from kubealign_components.engines.rewards import REWARD, Rewarder, RewardSpec, reward_inputs, reward_params
 
 VERSION = 1
 
@@ -23,6 +24,8 @@ VERSION = 1
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardsConfig:
     """Settings of ``rewards``."""
+
+    GROUPS: ClassVar[Mapping[str, Group]] = {"reward": Group(arguments=REWARD, options=("options.reward",))}
 
     reward: RewardSpec
     """The reward functions and the reward model."""

@@ -34,21 +34,15 @@ def rl_prompts(
         seed: decides which prompts the limits keep.
         options: further settings of the stage by name.
     """
+    parameters = dict(locals())
+
     from kubealign_components.artifacts import log_stats, open_dataset, publish
-    from kubealign_components.config import from_mapping
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import PROMPTS
     from kubealign_components.rl_prompts.stage import RlPromptsConfig, run
 
-    settings = {
-        "policy": policy,
-        "sources": sources,
-        "min_tokens": min_tokens,
-        "max_tokens": max_tokens,
-        "max_rows": max_rows,
-        "seed": seed,
-    }
-    config = from_mapping(RlPromptsConfig, settings | options, "rl_prompts")
+    config = from_parameters(RlPromptsConfig, parameters, "rl_prompts")
     known = open_dataset(prompts, PROMPTS) if prompts is not None else None
     stats = run(config, prompts=known, output=dataset.uri)
     publish(dataset, Dataset.open(dataset.uri, allow_empty=True))

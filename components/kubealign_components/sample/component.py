@@ -34,20 +34,11 @@ def sample(
         truncated: keep or drop completions that were cut at max_new_tokens.
         options: further settings of the stage by name; those of the engine under "sampling".
     """
-    from kubealign_components.config import from_mapping
+    parameters = dict(locals())
+
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.chunks import Chunk
     from kubealign_components.sample.stage import SampleConfig, run
 
-    sampling = {
-        "engine": engine,
-        "n": n,
-        "temperature": temperature,
-        "top_p": top_p,
-        "max_new_tokens": max_new_tokens,
-        "stop": stop,
-        "seed": seed,
-    }
-    settings = {"policy": policy, "truncated": truncated} | options
-    settings["sampling"] = sampling | options.get("sampling", {})
-    config = from_mapping(SampleConfig, settings, "sample")
+    config = from_parameters(SampleConfig, parameters, "sample")
     return run(config, chunk=Chunk.from_json(chunk)).to_json()

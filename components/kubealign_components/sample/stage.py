@@ -6,15 +6,15 @@ They are what reference rewards are made of, so what is left out matters: comple
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from kubealign_components.config import execution, require, require_choice, semantic_params
+from kubealign_components.config import Group, execution, require, require_choice, semantic_params
 from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk, run_chunk
 from kubealign_components.data.dataset import Dataset
@@ -29,6 +29,7 @@ from kubealign_components.data.schemas import (
 )
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.generation import (
+    SAMPLING,
     GenerationEngine,
     Prompt,
     Sampled,
@@ -45,6 +46,10 @@ VERSION = 1
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleConfig:
     """Settings of ``sample``."""
+
+    GROUPS: ClassVar[Mapping[str, Group]] = {
+        "sampling": Group(arguments={name: name for name in SAMPLING}, options=("options.sampling",))
+    }
 
     policy: str
     """Model directory, URI or hub id of the reference policy, the one that ``filter`` tokenised for."""

@@ -36,22 +36,15 @@ def select(
         seed: decides random orders and breaks ties.
         options: further settings of the stage by name.
     """
+    parameters = dict(locals())
+
     from kubealign_components.artifacts import log_stats, open_dataset, publish
-    from kubealign_components.config import from_mapping
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
     from kubealign_components.select.stage import SelectConfig, run
 
-    settings = {
-        "strategy": strategy,
-        "quantile": quantile,
-        "pairs_per_prompt": pairs_per_prompt,
-        "min_references": min_references,
-        "min_quantile_gap": min_quantile_gap,
-        "pool": pool,
-        "seed": seed,
-    }
-    config = from_mapping(SelectConfig, settings | options, "select")
+    config = from_parameters(SelectConfig, parameters, "select")
     stats = run(config, rewarded=open_dataset(rewarded, REWARDED, COMPLETIONS, TOKENIZED), output=dataset.uri)
     publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
     log_stats(metrics, stats)

@@ -25,11 +25,14 @@ def split(
     Returns:
         Chunk descriptors.
     """
+    parameters = dict(locals())
+
     from kubealign_components.artifacts import open_dataset
+    from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.split.stage import SplitConfig, run
 
     open_dataset(dataset)
-    config = SplitConfig(work=work, chunks=chunks, rows_per_chunk=rows_per_chunk)
+    config = from_parameters(SplitConfig, parameters, "split")
     # Workers read the dataset where it is stored, not where this pod's launcher put its copy.
     return [chunk.to_json() for chunk in run(config, dataset=Dataset.open(dataset.uri))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,13 @@ from kubealign.estimate.formulas import (
     scoring_memory,
     training_memory,
 )
-from kubealign.graph import Graph, Task
-from kubealign.parameters import OPTIONS, check_parameters, config_class
+from kubealign.graph import Graph, Source, Task
+from kubealign.parameters import arguments, check_parameters
 from kubealign.runfile import RunFile
-from kubealign_components.config import from_mapping, require
+from kubealign_components.config import from_parameters, require
 from kubealign_components.errors import ConfigError
+from kubealign_components.stages import config_class
 from kubealign_pipelines.resources import DEFAULTS, TRAINING
-
-SCORING = ("rewards", "logprobs", "judge")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,27 +133,75 @@ def estimate(run: RunFile, shape: ModelShape, assumed: Assumptions) -> list[Stag
     with tempfile.TemporaryDirectory() as folder:
         graph = compile_pipeline(run.pipeline, Path(folder) / "pipeline.yaml", run.compile)
     values = check_parameters(graph, run.parameters, complete=False)
+    taken = [(task, _config(task, values)) for task in _taken(graph, values)]
+    recipe = Recipe.of({task.function: config for task, config in taken}, values)
     found: list[StageEstimate] = []
-    for task in _taken(graph, values):
+    for task, config in taken:
         wanted = run.compile.resources(task.group)
         gpus, training = wanted.accelerators or 0, task.function in TRAINING
         nodes = (assumed.nodes or wanted.nodes or 1) if training else 1
-        if gpus and task.function not in ("split", "merge"):
-            found.append(_Stage(task, values, shape, assumed, gpus, nodes).estimate())
+        if gpus and _runs_a_model(task, config):
+            found.append(_Stage(task, config, recipe, shape, assumed, gpus, nodes).estimate())
     order = [*(stage for stage in DEFAULTS if stage != "evaluate"), "evaluate"]
     return sorted(found, key=lambda stage: order.index(stage.stage))
 
 
+def _config(task: Task, values: Mapping[str, Any]) -> Any:
+    cls = config_class(task.function) if task.function in (*_TOKENS, "filter", "select") else None
+    return None if cls is None else from_parameters(cls, arguments(task, values), task.function)
+
+
+def _runs_a_model(task: Task, config: Any) -> bool:
+    """Whether there is anything for a GPU to do: reward functions alone need none."""
+    return task.function in _TOKENS and (task.function != "rewards" or bool(config.reward.model))
+
+
 def _taken(graph: Graph, values: Mapping[str, Any]) -> Iterator[Task]:
-    """The tasks of the branch that ``values`` choose, each kind once but the reward model's two runs."""
+    """The tasks of the branch that ``values`` choose, each with its own settings once."""
     ppo = values.get("rl", "ppo") == "ppo"
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     for task in graph.tasks.values():
         other = {"train", "rewards", "logprobs", "select", "mix"} if ppo else {"train_ppo"}
-        skipped = graph.name == "salmon" and task.function in other
-        if not skipped and (task.title not in seen):
-            seen.add(task.title)
+        n = repr(task.arguments.get("n"))
+        skipped = graph.name == "salmon" and (task.function in other or n == _OTHER_N[ppo])
+        if not skipped and (task.title, n) not in seen:
+            seen.add((task.title, n))
             yield task
+
+
+_OTHER_N = {True: repr(Source(parameter="offline_n")), False: repr(Source(parameter="evaluate_n"))}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """What stages have to know of each other's settings."""
+
+    prompt_limit: int
+    """Most tokens of a prompt."""
+    completions: int
+    """Of each prompt that is rewarded."""
+    selected: int
+    """Completions of each prompt that are trained on."""
+    pairs: int
+    """Pairs of each prompt that are trained on; 0 where single completions are."""
+    scored: int
+    """Completions of each prompt whose log-probability is computed."""
+
+    @classmethod
+    def of(cls, configs: Mapping[str, Any], values: Mapping[str, Any]) -> Recipe:
+        """The recipe of the stages' configs by function; ``evaluate`` samples as ``sample`` did."""
+        completions = configs["evaluate"].sampling.n
+        select = configs.get("select")
+        pairs = select.pairs_per_prompt if select is not None and select.pairwise else 0
+        selected = min(completions, 2 * pairs) if pairs else completions
+        before = values.get("logprobs_order") == "before"
+        return cls(
+            prompt_limit=configs["filter"].max_prompt_len,
+            completions=completions,
+            selected=selected,
+            pairs=pairs,
+            scored=completions if before else selected,
+        )
 
 
 class _Stage:
@@ -163,29 +210,23 @@ class _Stage:
     def __init__(
         self,
         task: Task,
-        values: Mapping[str, Any],
+        config: Any,
+        recipe: Recipe,
         shape: ModelShape,
         assumed: Assumptions,
         gpus: int,
         nodes: int,
     ) -> None:
-        known = {
-            name: source.constant if source.parameter is None else values.get(source.parameter)
-            for name, source in task.arguments.items()
-        }
-        self.task, self.values, self.assumed, self.gpus = task, values, assumed, gpus
-        self.nodes = nodes
+        self.task, self.config, self.recipe = task, config, recipe
+        self.assumed, self.gpus, self.nodes = assumed, gpus, nodes
         self.shape = (assumed.reward_shape or shape) if task.function == "rewards" else shape
-        self.settings: dict[str, Any] = known | (known.get(OPTIONS) or {})
 
     def estimate(self) -> StageEstimate:
         """The stage's memory and time."""
-        function = self.task.function
-        training = function in TRAINING
-        memory = self._training() if training else self._inference()
         gpu_bytes = self.assumed.gpu_memory * 2**30
-        tokens = self._tokens()
-        checkpointing = bool(self.settings.get("gradient_checkpointing"))
+        memory = self._memory(gpu_bytes)
+        tokens = _TOKENS[self.task.function](self.config, self.recipe, self.assumed)
+        checkpointing = getattr(self.config, "gradient_checkpointing", False)
         rates = self.assumed.throughput.rates(self.shape, checkpointing=checkpointing)
         return StageEstimate(
             stage=self.task.function,
@@ -198,13 +239,21 @@ class _Stage:
             tokens=tokens,
         )
 
-    def _training(self) -> Memory:
-        cls = config_class(self.task.function)
-        assert cls is not None
-        fields = cls.__dataclass_fields__  # type: ignore[attr-defined]
-        known = {name: value for name, value in self.settings.items() if name in fields and value is not None}
-        config: Any = from_mapping(cls, {"policy": "given-when-it-runs"} | known, self.task.function)
-        ppo = self.task.function == "train_ppo"
+    def _memory(self, gpu_bytes: float) -> Memory:
+        function = self.task.function
+        if function in TRAINING:
+            return self._training(gpu_bytes)
+        if function in ("sample", "evaluate"):
+            spec = self.config.sampling
+            longest = spec.max_model_len or self.recipe.prompt_limit + spec.max_new_tokens
+            return sampling_memory(
+                self.shape, gpu_bytes, spec.memory_fraction, spec.tensor_parallel_size, longest
+            )
+        budget = self.config.reward.token_budget if function == "rewards" else self.config.token_budget
+        return scoring_memory(self.shape, budget, self.gpus)
+
+    def _training(self, gpu_bytes: float) -> Memory:
+        config, ppo = self.config, self.task.function == "train_ppo"
         training = Training(
             strategy="none" if ppo else config.strategy,
             adapter=config.adapter,
@@ -216,63 +265,76 @@ class _Stage:
             trained_adapters=2 if ppo else 1,
             frozen_adapters=1 + bool(config.policy_adapter) if ppo else 0,
         )
-        return training_memory(self.shape, training, self._cache(config) if ppo else 0.0)
+        return training_memory(self.shape, training, self._cache(gpu_bytes) if ppo else 0.0)
 
-    def _cache(self, config: Any) -> float:
+    def _cache(self, gpu_bytes: float) -> float:
         """Of PPO's sampler: the keys and values of a batch, or all that a vLLM engine of its own takes, which
         is its share of the GPU and at least its weights, not quantised, and one rollout."""
+        config = self.config
         longest = config.max_prompt_tokens + config.max_new_tokens
         if config.engine != "vllm":
             return self.shape.cache_bytes(max(config.generation_tokens, longest))
-        gpu_bytes = self.assumed.gpu_memory * 2**30
         return sampling_memory(self.shape, gpu_bytes, config.memory_fraction, 1, longest).total
 
-    def _inference(self) -> Memory:
-        if self.task.function not in SCORING:
-            options = self.settings.get("sampling") or {}
-            if self.task.function == "evaluate":
-                options = (self.settings.get("sample_options") or {}).get("sampling", {}) | options
-            parallel = int(options.get("tensor_parallel_size", 1))
-            longest = int(self.values.get("filter_max_prompt_len", 2048)) + int(
-                self.settings.get("max_new_tokens", 1024)
-            )
-            gpu_bytes = self.assumed.gpu_memory * 2**30
-            fraction = float(options.get("memory_fraction", 0.9))
-            return sampling_memory(self.shape, gpu_bytes, fraction, parallel, longest)
-        return scoring_memory(self.shape, int(self.settings.get("token_budget", 8192)), self.gpus)
 
-    def _tokens(self) -> dict[str, float]:
-        a, setting = self.assumed, self.settings
-        prompt, answer, rows = a.prompt_tokens, a.completion_tokens, a.rows
-        n = int(self.values.get("sample_n", 2))
-        pairs = int(self.values.get("select_pairs_per_prompt", 1))
-        whole = prompt + answer
-        name = self.task.function
-        if name == "sample":
-            return {"sample": float(rows * int(setting.get("n") or 2) * answer)}
-        if name == "rewards":
-            return {"score": float(rows * (prompt + n * answer))}
-        if name == "logprobs":
-            scored = n if self.values.get("logprobs_order") == "before" else min(n, 2 * pairs)
-            return {"score": float(rows * (prompt + scored * answer))}
-        if name == "judge":
-            return {"score": float(rows * a.questions * (prompt + 2 * answer))}
-        if name == "evaluate":
-            asked = min(rows, int(setting.get("max_prompts") or rows)) * int(setting.get("n") or 1)
-            return {"sample": float(asked * answer), "score": float(2 * asked * whole)}
-        passes = float(setting.get("epochs") or 1)
-        if name == "train":
-            return {"train": rows * pairs * passes * (prompt + 2 * answer)}
-        if name == "train_reward_model":
-            steps = int(setting.get("max_steps") or 0)
-            examples = steps * int(setting.get("batch_size") or 64) or rows * passes
-            return {"train": 2.0 * examples * whole}
-        steps = int(setting.get("max_steps") or 0)
-        rollouts = steps * int(setting.get("rollout_batch") or 576) or rows * passes
-        optimised = int(setting.get("ppo_epochs", 2))
-        # Policy, value, reference and reward read every rollout once; policy and value are trained on it.
-        return {
-            "sample": rollouts * answer,
-            "score": 4.0 * rollouts * whole,
-            "train": 2.0 * optimised * rollouts * whole,
-        }
+Tokens = dict[str, float]
+
+
+def _sample(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
+    return {"sample": float(a.rows * config.sampling.n * a.completion_tokens)}
+
+
+def _rewards(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
+    return {"score": float(a.rows * (a.prompt_tokens + recipe.completions * a.completion_tokens))}
+
+
+def _logprobs(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:
+    rows = a.rows * (config.drift_share if config.source == "sampler" else 1)
+    return {"score": float(rows * (a.prompt_tokens + recipe.scored * a.completion_tokens))}
+
+
+def _judge(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
+    return {"score": float(a.rows * a.questions * (a.prompt_tokens + 2 * a.completion_tokens))}
+
+
+def _evaluate(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
+    asked = min(a.rows, config.max_prompts) * config.sampling.n
+    whole = a.prompt_tokens + a.completion_tokens
+    return {"sample": float(asked * a.completion_tokens), "score": float(2 * asked * whole)}
+
+
+def _train(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:
+    completions = 2 if recipe.pairs else 1
+    examples = a.rows * (recipe.pairs or recipe.selected) * config.epochs
+    if config.max_steps:
+        examples = config.max_steps * config.batch_size
+    return {"train": float(examples * (a.prompt_tokens + completions * a.completion_tokens))}
+
+
+def _train_reward_model(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
+    examples = config.max_steps * config.batch_size or a.rows * config.epochs
+    return {"train": 2.0 * examples * (a.prompt_tokens + a.completion_tokens)}
+
+
+def _train_ppo(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
+    rollouts = config.max_steps * config.rollout_batch or a.rows * config.epochs
+    whole = a.prompt_tokens + a.completion_tokens
+    # Policy, value, reference and reward read every rollout once; policy and value are trained on it.
+    return {
+        "sample": float(rollouts * a.completion_tokens),
+        "score": 4.0 * rollouts * whole,
+        "train": 2.0 * config.ppo_epochs * rollouts * whole,
+    }
+
+
+_TOKENS: Mapping[str, Callable[[Any, Recipe, Assumptions], Tokens]] = {
+    "sample": _sample,
+    "rewards": _rewards,
+    "logprobs": _logprobs,
+    "judge": _judge,
+    "evaluate": _evaluate,
+    "train": _train,
+    "train_reward_model": _train_reward_model,
+    "train_ppo": _train_ppo,
+}
+"""Tokens by kind of work, by stage."""

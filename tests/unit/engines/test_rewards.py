@@ -31,7 +31,6 @@ from kubealign_components.engines.rewards import (
     RewardSpec,
     flatten_chat,
     flatten_text,
-    reward_settings,
 )
 from kubealign_components.errors import ConfigError, DataError, EngineError
 
@@ -95,7 +94,7 @@ def item(text: str, prompt: str = "Hi?", **columns: Any) -> RewardInput:
 
 
 def spec(*functions: Any, **options: Any) -> RewardSpec:
-    return from_mapping(RewardSpec, reward_settings(functions, options.pop("model", ""), options), "reward")
+    return from_mapping(RewardSpec, {"functions": functions, **options}, "reward")
 
 
 def test_functions_are_combined_by_weight() -> None:

@@ -284,7 +284,7 @@ def test_other_models_are_refused_by_name(tmp_path: Path) -> None:
         ({"max_examples": -1}, r"max_examples=-1: expected 0"),
         ({"memory_bytes": 0}, r"memory_bytes=0: expected a positive number of bytes"),
         ({"validation_fraction": 1.0}, r"validation_fraction=1.0: expected a share"),
-        ({"caps": {"a": 1.5}}, r"mix.caps.a=1.5: expected a value of type int"),
+        ({"caps": {"a": 1.5}}, r"mix.caps.a=1.5: expected a whole number"),
     ],
 )
 def test_settings_are_checked_by_name(settings: dict[str, Any], message: str) -> None:

@@ -23,7 +23,6 @@ from kubealign_components.data.schemas import (
     completion_id,
     new_completion,
 )
-from kubealign_components.engines.rewards import reward_settings
 from kubealign_components.errors import SchemaMismatch
 from kubealign_components.rewards.component import rewards as component
 from kubealign_components.rewards.stage import RewardsConfig, run
@@ -33,7 +32,7 @@ EXACT = {"function": "kubealign_components.rewards.functions:exact_answer", "wei
 
 
 def config(*functions: Any, slice_rows: int = 3, model: str = "", **options: Any) -> RewardsConfig:
-    reward = reward_settings(functions, model, options)
+    reward = {"functions": functions, "model": model, **options}
     return from_mapping(RewardsConfig, {"reward": reward, "slice_rows": slice_rows}, "rewards")
 
 

@@ -220,3 +220,16 @@ def test_a_frozen_base_is_whole_on_every_rank() -> None:
     wide = training_memory(SHAPES["llama-8b"], Training(adapter="lora", ranks=64))
     one = training_memory(SHAPES["llama-8b"], Training(adapter="lora", ranks=1))
     assert wide.parts["weights"] == one.parts["weights"] == 2 * 8_030_261_248
+
+
+def test_stages_are_estimated_with_their_own_settings() -> None:
+    run = load_run_file(PARAMS / "salmon_70b.yaml").with_parameters(["rl=offline"])
+    stages = estimate(run, SHAPES["llama-8b"], Assumptions())
+    by_stage = {stage.stage: stage for stage in stages}
+    # Ten offline samples of 512 tokens on 256 tokens of prompt, beside two that are judged.
+    assert by_stage["rewards"].tokens == {"score": 10_000 * (256 + 10 * 512)}
+    assert sorted(s.tokens["sample"] for s in stages if s.stage == "sample") == [10_240_000, 51_200_000]
+    assert by_stage["logprobs"].memory.parts != by_stage["rewards"].memory.parts
+    budget = run.with_parameters(["offline_logprobs_options.token_budget=16384"])
+    same = {s.stage: s for s in estimate(budget, SHAPES["llama-8b"], Assumptions())}
+    assert same["logprobs"].memory.parts == by_stage["rewards"].memory.parts

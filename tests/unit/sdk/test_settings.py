@@ -13,8 +13,10 @@ from click.testing import CliRunner
 from kubealign.cli.main import main
 from kubealign.compiler import compile_pipeline
 from kubealign.graph import Graph
-from kubealign.parameters import OPTIONS, SAMPLING, check_parameters, config_class
+from kubealign.parameters import arguments, check_parameters
+from kubealign_components.config import assemble
 from kubealign_components.errors import ConfigError
+from kubealign_components.stages import config_class
 
 GIVEN: dict[str, Any] = {
     "sources": [{"name": "a", "uri": "a.json"}],
@@ -100,22 +102,15 @@ def test_a_missing_parameter_is_explained(graph: Graph) -> None:
 
 def test_every_flat_argument_is_a_setting_of_its_stage(graph: Graph, salmon: Graph) -> None:
     """Else a parameter would go unchecked."""
-    whole = {
-        OPTIONS,
-        "judge_options",
-        "reward_functions",
-        "reward_model",
-        "rewards_options",
-        "sample_options",
-        "train_job",
-        "training_uris",
-    }
+    mappings = {"options", "judge_options", "rewards_options", "sample_options"}
+    no_settings = {"chunk", "train_job", "training_uris"}
     for task in [*graph.tasks.values(), *salmon.tasks.values()]:
         cls = config_class(task.function)
         if cls is not None:
-            fields = set(cls.__dataclass_fields__)  # type: ignore[attr-defined]
-            put_together = whole | (set(SAMPLING) if "sampling" in fields else set())
-            assert set(task.arguments) - put_together <= fields, task.function
+            values = dict.fromkeys(graph.parameters | salmon.parameters, "x")
+            called = arguments(task, values) | {name: {} for name in mappings & set(task.arguments)}
+            used = {origins[-1][0] for origins in assemble(cls, called).origins.values()}
+            assert set(task.arguments) - mappings - no_settings - used == set(), task.function
 
 
 def test_evaluate_is_checked_with_the_options_of_sample_and_rewards(graph: Graph) -> None:

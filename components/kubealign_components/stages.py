@@ -1,0 +1,36 @@
+"""The stages by name, and the config of each, without importing what a stage works with."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+CONFIGS: Mapping[str, str] = {
+    "aggregate": "aggregate.stage:AggregateConfig",
+    "clean_pmp": "clean_pmp.stage:CleanPmpConfig",
+    "clean_prompts": "clean_prompts.stage:CleanPromptsConfig",
+    "evaluate": "evaluate.stage:EvaluateConfig",
+    "filter": "filter.stage:FilterConfig",
+    "import_prompts": "import_prompts.stage:ImportConfig",
+    "judge": "judge.stage:JudgeConfig",
+    "logprobs": "logprobs.stage:LogprobsConfig",
+    "mix": "mix.stage:MixConfig",
+    "rewards": "rewards.stage:RewardsConfig",
+    "rl_prompts": "rl_prompts.stage:RlPromptsConfig",
+    "sample": "sample.stage:SampleConfig",
+    "select": "select.stage:SelectConfig",
+    "split": "split.stage:SplitConfig",
+    "train": "train.config:TrainConfig",
+    "train_ppo": "train_ppo.config:PpoConfig",
+    "train_reward_model": "train_reward_model.config:RewardModelConfig",
+}
+"""Stages that have settings, and the module and name of their config."""
+
+
+def config_class(stage: str) -> type | None:
+    """The config that the component of ``stage`` builds, or None when it has no settings."""
+    if stage not in CONFIGS:
+        return None
+    module, _, name = CONFIGS[stage].partition(":")
+    config: type = getattr(importlib.import_module(f"kubealign_components.{module}"), name)
+    return config
