@@ -17,6 +17,8 @@ from kubealign_components.data.lineage import LineageStep, describe, steps_of, t
 from kubealign_components.errors import CorruptDataset, NotFound, StoreError
 
 RESULTS = "results.json"
+MOUNTS = {"/gcs/": "gs://", "/s3/": "s3://", "/minio/": "minio://"}
+"""Where KFP's launcher shows a pod the objects of each scheme; manifests of old name ancestors so."""
 _DIGEST = re.compile("[0-9a-f]{40,64}")
 
 
@@ -59,7 +61,7 @@ def ancestors(manifest: Manifest) -> Iterator[Ancestor]:
             continue
         seen.add(parent["uri"])
         state, found = _look(parent)
-        yield Ancestor(**parent, state=state)
+        yield Ancestor(**{**parent, "uri": recorded(parent["uri"])}, state=state)
         if found:
             pending += found.parents
 
@@ -124,9 +126,17 @@ def _short(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
+def recorded(place: str) -> str:
+    """The URI of what a manifest names: the launcher's mounts exist in a pod alone."""
+    for mount, scheme in MOUNTS.items():
+        if place.startswith(mount) and not Path(place).exists():
+            return scheme + place.removeprefix(mount)
+    return place
+
+
 def _look(parent: dict[str, str]) -> tuple[str, Manifest | None]:
     try:
-        manifest = Dataset.open(parent["uri"], allow_empty=True).manifest
+        manifest = Dataset.open(recorded(parent["uri"]), allow_empty=True).manifest
     except NotFound:
         return "gone", None
     except (CorruptDataset, StoreError) as error:

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kubealign.cli.cluster import fetch, logs, runs, schedule, submit, upload
+from kubealign.cli.cluster import cancel, fetch, logs, output_of, retry, runs, submit, upload
+from kubealign.cli.connection import connected
 from kubealign.cli.estimate import estimate
 from kubealign.cli.gc import gc
 from kubealign.cli.options import load_run, run_options
+from kubealign.cli.schedule import schedule
+from kubealign.errors import ClusterError
 from kubealign_components import __version__
-from kubealign_components.errors import ConfigError, KubeAlignError
+from kubealign_components.errors import ConfigError, KubeAlignError, NotFound
 from kubealign_pipelines import PIPELINES
 
 
@@ -122,11 +126,23 @@ def run_(
 
 
 @main.command("lineage")
-@click.argument("place", metavar="PATH_OR_URI")
+@click.argument("place", metavar="PATH_OR_URI_OR_RUN")
+@click.argument("output", metavar="[OUTPUT]", required=False, default="model")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--html", type=click.Path(path_type=Path), help="Also write a self-contained page.")
-def lineage_(place: str, as_json: bool, html: Path | None) -> None:
+@click.option("--pipeline-root", default="", help="Where the outputs of a cluster's run lie.")
+@connected
+def lineage_(
+    place: str,
+    output: str,
+    as_json: bool,
+    html: Path | None,
+    pipeline_root: str,
+    connect: Callable[[], Any],
+) -> None:
     """Tell which data, models and settings led to a dataset, a model or a run's last result.
+
+    Of a RUN of a cluster (id or name): to its OUTPUT or TASK.OUTPUT, by default the model.
 
     Checks every fingerprint of the recipe, and whether each ancestor still lies where it was.
     """
@@ -134,7 +150,7 @@ def lineage_(place: str, as_json: bool, html: Path | None) -> None:
     from kubealign.lineage import ancestors, lineage_json, lineage_tree, open_place
     from kubealign_components.data.lineage import to_html
 
-    dataset = open_place(place)
+    dataset = open_place(_placed(place, output, pipeline_root, connect))
     if html:
         html.write_text(to_html(dataset.manifest))
     if as_json:
@@ -152,15 +168,35 @@ def lineage_(place: str, as_json: bool, html: Path | None) -> None:
 
 
 @main.command("show")
-@click.argument("place", metavar="PATH_OR_URI")
+@click.argument("place", metavar="PATH_OR_URI_OR_RUN")
+@click.argument("output", metavar="[OUTPUT]", required=False, default="model")
 @click.option("--rows", default=3, show_default=True, type=click.IntRange(min=0), help="How many rows.")
-def show_(place: str, rows: int) -> None:
-    """Show a dataset: kind, counts, what was dropped and why, and a few rows."""
+@click.option("--pipeline-root", default="", help="Where the outputs of a cluster's run lie.")
+@connected
+def show_(place: str, output: str, rows: int, pipeline_root: str, connect: Callable[[], Any]) -> None:
+    """Show a dataset: kind, counts, what was dropped and why, and a few rows.
+
+    Of a RUN of a cluster (id or name): of its OUTPUT or TASK.OUTPUT, by default the model.
+    """
     from kubealign.cli.console import standard_console
     from kubealign.cli.show import show
     from kubealign.lineage import open_place
 
-    show(open_place(place), rows, standard_console())
+    dataset = open_place(_placed(place, output, pipeline_root, connect))
+    show(dataset, rows, standard_console())
+
+
+def _placed(place: str, output: str, pipeline_root: str, connect: Callable[[], Any]) -> str:
+    """``place``, or where the ``output`` of the cluster's run of that name lies."""
+    if "/" in place or Path(place).exists():
+        return place
+    try:
+        cluster = connect()
+    except ClusterError as error:
+        raise NotFound(
+            f"{place}: there is no such path, and no cluster to ask for such a run ({error})"
+        ) from error
+    return str(output_of(cluster, place, output, pipeline_root).uri)
 
 
 @main.command("params")
@@ -192,7 +228,7 @@ def params_(pipeline: str, as_json: bool) -> None:
     standard_console().print(parameter_table(parameters))
 
 
-for _command in (estimate, fetch, gc, logs, runs, schedule, submit, upload):
+for _command in (cancel, estimate, fetch, gc, logs, retry, runs, schedule, submit, upload):
     main.add_command(_command)
 
 

@@ -1,84 +1,54 @@
-"""Kubeflow Pipelines over HTTP: the one module that holds its client.
+"""Kubeflow Pipelines over HTTP, through ``kfp.Client``.
 
-Everything here speaks ``kfp.Client`` and turns what can go wrong into one line that says what was
-asked of which server.
+What can go wrong becomes one line that says what was asked of which server.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
+import hashlib
 import json
-import logging
 import os
 import re
-import urllib.parse
-import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import urllib3
 import yaml
-from kfp.client import Client
-from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
-from kfp_server_api import ApiException, V2beta1Pipeline  # type: ignore[import-untyped]
+from kfp_server_api import V2beta1Pipeline  # type: ignore[import-untyped]
 
+from kubealign.cluster.connection import Connection, asking, open_client
+from kubealign.cluster.kube import Kubernetes
 from kubealign.cluster.schedule import Schedule
 from kubealign.errors import ClusterError
-from kubealign_components.errors import ConfigError
+from kubealign_components import __version__
 
 PAGE = 100
 """Entries asked for at once."""
+LOOK_BACK = 500
+"""Runs among which one that made a cached artifact is looked for."""
 EQUALS = 1
 """Operation of a filter's predicate, as kfp.Client writes it."""
+HOME = "kubeflow"
+"""Namespace of the runs of an installation without profiles."""
 _ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_HINTS = {
-    401: "the credentials are missing, wrong or expired: give --token, --token-file or --cookies",
-    403: "these credentials may not do that in this namespace",
-    404: "there is no such thing; see `kubealign runs`, --namespace and --host",
-    409: "that name is taken",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Connection:
-    """Where Kubeflow Pipelines is, and as whom to speak to it.
+class Version:
+    """A pipeline version, by the ids that the server gave."""
 
-    Without a host: the service in this cluster when this is a pod, with its projected service-account
-    token, else the cluster of the kubeconfig through the Kubernetes API.
-    """
+    pipeline: str
+    id: str
 
-    host: str = ""
-    """Address of the API, such as https://kubeflow.example.org/pipeline."""
-    namespace: str = ""
-    """Profile of a multi-user installation; empty: the one of the KFP client's context file, if any."""
-    token: str = ""
-    """A bearer token."""
-    token_file: str = ""
-    """File with a bearer token, read anew for each request."""
-    cookies: str = ""
-    """Session cookies, such as authservice_session=…"""
-    iap_client_id: str = ""
-    """OAuth client id of Google's Identity-Aware Proxy."""
-    kube_context: str = ""
-    """Context of the kubeconfig; empty: the current one."""
-    ca_cert: str = ""
-    """File with the certificate authority of the server."""
-    proxy: str = ""
-    """HTTP proxy between here and the server."""
-    verify_ssl: bool = True
-    """Whether to check the server's certificate."""
 
-    def __post_init__(self) -> None:
-        ways = [n for n in ("token", "token_file", "iap_client_id") if getattr(self, n)]
-        if len(ways) > 1:
-            raise ConfigError(" and ".join(ways), "given", "one of them")
-        for name in ("token_file", "ca_cert"):
-            path = getattr(self, name)
-            if path and not Path(path).is_file():
-                raise ConfigError(name, path, "a file")
+def names_of(package: Path) -> tuple[str, str]:
+    """The pipeline of a compiled ``package``, and a name for its version that says what is in it."""
+    content = package.read_bytes()
+    name = yaml.safe_load(content.partition(b"\n---")[0])["pipelineInfo"]["name"]
+    return str(name), f"{__version__}-{hashlib.sha256(content).hexdigest()[:12]}"
 
 
 class Cluster:
@@ -90,10 +60,24 @@ class Cluster:
 
     def __init__(self, connection: Connection) -> None:
         self._place = connection.host or "the cluster of this pod or kubeconfig (there is no --host)"
+        self._connection = connection
         with self._asking("connect"):
-            self._client = _connect(connection)
+            self._client = open_client(connection)
             self.namespace = connection.namespace or self._client.get_user_namespace() or None
         self._ui = os.environ.get("KF_PIPELINES_UI_ENDPOINT", connection.host).rstrip("/")
+
+    @cached_property
+    def kubernetes(self) -> Kubernetes:
+        """The API server below, for what Kubeflow Pipelines does not tell: pods, Workflows, settings."""
+        return Kubernetes(context=self._connection.kube_context)
+
+    def namespace_of(self, run: Any) -> str:
+        """Where the pods of ``run`` are."""
+        if self.namespace:
+            return str(self.namespace)
+        with self._asking(f"experiment {run.experiment_id!r}"):
+            found = self._client.get_experiment(experiment_id=run.experiment_id)
+        return str(found.namespace or HOME)
 
     def link(self, run_id: str) -> str:
         """Where a person sees the run, or nothing when that is not known."""
@@ -110,16 +94,28 @@ class Cluster:
         service_account: str = "",
     ) -> str:
         """Start a run of the compiled ``package`` and give its id."""
+        version = self.version(package)
         with self._asking(f"submit {name!r}"):
             run = self._client.run_pipeline(
                 experiment_id=self._experiment(experiment),
                 job_name=name,
-                pipeline_package_path=str(package),
+                pipeline_id=version.pipeline,
+                version_id=version.id,
                 params=dict(parameters),
                 pipeline_root=pipeline_root or None,
                 service_account=service_account or None,
             )
         return str(run.run_id)
+
+    def cancel(self, run: Any) -> None:
+        """Stop ``run``; its pods get SIGTERM and what they finished is kept."""
+        with self._asking(f"cancel {run.display_name!r}"):
+            self._client.terminate_run(run.run_id)
+
+    def retry(self, run: Any) -> None:
+        """Let ``run``, which failed, go on from the tasks that failed."""
+        with self._asking(f"retry {run.display_name!r}"):
+            self._client.runs.run_service_retry_run(run.run_id)
 
     def run(self, run: str) -> Any:
         """The run of this id, or the newest of this name."""
@@ -150,6 +146,15 @@ class Cluster:
                 limit,
             )
 
+    def earlier(self, run: Any) -> Iterator[Any]:
+        """Runs of the same pipeline with the same parameters before ``run``, newest first.
+
+        KFP's cache answers what such a run made, and puts nothing into the folder of ``run``.
+        """
+        for other in self.runs(limit=LOOK_BACK):
+            if other.created_at < run.created_at and _computes(other) == _computes(run):
+                yield other
+
     def pipeline_of(self, run: Any) -> dict[str, Any]:
         """The IR that ``run`` runs."""
         spec = run.pipeline_spec
@@ -165,38 +170,25 @@ class Cluster:
         found: dict[str, Any] = spec.get("pipeline_spec", spec)
         return found
 
-    def log(self, run_id: str, pod: str, *, follow: bool = False) -> Iterator[str]:
-        """Lines that a pod wrote; with ``follow`` until it ends.
+    def version(self, package: Path) -> Version:
+        """The compiled ``package`` as a version of its pipeline: an equal one, or one that is added."""
+        pipeline, version = names_of(package)
+        with self._asking(f"look up version {version!r} of {pipeline!r}"):
+            for known in self._pipelines(pipeline):
+                found = self._client.list_pipeline_versions(known.pipeline_id, filter=_named(version))
+                for one in found.pipeline_versions or ():
+                    if one.display_name == version:
+                        return Version(pipeline=known.pipeline_id, id=one.pipeline_version_id)
+        return self.upload(package)
 
-        The service is part of KFP's API server but not of its generated client.
-        """
-        with self._asking(f"log of {pod!r}"):
-            response = self._client.runs.api_client.call_api(
-                "/apis/v1alpha1/runs/{run_id}/nodes/{node_id}/log",
-                "GET",
-                {"run_id": run_id, "node_id": pod},
-                [("follow", "true")] if follow else [],
-                {"Accept": "text/plain"},
-                auth_settings=["Bearer"],
-                _preload_content=False,
-                _return_http_data_only=True,
-            )
-            response.auto_close = False  # else it closes itself under the reader at its last byte
-            text = io.TextIOWrapper(response, encoding="utf-8", errors="replace")
-        while True:
-            with self._asking(f"log of {pod!r}"):
-                line = text.readline()
-            if not line:
-                return
-            yield line.rstrip("\n")
-
-    def upload(self, package: Path, *, pipeline: str, version: str, description: str = "") -> str:
-        """Add the compiled ``package`` as a version of ``pipeline``, made if it is new; gives its id."""
-        what = f"upload version {version!r} of {pipeline!r}"
-        with self._asking(what):
-            found = self._client.list_pipelines(filter=_named(pipeline), namespace=self.namespace)
-            known = [p for p in found.pipelines or () if p.display_name == pipeline]
-            made = known or [
+    def upload(
+        self, package: Path, *, pipeline: str = "", version: str = "", description: str = ""
+    ) -> Version:
+        """Add the compiled ``package`` as a version of ``pipeline``, made if it is new."""
+        own, digest = names_of(package)
+        pipeline, version = pipeline or own, version or digest
+        with self._asking(f"upload version {version!r} of {pipeline!r}"):
+            made = self._pipelines(pipeline) or [
                 self._client.pipelines.pipeline_service_create_pipeline(
                     pipeline=V2beta1Pipeline(
                         display_name=pipeline,
@@ -209,7 +201,11 @@ class Cluster:
             uploaded = self._client.upload_pipeline_version(
                 str(package), version, pipeline_id=made[0].pipeline_id, description=description or None
             )
-        return str(uploaded.pipeline_version_id)
+        return Version(pipeline=made[0].pipeline_id, id=str(uploaded.pipeline_version_id))
+
+    def _pipelines(self, name: str) -> list[Any]:
+        found = self._client.list_pipelines(filter=_named(name), namespace=self.namespace)
+        return [pipeline for pipeline in found.pipelines or () if pipeline.display_name == name]
 
     def schedules(self, name: str = "") -> list[Any]:
         """Recurring runs, or those of one name."""
@@ -235,8 +231,9 @@ class Cluster:
         before = self.schedules(schedule.name)
         same = [s for s in before if (s.description or "").endswith(digest)]
         if not same:
+            version = self.version(package)
             with self._asking(f"schedule {schedule.name!r}"):
-                same = [self._create(schedule, package, parameters, digest)]
+                same = [self._create(schedule, version, parameters, digest)]
         stale = [s for s in before if s.recurring_run_id != same[0].recurring_run_id]
         for old in stale:
             self._delete(old)
@@ -262,7 +259,9 @@ class Cluster:
             raise ClusterError(f"schedule {name!r}: {self._place} has none of that name")
         return found
 
-    def _create(self, schedule: Schedule, package: Path, parameters: Mapping[str, Any], digest: str) -> Any:
+    def _create(
+        self, schedule: Schedule, version: Version, parameters: Mapping[str, Any], digest: str
+    ) -> Any:
         return self._client.create_recurring_run(
             experiment_id=self._experiment(schedule.experiment),
             job_name=schedule.name,
@@ -273,7 +272,8 @@ class Cluster:
             max_concurrency=str(schedule.at_once),
             no_catchup=not schedule.catch_up,
             params=dict(parameters),
-            pipeline_package_path=str(package),
+            pipeline_id=version.pipeline,
+            version_id=version.id,
             enabled=False,
             pipeline_root=schedule.pipeline_root or None,
             service_account=schedule.service_account or None,
@@ -293,51 +293,15 @@ class Cluster:
     def _experiment(self, name: str) -> str:
         return str(self._client.create_experiment(name, namespace=self.namespace).experiment_id)
 
-    @contextlib.contextmanager
-    def _asking(self, what: str) -> Iterator[None]:
-        """What the client raises becomes one line, and what it prints and logs is not shown."""
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), _quiet():
-                yield
-        except ApiException as error:
-            raise ClusterError(f"{what}: {self._place} answers {_answer(error)}") from error
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            reason = " ".join(str(getattr(error, "reason", error)).split())
-            raise ClusterError(
-                f"{what}: cannot reach {self._place}: {reason}; check --host (KF_PIPELINES_ENDPOINT)"
-            ) from error
-        except ValueError as error:
-            raise ClusterError(f"{what}: {' '.join(str(error).split())}") from error
+    def _asking(self, what: str) -> AbstractContextManager[None]:
+        return asking(what, self._place)
 
 
-class _Client(Client):
-    """kfp's client that asks for the server's health once: kfp tries for half a minute, with tracebacks."""
-
-    def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:  # noqa: ARG002
-        return self._healthz_api.healthz_service_get_healthz()
-
-
-def _connect(connection: Connection) -> Client:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # In a cluster kfp's namespace is also where it looks for the service: a profile is no such place.
-        own = {"namespace": connection.namespace} if connection.host and connection.namespace else {}
-        return _Client(
-            host=connection.host or None,
-            client_id=connection.iap_client_id or None,
-            existing_token=connection.token or None,
-            credentials=_token_file(connection.token_file),
-            cookies=connection.cookies or None,
-            proxy=connection.proxy or None,
-            ssl_ca_cert=connection.ca_cert or None,
-            kube_context=connection.kube_context or None,
-            verify_ssl=None if connection.verify_ssl else False,
-            **own,
-        )
-
-
-def _token_file(path: str) -> Any:
-    return ServiceAccountTokenVolumeCredentials(path) if path else None
+def _computes(run: Any) -> Any:
+    """What decides the outputs of ``run``: its pipeline and its parameters."""
+    reference = run.pipeline_version_reference
+    pipeline = reference.pipeline_version_id if reference else run.pipeline_spec
+    return pipeline, run.runtime_config.parameters if run.runtime_config else None
 
 
 def _pages(ask: Callable[[str], Any], entries: str, limit: int | None = None) -> list[Any]:
@@ -354,27 +318,3 @@ def _pages(ask: Callable[[str], Any], entries: str, limit: int | None = None) ->
 
 def _named(name: str) -> str:
     return json.dumps({"predicates": [{"operation": EQUALS, "key": "display_name", "stringValue": name}]})
-
-
-def _answer(error: ApiException) -> str:
-    """Status, hint and the server's own words on one line."""
-    body = error.body or b""
-    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body)
-    with contextlib.suppress(ValueError):
-        content = json.loads(text)
-        if isinstance(content, dict):
-            text = str(content.get("message") or content.get("error") or "")
-    words = " ".join(text.split())[:300]
-    hint = _HINTS.get(error.status, " ".join(str(error.reason or "").split()))
-    return f"{error.status}: {hint}" + (f" ({urllib.parse.unquote(words)})" if words else "")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """urllib3 warns of every attempt, kfp of what it then raises."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(before)

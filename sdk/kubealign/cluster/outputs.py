@@ -1,55 +1,33 @@
-"""What a run on a cluster wrote: its pods by task, and its outputs in the object store."""
+"""What a run on a cluster left in the object store: its artifacts and its tasks' logs.
+
+KFP's API does not tell where they lie; its launcher puts them at
+``<root>/<pipeline>/<run id>/<task>/<execution>/<output>``.
+"""
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kubealign.cluster.kube import Kubernetes
+from kubealign.errors import ClusterError
+from kubealign.lineage import ancestors
 from kubealign_components.config import require
 from kubealign_components.data.dataset import MANIFEST, Dataset
-from kubealign_components.errors import ConfigError, NotFound
+from kubealign_components.errors import ConfigError, DataError, NotFound, StoreError
 from kubealign_components.store import ObjectInfo, join, store_for
 from kubealign_components.store.local import LocalStore
 
-EXECUTOR = "executor"
-"""What KFP calls the pod that does a task's work."""
 DEPTH = 3
 """An output lies at <task>/<execution>/<output> below the run's folder."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pod:
-    """A pod that does a task's work."""
-
-    task: str
-    name: str
-    state: str
-
-
-def pods_of(details: Iterable[Any], task: str = "") -> list[Pod]:
-    """The pods of a run's tasks, or of one task, in the order in which they were made.
-
-    KFP lists its drivers and groups, too. A pod that works is called executor and is a child of its
-    task; a server that does not tell it so has each task's pod with the task itself.
-    """
-    details = sorted(details, key=lambda d: str(d.create_time or ""))
-    owner = {_id(child): d for d in details for child in d.child_tasks or ()}
-    by_id = {d.task_id: d for d in details}
-    found = []
-    for detail in details:
-        if _base(detail) == EXECUTOR:
-            parent = owner.get(_id(detail)) or by_id.get(detail.parent_task_id)
-            found.append(_pod(detail, _base(parent) if parent else EXECUTOR))
-    if not found:
-        found = [_pod(d, _base(d)) for d in details if d.pod_name and not _base(d).endswith("-driver")]
-    known = sorted({pod.task for pod in found})
-    if task:
-        require(_plain(task) in known, "TASK", task, f"a task that has run: one of {', '.join(known)}")
-    return [pod for pod in found if not task or pod.task == _plain(task)]
+DEFAULT_ROOT = "minio://mlpipeline/v2/artifacts"
+"""Pipeline root of a namespace whose ``kfp-launcher`` names none."""
+LAUNCHER = "kfp-launcher"
+_LOG = re.compile(r"executor-logs(-\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +35,9 @@ class Output:
     """An output artifact of a run: a folder or an object."""
 
     task: str
+    """KFP's name of the task."""
+    execution: str
+    """KFP's id of the attempt."""
     name: str
     uri: str
     objects: tuple[ObjectInfo, ...]
@@ -66,39 +47,66 @@ class Output:
         """As a user names it."""
         return f"{self.task}.{self.name}"
 
+    @property
+    def is_log(self) -> bool:
+        """Whether it is what the task's pod wrote to its log."""
+        return _LOG.fullmatch(self.name) is not None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it has a manifest, which a stage publishes last."""
+        return any(found.uri == join(self.uri, MANIFEST) for found in self.objects)
+
 
 def outputs_of(root: str, pipeline: str, run_id: str) -> list[Output]:
-    """Every output that the run left below the pipeline root.
-
-    KFP's API does not tell where artifacts lie; its launcher puts them at
-    ``<root>/<pipeline>/<run id>/<task>/<execution>/<output>``.
-    """
+    """Every output that the run itself left below the root; none of tasks that the cache answered."""
     folder = join(root.partition("?")[0], pipeline, run_id)
     groups: dict[tuple[str, ...], list[ObjectInfo]] = {}
     for found in store_for(folder).list(folder):
         parts = _below(found.uri, folder).split("/")
         if len(parts) >= DEPTH:
             groups.setdefault(tuple(parts[:DEPTH]), []).append(found)
-    if not groups:
-        raise NotFound(f"run {run_id} has no outputs at {folder}; give the run's --pipeline-root")
     return [
-        Output(task=_plain(parts[0]), name=parts[-1], uri=join(folder, *parts), objects=tuple(objects))
+        Output(
+            task=plain(parts[0]),
+            execution=parts[1],
+            name=parts[2],
+            uri=join(folder, *parts),
+            objects=tuple(objects),
+        )
         for parts, objects in groups.items()
     ]
 
 
-def choose(outputs: Iterable[Output], wanted: str) -> Output:
-    """The output called ``task.output``, or ``output`` where one task alone has it."""
-    outputs = list(outputs)
-    task, dot, name = wanted.rpartition(".")
-    found = [o for o in outputs if o.name == name and (not dot or o.task == _plain(task))]
-    # An execution that failed may have left some of an output behind; a manifest is published last.
-    whole = [o for o in found if any(i.uri.endswith(f"/{MANIFEST}") for i in o.objects)]
-    found = whole or found
-    if len(found) != 1:
-        known = ", ".join(sorted({output.title for output in outputs}))
-        raise ConfigError("OUTPUT", wanted, f"one of the run's outputs: {known}")
-    return found[0]
+def find_output(
+    run: Any, spec: Mapping[str, Any], root: str, wanted: str, earlier: Callable[[], Iterable[Any]]
+) -> Output:
+    """The output called ``task.output``, or ``output`` where one task alone has it.
+
+    What the run made comes first, then what its datasets were made from, then what earlier runs of the same
+    pipeline with the same parameters made: where KFP's cache answered, the artifact is one of those.
+
+    Raises:
+        ConfigError: no output is called so, or several are.
+    """
+    pipeline = spec["pipelineInfo"]["name"]
+    known: list[Output] = []
+    sources: Sequence[Callable[[], Iterable[Output]]] = (
+        lambda: outputs_of(root, pipeline, run.run_id),
+        lambda: _inherited(known),
+        lambda: (output for twin in earlier() for output in outputs_of(root, pipeline, twin.run_id)),
+    )
+    for source in sources:
+        seen = {output.title for output in known}
+        known += [output for output in source() if output.title not in seen]
+        found = _called(wanted, known)
+        if found:
+            require(len({o.title for o in found}) == 1, "OUTPUT", wanted, f"one of {_titles(found)}")
+            return found[-1]
+    if not known:
+        place = join(root, pipeline, run.run_id)
+        raise NotFound(f"run {run.run_id} has no outputs at {place}; give the run's --pipeline-root")
+    raise ConfigError("OUTPUT", wanted, f"one of the run's outputs: {_titles(known)}")
 
 
 def fetch_output(output: Output, target: Path) -> Path:
@@ -106,17 +114,17 @@ def fetch_output(output: Output, target: Path) -> Path:
 
     Raises:
         ConfigError: ``target`` exists.
-        StoreError: an object cannot be read.
+        StoreError: an object cannot be read, or its name leads out of its folder.
         CorruptDataset: what arrived does not match its manifest.
     """
     require(not target.exists(), "--output", str(target), "a name that is free")
+    names = [_safe(_below(found.uri, output.uri), found.uri) for found in output.objects]
     target.parent.mkdir(parents=True, exist_ok=True)
     store, here = store_for(output.uri), LocalStore()
     with tempfile.TemporaryDirectory(prefix=".kubealign-", dir=target.parent) as folder:
         goal = Path(folder) / "whole"
-        for found in output.objects:
+        for found, name in zip(output.objects, names, strict=True):
             path = store.fetch(found.uri, Path(folder) / "part")
-            name = _below(found.uri, output.uri)
             here.publish_file(path, str(goal / name if name else goal))
             if path.is_relative_to(folder):
                 path.unlink()
@@ -126,42 +134,97 @@ def fetch_output(output: Output, target: Path) -> Path:
     return target
 
 
-def root_of(run: Any, spec: Mapping[str, Any], given: str) -> str:
-    """The pipeline root of ``run``: the one given, the run's own, or the pipeline's.
+def logs_of(outputs: Iterable[Output]) -> list[Output]:
+    """The logs among ``outputs``, by task, execution and attempt."""
+    return sorted((o for o in outputs if o.is_log), key=lambda o: (o.task, o.execution, _number(o.name)))
+
+
+def log_text(log: Output) -> Iterator[str]:
+    """Lines of a stored log."""
+    yield from store_for(log.uri).read(log.uri).decode(errors="replace").splitlines()
+
+
+def root_of(
+    run: Any, spec: Mapping[str, Any], given: str, namespace: Callable[[], str], kubernetes: Kubernetes
+) -> str:
+    """The pipeline root of ``run``: the one given, the run's own, the pipeline's, or the namespace's.
 
     Raises:
-        ConfigError: none of them is known.
+        ConfigError: none of them can be known from here.
     """
     own = run.runtime_config.pipeline_root if run.runtime_config else None
-    root = given or own or spec.get("defaultPipelineRoot") or ""
-    require(bool(root), "--pipeline-root", root, "the place of the run's outputs, such as gs://bucket/root")
-    return str(root)
+    root = given or own or spec.get("defaultPipelineRoot")
+    if root:
+        return str(root)
+    place = namespace()
+    try:
+        found = kubernetes.get(f"/api/v1/namespaces/{place}/configmaps/{LAUNCHER}")
+    except ClusterError as error:
+        expected = "the place of the run's outputs, such as gs://bucket/root, which Kubeflow keeps in "
+        raise ConfigError(
+            "--pipeline-root", "", f"{expected}the ConfigMap {LAUNCHER} of namespace {place} ({error})"
+        ) from error
+    data = (found or {}).get("data") or {}
+    return str(data.get("defaultPipelineRoot") or DEFAULT_ROOT)
 
 
-def _below(uri: str, folder: str) -> str:
-    return uri.removeprefix("file://").removeprefix(folder.removeprefix("file://").rstrip("/")).lstrip("/")
-
-
-def _id(detail: Any) -> str:
-    return str(detail.pod_name or detail.task_id)
-
-
-def _pod(detail: Any, task: str) -> Pod:
-    return Pod(task=task, name=_id(detail), state=str(detail.state or ""))
-
-
-def _base(detail: Any) -> str:
-    """The task's name without the number of an attempt."""
-    return re.sub(r"\(\d+\)$", "", _plain(detail.display_name or ""))
-
-
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """Titles, functions and KFP's names of tasks, written alike."""
     return name.lower().replace("_", "-").replace(" ", "-")
 
 
-def log_lines(cluster: Any, run_id: str, pods: Iterable[Pod], *, follow: bool) -> Iterator[str]:
-    """What the pods wrote, each under a line with its task and name."""
-    for pod in pods:
-        yield f"== {pod.task} {pod.name} {pod.state}".rstrip()
-        yield from cluster.log(run_id, pod.name, follow=follow)
+def names_task(wanted: str, task: str) -> bool:
+    """Whether ``wanted`` is ``task`` but for the number that KFP gives tasks of one component."""
+    return plain(wanted) == re.sub(r"-\d+$", "", task)
+
+
+def _called(wanted: str, outputs: Iterable[Output]) -> list[Output]:
+    """The outputs that ``wanted`` means; unfinished ones only where none is whole."""
+    task, _, name = wanted.rpartition(".")
+    named = [output for output in outputs if output.name == name]
+    found = [output for output in named if not task or output.task == plain(task)]
+    found = found or [output for output in named if names_task(task, output.task)]
+    return [output for output in found if output.whole] or found
+
+
+def _inherited(outputs: Iterable[Output]) -> Iterator[Output]:
+    """What the datasets and models among ``outputs`` were made from, where other runs left it."""
+    seen: set[str] = set()
+    for output in outputs:
+        if not output.whole:
+            continue
+        try:
+            manifest = Dataset.open(output.uri, allow_empty=True).manifest
+        except (DataError, StoreError):
+            continue
+        for ancestor in ancestors(manifest):
+            parts = ancestor.uri.rstrip("/").split("/")
+            if ancestor.state == "found" and ancestor.uri not in seen and len(parts) > DEPTH:
+                seen.add(ancestor.uri)
+                yield _at(ancestor.uri, *parts[-DEPTH:])
+
+
+def _at(uri: str, task: str, execution: str, name: str) -> Output:
+    objects = tuple(store_for(uri).list(uri))
+    return Output(task=plain(task), execution=execution, name=name, uri=uri, objects=objects)
+
+
+def _titles(outputs: Iterable[Output]) -> str:
+    return ", ".join(sorted({output.title for output in outputs if not output.is_log}))
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("-")[2]) if name[-1].isdigit() else 0
+
+
+def _below(uri: str, folder: str) -> str:
+    return (
+        uri.removeprefix("file://").removeprefix(folder.removeprefix("file://").rstrip("/")).removeprefix("/")
+    )
+
+
+def _safe(name: str, uri: str) -> str:
+    """``name`` if a file of that name stays in its folder: stores take any names, also ``../x``."""
+    if name and (name.startswith("/") or not {"", ".", ".."}.isdisjoint(name.split("/"))):
+        raise StoreError(f"{uri}: this name leads out of its folder; nothing was fetched")
+    return name

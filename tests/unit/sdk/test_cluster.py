@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-import urllib.parse
 import uuid
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import kfp_server_api
 import pytest
 from click.testing import CliRunner, Result
 
+from conftest import prompt_row
+from fake_kfp import Kfp, Kube
 from kubealign.cli.main import main
+from kubealign.cluster.outputs import Output, fetch_output
+from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.schemas import PROMPTS
+from kubealign_components.data.stats import Stats
+from kubealign_components.errors import StoreError
+from kubealign_components.store import ObjectInfo
 
 GIVEN = [
     "--set",
@@ -28,146 +33,30 @@ GIVEN = [
     "--set",
     "work=gs://b/work",
 ]
-API = "/apis/v2beta1"
-KINDS = {
-    "runs": ("V2beta1Run", "run_id"),
-    "recurringruns": ("V2beta1RecurringRun", "recurring_run_id"),
-    "experiments": ("V2beta1Experiment", "experiment_id"),
-    "pipelines": ("V2beta1Pipeline", "pipeline_id"),
-}
-PLAIN = {"str": str, "int": int, "bool": bool, "object": dict, "datetime": str}
-
-
-def check(value: Any, kind: str, where: str) -> None:
-    """``value`` is JSON of the model ``kind``: no unknown field, none of another type."""
-    if kind in PLAIN:
-        assert isinstance(value, PLAIN[kind]), f"{where}: {value!r} is no {kind}"
-    elif kind.startswith("dict("):
-        assert isinstance(value, dict), where
-    elif kind.startswith("list["):
-        for item in value:
-            check(item, kind[5:-1], where)
-    else:
-        model = getattr(kfp_server_api, kind)
-        if not model.openapi_types:
-            assert value in model.allowable_values, f"{where}: {value!r}"
-            return
-        fields = {name: model.openapi_types[key] for key, name in model.attribute_map.items()}
-        for name, item in value.items():
-            assert name in fields, f"{where}.{name}: no field of {kind}"
-            check(item, fields[name], f"{where}.{name}")
-
-
-class Api(ThreadingHTTPServer):
-    """The server's state, and what it was asked."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.held: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
-        self.versions: list[tuple[str, str]] = []
-        self.asked: list[str] = []
-        self.headers: list[dict[str, str]] = []
-        self.problems: list[str] = []
-        self.token = ""
-
-    @property
-    def host(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Api
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def answer(self, status: int, content: Any) -> None:
-        data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def do_GET(self) -> None:
-        self.handle_one("GET")
-
-    def do_POST(self) -> None:
-        self.handle_one("POST")
-
-    def do_DELETE(self) -> None:
-        self.handle_one("DELETE")
-
-    def handle_one(self, method: str) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        url = urllib.parse.urlsplit(self.path)
-        query = dict(urllib.parse.parse_qsl(url.query))
-        self.server.asked.append(f"{method} {url.path}")
-        self.server.headers.append(dict(self.headers))
-        if self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
-            self.answer(401, {"message": "no valid token"})
-            return
-        try:
-            self.answer(*self.respond(method, url.path, query, body))
-        except AssertionError as error:
-            self.server.problems.append(str(error))
-            self.answer(400, {"message": str(error)})
-
-    def respond(self, method: str, path: str, query: dict[str, str], body: bytes) -> tuple[int, Any]:
-        held = self.server.held
-        if path == f"{API}/healthz":
-            return 200, {"multi_user": False}
-        if path.startswith("/apis/v1alpha1/"):
-            return 200, f"hello from {path.split('/')[-2]}\nbye\n"
-        if path == f"{API}/pipelines/upload_version":
-            assert b"pipelineInfo" in body
-            version = (query["pipelineid"], query["name"])
-            if version in self.server.versions:
-                return 409, {"message": "already exists"}
-            self.server.versions.append(version)
-            return 200, {"pipeline_id": version[0], "pipeline_version_id": "v-1"}
-        kind, _, rest = path.removeprefix(f"{API}/").partition("/")
-        model, key = KINDS[kind]
-        if method == "POST" and not rest:
-            content = json.loads(body)
-            check(content, model, kind)
-            held[kind].append({**content, key: str(uuid.uuid4())})
-            return 200, held[kind][-1]
-        if not rest:
-            wanted = json.loads(query.get("filter") or '{"predicates": []}')["predicates"]
-            names = {p["stringValue"] for p in wanted}
-            found = [e for e in held[kind] if not names or e["display_name"] in names]
-            name = "recurringRuns" if kind == "recurringruns" else kind
-            return 200, {name: found}
-        identity, _, verb = rest.partition(":")
-        found = [e for e in held[kind] if e[key] == identity]
-        if not found:
-            return 404, {"message": f"{identity} not found"}
-        if method == "DELETE":
-            held[kind].remove(found[0])
-            if query.get("propagation_policy") != "ORPHAN":
-                # Its Workflows belong to the ScheduledWorkflow, and Kubernetes collects them with it.
-                held["runs"] = [run for run in held["runs"] if run.get("recurring_run_id") != identity]
-        elif verb:
-            found[0]["mode"] = verb.upper()
-        return 200, found[0] if method == "GET" else {}
 
 
 @pytest.fixture
-def api() -> Iterator[Api]:
-    server = Api()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+def api() -> Iterator[Kfp]:
+    server = Kfp()
+    with server.serving():
+        yield server
     assert not server.problems
 
 
-def call(api: Api, *words: str) -> Result:
+@pytest.fixture(autouse=True)
+def kube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kube]:
+    """The cluster below; a developer's own is never asked."""
+    server = Kube()
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
+    with server.serving():
+        yield server
+
+
+def call(api: Kfp, *words: str) -> Result:
     return CliRunner().invoke(main, [*words, "--host", api.host])
 
 
-def test_submit_sends_what_was_checked_and_compiled(api: Api, tmp_path: Path) -> None:
+def test_submit_sends_what_was_checked_and_compiled(api: Kfp, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("pipeline: offline_alignment\ncompile: {registry: r.example/k, labels: {team: a}}\n")
     done = call(api, "submit", "-f", str(file), *GIVEN, "--name", "one", "--pipeline-root", "gs://b/r")
@@ -176,16 +65,18 @@ def test_submit_sends_what_was_checked_and_compiled(api: Api, tmp_path: Path) ->
     assert run["run_id"] in done.output and run["display_name"] == "one"
     assert run["runtime_config"]["parameters"]["policy"] == "org/model"
     assert run["runtime_config"]["pipeline_root"] == "gs://b/r"
-    text = json.dumps(run["pipeline_spec"])
+    (version,) = api.versions
+    assert run["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
+    text = json.dumps(version["pipeline_spec"])
     assert '"image": "r.example/k/' in text and '"team"' in text
 
 
-def test_a_bad_parameter_sends_nothing(api: Api) -> None:
+def test_a_bad_parameter_sends_nothing(api: Kfp) -> None:
     done = call(api, "submit", "offline_alignment", *GIVEN, "--set", "sample_n=0")
     assert done.exit_code == 2 and "sample_n=0" in done.output and not api.asked
 
 
-def test_a_schedule_is_applied_by_name(api: Api) -> None:
+def test_a_schedule_is_applied_by_name(api: Kfp) -> None:
     words = ["schedule", "apply", "nightly", "offline_alignment", *GIVEN]
     assert "created" in call(api, *words, "--cron", "0 0 3 * * *").output
     (made,) = api.held["recurringruns"]
@@ -203,7 +94,7 @@ def test_a_schedule_is_applied_by_name(api: Api) -> None:
     assert again.exit_code == 1 and "'nightly'" in again.output
 
 
-def test_replacing_and_deleting_a_schedule_leaves_its_runs_alone(api: Api) -> None:
+def test_replacing_and_deleting_a_schedule_leaves_its_runs_alone(api: Kfp) -> None:
     words = ["schedule", "apply", "nightly", "offline_alignment", *GIVEN]
     for change in (["--every", "6h"], ["--every", "12h"]):
         call(api, *words, *change)
@@ -215,55 +106,228 @@ def test_replacing_and_deleting_a_schedule_leaves_its_runs_alone(api: Api) -> No
 
 
 @pytest.mark.parametrize("when", [["--cron", "0 3 * * *"], ["--every", "6 hours"], []])
-def test_a_bad_schedule_sends_nothing(api: Api, when: list[str]) -> None:
+def test_a_bad_schedule_sends_nothing(api: Kfp, when: list[str]) -> None:
     done = call(api, "schedule", "apply", "x", "offline_alignment", *GIVEN, *when)
     assert done.exit_code == 2 and not api.asked
 
 
-def test_runs_of_a_schedule_share_their_work(api: Api) -> None:
+def test_runs_of_a_schedule_share_their_work(api: Kfp) -> None:
     without = [*GIVEN, "--set", "work=''"]
     done = call(api, "schedule", "apply", "x", "offline_alignment", *without, "--every", "1d")
     assert done.exit_code == 2 and "work='': expected a prefix that the runs share" in done.output
     assert not api.asked
 
 
-def test_a_version_is_uploaded_once(api: Api) -> None:
+def test_a_version_is_uploaded_once(api: Kfp) -> None:
     assert call(api, "upload", "offline_alignment", *GIVEN).exit_code == 0
     again = call(api, "upload", "offline_alignment", *GIVEN)
     assert again.exit_code == 1 and re.search(r"offline-alignment.*409", again.output)
     assert len(api.held["pipelines"]) == len(api.versions) == 1
 
 
-def test_runs_logs_and_fetch(api: Api, tmp_path: Path) -> None:
+def test_equal_pipelines_are_one_version(api: Kfp) -> None:
+    for name, extra in (("one", []), ("two", ["--set", "sample_n=3"])):
+        done = call(api, "submit", "offline_alignment", *GIVEN, *extra, "--name", name)
+        assert done.exit_code == 0, done.output
+    assert len(api.versions) == 1 and len(api.held["runs"]) == 2
+    assert api.versions[0]["display_name"].startswith("0.1.0-")
+
+
+def test_a_run_is_stopped_and_goes_on(api: Kfp) -> None:
+    run = api.add_run(display_name="one")
+    assert "canceling" in call(api, "cancel", "one").output and run["state"] == "CANCELING"
+    run["state"] = "FAILED"
+    assert call(api, "cancel", "one").exit_code == 2
+    assert "goes on" in call(api, "retry", run["run_id"]).output and run["state"] == "PENDING"
+    assert call(api, "retry", "one").exit_code == 2
+    assert call(api, "cancel", "other").exit_code == 1
+
+
+def states(api: Kfp) -> dict[str, str]:
+    done = call(api, "runs", "--json")
+    assert done.exit_code == 0, done.output
+    return {row["name"]: row["state"] for row in json.loads(done.stdout)}
+
+
+def workflow(run: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "w", "labels": {"pipeline/runid": run["run_id"]}}, "spec": spec}
+
+
+def test_a_state_is_what_can_be_known(api: Kfp, kube: Kube) -> None:
+    goes = api.add_run(display_name="goes")
+    api.add_run(display_name="gone")
+    stopped = api.add_run(display_name="stopped", state="FAILED")
+    failed = api.add_run(display_name="failed", state="FAILED")
+    api.add_run(display_name="failed long ago", state="FAILED")
+    api.add_run(display_name="done", state="SUCCEEDED")
+    told = {"failed": "failed", "failed long ago": "failed", "done": "succeeded"}
+    # Nothing is known of Workflows: KFP's word is all there is.
+    assert states(api) == {**told, "goes": "running", "gone": "running", "stopped": "failed"}
+    kube.collections["/apis/argoproj.io/v1alpha1/namespaces/kubeflow/workflows"] = [
+        workflow(goes),
+        workflow(stopped, activeDeadlineSeconds=0),
+        workflow(failed, activeDeadlineSeconds=86400),
+    ]
+    assert states(api) == {**told, "goes": "running", "gone": "unknown", "stopped": "canceled"}
+
+
+def pod(name: str, node: str, phase: str, run: dict[str, Any], created: str = "") -> dict[str, Any]:
+    metadata = {
+        "name": name,
+        "creationTimestamp": created,
+        "labels": {"pipeline/runid": run["run_id"]},
+        "annotations": {"workflows.argoproj.io/node-name": f"w(0).root(0).{node}"},
+    }
+    return {"metadata": metadata, "status": {"phase": phase}}
+
+
+@pytest.fixture
+def submitted(api: Kfp, kube: Kube, tmp_path: Path) -> dict[str, Any]:
+    """A run with two chunks of samples, one of which failed once, and a training that failed."""
     call(api, "submit", "offline_alignment", *GIVEN, "--name", "one", "--pipeline-root", str(tmp_path / "r"))
     (run,) = api.held["runs"]
-    run["run_details"] = {
-        "task_details": [
-            {
-                "task_id": "1",
-                "display_name": "train",
-                "pod_name": "n-1",
-                "child_tasks": [{"pod_name": "n-2"}],
-            },
-            {"task_id": "2", "display_name": "executor", "pod_name": "n-2", "state": "FAILED"},
-            {"task_id": "3", "display_name": "train-driver", "pod_name": "n-3"},
-        ]
-    }
-    assert run["run_id"] in call(api, "runs").output
-    assert call(api, "logs", "one").output == "== train n-2 FAILED\nhello from n-2\nbye\n"
-    assert call(api, "logs", "one", "tran").exit_code == 2
-    model = tmp_path / "r" / "offline-alignment" / run["run_id"] / "train" / "u" / "model"
-    (model / "sub").mkdir(parents=True)
-    (model / "sub" / "a.bin").write_bytes(b"abc")
+    chunk = "for-loop-1(0).iteration-iterations({0}:{0})(0).iteration-item(0).sample(0).executor({1})"
+    kube.collections["/api/v1/namespaces/kubeflow/pods"] = [
+        pod("t", "train(0).executor(0)", "Failed", run, "2026-11-26T19:50:00Z"),
+        pod("b", chunk.format(1, 0), "Succeeded", run, "2026-11-26T19:41:00Z"),
+        pod("a2", chunk.format(0, 1), "Succeeded", run, "2026-11-26T19:42:00Z"),
+        pod("a1", chunk.format(0, 0), "Failed", run, "2026-11-26T19:40:00Z"),
+        pod("d", "train-driver(0)", "Succeeded", run),
+    ]
+    kube.logs = {name: f"hello from {name}\nbye\n" for name in ("t", "a1", "a2", "b", "d")}
+    return run
+
+
+def test_logs_come_from_the_pods_chunk_by_chunk(api: Kfp, submitted: dict[str, Any]) -> None:
+    assert call(api, "logs", "one").output == "== train t Failed\nhello from t\nbye\n"
+    done = call(api, "logs", submitted["run_id"], "sample")
+    heads = [line for line in done.output.splitlines() if line.startswith("==")]
+    assert heads == [
+        "== sample, chunk 1 a1 Failed",
+        "== sample, chunk 1, attempt 2 a2 Succeeded",
+        "== sample, chunk 2 b Succeeded",
+    ]
+    wrong = call(api, "logs", "one", "tran")
+    assert wrong.exit_code == 2 and "one of sample, train" in wrong.output
+
+
+def test_logs_are_followed_to_the_end_of_the_run(
+    api: Kfp, kube: Kube, submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kubealign.cluster.pods.time.sleep", lambda _: submitted.update(state="SUCCEEDED"))
+    pods = kube.collections["/api/v1/namespaces/kubeflow/pods"]
+    pods[0]["status"]["phase"] = "Pending"
+    done = call(api, "logs", "one", "--follow")
+    assert done.exit_code == 0, done.output
+    assert re.findall("hello from ([a-z0-9]+)", done.output) == ["a1", "a2", "b"]
+
+
+def test_a_log_that_cannot_be_read_is_one_line(api: Kfp, kube: Kube, submitted: dict[str, Any]) -> None:
+    del kube.logs["t"]
+    kube.forbidden.add("/api/v1/namespaces/kubeflow/pods/b/log")
+    output = call(api, "logs", "one", "sample").output
+    (line,) = [line for line in output.splitlines() if line.startswith("--")]
+    assert "403" in line and "{" not in output
+
+
+def leave(root: Path, run: dict[str, Any], task: str, name: str, content: str = "x") -> Path:
+    place = root / "offline-alignment" / run["run_id"] / task / "u" / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(content)
+    return place
+
+
+def test_logs_of_pods_that_are_gone_come_from_the_store(
+    api: Kfp, kube: Kube, submitted: dict[str, Any], tmp_path: Path
+) -> None:
+    kube.collections["/api/v1/namespaces/kubeflow/pods"] = []
+    nothing = call(api, "logs", "one")
+    assert nothing.exit_code == 1 and "none of its pods is left in namespace kubeflow" in nothing.output
+    for attempt in (0, 1):
+        leave(tmp_path / "r", submitted, "train-2", f"executor-logs-{attempt}", f"try {attempt}\n")
+    leave(tmp_path / "r", submitted, "sample", "executor-logs", "samples\n")
+    output = call(api, "logs", "one", "train").output
+    assert [line for line in output.splitlines() if line[0] != "="] == ["try 0", "try 1"]
+
+
+def test_a_folder_is_fetched_whole(api: Kfp, submitted: dict[str, Any], tmp_path: Path) -> None:
+    model = leave(tmp_path / "r", submitted, "train-2", "model/sub/a.bin", "abc").parent.parent
+    (model / "config.json").write_text("{}")
     done = call(api, "fetch", "one", "-o", str(tmp_path / "here"))
     assert done.exit_code == 0, done.output
     assert (tmp_path / "here" / "sub" / "a.bin").read_bytes() == b"abc"
     assert call(api, "fetch", "one", "-o", str(tmp_path / "here")).exit_code == 2
+    assert call(api, "fetch", "one", "train.model", "-o", str(tmp_path / "by-stage")).exit_code == 0
     wrong = call(api, "fetch", "one", "weights", "-o", str(tmp_path / "there"))
-    assert wrong.exit_code == 2 and "train.model" in wrong.output
+    assert wrong.exit_code == 2 and "train-2.model" in wrong.output
 
 
-def test_credentials_reach_the_server(api: Api, tmp_path: Path) -> None:
+def test_the_root_is_that_of_the_namespace(
+    api: Kfp, kube: Kube, submitted: dict[str, Any], tmp_path: Path
+) -> None:
+    submitted["runtime_config"].pop("pipeline_root")
+    leave(tmp_path / "r", submitted, "train", "model")
+    kube.objects["/api/v1/namespaces/kubeflow/configmaps/kfp-launcher"] = {
+        "data": {"defaultPipelineRoot": str(tmp_path / "r")}
+    }
+    assert call(api, "fetch", "one", "-o", str(tmp_path / "here")).exit_code == 0
+    kube.forbidden.add("/api/v1/namespaces/kubeflow/configmaps/kfp-launcher")
+    refused = call(api, "fetch", "one", "-o", str(tmp_path / "there"))
+    assert refused.exit_code == 2 and "--pipeline-root" in refused.output and "403" in refused.output
+
+
+def test_what_the_cache_answered_is_found_where_it_was_made(
+    api: Kfp, submitted: dict[str, Any], tmp_path: Path
+) -> None:
+    """A night with nothing new leaves nothing in its own folder."""
+    leave(tmp_path / "r", submitted, "train", "model", "first night")
+    words = ["submit", "offline_alignment", *GIVEN, "--pipeline-root", str(tmp_path / "r")]
+    call(api, *words, "--name", "other", "--set", "sample_n=3")
+    other, _ = api.held["runs"]
+    leave(tmp_path / "r", other, "train", "model", "another recipe")
+    call(api, *words, "--name", "night2")
+    done = call(api, "fetch", "night2", "-o", str(tmp_path / "model"))
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "model").read_text() == "first night"
+
+
+def test_inherited_datasets_are_found_by_their_run(
+    api: Kfp, submitted: dict[str, Any], tmp_path: Path
+) -> None:
+    """The training of this run took what an earlier run, of another recipe, had selected."""
+    before = api.add_run(display_name="before")
+    root = tmp_path / "r" / "offline-alignment"
+    selected = dataset(root / before["run_id"] / "select-2" / "u" / "dataset")
+    dataset(root / submitted["run_id"] / "train-2" / "u" / "model", training=selected)
+    done = call(api, "fetch", "one", "select.dataset", "-o", str(tmp_path / "here"))
+    assert done.exit_code == 0, done.output
+    assert Dataset.open(str(tmp_path / "here")).manifest.fingerprint == selected.manifest.fingerprint
+    told = call(api, "lineage", "one")
+    assert told.exit_code == 0 and "found: training" in told.output
+    shown = call(api, "show", "one", "select.dataset")
+    assert shown.exit_code == 0 and "kubealign.prompts/v1" in shown.output
+
+
+def dataset(place: Path, **inputs: Dataset) -> Dataset:
+    provenance = derive(place.parent.parent.name, 1, {}, inputs=inputs, slug=["x"])
+    with DatasetWriter(str(place), PROMPTS, provenance) as writer:
+        writer.write_rows([prompt_row("hello", ["fine"])])
+        return writer.commit(Stats(rows_in=1, rows_out=1))
+
+
+def test_an_object_that_leads_out_of_its_folder_is_not_fetched(tmp_path: Path) -> None:
+    for name in ("../../evil", "a//b", "/etc/evil"):
+        uri = f"s3://b/r/p/run/train/u/model/{name}"
+        output = Output(
+            task="train", execution="u", name="model", uri="s3://b/r/p/run/train/u/model",
+            objects=(ObjectInfo(uri, 1),),
+        )  # fmt: skip
+        with pytest.raises(StoreError, match="leads out of its folder"):
+            fetch_output(output, tmp_path / "here")
+    assert not (tmp_path / "here").exists()
+
+
+def test_credentials_reach_the_server(api: Kfp, tmp_path: Path) -> None:
     api.token = "secret"
     refused = call(api, "runs")
     assert refused.exit_code == 1 and "401" in refused.output and refused.output.count("\n") == 1
@@ -274,7 +338,7 @@ def test_credentials_reach_the_server(api: Api, tmp_path: Path) -> None:
     assert call(api, "runs", "--token-file", str(file)).exit_code == 0
 
 
-def test_what_is_not_there_is_one_line(api: Api) -> None:
+def test_what_is_not_there_is_one_line(api: Kfp) -> None:
     missing = str(uuid.uuid4())
     done = call(api, "logs", missing)
     assert done.exit_code == 1 and missing in done.output and "404" in done.output
