@@ -26,6 +26,7 @@ Permission = tuple[str, str, str]
 Story = Callable[["FakeKubernetes", "Job"], None]
 
 LAUNCHER = "train-pod"
+WORKFLOW = "offline-alignment-x7k2p"
 PATIENCE = 20.0
 
 
@@ -53,6 +54,7 @@ class Job:
     def __init__(self, server: FakeKubernetes, body: Json) -> None:
         self.server, self.body = server, body
         self.name = body["metadata"]["name"]
+        self.restarts = 0
 
     @property
     def uid(self) -> str:
@@ -105,11 +107,19 @@ class Job:
         nodes = self.body["spec"]["trainer"]["numNodes"]
         return [self._pod(node, phase) for node in range(nodes)]
 
+    def restart(self, number: int) -> None:
+        """A node is lost, and the JobSet starts all of them anew."""
+        for name in [n for n in self.server.pods if n.startswith(f"{self.name}-node")]:
+            del self.server.pods[name]
+        self._counts(active=1)
+        self.restarts = number
+
     def _pod(self, node: int, phase: str) -> str:
         name = f"{self.name}-node-0-{node}-{uuid.uuid4().hex[:5]}"
         labels = {
             "jobset.sigs.k8s.io/jobset-name": self.name,
             "jobset.sigs.k8s.io/replicatedjob-name": "node",
+            "jobset.sigs.k8s.io/restart-attempt": str(self.restarts),
             "batch.kubernetes.io/job-completion-index": str(node),
         }
         meta = {"name": name, "uid": str(uuid.uuid4()), "labels": labels, "creationTimestamp": now()}
@@ -179,6 +189,7 @@ class FakeKubernetes:
         self.jobs: dict[str, Json] = {}
         self.workloads: dict[str, Json] = {}
         self.pods: dict[str, Json] = {}
+        self.workflows: dict[str, Json] = {}
         self.events: list[Json] = []
         self.logs: dict[str, list[tuple[str, str]]] = {}
         self.cut = threading.Event()
@@ -190,11 +201,12 @@ class FakeKubernetes:
         self.faults: list[tuple[str, int]] = []
         """(verb and resource, HTTP status) of the next requests that fail; 0 breaks the connection before
         the answer."""
-        self.refusal = ""
-        """Why an admission webhook refuses TrainJobs."""
+        self.runtimes = {"torch-distributed"}
+        """Training runtimes that there are."""
         self.no_kueue = False
         self.error: BaseException | None = None
         self.looks = threading.Condition()
+        self.workflow()
         self.launch_pod()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler(self))
         self._http.daemon_threads = True
@@ -211,14 +223,56 @@ class FakeKubernetes:
         if self.error is not None:
             raise self.error
 
-    def launch_pod(self, name: str = LAUNCHER) -> Json:
+    def objects(self) -> dict[str, dict[str, Json]]:
+        """What there is, by resource and name."""
+        return {
+            "pods": self.pods,
+            "workloads": self.workloads,
+            "trainjobs": self.jobs,
+            "workflows": self.workflows,
+        }
+
+    def collect_garbage(self) -> None:
+        """Delete what has owners and none of them is left, as the cluster's collector does."""
+        everything = {one["metadata"]["uid"] for kind in self.objects().values() for one in kind.values()}
+        for kind in self.objects().values():
+            for name, one in list(kind.items()):
+                owners = one["metadata"].get("ownerReferences") or []
+                if owners and not any(owner["uid"] in everything for owner in owners):
+                    del kind[name]
+                    return self.collect_garbage()
+        return None
+
+    def workflow(self, name: str = WORKFLOW) -> Json:
+        """The Argo Workflow of a run."""
+        self.workflows[name] = {
+            "metadata": {"name": name, "uid": str(uuid.uuid4())},
+            "spec": {},
+            "status": {"phase": "Running"},
+        }
+        return self.workflows[name]
+
+    def terminate_run(self, name: str = WORKFLOW) -> None:
+        """What KFP does when a run is cancelled."""
+        self.workflows[name]["spec"]["activeDeadlineSeconds"] = 0
+
+    def launch_pod(self, name: str = LAUNCHER, workflow: str = WORKFLOW) -> Json:
         """A KFP step's pod."""
+        owner = {
+            "apiVersion": "argoproj.io/v1alpha1",
+            "kind": "Workflow",
+            "name": workflow,
+            "uid": self.workflows[workflow]["metadata"]["uid"],
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
         pod = {
             "metadata": {
                 "name": name,
                 "uid": str(uuid.uuid4()),
                 "creationTimestamp": now(),
                 "labels": {"pipeline/runid": "run-1", "kueue.x-k8s.io/queue-name": "alignment"},
+                "ownerReferences": [owner],
             },
             "spec": {
                 "serviceAccountName": "kubealign",

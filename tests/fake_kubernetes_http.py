@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 
+from fake_admission import refused_change, refused_creation
+
 if TYPE_CHECKING:
     from fake_kubernetes import FakeKubernetes
 
@@ -28,6 +30,7 @@ NAMESPACE = "team"
 GROUPS = {
     "trainjobs": "trainer.kubeflow.org",
     "workloads": "kueue.x-k8s.io",
+    "workflows": "argoproj.io",
     "pods": "",
     "pods/log": "",
     "events": "",
@@ -47,6 +50,16 @@ def closed(schema: Any) -> Any:
 
 
 STRICT_SPEC = jsonschema.Draft202012Validator(closed(SCHEMA["properties"]["spec"]))
+
+
+def merged(before: Any, patch: Any) -> Any:
+    """``before`` under a JSON merge patch."""
+    if not isinstance(patch, dict):
+        return patch
+    after = dict(before) if isinstance(before, dict) else {}
+    for name, value in patch.items():
+        after[name] = merged(after.get(name), value)
+    return {name: value for name, value in after.items() if value is not None}
 
 
 def handler(server: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
@@ -109,7 +122,7 @@ def handler(server: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
                 return 404, "the server could not find the requested resource"
             if kind == "trainjobs" and verb != "list":
                 return self._train_job(verb, name, query, body)
-            store = {"pods": server.pods, "workloads": server.workloads, "trainjobs": server.jobs}.get(kind)
+            store = server.objects().get(kind)
             if verb == "get":
                 assert store is not None
                 return (200, store[name]) if name in store else (404, f'{kind} "{name}" not found')
@@ -125,8 +138,11 @@ def handler(server: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
             if verb == "patch":
                 # A custom resource takes no strategic merge patch.
                 assert self.headers["Content-Type"] == "application/merge-patch+json"
-                assert list(body) == ["metadata"]
-                job["metadata"].update(body["metadata"])
+                after = merged(job, body)
+                refusal = refused_change(job, after)
+                if refusal is not None:
+                    return refusal
+                job.update(after)
             if verb == "delete":
                 uid = body.get("preconditions", {}).get("uid", job["metadata"]["uid"])
                 if uid != job["metadata"]["uid"]:
@@ -139,8 +155,9 @@ def handler(server: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
             assert query["fieldValidation"] == "Strict"
             for error in STRICT_SPEC.iter_errors(body["spec"]):
                 return 400, f"strict decoding error: {error.message}"
-            if server.refusal:
-                return 403, f"admission webhook denied the request: {server.refusal}"
+            refusal = refused_creation(body, server.runtimes)
+            if refusal is not None:
+                return refusal
             if body["metadata"]["name"] in server.jobs:
                 return 409, "already exists"
             if query.get("dryRun") == "All":
@@ -207,7 +224,12 @@ def _target(path: str) -> tuple[str, str, str]:
     at = parts.index("namespaces")
     assert parts[at + 1] == NAMESPACE, path
     prefix = "/".join(parts[:at])
-    assert prefix in ("api/v1", "apis/trainer.kubeflow.org/v1alpha1", "apis/kueue.x-k8s.io/v1beta2"), path
+    assert prefix in (
+        "api/v1",
+        "apis/trainer.kubeflow.org/v1alpha1",
+        "apis/kueue.x-k8s.io/v1beta2",
+        "apis/argoproj.io/v1alpha1",
+    ), path
     kind, name, sub = [*parts[at + 2 :], "", ""][:3]
     return kind, name, sub
 

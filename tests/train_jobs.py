@@ -64,7 +64,7 @@ def succeed(server: FakeKubernetes, job: Job) -> None:
 
 
 def left_running(server: FakeKubernetes) -> str:
-    """A TrainJob as an attempt that was killed leaves it; the uid of its pod."""
+    """A TrainJob as an attempt that was killed leaves it; the uid of its owner."""
     lines: list[str] = []
     body: dict[str, Any] = {}
 

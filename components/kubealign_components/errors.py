@@ -75,3 +75,17 @@ class DriftError(KubeAlignError):
 
 class GateError(KubeAlignError):
     """A quality gate that the user asked for was not met."""
+
+
+def error_kinds() -> list[type[KubeAlignError]]:
+    """Every error of this module."""
+    kinds = [KubeAlignError]
+    for kind in kinds:
+        kinds += [each for each in kind.__subclasses__() if each.__module__ == __name__]
+    return kinds
+
+
+FINAL = (ConfigError, DataError, ChunkError, DriftError, GateError)
+"""What comes again however often the same work is tried: settings, data or numbers are at fault."""
+FINAL_CODE = 65
+"""Exit code of a process that ends with one of those: starting it again changes nothing."""

@@ -14,8 +14,15 @@ log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 15.0
 """Longest time from SIGTERM to the end; Kubernetes kills after 30 s."""
+GRACE_VARIABLE = "KUBEALIGN_GRACE_SECONDS"
+"""Environment variable with a longer time, where the pod has one."""
 
 EXIT_CODE = 128 + signal.SIGTERM
+
+
+def grace_seconds() -> float:
+    """Seconds from SIGTERM to the end, as the environment has them."""
+    return float(os.environ.get(GRACE_VARIABLE, GRACE_SECONDS))
 
 
 class Preempted(SystemExit):
@@ -26,7 +33,7 @@ class Preempted(SystemExit):
 
 
 @contextmanager
-def preemptible(what: str, *, grace: float = GRACE_SECONDS) -> Iterator[Callable[[], None]]:
+def preemptible(what: str, *, grace: float | None = None) -> Iterator[Callable[[], None]]:
     """While the block runs, SIGTERM ends it at its next call of the function that it is given.
 
     The process leaves with exit code 143; when it has not after ``grace`` seconds (a long slice, an
@@ -35,7 +42,7 @@ def preemptible(what: str, *, grace: float = GRACE_SECONDS) -> Iterator[Callable
 
     Args:
         what: what is worked on, for the log.
-        grace: seconds from the signal to the end.
+        grace: seconds from the signal to the end; those of the environment by default.
 
     Raises:
         Preempted: SIGTERM came.
@@ -43,7 +50,7 @@ def preemptible(what: str, *, grace: float = GRACE_SECONDS) -> Iterator[Callable
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    watch = _Watch(what, grace)
+    watch = _Watch(what, grace_seconds() if grace is None else grace)
     try:
         yield watch.check
     except Exception as error:

@@ -18,6 +18,9 @@ from kubealign_components.config import from_mapping, require, require_choice
 from kubealign_components.forwarding import forwarded
 from kubealign_components.trainjob.settings import TrainJobSettings
 
+_GPU_NAME = "nvidia.com/gpu"
+_RETRY_WINDOW = "720h"
+"""Argo retries nothing that fails later than this after its first pod was made, time in a queue included."""
 IMAGES = {"data": images.DATA, "sample": images.SAMPLE, "train": images.TRAIN}
 
 
@@ -108,6 +111,10 @@ DEFAULTS: dict[str, StageResources] = {
 }
 TRAINING = ("train", "train_reward_model", "train_ppo")
 """Stages that can run on several nodes."""
+_WATCHER: dict[str, Any] = {"cpu": "500m", "memory": "4Gi", "accelerators": 0, "shared_memory": None}
+"""What the pod asks for that starts a TrainJob and waits: it reads settings and the tokenizer."""
+_KEPT = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+"""Annotation of a pod that is not to be moved for another's sake."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,7 +185,12 @@ class Placement:
         wanted = self.settings.resources(stage)
         if (wanted.nodes or 1) == 1:
             return {}
-        own = {"labels": dict(wanted.labels), "annotations": dict(wanted.annotations)}
+        own = {
+            "labels": dict(wanted.labels),
+            "annotations": dict(wanted.annotations),
+            "resources": _requirements(wanted),
+            "shared_memory": wanted.shared_memory,
+        }
         job = {**{name: value for name, value in own.items() if value}, **wanted.train_job}
         return {"nodes": wanted.nodes, "train_job": job}
 
@@ -190,15 +202,33 @@ class Placement:
         task.set_caching_options(self.settings.caching)
         if wanted.retries:
             task.set_retry(
-                wanted.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="10m"
+                wanted.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration=_RETRY_WINDOW
             )
         if stage in TRAINING:
             # One component, compiled for here or for a TrainJob: the spec is its own for each task.
-            passed_on = forwarded(wanted.nodes or 1)
+            nodes = wanted.nodes or 1
+            passed_on = forwarded(nodes)
             task.component_spec = replace(task.component_spec, task_config_passthroughs=passed_on)
+            wanted = _watching(wanted) if nodes > 1 else wanted
         _compute(task, wanted)
         _pod(task, wanted)
         return task
+
+
+def _watching(wanted: StageResources) -> StageResources:
+    """What the pod gets that waits for a TrainJob, whose pods are as ``wanted``."""
+    return replace(wanted, annotations={**wanted.annotations, **_KEPT}, **_WATCHER)
+
+
+def _requirements(wanted: StageResources) -> dict[str, dict[str, str]]:
+    """The requests and limits of a pod, as Kubernetes writes them."""
+    memory = {"memory": wanted.memory} if wanted.memory is not None else {}
+    requests = ({"cpu": str(wanted.cpu)} if wanted.cpu is not None else {}) | memory
+    limits = dict(memory)
+    if wanted.accelerators:
+        limits[wanted.accelerator or _GPU_NAME] = str(wanted.accelerators)
+    both = {"limits": limits, "requests": requests}
+    return {name: amounts for name, amounts in both.items() if amounts}
 
 
 def _compute(task: Any, wanted: StageResources) -> None:
@@ -208,7 +238,7 @@ def _compute(task: Any, wanted: StageResources) -> None:
         task.set_memory_request(wanted.memory)
         task.set_memory_limit(wanted.memory)
     if wanted.accelerators:
-        task.set_accelerator_type(wanted.accelerator or "nvidia.com/gpu")
+        task.set_accelerator_type(wanted.accelerator or _GPU_NAME)
         task.set_accelerator_limit(wanted.accelerators)
     for name, value in sorted(wanted.environment.items()):
         task.set_env_variable(name, value)

@@ -126,12 +126,12 @@ def test_a_lost_node_and_other_numbers_of_nodes(
     for count in counts[:-1]:
         nodes = Nodes(tmp_path / "nodes", count, kill=partial(has_passed, work, reached))
         with pytest.raises(EngineError, match="exit codes"):
-            run(replace(config, nodes=count), training=pairs, output=f"{place}/model", start=nodes)
+            run(replace(config, nodes=count), training=pairs, output=f"{place}/model", launcher=nodes)
         assert has_passed(work, reached)
         reached = max(map(step_of, markers(work)))
     assert reached < 12
     nodes = Nodes(tmp_path / "nodes", counts[-1])
-    run(replace(config, nodes=counts[-1]), training=pairs, output=f"{place}/model", start=nodes)
+    run(replace(config, nodes=counts[-1]), training=pairs, output=f"{place}/model", launcher=nodes)
     assert losses(f"{place}/model") == pytest.approx(expected, rel=1e-5)
     actual = weights(f"{place}/model", tmp_path / "model")
     for layer, weight in weights(str(tmp_path / "alone"), tmp_path / "whole").items():
@@ -150,7 +150,7 @@ def test_an_error_of_one_process_on_one_node_reaches_the_launcher_by_name(
     monkeypatch.setenv("HOME", homes[0])
     nodes = Nodes(tmp_path / "nodes", environment=lambda number: {"HOME": homes[number]})
     with pytest.raises(ConfigError, match=r"^model='~/policy': expected a model directory") as error:
-        run(config, training=pairs, output=str(tmp_path / "out"), start=nodes)
+        run(config, training=pairs, output=str(tmp_path / "out"), launcher=nodes)
     assert error.value.field == "model"
     assert not (tmp_path / "out").exists()
     assert len(list((tmp_path / "work").rglob(ERROR_FILE))) == 1
@@ -185,7 +185,7 @@ def test_nodes_train_a_reward_model(make_dataset: Callable[..., Dataset], tmp_pa
     one = train_reward_model(alone, preferences=data, output=str(tmp_path / "one"))
     nodes = Nodes(tmp_path / "nodes")
     config = replace(alone, strategy="fsdp2", nodes=2, save_every=2)
-    two = train_reward_model(config, preferences=data, output=str(tmp_path / "two"), starter=nodes)
+    two = train_reward_model(config, preferences=data, output=str(tmp_path / "two"), launcher=nodes)
     assert losses(str(tmp_path / "two")) == pytest.approx(losses(str(tmp_path / "one")), rel=1e-4)
     assert two.counts == one.counts and two.dropped == one.dropped
     assert two.numbers["held_out_accuracy"] == one.numbers["held_out_accuracy"]
@@ -223,7 +223,7 @@ def test_ppo_goes_on_with_fewer_nodes(
     config = replace(alone, nodes=2, save_every=1, work=work)
     nodes = Nodes(tmp_path / "nodes", kill=partial(has_passed, work, 1))
     with pytest.raises(EngineError, match="exit codes"):
-        train_ppo(config, prompts=prompts, output=str(two), start=nodes)
+        train_ppo(config, prompts=prompts, output=str(two), launcher=nodes)
     (saved,) = markers(work)
     assert 2 <= step_of(saved) < 5 and wrote(saved) == 2
     train_ppo(replace(config, nodes=1), prompts=prompts, output=str(two))

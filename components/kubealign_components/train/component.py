@@ -70,12 +70,12 @@ def train(
     from kubealign_components.train.config import TrainConfig
     from kubealign_components.train.stage import run
     from kubealign_components.training.curves import curves_page
-    from kubealign_components.trainjob.launcher import starter
+    from kubealign_components.trainjob.launcher import launcher_for
 
     config = from_parameters(TrainConfig, parameters, "train")
-    start = starter(config.nodes, config.processes, pod, train_job)
+    launcher = launcher_for(config.nodes, config.processes, pod, train_job)
     examples = open_dataset(training, TRAINING, everywhere=config.nodes > 1)
-    stats = run(config, training=examples, output=model.uri, start=start)
+    stats = run(config, training=examples, output=model.uri, launcher=launcher)
     publish(model, Dataset.open(model.uri))
     log_stats(metrics, stats)
     write_page(curves, curves_page(model.uri))

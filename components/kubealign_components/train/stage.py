@@ -28,20 +28,20 @@ from kubealign_components.training.publishing import (
 )
 
 if TYPE_CHECKING:
-    from kubealign_components.training.launch import Starter
+    from kubealign_components.training.launch import Launcher
 
 STAGE = "train"
 VERSION = 2
 
 
-def run(config: TrainConfig, *, training: Dataset, output: str, start: Starter | None = None) -> Stats:
+def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launcher | None = None) -> Stats:
     """Train and write the model to ``output``: a Hugging Face directory that is a ``kubealign.model/v1``.
 
     Args:
         config: the settings.
         training: ``kubealign.training/v1``.
         output: URI of the model to make.
-        start: runs the training processes; None for this machine.
+        launcher: runs the training processes; None for this machine.
 
     Raises:
         ConfigError: settings that do not fit the machine or the data, or another policy than the
@@ -64,7 +64,7 @@ def run(config: TrainConfig, *, training: Dataset, output: str, start: Starter |
         nodes=config.nodes,
         processes=config.processes,
         sharded=config.strategy != "none",
-        start=start,
+        launcher=launcher,
     )
     return published_run(output, provenance)
 

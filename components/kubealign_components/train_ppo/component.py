@@ -75,16 +75,16 @@ def train_ppo(
     from kubealign_components.train_ppo.config import PpoConfig
     from kubealign_components.train_ppo.report import report_page
     from kubealign_components.train_ppo.stage import run
-    from kubealign_components.trainjob.launcher import starter
+    from kubealign_components.trainjob.launcher import launcher_for
 
     config = from_parameters(PpoConfig, parameters, "train_ppo")
-    start = starter(config.nodes, config.processes, pod, train_job)
+    launcher = launcher_for(config.nodes, config.processes, pod, train_job)
     stats = run(
         config,
         prompts=open_dataset(prompts, TOKENIZED, everywhere=config.nodes > 1),
         reward_model=open_dataset(reward_model, MODEL, everywhere=config.nodes > 1) if reward_model else None,
         output=model.uri,
-        start=start,
+        launcher=launcher,
     )
     publish(model, Dataset.open(model.uri))
     log_stats(metrics, stats)

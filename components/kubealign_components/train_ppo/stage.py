@@ -32,7 +32,7 @@ from kubealign_components.training.launch import pinned, run_program
 from kubealign_components.training.publishing import checkpoint_uri, finished_run, published_run, run_folder
 
 if TYPE_CHECKING:
-    from kubealign_components.training.launch import Starter
+    from kubealign_components.training.launch import Launcher
 
 STAGE = "train_ppo"
 VERSION = 1
@@ -53,7 +53,7 @@ def run(
     prompts: Dataset,
     reward_model: Dataset | None = None,
     output: str,
-    start: Starter | None = None,
+    launcher: Launcher | None = None,
 ) -> Stats:
     """Train and write the aligned policy to ``output``: a Hugging Face directory, ``kubealign.model/v1``.
 
@@ -63,7 +63,7 @@ def run(
         reward_model: ``kubealign.model/v1`` with an ``adapter/`` on the policy's base (``train_reward_model``
             with adapter lora or qlora); None for reward functions alone.
         output: URI of the model to make.
-        start: runs the training processes; None for this machine.
+        launcher: runs the training processes; None for this machine.
 
     Raises:
         ConfigError: settings that do not fit the machine, the data or each other, prompts of another
@@ -86,7 +86,7 @@ def run(
         nodes=config.nodes,
         processes=config.processes,
         sharded=False,
-        start=start,
+        launcher=launcher,
     )
     return published_run(output, provenance)
 

@@ -72,16 +72,16 @@ def train_reward_model(
     from kubealign_components.train_reward_model.config import RewardModelConfig
     from kubealign_components.train_reward_model.report import report_page
     from kubealign_components.train_reward_model.stage import run
-    from kubealign_components.trainjob.launcher import starter
+    from kubealign_components.trainjob.launcher import launcher_for
 
     config = from_parameters(RewardModelConfig, parameters, "train_reward_model")
-    launch = starter(config.nodes, config.processes, pod, train_job)
+    launcher = launcher_for(config.nodes, config.processes, pod, train_job)
     stats = run(
         config,
         preferences=open_dataset(preferences, PREFERENCES, everywhere=config.nodes > 1),
         start=open_dataset(start, MODEL, everywhere=config.nodes > 1) if start is not None else None,
         output=model.uri,
-        starter=launch,
+        launcher=launcher,
     )
     publish(model, Dataset.open(model.uri))
     log_stats(metrics, stats)

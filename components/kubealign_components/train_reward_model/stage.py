@@ -23,7 +23,7 @@ from kubealign_components.train_reward_model.config import RewardModelConfig
 from kubealign_components.training.publishing import checkpoint_uri, finished_run, published_run, run_folder
 
 if TYPE_CHECKING:
-    from kubealign_components.training.launch import Starter
+    from kubealign_components.training.launch import Launcher
 
 STAGE = "train_reward_model"
 VERSION = 1
@@ -36,7 +36,7 @@ def run(
     preferences: Dataset,
     start: Dataset | None = None,
     output: str,
-    starter: Starter | None = None,
+    launcher: Launcher | None = None,
 ) -> Stats:
     """Train and write the reward model to ``output``: a Hugging Face directory that is a
     ``kubealign.model/v1``, which ``AutoModelForSequenceClassification`` and the ``rewards`` stage load.
@@ -46,7 +46,7 @@ def run(
         preferences: ``kubealign.preferences/v1``.
         start: a reward model (``kubealign.model/v1``) of the same policy to train on; None for a new head.
         output: URI of the model to make.
-        starter: runs the training processes; None for this machine.
+        launcher: runs the training processes; None for this machine.
 
     Raises:
         ConfigError: settings that do not fit the machine, the data or the model to start from.
@@ -72,7 +72,7 @@ def run(
         nodes=config.nodes,
         processes=config.processes,
         sharded=config.strategy != "none",
-        start=starter,
+        launcher=launcher,
     )
     return published_run(output, provenance)
 

@@ -1,4 +1,4 @@
-"""A training process: ``torchrun -m kubealign_components.train JOB_URI``."""
+"""A training process: ``torchrun -m kubealign_components.training JOB_URI``."""
 
 from __future__ import annotations
 

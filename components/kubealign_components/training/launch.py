@@ -1,4 +1,4 @@
-"""Run a training program to its end: in this process, under torchrun here, or wherever a starter runs it.
+"""Run a training program to its end: in this process, under torchrun here, or wherever a launcher runs it.
 
 What the processes need to know is their *job*, a JSON object that lies in a store and names everything by
 URI. Nothing else passes between the launching process and them: they publish what they make, and where one
@@ -22,10 +22,18 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
-from kubealign_components import errors
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import canonical_json, digest
-from kubealign_components.errors import ConfigError, EngineError, KubeAlignError, NotFound, StoreError
+from kubealign_components.errors import (
+    FINAL,
+    FINAL_CODE,
+    ConfigError,
+    EngineError,
+    KubeAlignError,
+    NotFound,
+    StoreError,
+    error_kinds,
+)
 from kubealign_components.store import join, store_for
 
 if TYPE_CHECKING:
@@ -35,12 +43,14 @@ C = TypeVar("C", bound="DataclassInstance")
 
 JOB_FILE = "job.json"
 ERROR_FILE = "error.json"
+_ERRORS = {kind.__name__: kind for kind in error_kinds()}
+"""What a process may leave behind, by name."""
 
 log = logging.getLogger(__name__)
 
 
-class Starter(Protocol):
-    """Runs training processes somewhere."""
+class Launcher(Protocol):
+    """Runs training processes somewhere, to their end."""
 
     def __call__(self, job: str) -> None:
         """Run ``kubealign_components.training`` on the job at the URI ``job`` in every process, to its end.
@@ -59,27 +69,27 @@ def run_program(
     nodes: int,
     processes: int,
     sharded: bool,
-    start: Starter | None,
+    launcher: Launcher | None,
 ) -> None:
-    """Run ``program`` on ``job``, here unless ``start`` is given.
+    """Run ``program`` on ``job``, here unless a ``launcher`` is given.
 
     Args:
         program: ``module:function``; the function takes the members of ``job`` by keyword.
         job: what every process needs to know, as plain JSON values.
-        place: URI of a folder for the job where ``start`` is given. The job gets a folder of its own in it,
-            by its content: who starts the same job again finds the same one.
+        place: URI of a folder for the job where a ``launcher`` is given. The job gets a folder of its own in
+            it, by its content: who starts the same job again finds the same one.
         nodes: that the settings ask for.
         processes: of a node; 0 for one a GPU.
         sharded: whether the state is spread over the processes. They need a process group then, and so
             torchrun, even one by itself.
-        start: runs the processes; None for this machine.
+        launcher: runs the processes; None for this machine.
 
     Raises:
         KubeAlignError: what the training processes raised.
         EngineError: they died without saying why.
     """
-    if start is not None:
-        launch(program, job, join(place, f"job-{digest([program, dict(job)])[:16]}"), start)
+    if launcher is not None:
+        launch(program, job, join(place, f"job-{digest([program, dict(job)])[:16]}"), launcher)
         return
     require(nodes == 1, "nodes", nodes, "1 on this machine; several take a Kubernetes cluster")
     count = processes_of(processes)
@@ -90,14 +100,14 @@ def run_program(
         launch(program, job, folder, torchrun(count, folder))
 
 
-def launch(program: str, job: Mapping[str, Any], folder: str, start: Starter) -> None:
-    """Run ``program`` on ``job`` in the processes that ``start`` starts.
+def launch(program: str, job: Mapping[str, Any], folder: str, launcher: Launcher) -> None:
+    """Run ``program`` on ``job`` in the processes that ``launcher`` runs.
 
     Args:
         program: ``module:function``; the function takes the members of ``job`` by keyword.
         job: what every process needs to know, as plain JSON values.
         folder: URI of this job's own folder.
-        start: runs them.
+        launcher: runs them.
 
     Raises:
         KubeAlignError: what the first process that failed raised.
@@ -111,12 +121,12 @@ def launch(program: str, job: Mapping[str, Any], folder: str, start: Starter) ->
         store.delete(uri)
         store.publish(uri, request)
     try:
-        start(uri)
+        launcher(uri)
     except EngineError as failure:
-        raise _left_error(error) or failure from None
+        raise error_of(uri) or failure from None
 
 
-def torchrun(processes: int, scratch: str) -> Starter:
+def torchrun(processes: int, scratch: str) -> Launcher:
     """Starts ``processes`` processes on this machine, whose temporary files go to the folder ``scratch``:
     those that are killed leave theirs."""
 
@@ -174,12 +184,21 @@ def _reported_to(folder: str) -> Iterator[dict[str, int]]:
         yield outcome
     except KubeAlignError as error:
         log.error("process %s: %s: %s", os.environ.get("RANK", "0"), type(error).__name__, error)
-        report = {"kind": type(error).__name__, "arguments": _arguments(error)}
-        outcome["code"] = 1
+        outcome["code"] = FINAL_CODE if isinstance(error, FINAL) else 1
         try:
-            store_for(folder).publish(join(folder, ERROR_FILE), json.dumps(report).encode())
+            _leave(error, folder)
         except StoreError as unreachable:
             log.error("nor could that be written down: %s", unreachable)
+
+
+def _leave(error: KubeAlignError, folder: str) -> None:
+    """Write ``error`` down: the first one stays, unless another attempt would have mended that one alone."""
+    uri = join(folder, ERROR_FILE)
+    report = json.dumps({"kind": type(error).__name__, "arguments": _arguments(error)}).encode()
+    stands = not store_for(uri).publish(uri, report)
+    if stands and isinstance(error, FINAL) and not isinstance(error_of(uri), FINAL):
+        store_for(uri).delete(uri)
+        store_for(uri).publish(uri, report)
 
 
 def _arguments(error: KubeAlignError) -> list[Any]:
@@ -191,14 +210,19 @@ def _arguments(error: KubeAlignError) -> list[Any]:
     return [error.field, value if plain else repr(value), error.expected]
 
 
-def _left_error(uri: str) -> KubeAlignError | None:
-    """The error that a training process left at ``uri``, if one did."""
+def error_of(job: str) -> KubeAlignError | None:
+    """The error that a training process left of the job at the URI ``job``, if one did."""
+    uri = join(job.rsplit("/", 1)[0], ERROR_FILE)
     try:
         report = json.loads(store_for(uri).read(uri))
+        return _ERRORS[report["kind"]](*report["arguments"])
     except NotFound:
         return None
     except StoreError as unreachable:
         log.warning("cannot read whether a process left an error: %s", unreachable)
         return None
-    kind: type[KubeAlignError] = getattr(errors, report["kind"])
-    return kind(*report["arguments"])
+    except (ValueError, TypeError, KeyError) as malformed:
+        return EngineError(
+            f"a training process failed, and what it wrote of that at {uri} cannot be read "
+            f"({type(malformed).__name__}: {malformed}); its own log says why"
+        )

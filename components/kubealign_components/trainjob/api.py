@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kubealign_components.errors import EngineError
+from kubealign_components.trainjob import workflow
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 KUEUE, KUEUE_VERSION = "kueue.x-k8s.io", "v1beta2"
@@ -74,20 +75,31 @@ class ClusterApi:
         namespace: of everything here.
         deadline: seconds that a call is tried for.
         pause: seconds before the first repetition.
+        timeout: seconds to connect, and between two bytes of an answer.
     """
 
-    def __init__(self, settings: Any, namespace: str, *, deadline: float, pause: float = 1.0) -> None:
+    def __init__(
+        self,
+        settings: Any,
+        namespace: str,
+        *,
+        deadline: float,
+        pause: float = 1.0,
+        timeout: tuple[float, float] = TIMEOUT,
+    ) -> None:
         from kubernetes import client
 
         settings.retries = False  # ours know the API's answers, and end in time
         self.namespace, self._deadline, self._pause = namespace, deadline, pause
-        self._settings = settings
+        self._settings, self._timeout = settings, timeout
         self._jobs = client.CustomObjectsApi(client.ApiClient(settings))
         self._core = client.CoreV1Api(client.ApiClient(settings))
 
-    def again(self, deadline: float) -> ClusterApi:
+    def again(self, deadline: float, timeout: tuple[float, float] = TIMEOUT) -> ClusterApi:
         """The same cluster over connections of its own, for another thread or a signal handler."""
-        return ClusterApi(self._settings, self.namespace, deadline=deadline, pause=self._pause)
+        return ClusterApi(
+            self._settings, self.namespace, deadline=deadline, pause=self._pause, timeout=timeout
+        )
 
     def create_job(self, body: Json, *, dry_run: bool = False) -> Json | None:
         """Create a TrainJob; None where one of that name exists already."""
@@ -108,19 +120,30 @@ class ClusterApi:
         how = {"name": name, "body": {"metadata": {"ownerReferences": list(owners)}}}
         self._job_call("patch", self._jobs.patch_namespaced_custom_object, how)
 
-    def delete_job(self, name: str, *, uid: str = "", timeout: tuple[float, float] = TIMEOUT) -> None:
+    def delete_job(self, name: str, *, uid: str = "") -> None:
         """Delete the TrainJob and what belongs to it, at once; one that is gone is fine.
 
         Args:
             name: of the TrainJob.
             uid: of the one that is meant, if another of that name must stay.
-            timeout: seconds to connect, and for the answer.
         """
         options: Json = {"gracePeriodSeconds": 0, "propagationPolicy": "Background"}
         options |= {"preconditions": {"uid": uid}} if uid else {}
         how = {"name": name, "body": options}
         delete = self._jobs.delete_namespaced_custom_object
-        self._job_call("delete", delete, how, absent=(404, 409), timeout=timeout)
+        self._job_call("delete", delete, how, absent=(404, 409))
+
+    def workflow(self, name: str) -> Json | None:
+        """The Argo Workflow, or None where there is none."""
+        how = {
+            "group": workflow.GROUP,
+            "version": workflow.VERSION,
+            "plural": workflow.PLURAL,
+            "namespace": self.namespace,
+            "name": name,
+        }
+        function = self._jobs.get_namespaced_custom_object
+        return self._call(f"get {workflow.PLURAL}.{workflow.GROUP}", function, how, absent=(404,))
 
     def pod(self, name: str) -> Json | None:
         """The pod, or None where there is none."""
@@ -185,10 +208,9 @@ class ClusterApi:
         how: Json,
         *,
         absent: tuple[int, ...] = (),
-        timeout: tuple[float, float] = TIMEOUT,
     ) -> Json | None:
         kind = {"group": GROUP, "version": VERSION, "plural": PLURAL, "namespace": self.namespace}
-        return self._call(f"{verb} {PLURAL}.{GROUP}", function, kind | how, absent=absent, timeout=timeout)
+        return self._call(f"{verb} {PLURAL}.{GROUP}", function, kind | how, absent=absent)
 
     def _call(
         self,
@@ -197,7 +219,6 @@ class ClusterApi:
         how: Json,
         *,
         absent: tuple[int, ...] = (),
-        timeout: tuple[float, float] = TIMEOUT,
     ) -> Json | None:
         """The JSON that ``function`` answers to the arguments ``how``; None for the codes ``absent``."""
         from kubernetes.client.exceptions import ApiException
@@ -206,7 +227,7 @@ class ClusterApi:
         end, pause = time.monotonic() + self._deadline, self._pause
         while True:
             try:
-                answer = function(**how, _preload_content=False, _request_timeout=timeout)
+                answer = function(**how, _preload_content=False, _request_timeout=self._timeout)
                 found: Json = json.loads(answer.data)
                 return found
             except ApiException as error:

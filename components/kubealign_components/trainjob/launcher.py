@@ -17,24 +17,25 @@ from kubealign_components.trainjob.api import ClusterApi, connect
 from kubealign_components.trainjob.kueue import QueueWatch
 from kubealign_components.trainjob.logs import LogStream
 from kubealign_components.trainjob.manifest import SPEC_DIGEST, train_job_body
-from kubealign_components.trainjob.owner_pod import Launcher, this_pod
-from kubealign_components.trainjob.pods import failure
+from kubealign_components.trainjob.pods import failure, pods_of, restart_of
 from kubealign_components.trainjob.settings import PodShape, TrainJobSettings
 from kubealign_components.trainjob.states import DEADLINE, WAITING, State, condition, state_of
+from kubealign_components.trainjob.step_pod import Owner, this_pod
+from kubealign_components.trainjob.workflow import is_workflow, why_over
 
 if TYPE_CHECKING:
-    from kubealign_components.training.launch import Starter
+    from kubealign_components.training.launch import Launcher
 
-_LAST_WORD = (0.4, 0.5)
+_LAST_WORD = (0.3, 0.3)
 """Seconds to connect and for the answer, once a pod was told to end: it is gone after one."""
 
 Json = dict[str, Any]
 
 
-def starter(
+def launcher_for(
     nodes: int, processes: int, task: object = None, settings: Mapping[str, Any] | None = None
-) -> Starter | None:
-    """What starts training on ``nodes`` nodes, from the pod that this process runs in; None for one node.
+) -> Launcher | None:
+    """What runs training on ``nodes`` nodes, from the pod that this process runs in; None for one node.
 
     Args:
         nodes: that train together.
@@ -50,7 +51,7 @@ def starter(
     if nodes == 1:
         return None
     api = connect(deadline=wanted.api_timeout, pause=min(1.0, wanted.poll_seconds))
-    return train_job(api, nodes, processes, PodShape.of(task), wanted)
+    return train_job(api, nodes, processes, PodShape.of(task, wanted.resources), wanted)
 
 
 def train_job(
@@ -60,7 +61,7 @@ def train_job(
     shape: PodShape,
     settings: TrainJobSettings,
     write: Callable[[str], None] | None = None,
-) -> Starter:
+) -> Launcher:
     """What runs a training job as a TrainJob in the cluster ``api``.
 
     Args:
@@ -72,17 +73,17 @@ def train_job(
         write: takes a line of the first pod's log, or of what happens; standard output by default.
     """
     count = processes or shape.accelerators() or 1
-    launcher = this_pod(api)
+    pod = this_pod(api)
     say = write or _to_stdout
 
-    def start(job: str) -> None:
-        body = train_job_body(job, nodes, count, launcher=launcher, shape=shape, settings=settings)
-        run = _Run(api, body, launcher, settings, say)
-        with _deleted_on_signal(api, body["metadata"]["name"]):
+    def launch(job: str) -> None:
+        body = train_job_body(job, nodes, count, pod=pod, shape=shape, settings=settings)
+        run = _Run(api, body, pod.owner, settings, say)
+        with run.ended_on_signal():
             run.begin()
             run.wait()
 
-    return start
+    return launch
 
 
 class _Run:
@@ -92,17 +93,22 @@ class _Run:
         self,
         api: ClusterApi,
         body: Json,
-        launcher: Launcher,
+        owner: Owner,
         settings: TrainJobSettings,
         write: Callable[[str], None],
     ) -> None:
-        self._api, self._body, self._launcher, self._settings = api, body, launcher, settings
+        self._api, self._body, self._owner, self._settings = api, body, owner, settings
         self._write, self._name = write, body["metadata"]["name"]
         self._queue = QueueWatch(api, self._say)
         self._uid = ""
 
     def begin(self) -> None:
         """Create the TrainJob, or take on the one that an earlier attempt created."""
+        if not is_workflow(self._owner.reference):
+            self._say(
+                f"no Argo Workflow controls this pod, so the TrainJob belongs to {self._owner.kind} "
+                f"{self._owner.name} and is deleted with it"
+            )
         end = time.monotonic() + self._settings.api_timeout
         while time.monotonic() < end:
             found = self._api.job(self._name)
@@ -143,12 +149,12 @@ class _Run:
         ran, before, since = False, None, time.monotonic()
         while True:
             job = self._ours(self._api.job(self._name))
-            state = state_of(job, evicted=ran or self._queue.evicted)
+            state = state_of(job, before=before, evicted=ran or self._queue.evicted)
             if job is not None and state in WAITING:
                 self._queue.look(job)
-                state = state_of(job, evicted=ran or self._queue.evicted)
+                state = state_of(job, before=before, evicted=ran or self._queue.evicted)
             if state is not before:
-                self._say(state)
+                self._say(self._told(state, before))
                 # Out of the queue and not running is still waiting; being evicted starts it anew.
                 since = time.monotonic() if before is State.RUNNING else since
                 before = state
@@ -158,6 +164,20 @@ class _Run:
             if state in WAITING:
                 self._check_wait(time.monotonic() - since, state)
             self._pause()
+
+    def _told(self, state: State, before: State | None) -> str:
+        """The ``state`` in words, with why all nodes start anew, and how often they did."""
+        if state is State.RESTARTING:
+            return f"{state}, since a node was lost. {failure(self._api, self._name)}".rstrip()
+        if state is State.RUNNING and before is State.RESTARTING:
+            number = self._restart()
+            return f"{state}{number}: all nodes go on from their last checkpoint"
+        return str(state)
+
+    def _restart(self) -> str:
+        with suppress(EngineError):  # it only informs
+            return f", restart {restart_of(pods_of(self._api, self._name))}"
+        return " again"
 
     def _taken(self, found: Json) -> bool:
         """Whether the TrainJob ``found`` is this run's from now on; if not, it goes."""
@@ -177,8 +197,8 @@ class _Run:
             )
         self._uid = found["metadata"]["uid"]
         owners = found["metadata"].get("ownerReferences") or []
-        if all(owner["uid"] != self._launcher.uid for owner in owners):
-            self._api.own_job(self._name, [*owners, self._launcher.owner])
+        if all(owner["uid"] != self._owner.uid for owner in owners):
+            self._api.own_job(self._name, [*owners, self._owner.reference])
         self._say(f"adopted, {state}")
         return True
 
@@ -209,18 +229,43 @@ class _Run:
     def _say(self, text: str) -> None:
         self._write(f"[TrainJob {self._name}] {text}")
 
+    @contextmanager
+    def ended_on_signal(self) -> Iterator[None]:
+        """Where this process is told to end while the block runs, end the TrainJob if its run is being
+        cancelled. Else the pod is only moved: the TrainJob goes on, and the step's retry takes it on."""
+        last = self._api.again(deadline=0.0, timeout=_LAST_WORD)
+        try:
+            with _raised_sigterm():
+                yield
+        except KeyboardInterrupt:
+            with suppress(EngineError):
+                last.delete_job(self._name)
+            raise
+        except Preempted:
+            try:
+                self._end_if_cancelled(last)
+            except EngineError as error:
+                self._say(
+                    f"SIGTERM; whether its run is cancelled is not known, so the TrainJob stays: {error}"
+                )
+            raise
 
-@contextmanager
-def _deleted_on_signal(api: ClusterApi, name: str) -> Iterator[None]:
-    """Delete the TrainJob when this process is told to end while the block runs, within a second."""
-    last = api.again(deadline=0.0)
-    try:
-        with _raised_sigterm():
-            yield
-    except (KeyboardInterrupt, SystemExit):
-        with suppress(EngineError):
-            last.delete_job(name, timeout=_LAST_WORD)
-        raise
+    def _end_if_cancelled(self, api: ClusterApi) -> None:
+        reason = _why_ended(api, self._owner)
+        if not reason:
+            return self._say("SIGTERM: this pod is moved. The TrainJob goes on, and a retry takes it on")
+        job = api.job(self._name) or {"metadata": {}}
+        if any(one["uid"] != self._owner.uid for one in job["metadata"].get("ownerReferences") or []):
+            return self._say(f"{reason}; another run wants the TrainJob, so it stays")
+        api.delete_job(self._name)
+        return self._say(f"deleted: {reason}")
+
+
+def _why_ended(api: ClusterApi, owner: Owner) -> str:
+    """Why nobody wants the TrainJob of ``owner`` once its pod ends; empty while somebody may."""
+    if is_workflow(owner.reference):
+        return why_over(api.workflow(owner.name), owner.uid)
+    return "its pod ends, and nothing makes another" if owner.kind == "Pod" else ""
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 
 from kubealign_components.data.fingerprint import digest
 from kubealign_components.trainjob.api import GROUP, VERSION
-from kubealign_components.trainjob.owner_pod import Launcher
 from kubealign_components.trainjob.settings import PodShape, TrainJobSettings
+from kubealign_components.trainjob.step_pod import StepPod
 
 NODES, CONTAINER = "node", "node"
 """The torch runtime's replicated job, and its container."""
@@ -18,7 +18,10 @@ SPEC_DIGEST = "kubealign/spec-digest"
 JOB_URI = "kubealign/job"
 RUN = "pipeline/runid"
 """KFP's label of a pod with the id of its run."""
+MANAGER = "kubealign.org/launcher"
+"""Who made a TrainJob's patch of its runtime; Trainer wants a path below a domain."""
 _KUEUE = "kueue.x-k8s.io/"
+_SHARED_MEMORY = "shared-memory"
 
 Json = dict[str, Any]
 
@@ -33,7 +36,7 @@ def train_job_body(
     nodes: int,
     processes: int,
     *,
-    launcher: Launcher,
+    pod: StepPod,
     shape: PodShape,
     settings: TrainJobSettings,
 ) -> Json:
@@ -43,7 +46,7 @@ def train_job_body(
         uri: of the training job.
         nodes: pods that train together.
         processes: training processes of a pod.
-        launcher: the pod that starts it.
+        pod: the step's pod that starts it.
         shape: what the pods get.
         settings: the rest.
     """
@@ -54,22 +57,22 @@ def train_job_body(
             "name": settings.runtime,
         },
         "trainer": {
-            "image": launcher.image,
+            "image": pod.image,
             # The runtime's PET_ variables are torchrun's arguments.
-            "command": ["torchrun", "-m", "kubealign_components.training", uri],
+            "command": ["python", "-m", "kubealign_components.training.node", uri],
             "env": _by_name([{"name": "PYTHONSAFEPATH", "value": "1"}, *shape.env]),
             "numNodes": nodes,
             "numProcPerNode": processes,
         },
         "runtimePatches": [
-            {"manager": "kubealign", "trainingRuntimeSpec": _patch(launcher, shape, settings)}
+            {"manager": MANAGER, "trainingRuntimeSpec": _patch(pod, shape, settings)},
         ],
     }
     if shape.resources:
         spec["trainer"]["resourcesPerNode"] = dict(shape.resources)
     if settings.run_timeout:
         spec["activeDeadlineSeconds"] = settings.run_timeout
-    run = {RUN: launcher.labels[RUN]} if RUN in launcher.labels else {}
+    run = {RUN: pod.labels[RUN]} if RUN in pod.labels else {}
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
@@ -77,26 +80,27 @@ def train_job_body(
             "name": job_name(uri),
             "labels": {**settings.labels, **run, **MANAGED_BY},
             "annotations": {SPEC_DIGEST: digest(spec), JOB_URI: uri},
-            "ownerReferences": [launcher.owner],
+            "ownerReferences": [pod.owner.reference],
         },
         "spec": spec,
     }
 
 
-def _patch(launcher: Launcher, shape: PodShape, settings: TrainJobSettings) -> Json:
+def _patch(pod: StepPod, shape: PodShape, settings: TrainJobSettings) -> Json:
     """What the runtime's pods get on top, as a TrainJob's ``trainingRuntimeSpec``."""
     labels = {name: value for name, value in settings.labels.items() if not name.startswith(_KUEUE)}
+    volumes, mounts = _shared_memory(settings)
     container = {
         "name": CONTAINER,
-        "volumeMounts": list(shape.volume_mounts),
+        "volumeMounts": [*shape.volume_mounts, *mounts],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
-    pod = {
-        "serviceAccountName": launcher.service_account,
-        "imagePullSecrets": list(launcher.pull_secrets),
+    spec = {
+        "serviceAccountName": pod.service_account,
+        "imagePullSecrets": list(pod.pull_secrets),
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [{key: value for key, value in container.items() if value}],
-        "volumes": _by_name(shape.volumes),
+        "volumes": _by_name([*shape.volumes, *volumes]),
         "nodeSelector": dict(shape.node_selector),
         "tolerations": list(shape.tolerations),
         "affinity": dict(shape.affinity),
@@ -107,10 +111,19 @@ def _patch(launcher: Launcher, shape: PodShape, settings: TrainJobSettings) -> J
             "labels": {"sidecar.istio.io/inject": "false", **labels},
             "annotations": dict(settings.annotations),
         },
-        "spec": {key: value for key, value in pod.items() if value},
+        "spec": {key: value for key, value in spec.items() if value},
     }
     replicated = {"name": NODES, "template": {"spec": {"template": template}}}
     return {"template": {"spec": {"replicatedJobs": [replicated]}}}
+
+
+def _shared_memory(settings: TrainJobSettings) -> tuple[list[Json], list[Json]]:
+    """Volumes and mounts for /dev/shm: KFP hands an emptyDir of the task on to nobody."""
+    if not settings.shared_memory:
+        return [], []
+    memory = {"medium": "Memory", "sizeLimit": settings.shared_memory}
+    mount = {"name": _SHARED_MEMORY, "mountPath": "/dev/shm"}
+    return [{"name": _SHARED_MEMORY, "emptyDir": memory}], [mount]
 
 
 def _by_name(items: Sequence[Mapping[str, Any]]) -> list[Json]:

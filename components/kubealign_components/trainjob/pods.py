@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from kubealign_components.errors import EngineError
 from kubealign_components.trainjob.api import ClusterApi
 from kubealign_components.trainjob.manifest import CONTAINER, NODES
 
+_RESTART = "jobset.sigs.k8s.io/restart-attempt"
 _INDEX = "batch.kubernetes.io/job-completion-index"
 LAST_LINES = 20
 _LATER = "9"
@@ -47,6 +48,11 @@ def node_of(pod: Mapping[str, Any]) -> int:
 def waits(pod: Mapping[str, Any]) -> bool:
     """Whether the pod does not run yet."""
     return bool((pod.get("status") or {}).get("phase", "Pending") == "Pending")
+
+
+def restart_of(pods: Sequence[Mapping[str, Any]]) -> int:
+    """How often the runtime started all nodes anew, as the labels of ``pods`` say."""
+    return max((int((pod["metadata"].get("labels") or {}).get(_RESTART, 0)) for pod in pods), default=0)
 
 
 def failure(api: ClusterApi, job: str) -> str:

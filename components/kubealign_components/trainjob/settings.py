@@ -27,6 +27,10 @@ class TrainJobSettings:
     """Labels of the job and its pods. Kueue's go to the job alone, which is what it queues."""
     annotations: Mapping[str, str] = field(default_factory=dict)
     """Annotations of the pods."""
+    resources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Requests and limits of each pod, as Kubernetes takes them; those of the task's own pod without."""
+    shared_memory: str = ""
+    """Size of each pod's /dev/shm, such as "64Gi"; the node's default without."""
     poll_seconds: float = 5.0
     """Seconds between two looks at the job."""
     api_timeout: float = 600.0
@@ -54,9 +58,10 @@ class PodShape:
     affinity: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, task: object) -> PodShape:
-        """Of a ``dsl.TaskConfig``; what it leaves out is empty."""
+    def of(cls, task: object, resources: Mapping[str, Any]) -> PodShape:
+        """Of a ``dsl.TaskConfig``; what it leaves out is empty. ``resources`` go before the task's own."""
         given: dict[str, Any] = {f.name: getattr(task, f.name, None) for f in fields(cls)}
+        given["resources"] = resources or given["resources"]
         return cls(**{name: value for name, value in given.items() if value})
 
     def accelerators(self) -> int:

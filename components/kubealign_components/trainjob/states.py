@@ -21,6 +21,8 @@ class State(StrEnum):
     RESUMED = "resumed"
     """Out of the queue; its pods do not all run yet."""
     RUNNING = "running"
+    RESTARTING = "restarting"
+    """It ran, and its runtime starts all its pods anew, since one was lost."""
     EVICTED = "evicted"
     """Suspended after it ran, or was admitted: it waits for its turn again."""
     SUCCEEDED = "succeeded"
@@ -29,16 +31,17 @@ class State(StrEnum):
     """Deleted, by another hand than ours."""
 
 
-WAITING = (State.CREATED, State.QUEUED, State.RESUMED, State.EVICTED)
+WAITING = (State.CREATED, State.QUEUED, State.RESUMED, State.RESTARTING, State.EVICTED)
 SUSPENDED = (State.QUEUED, State.EVICTED)
 DEADLINE = "DeadlineExceeded"
 
 
-def state_of(job: Mapping[str, Any] | None, *, evicted: bool = False) -> State:
+def state_of(job: Mapping[str, Any] | None, *, before: State | None = None, evicted: bool = False) -> State:
     """The state of ``job``.
 
     Args:
         job: the TrainJob, None where it is gone.
+        before: its state at the last look, None at the first one.
         evicted: whether it is known to have run, or to have been admitted, before.
     """
     if job is None:
@@ -54,6 +57,8 @@ def state_of(job: Mapping[str, Any] | None, *, evicted: bool = False) -> State:
     counts = (job.get("status") or {}).get("jobsStatus") or []
     if any(one.get("ready", 0) or one.get("succeeded", 0) for one in counts):
         return State.RUNNING
+    if before in (State.RUNNING, State.RESTARTING):
+        return State.RESTARTING
     return State.RESUMED if suspended == "False" else State.CREATED
 
 

@@ -25,7 +25,7 @@ import click
     default=30.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="How long one that nobody waits for stays; retries come within ten minutes.",
+    help="How long one stays whose run is over.",
 )
 @click.option("--dry-run", is_flag=True, help="Tell what would go, and delete nothing.")
 def gc(namespace: str, keep_hours: float, grace_minutes: float, dry_run: bool) -> None:

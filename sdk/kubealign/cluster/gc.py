@@ -1,7 +1,7 @@
 """TrainJobs that nobody waits for any more: those whose run was stopped or lost, and those long finished.
 
-A TrainJob belongs to the pod that started it, and Kubernetes deletes it with that pod. A pod that ended
-stays until its workflow is cleaned up, and what it started may go on holding GPUs until then.
+A TrainJob belongs to the Argo Workflow of its run, and Kubernetes deletes it with that. A Workflow that
+ended stays for a while, and what it started may go on holding GPUs until then.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from kubealign_components.trainjob.api import ClusterApi
 from kubealign_components.trainjob.manifest import MANAGED_BY, RUN
 from kubealign_components.trainjob.states import State, condition, state_of
+from kubealign_components.trainjob.workflow import is_workflow, why_over
 
 ENDED = (State.SUCCEEDED, State.FAILED)
 
@@ -37,8 +38,7 @@ def left_over(
     Args:
         api: the cluster and namespace.
         keep: how long one that ended stays, for its pods' logs.
-        grace: how long one that has not ended stays without a pod that waits for it. A retry takes it on,
-            so this must be longer than the pause before one.
+        grace: how long one that has not ended stays once nobody waits for it.
         now: the time.
     """
     for job in api.jobs(",".join(f"{name}={value}" for name, value in MANAGED_BY.items())):
@@ -62,17 +62,32 @@ def _reason(
         kind = "Complete" if state is State.SUCCEEDED else "Failed"
         since = now - _time(condition(job, kind)["lastTransitionTime"])
         return f"{state} {_hours(since)} ago" if since > keep else ""
-    left = _time(job["metadata"]["creationTimestamp"])
+    left = [_time(job["metadata"]["creationTimestamp"])]
     for owner in job["metadata"].get("ownerReferences") or []:
-        pod = api.pod(owner["name"])
-        if pod is None or pod["metadata"]["uid"] != owner["uid"]:
-            continue
-        ended = _ended(pod)
+        ended = _left(api, owner)
         if ended is None:
             return ""
-        left = max(left, ended)
-    since = now - left
-    return f"{state}, and no pod has waited for it for {_hours(since)}" if since > grace else ""
+        left += ended
+    since = now - max(left)
+    return f"{state}, and no run has waited for it for {_hours(since)}" if since > grace else ""
+
+
+def _left(api: ClusterApi, owner: Mapping[str, Any]) -> list[datetime.datetime] | None:
+    """When ``owner`` stopped to wait, where that is known; None while it waits."""
+    if is_workflow(owner):
+        workflow = api.workflow(owner["name"])
+        if not why_over(workflow, owner["uid"]):
+            return None
+        same = workflow is not None and workflow["metadata"]["uid"] == owner["uid"]
+        finished = (workflow.get("status") or {}).get("finishedAt") if workflow and same else None
+        return [_time(finished)] if finished else []
+    if owner["kind"] != "Pod":
+        return None
+    pod = api.pod(owner["name"])
+    if pod is None or pod["metadata"]["uid"] != owner["uid"]:
+        return []
+    ended = _ended(pod)
+    return None if ended is None else [ended]
 
 
 def _ended(pod: Mapping[str, Any]) -> datetime.datetime | None:

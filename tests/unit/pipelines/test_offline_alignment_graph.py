@@ -160,15 +160,22 @@ def test_on_several_nodes_the_starting_pod_holds_no_gpus(tmp_path: Path) -> None
         train_job={"queue_timeout": 60},
     )
     component, constants, pod = _training(tmp_path, train)
-    assert _stays(component) == {"ENV", "KUBERNETES_VOLUMES"}
+    assert _stays(component) == {"RESOURCES", "ENV", "KUBERNETES_VOLUMES"}
     assert constants["nodes"] == 8
     assert constants["train_job"] == {
         "labels": {"kueue.x-k8s.io/queue-name": "alignment"},
         "annotations": {"note": "x"},
         "queue_timeout": 60,
+        "resources": {
+            "limits": {"memory": "128Gi", "nvidia.com/gpu": "8"},
+            "requests": {"cpu": "16", "memory": "128Gi"},
+        },
+        "shared_memory": "64Gi",
     }
     assert pod["pvcMount"][0]["mountPath"] == "/models"
-    assert pod["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
+    assert "emptyDirMounts" not in pod
+    annotations = pod["podMetadata"]["annotations"]
+    assert annotations == {"note": "x", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
     assert pod["secretAsEnv"][0]["keyToEnv"][0]["envVar"] == "HF_TOKEN"
 
 

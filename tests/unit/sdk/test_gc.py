@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from fake_kubernetes import LAUNCHER, FakeKubernetes, Job, granted_by
+from fake_kubernetes import LAUNCHER, WORKFLOW, FakeKubernetes, Job, granted_by
 from kubealign.cli.main import main
 
 ROLE = Path(__file__).parents[3] / "manifests" / "base" / "role-gc.yaml"
@@ -31,7 +31,17 @@ def hours_ago(hours: float) -> str:
 
 
 def add(server: FakeKubernetes, name: str, age: float, *owners: dict[str, Any], **labels: str) -> Job:
-    references = [{"name": o["metadata"]["name"], "uid": o["metadata"]["uid"]} for o in owners]
+    references = [
+        {
+            "apiVersion": "v1"
+            if "containers" in o.get("spec", {"containers": 0})
+            else "argoproj.io/v1alpha1",
+            "kind": "Pod" if "containers" in o.get("spec", {"containers": 0}) else "Workflow",
+            "name": o["metadata"]["name"],
+            "uid": o["metadata"]["uid"],
+        }
+        for o in owners
+    ]
     meta = {"name": name, "labels": OURS | labels, "ownerReferences": references}
     job = server.add({"metadata": meta, "spec": {"trainer": {"numNodes": 2}}})
     job.body["metadata"]["creationTimestamp"] = hours_ago(age)
@@ -66,13 +76,23 @@ def fill(server: FakeKubernetes) -> None:
     add(server, "owner-gone", 5, gone).queue()
     add(server, "owner-has-anothers-name", 5, reborn)
     add(server, "young", 0.2, gone)
+    ended, cancelled = server.workflow("ended"), server.workflow("cancelled")
+    ended["status"] = {"phase": "Failed", "finishedAt": hours_ago(0.6)}
+    server.terminate_run("cancelled")
+    add(server, "of-a-living-run", 500, server.workflows[WORKFLOW]).run()
+    add(server, "of-a-run-that-ended", 5, ended).run()
+    add(server, "of-a-cancelled-run", 5, cancelled).queue()
+    add(server, "of-a-run-that-another-adopted", 5, cancelled, server.workflows[WORKFLOW]).run()
     finish(add(server, "old", 400, stopped), "Complete", 200)
     finish(add(server, "old-failed", 400, living), "Failed", 169)
     finish(add(server, "finished-lately", 400, stopped), "Failed", 100)
     add(server, "somebody-elses", 500, gone, **{"app.kubernetes.io/managed-by": "me"})
 
 
-EXPECTED = {"stopped-job", "owner-gone", "owner-has-anothers-name", "old", "old-failed"}
+EXPECTED = {
+    *("stopped-job", "owner-gone", "owner-has-anothers-name", "old", "old-failed"),
+    *("of-a-run-that-ended", "of-a-cancelled-run"),
+}
 
 
 def test_what_nobody_waits_for_goes_and_the_role_grants_just_that(server: FakeKubernetes) -> None:
@@ -80,10 +100,10 @@ def test_what_nobody_waits_for_goes_and_the_role_grants_just_that(server: FakeKu
     done = gc()
     assert done.exit_code == 0, done.output
     assert {name for name, _ in server.deleted} == EXPECTED
-    assert "deleted stopped-job (run run-1): running, and no pod has waited for it for 1.0 h" in done.output
+    assert "deleted stopped-job (run run-1): running, and no run has waited for it for 1.0 h" in done.output
     assert "deleted owner-gone (run run-1): queued" in done.output
     assert "deleted old (run run-1): succeeded 200.0 h ago" in done.output
-    assert done.output.endswith("5 TrainJobs in namespace team\n")
+    assert done.output.endswith("7 TrainJobs in namespace team\n")
     assert server.used() == granted_by(ROLE)
 
 
@@ -96,7 +116,7 @@ def test_a_dry_run_deletes_nothing(server: FakeKubernetes) -> None:
 
 def test_times_can_be_set(server: FakeKubernetes) -> None:
     fill(server)
-    assert gc("--keep-hours", "99", "--grace-minutes", "90", "--dry-run").output.count("would delete") == 5
+    assert gc("--keep-hours", "99", "--grace-minutes", "90", "--dry-run").output.count("would delete") == 6
     assert "finished-lately" in gc("--keep-hours", "99", "--dry-run").output
     assert gc("--grace-minutes", "-1").exit_code == 2
 

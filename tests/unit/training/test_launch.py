@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kubealign_components.errors import ConfigError, DriftError, EngineError, KubeAlignError
+from kubealign_components.errors import FINAL_CODE, ConfigError, DriftError, EngineError, KubeAlignError
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.training.launch import ERROR_FILE, launch, pinned, run_process, run_program
 
@@ -28,13 +28,13 @@ def program(*, numbers: list[int], target: str, fail: str = "") -> None:
 
 
 def here(job: str) -> None:
-    """A starter: this process is the only one."""
+    """A launcher: this process is the only one."""
     if run_process(job):
         raise EngineError("it failed")
 
 
-def run(place: Path, job: Mapping[str, Any], start: Any = here) -> None:
-    run_program(PROGRAM, job, str(place), nodes=2, processes=1, sharded=True, start=start)
+def run(place: Path, job: Mapping[str, Any], launcher: Any = here) -> None:
+    run_program(PROGRAM, job, str(place), nodes=2, processes=1, sharded=True, launcher=launcher)
 
 
 def test_a_job_finds_its_program_and_nothing_else(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_the_same_job_has_the_same_uri_and_another_one_another(tmp_path: Path) -
     uris: list[str] = []
     job = {"numbers": [1], "target": "t"}
     for each in (job, dict(reversed(job.items())), job | {"numbers": [2]}):
-        run(tmp_path, each, start=uris.append)
+        run(tmp_path, each, launcher=uris.append)
     assert uris[0] == uris[1] != uris[2]
     assert [json.loads(Path(uri).read_text())["job"]["numbers"] for uri in uris] == [[1], [1], [2]]
 
@@ -71,7 +71,7 @@ def test_the_first_error_counts_and_one_of_an_attempt_before_does_not(tmp_path: 
             (tmp_path / "x" / "job.json").write_text(
                 json.dumps({"program": PROGRAM, "job": job | {"fail": fail}})
             )
-            assert run_process(uri) == 1
+            assert run_process(uri) == FINAL_CODE
         raise EngineError("both failed")
 
     def without_a_word(uri: str) -> None:

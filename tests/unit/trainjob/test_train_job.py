@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fake_kubernetes import LAUNCHER, FakeKubernetes, Job
+from fake_kubernetes import LAUNCHER, WORKFLOW, FakeKubernetes, Job
 from kubealign_components.errors import EngineError
 from kubealign_components.trainjob.manifest import JOB_URI, job_name
 from kubealign_components.trainjob.settings import PodShape
@@ -36,16 +36,16 @@ def test_the_object_has_what_the_launching_pod_and_its_task_have(
     cluster: Callable[..., FakeKubernetes],
 ) -> None:
     server = cluster(succeed)
-    run(server, nodes=3, run_timeout=3600, annotations={"note": "x"})
+    run(server, nodes=3, run_timeout=3600, annotations={"note": "x"}, shared_memory="64Gi")
     body = server.jobs[job_name(URI)]
     meta, spec = body["metadata"], body["spec"]
     assert meta["name"].startswith("kubealign-") and len(meta["name"]) <= 33
     assert meta["annotations"][JOB_URI] == URI
     owner = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "name": LAUNCHER,
-        "uid": server.pods[LAUNCHER]["metadata"]["uid"],
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "name": WORKFLOW,
+        "uid": server.workflows[WORKFLOW]["metadata"]["uid"],
     }
     assert meta["ownerReferences"] == [owner]
     assert meta["labels"] == LABELS | {
@@ -60,7 +60,7 @@ def test_the_object_has_what_the_launching_pod_and_its_task_have(
     }
     assert spec["trainer"] == {
         "image": "registry.example.com/kubealign/train@sha256:ab",
-        "command": ["torchrun", "-m", "kubealign_components.training", URI],
+        "command": ["python", "-m", "kubealign_components.training.node", URI],
         "env": [{"name": "PYTHONSAFEPATH", "value": "1"}, {"name": "AWS_REGION", "value": "us"}],
         "numNodes": 3,
         "numProcPerNode": 8,
@@ -77,8 +77,10 @@ def test_the_object_has_what_the_launching_pod_and_its_task_have(
     }
     pod = template["spec"]
     assert pod["serviceAccountName"] == "kubealign" and pod["imagePullSecrets"] == [{"name": "registry"}]
-    assert pod["volumes"] == list(SHAPE.volumes)
-    assert pod["containers"][0]["volumeMounts"] == list(SHAPE.volume_mounts)
+    memory = {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "64Gi"}}
+    assert pod["volumes"] == [*SHAPE.volumes, memory]
+    mount = {"name": "shared-memory", "mountPath": "/dev/shm"}
+    assert pod["containers"][0]["volumeMounts"] == [*SHAPE.volume_mounts, mount]
     assert pod["nodeSelector"] == SHAPE.node_selector and pod["tolerations"] == list(SHAPE.tolerations)
 
 
@@ -232,12 +234,15 @@ def test_deleted_by_another_hand(cluster: Callable[..., FakeKubernetes]) -> None
     assert "was deleted while this run waited" in failing(cluster(story))
 
 
-def test_a_retry_adopts_what_runs_and_the_new_pod_owns_it_too(
+def test_a_job_outlives_its_pod_and_the_step_s_retry_adopts_it(
     cluster: Callable[..., FakeKubernetes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = cluster()
-    first = left_running(server)
-    again = server.launch_pod("train-pod-2")
+    workflow = left_running(server)
+    del server.pods[LAUNCHER]
+    server.collect_garbage()
+    uid = server.jobs[job_name(URI)]["metadata"]["uid"]
+    server.launch_pod("train-pod-2")
     monkeypatch.setenv("KFP_POD_NAME", "train-pod-2")
     before = len(server.requests)
     job = Job(server, server.jobs[job_name(URI)])
@@ -245,9 +250,74 @@ def test_a_retry_adopts_what_runs_and_the_new_pod_owns_it_too(
     _later(server, job.complete)
     lines = run(server)
     assert any("adopted, running" in line for line in lines)
+    adopted = server.jobs[job_name(URI)]["metadata"]
+    assert adopted["uid"] == uid and [one["uid"] for one in adopted["ownerReferences"]] == [workflow]
+    assert {p[0] for p, _ in server.requests[before:]} <= {"get", "list"} and not server.deleted
+    del server.workflows[WORKFLOW]
+    server.collect_garbage()
+    assert not server.jobs
+
+
+def test_another_run_that_wants_the_same_training_owns_it_too(
+    cluster: Callable[..., FakeKubernetes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = cluster()
+    first = left_running(server)
+    again = server.workflow("offline-alignment-2")
+    server.launch_pod("train-pod-2", "offline-alignment-2")
+    monkeypatch.setenv("KFP_POD_NAME", "train-pod-2")
+    job = Job(server, server.jobs[job_name(URI)])
+    job.run()
+    _later(server, job.complete)
+    run(server)
     owners = server.jobs[job_name(URI)]["metadata"]["ownerReferences"]
     assert [one["uid"] for one in owners] == [first, again["metadata"]["uid"]]
-    assert "create" not in {p[0] for p, _ in server.requests[before:]} and not server.deleted
+    del server.workflows[WORKFLOW]
+    server.collect_garbage()
+    assert server.jobs
+
+
+@pytest.mark.parametrize(
+    ("owners", "kind", "name"),
+    [
+        ([], "Pod", LAUNCHER),
+        (
+            [{"apiVersion": "batch/v1", "kind": "Job", "name": "by-hand", "uid": "7", "controller": True}],
+            "Job",
+            "by-hand",
+        ),
+    ],
+)
+def test_a_pod_of_no_workflow_is_said(
+    cluster: Callable[..., FakeKubernetes], owners: list[dict[str, Any]], kind: str, name: str
+) -> None:
+    server = cluster(succeed)
+    server.pods[LAUNCHER]["metadata"]["ownerReferences"] = owners
+    lines = run(server)
+    assert f"belongs to {kind} {name} and is deleted with it" in lines[0]
+    (owner,) = server.jobs[job_name(URI)]["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"]) == (kind, name) and "controller" not in owner
+
+
+def test_a_lost_node_restarts_all_and_that_is_told(cluster: Callable[..., FakeKubernetes]) -> None:
+    def story(server: FakeKubernetes, job: Job) -> None:
+        _, second = job.run()
+        server.seen()
+        job.end_pod(second, 143)
+        job._counts(active=1)
+        server.seen()
+        job.restart(1)
+        job.pods()
+        server.seen()
+        job.run()
+        server.seen()
+        job.complete()
+
+    lines = run(cluster(story))
+    assert states(lines) == ["running", "succeeded"] or states(lines) == ["created", "running", "succeeded"]
+    text = "\n".join(lines)
+    assert "restarting, since a node was lost. node 1 (pod" in text and "exit code 143" in text
+    assert "running, restart 1: all nodes go on from their last checkpoint" in text
 
 
 def _later(server: FakeKubernetes, act: Callable[[], Any]) -> None:
