@@ -34,7 +34,7 @@ demo-salmon: fetch ## All of SALMON on SmolLM2-135M, on this machine (20 minutes
 
 .PHONY: test
 test: check fetch ## Everything CI runs: checks, unit tests, whole pipelines, the real small model, containers
-	$(BIN)/pytest tests/unit tests/golden -n 2 -m "not model"
+	$(MAKE) unit
 	$(BIN)/pytest tests/local -m "not model"
 	$(BIN)/pytest tests -m model
 	$(BIN)/pytest tests/container
@@ -48,6 +48,10 @@ check: install ## ruff, mypy strict, import-linter, hadolint and the golden pipe
 	$(BIN)/lint-imports
 	$(BIN)/hadolint images/*/Dockerfile
 	$(BIN)/pytest -q tests/golden
+
+.PHONY: unit
+unit: install ## Unit tests and golden pipelines: minutes
+	$(BIN)/pytest tests/unit tests/golden -n 2 -m "not model"
 
 .PHONY: bench
 bench: fetch ## Benchmarks against peers, ratios of one run (BENCH=scoring)

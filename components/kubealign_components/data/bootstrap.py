@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-_BLOCK = 2**22  # indices drawn at a time: 32 MiB
+_VALUES_AT_ONCE = 2**22  # of resamples: 32 MiB
 
 
 def bootstrap_interval(
@@ -17,12 +17,17 @@ def bootstrap_interval(
 
     Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
-    generator = np.random.default_rng(seed)
-    step = max(1, _BLOCK // len(values))
-    means = [
-        values[generator.integers(0, len(values), (min(step, resamples - start), len(values)))].mean(axis=1)
-        for start in range(0, resamples, step)
-    ]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return float(low), float(high)
+    from scipy.stats import bootstrap
+
+    if np.ptp(values) == 0:  # nothing to resample, which SciPy warns of
+        return float(values[0]), float(values[0])
+    interval = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, _VALUES_AT_ONCE // len(values)),
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
