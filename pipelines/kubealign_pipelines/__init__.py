@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 from kubealign_components.config import require_choice
 from kubealign_pipelines.resources import CompileSettings
-from kubealign_pipelines.rules import Rules
+from kubealign_pipelines.rules import Choice, Rules
 
-__all__ = ["PIPELINES", "CompileSettings", "Rules", "build", "rules"]
+__all__ = ["PIPELINES", "Choice", "CompileSettings", "Rules", "build", "rules"]
 
 PIPELINES = ("offline_alignment", "salmon")
 
 
-def build(name: str, settings: CompileSettings | None = None) -> Any:
+def build(
+    name: str, settings: CompileSettings | None = None, parameters: Mapping[str, Any] | None = None
+) -> Any:
     """The pipeline ``name`` as a KFP component, ready to compile.
 
+    Args:
+        name: one of :data:`PIPELINES`.
+        settings: what is fixed at compile time.
+        parameters: those of the run: some decide which stages the graph has.
+
     Raises:
-        ConfigError: no pipeline of that name.
+        ConfigError: no pipeline of that name, or an unknown choice.
     """
-    return getattr(_module(name), name)(settings or CompileSettings())
+    return getattr(_module(name), name)(settings or CompileSettings(), parameters or {})
 
 
 def rules(name: str) -> Rules:

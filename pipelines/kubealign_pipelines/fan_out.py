@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from kfp import dsl
@@ -13,25 +12,21 @@ from kubealign_pipelines.resources import Placement
 
 
 def fan_out(
-    place: Placement,
-    stage: str,
-    worker: Callable[..., Any],
-    dataset: Any,
-    cut: dict[str, Any],
-    **arguments: Any,
+    place: Placement, worker: Any, dataset: Any, cut: dict[str, Any], about: str = "", **arguments: Any
 ) -> Any:
     """The dataset that ``worker`` makes of ``dataset``, chunk by chunk.
 
     Args:
-        place: applies resources.
-        stage: name of the worker's stage, which is also the loop's.
+        place: makes tasks.
         worker: component that takes a chunk and returns a part.
         dataset: the output that is cut.
         cut: arguments of ``split``: work, chunks, rows_per_chunk.
+        about: tells two fan-outs of one stage apart.
         arguments: of the worker.
     """
-    plan = place(split(dataset=dataset, **cut), "split", f"split for {stage}")
-    with dsl.ParallelFor(plan.output, parallelism=place.settings.parallelism, name=stage) as chunk:
-        part = place(worker(chunk=chunk, **arguments), stage)
-    merged = place(merge(parts=dsl.Collected(part.output), chunks=plan.output), "merge", f"merge {stage}")
+    title = place.title(worker, about)
+    plan = place(split, "for " + title, dataset=dataset, **cut)
+    with dsl.ParallelFor(plan.output, parallelism=place.settings.parallelism, name=title) as chunk:
+        part = place(worker, about, chunk=chunk, **arguments)
+    merged = place(merge, title, parts=dsl.Collected(part.output), chunks=plan.output)
     return merged.outputs["dataset"]

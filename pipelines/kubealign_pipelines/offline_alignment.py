@@ -3,35 +3,46 @@
     import ─ filter ─ split ─ sample ×chunks ─ merge ─ rewards ×chunks ─ merge
            ─ select ─ logprobs ×chunks ─ merge ─ mix ─ train ─ evaluate
 
-``logprobs`` stands before or after ``select``, as the parameter ``logprobs_order`` says: after it
-scores only what is trained on, before it lets one try selections without scoring again.
+``logprobs`` stands before or after ``select``, as ``logprobs_order`` says: after it scores only what is
+trained on, before it lets one try selections without scoring again. With ``sample_n: 0`` nothing is sampled,
+and where people's labels are selected and no reward is given, nothing is rewarded:
+
+    import ─ filter ─ select ─ logprobs ×chunks ─ merge ─ mix ─ train ─ evaluate
 """
 
 # ruff: noqa: B006 (KFP reads defaults from the signature and never changes them)
 # No postponed annotations here either: KFP reads them as they stand.
+from collections.abc import Mapping
 from typing import Any
 
 from kfp import dsl
 
-from kubealign_components.evaluate.component import evaluate
+from kubealign_components.config import require
 from kubealign_components.filter.component import filter
 from kubealign_components.import_prompts.component import import_prompts
-from kubealign_components.logprobs.component import logprobs
-from kubealign_components.mix.component import mix
 from kubealign_components.rewards.component import rewards
 from kubealign_components.sample.component import sample
-from kubealign_components.select.component import select
-from kubealign_components.train.component import train
 from kubealign_pipelines.fan_out import fan_out
+from kubealign_pipelines.offline_tail import align_offline
 from kubealign_pipelines.resources import CompileSettings, Placement
-from kubealign_pipelines.rules import Rules
+from kubealign_pipelines.rules import LOGPROBS_ORDER, Rules
 
-RULES = Rules(choices={"logprobs_order": ("after", "before")}, one_of=(("reward_functions", "reward_model"),))
+REWARDS = ("reward_functions", "reward_model")
+LABELS = ("labels", "labelled")
+"""Selections that need no rewards; the first is the default where there are none."""
+RULES = Rules(choices=(LOGPROBS_ORDER,), one_of=(REWARDS,))
 
 
-def offline_alignment(settings: CompileSettings) -> Any:
-    """The pipeline with ``settings`` compiled in."""
+def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
+    """The pipeline with ``settings`` compiled in, and the stages that ``parameters`` ask for."""
     place = Placement(settings)
+    order = RULES.choose(parameters)[LOGPROBS_ORDER.name]
+    sampled = parameters.get("sample_n") != 0
+    strategy = parameters.get("select_strategy")
+    given = any(parameters.get(name) for name in REWARDS)
+    rewarded = given or (sampled and strategy not in LABELS)
+    strategies = f"{' or '.join(LABELS)}, as sample_n is 0 and no reward is given"
+    require(rewarded or strategy in (None, *LABELS), "select_strategy", strategy, strategies)
 
     # The Kubeflow UI sorts its form by name: parameters start with their stage's name to stand together.
     @dsl.pipeline(name="offline-alignment")
@@ -60,7 +71,6 @@ def offline_alignment(settings: CompileSettings) -> Any:
         select_pairs_per_prompt: int = 1,
         select_pool: str = "reference",
         select_options: dict[str, Any] = {},
-        logprobs_order: str = "after",
         logprobs_source: str = "scorer",
         logprobs_options: dict[str, Any] = {},
         mix_training_uris: list[str] = [],
@@ -71,6 +81,7 @@ def offline_alignment(settings: CompileSettings) -> Any:
         train_epochs: float = 1.0,
         train_adapter: str = "none",
         train_options: dict[str, Any] = {},
+        evaluate_n: int = 1,
         evaluate_max_prompts: int = 256,
         evaluate_options: dict[str, Any] = {},
     ) -> None:
@@ -94,7 +105,8 @@ def offline_alignment(settings: CompileSettings) -> Any:
                 alone.
             filter_options: Further settings of filter by name.
             sample_engine: vllm, transformers, or fake to try a pipeline out.
-            sample_n: Completions sampled of each prompt.
+            sample_n: Completions sampled of each prompt; 0 leaves sampling out of the pipeline when it is
+                compiled.
             sample_temperature: Sampling temperature; 1 samples from the policy itself.
             sample_max_new_tokens: Most tokens of a completion.
             sample_truncated: What becomes of completions cut at sample_max_new_tokens, keep or drop.
@@ -102,12 +114,11 @@ def offline_alignment(settings: CompileSettings) -> Any:
                 tensor_parallel_size, under sampling.
             rewards_options: Further settings of rewards by name; those of the reward, such as model_weight
                 and over_length, under reward.
-            select_strategy: best_worst, best_random, random_pairs, quantile_bands, top_bottom_k, or all
-                for pointwise objectives.
+            select_strategy: best_worst, best_random, random_pairs, quantile_bands, top_bottom_k, all for
+                pointwise objectives, or labels for pairs as people labelled them.
             select_pairs_per_prompt: Most pairs of a prompt.
             select_pool: Which completions may be selected, reference, offline or both.
             select_options: Further settings of select by name.
-            logprobs_order: Whether reference log-probabilities are computed after or before selection.
             logprobs_source: scorer computes all of them; sampler keeps those of the policy's own samples.
             logprobs_options: Further settings of logprobs by name.
             mix_training_uris: Training datasets of earlier runs to mix in.
@@ -118,107 +129,70 @@ def offline_alignment(settings: CompileSettings) -> Any:
             train_epochs: Passes over the training examples.
             train_adapter: none trains all weights; lora or qlora trains adapters.
             train_options: Further settings of train by name, such as batch_size, strategy, dtype.
+            evaluate_n: Completions of each held-out prompt where sample_n is 0; else there are sample_n.
             evaluate_max_prompts: Most held-out prompts that are compared.
             evaluate_options: Further settings of evaluate by name, such as min_gain.
         """
         cut = {"work": work, "rows_per_chunk": work_rows_per_chunk}
-        sampling = {
+        sampling: dict[str, Any] = {
             "engine": sample_engine,
-            "n": sample_n,
+            "n": sample_n if sampled else evaluate_n,
             "temperature": sample_temperature,
             "max_new_tokens": sample_max_new_tokens,
             "seed": seed,
         }
-        reward = {"reward_functions": reward_functions, "reward_model": reward_model}
+        reward: dict[str, Any] = {}
+        if rewarded:
+            reward = {"reward_functions": reward_functions, "reward_model": reward_model}
 
-        imported = place(import_prompts(sources=sources, options=import_options), "import_prompts")
+        imported = place(import_prompts, sources=sources, options=import_options)
         filtered = place(
-            filter(
-                prompts=imported.outputs["dataset"],
-                policy=policy,
-                max_seq_len=filter_max_seq_len,
-                max_prompt_len=filter_max_prompt_len,
-                min_completions=filter_min_completions,
-                options=filter_options,
-            ),
-            "filter",
-        )
-        sampled = fan_out(
-            place,
-            "sample",
-            sample,
-            filtered.outputs["dataset"],
-            cut,
+            filter,
+            prompts=imported.outputs["dataset"],
             policy=policy,
-            **sampling,
-            truncated=sample_truncated,
-            options=sample_options,
+            max_seq_len=filter_max_seq_len,
+            max_prompt_len=filter_max_prompt_len,
+            min_completions=filter_min_completions,
+            options=filter_options,
         )
-        rewarded = fan_out(place, "rewards", rewards, sampled, cut, **reward, options=rewards_options)
-
-        def choose(dataset: Any) -> Any:
-            chosen = select(
-                rewarded=dataset,
-                strategy=select_strategy,
-                pairs_per_prompt=select_pairs_per_prompt,
-                pool=select_pool,
-                seed=seed,
-                options=select_options,
-            )
-            return place(chosen, "select").outputs["dataset"]
-
-        def score(dataset: Any) -> Any:
-            return fan_out(
-                place,
-                "logprobs",
-                logprobs,
-                dataset,
-                cut,
-                policy=policy,
-                source=logprobs_source,
-                options=logprobs_options,
-            )
-
-        def align(selection: Any) -> None:
-            mixed = mix(
-                selection=selection,
-                training_uris=mix_training_uris,
-                validation_fraction=validation_fraction,
-                seed=seed,
-                options=mix_options,
-            )
-            trained = train(
-                training=place(mixed, "mix").outputs["dataset"],
-                policy=policy,
-                objective=train_objective,
-                beta=train_beta,
-                learning_rate=train_learning_rate,
-                epochs=train_epochs,
-                adapter=train_adapter,
-                seed=seed,
-                work=work,
-                options=train_options,
-                **place.nodes("train"),
-            )
-            compared = evaluate(
-                rewarded=rewarded,
-                model=place(trained, "train").outputs["model"],
-                policy=policy,
+        rows = filtered.outputs["dataset"]
+        if sampled:
+            answers = {**sampling, "truncated": sample_truncated, "options": sample_options}
+            rows = fan_out(place, sample, rows, cut, policy=policy, **answers)
+        if rewarded:
+            rows = fan_out(place, rewards, rows, cut, **reward, options=rewards_options)
+        align_offline(
+            place,
+            rows,
+            cut,
+            order=order,
+            policy=policy,
+            seed=seed,
+            validation_fraction=validation_fraction,
+            select_by={
+                "strategy": select_strategy if rewarded or strategy else LABELS[0],
+                "pairs_per_prompt": select_pairs_per_prompt,
+                "pool": select_pool,
+                "options": select_options,
+            },
+            logprobs_by={"source": logprobs_source, "options": logprobs_options},
+            mix_by={"training_uris": mix_training_uris, "options": mix_options},
+            train_by={
+                "objective": train_objective,
+                "beta": train_beta,
+                "learning_rate": train_learning_rate,
+                "epochs": train_epochs,
+                "adapter": train_adapter,
+                "options": train_options,
+            },
+            evaluate_by={
                 **sampling,
-                sample_options=sample_options,
+                "sample_options": sample_options,
                 **reward,
-                rewards_options=rewards_options,
-                validation_fraction=validation_fraction,
-                split_seed=seed,
-                max_prompts=evaluate_max_prompts,
-                options=evaluate_options,
-            )
-            place(compared, "evaluate")
-
-        # KFP's local runner cannot pass on one of two branches' artifacts: each branch runs to the end.
-        with dsl.If(logprobs_order == "before", "log-probabilities before selection"):
-            align(choose(score(rewarded)))
-        with dsl.Else("log-probabilities after selection"):
-            align(score(choose(rewarded)))
+                **({"rewards_options": rewards_options} if rewarded else {}),
+                "max_prompts": evaluate_max_prompts,
+                "options": evaluate_options,
+            },
+        )
 
     return pipeline

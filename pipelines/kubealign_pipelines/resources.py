@@ -7,6 +7,7 @@ reads it from the run file's ``compile`` section.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -180,24 +181,22 @@ class Placement:
     def __init__(self, settings: CompileSettings) -> None:
         self.settings = settings
 
-    def nodes(self, stage: str) -> dict[str, Any]:
-        """Arguments of the component of ``stage`` that say on how many nodes it runs, and how."""
-        wanted = self.settings.resources(stage)
-        if (wanted.nodes or 1) == 1:
-            return {}
-        own = {
-            "labels": dict(wanted.labels),
-            "annotations": dict(wanted.annotations),
-            "resources": _requirements(wanted),
-            "shared_memory": wanted.shared_memory,
-        }
-        job = {**{name: value for name, value in own.items() if value}, **wanted.train_job}
-        return {"nodes": wanted.nodes, "train_job": job}
+    def title(self, component: Any, about: str = "") -> str:
+        """How the UI shows a task of ``component``; ``about`` tells tasks of one stage apart."""
+        return f"{_stage(component).replace('_', ' ')} {about}".rstrip()
 
-    def __call__(self, task: Any, stage: str, title: str = "") -> Any:
-        """``task`` with image, resources, retries and labels of ``stage``, shown as ``title``."""
+    def __call__(self, component: Any, about: str = "", **arguments: Any) -> Any:
+        """A task of ``component`` under its stage's name, with image, resources, retries and labels.
+
+        Args:
+            component: of a stage.
+            about: tells two tasks of one stage apart, in their name and their title.
+            arguments: of the component.
+        """
+        stage, title = _stage(component), self.title(component, about)
         wanted = self.settings.resources(stage)
-        task.set_display_name(title or stage.replace("_", " "))
+        task = _named(component, title)(**arguments, **_nodes(stage, wanted))
+        task.set_display_name(title)
         task.set_container_image(self.settings.image(task.container_spec.image))
         task.set_caching_options(self.settings.caching)
         if wanted.retries:
@@ -229,6 +228,31 @@ def _requirements(wanted: StageResources) -> dict[str, dict[str, str]]:
         limits[wanted.accelerator or _GPU_NAME] = str(wanted.accelerators)
     both = {"limits": limits, "requests": requests}
     return {name: amounts for name, amounts in both.items() if amounts}
+
+
+def _stage(component: Any) -> str:
+    return str(component.python_func.__name__)
+
+
+def _named(component: Any, title: str) -> Any:
+    """``component`` under the name that its task gets: KFP would number the tasks of one component."""
+    named = copy.copy(component)
+    named.component_spec = replace(component.component_spec, name=title.replace(" ", "-").lower())
+    return named
+
+
+def _nodes(stage: str, wanted: StageResources) -> dict[str, Any]:
+    """Arguments of the component of ``stage`` that say on how many nodes it runs, and how."""
+    if stage not in TRAINING or (wanted.nodes or 1) == 1:
+        return {}
+    own = {
+        "labels": dict(wanted.labels),
+        "annotations": dict(wanted.annotations),
+        "resources": _requirements(wanted),
+        "shared_memory": wanted.shared_memory,
+    }
+    job = {**{name: value for name, value in own.items() if value}, **wanted.train_job}
+    return {"nodes": wanted.nodes, "train_job": job}
 
 
 def _compute(task: Any, wanted: StageResources) -> None:

@@ -3,14 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
+
+from kubealign_components.config import require
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """A setting that decides which stages a graph has, or in which order.
+
+    It stands among a run file's parameters and is fixed when the pipeline is compiled: a condition in the
+    graph would hide stages from the page of a run. The compiled pipeline has no parameter of that name.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    """The first is the default."""
+    meaning: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
     """Rules that the command line holds parameters to before a run."""
 
-    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Values of the parameters that choose a branch."""
+    choices: tuple[Choice, ...] = ()
+    """What is chosen by name when the pipeline is compiled."""
     one_of: tuple[tuple[str, ...], ...] = ()
-    """Groups of parameters of which at least one must be given and not be empty."""
+    """Groups of parameters of which at least one must be given and not be empty, in a graph that has them."""
+
+    def choose(self, parameters: Mapping[str, Any]) -> dict[str, str]:
+        """Every choice by name, as ``parameters`` have it or by default.
+
+        Raises:
+            ConfigError: a value that is none of a choice's.
+        """
+        made: dict[str, str] = {}
+        for choice in self.choices:
+            value = parameters.get(choice.name, choice.values[0])
+            expected = f"one of {', '.join(sorted(choice.values))}, fixed when the pipeline is compiled"
+            require(value in choice.values, choice.name, value, expected)
+            made[choice.name] = value
+        return made
+
+
+LOGPROBS_ORDER = Choice(
+    name="logprobs_order",
+    values=("after", "before"),
+    meaning="Whether reference log-probabilities are computed after selection, of what is trained on alone, "
+    "or before it, so that selections can be tried without scoring again.",
+)

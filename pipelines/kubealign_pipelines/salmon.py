@@ -12,6 +12,7 @@ With ``rl: offline`` the third line is that of offline alignment, under the same
 
 # ruff: noqa: B006 (KFP reads defaults from the signature and never changes them)
 # No postponed annotations here either: KFP reads them as they stand.
+from collections.abc import Mapping
 from typing import Any
 
 from kfp import dsl
@@ -22,25 +23,30 @@ from kubealign_components.clean_prompts.component import clean_prompts
 from kubealign_components.evaluate.component import evaluate
 from kubealign_components.filter.component import filter
 from kubealign_components.judge.component import judge
-from kubealign_components.logprobs.component import logprobs
-from kubealign_components.mix.component import mix
 from kubealign_components.rewards.component import rewards
 from kubealign_components.rl_prompts.component import rl_prompts
 from kubealign_components.sample.component import sample
-from kubealign_components.select.component import select
-from kubealign_components.train.component import train
 from kubealign_components.train_ppo.component import train_ppo
 from kubealign_components.train_reward_model.component import train_reward_model
 from kubealign_pipelines.fan_out import fan_out
+from kubealign_pipelines.offline_tail import align_offline
 from kubealign_pipelines.resources import CompileSettings, Placement
-from kubealign_pipelines.rules import Rules
+from kubealign_pipelines.rules import LOGPROBS_ORDER, Choice, Rules
 
-RULES = Rules(choices={"rl": ("ppo", "offline")})
+RL = Choice(
+    name="rl",
+    values=("ppo", "offline"),
+    meaning="Whether the policy is aligned by PPO, or offline on the best and worst of several samples.",
+)
+RL_PROMPTS = "RL prompts"
+"""What is filtered and sampled a second time."""
+RULES = Rules(choices=(RL, LOGPROBS_ORDER))
 
 
-def salmon(settings: CompileSettings) -> Any:
-    """The pipeline with ``settings`` compiled in."""
+def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
+    """The pipeline with ``settings`` compiled in, and the stages that ``parameters`` ask for."""
     place = Placement(settings)
+    chosen = RULES.choose(parameters)
 
     # The Kubeflow UI sorts its form by name: parameters start with their stage's name to stand together.
     @dsl.pipeline(name="salmon")
@@ -49,7 +55,6 @@ def salmon(settings: CompileSettings) -> Any:
         policy: str,
         pmp_sources: list[dict[str, Any]],
         rl_sources: list[dict[str, Any]] = [],
-        rl: str = "ppo",
         principles: str = "judging",
         rl_principles: str = "rl",
         seed: int = 0,
@@ -62,6 +67,7 @@ def salmon(settings: CompileSettings) -> Any:
         filter_max_seq_len: int = 4096,
         filter_max_prompt_len: int = 2048,
         sample_engine: str = "vllm",
+        sample_n: int = 10,
         sample_temperature: float = 0.7,
         sample_max_new_tokens: int = 768,
         sample_options: dict[str, Any] = {},
@@ -89,14 +95,13 @@ def salmon(settings: CompileSettings) -> Any:
         ppo_kl_coef: float = 0.01,
         ppo_options: dict[str, Any] = {},
         rewards_options: dict[str, Any] = {},
-        offline_n: int = 10,
-        offline_select_options: dict[str, Any] = {},
-        offline_logprobs_options: dict[str, Any] = {},
-        offline_mix_options: dict[str, Any] = {},
-        offline_objective: str = "dpo",
-        offline_beta: float = 0.1,
-        offline_learning_rate: float = 5e-7,
-        offline_train_options: dict[str, Any] = {},
+        select_options: dict[str, Any] = {},
+        logprobs_options: dict[str, Any] = {},
+        mix_options: dict[str, Any] = {},
+        train_objective: str = "dpo",
+        train_beta: float = 0.1,
+        train_learning_rate: float = 5e-7,
+        train_options: dict[str, Any] = {},
         evaluate_n: int = 1,
         evaluate_max_prompts: int = 256,
         evaluate_judge_options: dict[str, Any] = {},
@@ -113,7 +118,6 @@ def salmon(settings: CompileSettings) -> Any:
                 where needed, name, format and max_rows.
             rl_sources: Prompts for reinforcement learning beside those of sources, as mappings with uri and
                 kind (dolly, sharegpt, openorca, math or any).
-            rl: Whether the policy is aligned by ppo, or offline on the best and worst of several samples.
             principles: Set of principles to judge and to train the reward model by, shipped or a file.
             rl_principles: Set of principles that are drawn for rollouts of PPO, shipped or a file.
             seed: Seed of the run.
@@ -126,6 +130,7 @@ def salmon(settings: CompileSettings) -> Any:
             filter_max_seq_len: Most tokens of prompt and completion together.
             filter_max_prompt_len: Most tokens of a prompt.
             sample_engine: vllm, transformers, or fake to try a pipeline out.
+            sample_n: Completions sampled of each prompt that is aligned on offline; the judge compares two.
             sample_temperature: Sampling temperature.
             sample_max_new_tokens: Most tokens of a completion that is judged.
             sample_options: Further settings of sample by name; those of the engine under sampling.
@@ -154,14 +159,13 @@ def salmon(settings: CompileSettings) -> Any:
             ppo_options: Further settings of train_ppo by name.
             rewards_options: Further settings of rewards by name; those of the reward, such as principles,
                 under reward. They hold for the evaluation, too.
-            offline_n: Completions sampled of each prompt when rl is offline.
-            offline_select_options: Settings of select by name.
-            offline_logprobs_options: Settings of logprobs by name.
-            offline_mix_options: Settings of mix by name.
-            offline_objective: dpo, dpo_norm, qrpo, ipo, simpo or rebel.
-            offline_beta: Pull to the reference policy.
-            offline_learning_rate: Peak learning rate of train.
-            offline_train_options: Further settings of train by name, such as adapter and batch_size.
+            select_options: Settings of select by name.
+            logprobs_options: Settings of logprobs by name.
+            mix_options: Settings of mix by name.
+            train_objective: dpo, dpo_norm, qrpo, ipo, simpo or rebel.
+            train_beta: Pull to the reference policy.
+            train_learning_rate: Peak learning rate of train.
+            train_options: Further settings of train by name, such as adapter and batch_size.
             evaluate_n: Completions of each held-out prompt in the evaluation after PPO.
             evaluate_max_prompts: Most held-out prompts that are compared.
             evaluate_judge_options: How the policy as it was compares both sides, by name, such as principles,
@@ -177,44 +181,17 @@ def salmon(settings: CompileSettings) -> Any:
         }
         lengths = {"max_seq_len": filter_max_seq_len, "max_prompt_len": filter_max_prompt_len}
 
-        def tokenised(prompts: Any, title: str) -> Any:
-            return place(filter(prompts=prompts, policy=policy, **lengths), "filter", title).outputs[
-                "dataset"
-            ]
+        def tokenised(prompts: Any, about: str = "") -> Any:
+            return place(filter, about, prompts=prompts, policy=policy, **lengths).outputs["dataset"]
 
-        def judged_preferences(prompts: Any) -> Any:
-            sampled = fan_out(
-                place,
-                "sample",
-                sample,
-                tokenised(prompts, "filter"),
-                cut,
-                policy=policy,
-                n=2,
-                **sampling,
-                options=sample_options,
-            )
-            judged = fan_out(
-                place,
-                "judge",
-                judge,
-                sampled,
-                cut,
-                judge=policy,
-                principles=principles,
-                options=judge_options,
-            )
-            made = aggregate(
-                judged=judged,
-                principles=principles,
-                passes=aggregate_passes,
-                seed=seed,
-                options=aggregate_options,
-            )
-            return place(made, "aggregate").outputs["dataset"]
+        def sampled(prompts: Any, n: Any, about: str = "") -> Any:
+            options = {"policy": policy, "n": n, **sampling, "options": sample_options}
+            return fan_out(place, sample, prompts, cut, about, **options)
 
-        def reward_model(title: str, **arguments: Any) -> Any:
-            made = train_reward_model(
+        def reward_model(about: str, **arguments: Any) -> Any:
+            return place(
+                train_reward_model,
+                about,
                 policy=policy,
                 principles=principles,
                 adapter=reward_model_adapter,
@@ -222,138 +199,112 @@ def salmon(settings: CompileSettings) -> Any:
                 seed=seed,
                 work=work,
                 options=reward_model_options,
-                **place.nodes("train_reward_model"),
                 **arguments,
             )
-            return place(made, "train_reward_model", title)
-
-        def compare(prompts: Any, model: Any, n: Any) -> None:
-            compared = evaluate(
-                rewarded=prompts,
-                model=model,
-                policy=policy,
-                n=n,
-                **sampling,
-                sample_options=sample_options,
-                reward_model=preference_model.outputs["Output"],
-                rewards_options=rewards_options,
-                validation_fraction=validation_fraction,
-                split_seed=seed,
-                max_prompts=evaluate_max_prompts,
-                judge=policy,
-                judge_options=evaluate_judge_options,
-                options=evaluate_options,
-            )
-            place(compared, "evaluate")
-
-        def align_offline(prompts: Any) -> None:
-            sampled = fan_out(
-                place,
-                "sample",
-                sample,
-                prompts,
-                cut,
-                policy=policy,
-                n=offline_n,
-                **sampling,
-                options=sample_options,
-            )
-            rewarded = fan_out(
-                place,
-                "rewards",
-                rewards,
-                sampled,
-                cut,
-                reward_model=preference_model.outputs["Output"],
-                options=rewards_options,
-            )
-            chosen = place(select(rewarded=rewarded, seed=seed, options=offline_select_options), "select")
-            scored = fan_out(
-                place,
-                "logprobs",
-                logprobs,
-                chosen.outputs["dataset"],
-                cut,
-                policy=policy,
-                options=offline_logprobs_options,
-            )
-            mixed = mix(
-                selection=scored,
-                validation_fraction=validation_fraction,
-                seed=seed,
-                options=offline_mix_options,
-            )
-            trained = train(
-                training=place(mixed, "mix").outputs["dataset"],
-                policy=policy,
-                objective=offline_objective,
-                beta=offline_beta,
-                learning_rate=offline_learning_rate,
-                seed=seed,
-                work=work,
-                options=offline_train_options,
-                **place.nodes("train"),
-            )
-            compare(rewarded, place(trained, "train").outputs["model"], offline_n)
 
         cleaned = place(
-            clean_prompts(
-                sources=sources,
-                languages=clean_prompts_languages,
-                max_rows=clean_prompts_max_rows,
-                options=clean_prompts_options,
-            ),
-            "clean_prompts",
-        )
-        human = place(
-            clean_pmp(sources=pmp_sources, max_rows=pmp_max_rows, seed=seed, options=pmp_options), "clean_pmp"
-        )
+            clean_prompts,
+            sources=sources,
+            languages=clean_prompts_languages,
+            max_rows=clean_prompts_max_rows,
+            options=clean_prompts_options,
+        ).outputs["dataset"]
+        human = place(clean_pmp, sources=pmp_sources, max_rows=pmp_max_rows, seed=seed, options=pmp_options)
         pretrained = reward_model(
-            "reward model: pre-training",
+            "PMP",
             preferences=human.outputs["dataset"],
             learning_rate=pmp_learning_rate,
             max_steps=pmp_max_steps,
         )
+        pairs = sampled(tokenised(cleaned), 2)
+        by_principles: dict[str, Any] = {"judge": policy, "principles": principles, "options": judge_options}
+        preferences = place(
+            aggregate,
+            judged=fan_out(place, judge, pairs, cut, **by_principles),
+            principles=principles,
+            passes=aggregate_passes,
+            seed=seed,
+            options=aggregate_options,
+        )
         preference_model = reward_model(
-            "reward model: principles",
-            preferences=judged_preferences(cleaned.outputs["dataset"]),
+            "",
+            preferences=preferences.outputs["dataset"],
             start=pretrained.outputs["model"],
             learning_rate=reward_model_learning_rate,
             max_steps=reward_model_max_steps,
         )
-        gathered = rl_prompts(
+        gathered = place(
+            rl_prompts,
             policy=policy,
-            prompts=cleaned.outputs["dataset"],
+            prompts=cleaned,
             sources=rl_sources,
             max_tokens=rl_prompts_max_tokens,
             max_rows=rl_prompts_max_rows,
             seed=seed,
             options=rl_prompts_options,
         )
-        questions = tokenised(place(gathered, "rl_prompts").outputs["dataset"], "filter RL prompts")
+        questions = tokenised(gathered.outputs["dataset"], RL_PROMPTS)
 
-        # KFP's local runner cannot pass on one of two branches' artifacts: each branch runs to the end.
-        with dsl.If(rl == "ppo", "PPO"):
-            aligned = train_ppo(
-                prompts=questions,
-                reward_model=preference_model.outputs["model"],
+        reward = preference_model.outputs["Output"]
+        comparison = {
+            **sampling,
+            "sample_options": sample_options,
+            "reward_model": reward,
+            "rewards_options": rewards_options,
+            "max_prompts": evaluate_max_prompts,
+            "judge": policy,
+            "judge_options": evaluate_judge_options,
+            "options": evaluate_options,
+        }
+        if chosen[RL.name] == "offline":
+            answers = sampled(questions, sample_n, RL_PROMPTS)
+            align_offline(
+                place,
+                fan_out(place, rewards, answers, cut, reward_model=reward, options=rewards_options),
+                cut,
+                order=chosen[LOGPROBS_ORDER.name],
                 policy=policy,
-                principles=rl_principles,
-                max_new_tokens=ppo_max_new_tokens,
-                rollout_batch=ppo_rollout_batch,
-                step_batch=ppo_step_batch,
-                epochs=ppo_epochs,
-                max_steps=ppo_max_steps,
-                learning_rate=ppo_learning_rate,
-                kl_coef=ppo_kl_coef,
-                validation_fraction=validation_fraction,
                 seed=seed,
-                work=work,
-                options=ppo_options,
-                **place.nodes("train_ppo"),
+                validation_fraction=validation_fraction,
+                select_by={"options": select_options},
+                logprobs_by={"options": logprobs_options},
+                mix_by={"options": mix_options},
+                train_by={
+                    "objective": train_objective,
+                    "beta": train_beta,
+                    "learning_rate": train_learning_rate,
+                    "options": train_options,
+                },
+                evaluate_by={"n": sample_n, **comparison},
             )
-            compare(questions, place(aligned, "train_ppo").outputs["model"], evaluate_n)
-        with dsl.Else("offline alignment"):
-            align_offline(questions)
+            return
+        aligned = place(
+            train_ppo,
+            prompts=questions,
+            reward_model=preference_model.outputs["model"],
+            policy=policy,
+            principles=rl_principles,
+            max_new_tokens=ppo_max_new_tokens,
+            rollout_batch=ppo_rollout_batch,
+            step_batch=ppo_step_batch,
+            epochs=ppo_epochs,
+            max_steps=ppo_max_steps,
+            learning_rate=ppo_learning_rate,
+            kl_coef=ppo_kl_coef,
+            validation_fraction=validation_fraction,
+            seed=seed,
+            work=work,
+            options=ppo_options,
+        )
+        place(
+            evaluate,
+            rewarded=questions,
+            model=aligned.outputs["model"],
+            policy=policy,
+            n=evaluate_n,
+            validation_fraction=validation_fraction,
+            split_seed=seed,
+            **comparison,
+        )
 
     return pipeline

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from kfp import compiler
+from google.protobuf.json_format import MessageToDict
+from kfp.compiler.pipeline_spec_builder import extract_comments_from_pipeline_spec
 
-from kubealign.graph import Graph
+from kubealign.graph import Graph, Json, Parameter
 from kubealign_components.config import require
-from kubealign_pipelines import build
+from kubealign_pipelines import build, rules
 from kubealign_pipelines.resources import CompileSettings
 
 
@@ -20,26 +21,75 @@ def compile_pipeline(
     path: Path,
     settings: CompileSettings | None = None,
     parameters: Mapping[str, Any] | None = None,
+    *,
+    defaults: bool = False,
 ) -> Graph:
-    """Write the IR of the pipeline ``name`` to ``path`` and read it back as a graph.
+    """Write the IR of the pipeline ``name`` to ``path`` and give its graph.
 
     Args:
         name: one of :data:`kubealign_pipelines.PIPELINES`.
         path: a ``.yaml`` file; folders before it are made.
         settings: what is fixed at compile time.
-        parameters: values that become the parameters' defaults.
+        parameters: those of the run: some decide which stages the graph has.
+        defaults: whether ``parameters`` become the defaults of the compiled pipeline's own.
 
     Raises:
-        ConfigError: no such pipeline, or no YAML file name.
+        ConfigError: no such pipeline, an unknown choice of stages, or no YAML file name.
     """
     require(path.suffix in (".yaml", ".yml"), "--output", str(path), "a file name that ends in .yaml")
-    pipeline = build(name, settings)
+    parameters = parameters or {}
+    pipeline = build(name, settings, parameters)
+    spec: Json = MessageToDict(pipeline.pipeline_spec)
+    platform: Json = MessageToDict(pipeline.platform_spec)
+    whole = Graph(spec)
+    idle = _prune(spec)
+    if defaults:
+        _set_defaults(spec, parameters)
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(pipeline, str(path), pipeline_parameters=dict(parameters or {}) or None)
-    return read_graph(path)
+    with path.open("w") as file:
+        file.write(extract_comments_from_pipeline_spec(spec, pipeline.description))
+        documents = [spec, platform] if platform.get("platforms") else [spec]
+        yaml.dump_all(documents, file, Dumper=yaml.CSafeDumper, sort_keys=True)
+    others = {p: whole.parameters[p] for p in idle}
+    return Graph(spec, others=others, choices={p.name: p for p in _choices(name)})
 
 
 def read_graph(path: Path) -> Graph:
     """The graph of the compiled pipeline at ``path``; a second YAML document holds only pod settings."""
     with path.open("rb") as file:
         return Graph(next(yaml.load_all(file, Loader=yaml.CSafeLoader)))
+
+
+def _choices(name: str) -> Iterator[Parameter]:
+    for choice in rules(name).choices:
+        allowed = " or ".join(choice.values)
+        yield Parameter(
+            name=choice.name,
+            type="STRING",
+            description=f"{choice.meaning} {allowed}; compile time.",
+            required=False,
+            default=choice.values[0],
+            compile_time=True,
+        )
+
+
+def _prune(spec: Json) -> list[str]:
+    """Take the parameters out of ``spec`` that none of its tasks reads; gives their names."""
+    root = spec["root"]
+    declared = root.get("inputDefinitions", {}).get("parameters", {})
+    read = {
+        value.get("componentInputParameter")
+        for task in root["dag"]["tasks"].values()
+        for value in task.get("inputs", {}).get("parameters", {}).values()
+    }
+    idle = sorted(declared.keys() - read)
+    for name in idle:
+        del declared[name]
+    return idle
+
+
+def _set_defaults(spec: Json, parameters: Mapping[str, Any]) -> None:
+    for name, declared in spec["root"].get("inputDefinitions", {}).get("parameters", {}).items():
+        if name in parameters:
+            declared["defaultValue"] = parameters[name]
+            declared["isOptional"] = True

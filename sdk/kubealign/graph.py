@@ -23,6 +23,8 @@ class Parameter:
     description: str
     required: bool
     default: Any
+    compile_time: bool = False
+    """Whether it decides which stages there are, and is no parameter of the compiled pipeline."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,14 +60,31 @@ class Graph:
 
     Args:
         spec: the IR as parsed from YAML.
+        others: parameters of the pipeline's other shapes, which no task of this graph reads.
+        choices: settings that decide which stages there are.
     """
 
-    def __init__(self, spec: Json) -> None:
+    def __init__(
+        self,
+        spec: Json,
+        others: Mapping[str, Parameter] | None = None,
+        choices: Mapping[str, Parameter] | None = None,
+    ) -> None:
         self.name: str = spec["pipelineInfo"]["name"]
         self.parameters = {p.name: p for p in _parameters(spec["root"])}
+        self.others = dict(others or {})
+        self.choices = dict(choices or {})
         self._spec = spec
         outer = {name: Source(parameter=name) for name in self.parameters}
         self.tasks = {task.name: task for task in self._walk(spec["root"]["dag"], outer, None)}
+
+    def settings(self) -> list[Parameter]:
+        """All that a run file may set, in whatever shape of the pipeline."""
+        return list((self.parameters | self.others | self.choices).values())
+
+    def given(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of ``values`` that a run of this graph takes: a run file may have more, for other shapes."""
+        return {name: value for name, value in values.items() if name in self.parameters}
 
     def _walk(self, dag: Json, outer: Mapping[str, Source], loop: str | None) -> Iterator[Task]:
         groups = _groups(dag["tasks"])

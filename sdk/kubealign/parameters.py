@@ -13,7 +13,6 @@ from kubealign_components.config import (
     assemble,
     check_mapping,
     require,
-    require_choice,
     text_of,
 )
 from kubealign_components.engines.rewards import load_function
@@ -52,23 +51,28 @@ def check_parameters(
         complete: whether required parameters must be there, or may be given when the pipeline runs.
         here: whether the run will be on this machine: reward functions are looked up, too.
 
+    Returns:
+        Of the parameters that the graph has.
+
     Raises:
         ConfigError: an unknown name, a value of the wrong type, one that a stage refuses, or one missing.
     """
-    for name, value in values.items():
-        known = ", ".join(sorted(graph.parameters))
-        require(name in graph.parameters, name, value, f"a parameter of {graph.name}: one of {known}")
-        _check_type(graph.parameters[name], value)
-        _refuse_null(name, value)
     held_to = rules(graph.name.replace("-", "_"))
-    for name, allowed in held_to.choices.items():
-        require_choice(name, values.get(name, allowed[0]), allowed)
+    chosen = held_to.choose(values)
+    every = graph.parameters | graph.others
+    for name, value in values.items():
+        known = ", ".join(sorted({*every, *chosen}))
+        require(name in every or name in chosen, name, value, f"a parameter of {graph.name}: one of {known}")
+        if name in every:
+            _check_type(every[name], value)
+            _refuse_null(name, value)
+    values = graph.given(values)
     missing = {p.name for p in graph.parameters.values() if p.required} - values.keys()
     if complete and missing:
         name = min(missing)
         raise ConfigError(name, None, f"a value, it has no default: {graph.parameters[name].description}")
     for group in held_to.one_of:
-        if not any(values.get(name) for name in group):
+        if group[0] in graph.parameters and not any(values.get(name) for name in group):
             require(not complete, group[0], None, f"a value for {' or '.join(group)}")
             missing |= set(group)
     later = {name: _LATER for name in missing if graph.parameters[name].type == "STRING"}

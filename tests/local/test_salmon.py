@@ -68,8 +68,8 @@ def run_file(tiny_model: Path, folder: Path, rl: str) -> RunFile:
             "ppo_step_batch": 2,
             "ppo_max_steps": 2,
             "ppo_options": {"lora_r": 4, "eval_prompts": 4},
-            "offline_n": 3,
-            "offline_train_options": {"max_steps": 1, "batch_size": 4},
+            "sample_n": 3,
+            "train_options": {"max_steps": 1, "batch_size": 4},
             "evaluate_max_prompts": 4,
         },
     )

@@ -34,10 +34,10 @@ def submit(
 ) -> None:
     """Run PIPELINE on a cluster; parameters are checked before anything is sent."""
     run = load_run(pipeline, file, assignments)
-    with compiled(run) as package:
+    with compiled(run) as (package, parameters):
         cluster = connect()
         name = name or f"{run.pipeline} {datetime.now():%Y-%m-%d %H-%M-%S}"
-        run_id = cluster.submit(package, run.parameters, name=name, **placed)
+        run_id = cluster.submit(package, parameters, name=name, **placed)
     click.echo(f"{run_id}  {name}\n{cluster.link(run_id)}".rstrip())
     if wait:
         _wait(cluster, run_id)
@@ -62,7 +62,7 @@ def upload(
     from kubealign.cluster.client import names_of
 
     run = load_run(pipeline, file, assignments)
-    with compiled(run, as_defaults=True) as package:
+    with compiled(run, as_defaults=True) as (package, _):
         own, digest = names_of(package)
         name, version = name or own, version or digest
         uploaded = connect().upload(package, pipeline=name, version=version, description=description)

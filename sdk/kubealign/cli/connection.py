@@ -63,18 +63,16 @@ def placement(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextlib.contextmanager
-def compiled(run: Any, *, as_defaults: bool = False) -> Iterator[Path]:
-    """The IR of ``run`` in a temporary file, after its parameters have been checked."""
+def compiled(run: Any, *, as_defaults: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The IR of ``run`` in a temporary file and the parameters that it takes, checked before."""
     from kubealign.compiler import compile_pipeline
     from kubealign.parameters import check_parameters
 
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
-        graph = compile_pipeline(run.pipeline, package, run.compile)
+        graph = compile_pipeline(run.pipeline, package, run.compile, run.parameters, defaults=as_defaults)
         check_parameters(graph, run.parameters, complete=not as_defaults)
-        if as_defaults and run.parameters:
-            compile_pipeline(run.pipeline, package, run.compile, run.parameters)
-        yield package
+        yield package, graph.given(run.parameters)
 
 
 def print_rows(rows: list[Mapping[str, str]] | list[dict[str, str]], as_json: bool) -> None:

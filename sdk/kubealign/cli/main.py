@@ -67,14 +67,12 @@ def compile_(
 
     run = load_run(pipeline, file, assignments)
     path = output or Path(f"{run.pipeline}.yaml")
-    graph = compile_pipeline(run.pipeline, path, run.compile)
+    graph = compile_pipeline(run.pipeline, path, run.compile, run.parameters, defaults=True)
     try:
         check_parameters(graph, run.parameters, complete=False)
     except ConfigError:
         path.unlink()
         raise
-    if run.parameters:
-        compile_pipeline(run.pipeline, path, run.compile, run.parameters)
     click.echo(f"{path}: {graph.name}, {len(graph.tasks)} tasks, {len(graph.parameters)} parameters")
 
 
@@ -203,7 +201,10 @@ def _placed(place: str, output: str, pipeline_root: str, connect: Callable[[], A
 @click.argument("pipeline", type=click.Choice(PIPELINES))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def params_(pipeline: str, as_json: bool) -> None:
-    """List the parameters of PIPELINE: name, default and meaning."""
+    """List the parameters of PIPELINE: name, default and meaning.
+
+    Those marked "compile time" decide which stages the pipeline has; they are fixed when it is compiled.
+    """
     import tempfile
 
     from kubealign.cli.console import parameter_table, standard_console
@@ -211,7 +212,7 @@ def params_(pipeline: str, as_json: bool) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         graph = compile_pipeline(pipeline, Path(folder) / "pipeline.yaml")
-    parameters = sorted(graph.parameters.values(), key=lambda p: p.name)
+    parameters = sorted(graph.settings(), key=lambda p: p.name)
     if as_json:
         listed = [
             {
@@ -220,6 +221,7 @@ def params_(pipeline: str, as_json: bool) -> None:
                 "required": p.required,
                 "default": p.default,
                 "description": p.description,
+                "compile_time": p.compile_time,
             }
             for p in parameters
         ]

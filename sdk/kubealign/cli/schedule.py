@@ -44,8 +44,8 @@ def apply_(
     work = run.parameters.get("work", "")
     # Without it every run keeps its work beside its own outputs, and computes everything anew.
     require(bool(work), "work", work, "a prefix that the runs share, such as gs://my-bucket/kubealign/work")
-    with compiled(run) as package:
-        done = connect().apply(wanted, package, run.parameters)
+    with compiled(run) as (package, parameters):
+        done = connect().apply(wanted, package, parameters)
     click.echo(f"{name}: {done}{', paused' if wanted.paused else ''}")
 
 

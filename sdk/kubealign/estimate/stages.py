@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from kubealign.estimate.formulas import (
     scoring_memory,
     training_memory,
 )
-from kubealign.graph import Graph, Source, Task
+from kubealign.graph import Task
 from kubealign.parameters import arguments, check_parameters
 from kubealign.runfile import RunFile
 from kubealign_components.config import from_parameters, require
 from kubealign_components.errors import ConfigError
 from kubealign_components.stages import config_class
+from kubealign_pipelines import rules
 from kubealign_pipelines.resources import DEFAULTS, TRAINING
 
 
@@ -131,13 +132,14 @@ def estimate(run: RunFile, shape: ModelShape, assumed: Assumptions) -> list[Stag
         ConfigError: parameters that a stage refuses.
     """
     with tempfile.TemporaryDirectory() as folder:
-        graph = compile_pipeline(run.pipeline, Path(folder) / "pipeline.yaml", run.compile)
+        graph = compile_pipeline(run.pipeline, Path(folder) / "pipeline.yaml", run.compile, run.parameters)
     values = check_parameters(graph, run.parameters, complete=False)
-    taken = [(task, _config(task, values)) for task in _taken(graph, values)]
+    values |= rules(run.pipeline).choose(run.parameters)
+    taken = [(task, _config(task, values)) for task in graph.tasks.values()]
     recipe = Recipe.of({task.function: config for task, config in taken}, values)
     found: list[StageEstimate] = []
     for task, config in taken:
-        wanted = run.compile.resources(task.group)
+        wanted = run.compile.resources(task.function)
         gpus, training = wanted.accelerators or 0, task.function in TRAINING
         nodes = (assumed.nodes or wanted.nodes or 1) if training else 1
         if gpus and _runs_a_model(task, config):
@@ -154,22 +156,6 @@ def _config(task: Task, values: Mapping[str, Any]) -> Any:
 def _runs_a_model(task: Task, config: Any) -> bool:
     """Whether there is anything for a GPU to do: reward functions alone need none."""
     return task.function in _TOKENS and (task.function != "rewards" or bool(config.reward.model))
-
-
-def _taken(graph: Graph, values: Mapping[str, Any]) -> Iterator[Task]:
-    """The tasks of the branch that ``values`` choose, each with its own settings once."""
-    ppo = values.get("rl", "ppo") == "ppo"
-    seen: set[tuple[str, str]] = set()
-    for task in graph.tasks.values():
-        other = {"train", "rewards", "logprobs", "select", "mix"} if ppo else {"train_ppo"}
-        n = repr(task.arguments.get("n"))
-        skipped = graph.name == "salmon" and (task.function in other or n == _OTHER_N[ppo])
-        if not skipped and (task.title, n) not in seen:
-            seen.add((task.title, n))
-            yield task
-
-
-_OTHER_N = {True: repr(Source(parameter="offline_n")), False: repr(Source(parameter="evaluate_n"))}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,7 +179,8 @@ class Recipe:
         completions = configs["evaluate"].sampling.n
         select = configs.get("select")
         pairs = select.pairs_per_prompt if select is not None and select.pairwise else 0
-        selected = min(completions, 2 * pairs) if pairs else completions
+        labelled = "sample" not in configs
+        selected = min(2 * pairs if labelled else completions, 2 * pairs) if pairs else completions
         before = values.get("logprobs_order") == "before"
         return cls(
             prompt_limit=configs["filter"].max_prompt_len,

@@ -57,15 +57,6 @@ def test_every_stage_is_there_with_retries_and_resources(tmp_path: Path) -> None
         assert container["resources"]["memoryRequest"] > 0, stage
 
 
-def test_both_orders_of_logprobs_run_through_to_the_evaluation(tmp_path: Path) -> None:
-    spec, _ = compiled(tmp_path, CompileSettings())
-    counts: dict[str, int] = {}
-    for stage, _, _ in tasks(spec):
-        counts[stage] = counts.get(stage, 0) + 1
-    assert counts["sample"] == counts["rewards"] == 1
-    assert counts["select"] == counts["logprobs"] == counts["train"] == counts["evaluate"] == 2
-
-
 def test_a_run_file_places_pods(tmp_path: Path) -> None:
     settings = CompileSettings(
         parallelism=7,
@@ -108,7 +99,7 @@ PARAMS = Path(kubealign_pipelines.__file__).parent / "params"
 @pytest.mark.parametrize("path", sorted(PARAMS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_run_file_that_ships_can_be_used(path: Path, tmp_path: Path) -> None:
     run = load_run_file(path)
-    graph = compile_pipeline(run.pipeline, tmp_path / "pipeline.yaml", run.compile)
+    graph = compile_pipeline(run.pipeline, tmp_path / "pipeline.yaml", run.compile, run.parameters)
     check_parameters(graph, run.parameters, complete=False)
 
 
@@ -119,21 +110,18 @@ def test_an_unknown_pipeline_is_refused(name: str) -> None:
 
 
 def _training(folder: Path, train: StageResources) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Component, arguments and pod settings of the training task of one branch."""
+    """Component, arguments and pod settings of the training task."""
     labels = {"kueue.x-k8s.io/queue-name": "alignment"}
     spec, pods = compiled(folder, CompileSettings(labels=labels, stages={"train": train}))
-    for dag in spec["components"].values():
-        for task in dag.get("dag", {}).get("tasks", {}).values():
-            component = spec["components"][task["componentRef"]["name"]]
-            if component.get("executorLabel", "").startswith("exec-train"):
-                pod = pods["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-                constants = {
-                    name: value["runtimeValue"]["constant"]
-                    for name, value in task["inputs"]["parameters"].items()
-                    if "runtimeValue" in value
-                }
-                return component, constants, pod[component["executorLabel"]]
-    raise AssertionError("no training task")
+    task = spec["root"]["dag"]["tasks"]["train"]
+    component = spec["components"][task["componentRef"]["name"]]
+    pod = pods["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    constants = {
+        name: value["runtimeValue"]["constant"]
+        for name, value in task["inputs"]["parameters"].items()
+        if "runtimeValue" in value
+    }
+    return component, constants, pod[component["executorLabel"]]
 
 
 def _stays(component: dict[str, Any]) -> set[str]:

@@ -72,8 +72,8 @@ def test_submit_sends_what_was_checked_and_compiled(api: Kfp, tmp_path: Path) ->
 
 
 def test_a_bad_parameter_sends_nothing(api: Kfp) -> None:
-    done = call(api, "submit", "offline_alignment", *GIVEN, "--set", "sample_n=0")
-    assert done.exit_code == 2 and "sample_n=0" in done.output and not api.asked
+    done = call(api, "submit", "offline_alignment", *GIVEN, "--set", "sample_n=-1")
+    assert done.exit_code == 2 and "sample_n=-1" in done.output and not api.asked
 
 
 def test_a_schedule_is_applied_by_name(api: Kfp) -> None:

@@ -79,7 +79,7 @@ def salmon(tmp_path_factory: pytest.TempPathFactory) -> Graph:
         pytest.param("ppo_step_batch", 1000, "ppo_step_batch=1000: expected at most", id="two settings"),
         pytest.param("judge_options", {"dtype": "int8"}, "judge_options.dtype='int8'", id="chunked stage"),
         pytest.param("rl_sources", [{"name": "x", "uri": "x", "kind": "zzz"}], "rl_sources", id="source"),
-        pytest.param("offline_beta", 0.0, "offline_beta=0.0", id="the other branch"),
+        pytest.param("train_beta", "x", "train_beta='x': expected a number", id="of the other shape"),
     ],
 )
 def test_salmon_refuses_by_its_own_names(salmon: Graph, name: str, value: Any, message: str) -> None:
@@ -87,6 +87,16 @@ def test_salmon_refuses_by_its_own_names(salmon: Graph, name: str, value: Any, m
     with pytest.raises(ConfigError) as caught:
         check_parameters(salmon, SALMON | {name: value})
     assert message in str(caught.value)
+
+
+def test_the_other_shape_of_salmon_is_checked_as_well(tmp_path: Path) -> None:
+    given = SALMON | {"rl": "offline", "train_beta": 0.0, "ppo_epochs": 1.0}
+    offline = compile_pipeline("salmon", tmp_path / "salmon.yaml", parameters=given)
+    with pytest.raises(ConfigError, match=r"train_beta=0\.0"):
+        check_parameters(offline, given)
+    values = check_parameters(offline, given | {"train_beta": 0.2})
+    assert values["train_beta"] == 0.2
+    assert not values.keys() & {"rl", "ppo_epochs"}, "the compiled pipeline has no such parameters"
 
 
 def test_a_missing_parameter_is_explained(graph: Graph) -> None:
@@ -125,13 +135,13 @@ def test_every_parameter_is_documented_and_reaches_a_stage(graph: Graph, salmon:
     for pipeline in (graph, salmon):
         assert [p.name for p in pipeline.parameters.values() if not p.description] == []
         used = {source.parameter for task in pipeline.tasks.values() for source in task.arguments.values()}
-        assert set(pipeline.parameters) - used <= {"logprobs_order", "rl"}
+        assert set(pipeline.parameters) <= used
 
 
 def test_bad_settings_end_the_command_in_a_second_without_a_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "kubealign.cli.main", "run", "offline_alignment"]
     done = subprocess.run(
-        [*command, "--set", "sample_n=0", "--output", str(tmp_path / "out")],
+        [*command, "--set", "sample_n=-1", "--output", str(tmp_path / "out")],
         capture_output=True,
         text=True,
         check=False,
@@ -157,9 +167,9 @@ def test_compile_writes_parameters_as_defaults(tmp_path: Path) -> None:
 
 def test_compile_leaves_nothing_behind_when_settings_are_bad(tmp_path: Path) -> None:
     path = tmp_path / "pipeline.yaml"
-    done = CliRunner().invoke(main, ["compile", "offline_alignment", "--set", "sample_n=0", "-o", str(path)])
+    done = CliRunner().invoke(main, ["compile", "offline_alignment", "--set", "sample_n=-1", "-o", str(path)])
     assert done.exit_code == 2
-    assert done.stderr.startswith("Error: sample_n=0")
+    assert done.stderr.startswith("Error: sample_n=-1")
     assert not path.exists()
 
 
@@ -168,3 +178,5 @@ def test_params_lists_names_defaults_and_meanings() -> None:
     assert done.exit_code == 0, done.output
     assert "sample_temperature" in done.output
     assert "required" in done.output
+    assert "logprobs_order" in done.output
+    assert "compile time" in done.output

@@ -1,0 +1,79 @@
+"""What both recipes end with: choose, score, mix, train, compare.
+
+select ─ logprobs ×chunks ─ merge ─ mix ─ train ─ evaluate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kubealign_components.evaluate.component import evaluate
+from kubealign_components.logprobs.component import logprobs
+from kubealign_components.mix.component import mix
+from kubealign_components.select.component import select
+from kubealign_components.train.component import train
+from kubealign_pipelines.fan_out import fan_out
+from kubealign_pipelines.resources import Placement
+
+Arguments = Mapping[str, Any]
+"""Of a component, by name."""
+
+
+def align_offline(
+    place: Placement,
+    rows: Any,
+    cut: dict[str, Any],
+    *,
+    order: str,
+    policy: Any,
+    seed: Any,
+    validation_fraction: Any,
+    select_by: Arguments,
+    logprobs_by: Arguments,
+    mix_by: Arguments,
+    train_by: Arguments,
+    evaluate_by: Arguments,
+) -> None:
+    """Train on completions of ``rows`` and compare the aligned policy with what it was.
+
+    Args:
+        place: makes tasks.
+        rows: dataset of rewarded completions; tokenised ones where nothing was sampled and rewarded.
+        cut: how a fan-out is planned.
+        order: whether log-probabilities are computed "before" or "after" selection.
+        policy: of all stages.
+        seed: of all stages.
+        validation_fraction: share of prompts that ``mix`` holds out and ``evaluate`` compares on.
+        select_by: further arguments of ``select``.
+        logprobs_by: of ``logprobs``.
+        mix_by: of ``mix``.
+        train_by: of ``train``.
+        evaluate_by: of ``evaluate``.
+    """
+
+    def choose(dataset: Any) -> Any:
+        return place(select, rewarded=dataset, seed=seed, **select_by).outputs["dataset"]
+
+    def score(dataset: Any) -> Any:
+        return fan_out(place, logprobs, dataset, cut, policy=policy, **logprobs_by)
+
+    selection = choose(score(rows)) if order == "before" else score(choose(rows))
+    mixed = place(mix, selection=selection, validation_fraction=validation_fraction, seed=seed, **mix_by)
+    trained = place(
+        train,
+        training=mixed.outputs["dataset"],
+        policy=policy,
+        seed=seed,
+        work=cut["work"],
+        **train_by,
+    )
+    place(
+        evaluate,
+        rewarded=rows,
+        model=trained.outputs["model"],
+        policy=policy,
+        validation_fraction=validation_fraction,
+        split_seed=seed,
+        **evaluate_by,
+    )

@@ -1,0 +1,90 @@
+"""Whatever a run file leaves out or reorders, the top level of the graph shows every stage by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kubealign.compiler import compile_pipeline
+from kubealign.graph import Graph
+from kubealign_components.errors import ConfigError
+
+REWARD = {"reward_functions": ["kubealign_components.rewards.functions:brevity"]}
+OFFLINE = {"import_prompts", "filter", "select", "logprobs", "mix", "train", "evaluate"}
+SALMON = {
+    "clean_prompts",
+    "filter",
+    "sample",
+    "judge",
+    "aggregate",
+    "clean_pmp",
+    "train_reward_model",
+    "rl_prompts",
+    "evaluate",
+}
+SHAPES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
+    "scored after": ("offline_alignment", {}, OFFLINE | {"sample", "rewards"}),
+    "scored before": ("offline_alignment", {"logprobs_order": "before"}, OFFLINE | {"sample", "rewards"}),
+    "labels alone": ("offline_alignment", {"sample_n": 0}, OFFLINE),
+    "samples to compare with": ("offline_alignment", {"select_strategy": "labels"}, OFFLINE | {"sample"}),
+    "labels and a reward": ("offline_alignment", {"sample_n": 0, **REWARD}, OFFLINE | {"rewards"}),
+    "ppo": ("salmon", {}, SALMON | {"train_ppo"}),
+    "salmon offline": ("salmon", {"rl": "offline"}, SALMON | OFFLINE - {"import_prompts"} | {"rewards"}),
+}
+
+
+@pytest.fixture(params=SHAPES)
+def shape(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, Any], Graph, set[str]]:
+    """The IR, the graph and the stages that it must show, of every shape."""
+    pipeline, parameters, stages = SHAPES[request.param]
+    path = tmp_path / "pipeline.yaml"
+    graph = compile_pipeline(pipeline, path, parameters=parameters)
+    return next(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader)), graph, stages
+
+
+def test_the_top_level_shows_the_whole_recipe(shape: tuple[dict[str, Any], Graph, set[str]]) -> None:
+    spec, graph, stages = shape
+    tasks = spec["root"]["dag"]["tasks"]
+    shown = [task["taskInfo"]["name"] for task in tasks.values()]
+    assert len(set(shown)) == len(shown)
+    assert {stage.replace("_", " ") for stage in stages} <= set(shown)
+    assert {task.function for task in graph.tasks.values()} - {"split", "merge"} == stages
+    for name, task in tasks.items():
+        assert "triggerPolicy" not in task, f"{name} depends on a condition"
+        if "parameterIterator" not in task:
+            assert name == task["taskInfo"]["name"].replace(" ", "-").lower()
+    assert not [name for name in graph.tasks if name[-1].isdigit()], "two tasks of one name"
+
+
+def test_a_run_is_asked_for_nothing_that_no_stage_reads(
+    shape: tuple[dict[str, Any], Graph, set[str]],
+) -> None:
+    _, graph, _ = shape
+    read = {source.parameter for task in graph.tasks.values() for source in task.arguments.values()}
+    assert set(graph.parameters) <= read
+    assert not graph.parameters.keys() & graph.others.keys()
+    assert not graph.parameters.keys() & graph.choices.keys()
+
+
+def test_scoring_stands_where_it_was_asked_for(tmp_path: Path) -> None:
+    for order, first in (("after", "select"), ("before", "merge-rewards")):
+        path = tmp_path / f"{order}.yaml"
+        compile_pipeline("offline_alignment", path, parameters={"logprobs_order": order})
+        spec = next(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
+        [loop] = [t for t in spec["root"]["dag"]["tasks"].values() if t["taskInfo"]["name"] == "logprobs"]
+        assert _reaches(spec["root"]["dag"]["tasks"], loop, first)
+        assert _reaches(spec["root"]["dag"]["tasks"], loop, "select") == (order == "after")
+
+
+def test_rewards_are_left_out_only_with_labels() -> None:
+    given = {"sample_n": 0, "select_strategy": "best_worst"}
+    with pytest.raises(ConfigError, match="select_strategy='best_worst': expected labels or labelled, as sample_n is 0"):
+        compile_pipeline("offline_alignment", Path("unused.yaml"), parameters=given)
+
+
+def _reaches(tasks: dict[str, Any], task: dict[str, Any], name: str) -> bool:
+    before = task.get("dependentTasks", [])
+    return name in before or any(_reaches(tasks, tasks[one], name) for one in before)
