@@ -81,7 +81,9 @@ def test_scoring_stands_where_it_was_asked_for(tmp_path: Path) -> None:
 
 def test_rewards_are_left_out_only_with_labels() -> None:
     given = {"sample_n": 0, "select_strategy": "best_worst"}
-    with pytest.raises(ConfigError, match="select_strategy='best_worst': expected labels or labelled, as sample_n is 0"):
+    with pytest.raises(
+        ConfigError, match="select_strategy='best_worst': expected labels or labelled, as sample_n is 0"
+    ):
         compile_pipeline("offline_alignment", Path("unused.yaml"), parameters=given)
 
 

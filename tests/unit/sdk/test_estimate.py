@@ -230,6 +230,6 @@ def test_stages_are_estimated_with_their_own_settings() -> None:
     assert by_stage["rewards"].tokens == {"score": 10_000 * (256 + 10 * 512)}
     assert sorted(s.tokens["sample"] for s in stages if s.stage == "sample") == [10_240_000, 51_200_000]
     assert by_stage["logprobs"].memory.parts != by_stage["rewards"].memory.parts
-    budget = run.with_parameters(["offline_logprobs_options.token_budget=16384"])
+    budget = run.with_parameters(["logprobs_options.token_budget=16384"])
     same = {s.stage: s for s in estimate(budget, SHAPES["llama-8b"], Assumptions())}
     assert same["logprobs"].memory.parts == by_stage["rewards"].memory.parts
