@@ -17,6 +17,7 @@ from kfp import kubernetes
 from kubealign_components import images
 from kubealign_components.config import from_mapping, require, require_choice
 from kubealign_components.forwarding import forwarded
+from kubealign_components.store.base import KUBEFLOW
 from kubealign_components.trainjob.settings import TrainJobSettings
 
 _GPU_NAME = "nvidia.com/gpu"
@@ -56,7 +57,7 @@ class StageResources:
     shared_memory: str | None = None
     """Size of /dev/shm, such as "64Gi", which counts as the pod's memory; the node's default without."""
     secrets: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables that come from secrets, as "secret/key"."""
+    """Environment variables from secrets, as "secret/key", or "secret/key?" where there may be none."""
     nodes: int | None = None
     """Pods that train together, each with all of the above; more than one are a TrainJob, which a pod
     without accelerators starts and watches."""
@@ -110,6 +111,21 @@ DEFAULTS: dict[str, StageResources] = {
     "rl_prompts": StageResources(cpu=4, memory="16Gi"),
     "train_ppo": StageResources(cpu=16, memory="128Gi", accelerators=1, accelerator="nvidia.com/gpu"),
 }
+STANDALONE = StageResources(
+    environment={
+        "AWS_ENDPOINT_URL_S3": KUBEFLOW,
+        "AWS_REGION": "us-east-1",
+        "HF_HOME": "/models/huggingface",
+    },
+    secrets={
+        "AWS_ACCESS_KEY_ID": "mlpipeline-minio-artifact/accesskey",
+        "AWS_SECRET_ACCESS_KEY": "mlpipeline-minio-artifact/secretkey",
+        "HF_TOKEN": "kubealign-hub/token?",
+    },
+    volumes={"kubealign-model-cache": "/models"},
+)
+"""What PodDefaults give the pods in a profile, and tasks must bring along where there are none."""
+INSTALLATIONS = {"profile": StageResources(), "standalone": STANDALONE}
 TRAINING = ("train", "train_reward_model", "train_ppo")
 """Stages that can run on several nodes."""
 _WATCHER: dict[str, Any] = {"cpu": "500m", "memory": "4Gi", "accelerators": 0, "shared_memory": None}
@@ -128,12 +144,19 @@ class CompileSettings:
     """Most chunks of a fan-out that run at once."""
     caching: bool = True
     """Whether KFP may take a task's outputs from an earlier run with equal inputs."""
+    installation: str = "profile"
+    """Where pods get the store's keys, the model cache and a hub token from: "profile", the namespace's
+    PodDefaults, or "standalone", for Kubeflow Pipelines by itself, the tasks, which name KFP's own store."""
     registry: str = ""
     """Registry, with a path if need be, that the images are pulled from; empty: as they are named."""
     images: Mapping[str, str] = field(default_factory=dict)
     """Full image references by kind (data, sample, train), such as a digest; these win over ``registry``."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of every pod."""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables of every pod from secrets, as "secret/key" or "secret/key?"."""
+    volumes: Mapping[str, str] = field(default_factory=dict)
+    """Volume claims of every pod by name, and where it sees them, such as "/models"."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Labels of every pod."""
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -144,6 +167,7 @@ class CompileSettings:
     def __post_init__(self) -> None:
         require(self.retries >= 0, "retries", self.retries, "0 or more")
         require(self.parallelism > 0, "parallelism", self.parallelism, "a positive number of chunks")
+        require_choice("installation", self.installation, INSTALLATIONS)
         for kind in self.images:
             require_choice("images", kind, IMAGES)
         for stage, wanted in self.stages.items():
@@ -164,11 +188,13 @@ class CompileSettings:
         everywhere = StageResources(
             retries=self.retries,
             environment=self.environment,
+            secrets=self.secrets,
+            volumes=self.volumes,
             labels=self.labels,
             annotations=self.annotations,
         )
         own = self.stages.get(stage, StageResources())
-        return own.over(DEFAULTS[stage].over(everywhere))
+        return own.over(DEFAULTS[stage].over(everywhere.over(INSTALLATIONS[self.installation])))
 
 
 class Placement:
@@ -289,7 +315,8 @@ def _pod(task: Any, wanted: StageResources) -> None:
         )
     for variable, place in sorted(wanted.secrets.items()):
         name, _, key = place.partition("/")
-        kubernetes.use_secret_as_env(task, name, {key: variable})
+        optional = key.endswith("?")
+        kubernetes.use_secret_as_env(task, name, {key.removesuffix("?"): variable}, optional=optional)
     if wanted.timeout is not None:
         kubernetes.set_timeout(task, wanted.timeout)
 

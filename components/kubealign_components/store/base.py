@@ -21,6 +21,9 @@ TEMPORARY = ".kubealign-"
 WRITER = "kubealign-writer"
 """Metadata key of an object: which call published it."""
 
+KUBEFLOW = "http://seaweedfs.kubeflow:9000"
+"""The store of Kubeflow Pipelines itself, where its launcher looks for ``minio://`` without settings."""
+
 DEADLINE = "KUBEALIGN_STORE_DEADLINE"
 """Environment variable: seconds over which a failing request is tried again, 120 if it is not set."""
 

@@ -18,15 +18,12 @@ from botocore.config import Config
 from urllib3.exceptions import HTTPError
 
 from kubealign_components.errors import NotFound, StoreError
-from kubealign_components.store.base import DEADLINE, deadline, scheme_of, split_folder
+from kubealign_components.store.base import DEADLINE, KUBEFLOW, deadline, scheme_of, split_folder
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 32
 """Kept open per process: slices are read by 16 threads."""
-
-KUBEFLOW = "http://seaweedfs.kubeflow:9000"
-"""The store of Kubeflow Pipelines itself, where its launcher looks for ``minio://`` without settings."""
 
 ATTEMPTS = 5
 """How often what may not pass is tried: conflicts, internal errors, a download without a byte."""

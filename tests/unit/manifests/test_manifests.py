@@ -17,7 +17,8 @@ from golden.update import MANIFESTS, OVERLAYS, built, golden_manifest
 from kubealign.cli.main import main
 from kubealign_components import __version__, images
 from kubealign_components.store import scheme_of, store_for
-from kubealign_components.store.s3_client import KUBEFLOW
+from kubealign_components.store.base import KUBEFLOW
+from kubealign_pipelines.resources import STANDALONE
 
 SCHEMAS = Path(__file__).parent / "schemas"
 KUBERNETES = "1.37"
@@ -42,6 +43,8 @@ EXPECTED_RULES = {
 }
 OF_OUR_CODE = ("kubealign-train", "kubealign-gc")
 each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+each_profile = pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name != "standalone"])
+"""Those for a Kubeflow profile; the other brings no more than the model cache."""
 
 
 def _pod_with(spec: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +132,7 @@ def test_a_misspelt_field_is_not_valid(kind: str, name: str, field: str) -> None
         _check(one)
 
 
-@each_overlay
+@each_profile
 def test_objects_are_labelled_and_in_one_namespace(overlay: str) -> None:
     for one in built(overlay):
         labels = one["metadata"]["labels"]
@@ -145,7 +148,7 @@ def test_a_file_holds_one_object() -> None:
         assert len(list(yaml.safe_load_all(path.read_text()))) == 1, path
 
 
-@each_overlay
+@each_profile
 def test_the_roles_grant_what_is_needed_and_no_more(overlay: str) -> None:
     objects = built(overlay)
     granted = {
@@ -165,7 +168,7 @@ def test_the_roles_grant_what_is_needed_and_no_more(overlay: str) -> None:
     assert secrets["resourceNames"] == [one["secretName"] for one in named if one]
 
 
-@each_overlay
+@each_profile
 def test_an_overlay_leaves_the_roles_of_our_code_as_they_are(overlay: str) -> None:
     """Theirs are held to the calls of the code in test_train_job.py and test_gc.py."""
     for name in OF_OUR_CODE:
@@ -173,7 +176,7 @@ def test_an_overlay_leaves_the_roles_of_our_code_as_they_are(overlay: str) -> No
         assert _only(built(overlay), "Role", name)["rules"] == yaml.safe_load(file.read_text())["rules"]
 
 
-@each_overlay
+@each_profile
 def test_every_role_is_bound_to_its_service_account(overlay: str) -> None:
     objects = built(overlay)
     roles = {one["metadata"]["name"] for one in objects if one["kind"] == "Role"}
@@ -186,7 +189,7 @@ def test_every_role_is_bound_to_its_service_account(overlay: str) -> None:
         _only(objects, "ServiceAccount", name)
 
 
-@each_overlay
+@each_profile
 def test_the_gc_runs_our_image_as_its_own_account_without_rights_on_its_node(overlay: str) -> None:
     spec = _only(built(overlay), "CronJob", "kubealign-gc")["spec"]
     pod = spec["jobTemplate"]["spec"]["template"]
@@ -204,7 +207,7 @@ def test_the_gc_runs_our_image_as_its_own_account_without_rights_on_its_node(ove
     assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
 
 
-@each_overlay
+@each_profile
 def test_nodes_of_a_training_may_talk_to_each_other_alone(overlay: str) -> None:
     policy = _only(built(overlay), "NetworkPolicy", "kubealign-train")["spec"]
     nodes = {"podSelector": policy["podSelector"]}
@@ -214,7 +217,7 @@ def test_nodes_of_a_training_may_talk_to_each_other_alone(overlay: str) -> None:
     assert of_runs.items() < policy["podSelector"]["matchLabels"].items()
 
 
-@each_overlay
+@each_profile
 def test_stages_and_kubeflow_use_one_store(overlay: str) -> None:
     objects = built(overlay)
     launcher = _only(objects, "ConfigMap", "kfp-launcher")["data"]
@@ -229,18 +232,59 @@ def test_stages_and_kubeflow_use_one_store(overlay: str) -> None:
         assert _secrets(spec) == {default["credentials"]["secretRef"]["secretName"]}
 
 
+def test_beside_kubeflow_pipelines_alone_there_is_only_the_model_cache() -> None:
+    kinds = {(one["kind"], one["metadata"]["namespace"]) for one in built("standalone")}
+    assert kinds == {("PersistentVolumeClaim", "kubeflow"), ("Job", "kubeflow")}
+
+
+@each_overlay
+def test_the_model_cache_is_opened_to_the_user_of_the_images(overlay: str) -> None:
+    """User 10001 is not root, to whom a file server gives its folders; and the pod may do nothing else."""
+    objects = built(overlay)
+    pod = _only(objects, "Job", "kubealign-model-cache")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["chmod", "1777", container["volumeMounts"][0]["mountPath"]]
+    assert container["image"] == images.DATA
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["FOWNER"]}
+    claim = pod["volumes"][0]["persistentVolumeClaim"]["claimName"]
+    _only(objects, "PersistentVolumeClaim", claim)
+    mounted = {path for name, path in STANDALONE.volumes.items() if name == claim}
+    assert mounted == {container["volumeMounts"][0]["mountPath"]}
+
+
+@each_profile
+def test_what_a_profile_gives_by_pod_defaults_is_what_tasks_bring_elsewhere(overlay: str) -> None:
+    objects = built(overlay)
+    given = _only(objects, "PodDefault", "kubealign")["spec"]
+    assert {one["name"] for one in given["env"]} == {"HF_HOME", "HF_TOKEN"}
+    assert given["env"][0]["value"] == STANDALONE.environment["HF_HOME"]
+    if overlay == "kind":
+        store = _only(objects, "PodDefault", "kubealign-store")["spec"]["env"]
+        values = {one["name"]: one["value"] for one in store if "value" in one}
+        assert values.items() <= STANDALONE.environment.items()
+        keys = {one["name"]: one["valueFrom"]["secretKeyRef"] for one in store if "valueFrom" in one}
+        named = {name: f"{one['name']}/{one['key']}" for name, one in keys.items()}
+        assert named.items() <= STANDALONE.secrets.items()
+
+
+@each_profile
+def test_images_of_a_registry_with_credentials_can_be_pulled(overlay: str) -> None:
+    for account in (one for one in built(overlay) if one["kind"] == "ServiceAccount"):
+        assert account["imagePullSecrets"] == [{"name": "kubealign-registry"}]
+
+
 @each_overlay
 def test_the_store_of_kubeflow_is_asked_where_kubeflow_has_it(overlay: str) -> None:
     """The Service of its releases 2.16 and 2.17, by the one scheme that its UI has keys for."""
     text = golden_manifest(overlay).read_text()
     assert "minio-service" not in text
-    if "mlpipeline-minio-artifact" in text:
+    if "kfp-launcher" in text and "mlpipeline-minio-artifact" in text:
         root = _only(built(overlay), "ConfigMap", "kfp-launcher")["data"]["defaultPipelineRoot"]
         assert root == "minio://mlpipeline/private-artifacts/kubealign/v2/artifacts"
         assert f"value: {KUBEFLOW}\n" in text
 
 
-@each_overlay
+@each_profile
 def test_every_reference_has_its_object(overlay: str) -> None:
     objects = built(overlay)
     queue = _only(objects, "ClusterQueue", "kubealign")["spec"]

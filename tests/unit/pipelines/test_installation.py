@@ -1,0 +1,63 @@
+"""Where pods get store keys and model cache from: PodDefaults of a profile, or their own tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kubealign.compiler import compile_pipeline
+from kubealign_components.errors import ConfigError
+from kubealign_pipelines import PIPELINES
+from kubealign_pipelines.resources import CompileSettings
+
+KEYS = {"AWS_ACCESS_KEY_ID": "accesskey", "AWS_SECRET_ACCESS_KEY": "secretkey"}
+
+
+def compiled(folder: Path, pipeline: str, settings: CompileSettings) -> list[tuple[Any, Any]]:
+    """Environment and pod settings of every task."""
+    path = folder / "pipeline.yaml"
+    compile_pipeline(pipeline, path, settings)
+    spec, *platforms = yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader)
+    pods = platforms[0]["platforms"]["kubernetes"]["deploymentSpec"]["executors"] if platforms else {}
+    return [
+        ({one["name"]: one["value"] for one in executor["container"].get("env", [])}, pods.get(name, {}))
+        for name, executor in spec["deploymentSpec"]["executors"].items()
+    ]
+
+
+def secrets(pod: Any) -> dict[str, tuple[str, str, bool]]:
+    return {
+        one["envVar"]: (entry["secretName"], one["secretKey"], entry.get("optional", False))
+        for entry in pod.get("secretAsEnv", [])
+        for one in entry["keyToEnv"]
+    }
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_beside_pipelines_alone_every_task_brings_store_and_cache(pipeline: str, tmp_path: Path) -> None:
+    for environment, pod in compiled(tmp_path, pipeline, CompileSettings(installation="standalone")):
+        assert environment["AWS_ENDPOINT_URL_S3"] == "http://seaweedfs.kubeflow:9000"
+        assert environment["HF_HOME"].startswith("/models/")
+        store = {name: ("mlpipeline-minio-artifact", key, False) for name, key in KEYS.items()}
+        assert secrets(pod) == {**store, "HF_TOKEN": ("kubealign-hub", "token", True)}
+        assert [claim["mountPath"] for claim in pod["pvcMount"]] == ["/models"]
+
+
+def test_in_a_profile_tasks_bring_none_of_it(tmp_path: Path) -> None:
+    for environment, pod in compiled(tmp_path, "offline_alignment", CompileSettings()):
+        assert "HF_HOME" not in environment and not secrets(pod) and "pvcMount" not in pod
+
+
+def test_secrets_and_volumes_of_all_pods(tmp_path: Path) -> None:
+    settings = CompileSettings(secrets={"TOKEN": "one/key"}, volumes={"claim": "/data"})
+    for _, pod in compiled(tmp_path, "offline_alignment", settings):
+        assert secrets(pod) == {"TOKEN": ("one", "key", False)}
+        assert [claim["mountPath"] for claim in pod["pvcMount"]] == ["/data"]
+
+
+def test_an_unknown_installation_is_refused() -> None:
+    with pytest.raises(ConfigError, match="installation='kind': expected"):
+        CompileSettings(installation="kind")
