@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kubealign_components.data.dataset import Dataset, Manifest
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.manifest import Manifest
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import SchemaMismatch
 

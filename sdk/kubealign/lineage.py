@@ -12,8 +12,9 @@ from typing import Any
 from rich.markup import escape
 from rich.tree import Tree
 
-from kubealign_components.data.dataset import MANIFEST, Dataset, Manifest
+from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.lineage import LineageStep, describe, steps_of, to_json
+from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.errors import CorruptDataset, NotFound, StoreError
 
 RESULTS = "results.json"

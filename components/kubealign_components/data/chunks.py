@@ -31,9 +31,10 @@ from numpy.typing import NDArray
 from kubealign_components.config import require
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, digest
+from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.data.seeds import ID_LENGTH, mix64
 from kubealign_components.data.stats import Stats
-from kubealign_components.errors import ChunkError, CorruptDataset, NotFound
+from kubealign_components.errors import ChunkError, CorruptDataset, KubeAlignError, NotFound
 from kubealign_components.preemption import Preempted, preemptible
 from kubealign_components.progress import progress_bar
 from kubealign_components.store import join, store_for
@@ -215,13 +216,9 @@ def run_chunk(
     name = provenance.step["stage"]
     work = join(chunk.work, name, provenance.work_key[:16])
     part_uri = join(chunk.work, name, "parts", digest([provenance.fingerprint, chunk.row_ids])[:32])
-    try:
-        part = Dataset.open(part_uri, schema)
-    except NotFound:
-        pass
-    else:
+    if _finished_part(part_uri, chunk, provenance.fingerprint, schema):
         log.info("%s chunk %d of %d was finished before", name, chunk.index + 1, chunk.of)
-        return Part(index=chunk.index, uri=part.uri, rows=part.rows, reused_rows=part.rows)
+        return Part(index=chunk.index, uri=part_uri, rows=chunk.rows, reused_rows=chunk.rows)
     with preemptible(f"{name} chunk {chunk.index + 1} of {chunk.of}") as check:
         slices = SliceStore(work, stage.result_schema)
         reused = _compute_missing(chunk, dataset, stage, slices, slice_rows, name, check)
@@ -234,6 +231,7 @@ def merge(parts: Sequence[Part], chunks: Sequence[Chunk], output: str) -> Datase
 
     Raises:
         ChunkError: a part is missing, there twice, of other rows than planned, or of another recipe.
+        CorruptDataset: a part is damaged; its chunk, run again, makes it anew.
     """
     if not chunks:
         raise ChunkError("no chunks were planned, so there is nothing to merge; plan a dataset that has rows")
@@ -249,6 +247,7 @@ def merge(parts: Sequence[Part], chunks: Sequence[Chunk], output: str) -> Datase
     stats = Stats()
     for chunk, part in zip(chunks, opened):
         _check_part(chunk, part, first.fingerprint, first.schema)
+        part.check_sizes()
         _add_json(stats, part.manifest.stats)
     stats.counts["chunks"] = len(chunks)
     stats.counts["rows_reused"] = sum(part.reused_rows for part in parts)
@@ -317,6 +316,33 @@ class SliceStore:
                 f"{uri}: bytes changed since they were committed; delete it and {commit}, and run again"
             )
         return {row.pop("row_key"): row for row in pq.read_table(pa.BufferReader(data)).to_pylist()}
+
+
+def _finished_part(uri: str, chunk: Chunk, fingerprint: str, schema: str) -> bool:
+    """Whether the part of ``chunk`` stands at ``uri``, whole. A damaged one is removed: its slices are there
+    to make it again."""
+    try:
+        part = Dataset.open(uri, schema)
+    except NotFound:
+        return False
+    except KubeAlignError as error:
+        _remove(uri, error)
+        return False
+    try:
+        _check_part(chunk, part, fingerprint, schema)
+        part.verify()
+    except (ChunkError, CorruptDataset, NotFound) as error:
+        _remove(uri, error)
+        return False
+    return True
+
+
+def _remove(uri: str, why: Exception) -> None:
+    log.warning("a part is removed and made again from its finished slices: %s", why)
+    store = store_for(uri)
+    store.delete(join(uri, MANIFEST))  # first: without it what is left is no dataset
+    for entry in list(store.list(uri)):
+        store.delete(entry.uri)
 
 
 def _compute_missing(

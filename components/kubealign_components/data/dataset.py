@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,20 +20,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubealign_components.data.fingerprint import (
-    Provenance,
-    Recipe,
-    canonical_json,
-    check_recipe,
-    file_digest,
-)
+from kubealign_components.data.fingerprint import Provenance, canonical_json, file_digest
+from kubealign_components.data.manifest import MANIFEST, Manifest, Shard
 from kubealign_components.data.schemas import ROWS, shard_encoding
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch, StoreError
 from kubealign_components.store import join, scheme_of, store_for
 
-MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
 SHARD_BYTES = 128 * 2**20
 ROW_GROUP_BYTES = 8 * 2**20
 BATCH_ROWS = 512
@@ -43,75 +36,6 @@ COPIES = 16
 
 AHEAD = 3
 """Shards of a store behind a network that are fetched while one is read."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shard:
-    """One Parquet file of a dataset."""
-
-    path: str
-    """Relative to the dataset."""
-    rows: int
-    size: int
-    """Bytes."""
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Manifest:
-    """What a dataset is, where it came from and what is in it."""
-
-    schema: str
-    rows: int
-    shards: tuple[Shard, ...]
-    fingerprint: str
-    recipe: Recipe
-    slug: str
-    parents: tuple[dict[str, str], ...] = ()
-    identity: dict[str, str] = field(default_factory=dict)
-    stats: dict[str, Any] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
-    """What a stage has to say beside the counts, such as examples of malformed rows."""
-
-    @property
-    def provenance(self) -> Provenance:
-        """The part of the manifest that was known before the rows."""
-        return Provenance(
-            fingerprint=self.fingerprint,
-            recipe=self.recipe,
-            slug=self.slug,
-            parents=self.parents,
-            identity=self.identity,
-        )
-
-    def to_json(self) -> str:
-        """Stable JSON text."""
-        body = {name: getattr(self, name) for name in self.__slots__}
-        body["shards"] = [{name: getattr(s, name) for name in Shard.__slots__} for s in self.shards]
-        return json.dumps({"version": MANIFEST_VERSION, **body}, indent=1, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: bytes, where: str) -> Manifest:
-        """Read and check a manifest.
-
-        Raises:
-            CorruptDataset: not JSON, another version, or a recipe that does not match.
-        """
-        try:
-            body = json.loads(text)
-            version = body.pop("version")
-            if version != MANIFEST_VERSION:
-                raise CorruptDataset(
-                    f"{where}: manifest version {version!r}, this KubeAlign reads version "
-                    f"{MANIFEST_VERSION}; make the dataset again or use the KubeAlign that wrote it"
-                )
-            body["shards"] = tuple(Shard(**shard) for shard in body["shards"])
-            body["parents"] = tuple(body["parents"])
-            manifest = cls(**body)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CorruptDataset(f"{where}: not a KubeAlign manifest ({error})") from error
-        check_recipe(manifest.fingerprint, manifest.recipe, where)
-        return manifest
 
 
 class Dataset:
@@ -173,8 +97,8 @@ class Dataset:
             spans = [(i, 0, shard.rows) for i, shard in enumerate(self.manifest.shards)]
         pieces = list(spans)
         with closing(self._files([number for number, _, _ in pieces])) as files:
-            for path, (_, start, stop) in zip(files, pieces):
-                yield from _read_span(path, columns, batch_rows, start, stop)
+            for path, (number, start, stop) in zip(files, pieces):
+                yield from self._span(path, number, columns, batch_rows, start, stop)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole dataset in memory; for small ones and for single columns."""
@@ -187,6 +111,70 @@ class Dataset:
         """Rows as dicts, in order."""
         for batch in self.batches(columns):
             yield from batch.to_pylist()
+
+    def _span(
+        self,
+        path: Path,
+        number: int,
+        columns: Sequence[str] | None,
+        batch_rows: int | None,
+        start: int,
+        stop: int,
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows ``start`` to ``stop`` of shard ``number``; row groups outside are not read."""
+        with pq.ParquetFile(path) as file:
+            self._check_rows(number, file.metadata.num_rows)
+            first = 0
+            wanted: list[int] = []
+            offset = start
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if first + rows > start and first < stop:
+                    if not wanted:
+                        offset = start - first
+                    wanted.append(group)
+                first += rows
+            left = stop - start
+            for batch in _read_groups(file, wanted, None if columns is None else list(columns), batch_rows):
+                part = batch.slice(offset, left)
+                offset = max(0, offset - batch.num_rows)
+                left -= part.num_rows
+                if part.num_rows:
+                    yield part
+
+    def _check_rows(self, number: int, held: int) -> None:
+        shard = self.manifest.shards[number]
+        if held != shard.rows:
+            raise CorruptDataset(
+                f"{self.shard_uri(shard)} has {held} rows, the manifest says {shard.rows}; make the dataset "
+                "again"
+            )
+
+    def verify(self) -> None:
+        """Read every shard and hold it to the manifest.
+
+        Raises:
+            CorruptDataset, NotFound: a shard is damaged or gone; names it.
+        """
+        with closing(self._files(range(len(self.manifest.shards)))) as files:
+            for number, path in enumerate(files):
+                self._check_rows(number, pq.read_metadata(path).num_rows)
+
+    def check_sizes(self) -> None:
+        """Hold the sizes of the shards to the manifest, without reading them.
+
+        Raises:
+            CorruptDataset: a shard is of another size, or gone; names it.
+        """
+        sizes = {entry.uri.rsplit("/", 1)[-1]: entry.size for entry in store_for(self.uri).list(self.uri)}
+        for shard in self.manifest.shards:
+            size = sizes.get(shard.path.rsplit("/", 1)[-1])
+            if size != shard.size:
+                stands = "is gone" if size is None else f"has {size} bytes"
+                raise CorruptDataset(
+                    f"{self.shard_uri(shard)} {stands}, the manifest says {shard.size} bytes; make the "
+                    "dataset again"
+                )
 
     def _files(self, numbers: Sequence[int]) -> Generator[Path, None, None]:
         """A verified local file of each shard; the next are fetched and hashed while one is read."""
@@ -424,30 +412,6 @@ def _copy(source: str, target: str) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="kubealign-copy-") as folder:
         store.publish_file(store_for(source).fetch(source, Path(folder)), target)
-
-
-def _read_span(
-    path: Path, columns: Sequence[str] | None, batch_rows: int | None, start: int, stop: int
-) -> Iterator[pa.RecordBatch]:
-    """Rows ``start`` to ``stop`` of one file; row groups outside are not read."""
-    with pq.ParquetFile(path) as file:
-        first = 0
-        wanted: list[int] = []
-        offset = start
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if first + rows > start and first < stop:
-                if not wanted:
-                    offset = start - first
-                wanted.append(group)
-            first += rows
-        left = stop - start
-        for batch in _read_groups(file, wanted, None if columns is None else list(columns), batch_rows):
-            part = batch.slice(offset, left)
-            offset = max(0, offset - batch.num_rows)
-            left -= part.num_rows
-            if part.num_rows:
-                yield part
 
 
 def _read_groups(

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from kubealign_components.data.dataset import Manifest
 from kubealign_components.data.fingerprint import Recipe
+from kubealign_components.data.manifest import Manifest
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 210, 52, 40, 34
 

@@ -16,6 +16,10 @@ from kubealign_components.store.base import TEMPORARY, ObjectInfo
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)  # there is no way to ask without setting it; before there are threads
+READABLE = 0o444 & ~_UMASK
+"""Mode of what is published: nobody may write to it, since one file may have many names."""
 
 
 class LocalStore:
@@ -39,7 +43,7 @@ class LocalStore:
         target = _path(uri)
         if not path.is_file():
             raise StoreError(f"cannot publish {path} as {uri}: there is no such file")
-        linked = _linked(path, target) if _readable_by_all(path) else None
+        linked = _linked(path, target) if _may_be_linked(path) else None
         return _publish(target, write) if linked is None else linked
 
     def copy(self, source: str, target: str) -> bool:
@@ -78,13 +82,21 @@ def _publish(target: Path, write: Callable[[Path], None]) -> bool:
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(READABLE)
         return _link(temporary, target)
 
 
-def _readable_by_all(path: Path) -> bool:
-    """Whether ``path`` may have a second name as it is: no symbolic link, and no file of one user's own."""
+def _may_be_linked(path: Path) -> bool:
+    """Whether ``path`` may have a second name as it is: no symbolic link, and readable as what is published
+    is. It is made read-only, or a write to one name would change what stands under the others."""
     mode = path.lstat().st_mode
-    return stat.S_ISREG(mode) and mode & 0o444 == 0o444
+    if not stat.S_ISREG(mode) or mode & READABLE != READABLE:
+        return False
+    try:
+        path.chmod(READABLE)
+    except PermissionError:  # another user's
+        return mode & 0o222 == 0
+    return True
 
 
 def _linked(origin: Path, target: Path) -> bool | None:
@@ -123,7 +135,6 @@ def _temporary(target: Path) -> Iterator[Path]:
     descriptor, name = tempfile.mkstemp(prefix=TEMPORARY, dir=target.parent)
     os.close(descriptor)
     try:
-        Path(name).chmod(0o644)
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)

@@ -17,7 +17,8 @@ from kubealign.cluster.kube import Kubernetes
 from kubealign.errors import ClusterError
 from kubealign.lineage import ancestors
 from kubealign_components.config import require
-from kubealign_components.data.dataset import MANIFEST, Dataset
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.errors import ConfigError, DataError, NotFound, StoreError
 from kubealign_components.store import ObjectInfo, join, store_for
 from kubealign_components.store.local import LocalStore

@@ -10,7 +10,8 @@ from typing import Any
 
 from kubealign.graph import Graph
 from kubealign.local.watcher import TaskRun, Watcher
-from kubealign_components.data.dataset import MANIFEST, Dataset, Manifest
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.manifest import MANIFEST, Manifest
 
 METRICS = "system.Metrics"
 DIRECTORIES = ("system.Dataset", "system.Model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -214,3 +215,60 @@ def test_handlers_are_restored_and_other_threads_run_without() -> None:
 def test_nothing_planned_is_nothing_to_merge(tmp_path: Path) -> None:
     with pytest.raises(ChunkError, match="no chunks were planned"):
         merge([], [], str(tmp_path))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()  # what is published is read-only
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "flipped shard": ("shard-*", flip),
+    "missing shard": ("shard-*", Path.unlink),
+    "cut shard": ("shard-*", lambda p: os.truncate(p, 40)),
+    "flipped manifest": ("manifest.json", flip),
+    "cut manifest": ("manifest.json", lambda p: os.truncate(p, 40)),
+    "empty manifest": ("manifest.json", lambda p: os.truncate(p, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_part_is_made_again_from_its_slices(
+    make_dataset: MakeDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    dataset = make_dataset(rows_of(6))
+    chunks = plan(dataset, work=str(tmp_path / "work"), chunks=2)
+    for chunk in chunks:
+        run(chunk, Upper())
+    pattern, damage = DAMAGE[kind]
+    damage(next((tmp_path / "work").rglob(f"parts/*/{pattern}")))
+    again = Upper()
+    parts = [run(chunk, again) for chunk in chunks]
+    assert again.computed == []  # nothing but the slices was needed
+    assert "made again from its finished slices" in caplog.text
+    merged = merge(parts, chunks, str(tmp_path / "merged"))
+    assert [row["metadata"] for row in merged.iter_rows()] == [
+        row["prompt_id"].upper() for row in dataset.iter_rows()
+    ]
+
+
+def test_a_part_that_is_cut_between_chunk_and_merge_is_named(
+    make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    chunks = plan(make_dataset(rows_of(6)), work=str(tmp_path / "work"), chunks=2)
+    parts = [run(chunk, Upper()) for chunk in chunks]
+    shard = next((tmp_path / "work").rglob("parts/*/shard-*"))
+    os.truncate(shard, 40)
+    with pytest.raises(CorruptDataset, match=rf"{shard.name} has 40 bytes"):
+        merge(parts, chunks, str(tmp_path / "merged"))
+    assert not (tmp_path / "merged" / "manifest.json").exists()
+
+
+def test_published_files_have_many_names_and_no_writer(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    chunks = plan(make_dataset(rows_of(4)), work=str(tmp_path / "work"), chunks=1)
+    merge([run(chunk, Upper()) for chunk in chunks], chunks, str(tmp_path / "merged"))
+    published = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ""]
+    assert published
+    assert not [path for path in published if path.stat().st_mode & 0o222]

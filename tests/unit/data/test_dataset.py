@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import prompt_row
-from kubealign_components.data.dataset import MANIFEST, Dataset, DatasetWriter
-from kubealign_components.data.fingerprint import Provenance, derive
+from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import Provenance, derive, digest
+from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import COMPLETIONS, PROMPT_ROW, PROMPTS
 from kubealign_components.data.stats import Stats
@@ -40,11 +41,12 @@ def write(
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
-    """Edit the manifest in place; gives the dataset's URI."""
+    """Edit the manifest in place, by one who knows how it is sealed; gives the dataset's URI."""
     path = folder / MANIFEST
     body = json.loads(path.read_text())
     change(body)
-    path.write_text(json.dumps(body))
+    del body["digest"]
+    path.write_text(json.dumps(body | {"digest": digest(body)}))
     return str(folder)
 
 
@@ -142,7 +144,7 @@ def test_another_kind_is_refused_naming_both(tmp_path: Path) -> None:
 
 def test_another_manifest_version_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "d", rows_of(1))
-    with pytest.raises(CorruptDataset, match=r"manifest version 7, this KubeAlign reads version 1"):
+    with pytest.raises(CorruptDataset, match=r"manifest version 7, this KubeAlign reads version 2"):
         Dataset.open(edit(tmp_path / "d", lambda body: body.update(version=7)))
 
 
@@ -160,8 +162,8 @@ def test_an_edited_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CorruptDataset, match=message):
         Dataset.open(edit(tmp_path / "d", lambda body: body["recipe"][name]["params"].update(rows=2)))
     write(tmp_path / "e", rows_of(1))
-    with pytest.raises(CorruptDataset, match=r"the recipe has no step abcdef"):
-        Dataset.open(edit(tmp_path / "e", lambda body: body.update(fingerprint="abcdef" * 10)))
+    with pytest.raises(CorruptDataset, match=r"the recipe has no step abcdabcdabcd"):
+        Dataset.open(edit(tmp_path / "e", lambda body: body.update(fingerprint="abcd" * 16)))
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "replaced"])

@@ -87,7 +87,7 @@ def test_an_edited_recipe_is_refused(diamond: Dataset) -> None:
     path.write_text(path.read_text().replace('"beta": 0.1', '"beta": 0.2'))
     done = CliRunner().invoke(main, ["lineage", diamond.uri])
     assert done.exit_code == 1
-    assert "the manifest was edited" in done.stderr
+    assert "the manifest was changed" in done.stderr
     assert "Traceback" not in done.output
 
 

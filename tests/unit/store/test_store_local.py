@@ -13,7 +13,7 @@ import pytest
 
 from kubealign_components.errors import NotFound, StoreError
 from kubealign_components.store import store_for
-from kubealign_components.store.local import LocalStore
+from kubealign_components.store.local import READABLE, LocalStore
 
 PUBLISH_FOREVER = """
 import sys
@@ -174,4 +174,4 @@ def test_links_and_private_files_are_copied(tmp_path: Path, private: bool) -> No
     assert LocalStore().publish_file(tmp_path / "made", str(target))
     assert not target.is_symlink()
     assert not target.samefile(path)
-    assert target.stat().st_mode & 0o777 == 0o644
+    assert target.stat().st_mode & 0o777 == READABLE
