@@ -256,6 +256,7 @@ class Kube(Server):
         self.collections: dict[str, list[Json]] = {}
         self.objects: dict[str, Json] = {}
         self.logs: dict[str, str] = {}
+        self.pod_defaults: list[Json] = []
         self.forbidden: set[str] = set()
         """Paths that whoever asks may not read, and ``verb resource`` that it may not do."""
 
@@ -279,6 +280,9 @@ class KubeHandler(Handler):
             return 403, {"kind": "Status", "message": f"cannot {method} {path}"}
         if method == "POST" and path.endswith("/selfsubjectaccessreviews"):
             return 201, self._review(json.loads(body))
+        if method == "POST" and path.endswith("/pods"):
+            assert query["dryRun"] == "All", "nothing is made"
+            return self._admit(path.split("/")[-2], json.loads(body))
         if path.endswith("/log"):
             pod = path.split("/")[-2]
             missing = {"kind": "Status", "message": f'pods "{pod}" not found'}
@@ -289,6 +293,24 @@ class KubeHandler(Handler):
         if path in self.server.objects:
             return 200, self.server.objects[path]
         return 404, {"kind": "Status", "message": "the server could not find the requested resource"}
+
+    def _admit(self, namespace: str, pod: Json) -> tuple[int, Any]:
+        """A pod as admission makes it: by the namespace's pod security, and by the PodDefaults' webhook."""
+        labels = self.server.objects[f"/api/v1/namespaces/{namespace}"]["metadata"].get("labels", {})
+        (container,) = pod["spec"]["containers"]
+        restricted = labels.get("pod-security.kubernetes.io/enforce") == "restricted"
+        if restricted and not container["securityContext"].get("runAsNonRoot"):
+            words = (
+                'pods "kubealign-doctor" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot'
+            )
+            return 403, {"kind": "Status", "message": words}
+        pod["spec"]["volumes"] = [
+            volume
+            for one in self.server.pod_defaults
+            if one["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+            for volume in one.get("volumes", [])
+        ]
+        return 201, pod
 
     def _review(self, review: Json) -> Json:
         asked = review["spec"]["resourceAttributes"]

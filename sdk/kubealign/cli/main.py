@@ -17,6 +17,7 @@ import click
 
 from kubealign.cli.cluster import cancel, fetch, logs, output_of, retry, runs, submit, upload
 from kubealign.cli.connection import connected
+from kubealign.cli.doctor import doctor
 from kubealign.cli.estimate import estimate
 from kubealign.cli.gc import gc
 from kubealign.cli.options import load_run, run_options
@@ -230,7 +231,7 @@ def params_(pipeline: str, as_json: bool) -> None:
     standard_console().print(parameter_table(parameters))
 
 
-for _command in (cancel, estimate, fetch, gc, logs, retry, runs, schedule, submit, upload):
+for _command in (cancel, doctor, estimate, fetch, gc, logs, retry, runs, schedule, submit, upload):
     main.add_command(_command)
 
 

@@ -77,9 +77,9 @@ class Kubernetes:
             query["continue"] = following
         return None
 
-    def create(self, path: str, body: Json) -> Json:
-        """What the server makes of ``body``."""
-        response = self._call("POST", path, {}, body)
+    def create(self, path: str, body: Json, *, user: str = "", **query: str) -> Json:
+        """What the server makes of ``body``, asked as ``user`` if one is named."""
+        response = self._call("POST", path, query, body, {"Impersonate-User": user} if user else {})
         if response is None:
             raise ClusterError(f"POST {path}: Kubernetes does not know this")
         answer: Json = json.loads(response.data)
@@ -100,7 +100,14 @@ class Kubernetes:
         if rest:
             yield rest.decode(errors="replace")
 
-    def _call(self, method: str, path: str, query: dict[str, str], body: Json | None = None) -> Any:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        body: Json | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Any:
         """The response, unread; None for 404."""
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
@@ -110,7 +117,11 @@ class Kubernetes:
                 path,
                 method,
                 query_params=list(query.items()),
-                header_params={"Accept": "application/json, */*", "Content-Type": "application/json"},
+                header_params={
+                    "Accept": "application/json, */*",
+                    "Content-Type": "application/json",
+                    **(headers or {}),
+                },
                 body=body,
                 auth_settings=["BearerToken"],
                 _preload_content=False,
