@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kubealign_components.data.schemas import pair_id
-from kubealign_components.data.sources.example import Columns, Example, Offline, number_of
-from kubealign_components.data.sources.messages import Malformed
+from kubealign_components.data.sources.example import Columns, Example, Offline
+from kubealign_components.data.sources.messages import ROLES
 from kubealign_components.data.sources.prompt_rows import to_row
-from kubealign_components.data.sources.row_formats import FORMATS, detect, parse
+from kubealign_components.data.sources.row_formats import FORMATS, WANTED, detect, parse
 from kubealign_components.data.sources.source import Unwanted
+from kubealign_components.data.sources.values import Malformed, number_of
 
 Row = dict[str, Any]
 
 SHP = "shp"
-PAIR_FORMATS = (SHP, *FORMATS)
+PAIR_FORMATS: dict[str, str] = {SHP: "history, human_ref_A and human_ref_B", **WANTED}
+"""The formats, and the columns that each is known by."""
 _SHP_COLUMNS = ("history", "human_ref_A", "human_ref_B")
 # Sound rows that are no comparison of two single answers; Anthropic's data has some of each.
 _NOT_COMPARABLE = ("completion_of_several_turns", "empty_completion")
@@ -28,7 +30,15 @@ def detect_pairs(rows: Iterable[object]) -> str | None:
     return SHP if len(shp) > len(listed) / 2 else detect(listed)
 
 
-def read_pair(raw: object, form: str, source: str, min_score_ratio: float) -> Row:
+def read_pair(
+    raw: object,
+    form: str,
+    source: str,
+    min_score_ratio: float,
+    *,
+    roles: Mapping[str, str] = ROLES,
+    note: Callable[[Mapping[str, int]], None] | None = None,
+) -> Row:
     """The pair of one row, completions in the order of their ids.
 
     In texts with ``Human:`` and ``Assistant:`` turns (Anthropic's), the prompt is the longest common
@@ -39,6 +49,8 @@ def read_pair(raw: object, form: str, source: str, min_score_ratio: float) -> Ro
         form: one of :data:`PAIR_FORMATS`.
         source: name of the source.
         min_score_ratio: SHP rows need a larger ratio.
+        roles: meaning of the role names.
+        note: is told what the row holds and the pair does not.
 
     Returns:
         The prompt's columns, both completions, ``preferred`` (0 or 1), ``margin`` and ``contradicted``
@@ -48,7 +60,9 @@ def read_pair(raw: object, form: str, source: str, min_score_ratio: float) -> Ro
         Malformed: the row cannot be read, or has no preferred completion.
         Unwanted: low_score_ratio, identical_completions, or no comparison of two answers.
     """
-    example = _example(raw, form, min_score_ratio)
+    example = _example(raw, form, roles, min_score_ratio)
+    if note is not None:
+        note(example.notes)
     if sorted(str(c.label) for c in example.completions) != ["chosen", "rejected"]:
         raise Malformed("no_pair")
     row = to_row(example, source, 1.0)
@@ -69,11 +83,11 @@ def read_pair(raw: object, form: str, source: str, min_score_ratio: float) -> Ro
     }
 
 
-def _example(raw: object, form: str, min_score_ratio: float) -> Example:
+def _example(raw: object, form: str, roles: Mapping[str, str], min_score_ratio: float) -> Example:
     if form == SHP:
         return _shp(raw, min_score_ratio)
     try:
-        return parse(raw, FORMATS[form])
+        return parse(raw, FORMATS[form], roles)
     except Malformed as problem:
         if problem.reason in _NOT_COMPARABLE:
             raise Unwanted(problem.reason) from None
@@ -92,10 +106,10 @@ def _shp(raw: object, min_score_ratio: float) -> Example:
         raise Malformed("no_pair")
     if not all(answer.strip() for answer in answers):
         raise Unwanted("empty_completion")
-    label = number_of(row.take("labels"))
+    label = number_of(row.take("labels", "label"))
     if label not in (0, 1):
         raise Malformed("bad_label")
-    scores = [number_of(row.take(f"score_{side}")) for side in "AB"]
+    scores = [row.number(f"score_{side}") for side in "AB"]
     if _ratio(row, scores) <= min_score_ratio:
         raise Unwanted("low_score_ratio")
     verdicts = ("chosen", "rejected") if label == 1 else ("rejected", "chosen")
@@ -104,7 +118,9 @@ def _shp(raw: object, min_score_ratio: float) -> Example:
         for answer, verdict, score in zip(answers, verdicts, scores)
     ]
     prompt = [{"role": "user", "content": history.strip()}]
-    return Example(messages=prompt, completions=offered, whole=True, metadata=row.rest())
+    return Example(
+        messages=prompt, completions=offered, whole=True, metadata=row.rest(), notes=row.reading.notes
+    )
 
 
 def _ratio(row: Columns, scores: list[float | None]) -> float:

@@ -20,18 +20,12 @@ from kubealign_components.data.schemas import PREFERENCES
 from kubealign_components.data.seeds import is_held_out, unit_interval
 from kubealign_components.data.sources.external_sort import Entry, Spool
 from kubealign_components.data.sources.prompt_writer import WRITE_ROWS, sample
-from kubealign_components.data.sources.source import (
-    SourceReader,
-    SourceSettings,
-    reading_bar,
-    report_of,
-    require_fraction,
-    require_sources,
-)
+from kubealign_components.data.sources.source import SourceReader, reading_bar, report_of
+from kubealign_components.data.sources.source_settings import SourceSettings, named_sources, require_fraction
 from kubealign_components.data.stats import Stats
 from kubealign_components.progress import progress_bar
 
-VERSION = 1
+VERSION = 2
 
 Row = dict[str, Any]
 
@@ -70,7 +64,7 @@ class CleanPmpConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.sources), "sources", self.sources, "at least one source")
-        require_sources(self.sources)
+        object.__setattr__(self, "sources", named_sources(self.sources))
         require_fraction(self.max_bad_fraction)
         require(self.min_score_ratio >= 0, "min_score_ratio", self.min_score_ratio, "0 or more")
         require(self.max_rows >= 0, "max_rows", self.max_rows, "a number of pairs, 0 for all")
@@ -113,7 +107,14 @@ def _entries(
     config: CleanPmpConfig, source: PmpSource, reader: SourceReader, number: int, stats: Stats, bar: Any
 ) -> Iterator[Entry]:
     def read(raw: object) -> Row:
-        return read_pair(raw, reader.format, source.name, config.min_score_ratio)
+        return read_pair(
+            raw,
+            reader.format,
+            source.name,
+            config.min_score_ratio,
+            roles=source.role_names,
+            note=reader.note,
+        )
 
     items = reader.items(read, stats, bar, formats=PAIR_FORMATS, wanted=source.format, detect=detect_pairs)
     for position, row in items:

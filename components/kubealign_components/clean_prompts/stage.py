@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +21,11 @@ from kubealign_components.data.sources.example import Example
 from kubealign_components.data.sources.external_sort import Entry, Spool
 from kubealign_components.data.sources.prompt_rows import to_row
 from kubealign_components.data.sources.prompt_writer import sample, write_prompts
-from kubealign_components.data.sources.source import (
-    SourceReader,
-    WeightedSource,
-    reading_bar,
-    report_of,
-    require_fraction,
-    require_sources,
-)
+from kubealign_components.data.sources.source import SourceReader, reading_bar, report_of
+from kubealign_components.data.sources.source_settings import WeightedSource, named_sources, require_fraction
 from kubealign_components.data.stats import Stats
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +59,7 @@ class CleanPromptsConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.sources), "sources", self.sources, "at least one source")
-        require_sources(self.sources)
+        object.__setattr__(self, "sources", named_sources(self.sources))
         require_fraction(self.max_bad_fraction)
         for language in self.languages:
             short = language.isascii() and language.isalpha() and language.islower()
@@ -139,7 +133,7 @@ def _entries(config: CleanPromptsConfig, trees: Trees, stats: Stats) -> Iterator
         language = root.message.language
         if config.languages and language is None:
             language = identify_language(root.message.text)
-        reason = _unwanted(root, language, config)
+        reason = _unwanted(root, language, config, source.role_names)
         if reason is not None:
             stats.drop(reason)
             continue
@@ -147,10 +141,12 @@ def _entries(config: CleanPromptsConfig, trees: Trees, stats: Stats) -> Iterator
         yield row.pop("prompt_id"), root.source, root.row, json.dumps(row, ensure_ascii=False)
 
 
-def _unwanted(root: Root, language: str | None, config: CleanPromptsConfig) -> str | None:
+def _unwanted(
+    root: Root, language: str | None, config: CleanPromptsConfig, roles: Mapping[str, str]
+) -> str | None:
     """Why a tree is dropped, if it is."""
     message, length = root.message, len(root.message.text.strip())
-    if message.role not in USERS:
+    if message.role not in USERS and roles.get(message.role) != "user":
         return "not_from_user"
     if message.deleted and not config.keep_deleted:
         return "deleted"

@@ -16,8 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from kubealign_components.data.sources.example import name_of
-from kubealign_components.data.sources.messages import Malformed
+from kubealign_components.data.sources.values import Malformed, name_of, truth_of
 from kubealign_components.errors import StoreError
 
 USERS = ("prompter", "user", "human")
@@ -94,7 +93,7 @@ def _message(value: Mapping[str, Any], parent: str | None) -> TreeMessage:
     if not isinstance(text, str):
         raise Malformed("no_text")
     try:
-        f"{name}{text}".encode()
+        f"{name}{text}{parent}{value.get('lang')}".encode()
     except UnicodeEncodeError:
         raise Malformed("not_json") from None
     return TreeMessage(
@@ -103,8 +102,7 @@ def _message(value: Mapping[str, Any], parent: str | None) -> TreeMessage:
         role=str(value.get("role") or "").lower(),
         text=text,
         language=name_of(value.get("lang")),
-        # CSV has no booleans.
-        deleted=value.get("deleted") in (True, "true", "True"),
+        deleted=truth_of(value.get("deleted")) is True,
     )
 
 
@@ -140,7 +138,10 @@ class Trees:
             ) from error
 
     def add(self, source: int, row: int, message: TreeMessage) -> bool:
-        """Take in a message; False when the source had one of that id before, which stays."""
+        """Take in a message; False when the source had one of that id before.
+
+        Of several, the one that comes first by parent and text stays, wherever it stands in the files.
+        """
         body = None
         if message.parent is None:
             body = json.dumps([message.role, message.text, message.language, message.deleted])
@@ -148,7 +149,14 @@ class Trees:
             "INSERT OR IGNORE INTO messages VALUES (?, ?, ?, ?, ?)",
             (source, message.id, message.parent, row, body),
         )
-        return done.rowcount == 1
+        if done.rowcount == 1:
+            return True
+        self._file.execute(
+            "UPDATE messages SET parent = ?1, row = ?2, body = ?3 WHERE source = ?4 AND id = ?5"
+            " AND (ifnull(?1, ''), ifnull(?3, '')) < (ifnull(parent, ''), ifnull(body, ''))",
+            (message.parent, row, body, source, message.id),
+        )
+        return False
 
     def link(self) -> None:
         """Make replies findable; call it once, after the last :meth:`add`."""

@@ -17,18 +17,12 @@ from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.sources.external_sort import Entry, Spool
 from kubealign_components.data.sources.prompt_rows import merge_rows, to_row
 from kubealign_components.data.sources.prompt_writer import sample, write_prompts
-from kubealign_components.data.sources.row_formats import FORMATS, detect, parse
-from kubealign_components.data.sources.source import (
-    SourceReader,
-    WeightedSource,
-    reading_bar,
-    report_of,
-    require_fraction,
-    require_sources,
-)
+from kubealign_components.data.sources.row_formats import FORMATS, WANTED, detect, parse
+from kubealign_components.data.sources.source import SourceReader, reading_bar, report_of
+from kubealign_components.data.sources.source_settings import WeightedSource, named_sources, require_fraction
 from kubealign_components.data.stats import Stats
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +55,7 @@ class ImportConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.sources), "sources", self.sources, "at least one source")
-        require_sources(self.sources)
+        object.__setattr__(self, "sources", named_sources(self.sources))
         require_fraction(self.max_bad_fraction)
         require(self.max_rows >= 0, "max_rows", self.max_rows, "a number of prompts, 0 for all")
 
@@ -108,13 +102,14 @@ def _entries(
     """The usable rows of one source for the spool; the others are counted."""
 
     def read(raw: object) -> dict[str, Any]:
-        example = parse(raw, FORMATS[reader.format])
+        example = parse(raw, FORMATS[reader.format], source.role_names)
+        reader.note(example.notes)
         row = to_row(example, source.name, source.weight)
         for reason, count in example.refused.items():
             stats.counts[f"completions_dropped_{reason}"] += count
         return row
 
-    items = reader.items(read, stats, bar, formats=FORMATS, wanted=source.format, detect=detect)
+    items = reader.items(read, stats, bar, formats=WANTED, wanted=source.format, detect=detect)
     for position, row in items:
         yield row.pop("prompt_id"), number, position, json.dumps(row, ensure_ascii=False)
 

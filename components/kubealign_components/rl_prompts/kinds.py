@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kubealign_components.data.answers import last_boxed
 from kubealign_components.data.principles import GENERAL, REASONING
 from kubealign_components.data.sources.example import answers_of
-from kubealign_components.data.sources.messages import (
-    ROLES,
-    Malformed,
-    Message,
-    first_of,
-    text_of,
-    turns_from_text,
-)
+from kubealign_components.data.sources.messages import Message, Reading, turns_from_text
 from kubealign_components.data.sources.row_formats import FORMATS, detect, parse
 from kubealign_components.data.sources.source import Unwanted
+from kubealign_components.data.sources.values import Malformed, first_of, text_of
 from kubealign_components.rl_prompts.cleaning import clean
 
 BUCKETS = ("niv", "flan", "t0", "cot")
@@ -29,7 +23,6 @@ DOLLY_CATEGORIES = ("creative_writing", "brainstorming", "open_qa", "general_qa"
 
 _NLI_PHRASE = "it is not possible to tell"
 _NLI_WORDS = re.compile(r"\b(?:premise|hypothesis)\b")
-_BOXED = re.compile(r"\\boxed\s*\{")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -48,14 +41,14 @@ class Question:
 class Kind:
     """How to read a kind of source."""
 
-    read: Callable[[Mapping[str, Any], Counter[str]], Question]
+    read: Callable[[Mapping[str, Any], Reading], Question]
     question_type: str = GENERAL
     buckets: tuple[str, ...] = ("",)
     max_per_bucket: int = 0
     """Most prompts of each bucket when the source does not say; 0 for all."""
 
 
-def openorca(row: Mapping[str, Any], counts: Counter[str]) -> Question:  # noqa: ARG001
+def openorca(row: Mapping[str, Any], reading: Reading) -> Question:  # noqa: ARG001
     """``question`` and ``id``, which begins with the collection that the question comes from.
 
     Raises:
@@ -72,14 +65,14 @@ def openorca(row: Mapping[str, Any], counts: Counter[str]) -> Question:  # noqa:
     return Question(messages=_user(text), bucket=bucket, metadata={"bucket": bucket})
 
 
-def sharegpt(row: Mapping[str, Any], counts: Counter[str]) -> Question:
+def sharegpt(row: Mapping[str, Any], reading: Reading) -> Question:
     """The first turn of a conversation of at least two, when a human has it; cleaned.
 
     Raises:
         Malformed: no_messages, bad_message, unknown_role or not_text.
         Unwanted: single_turn, first_turn_not_human or empty.
     """
-    turns = turns_from_text(first_of(row, "conversations", "messages", "items"))
+    turns = turns_from_text(first_of(row, "conversations", "messages", "items"), reading.roles)
     if not isinstance(turns, list) or not turns:
         raise Malformed("no_messages")
     first = turns[0]
@@ -88,18 +81,18 @@ def sharegpt(row: Mapping[str, Any], counts: Counter[str]) -> Question:
     if len(turns) < 2:
         raise Unwanted("single_turn")
     name = first_of(first, "role", "from", "author")
-    role = ROLES.get(name.lower()) if isinstance(name, str) else None
+    role = reading.roles.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise Malformed("unknown_role")
     if role != "user":
         raise Unwanted("first_turn_not_human")
-    text = clean(text_of(first_of(first, "markdown", "content", "value", "text")), counts)
+    text = clean(text_of(first_of(first, "markdown", "content", "value", "text")), reading.notes)
     if not text:
         raise Unwanted("empty")
     return Question(messages=_user(text))
 
 
-def dolly(row: Mapping[str, Any], counts: Counter[str]) -> Question:  # noqa: ARG001
+def dolly(row: Mapping[str, Any], reading: Reading) -> Question:  # noqa: ARG001
     """``instruction`` of the categories that need no context.
 
     Raises:
@@ -117,7 +110,7 @@ def dolly(row: Mapping[str, Any], counts: Counter[str]) -> Question:  # noqa: AR
     return Question(messages=_user(text), metadata={"category": category})
 
 
-def math(row: Mapping[str, Any], counts: Counter[str]) -> Question:  # noqa: ARG001
+def math(row: Mapping[str, Any], reading: Reading) -> Question:  # noqa: ARG001
     r"""``problem``, with ``answer``, or what stands in the last ``\boxed{…}`` of ``solution``.
 
     Raises:
@@ -131,7 +124,7 @@ def math(row: Mapping[str, Any], counts: Counter[str]) -> Question:  # noqa: ARG
     return Question(messages=_user(text), answers=answers_of(answer), metadata=metadata)
 
 
-def any_prompt(row: Mapping[str, Any], counts: Counter[str]) -> Question:  # noqa: ARG001
+def any_prompt(row: Mapping[str, Any], reading: Reading) -> Question:
     """The prompt of a row of any format that ``import_prompts`` reads; its completions are left.
 
     Raises:
@@ -140,7 +133,8 @@ def any_prompt(row: Mapping[str, Any], counts: Counter[str]) -> Question:  # noq
     form = detect([row])
     if form is None:
         raise Malformed("unknown_format")
-    example = parse(row, FORMATS[form])
+    example = parse(row, FORMATS[form], reading.roles)
+    reading.notes.update(example.notes)
     return Question(
         messages=example.messages, tools=example.tools, answers=example.answers, metadata=example.metadata
     )
@@ -153,19 +147,6 @@ KINDS: dict[str, Kind] = {
     "math": Kind(read=math, question_type=REASONING),
     "any": Kind(read=any_prompt),
 }
-
-
-def last_boxed(text: str) -> str | None:
-    r"""What stands in the last ``\boxed{…}`` of ``text``, braces matched; None when there is none."""
-    starts = [found.end() for found in _BOXED.finditer(text)]
-    if not starts:
-        return None
-    depth = 1
-    for position in range(starts[-1], len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if not depth:
-            return text[starts[-1] : position].strip()
-    return None
 
 
 def _text(value: object) -> str:

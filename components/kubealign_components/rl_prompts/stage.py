@@ -21,23 +21,17 @@ from kubealign_components.data.models import find_model
 from kubealign_components.data.principles import GENERAL, REASONING, RED_TEAMING, TAGS
 from kubealign_components.data.sources.example import Example
 from kubealign_components.data.sources.external_sort import Entry, Spool
-from kubealign_components.data.sources.messages import Malformed
+from kubealign_components.data.sources.messages import Reading
 from kubealign_components.data.sources.prompt_rows import to_row
 from kubealign_components.data.sources.prompt_writer import sample, write_prompts
-from kubealign_components.data.sources.source import (
-    SourceReader,
-    Unwanted,
-    WeightedSource,
-    reading_bar,
-    report_of,
-    require_fraction,
-    require_sources,
-)
+from kubealign_components.data.sources.source import SourceReader, Unwanted, reading_bar, report_of
+from kubealign_components.data.sources.source_settings import WeightedSource, named_sources, require_fraction
+from kubealign_components.data.sources.values import Malformed, is_media
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError
 from kubealign_components.rl_prompts.kinds import KINDS, Question
 
-VERSION = 1
+VERSION = 2
 LENGTH_BONUS: Mapping[str, float] = {GENERAL: 1.0, REASONING: -0.4, RED_TEAMING: 0.0}
 """The published bonuses; the release has one for red-teaming and never applies it."""
 
@@ -97,7 +91,7 @@ class RlPromptsConfig:
     """Decides which prompts the limits keep."""
 
     def __post_init__(self) -> None:
-        require_sources(self.sources)
+        object.__setattr__(self, "sources", named_sources(self.sources))
         require_fraction(self.max_bad_fraction)
         for name, bonus in self.length_bonus.items():
             require_choice("length_bonus", name, TAGS)
@@ -194,7 +188,13 @@ def _entries(
     def read(raw: object) -> tuple[int, Row]:
         if not isinstance(raw, Mapping):
             raise Malformed("not_an_object")
-        question = kind.read(raw, stats.counts)
+        if any(is_media(str(name), value) for name, value in raw.items()):
+            raise Malformed("not_text")
+        reading = Reading(roles=source.role_names)
+        try:
+            question = kind.read(raw, reading)
+        finally:
+            reader.note(reading.notes)
         # A text that cannot be stored cannot be tokenised either.
         row = _row(question, facts, source.name, source.weight)
         gate.check(question)

@@ -20,8 +20,8 @@ from kubealign_components.clean_pmp.pairs import detect_pairs, read_pair
 from kubealign_components.clean_pmp.stage import CleanPmpConfig, PmpSource, run
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import PREFERENCES, pair_id
-from kubealign_components.data.sources.messages import Malformed
 from kubealign_components.data.sources.source import Unwanted
+from kubealign_components.data.sources.values import Malformed
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError
 
@@ -248,7 +248,7 @@ def test_formats_are_told_apart_by_their_columns() -> None:
 
 
 def test_a_source_of_something_else_is_refused(cleaned: Cleaned) -> None:
-    with pytest.raises(ConfigError, match=r"sources\.source0\.format='auto'.*shp.*columns x"):
+    with pytest.raises(ConfigError, match=r"sources\.source0\.format='auto'.*columns x.*shp: history"):
         cleaned([{"x": 1}])
     with pytest.raises(DataError, match=r"1 of 1 rows are malformed \(1 no_pair\)"):
         cleaned([{"instruction": "Sort.", "output": "a b"}])

@@ -325,7 +325,8 @@ def test_settings_are_checked_by_name(tmp_path: Path) -> None:
 
 def test_an_unknown_format_says_what_it_found(imported: Import) -> None:
     with pytest.raises(
-        ConfigError, match=r"sources\.source0\.format='auto'.*the first 2 rows have columns x, y"
+        ConfigError,
+        match=r"sources\.source0\.format='auto'.*the columns x, y.*preference: chosen and rejected",
     ):
         imported([{"x": 1}, {"y": 2}])
 

@@ -18,8 +18,9 @@ from conftest import prompt_row
 from kubealign import quickstart
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import PROMPTS
-from kubealign_components.data.sources.messages import Malformed
+from kubealign_components.data.sources.messages import Reading
 from kubealign_components.data.sources.source import Unwanted
+from kubealign_components.data.sources.values import Malformed
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.filter.stage import FilterConfig
@@ -313,7 +314,7 @@ def test_the_order_of_rows_does_not_matter(gathered: Gathered) -> None:
 )
 def test_no_row_is_more_than_malformed(kind: str, row: Row) -> None:
     try:
-        KINDS[kind].read(row, Counter())
+        KINDS[kind].read(row, Reading())
     except (Malformed, Unwanted) as refused:
         assert refused.reason
 

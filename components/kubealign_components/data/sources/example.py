@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
-from kubealign_components.data.sources.messages import Malformed, Message
-
-METADATA_CHARS = 256
-"""Longer strings of a source's own columns are not kept."""
+from kubealign_components.data.answers import reference_answer
+from kubealign_components.data.sources.messages import Message, Reading
+from kubealign_components.data.sources.values import (
+    Malformed,
+    is_media,
+    is_missing,
+    number_of,
+    small_value,
+    verdict_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,74 +44,100 @@ class Example:
     metadata: dict[str, Any] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
     """Completions that were left out, by reason."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """What the row holds and the example does not, by name."""
 
 
 class Columns:
-    """A row whose columns are taken by name; what nobody took is metadata."""
+    """A row whose columns are taken by name; what nobody took is metadata, or noted.
 
-    def __init__(self, row: Mapping[str, Any]) -> None:
+    Raises:
+        Malformed: not_text, when a column holds pictures, sounds or films, without which the text is
+            another.
+    """
+
+    def __init__(self, row: Mapping[str, Any], reading: Reading | None = None) -> None:
         self._row = row
         self._taken: set[str] = set()
+        self.reading = reading or Reading()
+        if any(is_media(str(name), value) for name, value in row.items()):
+            raise Malformed("not_text")
 
     def has(self, name: str) -> bool:
-        """Whether the column is there and not null."""
+        """Whether the column is there and not missing."""
         return self.peek(name) is not None
 
     def peek(self, name: str) -> Any:
-        """The column, without taking it."""
-        return self._row.get(name)
+        """The column, without taking it; None when it is missing."""
+        value = self._row.get(name)
+        return None if is_missing(value) else value
 
     def take(self, *names: str) -> Any:
-        """The first of the columns that is there and not null."""
+        """The first of the columns that is there and not missing."""
         name = next((n for n in names if self.has(n)), None)
         if name is None:
             return None
         self._taken.add(name)
         return self._row[name]
 
+    def number(self, *names: str) -> float | None:
+        """The first of the columns as a number; noted when it is none."""
+        return self.read_number(self.take(*names))
+
+    def read_number(self, value: object) -> float | None:
+        """A score as a number; noted when something stands there that is none."""
+        number = number_of(value)
+        if number is None and not is_missing(value) and value != "":
+            self.reading.notes["scores_not_understood"] += 1
+        return number
+
+    def verdict(self, *names: str) -> str | None:
+        """The first of the columns as a verdict; noted, and left to the metadata, when it is none."""
+        for name in filter(self.has, names):
+            found = verdict_of(self._row[name])
+            if found is not None:
+                self._taken.add(name)
+                return found
+            self.reading.notes["labels_not_understood"] += 1
+        return None
+
     def rest(self) -> dict[str, Any]:
-        """The other columns that are small scalars."""
-        return {k: v for k, v in self._row.items() if k not in self._taken and _is_small(v)}
+        """The other columns that are small scalars; those that are not are noted."""
+        kept = {}
+        for name, value in self._others():
+            small = small_value(value)
+            if small is not None:
+                kept[name] = small
+            elif value not in ("", [], {}):
+                self.reading.notes[f"column_not_kept_{name}"] += 1
+        return kept
+
+    def _others(self) -> Iterator[tuple[str, Any]]:
+        return ((str(k), v) for k, v in self._row.items() if k not in self._taken and not is_missing(v))
 
 
 def answers_of(value: object) -> list[str]:
     """Verifiable answers as text, one or a list of them; numbers without a needless ``.0``.
 
+    Of a solution that ends with its answer, such as GSM8K's and MATH's, that answer
+    (:func:`~kubealign_components.data.answers.reference_answer`). Of SQuAD's objects, their ``text``.
+
     Raises:
         Malformed: bad_answer, for anything but text and numbers.
     """
-    listed = value if isinstance(value, list) else [] if value is None else [value]
-    texts = [_answer_text(item) for item in listed if item is not None]
+    if isinstance(value, Mapping) and "text" in value:
+        value = value["text"]
+    listed = value if isinstance(value, list) else [value]
+    texts = [_answer_text(item) for item in listed if not is_missing(item)]
     return list(dict.fromkeys(text for text in texts if text))
 
 
 def _answer_text(value: object) -> str:
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+    if isinstance(value, Decimal):
+        return str(int(value)) if value == int(value) else f"{value.normalize():f}"
+    if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if not isinstance(value, str | int | float):
         raise Malformed("bad_answer")
-    return str(value).strip()
-
-
-def number_of(value: object) -> float | None:
-    """A finite number, also when it is written as text; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def name_of(value: object) -> str | None:
-    """Text that is not empty, or None."""
-    return value if isinstance(value, str) and value else None
-
-
-def _is_small(value: object) -> bool:
-    if isinstance(value, str):
-        return 0 < len(value) <= METADATA_CHARS
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**63)
+    text = str(value).strip()
+    return reference_answer(text) if isinstance(value, str) else text

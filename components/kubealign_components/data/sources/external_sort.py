@@ -64,9 +64,10 @@ class Spool:
         )
 
     def groups(self) -> Iterator[tuple[str, list[tuple[int, str]]]]:
-        """Every key, in the order of :meth:`keys`, with (source, row as JSON) in source order."""
+        """Every key, in the order of :meth:`keys`, with (source, row as JSON), by source and then by what
+        the row says: neither the order of a source's files nor of its rows can be seen in it."""
         rows = self._rows.execute(
             "SELECT key, source, body FROM rows INDEXED BY by_key ORDER BY key, source, row"
         )
         for key, group in groupby(rows, key=lambda row: str(row[0])):
-            yield key, [(source, body) for _, source, body in group]
+            yield key, sorted((source, body) for _, source, body in group)

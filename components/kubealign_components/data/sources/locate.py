@@ -106,7 +106,9 @@ def _single(uri: str, file: SourceFile) -> SourceFile:
 
 def _saved_dataset(listing: Listing, uri: str, split: str) -> list[SourceFile] | None:
     """The files of a dataset that ``save_to_disk`` wrote; None when the folder holds another thing."""
-    splits = json.loads(_text(listing, "dataset_dict.json") or "{}").get("splits")
+    splits = _record(listing, "dataset_dict.json", uri).get("splits")
+    if splits is not None and not (isinstance(splits, list) and all(isinstance(s, str) for s in splits)):
+        raise ConfigError("uri", uri, 'a saved dataset, whose dataset_dict.json has {"splits": [names]}')
     if splits is None and "state.json" not in listing:
         return None
     folder = ""
@@ -114,17 +116,34 @@ def _saved_dataset(listing: Listing, uri: str, split: str) -> list[SourceFile] |
         if split not in splits:
             raise ConfigError("split", split, f"a split of {uri}, which has {', '.join(splits) or 'none'}")
         folder = f"{split}/"
-    state = json.loads(_text(listing, f"{folder}state.json") or "{}")
-    recorded = state.get("_split") or "train"
+    state = _record(listing, f"{folder}state.json", uri)
+    recorded = str(state.get("_split") or "train")
     if splits is None and split != recorded:
         raise ConfigError("split", split, f"the split of {uri}, which is {recorded}")
-    names = [folder + entry["filename"] for entry in state.get("_data_files", [])]
+    listed = state.get("_data_files", [])
+    found = [e.get("filename") for e in listed if isinstance(e, dict)] if isinstance(listed, list) else [None]
+    if not all(isinstance(name, str) for name in found):
+        raise ConfigError(
+            "uri", uri, 'a saved dataset, whose state.json has {"_data_files": [{"filename": …}]}'
+        )
+    names = [f"{folder}{name}" for name in found]
     missing = [name for name in names if name not in listing]
     if missing or not names:
         raise ConfigError(
             "uri", uri, f"a whole saved dataset; it lacks {_some(missing or [folder + 'state.json'])}"
         )
     return [listing[name] for name in names]
+
+
+def _record(listing: Listing, name: str, uri: str) -> dict[str, Any]:
+    """A JSON object that ``save_to_disk`` wrote; empty when the file is not there."""
+    try:
+        value = json.loads(_text(listing, name) or "{}")
+    except (ValueError, RecursionError) as error:
+        raise ConfigError("uri", uri, f"a saved dataset with a whole {name} ({error})") from error
+    if not isinstance(value, dict):
+        raise ConfigError("uri", uri, f"a saved dataset, whose {name} is an object")
+    return value
 
 
 def _hub_listing(name: str, revision: str | None) -> tuple[dict[str, SourceFile], str]:

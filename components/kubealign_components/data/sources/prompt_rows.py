@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from kubealign_components.data.fingerprint import canonical_json
+from kubealign_components.data.fingerprint import canonical_json, source_json
 from kubealign_components.data.schemas import (
     new_completion,
     offline_completion_id,
     prompt_id,
 )
 from kubealign_components.data.sources.example import Example, Offline
-from kubealign_components.data.sources.messages import Malformed
+from kubealign_components.data.sources.values import Malformed
 
 Row = dict[str, Any]
 
@@ -34,8 +34,8 @@ def to_row(example: Example, source: str, weight: float) -> Row:
             "prompt_id": name,
             "source": source,
             "source_weight": weight,
-            "messages": canonical_json(example.messages),
-            "tools": canonical_json(example.tools) if example.tools else None,
+            "messages": source_json(example.messages),
+            "tools": source_json(example.tools) if example.tools else None,
             "answers": _encodable(example.answers),
             "metadata": canonical_json(_encodable(example.metadata)) if example.metadata else None,
             "completions": completions,
@@ -86,7 +86,7 @@ def _completion(prompt: str, offline: Offline) -> Row:
         completion_id=offline_completion_id(prompt, offline.messages),
         reference=False,
         model=_encodable(offline.model or UNNAMED_MODEL),
-        messages=canonical_json(offline.messages),
+        messages=source_json(offline.messages),
         label=offline.label,
         score=offline.score,
     )

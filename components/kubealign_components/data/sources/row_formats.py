@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kubealign_components.data.sources import swissai
-from kubealign_components.data.sources.example import (
-    Columns,
-    Example,
-    Offline,
-    answers_of,
-    name_of,
-    number_of,
-)
+from kubealign_components.data.sources.example import Columns, Example, Offline, answers_of
 from kubealign_components.data.sources.messages import (
-    Malformed,
+    ROLES,
     Message,
+    Reading,
     check_order,
-    first_of,
-    from_json_text,
     read_answer,
-    read_tools,
     read_turns,
     split_common,
     split_last,
-    text_of,
     turns_from_text,
 )
-
-PROMPT_COLUMNS = (
-    "prompt",
-    "conversations",
-    "messages",
-    "instruction",
-    "question",
-    "problem",
-    "query",
-    "input_text",
-)
-_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+from kubealign_components.data.sources.prompt_columns import agreed, explicit_prompt, with_system
+from kubealign_components.data.sources.tool_calls import read_tools
+from kubealign_components.data.sources.transcripts import transcripts_of
+from kubealign_components.data.sources.values import Malformed, from_json_text, name_of
 
 
 def preference(row: Columns) -> Example:
@@ -49,17 +30,15 @@ def preference(row: Columns) -> Example:
     chosen, rejected = row.take("chosen"), row.take("rejected")
     if chosen is None or rejected is None:
         raise Malformed("no_pair")
-    prompt = _explicit_prompt(row)
-    if isinstance(chosen, str) and isinstance(rejected, str) and prompt is None:
-        prompt, both = split_common(_transcripts(chosen, rejected))
-    else:
-        both = [read_answer(chosen), read_answer(rejected)]
-    if both[0][0]["role"] != "assistant" or both[1][0]["role"] != "assistant":
-        prompt, both = split_common(both)
+    prompt = explicit_prompt(row)
+    both = _chats(row, chosen, rejected, prompt)
+    if any(chat[0]["role"] != "assistant" for chat in both):
+        shared, both = split_common(both)
+        prompt = agreed(prompt, shared)
     if prompt is None:
         raise Malformed("no_prompt")
     return Example(
-        messages=prompt,
+        messages=with_system(row, prompt),
         whole=True,
         completions=[_pair_member(row, side, turns) for side, turns in zip(("chosen", "rejected"), both)],
     )
@@ -72,20 +51,23 @@ def conversation(row: Columns) -> Example:
     turns = row.take("conversations", "messages")
     if turns is None:
         raise Malformed("no_messages")
-    prompt, completion = split_last(_with_system(row, read_turns(turns)))
-    return Example(messages=prompt, completions=_labelled(row, completion), whole=True)
+    prompt, completion = split_last(read_turns(turns, row.reading))
+    if row.has("prompt"):
+        prompt = agreed(explicit_prompt(row), prompt)
+    if not completion:
+        completion = _completion(row)
+    return Example(messages=with_system(row, prompt), completions=_labelled(row, completion), whole=True)
 
 
 def instruction(row: Columns) -> Example:
     """A prompt of its own column, with at most one completion (or a pair)."""
     if row.has("chosen") or row.has("rejected"):
         return preference(row)
-    prompt = _explicit_prompt(row)
+    prompt = explicit_prompt(row)
     if prompt is None:
         raise Malformed("no_prompt")
-    completion = row.take("output", "completion", "response")
-    turns = read_answer(completion) if completion is not None else []
-    return Example(messages=prompt, completions=_labelled(row, turns), whole=True)
+    completions = _labelled(row, _completion(row))
+    return Example(messages=with_system(row, prompt), completions=completions, whole=True)
 
 
 def completions(row: Columns) -> Example:
@@ -93,25 +75,25 @@ def completions(row: Columns) -> Example:
     listed = from_json_text(row.take("completions", "responses"))
     if not isinstance(listed, list):
         raise Malformed("bad_completions")
-    prompt = _explicit_prompt(row)
+    prompt = explicit_prompt(row)
     if prompt is None:
         raise Malformed("no_prompt")
-    return Example(messages=prompt, completions=[_listed_completion(item) for item in listed])
+    offered = [_listed_completion(row, item) for item in listed]
+    return Example(messages=with_system(row, prompt), completions=offered)
 
 
 def candidates(row: Columns) -> Example:
     """``candidate_0``, ``candidate_1`` and the index of the better one in ``choice``."""
-    both = [read_answer(row.take("candidate_0")), read_answer(row.take("candidate_1"))]
-    choice = row.take("choice")
-    if isinstance(choice, bool) or choice not in (0, 1, "0", "1", "candidate_0", "candidate_1"):
+    both = [read_answer(row.take(name), row.reading) for name in ("candidate_0", "candidate_1")]
+    choice = str(row.take("choice")).removeprefix("candidate_").removesuffix(".0")
+    if choice not in ("0", "1"):
         raise Malformed("bad_choice")
-    prompt = _explicit_prompt(row)
+    prompt = explicit_prompt(row)
     if prompt is None:
         raise Malformed("no_prompt")
-    better = int(str(choice)[-1]) if isinstance(choice, str) else int(choice)
-    labels = ("chosen", "rejected") if better == 0 else ("rejected", "chosen")
+    labels = ("chosen", "rejected") if choice == "0" else ("rejected", "chosen")
     offered = [Offline(messages=m, label=label) for m, label in zip(both, labels)]
-    return Example(messages=prompt, completions=offered, whole=True)
+    return Example(messages=with_system(row, prompt), completions=offered, whole=True)
 
 
 def swissai_row(row: Columns) -> Example:
@@ -129,7 +111,7 @@ def swissai_row(row: Columns) -> Example:
     elif going_on:
         prompt, ends = split_common([[*start, *r.turns] for _, r in going_on])
     offered = [
-        Offline(messages=turns, score=number_of(branch.get("reward")), model=r.model)
+        Offline(messages=turns, score=row.read_number(branch.get("reward")), model=r.model)
         for (branch, r), turns in zip(going_on, ends)
     ]
     found = [answer for r in read for answer in r.answers]
@@ -148,6 +130,17 @@ FORMATS: dict[str, Parser] = {
     "instruction": instruction,
     "prompt": instruction,
 }
+WANTED: dict[str, str] = {
+    "swissai": "initial_prompt, or conversation_branches",
+    "candidates": "candidate_0 and candidate_1, with choice and a prompt",
+    "sharegpt": "conversations",
+    "preference": "chosen and rejected, with a prompt or chats that begin alike",
+    "completions": "completions or responses (lists), with a prompt",
+    "messages": "messages",
+    "instruction": "instruction, with input and output",
+    "prompt": "prompt, question, problem, query or input_text, with completion and answer",
+}
+"""The columns that each format is known by, in words."""
 _SIGNS: dict[str, tuple[tuple[str, ...], ...]] = {
     "swissai": (("initial_prompt",), ("conversation_branches",)),
     "candidates": (("candidate_0", "candidate_1"),),
@@ -166,7 +159,7 @@ def detect(rows: Iterable[object]) -> str | None:
     return max(seen, key=lambda name: seen[name]) if seen else None
 
 
-def parse(row: object, parser: Parser) -> Example:
+def parse(row: object, parser: Parser, roles: Mapping[str, str] = ROLES) -> Example:
     """Read one row.
 
     Raises:
@@ -175,7 +168,7 @@ def parse(row: object, parser: Parser) -> Example:
     if not isinstance(row, Mapping):
         raise Malformed("not_an_object")
     try:
-        return _parse(Columns(row), parser)
+        return _parse(Columns(row, Reading(roles=roles)), parser)
     except RecursionError:
         raise Malformed("too_deep") from None
 
@@ -185,6 +178,7 @@ def _parse(row: Columns, parser: Parser) -> Example:
     example.tools = read_tools(row.take("tools", "functions", "available_functions"))
     example.answers = example.answers or answers_of(row.take("answers", "answer", "solution"))
     example.metadata = row.rest()
+    example.notes = row.reading.notes
     _check_prompt(example.messages)
     _screen(example)
     return example
@@ -198,49 +192,34 @@ def _looks_like(row: Mapping[Any, Any]) -> str | None:
     return None
 
 
-def _explicit_prompt(row: Columns) -> list[Message] | None:
-    name = next((n for n in PROMPT_COLUMNS if row.has(n)), None)
-    if name is None:
-        return None
-    value = turns_from_text(row.take(name))
-    if not isinstance(value, str):
-        return _with_system(row, read_turns(value))
-    if name == "instruction":
-        value = "\n".join(filter(None, [value, text_of(row.take("input"))]))
-    if name == "question":
-        value = "\n".join(filter(None, [text_of(row.take("passage", "context")), value]))
-    if not value.strip():
-        raise Malformed("no_prompt")
-    return _with_system(row, [*_history(row), {"role": "user", "content": value}])
+def _chats(
+    row: Columns, chosen: object, rejected: object, prompt: list[Message] | None
+) -> list[list[Message]]:
+    """What ``chosen`` and ``rejected`` say: answers, or whole chats where the prompt is in them.
 
-
-def _with_system(row: Columns, turns: list[Message]) -> list[Message]:
-    """``turns`` after the row's own system prompt, unless they have one."""
-    system = row.take("system", "system_prompt")
-    if not isinstance(system, str) or not system.strip() or (turns and turns[0]["role"] == "system"):
-        return turns
-    return [{"role": "system", "content": system}, *turns]
-
-
-def _history(row: Columns) -> list[Message]:
-    """Earlier turns of an instruction row: ``history`` is a list of (question, answer)."""
-    turns: list[Message] = []
-    rounds = row.take("history")
-    for pair in rounds if isinstance(rounds, list) else []:
-        if not isinstance(pair, list) or not all(isinstance(text, str) for text in pair) or len(pair) != 2:
-            raise Malformed("bad_message")
-        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    return turns
-
-
-def _transcripts(chosen: str, rejected: str) -> list[list[Message]]:
-    """Two chats from two texts that begin alike.
-
-    Texts with ``Human:`` and ``Assistant:`` turns (Anthropic's) are read as such. Of other texts the
-    prompt is what both begin with, up to the last space: TRL's rule for implicit prompts.
+    Of plain texts without a prompt, the prompt is what both begin with, up to the last space: TRL's rule
+    for implicit prompts.
     """
-    if _SPEAKER.match(chosen) and _SPEAKER.match(rejected):
-        return [_transcript(chosen), _transcript(rejected)]
+    if not (isinstance(chosen, str) and isinstance(rejected, str)):
+        return [read_answer(chosen, row.reading), read_answer(rejected, row.reading)]
+    _note_json_chats(row, chosen, rejected)
+    if prompt is None:
+        return transcripts_of(chosen, rejected) or _split_texts(chosen, rejected)
+    return _repeated(prompt, chosen, rejected) or [read_answer(chosen), read_answer(rejected)]
+
+
+def _repeated(prompt: list[Message], chosen: str, rejected: str) -> list[list[Message]] | None:
+    """Two transcripts that say the prompt once more; None for other texts."""
+    try:
+        chats = transcripts_of(chosen, rejected)
+        if chats is not None:
+            agreed(prompt, split_common(chats)[0])
+    except Malformed:
+        return None
+    return chats
+
+
+def _split_texts(chosen: str, rejected: str) -> list[list[Message]]:
     shared = next(
         (i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected))
     )
@@ -252,45 +231,45 @@ def _transcripts(chosen: str, rejected: str) -> list[list[Message]]:
     return [[prompt, {"role": "assistant", "content": text[shared:]}] for text in (chosen, rejected)]
 
 
-def _transcript(text: str) -> list[Message]:
-    _, *pieces = _SPEAKER.split(text)
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": roles[who], "content": said.strip()}
-        for who, said in zip(pieces[::2], pieces[1::2], strict=True)
-    ]
+def _note_json_chats(row: Columns, *texts: str) -> None:
+    """Text stays text where a file has types, but texts that are chats in JSON are worth a note."""
+    found = [text for text in texts if turns_from_text(text) is not text]
+    row.reading.notes.update("texts_that_are_json_chats" for _ in found)
+
+
+def _completion(row: Columns) -> list[Message]:
+    """The one answer of a row, if it has one."""
+    value = row.take("output", "completion", "response")
+    if isinstance(value, str):
+        _note_json_chats(row, value)
+    return read_answer(value, row.reading) if value is not None else []
 
 
 def _pair_member(row: Columns, side: str, turns: list[Message]) -> Offline:
-    score = row.take(f"score_{side}", f"{side}_score", f"{side}_rating", f"{side}-rating")
+    score = row.number(f"score_{side}", f"{side}_score", f"{side}_rating", f"{side}-rating")
     model = row.take(f"{side}_model", f"{side}-model")
-    return Offline(messages=turns, label=side, score=number_of(score), model=name_of(model))
+    return Offline(messages=turns, label=side, score=score, model=name_of(model))
 
 
 def _labelled(row: Columns, turns: list[Message]) -> list[Offline]:
     """The one completion of a row, with its verdict (TRL's unpaired preference) and score."""
     if not turns:
         return []
-    verdicts = {True: "chosen", False: "rejected", "true": "chosen", "false": "rejected"}
-    verdicts |= {"chosen": "chosen", "rejected": "rejected"}
-    label = row.peek("label")
-    known = label.lower() if isinstance(label, str) else label
-    verdict = verdicts.get(known) if isinstance(known, bool | str) else None
-    if verdict:
-        row.take("label")
-    score, model = number_of(row.take("score")), name_of(row.take("model"))
-    return [Offline(messages=turns, label=verdict, score=score, model=model)]
+    label = row.verdict("label", "kto_tag", "is_chosen", "desirable")
+    score, model = row.number("score"), name_of(row.take("model"))
+    return [Offline(messages=turns, label=label, score=score, model=model)]
 
 
-def _listed_completion(item: object) -> Offline:
+def _listed_completion(row: Columns, item: object) -> Offline:
     if not isinstance(item, Mapping):
-        return Offline(messages=read_answer(item) if isinstance(item, str | list) else [])
-    answer = first_of(item, "response", "text", "completion", "content", "messages")
-    score = first_of(item, "overall_score", "score", "rating")
+        return Offline(messages=read_answer(item, row.reading) if isinstance(item, str | list) else [])
+    own = Columns(item, row.reading)
+    answer = own.take("response", "text", "completion", "content", "messages")
     return Offline(
-        messages=read_answer(answer) if answer is not None else [],
-        score=number_of(score),
-        model=name_of(item.get("model")),
+        messages=read_answer(answer, row.reading) if answer is not None else [],
+        label=own.verdict("label"),
+        score=own.number("overall_score", "score", "rating"),
+        model=name_of(own.take("model")),
     )
 
 

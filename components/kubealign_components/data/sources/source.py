@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kubealign_components.config import require, semantic_params
+from kubealign_components.config import semantic_params
 from kubealign_components.data.fingerprint import digest, file_digest
-from kubealign_components.data.sources.file_readers import Unreadable, kind_of, read_rows
+from kubealign_components.data.sources.file_readers import UNTYPED, Unreadable, kind_of, read_rows
 from kubealign_components.data.sources.locate import Place, find_files
-from kubealign_components.data.sources.messages import Malformed
+from kubealign_components.data.sources.messages import turns_from_text
+from kubealign_components.data.sources.source_settings import SourceSettings
+from kubealign_components.data.sources.values import Malformed, from_json_text
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.progress import progress_bar
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 DETECTION_ROWS = 64
 EXAMPLES = 5
+NOTED_NAMES = 100
+"""Different things that are counted by name in a source; the others are counted together."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxstring, _SHORT.maxother = 4, 8, 4, 120, 60
@@ -36,52 +38,6 @@ class Unwanted(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SourceSettings:
-    """Where the rows of one source are; stages add what they need to know of it."""
-
-    name: str
-    """What its rows are called in the ``source`` column; ``mix`` weighs by it."""
-    uri: str
-    """A file or folder (local, ``gs://``, ``s3://``), a folder that ``save_to_disk`` wrote, or a hub id."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub id; the commit it stands for is recorded."""
-    split: str = "train"
-    """Which split of a folder, saved dataset or hub dataset."""
-    subset: str | None = None
-    """Which configuration of the dataset card, when it has several."""
-
-    def __post_init__(self) -> None:
-        require(bool(self.name.strip()), "sources.name", self.name, "a name for the source")
-        require(bool(self.uri.strip()), "sources.uri", self.uri, "a path, gs:// or s3:// URI, or hub id")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WeightedSource(SourceSettings):
-    """A source of prompts, which ``mix`` weighs."""
-
-    weight: float = 1.0
-    """Relative weight of the source, for ``mix``."""
-
-    def __post_init__(self) -> None:
-        SourceSettings.__post_init__(self)
-        require(
-            math.isfinite(self.weight) and self.weight > 0, "sources.weight", self.weight, "a positive number"
-        )
-
-
-def require_sources(sources: Sequence[SourceSettings]) -> None:
-    """Raise :class:`ConfigError` when two sources have one name."""
-    names = Counter(source.name for source in sources)
-    double = [name for name, count in names.items() if count > 1]
-    require(not double, "sources", double, "a different name for every source")
-
-
-def require_fraction(value: float) -> None:
-    """Raise :class:`ConfigError` unless ``max_bad_fraction`` is one."""
-    require(0 <= value <= 1, "max_bad_fraction", value, "a fraction from 0 to 1")
 
 
 class SourceReader:
@@ -98,24 +54,33 @@ class SourceReader:
         self.config = config
         self.place = _find(config)
         self.digests: list[list[str]] = []
-        """Kind and SHA-256 of every file, in order."""
+        """Kind and SHA-256 of every file."""
         self.format = ""
         self.rows = 0
         self.malformed: Counter[str] = Counter()
         self.examples: list[dict[str, Any]] = []
+        self.notes: Counter[str] = Counter()
+        """What rows hold and the dataset does not, by name."""
+        self._columns: set[str] = set()
+
+    def note(self, notes: Mapping[str, int]) -> None:
+        """Count what a row holds and its example does not."""
+        for name, count in notes.items():
+            known = name in self.notes or len(self.notes) < NOTED_NAMES
+            plain = name[:80].encode(errors="replace").decode()
+            self.notes[plain if known else "others_not_kept"] += count
 
     def identity(self) -> dict[str, str]:
         """What the source's files hold: hub id and commit, or the digest of their bytes."""
         if self.place.hub is not None:
             return dict(zip(("hub", "commit"), self.place.hub))
-        return {"sha256": self.digests[0][1] if len(self.digests) == 1 else digest(self.digests)}
+        return {"sha256": self.digests[0][1] if len(self.digests) == 1 else digest(sorted(self.digests))}
 
     def settings(self) -> dict[str, Any]:
         """The part of the recipe that is about this source; places are not in it."""
         params = semantic_params(self.config)
-        return {k: v for k, v in params.items() if k not in ("uri", "revision")} | {
-            "content": self.identity()
-        }
+        own = {k: v for k, v in params.items() if k not in ("uri", "revision")}
+        return own | {"content": self.identity()}
 
     def summary(self) -> dict[str, Any]:
         """What a manifest says of the source."""
@@ -124,6 +89,7 @@ class SourceReader:
             "format": self.format,
             "rows": self.rows,
             "malformed": self.malformed.total(),
+            "noticed": dict(sorted(self.notes.items())),
             "files": len(self.place.files),
         }
 
@@ -133,7 +99,7 @@ class SourceReader:
         stats: Stats,
         bar: Any,
         *,
-        formats: Collection[str] = (),
+        formats: Mapping[str, str] | None = None,
         wanted: str = "auto",
         detect: Callable[[Iterable[object]], str | None] | None = None,
     ) -> Iterator[tuple[int, T]]:
@@ -143,7 +109,7 @@ class SourceReader:
             read: may raise :class:`Malformed` (the row is held against the source) or :class:`Unwanted`.
             stats: where rows in and drops are counted.
             bar: progress in kilobytes.
-            formats: names of the formats that ``detect`` knows.
+            formats: the formats that ``detect`` knows, and the columns that each is known by.
             wanted: the format by name, or auto.
             detect: says which format the first rows look like; sets :attr:`format` before ``read`` is called.
 
@@ -152,7 +118,8 @@ class SourceReader:
         """
         rows = self._raw_rows(bar)
         first = list(islice(rows, DETECTION_ROWS))
-        self._set_format([row for _, _, row in first], formats, wanted, detect)
+        self._check_columns()
+        self._set_format([row for _, _, row in first], formats or {}, wanted, detect)
         for file, position, raw in chain(first, rows):
             self.rows += 1
             try:
@@ -167,6 +134,7 @@ class SourceReader:
                 yield self.rows, item
         stats.rows_in += self.rows
         stats.dropped.update(self.malformed)
+        stats.counts.update(self.notes)
 
     def check(self, max_bad_fraction: float) -> None:
         """Raise :class:`DataError` with examples when more rows than allowed are malformed."""
@@ -179,14 +147,14 @@ class SourceReader:
         )
         raise DataError(
             f"source {self.config.name!r} read as {self.format}: {bad} of {self.rows} rows are malformed "
-            f"({reasons}), max_bad_fraction allows {max_bad_fraction:g}; correct them, name another format "
-            f"or allow more. The first:\n{examples}"
+            f"({reasons}), max_bad_fraction allows {max_bad_fraction:g}; correct them, name another format, "
+            f"or raise max_bad_fraction (in import_options, for import_prompts). The first:\n{examples}"
         )
 
     def _set_format(
         self,
         rows: Sequence[object],
-        formats: Collection[str],
+        formats: Mapping[str, str],
         wanted: str,
         detect: Callable[[Iterable[object]], str | None] | None,
     ) -> None:
@@ -198,14 +166,24 @@ class SourceReader:
             )
         found = detect(rows) if wanted == "auto" and detect is not None else wanted
         if found is None:
-            columns = sorted({str(key) for row in rows if isinstance(row, dict) for key in row})
-            shown = f"columns {', '.join(columns[:12])}" if columns else f"no columns: {_SHORT.repr(rows[0])}"
+            wants = "; ".join(f"{name}: {columns}" for name, columns in formats.items())
             raise ConfigError(
                 f"sources.{self.config.name}.format",
                 "auto",
-                f"rows of a known format ({', '.join(formats)}); the first {len(rows)} rows have {shown}",
+                f"rows of a known format; the first {len(rows)} rows have {_found(rows)}. What formats are "
+                f"known by: {wants}. Name yours in columns: {{yours: prompt, …}}",
             )
         self.format = found
+
+    def _check_columns(self) -> None:
+        """Raise :class:`ConfigError` for a mapped column that no row has so far."""
+        for column in self.config.columns if self._columns else ():
+            if column not in self._columns:
+                raise ConfigError(
+                    f"sources.{self.config.name}.columns",
+                    column,
+                    f"a column; the rows have the columns {', '.join(sorted(self._columns)[:24])}",
+                )
 
     def _raw_rows(self, bar: Any) -> Iterator[tuple[str, int, object]]:
         """File name, row number in the file (from 1) and row, of every file of the source."""
@@ -216,13 +194,39 @@ class SourceReader:
                 bar.total += size - _kilobytes(file.size)  # a listing does not always know sizes
                 if self.place.hub is None:
                     self.digests.append([kind_of(file.name), file_digest(path)])
-                for number, (row, done) in enumerate(read_rows(path, file.name), start=1):
-                    yield file.name, number, row
+                whole = self.config.text == "file"
+                rows = read_rows(path, file.name, whole_text=whole)
+                for number, (row, done) in enumerate(rows, start=1):
+                    yield file.name, number, self._prepared(row, file.name)
                     now = int(size * min(1.0, done))
                     if now > shown:
                         bar.update(now - shown)
                         shown = now
                 bar.update(size - shown)
+
+    def _prepared(self, row: object, file: str) -> object:
+        """The row with its columns named by what they mean, and JSON text parsed where it is no text."""
+        if not isinstance(row, Mapping):
+            return row
+        config = self.config
+        if kind_of(file) in UNTYPED:
+            row = {key: turns_from_text(value, config.role_names) for key, value in row.items()}
+        if config.json_columns:
+            row = {k: from_json_text(v) if k in config.json_columns else v for k, v in row.items()}
+        if config.columns:
+            self._columns.update(map(str, row))
+            self._refuse_two_meanings(row)
+        return config.renamed(row)
+
+    def _refuse_two_meanings(self, row: Mapping[Any, Any]) -> None:
+        for column, meaning in self.config.columns.items():
+            if meaning in row and meaning not in self.config.columns and column in row:
+                raise ConfigError(
+                    f"sources.{self.config.name}.columns",
+                    column,
+                    f"no second {meaning}: the rows have a column of that name, too; map that one "
+                    "as well, to metadata if it shall mean nothing",
+                )
 
     def _refuse(self, reason: str, row: object, file: str, number: int) -> None:
         """Count a malformed row and keep it as an example if it is among the first of its kind."""
@@ -247,6 +251,18 @@ def report_of(readers: Sequence[SourceReader]) -> dict[str, Any]:
         "sources": [reader.summary() for reader in readers],
         "malformed": [example for reader in readers for example in reader.examples],
     }
+
+
+def _found(rows: Sequence[object]) -> str:
+    """What stands in the first rows, for an error."""
+    columns = sorted({str(key) for row in rows if isinstance(row, Mapping) for key in row})
+    if columns:
+        more = f" and {len(columns) - 24} more" if len(columns) > 24 else ""
+        return f"the columns {', '.join(columns[:24])}{more}"
+    first = rows[0]
+    if isinstance(first, Unreadable):
+        return f"no row that can be read ({first.reason}): {first.text[:120]!r}"
+    return f"no columns: {_SHORT.repr(first)}"
 
 
 def _find(source: SourceSettings) -> Place:

@@ -14,10 +14,15 @@ from typing import Any
 
 import yaml
 
-from kubealign_components.data.sources.file_readers import is_readable
+from kubealign_components.data.sources.file_readers import is_readable, kind_of
 from kubealign_components.errors import ConfigError
 
 CARD = "README.md"
+CARD_BYTES = 2**20
+"""A longer card's front matter is not read."""
+MAX_PATTERNS = 1000
+"""Most patterns of a split in a dataset card."""
+MAX_PATTERN_CHARS = 1000
 _SHARD = re.compile(r"^data/(?P<split>.+)-\d{5}-of-\d{5}.*\.[^/]*$")
 _KEYWORDS = {
     "train": ("train", "training"),
@@ -44,6 +49,8 @@ def splits_of(
     config = _configuration(card, subset)
     if config is not None:
         return _declared(data, config)
+    # A text file beside data in another form is a licence or a note.
+    data = [n for n in data if kind_of(n) != ".txt"] or data
     named = [(n, m["split"]) for n in data if (m := _SHARD.match(n))]
     if named:
         return _grouped(named)
@@ -61,9 +68,10 @@ def _is_data(name: str) -> bool:
 
 
 def _configuration(card: str | None, subset: str | None) -> Mapping[str, Any] | None:
-    listed = [c for c in _front_matter(card).get("configs") or [] if isinstance(c, Mapping)]
+    declared = _front_matter(card).get("configs")
+    listed = [c for c in declared if isinstance(c, Mapping)] if isinstance(declared, list) else []
     listed = [c for c in listed if c.get("data_files") or c.get("data_dir")]
-    names = [str(c.get("config_name", "default")) for c in listed]
+    names = [_word(c.get("config_name", "default")) for c in listed]
     if subset is not None:
         if subset not in names:
             raise ConfigError(
@@ -79,26 +87,47 @@ def _configuration(card: str | None, subset: str | None) -> Mapping[str, Any] | 
 
 
 def _front_matter(card: str | None) -> Mapping[str, Any]:
-    found = re.match(r"\s*---\r?\n(.*?)\r?\n---", card or "", re.DOTALL)
+    found = re.match(r"\s{0,99}---\r?\n(.*?)\r?\n---", (card or "")[:CARD_BYTES], re.DOTALL)
     try:
-        body = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
+        body = yaml.load(found[1], Loader=_PlainLoader) if found else None  # noqa: S506
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
         return {}
     return body if isinstance(body, Mapping) else {}
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a few of them can stand for more text than fits in memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node.
+
+        Raises:
+            ConfigError: it is an alias.
+        """
+        if self.check_event(yaml.AliasEvent):
+            raise ConfigError(CARD, "an alias", "a dataset card without YAML aliases (*name)")
+        return super().compose_node(parent, index)
+
+
 def _declared(data: Sequence[str], config: Mapping[str, Any]) -> dict[str, list[str]]:
     """Files of one configuration of the card: patterns a split, or a folder to look in."""
-    folder = str(config.get("data_dir") or "").strip("/")
+    folder = _word(config.get("data_dir") or "").strip("/")
     inside = [n for n in data if n.startswith(f"{folder}/")] if folder else list(data)
     declared = config.get("data_files")
     if not declared:
         return _below(folder, inside)
     if isinstance(declared, list) and all(isinstance(entry, Mapping) for entry in declared):
-        wanted = {str(entry.get("split", "train")): entry.get("path") for entry in declared}
+        wanted = {_word(entry.get("split", "train")): entry.get("path") for entry in declared}
     else:
         wanted = dict(declared) if isinstance(declared, Mapping) else {"train": declared}
-    return {split: _matching(inside, patterns, folder) for split, patterns in wanted.items()}
+    return {_word(split): _matching(inside, patterns, folder) for split, patterns in wanted.items()}
+
+
+def _word(value: object) -> str:
+    """A name in the card."""
+    if not isinstance(value, str | int | float) or len(str(value)) > MAX_PATTERN_CHARS:
+        raise ConfigError(CARD, type(value).__name__, "names of splits and folders that are words")
+    return str(value)
 
 
 def _below(folder: str, names: Sequence[str]) -> dict[str, list[str]]:
@@ -109,17 +138,72 @@ def _below(folder: str, names: Sequence[str]) -> dict[str, list[str]]:
 def _matching(names: Sequence[str], patterns: object, folder: str) -> list[str]:
     listed = patterns if isinstance(patterns, list) else [patterns]
     prefix = f"{folder}/" if folder else ""
-    expressions = [re.compile(_translate(prefix + str(p).removeprefix("./"))) for p in listed if p]
-    return [n for n in names if any(e.fullmatch(n) for e in expressions)]
+    if len(listed) > MAX_PATTERNS:
+        raise ConfigError(CARD, len(listed), f"at most {MAX_PATTERNS} patterns of files in data_files")
+    globs = [_pieces(prefix + _pattern(p).removeprefix("./")) for p in listed if p]
+    return [n for n in names if any(matches(n, glob) for glob in globs)]
 
 
-def _translate(pattern: str) -> str:
-    """A glob as a regular expression: ``*`` stays within a folder, ``**`` does not."""
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
-    special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(
-        special.get(p) or (p.replace("[!", "[^") if p.startswith("[") else re.escape(p)) for p in pieces
-    )
+def _pattern(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MAX_PATTERN_CHARS:
+        shown = value[:80] if isinstance(value, str) else type(value).__name__
+        raise ConfigError(CARD, shown, f"patterns of at most {MAX_PATTERN_CHARS} characters in data_files")
+    return value
+
+
+def _pieces(pattern: str) -> list[str]:
+    """A glob in pieces: ``**/``, ``**``, ``*``, ``?``, ``[…]`` and single characters."""
+    return re.findall(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]|.", pattern, re.DOTALL)
+
+
+def matches(name: str, glob: Sequence[str]) -> bool:
+    """Whether ``name`` is what ``glob`` describes: ``*`` stays within a folder, ``**`` does not.
+
+    All places in the glob that fit what has been read are followed at once, so that the time is at most
+    the length of the name times that of the glob, whatever both are.
+    """
+    places = _closure({0}, glob, at_start=True)
+    for position, character in enumerate(name):
+        moved = set()
+        for place in places:
+            if place < len(glob):
+                moved |= _step(place, glob[place], character)
+        places = _closure(moved, glob, at_start=name[position] == "/")
+    return len(glob) in places
+
+
+def _step(place: int, piece: str, character: str) -> set[int]:
+    """Places after ``character`` was read at ``place``."""
+    if piece in ("**", "**/"):
+        return {place}
+    if piece == "*":
+        return {place} if character != "/" else set()
+    if piece == "?":
+        return {place + 1} if character != "/" else set()
+    fits = _in_class(piece[1:-1], character) if len(piece) > 1 else piece == character
+    return {place + 1} if fits else set()
+
+
+def _closure(places: set[int], glob: Sequence[str], *, at_start: bool) -> set[int]:
+    """``places``, and those after wildcards that may stand for nothing more."""
+    found, waiting = set(places), list(places)
+    while waiting:
+        place = waiting.pop()
+        piece = glob[place] if place < len(glob) else ""
+        # "**/" stands for whole folders: it may end only where a name of one begins.
+        ends = piece in ("*", "**") or (piece == "**/" and at_start)
+        if ends and place + 1 not in found:
+            found.add(place + 1)
+            waiting.append(place + 1)
+    return found
+
+
+def _in_class(members: str, character: str) -> bool:
+    """Whether ``character`` is one of a glob's ``[a-z]`` or, after ``!``, none of them."""
+    negated = members.startswith("!") and len(members) > 1
+    pairs = re.findall(r"(.)-(.)|(.)", members[negated:], re.DOTALL)
+    found = any(first <= character <= last if first else character == one for first, last, one in pairs)
+    return character != "/" and found is not negated
 
 
 def _folder_words(name: str) -> list[str]:

@@ -11,14 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kubealign_components.data.sources.messages import (
-    Malformed,
-    Message,
-    first_of,
-    from_json_text,
-    text_of,
-    tool_call,
-)
+from kubealign_components.data.sources.messages import Message
+from kubealign_components.data.sources.tool_calls import read_call
+from kubealign_components.data.sources.values import Malformed, first_of, from_json_text, text_of
 
 
 @dataclass(kw_only=True, slots=True)
@@ -94,7 +89,7 @@ def _assistant(parts: list[Mapping[str, Any]], answers: list[Any]) -> list[Messa
 
 def _extend(message: Message, kind: str, part: Mapping[str, Any]) -> None:
     if kind == "function-call":
-        call = tool_call(part.get("name"), part.get("args"))
+        call = read_call({"name": part.get("name"), "arguments": part.get("args")})
         message.setdefault("tool_calls", []).append(call)
         return
     text, key = _text(part), "content" if kind == "response" else "reasoning_content"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from kubealign_components.data.sources.example import Example
-from kubealign_components.data.sources.messages import Malformed
+from kubealign_components.data.sources.file_readers import read_rows
 from kubealign_components.data.sources.row_formats import FORMATS, detect, parse
+from kubealign_components.data.sources.values import Malformed
 
 USER = {"role": "user", "content": "Hi?"}
 GOOD = {"role": "assistant", "content": "Good."}
@@ -65,10 +69,6 @@ PAIR = [("Good.", "chosen", None), ("Bad.", "rejected", None)]
         ),
         pytest.param(
             {"input_text": "Hi?", "candidate_0": "Good.", "candidate_1": "Bad.", "choice": 0}, id="candidates"
-        ),
-        pytest.param(
-            {"prompt": json.dumps([USER]), "chosen": json.dumps([GOOD]), "rejected": json.dumps([BAD])},
-            id="json-text",
         ),
         pytest.param(
             {
@@ -197,7 +197,7 @@ def test_sharegpt_tools_survive() -> None:
     assert read(row).completions[0].messages[0]["tool_calls"] == [CALL]
 
 
-def test_openai_tools_survive_arrow_nulls() -> None:
+def test_openai_tools_survive_arrow_nulls(tmp_path: Path) -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     turns = [
         {**USER, "tool_calls": None, "tool_call_id": None},
@@ -205,12 +205,17 @@ def test_openai_tools_survive_arrow_nulls() -> None:
         {"role": "tool", "content": "2", "tool_call_id": "c1", "name": "add", "tool_calls": None},
         GOOD,
     ]
-    tool = {"type": "function", "function": {**TOOL, "parameters": {"type": "object", "properties": None}}}
-    example = read({"messages": turns, "tools": [tool]})
+    typed = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    tools = [{**WRAPPED}, {"type": "function", "function": {**TOOL, "parameters": typed}}]
+    rows = [{"messages": turns, "tools": tools}, {"messages": [USER, GOOD], "tools": tools}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    row, _ = next(iter(read_rows(tmp_path / "a.parquet", "a.parquet")))
+    assert isinstance(row, dict)
+    example = read(row)
     assert example.messages[1]["tool_calls"] == [{"id": "c1", **CALL}]
     assert example.messages[2] == {"role": "tool", "content": "2", "tool_call_id": "c1", "name": "add"}
-    assert example.tools is not None
-    assert example.tools[0]["function"]["parameters"] == {"type": "object"}
+    bare = {**TOOL, "parameters": {"type": "object", "properties": {}}}
+    assert example.tools == [{**WRAPPED, "function": bare}, tools[1]]
 
 
 def part(kind: str, content: str = "", **fields: Any) -> dict[str, Any]:

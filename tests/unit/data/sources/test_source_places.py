@@ -116,13 +116,13 @@ def test_saved_datasets(tmp_path: Path) -> None:
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "a.txt").write_text("Hi")
+    (tmp_path / "texts" / "a.pdf").write_text("Hi")
     fill(tmp_path / "split", ["train.jsonl"])
     for place, message in {
         "gone.json": r"a file of rows \(.*\.jsonl.*\), a folder of them or a hub id; there is nothing",
         "empty": "this folder is empty",
-        "texts": r"a folder with files of rows .*; found a\.txt",
-        "texts/a.txt": "a file of rows: ",
+        "texts": r"a folder with files of rows .*; found a\.pdf",
+        "texts/a.pdf": "a file of rows: ",
         "gone/deeper/still": "there is nothing at this place",
     }.items():
         with pytest.raises(ConfigError, match=message):

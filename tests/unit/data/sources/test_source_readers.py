@@ -21,7 +21,7 @@ from kubealign_components.errors import DataError
 
 ROWS = [{"prompt": f'Frage {i}: «ä», \n"{i}"?', "chosen": "x" * i, "rejected": "y"} for i in range(700)]
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -133,7 +133,12 @@ def test_broken_lines_are_rows_that_cannot_be_read(tmp_path: Path) -> None:
     path.write_bytes(b'{"a": 1}\n{"a": \n\xff\xfe\n' + b"[" * 100_000 + b"\n" + b"9" * 5000 + b'\n{"a": 2}')
     found = rows_of(path)
     assert [f for f in found if not isinstance(f, Unreadable)] == [{"a": 1}, {"a": 2}]
-    assert [f.reason for f in found if isinstance(f, Unreadable)] == ["bad_json"] * 4
+    assert [f.reason for f in found if isinstance(f, Unreadable)] == [
+        "bad_json",
+        "not_utf8",
+        "bad_json",
+        "bad_json",
+    ]
     sheet = tmp_path / "a.csv"
     sheet.write_text("prompt,chosen\na,b\nc\nd,e,f\n")
     assert [getattr(row, "reason", row) for row in rows_of(sheet)] == [

@@ -1,0 +1,147 @@
+"""JSON lists and JSON lines, one row at a time."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kubealign_components.data.sources.bytes_of import BLOCK_BYTES, MAX_ROW_BYTES, Row, Unreadable, opened
+from kubealign_components.errors import DataError
+
+_TRUNCATED = re.compile(r"Unterminated string|Invalid \\u")
+_SPACE = re.compile(r"\s*")
+
+
+class _KeyTwice(ValueError):
+    """An object has a key twice: one of its values would be passed over."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _KeyTwice
+    return found
+
+
+def _number(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+# NaN and infinities, which JSON has not, are missing values.
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=lambda _: None)
+
+
+def read_json(path: Path, name: str) -> Iterator[Row]:
+    """A list of rows, or one row a line: files of either kind are called ``.json``."""
+    with opened(path, name) as (file, _):
+        head = file.read(BLOCK_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
+    yield from (_read_list if head.startswith(b"[") else read_json_lines)(path, name)
+
+
+def read_json_lines(path: Path, name: str) -> Iterator[Row]:
+    """One row a line; a line that is no JSON is :class:`Unreadable`."""
+    with opened(path, name) as (file, done):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_ROW_BYTES), b"")):
+            if number == 0:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                yield _json_line(line), done()
+
+
+def _json_line(line: bytes) -> object:
+    try:
+        return _DECODER.decode(line.decode())
+    except UnicodeDecodeError:
+        reason = "not_utf8"
+    except _KeyTwice:
+        reason = "key_twice"
+    except (ValueError, RecursionError):  # ValueError: not JSON, or a number too long
+        reason = "bad_json"
+    return Unreadable(reason, line[:BLOCK_BYTES].decode(errors="replace").strip())
+
+
+def _read_list(path: Path, name: str) -> Iterator[Row]:
+    """The items of a JSON list, parsed one by one as the file is read."""
+    with opened(path, name) as (file, done):
+        text = _Text(io.TextIOWrapper(file, "utf-8-sig"), name)
+        text.expect("[")
+        if text.peek() == "]":
+            return
+        while True:
+            yield text.item(), done()
+            if text.expect(",]") == "]":
+                return
+
+
+class _Text:
+    """A window on JSON text that grows until what is asked for lies in it whole."""
+
+    def __init__(self, file: io.TextIOBase, name: str) -> None:
+        self._file, self._name = file, name
+        self._window, self._at, self._before, self._ended = "", 0, 0, False
+        self._decode = _DECODER.raw_decode
+
+    def peek(self) -> str:
+        """The next character that is no space; empty at the end of the file."""
+        while True:
+            self._at = self._skip()
+            if self._at < len(self._window) or not self._more():
+                return self._window[self._at : self._at + 1]
+
+    def expect(self, characters: str) -> str:
+        """The next character that is no space, which must be one of ``characters``."""
+        found = self.peek()
+        if not found or found not in characters:
+            raise self._damaged(f"expected one of {characters!r}, found {found or 'the end of the file'!r}")
+        self._at += 1
+        return found
+
+    def item(self) -> object:
+        """The next JSON value."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._decode(self._window, self._at)
+            except json.JSONDecodeError as error:
+                cut = _TRUNCATED.match(error.msg) or error.pos >= len(self._window) - 16
+                if not cut or not self._more():
+                    raise self._damaged(error.msg) from error
+            except _KeyTwice as error:
+                raise self._damaged("an object has a key twice") from error
+            except (ValueError, RecursionError) as error:
+                raise self._damaged(str(error)) from error
+            else:
+                length = end - self._at
+                if length > MAX_ROW_BYTES:
+                    raise self._damaged(f"an item of more than {MAX_ROW_BYTES} characters")
+                # A number that ends near the end of the window may go on after it: "1.0e+" of 1.0e+16.
+                if end + 2 < len(self._window) or not self._more():
+                    self._at += length
+                    return value
+
+    def _skip(self) -> int:
+        space = _SPACE.match(self._window, self._at)
+        return space.end() if space else self._at
+
+    def _more(self) -> bool:
+        """Read on; False at the end of the file."""
+        rest = self._window[self._at :]
+        if len(rest) > MAX_ROW_BYTES:
+            raise self._damaged(f"an item of more than {MAX_ROW_BYTES} characters")
+        # Doubling keeps the work linear in the size of an item.
+        block = self._file.read(max(BLOCK_BYTES, len(rest)))
+        self._before += self._at
+        self._window, self._at = rest + block, 0
+        return bool(block)
+
+    def _damaged(self, problem: str) -> DataError:
+        where = self._before + self._at
+        return DataError(
+            f"{self._name} is damaged in the item at character {where}: {problem}; fetch it again"
+        )

@@ -1,0 +1,116 @@
+"""The prompt of a row: the column that holds it, what belongs to it, and what may not contradict it."""
+
+from __future__ import annotations
+
+import json
+
+from kubealign_components.data.sources.example import Columns
+from kubealign_components.data.sources.messages import Message, read_turns, turns_from_text
+from kubealign_components.data.sources.transcripts import prompt_of_transcript
+from kubealign_components.data.sources.values import Malformed, text_of
+
+PROMPT_COLUMNS = (
+    "prompt",
+    "conversations",
+    "messages",
+    "instruction",
+    "question",
+    "problem",
+    "query",
+    "input_text",
+)
+
+
+def explicit_prompt(row: Columns) -> list[Message] | None:
+    """The turns of the row's prompt column, without the system prompt of another; None without one.
+
+    Raises:
+        Malformed: no_prompt, bad_transcript, bad_history, or what :func:`read_turns` raises.
+    """
+    name = next((n for n in PROMPT_COLUMNS if row.has(n)), None)
+    if name is None:
+        return None
+    value = row.take(name)
+    if not isinstance(value, str) or name in ("conversations", "messages"):
+        return read_turns(value, row.reading)
+    if turns_from_text(value) is not value:
+        row.reading.notes["texts_that_are_json_chats"] += 1
+    turns = prompt_of_transcript(value)
+    if turns is not None:
+        return turns
+    if name == "instruction":
+        value = "\n".join(filter(None, [value, text_of(row.take("input"))]))
+    if name == "question":
+        value = "\n".join(filter(None, [text_of(row.take("passage", "context")), value]))
+    if not value.strip():
+        raise Malformed("no_prompt")
+    return [*_history(row), {"role": "user", "content": value}]
+
+
+def with_system(row: Columns, turns: list[Message]) -> list[Message]:
+    """``turns`` after the row's own system prompt.
+
+    Raises:
+        Malformed: contradicting_system, when the turns begin with another one.
+    """
+    system = text_of(row.take("system", "system_prompt"))
+    if not system.strip():
+        return turns
+    if turns and turns[0]["role"] == "system":
+        if not _same(turns[0]["content"], system):
+            raise Malformed("contradicting_system")
+        return turns
+    return [{"role": "system", "content": system}, *turns]
+
+
+def agreed(prompt: list[Message] | None, shared: list[Message]) -> list[Message]:
+    """The prompt of a row whose chats begin with ``shared``, and which has a prompt column, too.
+
+    The column may repeat a turn of the chats, some or all of them, or bring the system prompt.
+
+    Raises:
+        Malformed: contradicting_prompt, when it says something else.
+    """
+    if prompt is None:
+        return shared
+    prompt = prompt[:-1] if prompt[-1]["role"] == "assistant" else prompt
+    system = [m for m in prompt if m["role"] == "system"]
+    said = [(m["role"], _words(m["content"])) for m in shared]
+    if not all((m["role"], _words(m["content"])) in said for m in prompt if m not in system):
+        raise Malformed("contradicting_prompt")
+    if system and shared[0]["role"] != "system":
+        return [*system, *shared]
+    if system and not _same(system[0]["content"], shared[0]["content"]):
+        raise Malformed("contradicting_prompt")
+    return shared
+
+
+def _history(row: Columns) -> list[Message]:
+    """Earlier turns of an instruction row: ``history`` is a list of (question, answer), or of turns."""
+    rounds = row.take("history")
+    if isinstance(rounds, str) and rounds.strip():
+        try:
+            rounds = json.loads(rounds)
+        except (ValueError, RecursionError):
+            raise Malformed("bad_history") from None
+    if not rounds:
+        return []
+    if not isinstance(rounds, list):
+        raise Malformed("bad_history")
+    if all(isinstance(turn, dict) for turn in rounds):
+        return read_turns(rounds, row.reading)
+    turns: list[Message] = []
+    for pair in rounds:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise Malformed("bad_history")
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return turns
+
+
+def _same(one: str, other: str) -> bool:
+    return _words(one) == _words(other)
+
+
+def _words(text: str) -> str:
+    """``text`` with one space between words, as copies of a prompt differ in no more."""
+    return " ".join(text.split())

@@ -1,0 +1,70 @@
+"""Chats written as one text with ``Human:`` and ``Assistant:`` turns, as Anthropic's are."""
+
+from __future__ import annotations
+
+import re
+
+from kubealign_components.data.sources.messages import Message
+from kubealign_components.data.sources.values import Malformed
+
+_SPEAKERS = {"human": "user", "user": "user", "assistant": "assistant", "system": "system"}
+_NAMES = r"(Human|User|Assistant|System)[ \t]*:"
+_LINE_END = re.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+_MARK = re.compile(rf"^[ \t]*{_NAMES}", re.IGNORECASE | re.MULTILINE)
+_OPENING = re.compile(r"[\ufeff\s]*\n[ \t]*\n[ \t]*Human:")
+_BLANK_LINE = re.compile(rf"(?:\A|\n[ \t]*\n)\s*{_NAMES}", re.IGNORECASE)
+_ANY_LINE = re.compile(rf"(?:\A|\n)[ \t]*{_NAMES}", re.IGNORECASE)
+
+
+def looks_like_transcript(text: str) -> bool:
+    """Whether ``text`` begins with ``Human:``, or lines of it with the names of both speakers."""
+    plain = _LINE_END.sub("\n", text)
+    names = {_SPEAKERS[name.lower()] for name in _MARK.findall(plain)}
+    return {"user", "assistant"} <= names or _OPENING.match(plain) is not None
+
+
+def read_transcript(text: str) -> list[Message]:
+    """The turns of a transcript, with whatever line ends.
+
+    A turn begins on a new line, after a blank line where the transcript has any before its marks: then an
+    ``Assistant:`` amid a turn is text.
+
+    Raises:
+        Malformed: bad_transcript, when the text does not begin with a speaker's name or speaks out of turn.
+    """
+    plain = _LINE_END.sub("\n", text).strip("\ufeff \t\n")
+    marks = _BLANK_LINE if len(_BLANK_LINE.findall(plain)) > 1 else _ANY_LINE
+    before, *pieces = marks.split(plain)
+    if before.strip() or not pieces:
+        raise Malformed("bad_transcript")
+    return [
+        {"role": _SPEAKERS[who.lower()], "content": said.strip()}
+        for who, said in zip(pieces[::2], pieces[1::2], strict=True)
+    ]
+
+
+def transcripts_of(chosen: str, rejected: str) -> list[list[Message]] | None:
+    """Two chats when at least one of the texts looks like a transcript, else None.
+
+    Raises:
+        Malformed: bad_transcript, when only one of them is one.
+    """
+    if not (looks_like_transcript(chosen) or looks_like_transcript(rejected)):
+        return None
+    return [read_transcript(chosen), read_transcript(rejected)]
+
+
+def prompt_of_transcript(text: str) -> list[Message] | None:
+    """The turns of a prompt that is a transcript with the answer due; None for other text.
+
+    Raises:
+        Malformed: bad_transcript, for text that begins as one and does not end where an answer is due.
+    """
+    if not looks_like_transcript(text) or not _ANY_LINE.match(
+        _LINE_END.sub("\n", text).lstrip("\ufeff \t\n")
+    ):
+        return None
+    *turns, due = read_transcript(text)
+    if not turns or due != {"role": "assistant", "content": ""}:
+        raise Malformed("bad_transcript")
+    return turns
