@@ -40,7 +40,9 @@ CHATML = (
 )
 
 
-def build_tiny_model(folder: Path, *, seed: int = 0, layers: int = 2, hidden: int = 32) -> Path:
+def build_tiny_model(
+    folder: Path, *, seed: int = 0, layers: int = 2, hidden: int = 32, tied: bool = False
+) -> Path:
     """A random-weight Llama with a byte-level ChatML tokenizer, saved as a Hugging Face directory."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -72,7 +74,7 @@ def build_tiny_model(folder: Path, *, seed: int = 0, layers: int = 2, hidden: in
         eos_token_id=2,
         pad_token_id=0,
         initializer_range=0.2,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

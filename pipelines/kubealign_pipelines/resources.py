@@ -116,6 +116,7 @@ STANDALONE = StageResources(
         "AWS_ENDPOINT_URL_S3": KUBEFLOW,
         "AWS_REGION": "us-east-1",
         "HF_HOME": "/models/huggingface",
+        "KUBEALIGN_CACHE": "/models/kubealign",
     },
     secrets={
         "AWS_ACCESS_KEY_ID": "mlpipeline-minio-artifact/accesskey",

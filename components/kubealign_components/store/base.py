@@ -46,6 +46,9 @@ class ObjectInfo:
 
     uri: str
     size: int
+    version: str = ""
+    """Changes whenever the object is written: its generation (gs://) or ETag (s3://); empty where the store
+    has no such thing."""
 
 
 class Store(Protocol):
@@ -118,6 +121,29 @@ def join(prefix: str, *parts: str) -> str:
         absolute = part.startswith("/") or "://" in part
         uri = part if absolute else f"{uri.rstrip('/')}/{part}"
     return uri
+
+
+def name_below(uri: str, prefix: str) -> str:
+    """The name of the object ``uri`` relative to the folder ``prefix`` that it was listed under."""
+    plain, folder = uri.removeprefix("file://"), prefix.removeprefix("file://").rstrip("/")
+    return plain.removeprefix(f"{folder}/")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """``folder / name``, which lies in ``folder`` whoever chose the name.
+
+    Every name that comes from outside (of a stored object, out of a manifest) goes through here before it
+    becomes a path of this machine.
+
+    Raises:
+        StoreError: a name that is absolute, climbs with ``..``, or is no name.
+    """
+    if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+        raise StoreError(
+            f"the object name {name!r} is refused: as a file below {folder} it could lie outside of it; "
+            "expected names without '..', and no empty part between slashes"
+        )
+    return folder / name
 
 
 def split(uri: str) -> tuple[str, str]:

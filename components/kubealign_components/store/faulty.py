@@ -60,7 +60,7 @@ class FaultyStore:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         for entry in self._inner.list(_path(prefix)):
-            yield ObjectInfo(f"{SCHEME}://{entry.uri}", entry.size)
+            yield ObjectInfo(f"{SCHEME}://{entry.uri}", entry.size, entry.version)
 
     def exists(self, uri: str) -> bool:
         return self._inner.exists(_path(uri))

@@ -129,12 +129,16 @@ class GoogleStore:
         bucket, folder = split_folder(prefix)
         with _errors("list", prefix):
             blobs = _client().list_blobs(
-                bucket, prefix=folder, page_size=1000, fields="items(name,size),nextPageToken", **_call()
+                bucket,
+                prefix=folder,
+                page_size=1000,
+                fields="items(name,size,generation),nextPageToken",
+                **_call(),
             )
             for blob in blobs:
                 name = blob.name.rpartition("/")[2]
                 if name and not name.startswith(TEMPORARY):  # no name: a console's marker for a folder
-                    yield ObjectInfo(f"gs://{bucket}/{blob.name}", int(blob.size))
+                    yield ObjectInfo(f"gs://{bucket}/{blob.name}", int(blob.size), str(blob.generation or ""))
 
     def exists(self, uri: str) -> bool:
         try:

@@ -142,9 +142,9 @@ class S3Store:
         bucket, folder = split_folder(prefix)
         with errors("list", prefix):
             pages = client(prefix).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder)
-            for name, size in _in_name_order(pages, folder):
+            for name, size, version in _in_name_order(pages, folder):
                 if not name.endswith("/"):  # a console's marker for an empty folder
-                    yield ObjectInfo(f"{self._scheme}://{bucket}/{name}", size)
+                    yield ObjectInfo(f"{self._scheme}://{bucket}/{name}", size, version)
 
     def exists(self, uri: str) -> bool:
         bucket, name = split(uri)
@@ -357,25 +357,25 @@ def _crc32(path: Path) -> str:
     return f"{crc32:08x}"
 
 
-def _in_name_order(pages: Any, folder: str) -> Iterator[tuple[str, int]]:
+def _in_name_order(pages: Any, folder: str) -> Iterator[tuple[str, int, str]]:
     """The objects of ``pages`` in order of the bytes of their names, a page at a time.
 
     AWS and MinIO list in that order. SeaweedFS lists folder by folder, ``a/x`` before ``a-b``: what
     lies in a subfolder waits until names are seen that come after all of it. In either order every
     name still to come is greater than the first path component of the last one seen.
     """
-    waiting: list[tuple[bytes, int]] = []
+    waiting: list[tuple[bytes, int, str]] = []
     for page in pages:
         for item in page.get("Contents", []):
             name = item["Key"].encode()
-            heappush(waiting, (name, item["Size"]))
+            heappush(waiting, (name, item["Size"], item.get("ETag", "")))
         if not waiting or not page.get("Contents"):
             continue
         component = name.removeprefix(folder.encode()).partition(b"/")[0]
         passed = folder.encode() + component
         while waiting and waiting[0][0] <= passed:
-            found, size = heappop(waiting)
-            yield found.decode(), size
+            found, size, version = heappop(waiting)
+            yield found.decode(), size, version
     while waiting:
-        found, size = heappop(waiting)
-        yield found.decode(), size
+        found, size, version = heappop(waiting)
+        yield found.decode(), size, version

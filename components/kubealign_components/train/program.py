@@ -21,11 +21,12 @@ from kubealign_components.train.data import Examples, require_examples, write_ex
 from kubealign_components.train.trainer import AlignmentTrainer
 from kubealign_components.training.arguments import training_arguments
 from kubealign_components.training.metrics import means_of_last
-from kubealign_components.training.models import check_machine, load_policy, save_policy
+from kubealign_components.training.models import check_machine, load_policy
 from kubealign_components.training.processes import Processes, joined
 from kubealign_components.training.publishing import publish_model
 from kubealign_components.training.resuming import Checkpoints
 from kubealign_components.training.rows import Rows
+from kubealign_components.training.saving import save_policy
 from kubealign_components.training.step_trainer import Log
 
 PROGRAM = "kubealign_components.train.program:work"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
 
 STAGE = "train"
-VERSION = 2
+VERSION = 3
 
 
 def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launcher | None = None) -> Stats:

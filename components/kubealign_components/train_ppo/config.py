@@ -103,8 +103,9 @@ class PpoConfig:
     """Names of the layers that get adapters; all linear layers but the head by default."""
     dtype: str = "auto"
     """Of the base: bfloat16, float32, or auto (bfloat16 on CUDA, else float32); adapters are float32."""
-    save_dtype: str = "float32"
-    """Precision of the saved weights: float32, bfloat16, float16, or auto (as the policy was saved)."""
+    save_dtype: str = "auto"
+    """Precision of the saved weights: auto (as the policy was saved), float32, bfloat16 or float16; bfloat16
+    rounds a weight that moved by less than 0.2 % back to where it was."""
     merge_adapter: bool = True
     """Whether to save a whole model, or the policy adapter alone, which no other stage takes."""
     validation_fraction: float = 0.05

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from kubealign_components.data.bootstrap import bootstrap_interval
-from kubealign_components.errors import EngineError
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.model import POLICY, PpoModel
 from kubealign_components.train_ppo.prompts import Questions
 from kubealign_components.train_ppo.rollouts import Rollout
-from kubealign_components.training.models import load_base, save_policy
+from kubealign_components.training.saving import save_policy
 
 SHOWN = 5
 """Rollouts and held-out prompts in the report."""
@@ -31,25 +29,16 @@ def save_aligned(config: PpoConfig, model: PpoModel, base: Path, target: Path) -
         base: the directory of the base, whose tokenizer files are copied byte for byte.
         target: folder to fill.
     """
-    from peft import get_peft_model
-
-    # Weights in 4 bits or bfloat16 take no addition: the adapter goes onto a fresh base.
-    exact = get_peft_model(load_base(base, torch.float32), model.peft.peft_config[POLICY])
-    weights = {
-        name.replace(f".{POLICY}.", ".default."): weight.detach().cpu()
-        for name, weight in model.trained(POLICY).items()
-    }
-    left = exact.load_state_dict(weights, strict=False).unexpected_keys
-    if left:
-        raise EngineError(f"the trained adapter does not fit its base: {', '.join(left[:3])}, …")
+    model.peft.set_adapter(POLICY)
     save_policy(
-        exact,
+        model.peft,
         base,
         target,
         name=config.policy,
         adapter="lora",
         merge_adapter=config.merge_adapter,
         save_dtype=config.save_dtype,
+        state={name: weight.detach().cpu() for name, weight in model.trained(POLICY).items()},
     )
 
 

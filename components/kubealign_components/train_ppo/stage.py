@@ -13,8 +13,8 @@ from kubealign_components.config import semantic_params
 from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, derive, digest
+from kubealign_components.data.model_files import ADAPTER_CONFIG
 from kubealign_components.data.models import (
-    ADAPTER_CONFIG,
     ModelFiles,
     find_adapter,
     find_model,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
 
 STAGE = "train_ppo"
-VERSION = 1
+VERSION = 2
 _PLACES = ("policy", "revision", "policy_adapter", "principles", "interventions")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from kubealign_components.data.models import TOKENIZER
+from kubealign_components.data.model_files import beside_weights, files_below
 from kubealign_components.data.templates import RewardTemplate, Shown
 from kubealign_components.engines.packed_attention import SegmentPlan, check_windows
 from kubealign_components.engines.packing import prepare
@@ -34,9 +33,14 @@ from kubealign_components.training.models import (
     base_dtype,
     load_base,
     ready_to_train,
+)
+from kubealign_components.training.saving import (
+    copy_files,
+    merged,
+    save_adapter,
     save_whole,
     saved_dtype,
-    trained_weights,
+    trained_state,
 )
 
 
@@ -112,7 +116,7 @@ def linear_layers(model: Any) -> list[str]:
 def save_tokenizer(policy: Path, target: Path, template: RewardTemplate, own: Sequence[Shown]) -> Any:
     """The policy's tokenizer, saved to ``target`` with a reward template; gives it loaded from there.
 
-    Its files are copied byte for byte, but for a chat template among its settings.
+    All files beside the weights are copied byte for byte, but for chat templates.
 
     Args:
         policy: the policy's directory.
@@ -121,9 +125,7 @@ def save_tokenizer(policy: Path, target: Path, template: RewardTemplate, own: Se
         own: principles that it goes by where a caller gives none.
     """
     target.mkdir(parents=True)
-    for name in TOKENIZER:
-        if (policy / name).is_file():
-            shutil.copyfile(policy / name, target / name)
+    copy_files(policy, target, [n for n in beside_weights(files_below(policy)) if not _is_template(n)])
     settings = target / "tokenizer_config.json"
     if settings.is_file():
         kept = json.loads(settings.read_text())
@@ -166,11 +168,10 @@ def save_reward_model(
     if config.adapter == "none":
         save_whole(model, start or policy, target, dtype, state)
     else:
-        trained = state or {name: w.detach().cpu() for name, w in trained_weights(model).items()}
+        trained = state or trained_state(model)
         _save_adapter(config, model, trained, target / ADAPTER_FOLDER)
         save_whole(_merged(model, trained, policy), policy, target, dtype, None)
-    for file in tokenizer.iterdir():
-        shutil.copyfile(file, target / file.name)
+    copy_files(tokenizer, target, files_below(tokenizer))
 
 
 def _load(path: Path, dtype: torch.dtype, *, quantise: bool = False) -> tuple[Any, bool]:
@@ -228,32 +229,22 @@ def _resume_adapter(config: RewardModelConfig, model: Any, folder: Path) -> Any:
 
 
 def _save_adapter(config: RewardModelConfig, model: Any, trained: Mapping[str, Tensor], folder: Path) -> None:
-    settings = model.peft_config[model.active_adapter]
-    # By the name that the user gave: a path of this machine means nothing elsewhere.
-    settings.base_model_name_or_path = config.policy
-    settings.task_type = "CAUSAL_LM"
-    model.save_pretrained(folder, state_dict=dict(trained), save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    written = json.loads((folder / "adapter_config.json").read_text())
-    written["target_modules"] = sorted(written["target_modules"])  # PEFT's is a set, in any order
-    (folder / "adapter_config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+    save_adapter(model, folder, name=config.policy, state=trained, task="CAUSAL_LM")
     head = next(weight for name, weight in trained.items() if name.endswith(HEAD_KEY))
     safetensors.torch.save_file({HEAD_KEY: head.float().contiguous()}, folder / HEAD_FILE)
 
 
 def _merged(model: Any, trained: Mapping[str, Tensor], policy: Path) -> Any:
     """The model with its adapters added to exact weights: not to rounded or sharded ones."""
-    from peft import get_peft_model
-
     settings = model.peft_config[model.active_adapter]
     settings.task_type = None
     fresh, _ = _load(policy, torch.float32)
     fresh.config.pad_token_id = _base(model).config.pad_token_id
-    whole = get_peft_model(fresh, settings)
-    found = whole.load_state_dict({name: weight.float() for name, weight in trained.items()}, strict=False)
-    if found.unexpected_keys:
-        raise EngineError(f"trained weights do not fit the policy: {', '.join(found.unexpected_keys[:3])}, …")
-    return whole.merge_and_unload()
+    return merged(fresh, settings, trained, model.active_adapter)
+
+
+def _is_template(name: str) -> bool:
+    return name.startswith(("chat_template.", "additional_chat_templates/"))
 
 
 def _new_head(config: RewardModelConfig, model: Any) -> Tensor:

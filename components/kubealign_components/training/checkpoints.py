@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from kubealign_components.data.fingerprint import file_digest
 from kubealign_components.errors import NotFound, StoreError
-from kubealign_components.store import join, store_for
+from kubealign_components.store import inside, join, store_for
 from kubealign_components.training.processes import Processes
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class CheckpointStore:
         return ""
 
     def _fetch_file(self, saved: Saved, path: str, folder: Path) -> None:
-        place = folder / path
+        place = inside(folder, path)
         place.parent.mkdir(parents=True, exist_ok=True)
         uri = join(self.uri, saved.name, path)
         fetched = store_for(uri).fetch(uri, place.parent)

@@ -47,11 +47,11 @@ class TrainerConfig:
     """Precision of the forward and backward pass: bfloat16, float32, or auto (bfloat16 on CUDA, else
     float32). Trained weights and optimiser state are float32 in any case: a step at a learning rate of
     1e-6 is smaller than bfloat16's spacing and would be lost."""
-    save_dtype: str = "float32"
-    """Precision of the saved weights: float32, bfloat16, float16, or auto (what the policy was saved in).
+    save_dtype: str = "auto"
+    """Precision of the saved weights: auto (what the policy was saved in), float32, bfloat16 or float16.
     A policy saved in bfloat16 sits on bfloat16's grid, and a weight that moved by less than half its
-    spacing, about 0.2 %, is rounded back: at small learning rates that undoes the training. DeepSpeed
-    hands over bfloat16 weights when it computes in them."""
+    spacing, about 0.2 %, is rounded back: at small learning rates that undoes the training, and float32
+    keeps it, at twice the size. DeepSpeed hands over bfloat16 weights when it computes in them."""
     adapter: str = "none"
     """none (full training), lora, or qlora (a base in 4 bits, which needs CUDA)."""
     lora_r: int = 16

@@ -1,24 +1,18 @@
-"""The policy model: loading it to be trained, and saving it as a directory that others load."""
+"""The policy model: loading it to be trained, with adapters where the settings want them."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM
 
-from kubealign_components.data.models import TOKENIZER
 from kubealign_components.engines.scoring import four_bits
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.training.config import TrainerConfig
-
-COPIED = (*TOKENIZER, "chat_template.jinja", "chat_template.json", "generation_config.json")
-"""Files of a policy that training leaves as they are."""
 
 
 def compute_dtype(config: TrainerConfig) -> torch.dtype:
@@ -77,49 +71,6 @@ def disable_dropout(model: nn.Module, *, keep_adapters: bool = False) -> None:
         for module in model.modules():
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
-
-
-def save_policy(
-    model: Any,
-    source: Path,
-    target: Path,
-    *,
-    name: str,
-    adapter: str,
-    merge_adapter: bool,
-    save_dtype: str,
-    state: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write the trained ``model`` as a Hugging Face directory, with the tokenizer of ``source``.
-
-    The tokenizer's files, chat template and generation settings are copied byte for byte, so that
-    the trained policy has the tokenizer identity of the reference.
-
-    Args:
-        model: from :func:`load_policy`, trained; unusable afterwards.
-        source: the directory it was loaded from.
-        target: folder to fill.
-        name: the policy as the user named it, which adapters say they belong to.
-        adapter: none, lora or qlora.
-        merge_adapter: whether adapters are added to the weights or saved alone.
-        save_dtype: precision of whole weights, see :class:`TrainerConfig`.
-        state: gathered weights by name where the model's own are sharded; all of them, or only the
-            trained ones of an adapter.
-    """
-    target.mkdir(parents=True, exist_ok=True)
-    if adapter == "none":
-        save_whole(model, source, target, saved_dtype(save_dtype, source), state)
-    elif merge_adapter:
-        whole = _merged(model, source, state, exact=adapter == "lora")
-        save_whole(whole, source, target, saved_dtype(save_dtype, source), None)
-    else:
-        # By the name that the user gave: a path of this machine means nothing elsewhere.
-        model.peft_config[model.active_adapter].base_model_name_or_path = name
-        model.save_pretrained(target, state_dict=state)
-        (target / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    for file in COPIED:
-        if (source / file).is_file():
-            shutil.copyfile(source / file, target / file)
 
 
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -197,70 +148,3 @@ def attach_adapter(
         raise ConfigError(
             "lora_targets", config.lora_targets, f"names of the model's layers ({error})"
         ) from error
-
-
-def _merged(model: Any, source: Path, state: Mapping[str, Tensor] | None, *, exact: bool) -> Any:
-    """The model with its adapters added to the weights.
-
-    Raises:
-        EngineError: trained weights that the policy at ``source`` has no place for.
-    """
-    if state is None and exact:
-        return model.merge_and_unload()
-    # Sharded or 4-bit weights take no addition: put the adapters on a fresh, exact base.
-    fresh = _attach_adapter_like(model, load_base(source, torch.float32))
-    trained = state or {name: weight.detach().cpu() for name, weight in trained_weights(model).items()}
-    left = fresh.load_state_dict(trained, strict=False).unexpected_keys
-    if left:
-        raise EngineError(f"trained weights do not fit the policy: {', '.join(left[:3])}, …")
-    return fresh.merge_and_unload()
-
-
-def _attach_adapter_like(model: Any, base: Any) -> Any:
-    from peft import get_peft_model
-
-    return get_peft_model(base, model.peft_config[model.active_adapter])
-
-
-def save_whole(
-    model: Any, source: Path, target: Path, dtype: torch.dtype, state: Mapping[str, Tensor] | None
-) -> None:
-    """Write ``model``, or its gathered weights ``state``, to ``target`` in ``dtype``.
-
-    What training set in its config becomes what it was in ``source``, where it was loaded from.
-    """
-    if state is None:
-        model.to(dtype).save_pretrained(target)
-    else:
-        kept = {k: v.to(dtype) for k, v in state.items()}
-        if model.config.tie_word_embeddings:
-            kept = {k: v for k, v in kept.items() if not k.endswith("lm_head.weight")}
-        model.save_pretrained(target, state_dict=kept)
-    _restore_config(source / "config.json", target / "config.json", dtype)
-
-
-def _restore_config(source: Path, target: Path, dtype: torch.dtype) -> None:
-    """Undo what training set in the config: dropout, caching, the precision it ran in."""
-    before, after = json.loads(source.read_text()), json.loads(target.read_text())
-    for name in list(after):
-        if name == "use_cache" or name.endswith(("dropout", "pdrop")):
-            after.pop(name)
-            if name in before:
-                after[name] = before[name]
-    after["dtype"] = str(dtype).removeprefix("torch.")
-    target.write_text(json.dumps(after, indent=2, sort_keys=True) + "\n")
-
-
-def saved_dtype(name: str, source: Path) -> torch.dtype:
-    """The precision that ``save_dtype`` ``name`` means for weights of the policy at ``source``.
-
-    Raises:
-        EngineError: ``save_dtype`` is auto, and the policy at ``source`` is in no dtype that torch knows.
-    """
-    if name == "auto":
-        settings = json.loads((source / "config.json").read_text())
-        name = settings.get("dtype") or settings.get("torch_dtype") or "float32"
-    dtype = getattr(torch, str(name))
-    if not isinstance(dtype, torch.dtype):
-        raise EngineError(f"{source / 'config.json'} names the dtype {name!r}, which torch does not know")
-    return dtype

@@ -20,7 +20,7 @@ from kubealign_components.config import require
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.errors import ConfigError, DataError, NotFound, StoreError
-from kubealign_components.store import ObjectInfo, join, store_for
+from kubealign_components.store import ObjectInfo, inside, join, store_for
 from kubealign_components.store.local import LocalStore
 
 DEPTH = 3
@@ -119,14 +119,15 @@ def fetch_output(output: Output, target: Path) -> Path:
         CorruptDataset: what arrived does not match its manifest.
     """
     require(not target.exists(), "--output", str(target), "a name that is free")
-    names = [_safe(_below(found.uri, output.uri), found.uri) for found in output.objects]
+    names = [_below(found.uri, output.uri) for found in output.objects]
     target.parent.mkdir(parents=True, exist_ok=True)
     store, here = store_for(output.uri), LocalStore()
     with tempfile.TemporaryDirectory(prefix=".kubealign-", dir=target.parent) as folder:
         goal = Path(folder) / "whole"
-        for found, name in zip(output.objects, names, strict=True):
+        places = [inside(goal, name) if name else goal for name in names]
+        for found, place in zip(output.objects, places, strict=True):
             path = store.fetch(found.uri, Path(folder) / "part")
-            here.publish_file(path, str(goal / name if name else goal))
+            here.publish_file(path, str(place))
             if path.is_relative_to(folder):
                 path.unlink()
         if (goal / MANIFEST).is_file():
@@ -222,10 +223,3 @@ def _below(uri: str, folder: str) -> str:
     return (
         uri.removeprefix("file://").removeprefix(folder.removeprefix("file://").rstrip("/")).removeprefix("/")
     )
-
-
-def _safe(name: str, uri: str) -> str:
-    """``name`` if a file of that name stays in its folder: stores take any names, also ``../x``."""
-    if name and (name.startswith("/") or not {"", ".", ".."}.isdisjoint(name.split("/"))):
-        raise StoreError(f"{uri}: this name leads out of its folder; nothing was fetched")
-    return name

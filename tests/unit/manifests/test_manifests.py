@@ -256,8 +256,13 @@ def test_the_model_cache_is_opened_to_the_user_of_the_images(overlay: str) -> No
 def test_what_a_profile_gives_by_pod_defaults_is_what_tasks_bring_elsewhere(overlay: str) -> None:
     objects = built(overlay)
     given = _only(objects, "PodDefault", "kubealign")["spec"]
-    assert {one["name"] for one in given["env"]} == {"HF_HOME", "HF_TOKEN"}
-    assert given["env"][0]["value"] == STANDALONE.environment["HF_HOME"]
+    caches = {one["name"]: one["value"] for one in given["env"] if "value" in one}
+    assert (
+        caches.keys()
+        == {"HF_HOME", "KUBEALIGN_CACHE"}
+        == {one["name"] for one in given["env"]} - {"HF_TOKEN"}
+    )
+    assert caches.items() <= STANDALONE.environment.items()
     if overlay == "kind":
         store = _only(objects, "PodDefault", "kubealign-store")["spec"]["env"]
         values = {one["name"]: one["value"] for one in store if "value" in one}

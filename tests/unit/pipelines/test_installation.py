@@ -40,7 +40,7 @@ def secrets(pod: Any) -> dict[str, tuple[str, str, bool]]:
 def test_beside_pipelines_alone_every_task_brings_store_and_cache(pipeline: str, tmp_path: Path) -> None:
     for environment, pod in compiled(tmp_path, pipeline, CompileSettings(installation="standalone")):
         assert environment["AWS_ENDPOINT_URL_S3"] == "http://seaweedfs.kubeflow:9000"
-        assert environment["HF_HOME"].startswith("/models/")
+        assert all(environment[name].startswith("/models/") for name in ("HF_HOME", "KUBEALIGN_CACHE"))
         store = {name: ("mlpipeline-minio-artifact", key, False) for name, key in KEYS.items()}
         assert secrets(pod) == {**store, "HF_TOKEN": ("kubealign-hub", "token", True)}
         assert [claim["mountPath"] for claim in pod["pvcMount"]] == ["/models"]

@@ -233,3 +233,18 @@ def test_a_uri_without_an_object_is_refused(remote: str) -> None:
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(ConfigError, match="local path, file://, gs://, s3:// or minio://"):
         store_for("ftp://host/x")
+
+
+def test_a_listing_tells_versions_apart(remote: str) -> None:
+    store, uri = store_for(remote), join(remote, "weights")
+
+    def version() -> str:
+        [entry] = store.list(remote)
+        return entry.version
+
+    store.publish(uri, b"aaaa")
+    first = version()
+    assert first and version() == first
+    store.delete(uri)
+    store.publish(uri, b"bbbb")
+    assert version() not in ("", first)
