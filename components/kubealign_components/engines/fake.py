@@ -7,7 +7,7 @@ the real ones in tests.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +32,19 @@ class FakeEngine(GenerationEngine):
 
     Args:
         spec: the settings.
-        model: a Hugging Face model directory; only its configuration is read.
+        model: a Hugging Face model directory; only its configuration and tokenizer are read.
+        ends: the tokens that end a turn; None for those of the model's own template.
 
     Raises:
         EngineError: the configuration names no vocabulary size or no end-of-turn token.
     """
 
-    def __init__(self, spec: SamplingSpec, model: Path) -> None:
+    def __init__(self, spec: SamplingSpec, model: Path, ends: Sequence[int] | None = None) -> None:
         self._spec = spec
         self._limit = context_limit(spec, model)
-        ends = end_token_ids(model)
+        ends = ends or end_token_ids(model)
         self._end = ends[0]
-        self._words = np.setdiff1d(np.arange(_vocabulary_size(model)), ends)
+        self._words = np.setdiff1d(np.arange(_vocabulary_size(model)), list(ends))
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, list[Sampled]]]:
         """See :class:`GenerationEngine`."""

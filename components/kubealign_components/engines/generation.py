@@ -6,13 +6,14 @@ its reference under exactly the settings that the training data was sampled with
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from kubealign_components.config import execution, require, require_choice
+from kubealign_components.data.chat import end_token_ids as end_token_ids
+from kubealign_components.data.chat.ends import read_json, text_config
 from kubealign_components.data.fingerprint import canonical_json
 from kubealign_components.errors import ConfigError, DataError, EngineError
 
@@ -135,8 +136,13 @@ class GenerationEngine(Protocol):
         self.close()
 
 
-def open_engine(spec: SamplingSpec, model: Path) -> GenerationEngine:
+def open_engine(spec: SamplingSpec, model: Path, ends: Sequence[int] | None = None) -> GenerationEngine:
     """Load the model directory ``model`` into the engine that ``spec`` names.
+
+    Args:
+        spec: the settings.
+        model: a Hugging Face model directory.
+        ends: the tokens that end a turn; None for those of the model's own template.
 
     Raises:
         EngineError: the engine is not installed or cannot load the model; gives its reason.
@@ -144,48 +150,19 @@ def open_engine(spec: SamplingSpec, model: Path) -> GenerationEngine:
     if spec.engine == "fake":
         from kubealign_components.engines.fake import FakeEngine
 
-        return FakeEngine(spec, model)
+        return FakeEngine(spec, model, ends)
     if spec.engine == "transformers":
         from kubealign_components.engines.transformers_engine import TransformersEngine
 
-        return TransformersEngine(spec, model)
+        return TransformersEngine(spec, model, ends)
     from kubealign_components.engines.vllm_engine import VllmEngine
 
-    return VllmEngine(spec, model)
-
-
-def end_token_ids(model: Path) -> tuple[int, ...]:
-    """Ids of the tokens that end a turn, ascending: the generation config's and the tokenizer's.
-
-    Both are needed: the generation config of some chat models lists only the end of text, and that of
-    others ends of turn that their tokenizer does not name.
-
-    Raises:
-        EngineError: neither names one.
-    """
-    generation, config = _read_json(model / "generation_config.json"), _read_json(model / "config.json")
-    named = generation.get("eos_token_id")
-    if named is None:
-        named = _text_config(config).get("eos_token_id", config.get("eos_token_id"))
-    ids = set(named if isinstance(named, list) else [] if named is None else [named])
-    eos = _read_json(model / "tokenizer_config.json").get("eos_token")
-    content = eos.get("content") if isinstance(eos, dict) else eos
-    ids |= {
-        t["id"]
-        for t in _read_json(model / "tokenizer.json").get("added_tokens", ())
-        if t["content"] == content
-    }
-    if not ids:
-        raise EngineError(
-            f"{model} names no end-of-turn token; set eos_token_id in its generation_config.json, or every "
-            "completion runs to max_new_tokens"
-        )
-    return tuple(sorted(ids))
+    return VllmEngine(spec, model, ends)
 
 
 def context_limit(spec: SamplingSpec, model: Path) -> int | None:
     """Most tokens of prompt and completion together, or None where the model does not say."""
-    limit = _text_config(_read_json(model / "config.json")).get("max_position_embeddings")
+    limit = text_config(read_json(model / "config.json")).get("max_position_embeddings")
     return spec.max_model_len or (int(limit) if limit else None)
 
 
@@ -249,15 +226,3 @@ def _check_engine(spec: SamplingSpec) -> None:
         canonical_json(args)
     except (TypeError, ValueError) as error:
         raise ConfigError("engine_args", args, "values that JSON can hold") from error
-
-
-def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = config.get("text_config", config)
-    return nested
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    body: dict[str, Any] = json.loads(path.read_text())
-    return body

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
+from kubealign_components.data.chat import TemplateConfig
 from kubealign_components.data.models import find_adapter, find_model
 from kubealign_components.data.principles import JUDGE, Principle, PrincipleSet, load_principles
 from kubealign_components.data.templates import load_judge_template
@@ -25,7 +26,7 @@ Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JudgeSpec:
+class JudgeSpec(TemplateConfig):
     """Who judges, by what, and how it is asked."""
 
     judge: str
@@ -51,6 +52,7 @@ class JudgeSpec:
     """Tokens in one forward pass, what questions share counted once."""
 
     def __post_init__(self) -> None:
+        self.check_template()
         require(bool(self.judge), "judge", self.judge, "a model directory, URI or hub id")
         require_choice("dtype", self.dtype, DTYPES)
         require(self.max_length >= 0, "max_length", self.max_length, "0 or a number of tokens")
@@ -101,6 +103,7 @@ class PairJudge:
         self.files = find_model(spec.judge, spec.revision)
         self._adapter = find_adapter(spec.adapter, "adapter") if spec.adapter else None
         self._template = load_judge_template(spec.template)
+        self._settings = spec.template_settings()
         self._judge: Judge | None = None
 
     @cached_property
@@ -112,10 +115,14 @@ class PairJudge:
         """
         places = ("judge", "revision", "adapter", "principles", "principle_names", "template")
         settings = {k: v for k, v in semantic_params(self.spec).items() if k not in places}
-        return settings | {
-            "principles": self.principles.statements(),
-            "template": self._template.identity(),
-        }
+        return (
+            settings
+            | self._settings.params()
+            | {
+                "principles": self.principles.statements(),
+                "template": self._template.identity(),
+            }
+        )
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -165,6 +172,7 @@ class PairJudge:
             self._judge = Judge(
                 self.files,
                 self._template,
+                settings=self._settings,
                 adapter=self._adapter,
                 quantise=spec.quantise,
                 dtype=spec.dtype,

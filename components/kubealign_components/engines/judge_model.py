@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kubealign_components.data.chat import ChatTemplate
+from kubealign_components.data.chat import ChatTemplate, TemplateSettings
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.data.templates import JudgeTemplate
 from kubealign_components.engines.last_token import LastTokens, Tokens
@@ -41,6 +41,7 @@ class Judge:
     Args:
         files: the policy; its chat template puts the question.
         template: the question.
+        settings: of the policy's chat template.
         adapter: a PEFT adapter of the policy, put on its layers and not merged.
         quantise: load linear layers in 4 bits (nf4).
         dtype: of weights and activations, as the scorer's; the two logits are fp32 in any case.
@@ -58,13 +59,14 @@ class Judge:
         files: ModelFiles,
         template: JudgeTemplate,
         *,
+        settings: TemplateSettings | None = None,
         adapter: ModelFiles | None = None,
         quantise: bool = False,
         dtype: str = "auto",
         token_budget: int = 8192,
         max_length: int = 0,
     ) -> None:
-        self._chat = ChatTemplate(files)
+        self._chat = ChatTemplate(files, settings)
         self._template = template
         self._labels = self._label_ids()
         self._model = load_policy(

@@ -10,24 +10,27 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
+from kubealign_components.data.chat.policy import load_tokenizer
+from kubealign_components.data.chat.rendering import (
+    ANSWER,
+    USER,
+    Message,
+    Renderer,
+    TemplateMismatch,
+    without_reasoning,
+)
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.engines.last_token import LastTokens, Tokens, batches, out_of_memory_named, padded
 from kubealign_components.errors import EngineError
-
-Message = dict[str, Any]
 
 ADAPTER_FOLDER = "adapter"
 """Of a trained model: the adapters alone, on the policy, and the head."""
 HEAD_FILE = "score.safetensors"
 HEAD_KEY = "score.weight"
 """The scalar head in its file: (1, H), fp32."""
-
-_SYSTEM_PROBE: Message = {"role": "system", "content": "kubealign-probe"}
-_PROBE: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
 
 
 class RewardModel:
@@ -110,12 +113,14 @@ class RewardChat:
     def __init__(self, tokenizer: Any, name: str) -> None:
         self._tokenizer = tokenizer
         self._name = name
-        self._folds_system = not self._shows("kubealign-probe", [_SYSTEM_PROBE, *_PROBE])
+        self._renderer = Renderer(tokenizer, name)
 
     def tokenise(
         self, chat: Sequence[Message], principles: Sequence[Mapping[str, str]] | None = None
     ) -> list[int]:
         """Token ids of a plain chat under the template, with at most one leading BOS.
+
+        Control tokens that a turn or a principle spells stay text: what is scored cannot end its turn.
 
         Args:
             chat: turns with ``role`` (system, user, assistant) and text ``content``.
@@ -123,24 +128,25 @@ class RewardChat:
                 null for the template's own default.
 
         Raises:
-            EngineError: the template refuses the chat, or does not show the principles.
+            EngineError: the template refuses the chat, or does not show its last turn or the principles.
         """
-        turns = _fold_system(chat) if self._folds_system else list(chat)
         if principles and not self._shows_principles:
             raise EngineError(
                 f"the chat template of {self._name} shows no principles, so its scores could not depend on "
                 f"{', '.join(p['name'] for p in principles)}: give a reward model that was trained with "
                 "principles, or no principles"
             )
-        shown = {} if principles is None else {"principles": [dict(p) for p in principles]}
+        shown: dict[str, Any] = {} if principles is None else {"principles": [dict(p) for p in principles]}
         try:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False, **shown)
-        except (TemplateError, TypeError, ValueError) as error:
-            roles = " ".join(turn["role"] for turn in turns)
+            text = self._renderer.render(chat, **shown)
+        except TemplateMismatch as error:
+            raise EngineError(str(error)) from error
+        last = {"role": chat[-1]["role"], "content": without_reasoning(chat[-1].get("content") or "")}
+        if self._renderer.missing([last], text):
             raise EngineError(
-                f"the chat template of {self._name} refuses turns of {roles}: {error}"
-            ) from error
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+                f"the chat template of {self._name} does not show what is scored: {last['content'][:200]!r}"
+            )
+        [ids] = self._renderer.marks.encode([text])
         bos = self._tokenizer.bos_token_id
         while bos is not None and ids[:2] == [bos, bos]:
             ids = ids[1:]
@@ -149,12 +155,9 @@ class RewardChat:
     @cached_property
     def _shows_principles(self) -> bool:
         probe = {"name": "probe", "text": "kubealign-probe"}
-        return self._shows("kubealign-probe", _PROBE, principles=[probe])
-
-    def _shows(self, text: str, turns: Sequence[Message], **values: Any) -> bool:
         try:
-            return text in self._tokenizer.apply_chat_template(list(turns), tokenize=False, **values)
-        except (TemplateError, TypeError, ValueError):
+            return "kubealign-probe" in self._renderer.render([USER, ANSWER], principles=[probe])
+        except TemplateMismatch:
             return False
 
 
@@ -166,14 +169,11 @@ def free_memory() -> None:
 
 
 def _load_tokenizer(files: ModelFiles) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(files.path)
-    except (OSError, ValueError) as error:
-        raise EngineError(f"cannot load the tokenizer of {files.path}: {error}") from error
+    tokenizer = load_tokenizer(files.path)
     if not tokenizer.chat_template:
         raise EngineError(
             f"the tokenizer of reward model {files.name} has no chat template; save the one that it was "
-            f"trained with as chat_template in {files.path}"
+            f"trained with as the file {files.path / 'chat_template.jinja'}"
         )
     return tokenizer
 
@@ -208,19 +208,6 @@ def own_limit(config: Any, tokenizer: Any) -> int:
         getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
     )
     return int(min(positions, tokenizer.model_max_length))
-
-
-def _fold_system(chat: Sequence[Message]) -> list[Message]:
-    """The chat with its system turns put before the text of the next turn."""
-    folded: list[Message] = []
-    pending = ""
-    for turn in chat:
-        if turn["role"] == "system":
-            pending += f"{turn['content']}\n\n"
-        else:
-            folded.append(turn | {"content": pending + turn["content"]})
-            pending = ""
-    return folded
 
 
 def load_head(adapter: Path) -> Tensor:

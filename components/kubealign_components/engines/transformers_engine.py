@@ -32,7 +32,7 @@ from kubealign_components.engines.generation import (
 from kubealign_components.errors import EngineError
 
 # Tokens of which a stop string can consist beside one for each of its bytes: those that a
-# tokenizer strips or merges at the start of a text, and special ones that are not shown.
+# tokenizer strips or merges at the start of a text.
 _STOP_SLACK = 16
 
 
@@ -51,15 +51,16 @@ class TransformersEngine(GenerationEngine):
     Args:
         spec: the settings; ``engine_args`` go to ``from_pretrained``.
         model: a Hugging Face model directory.
+        ends: the tokens that end a turn; None for those of the model's own template.
 
     Raises:
         EngineError: the model cannot be loaded, or names no end-of-turn token.
     """
 
-    def __init__(self, spec: SamplingSpec, model: Path) -> None:
+    def __init__(self, spec: SamplingSpec, model: Path, ends: Sequence[int] | None = None) -> None:
         self._spec = spec
         self._limit = context_limit(spec, model)
-        self._ends = frozenset(end_token_ids(model))
+        self._ends = frozenset(ends or end_token_ids(model))
         self._model = _load(spec, model)
         self._tokenizer = AutoTokenizer.from_pretrained(model) if spec.stop else None
         self._stop_window = _STOP_SLACK + max((len(s.encode()) for s in spec.stop), default=0)
@@ -130,10 +131,10 @@ class TransformersEngine(GenerationEngine):
             row.ended = token in self._ends or self._stopped(row)
 
     def _stopped(self, row: _Row) -> bool:
-        """Whether the last token of ``row`` completed a stop string."""
+        """Whether the last token of ``row`` completed a stop string; special tokens are text like others."""
         if self._tokenizer is None:
             return False
-        tail = self._tokenizer.decode(row.token_ids[-self._stop_window :], skip_special_tokens=True)
+        tail = self._tokenizer.decode(row.token_ids[-self._stop_window :], skip_special_tokens=False)
         return any(stop in tail for stop in self._spec.stop)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,14 +43,15 @@ class VllmEngine(GenerationEngine):
     Args:
         spec: the settings; ``engine_args`` go to ``vllm.LLM``.
         model: a Hugging Face model directory.
+        ends: the tokens that end a turn; None for those of the model's own template.
 
     Raises:
         EngineError: vLLM is not installed, or cannot start with this model and these settings.
     """
 
-    def __init__(self, spec: SamplingSpec, model: Path) -> None:
+    def __init__(self, spec: SamplingSpec, model: Path, ends: Sequence[int] | None = None) -> None:
         self._spec = spec
-        self._ends = end_token_ids(model)
+        self._ends = ends or end_token_ids(model)
         self._llm = _start(spec, model)
         self._limit = int(self._llm.llm_engine.model_config.max_model_len)
         sequences = int(self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
@@ -122,6 +123,7 @@ class VllmEngine(GenerationEngine):
             stop=list(spec.stop),
             stop_token_ids=list(self._ends),
             detokenize=bool(spec.stop),  # text is needed to find stop strings, and for nothing else
+            skip_special_tokens=False,  # a stop string may be, or hold, a special token
             logprobs=0,  # of the sampled token alone
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,

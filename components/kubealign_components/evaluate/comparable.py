@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kubealign_components.config import semantic_params
-from kubealign_components.data.chat import ChatTemplate
+from kubealign_components.data.chat import ChatTemplate, TemplateSettings
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import canonical_json
 from kubealign_components.data.lineage import LineageStep, steps_of
 from kubealign_components.data.models import ModelFiles
-from kubealign_components.engines.generation import SamplingSpec, end_token_ids
+from kubealign_components.engines.generation import SamplingSpec
 from kubealign_components.engines.rewards import Rewarder, reward_params
 from kubealign_components.errors import ConfigError, DataError
 
@@ -58,22 +58,29 @@ def check_split(model: Dataset, fraction: float, seed: int) -> None:
             )
 
 
-def check_tokens(aligned: ModelFiles, ends: Sequence[int], row: Mapping[str, Any]) -> None:
+def check_tokens(
+    aligned: ModelFiles,
+    ends: Sequence[int],
+    row: Mapping[str, Any],
+    settings: TemplateSettings | None = None,
+) -> None:
     """Raise :class:`DataError` unless the aligned model begins and ends a turn as the reference did.
 
     Args:
         aligned: the aligned model.
         ends: the tokens that ended the reference's turns.
         row: a prompt with its stored token ids.
+        settings: of the template, that the ids were made with.
     """
-    own = list(end_token_ids(aligned.path))
+    template = ChatTemplate(aligned, settings)
+    own = list(template.end_ids)
     if own != list(ends):
         raise DataError(
             f"{aligned.path} ends turns with tokens {own}, the reference with {list(ends)}; give it the "
             "generation_config.json and tokenizer of the policy"
         )
     tools = json.loads(row["tools"]) if row["tools"] else None
-    ids = ChatTemplate(aligned).prompt_ids(json.loads(row["messages"]), tools)
+    ids = template.prompt_ids(json.loads(row["messages"]), tools)
     if ids != list(row["prompt_token_ids"]):
         raise DataError(
             f"{aligned.path} tokenises prompt {row['prompt_id']} to {len(ids)} tokens, other than the "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kubealign_components.config import Group, execution, require, semantic_params
-from kubealign_components.data.chat import ChatTemplate
+from kubealign_components.data.chat import ChatTemplate, stored_settings
 from kubealign_components.data.chunks import Row
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
@@ -30,7 +30,6 @@ from kubealign_components.engines.generation import (
     Prompt,
     Sampled,
     SamplingSpec,
-    end_token_ids,
     open_engine,
     resolve_dtype,
 )
@@ -54,7 +53,7 @@ from kubealign_components.store import join
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,19 +147,22 @@ def run(
     provenance = _provenance(config, rewarded, model, aligned, rewarder, judge)
     stats = Stats(rows_in=rewarded.rows)
     prompts = _held_out(config, rewarded, stats)
-    ends, drop = list(end_token_ids(policy.path)), False
+    settings = stored_settings(rewarded)
+    template = ChatTemplate(policy, settings)
+    ends, drop = list(template.end_ids), False
     answered = last_step(rewarded, "sample") is not None
     if answered:
         if rewarder is not None:
             check_rewards(rewarder, rewarded)
         sampled = check_sampling(config.sampling, rewarded)
         ends, drop = sampled.models["policy"]["end_tokens"], sampled.params["truncated"] == "drop"
-    check_tokens(aligned, ends, prompts[0])
+    check_tokens(aligned, ends, prompts[0], settings)
     if answered:
         prompts = _with_references(prompts, rewarded.uri, stats)
     else:
-        prompts = _answered(config, prompts, REFERENCE, policy, rewarder, stats)
-    rows = _answered(config, prompts, ALIGNED, aligned, rewarder, stats, drop_truncated=drop)
+        prompts = _answered(config, prompts, REFERENCE, template, rewarder, stats)
+    template = ChatTemplate(aligned, settings)
+    rows = _answered(config, prompts, ALIGNED, template, rewarder, stats, drop_truncated=drop)
     stats.counts["reference_completions"] += sum(len(row[REFERENCE]) for row in prompts)
     if rewarder is not None:
         rewarder.close()
@@ -260,16 +262,16 @@ def _answered(
     config: EvaluateConfig,
     prompts: Sequence[Row],
     side: str,
-    model: ModelFiles,
+    template: ChatTemplate,
     rewarder: Rewarder | None,
     stats: Stats,
     *,
     drop_truncated: bool = False,
 ) -> list[Row]:
-    """Each prompt with the completions that ``model`` gives, rewarded where there is a reward, under the name
-    ``side``; prompts without any are dropped, counted."""
-    template = ChatTemplate(model)
-    for row, sampled in zip(prompts, _sample(config.sampling, prompts, model)):
+    """Each prompt with the completions that the template's model gives, rewarded where there is a reward,
+    under the name ``side``; prompts without any are dropped, counted."""
+    model = template.model
+    for row, sampled in zip(prompts, _sample(config.sampling, prompts, template)):
         kept = [s for s in sampled if not (drop_truncated and s.finish_reason == "length")]
         row[side] = [_completion(row, s, template, model.name, side) for s in kept]
         row[f"{side}_truncated"] = sum(s.finish_reason == "length" for s in sampled)
@@ -292,10 +294,10 @@ def _reward(rewarder: Rewarder, prompts: Sequence[Row], side: str, stats: Stats)
         stats.counts[f"{side}_over_length"] += len(scored) - len(row[side])
 
 
-def _sample(spec: SamplingSpec, prompts: Sequence[Row], model: ModelFiles) -> list[list[Sampled]]:
+def _sample(spec: SamplingSpec, prompts: Sequence[Row], template: ChatTemplate) -> list[list[Sampled]]:
     sampled: dict[str, list[Sampled]] = {}
     with (
-        open_engine(spec, model.path) as engine,
+        open_engine(spec, template.model.path, template.end_ids) as engine,
         progress_bar(len(prompts), "prompts", "evaluate") as bar,
     ):
         asked = (Prompt(row["prompt_id"], row["prompt_token_ids"]) for row in prompts)

@@ -7,29 +7,27 @@ the settings by the token ids that they have, whole record batches at a time.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
 from kubealign_components.config import require, semantic_params
-from kubealign_components.data.chat import ChatTemplate, TemplateMismatch
+from kubealign_components.data.chat import ChatTemplate, TemplateConfig, TemplateSettings, stored_settings
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.models import find_model, require_policy
 from kubealign_components.data.prefetch import read_ahead
-from kubealign_components.data.schemas import PROMPT_ROW, PROMPTS, TOKENIZED, completion_id
+from kubealign_components.data.schemas import PROMPT_ROW, PROMPTS, TOKENIZED
 from kubealign_components.data.stats import Stats
 from kubealign_components.filter.lengths import Limits, fitting
+from kubealign_components.filter.tokens import Tokeniser
 from kubealign_components.progress import progress_bar
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FilterConfig:
+class FilterConfig(TemplateConfig):
     """Settings of ``filter``."""
 
     policy: str
@@ -44,6 +42,7 @@ class FilterConfig:
     """Prompts with fewer offline completions left are dropped; 0 to sample from prompts alone."""
 
     def __post_init__(self) -> None:
+        self.check_template()
         require(self.max_seq_len > 0, "max_seq_len", self.max_seq_len, "a positive number of tokens")
         require(
             0 < self.max_prompt_len < self.max_seq_len,
@@ -69,19 +68,27 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
         output: URI of the dataset to make.
 
     Raises:
-        ConfigError: the prompts were tokenised for another model.
+        ConfigError: the prompts were tokenised for another model or with other settings of the template, or
+            the template has no such variable.
         EngineError: the policy has no usable tokenizer or template.
         DataError: tokenised prompts with a row that has no token ids.
     """
     model = find_model(config.policy, config.revision)
     params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}
     stats = Stats()
+    tokeniser: Tokeniser | None = None
     if prompts.manifest.schema == PROMPTS:
-        template = ChatTemplate(model)
+        settings = config.template_settings()
+        template = ChatTemplate(model, settings)
+        tokeniser = Tokeniser(template, config.limits, stats)
         schema, identity = TOKENIZED, template.identity
-        batches = _tokenised(prompts, config, template, stats)
+        batches = (
+            pa.RecordBatch.from_pylist(tokeniser(batch.to_pylist()), schema=PROMPT_ROW)
+            for batch in prompts.batches()
+        )
     else:
         require_policy(model, prompts)
+        settings = _settings_of(config, prompts)
         schema, identity = prompts.manifest.schema, prompts.manifest.identity
         batches = (
             fitting(batch, config.limits, stats) for batch in read_ahead(prompts.batches(batch_rows=None))
@@ -89,7 +96,7 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
     provenance = derive(
         "filter",
         VERSION,
-        params,
+        params | settings.params(),
         inputs={"prompts": prompts},
         models={"policy": model.identity() | identity},
         identity=identity,
@@ -103,66 +110,18 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
             stats.rows_out += kept.num_rows
             writer.write(kept)
             bar.update(stats.rows_in - bar.n)
-        writer.commit(stats)
+        examples = tokeniser.examples if tokeniser else {}
+        writer.commit(stats, extra={"dropped_examples": examples} if examples else None)
     return stats
 
 
-def _tokenised(
-    prompts: Dataset, config: FilterConfig, template: ChatTemplate, stats: Stats
-) -> Iterator[pa.RecordBatch]:
-    for batch in prompts.batches():
-        rows = batch.to_pylist()
-        stats.rows_in += len(rows)
-        kept = [row for row in rows if _tokenise(row, config, template, stats)]
-        yield pa.RecordBatch.from_pylist(kept, schema=PROMPT_ROW)
-
-
-def _tokenise(row: dict[str, Any], config: FilterConfig, template: ChatTemplate, stats: Stats) -> bool:
-    """Fill in the token columns of ``row``; False, counted, when the row is dropped."""
-    messages = json.loads(row["messages"])
-    tools = json.loads(row["tools"]) if row["tools"] else None
-    try:
-        prompt = template.prompt_ids(messages, tools)
-    except TemplateMismatch:
-        stats.drop("template_refused")
-        return False
-    if len(prompt) > config.max_prompt_len:
-        stats.drop("prompt_too_long")
-        return False
-    row["prompt_token_ids"], row["prompt_tokens"] = prompt, len(prompt)
-    room = config.max_seq_len - len(prompt)
-    completions = [_completion(row, c, messages, tools, room, template, stats) for c in row["completions"]]
-    row["completions"] = [c for c in completions if c is not None]
-    if len(row["completions"]) < config.min_completions:
-        stats.drop("too_few_completions")
-        return False
-    stats.counts["completions"] += len(row["completions"])
-    return True
-
-
-def _completion(
-    row: dict[str, Any],
-    completion: dict[str, Any],
-    messages: list[dict[str, Any]],
-    tools: Any,
-    room: int,
-    template: ChatTemplate,
-    stats: Stats,
-) -> dict[str, Any] | None:
-    try:
-        ids = template.completion_ids(messages, json.loads(completion["messages"]), tools)
-    except TemplateMismatch:
-        stats.counts["completions_template_mismatch"] += 1
-        return None
-    if not ids:
-        stats.counts["completions_empty"] += 1
-        return None
-    if len(ids) > room:
-        stats.counts["completions_too_long"] += 1
-        return None
-    return completion | {
-        "completion_id": completion_id(row["prompt_id"], ids),
-        "token_ids": ids,
-        "num_tokens": len(ids),
-        "finish_reason": "offline",
-    }
+def _settings_of(config: FilterConfig, tokenised: Dataset) -> TemplateSettings:
+    """The settings that rows were tokenised with, which those of ``config`` must not contradict."""
+    made, asked = stored_settings(tokenised), config.template_settings()
+    if asked not in (made, TemplateSettings()):
+        for name, value in asked.params().items():
+            expected = (
+                f"{made.params()[name]!r}, which {tokenised.uri} was tokenised with; filter the prompts anew"
+            )
+            require(value == made.params()[name], name, value, expected)
+    return made

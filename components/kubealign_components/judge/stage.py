@@ -21,7 +21,7 @@ from kubealign_components.data.schemas import COMPLETIONS, JUDGED, JUDGEMENT
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.judge import Judgement, JudgeSpec, Pair, PairJudge
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

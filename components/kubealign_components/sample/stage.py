@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from kubealign_components.config import Group, execution, require, require_choice, semantic_params
-from kubealign_components.data.chat import ChatTemplate
+from kubealign_components.data.chat import ChatTemplate, TemplateSettings, stored_settings
 from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk, run_chunk
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive, digest
@@ -40,7 +40,7 @@ from kubealign_components.engines.generation import (
     open_engine,
 )
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,12 +79,13 @@ def run(config: SampleConfig, *, chunk: Chunk) -> Part:
     """
     dataset = open_chunk(chunk, TOKENIZED)
     model = find_model(config.policy, config.revision)
-    provenance = _provenance(config, dataset, model)
+    settings = stored_settings(dataset)
+    provenance = _provenance(config, dataset, model, settings)
     limit = context_limit(config.sampling, model.path)
     for batch in dataset.batches(["prompt_id", "prompt_tokens"], spans=chunk.spans):
         for row in batch.to_pylist():
             check_room(row["prompt_id"], row["prompt_tokens"], config.sampling.max_new_tokens, limit)
-    with closing(SampleStage(config, model)) as stage:
+    with closing(SampleStage(config, model, settings)) as stage:
         return run_chunk(
             chunk,
             dataset,
@@ -116,9 +117,12 @@ class SampleStage:
         ]
     )
 
-    def __init__(self, config: SampleConfig, model: ModelFiles) -> None:
+    def __init__(
+        self, config: SampleConfig, model: ModelFiles, settings: TemplateSettings | None = None
+    ) -> None:
         self._config = config
         self._model = model
+        self._settings = settings
         self._started: tuple[GenerationEngine, ChatTemplate] | None = None
 
     def key(self, row: Row) -> str:
@@ -126,7 +130,7 @@ class SampleStage:
         return digest([row["prompt_id"], row["prompt_token_ids"]])
 
     def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
-        """``n`` completions for each row: tokens, text without special tokens, how it ended."""
+        """``n`` completions for each row: tokens, text as it was written, how it ended."""
         first = next(slices, None)
         if first is None:
             return
@@ -169,8 +173,9 @@ class SampleStage:
 
     def _start(self) -> tuple[GenerationEngine, ChatTemplate]:
         if self._started is None:
-            template = ChatTemplate(self._model)
-            self._started = (open_engine(self._config.sampling, self._model.path), template)
+            template = ChatTemplate(self._model, self._settings)
+            engine = open_engine(self._config.sampling, self._model.path, template.end_ids)
+            self._started = (engine, template)
         return self._started
 
     def _completion(self, row: Row, sampled: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +200,9 @@ def _result(sampled: Sampled, template: ChatTemplate) -> dict[str, Any]:
     }
 
 
-def _provenance(config: SampleConfig, dataset: Dataset, model: ModelFiles) -> Provenance:
+def _provenance(
+    config: SampleConfig, dataset: Dataset, model: ModelFiles, settings: TemplateSettings
+) -> Provenance:
     policy = require_policy(model, dataset)
     params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}
     return derive(
@@ -206,7 +213,7 @@ def _provenance(config: SampleConfig, dataset: Dataset, model: ModelFiles) -> Pr
         models={
             # Which tokens end a turn is no part of the weights, yet decides where completions end.
             "policy": policy
-            | {"tokenizer": model.tokenizer_digest(), "end_tokens": end_token_ids(model.path)}
+            | {"tokenizer": model.tokenizer_digest(), "end_tokens": end_token_ids(model.path, settings)}
         },
         identity={"tokenizer": model.tokenizer_digest()},
         slug=config.sampling.slug,

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from kubealign_components.config import semantic_params
-from kubealign_components.data.chat import ChatTemplate
+from kubealign_components.data.chat import ChatTemplate, stored_settings
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.models import ModelFiles, find_model
@@ -51,7 +51,7 @@ def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launch
         EngineError: a policy that cannot be loaded, or a loss that is not a number.
     """
     model = find_model(config.policy, config.revision)
-    template = ChatTemplate(model)
+    template = ChatTemplate(model, stored_settings(training))
     check_identity(template.identity, training)
     provenance = _provenance(config, training, model, template)
     finished = finished_run(output, provenance)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kubealign_components.config import from_mapping
-from kubealign_components.data.chat import ChatTemplate
+from kubealign_components.data.chat import ChatTemplate, stored_settings
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.data.schemas import TOKENIZED
@@ -88,7 +88,8 @@ def work(**members: Any) -> None:
 
 def _parts(job: Job, config: PpoConfig, processes: Processes, base: Path) -> Parts:
     ranks = Ranks(processes)
-    questions = load_questions(Dataset.open(job.prompts, TOKENIZED), config)
+    prompts = Dataset.open(job.prompts, TOKENIZED)
+    questions = load_questions(prompts, config)
     reward_model = processes.find_model(job.reward_model).path if job.reward_model else None
     place = config.policy_adapter
     adapters = Adapters(
@@ -96,10 +97,10 @@ def _parts(job: Job, config: PpoConfig, processes: Processes, base: Path) -> Par
         policy=processes.find_adapter(place, "policy_adapter").path if place else None,
     )
     model = PpoModel(config, base, adapters, ranks.device)
-    template = ChatTemplate(ModelFiles(name=base.name, path=base))
+    template = ChatTemplate(ModelFiles(name=base.name, path=base), stored_settings(prompts))
     return Parts(
         model=model,
-        sampler=open_sampler(config, model, base, ranks.count),
+        sampler=open_sampler(config, model, base, ranks.count, template.end_ids),
         scorer=Scorer(config, model, template, PrincipleDraw(config), reward_model),
         questions=questions,
         ranks=ranks,

@@ -50,7 +50,9 @@ class Sampler(Protocol):
         ...
 
 
-def open_sampler(config: PpoConfig, model: PpoModel, base: Path, processes: int = 1) -> Sampler:
+def open_sampler(
+    config: PpoConfig, model: PpoModel, base: Path, processes: int = 1, ends: Sequence[int] | None = None
+) -> Sampler:
     """The sampler that ``config.engine`` names, for the policy in ``model`` on the base at ``base``.
 
     Args:
@@ -58,21 +60,24 @@ def open_sampler(config: PpoConfig, model: PpoModel, base: Path, processes: int 
         model: in training.
         base: its directory.
         processes: that sample side by side, each with a sampler of its own.
+        ends: the tokens that end a turn; None for those of the base's own template.
 
     Raises:
         EngineError: vLLM is not installed or cannot start.
     """
     if config.engine == "vllm":
-        return VllmSampler(config, model, base, processes)
-    return TransformersSampler(config, model, base)
+        return VllmSampler(config, model, base, processes, ends)
+    return TransformersSampler(config, model, base, ends)
 
 
 class TransformersSampler:
     """Samples with the very weights that are trained, in batches that are padded on the left."""
 
-    def __init__(self, config: PpoConfig, model: PpoModel, base: Path) -> None:
+    def __init__(
+        self, config: PpoConfig, model: PpoModel, base: Path, ends: Sequence[int] | None = None
+    ) -> None:
         self._config, self._model = config, model
-        self._ends = torch.tensor(end_token_ids(base))
+        self._ends = torch.tensor(ends or end_token_ids(base))
         self._limit = context_limit(SamplingSpec(), base)
 
     def sample(self, turns: Sequence[Turn]) -> list[Sample]:
@@ -170,7 +175,14 @@ class VllmSampler:
         EngineError: vLLM is not installed or cannot start with this model.
     """
 
-    def __init__(self, config: PpoConfig, model: PpoModel, base: Path, processes: int = 1) -> None:
+    def __init__(
+        self,
+        config: PpoConfig,
+        model: PpoModel,
+        base: Path,
+        processes: int = 1,
+        ends: Sequence[int] | None = None,
+    ) -> None:
         from kubealign_components.engines.vllm_engine import VllmEngine
 
         self._model = model
@@ -194,7 +206,7 @@ class VllmSampler:
             memory_fraction=config.memory_fraction,
             engine_args=engine_args,
         )
-        self._engine = VllmEngine(spec, base)
+        self._engine = VllmEngine(spec, base, ends)
 
     def sample(self, turns: Sequence[Turn]) -> list[Sample]:
         """See :class:`Sampler`."""

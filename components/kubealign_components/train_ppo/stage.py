@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from kubealign_components.config import semantic_params
-from kubealign_components.data.chat import ChatTemplate
+from kubealign_components.data.chat import ChatTemplate, stored_settings
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, derive, digest
 from kubealign_components.data.model_files import ADAPTER_CONFIG
@@ -128,7 +128,8 @@ def _provenance(
     config: PpoConfig, prompts: Dataset, reward_model: Dataset | None, models: _Models
 ) -> Provenance:
     params = {k: v for k, v in semantic_params(config).items() if k not in _PLACES}
-    used: dict[str, Any] = {"policy": models.policy.identity() | ChatTemplate(models.policy).identity}
+    template = ChatTemplate(models.policy, stored_settings(prompts))
+    used: dict[str, Any] = {"policy": models.policy.identity() | template.identity}
     if models.adapter:
         used["policy_adapter"] = models.adapter.adapter_identity()
     if config.functions:

@@ -201,7 +201,7 @@ def test_stop_strings_end_a_completion_and_stay_in_it(tiny_model: Path) -> None:
     assert hits
 
 
-def test_both_sources_of_end_tokens_count(tmp_path: Path) -> None:
+def test_all_sources_of_end_tokens_count(tmp_path: Path) -> None:
     folder = build_tiny_model(tmp_path / "model")
     assert end_token_ids(folder) == (END,)
     (folder / "generation_config.json").write_text('{"eos_token_id": [7, 0]}')
@@ -209,6 +209,7 @@ def test_both_sources_of_end_tokens_count(tmp_path: Path) -> None:
     (folder / "generation_config.json").write_text("{}")
     assert end_token_ids(folder) == (END,)
     (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "chat_template.jinja").unlink()
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"eos_token_id": 2', '"eos_token_id": null'))
     with pytest.raises(EngineError, match="names no end-of-turn token"):

@@ -142,16 +142,26 @@ def test_a_template_that_renders_history_differently_is_counted(
 def test_a_conversation_that_the_template_refuses_is_dropped(
     filtered: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
-    refusing = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
-    )
+    refusing = "{% if messages[0]['content'] == 'a' %}{{ raise_exception('no a') }}{% endif %}" + CHATML
     policy = with_template(tiny_model, tmp_path / "refusing", refusing)
-    system = prompt_row("a", ["x"])
-    messages = [{"role": "system", "content": "s"}, *json.loads(system["messages"])]
-    rows = [system | {"messages": canonical_json(messages)}, prompt_row("b", ["x"])]
-    [row], stats = filtered(rows, policy=policy)
-    assert row["prompt_id"] == rows[1]["prompt_id"]
+    [row], stats = filtered([prompt_row("a", ["x"]), prompt_row("b", ["x"])], policy=policy)
+    assert json.loads(row["messages"])[0]["content"] == "b"
     assert stats.dropped == {"template_refused": 1}
+
+
+@pytest.mark.parametrize(
+    "system", ["{{ raise_exception('no system') }}", "{% set messages = messages[1:] %}"]
+)
+def test_system_turns_that_a_template_refuses_or_hides_begin_the_users_turn(
+    filtered: Any, tiny_model: Path, tmp_path: Path, system: str
+) -> None:
+    template = "{% if messages[0]['role'] == 'system' %}" + system + "{% endif %}" + CHATML
+    policy = with_template(tiny_model, tmp_path / "refusing", template)
+    row = prompt_row("a", ["x"])
+    messages = [{"role": "system", "content": "Be brief."}, *json.loads(row["messages"])]
+    [row], _ = filtered([row | {"messages": canonical_json(messages)}], policy=policy)
+    text = ChatTemplate(find_model(str(policy))).tokenizer.decode(row["prompt_token_ids"])
+    assert text == "<|im_start|>user\nBe brief.\n\na<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_tools_reach_the_template(filtered: Any, tiny_model: Path, tmp_path: Path) -> None:

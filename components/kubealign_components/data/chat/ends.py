@@ -1,0 +1,67 @@
+"""Which tokens end a turn: one answer for offline completions, samplers and PPO."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kubealign_components.errors import EngineError
+
+
+def ids_of_files(model: Path) -> set[int]:
+    """The ends that the generation config (or else the config) and the tokenizer's files name.
+
+    Both are needed: the generation config of some chat models lists only the end of text, and that of
+    others ends of turn that their tokenizer does not name.
+    """
+    generation, config = read_json(model / "generation_config.json"), read_json(model / "config.json")
+    named = generation.get("eos_token_id")
+    if named is None:
+        named = text_config(config).get("eos_token_id", config.get("eos_token_id"))
+    ids = set(named if isinstance(named, list) else [] if named is None else [named])
+    eos = read_json(model / "tokenizer_config.json").get("eos_token")
+    content = eos.get("content") if isinstance(eos, dict) else eos
+    added = read_json(model / "tokenizer.json").get("added_tokens", ())
+    return ids | {token["id"] for token in added if token["content"] == content}
+
+
+def template_end(tokenizer: Any, after_answer: str) -> set[int]:
+    """The control token that a template writes after the last answer, if it does.
+
+    Args:
+        tokenizer: of the model.
+        after_answer: what the template writes there.
+    """
+    found = {
+        (after_answer.index(token.content), -len(token.content)): number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.content.strip() and not token.content.isalnum() and token.content in after_answer
+    }
+    first = min(found, default=None)
+    written_at_once = first is not None and not after_answer[: first[0]].strip()
+    return {found[first]} if first is not None and written_at_once else set()
+
+
+def checked(ids: set[int], model: Path) -> tuple[int, ...]:
+    """``ids``, ascending; raises :class:`EngineError` when there are none."""
+    if not ids:
+        raise EngineError(
+            f"{model} names no end-of-turn token; set eos_token_id in its generation_config.json, or every "
+            "completion runs to max_new_tokens"
+        )
+    return tuple(sorted(ids))
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a model's config that is about text."""
+    nested: dict[str, Any] = config.get("text_config", config)
+    return nested
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is no file."""
+    if not path.is_file():
+        return {}
+    body: dict[str, Any] = json.loads(path.read_text())
+    return body

@@ -1,0 +1,330 @@
+"""From chat messages to the token ids of a policy, once: everything after works on the ids.
+
+For every row the ids of the prompt followed by those of a completion are the ids of the whole
+conversation, as the template gives it, up to the end of the answer's turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kubealign_components.data.chat.ends import checked, ids_of_files, template_end
+from kubealign_components.data.chat.rendering import (
+    ANSWER,
+    ANSWERED,
+    REMEDY,
+    USER,
+    Message,
+    Renderer,
+    TemplateMismatch,
+    Tools,
+    without_reasoning,
+)
+from kubealign_components.data.chat.settings import TemplateSettings
+from kubealign_components.data.fingerprint import digest
+from kubealign_components.data.models import ModelFiles
+from kubealign_components.errors import EngineError
+
+log = logging.getLogger(__name__)
+
+_REASONING = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
+_REASONING_MEMBERS = ("reasoning_content", "reasoning", "thinking")
+"""Under which names templates read an answer's reasoning."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedCompletion:
+    """A prompt's end and what the template writes after it, from a token on that nothing crosses."""
+
+    prompt: str
+    whole: str
+
+
+class ChatTemplate:
+    """A model's tokenizer and chat template.
+
+    Args:
+        model: the model whose tokenizer is used.
+        settings: of the template.
+
+    Raises:
+        ConfigError: a setting for a variable that the template does not have.
+        EngineError: no tokenizer, no chat template, or one that cannot be used.
+    """
+
+    def __init__(self, model: ModelFiles, settings: TemplateSettings | None = None) -> None:
+        self.model = model
+        self.settings = settings or TemplateSettings()
+        self.tokenizer = load_tokenizer(model.path)
+        if not (self.tokenizer.chat_template or self.settings.text):
+            raise EngineError(f"the tokenizer of {model.name} has no chat template; {REMEDY}")
+        self._renderer = Renderer(self.tokenizer, model.name, self.settings)
+        self._check_generation_prompt()
+        self._blank: dict[tuple[int, ...], bool] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the template's text, and of the settings where they change what it writes."""
+        template = self.settings.text or self.tokenizer.chat_template
+        text = template if isinstance(template, str) else repr(sorted(template.items()))
+        given: dict[str, Any] = {"kwargs": dict(self.settings.kwargs)} if self.settings.kwargs else {}
+        given |= {"date": self.settings.date} if self._renderer.dated else {}
+        return digest({"template": text} | given) if given else hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What token ids belong to: digests of policy, tokenizer and template."""
+        return {
+            "policy": self.model.identity()["digest"],
+            "tokenizer": self.model.tokenizer_digest(),
+            "template": self.fingerprint,
+        }
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a turn, ascending, see :func:`end_token_ids`.
+
+        Raises:
+            EngineError: there are none.
+        """
+        written = template_end(self.tokenizer, self._after_answer)
+        return checked(ids_of_files(self.model.path) | written, self.model.path)
+
+    @cached_property
+    def lacks_bos(self) -> bool:
+        """Whether the tokenizer begins plain texts with BOS and the template begins chats without."""
+        bos = self.tokenizer.bos_token_id
+        plain: list[int] = self.tokenizer("a")["input_ids"]
+        return bos is not None and plain[:1] == [bos] != self.prompt_ids([USER])[:1]
+
+    def prompt_text(self, messages: Sequence[Message], tools: Tools = None) -> str:
+        """The rendered prompt, generation prompt included, for :meth:`encode_prompts`.
+
+        Raises:
+            TemplateMismatch: the template refuses the messages, or does not show what they say.
+        """
+        text = self._renderer.render(messages, tools, generation_prompt=True)
+        history = [_as_history(message) for message in messages]
+        if missing := self._renderer.missing(history, text):
+            raise TemplateMismatch(
+                "template_hides_text",
+                f"the template of {self.model.name} does not show a message's {missing}",
+            )
+        return text
+
+    def prompt_ids(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
+        """Token ids of the prompt, generation prompt included, with at most one leading BOS."""
+        return self.encode_prompts([self.prompt_text(messages, tools)])[0]
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of rendered prompts, each with at most one leading BOS."""
+        return [self._one_bos(ids) for ids in self._renderer.marks.encode(texts)]
+
+    def answer_ids(self, messages: Sequence[Message], beginning: str) -> list[int]:
+        """Token ids of the prompt and of the ``beginning`` of its answer, the turn left open."""
+        return self.encode_prompts([self.prompt_text(messages) + beginning])[0]
+
+    def completion_ids(
+        self, messages: Sequence[Message], completion: Sequence[Message], tools: Tools = None
+    ) -> list[int]:
+        """Token ids of what follows the prompt, up to and including the end of the turn.
+
+        Raises:
+            TemplateMismatch: see :meth:`completion_text` and :meth:`encode_completions`.
+        """
+        prompt = self.prompt_text(messages, tools)
+        [ids] = self.encode_completions([self.completion_text(prompt, messages, completion, tools)])
+        if isinstance(ids, TemplateMismatch):
+            raise ids
+        return ids
+
+    def completion_text(
+        self, prompt: str, messages: Sequence[Message], completion: Sequence[Message], tools: Tools = None
+    ) -> RenderedCompletion:
+        """What follows the rendered ``prompt`` of ``messages``, for :meth:`encode_completions`.
+
+        Raises:
+            TemplateMismatch: the template refuses the conversation, renders it otherwise than its prompt,
+                or does not show all that the completion says; the reason names what it hides.
+        """
+        first: TemplateMismatch | None = None
+        for variant in self._variants(completion):
+            try:
+                return self._completion_text(prompt, messages, variant, tools)
+            except TemplateMismatch as error:
+                first = first or error
+        assert first is not None
+        raise first
+
+    def encode_completions(
+        self, completions: Sequence[RenderedCompletion]
+    ) -> list[list[int] | TemplateMismatch]:
+        """Token ids of completions, each with one end token, its last; or why there are none."""
+        texts = [text for c in completions for text in (c.prompt, c.whole)]
+        encoded = self._renderer.marks.encode(texts)
+        return [self._cut(prompt, whole) for prompt, whole in zip(encoded[::2], encoded[1::2], strict=True)]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of a completion as it was written: special tokens too, but for the end of its turn."""
+        ids = list(token_ids)
+        if ids and ids[-1] in self.end_ids:
+            ids.pop()
+        return self._text(ids)
+
+    def spelled(self, text: str) -> str:
+        """A rendered text as people read it."""
+        return self._renderer.marks.spelled(text)
+
+    def _text(self, ids: list[int]) -> str:
+        slow = {} if self.tokenizer.is_fast else {"spaces_between_special_tokens": False}
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, **slow))
+
+    def _completion_text(
+        self, prompt: str, messages: Sequence[Message], completion: Sequence[Message], tools: Tools
+    ) -> RenderedCompletion:
+        whole = self._renderer.render([*messages, *completion], tools)
+        if not whole.startswith(prompt):
+            raise TemplateMismatch(
+                "template_mismatch", "the template renders the conversation differently from its prompt"
+            )
+        if missing := self._renderer.missing(completion, whole[len(prompt) :]):
+            raise TemplateMismatch(
+                f"{missing}_not_shown", f"the template does not show the {missing} of a completion"
+            )
+        if not self._writes_end:
+            whole = whole.removesuffix(self._after_answer)
+        start = self._last_mark(prompt)
+        return RenderedCompletion(prompt[start:], whole[start:])
+
+    def _variants(self, completion: Sequence[Message]) -> Iterator[list[Message]]:
+        """The completion, then other ways to write its reasoning that the template has a place for."""
+        yield list(completion)
+        *before, last = completion
+        found = _REASONING.match(last.get("content") or "")
+        thought = last.get("reasoning_content") or (found[1] if found else "")
+        if not thought:
+            return
+        content = found[2] if found and "reasoning_content" not in last else last.get("content") or ""
+        bare = {k: v for k, v in last.items() if k != "reasoning_content"} | {"content": content}
+        for name in _REASONING_MEMBERS:
+            if name in self._renderer.source:
+                yield [*before, bare | {name: thought}]
+        if "</think>" in self._renderer.source:
+            yield [*before, bare | {"content": f"<think>\n{thought.strip()}\n</think>\n\n{content.lstrip()}"}]
+
+    def _cut(self, prompt: list[int], whole: list[int]) -> list[int] | TemplateMismatch:
+        if whole[: len(prompt)] != prompt:
+            return TemplateMismatch(
+                "crosses_token", "a token begins in the prompt and ends in the completion"
+            )
+        ids = whole[len(prompt) :]
+        end = next((i for i, token in enumerate(ids) if token in self.end_ids), None)
+        if end is None:
+            return [*ids, self._end]
+        after = tuple(ids[end + 1 :])
+        if after not in self._blank:
+            self._blank[after] = not self._text([t for t in after if t not in self.end_ids]).strip()
+        if not self._blank[after]:
+            return TemplateMismatch("several_turns", "the completion goes on after the end of a turn")
+        return ids[: end + 1]
+
+    @property
+    def _end(self) -> int:
+        """The token that ends a completion under a template that writes none."""
+        eos = self.tokenizer.eos_token_id
+        return int(eos) if eos in self.end_ids else self.end_ids[0]
+
+    @cached_property
+    def _writes_end(self) -> bool:
+        """Whether the template ends the last answer."""
+        after = self._renderer.marks.encode([self._after_answer])[0] if self._after_answer else []
+        return not set(self.end_ids).isdisjoint(after)
+
+    @cached_property
+    def _after_answer(self) -> str:
+        """What the template writes after the last answer."""
+        return self._renderer.render([USER, ANSWER]).rpartition(ANSWERED)[2]
+
+    @cached_property
+    def _safe_marks(self) -> list[str]:
+        """Control tokens at which a text can be cut without changing its tokens."""
+        if not self.tokenizer.is_fast:
+            return []
+        probe = self._renderer.render([USER], generation_prompt=True)
+        return [
+            token.content
+            for token in self.tokenizer.added_tokens_decoder.values()
+            if token.special
+            and not (token.lstrip or token.single_word or token.normalized)
+            and token.content in probe
+        ]
+
+    def _last_mark(self, prompt: str) -> int:
+        return max(0, *(prompt.rfind(mark) for mark in self._safe_marks), 0)
+
+    def _one_bos(self, ids: list[int]) -> list[int]:
+        # Most templates write BOS themselves; the tokenizer must not add a second one.
+        bos = self.tokenizer.bos_token_id
+        while bos is not None and ids[:2] == [bos, bos]:
+            ids = ids[1:]
+        return ids
+
+    def _check_generation_prompt(self) -> None:
+        """Refuse a template whose prompts do not lead to an answer."""
+        try:
+            prompt = self.prompt_text([USER])
+        except TemplateMismatch as error:
+            raise EngineError(
+                f"the chat template of {self.model.name} cannot be used: {error}; {REMEDY}"
+            ) from error
+        if prompt != self._renderer.render([USER]):
+            return
+        whole = self._renderer.render([USER, ANSWER])
+        if not (whole.startswith(prompt) and whole[len(prompt) :].lstrip().startswith(ANSWERED)):
+            raise EngineError(
+                f"the chat template of {self.model.name} has no generation prompt, so a completion would not "
+                "start an assistant turn; copy it to a file, add {% if add_generation_prompt %} there, and "
+                "give its path as chat_template"
+            )
+
+
+def load_tokenizer(model: Path) -> Any:
+    """The tokenizer in the directory ``model``.
+
+    Raises:
+        EngineError: there is none, or it cannot be loaded; gives the reason.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # the libraries below raise anything
+        raise EngineError(f"cannot load the tokenizer of {model}: {error}") from error
+
+
+def end_token_ids(model: Path, settings: TemplateSettings | None = None) -> tuple[int, ...]:
+    """Ids of the tokens that end a turn, ascending: those of the generation config, the tokenizer's, and the
+    one that the chat template writes after an answer.
+
+    Raises:
+        EngineError: none is named.
+    """
+    try:
+        return ChatTemplate(ModelFiles(name=model.name, path=model), settings).end_ids
+    except EngineError:
+        return checked(ids_of_files(model), model)
+
+
+def _as_history(message: Message) -> Message:
+    """What a prompt must show of a message: an answer's reasoning is for the answer alone."""
+    if message["role"] != "assistant":
+        return message
+    shown = {k: v for k, v in message.items() if k != "reasoning_content"}
+    return shown | {"content": without_reasoning(message.get("content") or "").strip()}

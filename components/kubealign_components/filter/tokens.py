@@ -1,0 +1,124 @@
+"""Token ids for a batch of rows: rendered one by one, encoded together, held to the lengths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kubealign_components.data.chat import ChatTemplate, TemplateMismatch
+from kubealign_components.data.chat.policy import RenderedCompletion
+from kubealign_components.data.schemas import completion_id
+from kubealign_components.data.stats import Stats
+from kubealign_components.filter.lengths import Limits
+
+Row = dict[str, Any]
+
+EXAMPLES = 3
+"""Of what the template cannot be used for, by reason, that the manifest keeps."""
+_EXAMPLE_CHARACTERS = 500
+
+
+@dataclass(slots=True)
+class Tokeniser:
+    """Fills in the token columns of rows and counts what does not fit.
+
+    Args:
+        template: the policy's.
+        limits: of lengths and numbers.
+        stats: where to count.
+    """
+
+    template: ChatTemplate
+    limits: Limits
+    stats: Stats
+    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    """Some of what was dropped because of the template: why, of which prompt, and its text."""
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        """The rows that stay, with token ids and the completions that stay."""
+        self.stats.rows_in += len(rows)
+        prompted = list(self._with_prompts(rows))
+        for row in prompted:
+            self._render_completions(row)
+        rendered = [c["rendered"] for row in prompted for c in row["completions"]]
+        encoded = iter(self.template.encode_completions(rendered))
+        for row in prompted:
+            found = [(c, next(encoded)) for c in row["completions"]]
+            row["completions"] = list(self._fitting(row, found))
+        kept = [row for row in prompted if len(row["completions"]) >= self.limits.min_completions]
+        self.stats.drop("too_few_completions", len(prompted) - len(kept))
+        if kept:
+            self.stats.counts["completions"] += sum(len(row["completions"]) for row in kept)
+        return kept
+
+    def _with_prompts(self, rows: list[Row]) -> Iterator[Row]:
+        """The rows whose prompts fit, with the ids, the text and the messages of their prompts."""
+        rendered = [row for row in rows if self._render_prompt(row)]
+        encoded = self.template.encode_prompts([row["prompt_text"] for row in rendered])
+        if self.template.lacks_bos:
+            self.stats.counts["prompts_without_bos"] += len(rendered)
+        for row, ids in zip(rendered, encoded, strict=True):
+            if len(ids) > self.limits.max_prompt_len:
+                self.stats.drop("prompt_too_long")
+                continue
+            row["prompt_token_ids"], row["prompt_tokens"] = ids, len(ids)
+            yield row
+
+    def _render_prompt(self, row: Row) -> bool:
+        row["chat"] = json.loads(row["messages"])
+        row["functions"] = json.loads(row["tools"]) if row["tools"] else None
+        try:
+            row["prompt_text"] = self.template.prompt_text(row["chat"], row["functions"])
+        except TemplateMismatch as mismatch:
+            self.stats.drop(mismatch.reason)
+            self._keep_example(mismatch.reason, row, row["messages"])
+            return False
+        return True
+
+    def _render_completions(self, row: Row) -> None:
+        kept = []
+        for completion in row["completions"]:
+            try:
+                completion["rendered"] = self._rendered(row, completion)
+            except TemplateMismatch as mismatch:
+                self._drop_completion(mismatch.reason, row, completion)
+            else:
+                kept.append(completion)
+        row["completions"] = kept
+
+    def _rendered(self, row: Row, completion: Row) -> RenderedCompletion:
+        messages = json.loads(completion["messages"])
+        return self.template.completion_text(row["prompt_text"], row["chat"], messages, row["functions"])
+
+    def _fitting(
+        self, row: Row, encoded: Sequence[tuple[Row, list[int] | TemplateMismatch]]
+    ) -> Iterator[Row]:
+        """The completions that fit into what the prompt leaves, with their ids."""
+        room = self.limits.max_seq_len - row["prompt_tokens"]
+        texts: dict[tuple[int, ...], str] = {}
+        for completion, ids in encoded:
+            del completion["rendered"]
+            if isinstance(ids, TemplateMismatch):
+                self._drop_completion(ids.reason, row, completion)
+            elif len(ids) > room:
+                self.stats.counts["completions_too_long"] += 1
+            elif texts.setdefault(tuple(ids), completion["messages"]) != completion["messages"]:
+                self._drop_completion("same_tokens", row, completion)
+            else:
+                yield completion | {
+                    "completion_id": completion_id(row["prompt_id"], ids),
+                    "token_ids": ids,
+                    "num_tokens": len(ids),
+                    "finish_reason": "offline",
+                }
+
+    def _drop_completion(self, reason: str, row: Row, completion: Row) -> None:
+        self.stats.counts[f"completions_{reason}"] += 1
+        self._keep_example(f"completions_{reason}", row, completion["messages"])
+
+    def _keep_example(self, reason: str, row: Row, text: str) -> None:
+        kept = self.examples.setdefault(reason, [])
+        if len(kept) < EXAMPLES:
+            kept.append({"prompt_id": row["prompt_id"], "text": text[:_EXAMPLE_CHARACTERS]})
