@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ ENDING = RewardFunctionSpec(
 
 def letters(item: RewardInput) -> float:
     """Share of the completion's tokens that are ASCII letters."""
-    return sum(c.isascii() and c.isalpha() for c in item.text) / item.num_tokens
+    text = re.sub(r"<\|\w+\|>", "", item.text)  # a control token is one token and no letter
+    return sum(c.isascii() and c.isalpha() for c in text) / item.num_tokens
 
 
 def tokenised_prompts(
