@@ -102,6 +102,8 @@ def segment_attention(
 ) -> tuple[Tensor, None]:
     """Attention of each segment by itself; gives (1, T, N, D) as transformers expects.
 
+    Tokens after the last segment fill the row up and get zeros.
+
     Raises:
         EngineError: the decoder does not pass ``plan`` on, or the layer changes its scores.
     """
@@ -112,7 +114,8 @@ def segment_attention(
     plan.windows.add(sliding_window)
     outputs = []
     for start, end, first, stop in plan.segments:
-        queries = query_1NTD[:, :, first:stop] if stop > first else query_1NTD[:, :, start:end]
+        # A copy: a slice lies otherwise in memory with every pack, and kernels may tell.
+        queries = (query_1NTD[:, :, first:stop] if stop > first else query_1NTD[:, :, start:end]).contiguous()
         keys, values = (_continued(x, start, end, first, stop) for x in (key_1NTD, value_1NTD))
         before = keys.shape[2] - queries.shape[2]
         window = sliding_window if sliding_window is not None and sliding_window < keys.shape[2] else None
@@ -129,13 +132,17 @@ def segment_attention(
                 enable_gqa=True,
             )
         )
+    filling = query_1NTD.shape[2] - sum(output.shape[2] for output in outputs)
+    outputs.append(outputs[0].new_zeros(*outputs[0].shape[:2], filling, outputs[0].shape[3]))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _continued(tensor_1NTD: Tensor, start: int, end: int, first: int, stop: int) -> Tensor:
     """The prompt's part of ``tensor_1NTD`` followed by the completion's."""
     prompt = tensor_1NTD[:, :, start:end]
-    return torch.cat([prompt, tensor_1NTD[:, :, first:stop]], dim=2) if stop > first else prompt
+    if stop > first:
+        return torch.cat([prompt, tensor_1NTD[:, :, first:stop]], dim=2)
+    return prompt.contiguous()
 
 
 def _problem(model: Any, config: Any) -> str:

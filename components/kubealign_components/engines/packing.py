@@ -1,10 +1,12 @@
 """Log-probabilities of completions: packed, each prompt computed once, full logits never made.
 
 This is the one function that says what a log-probability is: the scorer and the trainer both run
-it, so that at step 0 policy and reference agree to the last bit that their dtypes allow.
+it, so that at step 0 policy and reference agree to the last bit. For that, no bit may depend on what
+else is in the pack: products run in tiles (:mod:`.row_tiles`), attention by segments, sums by
+completion.
 
 A pack is one row of tokens: a prompt, its completions, the next prompt, its completions, … Linear
-layers see the row as it is; attention runs segment by segment (:mod:`.segments`). Positions of a
+layers see the row as it is; attention runs segment by segment (:mod:`.packed_attention`). Positions of a
 completion continue from the end of its prompt.
 
 Shape suffixes: T tokens of the pack, M predicted tokens, K completions, H hidden, V vocabulary,
@@ -15,18 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import pad
 
+from kubealign_components.engines.head import Head
 from kubealign_components.engines.packed_attention import Segment, SegmentPlan, check_windows, use_segments
+from kubealign_components.engines.row_tiles import RowTiles, checkpoint_contexts, whole_tiles
 from kubealign_components.errors import DataError, EngineError
-
-HEAD_ROWS = 512
-"""Predicted tokens whose logits exist at one time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,20 +157,26 @@ def _pieces(number: int, group: Group, budget: int) -> Iterator[tuple[int, list[
 
 
 def prepare(model: Any) -> Any:
-    """Give ``model`` the segment attention; call once after loading.
+    """Give ``model`` the segment attention; call once after loading, and after switching on checkpoints.
 
     Raises:
         EngineError: a model whose attention is not reproduced.
     """
     use_segments(model)
+    if not torch.cuda.is_available() and hasattr(model, "set_experts_implementation"):
+        # On CPUs the product of all experts at once adds up by the number of rows; one by one they are tiled.
+        model.set_experts_implementation("eager")
+    for module in model.modules():
+        if hasattr(module, "_gradient_checkpointing_func"):
+            recomputed = partial(module._gradient_checkpointing_func, context_fn=checkpoint_contexts)
+            module._gradient_checkpointing_func = recomputed
     return model
 
 
 def summed_logprobs(model: Any, batch: PackedBatch, names: Sequence[str] = ()) -> Tensor:
     """(K,) fp32: for each completion the sum of log p(token | what precedes it), in nats.
 
-    Differentiable. The head runs on the predicting positions alone, ``HEAD_ROWS`` at a time, with
-    log-sum-exp in fp32; with gradients each slice is recomputed in the backward pass.
+    Differentiable. The head runs on the predicting positions alone, see :meth:`Head.logprobs`.
 
     Args:
         model: a causal language model that went through :func:`prepare`, possibly PEFT-wrapped.
@@ -182,18 +189,12 @@ def summed_logprobs(model: Any, batch: PackedBatch, names: Sequence[str] = ()) -
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden_TH = hidden_states(base, batch)
     # A model that is spread over devices ends on another one than it starts on.
-    targets_M, owners_M = (index.to(hidden_TH.device) for index in (batch.targets, batch.owners))
-    hidden_MH = hidden_TH[batch.predictors.to(hidden_TH.device)]
-    head = Head(base)
-    token_logprobs_M = torch.cat(
-        [
-            _slice_logprobs(head, hidden_MH[i : i + HEAD_ROWS], targets_M[i : i + HEAD_ROWS])
-            for i in range(0, len(targets_M), HEAD_ROWS)
-        ]
-    )
-    # Summed in fp64: a long completion's fp32 running sum would round every token to its own size.
-    sums_K = torch.zeros(batch.completions, dtype=torch.float64, device=token_logprobs_M.device)
-    sums_K = sums_K.index_add(0, owners_M, token_logprobs_M.double()).float()
+    predictors_M, targets_M = (index.to(hidden_TH.device) for index in (batch.predictors, batch.targets))
+    token_logprobs_M = Head(base).logprobs(hidden_TH[predictors_M], targets_M)
+    # In fp64 and each completion by itself: a long one's fp32 sum would round every token to its own
+    # size, and adding by index has no fixed order on GPUs.
+    parts = token_logprobs_M.double().split(batch.lengths().tolist())
+    sums_K = torch.stack([part.sum() for part in parts]).float()
     if not torch.isfinite(sums_K).all():
         bad = int((~torch.isfinite(sums_K)).nonzero()[0])
         name = names[bad] if names else f"completion {bad} of the pack"
@@ -202,13 +203,23 @@ def summed_logprobs(model: Any, batch: PackedBatch, names: Sequence[str] = ()) -
 
 
 def hidden_states(base: Any, batch: PackedBatch) -> Tensor:
-    """(T, H): the decoder's last hidden states."""
+    """(T, H): the decoder's last hidden states.
+
+    The row is filled up to whole tiles with its first token, which nothing attends to: what runs element
+    by element, too, then meets one kind of length.
+    """
+    tokens = batch.input_ids.shape[1]
+    filling = whole_tiles(tokens, batch.input_ids.device) - tokens
     plan = SegmentPlan(batch.segments)
-    output = base.get_decoder()(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, plan=plan
-    )
+    with RowTiles():
+        output = base.get_decoder()(
+            input_ids=torch.cat([batch.input_ids, batch.input_ids[:, :1].expand(1, filling)], 1),
+            position_ids=pad(batch.position_ids, (0, filling)),
+            use_cache=False,
+            plan=plan,
+        )
     check_windows(base, plan)
-    hidden_TH: Tensor = output.last_hidden_state[0]
+    hidden_TH: Tensor = output.last_hidden_state[0, :tokens]
     return hidden_TH
 
 
@@ -222,48 +233,3 @@ class LogprobModel(nn.Module):
     def forward(self, batch: PackedBatch) -> Tensor:
         """(K,) fp32 sums."""
         return summed_logprobs(self.model, batch)
-
-
-class Head:
-    """Hidden states to fp32 logits, with the scalings that some models apply after the head."""
-
-    def __init__(self, base: Any) -> None:
-        config = base.config.get_text_config()
-        self.linear = base.get_output_embeddings()
-        self.scale = getattr(config, "logit_scale", None) or 1.0 / (
-            getattr(config, "logits_scaling", None) or 1.0
-        )
-        self.softcap = getattr(config, "final_logit_softcapping", None)
-
-    def __call__(self, hidden_MH: Tensor) -> Tensor:
-        return self._scaled(self.linear(hidden_MH).float())
-
-    def only(self, tokens: Sequence[int], hidden_MH: Tensor) -> Tensor:
-        """(M, len(tokens)) fp32: the logits of a few tokens, multiplied in fp32.
-
-        A head that is more than a matrix, such as one under an adapter, is asked for all of them.
-        """
-        if type(self.linear) is not nn.Linear:
-            return self(hidden_MH)[:, list(tokens)]
-        weight, bias = self.linear.weight[list(tokens)].float(), self.linear.bias
-        chosen_bias = None if bias is None else bias[list(tokens)].float()
-        return self._scaled(linear(hidden_MH.float().to(weight.device), weight, chosen_bias))
-
-    def _scaled(self, logits_MV: Tensor) -> Tensor:
-        if self.scale != 1.0:
-            logits_MV = logits_MV * self.scale
-        if self.softcap:
-            logits_MV = torch.tanh(logits_MV / self.softcap) * self.softcap
-        return logits_MV
-
-
-def _slice_logprobs(head: Head, hidden_MH: Tensor, targets_M: Tensor) -> Tensor:
-    def compute(hidden_MH: Tensor) -> Tensor:
-        logits_MV = head(hidden_MH)
-        chosen_M = logits_MV.gather(1, targets_M.to(logits_MV.device)[:, None])[:, 0]
-        return (chosen_M - logits_MV.logsumexp(1)).to(hidden_MH.device)
-
-    if torch.is_grad_enabled():
-        result: Tensor = checkpoint(compute, hidden_MH, use_reentrant=False)
-        return result
-    return compute(hidden_MH)

@@ -17,15 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kubealign_components.engines.packing import (
-    HEAD_ROWS,
-    Group,
-    Head,
-    PackedBatch,
-    hidden_states,
-    lay_out,
-    prepare,
-)
+from kubealign_components.engines.head import Head
+from kubealign_components.engines.packing import Group, PackedBatch, hidden_states, lay_out, prepare
 from kubealign_components.engines.reward_model import load_head
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.train_ppo.config import PpoConfig
@@ -129,8 +122,8 @@ class PpoModel(nn.Module):
         hidden_MH = hidden_states(self.base, batch)[batch.predictors]
         head, heat = Head(self.base), self.config.temperature
         slices = [
-            _token_slice(head, hidden_MH[i : i + HEAD_ROWS], batch.targets[i : i + HEAD_ROWS], heat)
-            for i in range(0, len(batch.targets), HEAD_ROWS)
+            _token_slice(head, hidden, targets, heat)
+            for hidden, targets in zip(hidden_MH.split(head.rows), batch.targets.split(head.rows))
         ]
         logprob_M = torch.cat([logprobs for logprobs, _ in slices])
         if not torch.isfinite(logprob_M).all():
