@@ -21,7 +21,12 @@ from torch.utils.checkpoint import checkpoint
 from kubealign_components.engines.row_tiles import tile_rows, tiles
 
 HEAD_BYTES = 2**26
-"""Of the largest fp32 matrix that the head makes beside its weights: rows of logits, or a block of weights."""
+"""Of the largest fp32 matrix that is made beside the weights: rows of logits, or a block of the head."""
+
+
+def chosen_logprobs(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
+    """(M,): log p(target) of each row of fp32 ``logits_MV``; see above why not by ``log_softmax``."""
+    return logits_MV.gather(1, targets_M[:, None])[:, 0] - logits_MV.logsumexp(1)
 
 
 class Head:
@@ -83,8 +88,7 @@ class Head:
     def _part(self, hidden_MH: Tensor, targets_M: Tensor) -> Tensor:
         def compute(hidden_MH: Tensor) -> Tensor:
             logits_MV = self(hidden_MH)
-            chosen_M = logits_MV.gather(1, targets_M.to(logits_MV.device)[:, None])[:, 0]
-            return (chosen_M - logits_MV.logsumexp(1)).to(hidden_MH.device)
+            return chosen_logprobs(logits_MV, targets_M.to(logits_MV.device)).to(hidden_MH.device)
 
         if torch.is_grad_enabled():
             result: Tensor = checkpoint(compute, hidden_MH, use_reentrant=False)

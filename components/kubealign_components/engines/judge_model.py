@@ -15,8 +15,8 @@ import torch
 from kubealign_components.data.chat import ChatTemplate, TemplateSettings
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.data.templates import JudgeTemplate
-from kubealign_components.engines.last_token import LastTokens, Tokens
 from kubealign_components.engines.head import Head
+from kubealign_components.engines.last_token import LastTokens, Tokens
 from kubealign_components.engines.scoring import load_policy
 from kubealign_components.errors import EngineError
 

@@ -72,7 +72,7 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextM
     return nullcontext(), RowTiles()
 
 
-def tiled_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002 (torch's)
+def tiled_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear`` in tiles; autocast applies as it does there.
 
     Args:
@@ -92,7 +92,7 @@ def tiled_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return result_MO.reshape(*input.shape[:-1], weight.shape[0])
 
 
-def _in_pieces(func: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
+def _in_pieces(func: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     flat = input.reshape(-1)
     filled = pad(flat, (0, -len(flat) % _PIECE))
     parts = [func(piece, *args, **kwargs) for piece in filled.split(_PIECE)]

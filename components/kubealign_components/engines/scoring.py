@@ -15,6 +15,8 @@ from kubealign_components.engines.packing import Group, pack, packs, prepare, su
 from kubealign_components.errors import ConfigError, EngineError
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+NF4 = "nf4"
+"""Weights in 4 bits."""
 POSITIVE_SLACK = 1e-3
 """Nats by which rounding can lift the log-probability of a certain token above zero."""
 PROBE = (Group((1, 2, 3, 4, 5, 6), ((7, 8, 9, 10), (11, 12))), Group((13, 14), ((15, 16, 17),)))
@@ -25,12 +27,14 @@ class Scorer:
     """A causal language model that scores completions; use as a context to free its memory.
 
     Packs hold about ``token_budget`` tokens, are filled longest prompt first so that too large a
-    budget fails at once, and never change the sums beyond rounding.
+    budget fails at once, and do not change a bit of the sums.
 
     Args:
         model: Hugging Face model directory.
-        dtype: of weights and activations: float32, bfloat16, float16, or auto (bfloat16 on CUDA, else
-            float32); sums are fp32 whatever it is.
+        dtype: of products: float32, bfloat16, float16, or auto (bfloat16 on CUDA, else float32). A half
+            one is autocast's, as in training; logits are fp32 whatever it is.
+        weights: what weights are held in: one of these dtypes, nf4 (4 bits, which need CUDA; what is left
+            whole is then float32), or empty for ``dtype``.
         device: auto (CUDA where there is one), or a torch device; more than one GPU shares a model
             that does not fit on one.
         token_budget: tokens of a pack, each prompt counted once.
@@ -41,12 +45,23 @@ class Scorer:
     """
 
     def __init__(
-        self, model: Path, *, dtype: str = "auto", device: str = "auto", token_budget: int = 4096
+        self,
+        model: Path,
+        *,
+        dtype: str = "auto",
+        weights: str = "",
+        device: str = "auto",
+        token_budget: int = 4096,
     ) -> None:
         require(token_budget > 0, "token_budget", token_budget, "a positive number of tokens")
+        require_choice("dtype", dtype, DTYPES)
         self.token_budget = token_budget
-        self._model = load_policy(model, dtype, device)
-        _prepare_and_compare(self._model)
+        self._dtype = getattr(torch, resolved_dtype(dtype, device))
+        if weights == NF4:
+            self._model = in_4_bits(load_policy(model, resolved_dtype(dtype, device), device, quantise=True))
+        else:
+            self._model = load_policy(model, weights or dtype, device)
+        _prepare_and_compare(self._model, 1e-3 if (weights or str(self._dtype)).endswith("float32") else 0.25)
 
     def __enter__(self) -> Scorer:
         return self
@@ -85,7 +100,8 @@ class Scorer:
         batch = pack(groups)
         try:
             on_device = batch.to(self._model.get_input_embeddings().weight.device)
-            return summed_logprobs(self._model, on_device, names).tolist()  # type: ignore[no-any-return]
+            with computing_in(self._dtype, on_device.input_ids.device):
+                return summed_logprobs(self._model, on_device, names).tolist()  # type: ignore[no-any-return]
         except torch.OutOfMemoryError as error:
             raise EngineError(
                 f"out of memory scoring {batch.input_ids.numel()} tokens at once; lower "
@@ -115,9 +131,9 @@ def load_policy(
         ConfigError: a dtype that is none, 4 bits without CUDA, or an adapter that does not fit.
     """
     require_choice("dtype", dtype, DTYPES)
-    cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    cuda = _on_cuda(device)
     require(cuda or not quantise, "quantise", quantise, "false on this machine: 4 bits need a CUDA device")
-    chosen = getattr(torch, ("bfloat16" if cuda else "float32") if dtype == "auto" else dtype)
+    chosen = getattr(torch, resolved_dtype(dtype, device))
     place = ("auto" if torch.cuda.device_count() > 1 else "cuda") if device == "auto" and cuda else device
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
@@ -129,6 +145,34 @@ def load_policy(
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise EngineError(f"cannot load {model} for scoring: {error}") from error
     return (loaded if adapter is None else _with_adapter(loaded, adapter)).eval()
+
+
+def resolved_dtype(dtype: str, device: str = "auto") -> str:
+    """``dtype`` itself, or what ``auto`` means where the model runs: bfloat16 on CUDA, else float32."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if _on_cuda(device) else "float32"
+
+
+def device_type(device: str = "auto") -> str:
+    """cuda or cpu: where a model on ``device`` runs."""
+    return "cuda" if _on_cuda(device) else "cpu"
+
+
+def _on_cuda(device: str) -> bool:
+    return torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+
+
+def computing_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """Products in ``dtype`` on ``device`` by autocast, as ``transformers.Trainer`` has them."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def in_4_bits(model: Any) -> Any:
+    """``model``, loaded in 4 bits, frozen and with what is left whole in float32, as adapters want it."""
+    from peft import prepare_model_for_kbit_training
+
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def four_bits(dtype: torch.dtype, *, unquantised: Sequence[str] | None = None) -> BitsAndBytesConfig:
@@ -180,8 +224,9 @@ def checked_logprob(value: float, name: str) -> float:
 
 
 @torch.inference_mode()
-def _prepare_and_compare(model: Any) -> None:
-    """Prepare ``model`` for packing and hold its packed forward to the plain one on a few tokens.
+def _prepare_and_compare(model: Any, limit: float) -> None:
+    """Prepare ``model`` for packing and hold its packed forward to the plain one on a few tokens, within
+    ``limit`` nats per token.
 
     Packing relies on what a model's code does with keyword arguments and after its head; this shows it.
     """
@@ -192,7 +237,7 @@ def _prepare_and_compare(model: Any) -> None:
     batch = pack(groups)
     packed = summed_logprobs(prepare(model), batch.to(device)).cpu()
     apart = float(((packed - plain).abs() / batch.lengths()).max())
-    if not apart <= (1e-3 if model.dtype == torch.float32 else 0.25):
+    if not apart <= limit:
         raise EngineError(
             f"{model.config.model_type}: packed and plain forward differ by {apart:.3g} nats per token in "
             f"{model.dtype}; such models are not supported for scoring and training"
@@ -205,5 +250,5 @@ def _times(numbers: Sequence[int], step: int) -> list[int]:
 
 def _plain_sum(model: Any, prompt: Sequence[int], completion: Sequence[int], device: Any) -> float:
     logits = model(torch.tensor([[*prompt, *completion]], device=device)).logits[0, len(prompt) - 1 : -1]
-    logprobs = logits.float().log_softmax(-1)
+    logprobs = logits.double().log_softmax(-1)
     return float(logprobs.gather(1, torch.tensor(completion, device=logprobs.device)[:, None]).sum())

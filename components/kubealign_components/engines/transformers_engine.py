@@ -29,6 +29,7 @@ from kubealign_components.engines.generation import (
     end_token_ids,
     resolve_dtype,
 )
+from kubealign_components.engines.head import chosen_logprobs
 from kubealign_components.errors import EngineError
 
 # Tokens of which a stop string can consist beside one for each of its bytes: those that a
@@ -111,7 +112,7 @@ class TransformersEngine(GenerationEngine):
         for step in range(spec.max_new_tokens):
             uniform = torch.from_numpy(noise[active, step]).to(device)
             tokens = choose(logits, uniform, spec.temperature, spec.top_p)
-            logprobs = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+            logprobs = chosen_logprobs(logits, tokens)
             self._record([rows[i] for i in active], tokens.tolist(), logprobs.tolist())
             keep = [j for j, i in enumerate(active) if not rows[i].ended]
             if not keep or step + 1 == spec.max_new_tokens:

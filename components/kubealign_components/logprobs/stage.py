@@ -14,18 +14,21 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
+from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk, run_chunk
+from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.models import ModelFiles, find_model, require_policy
 from kubealign_components.data.schemas import COMPLETIONS, REWARDED, SELECTION
 from kubealign_components.data.seeds import seed_for
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DriftError, EngineError
+from kubealign_components.training.regime import Regime, regime
 
 if TYPE_CHECKING:
     from kubealign_components.engines.scoring import Scorer
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,14 +36,23 @@ class LogprobsConfig:
     """Settings of ``logprobs``."""
 
     policy: str
-    """Model directory, URI or hub id of the reference policy, which is the policy before training."""
+    """Model directory, URI or hub id of the policy that the prompts were tokenised for."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
+    reference: str = ""
+    """Model whose log-probabilities are wanted, where it is not the policy: rounds of alignment start at the
+    last round's policy and stay near the first one. It must share tokenizer and template."""
+    reference_revision: str | None = None
+    """Branch, tag or commit of the reference, where that is a hub id."""
     source: str = "scorer"
     """scorer (every completion is scored as the trainer will), or sampler (completions of the reference
     policy keep the log-probability that their sampler gave them)."""
     dtype: str = "auto"
-    """Of the scorer: float32, bfloat16, float16, or auto (bfloat16 on CUDA, else float32)."""
+    """Of the scorer's products: float32, bfloat16, float16, or auto (bfloat16 on CUDA, else float32); as in
+    ``train``, whose policy is then equal to the reference to the last bit."""
+    adapter: str = "none"
+    """What will be trained, which says how weights are held: none (float32), lora (in ``dtype``) or qlora
+    (in 4 bits, which need CUDA)."""
     max_drift: float = 0.05
     """With ``source: sampler``, the largest accepted mean difference of sampler and scorer on a measured
     prompt, in nats per token. vLLM and transformers differ by under 0.001 in fp32 and about 0.01 in
@@ -55,6 +67,13 @@ class LogprobsConfig:
     def __post_init__(self) -> None:
         require_choice("source", self.source, ("sampler", "scorer"))
         require_choice("dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
+        require_choice("adapter", self.adapter, ("none", "lora", "qlora"))
+        require(
+            self.source == "scorer" or not self.reference,
+            "source",
+            self.source,
+            "scorer with a reference of its own: the sampler gave the policy's log-probabilities",
+        )
         require(self.max_drift > 0, "max_drift", self.max_drift, "a positive number of nats per token")
         require(0 < self.drift_share <= 1, "drift_share", self.drift_share, "a share above 0, at most 1")
         require(self.token_budget > 0, "token_budget", self.token_budget, "a positive number of tokens")
@@ -70,18 +89,25 @@ def run(config: LogprobsConfig, *, chunk: Chunk) -> Part:
         DriftError: sampler and scorer disagree by more than ``max_drift``.
     """
     dataset = open_chunk(chunk, COMPLETIONS, REWARDED, SELECTION)
-    model = find_model(config.policy, config.revision)
-    identity = require_policy(model, dataset)
-    params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}
+    from kubealign_components.engines.scoring import device_type, resolved_dtype
+
+    policy = find_model(config.policy, config.revision)
+    models = {"policy": require_policy(policy, dataset)}
+    model = policy
+    if config.reference:
+        model = find_model(config.reference, config.reference_revision)
+        models["reference"] = _require_tokens(model, dataset)
+    own = regime(config.adapter, resolved_dtype(config.dtype), device_type())
     provenance = derive(
         "logprobs",
         VERSION,
-        params,
+        _params(config) | {"regime": own},
         inputs={"completions": dataset},
-        models={"policy": identity},
+        models=models,
+        identity={"reference": (models.get("reference") or models["policy"])["digest"]},
         slug=["logprobs" if config.source == "scorer" else "samplerlogprobs"],
     )
-    stage = LogprobStage(config, model)
+    stage = LogprobStage(config, model, own)
     try:
         return run_chunk(
             chunk,
@@ -95,14 +121,37 @@ def run(config: LogprobsConfig, *, chunk: Chunk) -> Part:
         stage.close()
 
 
+def _params(config: LogprobsConfig) -> dict[str, Any]:
+    """The settings that rows depend on, but for models and precision, which stand in the recipe resolved."""
+    elsewhere = {"policy", "revision", "reference", "reference_revision", "dtype", "adapter"}
+    if config.source == "scorer":
+        elsewhere |= {"max_drift", "drift_share"}
+    return {name: value for name, value in semantic_params(config).items() if name not in elsewhere}
+
+
+def _require_tokens(reference: ModelFiles, dataset: Dataset) -> dict[str, str]:
+    """The identity of ``reference``, which must read the dataset's token ids as its policy does."""
+    for name, found in ChatTemplate(reference).identity.items():
+        wanted = dataset.manifest.identity.get(name)
+        require(
+            name == "policy" or found == wanted,
+            "reference",
+            reference.name,
+            f"a model with the policy's {name}: this one's has digest {found[:12]}, the dataset's "
+            f"{str(wanted)[:12]}",
+        )
+    return reference.identity()
+
+
 class LogprobStage:
     """Scores rows under the chunk protocol; the model is loaded when the first row needs it."""
 
     result_schema = pa.schema([("logprobs", pa.list_(pa.float64())), ("drift", pa.float64())])
 
-    def __init__(self, config: LogprobsConfig, model: ModelFiles) -> None:
+    def __init__(self, config: LogprobsConfig, model: ModelFiles, regime: Regime) -> None:
         self._config = config
         self._model = model
+        self._regime = regime
         self._scorer: Scorer | None = None
         self._drift: list[float] = []
 
@@ -161,8 +210,12 @@ class LogprobStage:
         if not present:
             return sums
         if self._scorer is None:
-            config = self._config
-            self._scorer = Scorer(self._model.path, dtype=config.dtype, token_budget=config.token_budget)
+            self._scorer = Scorer(
+                self._model.path,
+                dtype=self._regime["compute"],
+                weights=self._regime["weights"],
+                token_budget=self._config.token_budget,
+            )
         groups = [
             Group(rows[n]["prompt_token_ids"], list(wanted[n].values()), rows[n]["prompt_id"])
             for n in present

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kubealign_components.config import require, require_choice
+from kubealign_components.config import execution, require, require_choice
 from kubealign_components.training.config import PAIRWISE, POINTWISE, TRANSFORMS, TrainerConfig
 
 
@@ -42,18 +42,30 @@ class TrainConfig(TrainerConfig):
     merge_adapter: bool = True
     """Whether to add the adapters to the weights and save a whole model, or to save the adapters alone,
     which need the policy beside them and which no other stage takes for a model."""
-    max_initial_drift: float = 0.05
-    """Largest mean |log-ratio| per token before the first step, in nats. Measured on SmolLM2-135M and
-    real chats: float32 against itself below 1e-6, bfloat16 against float32 0.005 to 0.009 (rounding
-    errors of either sign mostly cancel over a completion), a prompt that lacks three tokens of the
-    template 0.9. So 0.05 lets every mix of precisions pass and no mistake."""
+    reference: str = ""
+    """Model that the dataset's log-probabilities are of, where training starts at another policy: model
+    directory, URI or hub id. Nothing of it is loaded; its digest is compared with the dataset's."""
+    reference_revision: str | None = None
+    """Branch, tag or commit of the reference, where that is a hub id."""
+    max_initial_drift: float | None = execution(None)
+    """Largest mean |log-ratio| per token before the first step, in nats. By default 0 on one device: the
+    reference was computed as the policy is, to the last bit, or the run is refused. Where weights are
+    sharded 1e-5 in float32 and 0.02 in bfloat16, and 0.05 for log-probabilities of the sampler or from
+    elsewhere. A number given here also accepts a reference that was scored in another precision."""
 
     def __post_init__(self) -> None:
         TrainerConfig.__post_init__(self)
         require_choice("objective", self.objective, PAIRWISE + POINTWISE)
         require_choice("transform", self.transform, TRANSFORMS)
-        for name in ("beta", "max_initial_drift"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        require(self.beta > 0, "beta", self.beta, "a positive number")
+        drift = self.max_initial_drift
+        require(drift is None or drift >= 0, "max_initial_drift", drift, "0 or more, or none for the default")
+        require(
+            not self.reference or self.objective != "kto",
+            "reference",
+            self.reference,
+            "none with objective kto: its reference point is measured on the policy that training starts at",
+        )
         for name in ("desirable_weight", "undesirable_weight"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         require(self.gamma >= 0, "gamma", self.gamma, "0 or more")

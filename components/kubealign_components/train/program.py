@@ -46,6 +46,9 @@ class Job:
     """Of that model."""
     checkpoints: str = ""
     """URI of this run's checkpoints; empty for none."""
+    max_drift: float | None = None
+    """Largest mean |log-ratio| per token before the first step, in nats; None where policy and reference are
+    different models."""
     drift_hint: str = ""
 
 
@@ -83,7 +86,7 @@ def _train(job: Job, config: TrainConfig, processes: Processes) -> None:
     # What FSDP wraps one by one: without the names it would gather the whole model at once.
     model._no_split_modules = getattr(policy, "_no_split_modules", None)
     trainer = AlignmentTrainer(
-        config, model, arguments, train, validation, checkpoints.callbacks, job.drift_hint
+        config, model, arguments, train, validation, checkpoints.callbacks, job.max_drift, job.drift_hint
     )
     if config.objective == "kto":
         trainer.measure_mismatches()

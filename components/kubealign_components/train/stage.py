@@ -7,7 +7,7 @@ used. A retry of the same run goes on from its last checkpoint; a finished one i
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from kubealign_components.config import semantic_params
@@ -16,6 +16,7 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.stats import Stats
+from kubealign_components.engines.scoring import device_type, resolved_dtype
 from kubealign_components.errors import ConfigError
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.program import PROGRAM, Job
@@ -25,6 +26,14 @@ from kubealign_components.training.publishing import (
     finished_run,
     published_run,
     run_folder,
+)
+from kubealign_components.training.regime import (
+    SHARDED_DRIFT,
+    UNKNOWN_DRIFT,
+    Regime,
+    differences,
+    reference_steps,
+    regime,
 )
 
 if TYPE_CHECKING:
@@ -50,16 +59,21 @@ def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launch
         DriftError: the policy gives other log-probabilities than the dataset's reference ones.
         EngineError: a policy that cannot be loaded, or a loss that is not a number.
     """
+    # The pod that starts others has none of their devices.
+    device = device_type("auto" if start is None else "cuda")
+    config = replace(config, dtype=resolved_dtype(config.dtype, device))
     model = find_model(config.policy, config.revision)
     template = ChatTemplate(model, stored_settings(training))
-    check_identity(template.identity, training)
+    reference = find_model(config.reference, config.reference_revision) if config.reference else model
+    same = check_identity(template.identity, reference.identity()["digest"], training)
+    drift = expected_drift(config, training, device) if same else None
     provenance = _provenance(config, training, model, template)
     finished = finished_run(output, provenance)
     if finished is not None:
         return finished
     run_program(
         PROGRAM,
-        asdict(_job(config, training, model, provenance, output)),
+        asdict(_job(config, training, model, provenance, output, drift)),
         run_folder(config.work, STAGE, provenance),
         nodes=config.nodes,
         processes=config.processes,
@@ -69,24 +83,79 @@ def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launch
     return published_run(output, provenance)
 
 
-def check_identity(identity: dict[str, str], training: Dataset) -> None:
-    """Raise :class:`ConfigError` unless policy, tokenizer and template are those of the dataset."""
-    for name, digest in identity.items():
-        expected = training.manifest.identity.get(name)
+def check_identity(identity: dict[str, str], reference: str, training: Dataset) -> bool:
+    """Whether training starts at the model that the dataset's log-probabilities are of.
+
+    Args:
+        identity: digests of the policy, its tokenizer and its template.
+        reference: digest of the model that the log-probabilities are said to be of.
+        training: the dataset.
+
+    Raises:
+        ConfigError: tokenizer or template are not the dataset's, or it was made with another reference.
+    """
+    theirs = training.manifest.identity
+    scored = theirs.get("reference", theirs.get("policy"))
+    asked = reference != identity["policy"]
+    found = {name: digest for name, digest in identity.items() if name != "policy"} | {"policy": reference}
+    for name, digest in sorted(found.items()):
+        expected = scored if name == "policy" else theirs.get(name)
         if digest != expected:
             raise ConfigError(
-                "policy",
+                "reference" if asked and name == "policy" else "policy",
                 f"{name} {digest[:12]}",
                 f"the model that {training.manifest.slug!r} was made with, of {name} {str(expected)[:12]}: "
-                "its token ids and log-probabilities belong to that one",
+                "its token ids and log-probabilities belong to that one. To start at another policy with the "
+                "same tokenizer, name that one as reference",
             )
+    return not asked
+
+
+def expected_drift(config: TrainConfig, training: Dataset, device: str) -> float:
+    """The largest difference from the stored log-probabilities that is no mistake, nats per token.
+
+    Args:
+        config: the settings, their dtype resolved.
+        training: the dataset.
+        device: type of what is trained on.
+
+    Raises:
+        ConfigError: the reference was scored in another regime than training has, and no
+            ``max_initial_drift`` was given.
+    """
+    if config.max_initial_drift is not None:
+        return config.max_initial_drift
+    manifest, dtype = training.manifest, config.dtype
+    steps = list(reference_steps(manifest.fingerprint, manifest.recipe))
+    if not steps or any(step["params"]["source"] == "sampler" for step in steps):
+        return UNKNOWN_DRIFT
+    if config.strategy != "none":
+        return SHARDED_DRIFT[dtype]
+    for step in steps:
+        _check_regime(regime(config.adapter, dtype, device), step["params"].get("regime", {}), config)
+    return 0.0
+
+
+def _check_regime(ours: Regime, theirs: dict[str, str], config: TrainConfig) -> None:
+    apart = differences(ours, theirs)
+    if apart:
+        told = ", ".join(f"{name} {own} (the reference: {other})" for name, (own, other) in apart.items())
+        raise ConfigError(
+            "dtype",
+            config.dtype,
+            f"training in the numbers that the reference was scored in; training has {told}. Score again "
+            f"with logprobs options dtype: {ours['compute']} and adapter: {config.adapter} on the same kind "
+            f"of device, or accept the difference with max_initial_drift: {UNKNOWN_DRIFT}",
+        )
 
 
 def _provenance(
     config: TrainConfig, training: Dataset, model: ModelFiles, template: ChatTemplate
 ) -> Provenance:
     # What the policy is, not where it lies. The dataset's identity stays: the token ids are its own.
-    params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}
+    elsewhere = ("policy", "revision", "reference", "reference_revision")
+    params = {k: v for k, v in semantic_params(config).items() if k not in elsewhere}
+    params["save_dtype"] = str(saved_dtype(config.save_dtype, model.path)).removeprefix("torch.")
     beta = f"beta{config.beta:g}" + ("len" if config.length_normalise else "")
     transform = config.transform if config.objective == "qrpo" else ""
     return derive(
@@ -100,7 +169,12 @@ def _provenance(
 
 
 def _job(
-    config: TrainConfig, training: Dataset, model: ModelFiles, provenance: Provenance, output: str
+    config: TrainConfig,
+    training: Dataset,
+    model: ModelFiles,
+    provenance: Provenance,
+    output: str,
+    drift: float | None,
 ) -> Job:
     checkpoints = checkpoint_uri(config.work, STAGE, provenance, config.strategy) if config.save_every else ""
     return Job(
@@ -109,6 +183,7 @@ def _job(
         output=output,
         provenance=asdict(provenance),
         checkpoints=checkpoints,
+        max_drift=drift,
         drift_hint=_drift_hint(config, training),
     )
 
@@ -117,11 +192,9 @@ def _drift_hint(config: TrainConfig, training: Dataset) -> str:
     """What can still differ once policy, tokenizer and template are known to agree."""
     scored = [step for step in training.manifest.recipe.values() if step["stage"] == "logprobs"]
     how = "; ".join(json.dumps(step["params"], sort_keys=True) for step in scored) or "in an unknown way"
-    quantised = " Its base is quantised to 4 bits here, which the reference was not." * (
-        config.adapter == "qlora"
-    )
     return (
         "Weights, tokenizer and template have the digests of the dataset's, so what differs is how the "
-        f"log-probabilities were computed: here with dtype {config.dtype}, there {how}.{quantised} "
-        "Score again with the logprobs stage (source: scorer, the same dtype), or raise max_initial_drift."
+        f"log-probabilities were computed: here with dtype {config.dtype} and adapter {config.adapter}, "
+        f"there {how}. Another model of GPU or version of torch is enough. Score again with the logprobs "
+        "stage (source: scorer, the same dtype and adapter, the same machines), or set max_initial_drift."
     )

@@ -6,6 +6,7 @@ the log-probabilities of the reference.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from kubealign_components.training import objectives
 from kubealign_components.training.metrics import Meter
 from kubealign_components.training.step_trainer import StepTrainer
 
+log = logging.getLogger(__name__)
+
 
 class AlignmentTrainer(StepTrainer):
     """Trains a log-probability model on training examples.
@@ -34,6 +37,8 @@ class AlignmentTrainer(StepTrainer):
         train: examples to train on.
         validation: held-out examples, possibly none.
         callbacks: such as the one that publishes checkpoints.
+        max_drift: largest mean |log-ratio| per token before the first step, in nats; None where policy and
+            reference are different models, which is then not looked at.
         drift_hint: what to say beside the numbers when step 0 disagrees with the reference.
 
     :meth:`train` raises DriftError when policy and reference disagree before the first step.
@@ -49,11 +54,13 @@ class AlignmentTrainer(StepTrainer):
         train: Examples,
         validation: Examples,
         callbacks: Sequence[TrainerCallback] = (),
+        max_drift: float | None = None,
         drift_hint: str = "",
     ) -> None:
-        super().__init__(
-            config, model, args, train, validation, [_InitialDrift(self, drift_hint), *callbacks]
-        )
+        check = [] if max_drift is None else [_InitialDrift(self, max_drift, drift_hint)]
+        super().__init__(config, model, args, train, validation, [*check, *callbacks])
+        if max_drift is None:
+            log.info("the policy is not the reference, so their first log-probabilities are not compared")
         self.reference_point = torch.zeros((), device=args.device)
 
     def measure_mismatches(self) -> None:
@@ -119,7 +126,8 @@ def _losses(
         )
         total = (loss_C * batch.weight_C).sum()
     elif config.objective == "dpo":
-        total = objectives.dpo_loss(*pair, beta=config.beta, smoothing=smoothing).sum()
+        # Summed in fp64, or three times ln 2 would be another number.
+        total = objectives.dpo_loss(*pair, beta=config.beta, smoothing=smoothing).double().sum()
     elif config.objective == "dpo_norm":
         total = objectives.dpo_norm_loss(*pair, *lengths, beta=config.beta, smoothing=smoothing).sum()
     elif config.objective == "ipo":
@@ -164,8 +172,9 @@ def _measure(
 class _InitialDrift(TrainerCallback):
     """Stops before the first optimiser step when policy and reference disagree."""
 
-    def __init__(self, trainer: AlignmentTrainer, hint: str) -> None:
+    def __init__(self, trainer: AlignmentTrainer, limit: float, hint: str) -> None:
         self.trainer = trainer
+        self.limit = limit
         self.hint = hint
 
     def on_pre_optimizer_step(self, _: TrainingArguments, state: TrainerState, *__: Any, **___: Any) -> None:
@@ -173,10 +182,9 @@ class _InitialDrift(TrainerCallback):
         if state.global_step:
             return
         drift = self.trainer.meter.mean("abs_log_ratio_per_token", self.trainer._sum)
-        limit = self.trainer.config.max_initial_drift
-        if not drift <= limit:
+        if not drift <= self.limit:
             raise DriftError(
                 f"before the first step the policy differs from the stored reference log-probabilities by "
-                f"{drift:.4g} nats per token on average, more than max_initial_drift={limit:g}: the "
+                f"{drift:.4g} nats per token on average, more than max_initial_drift={self.limit:g}: the "
                 f"dataset's log-probabilities are not those of this policy as it is trained. {self.hint}"
             )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kubealign_components.engines.head import Head
+from kubealign_components.engines.head import Head, chosen_logprobs
 from kubealign_components.engines.packing import Group, PackedBatch, hidden_states, lay_out, prepare
 from kubealign_components.engines.reward_model import load_head
 from kubealign_components.errors import ConfigError, EngineError
@@ -256,10 +256,9 @@ def _named(field: str, folder: Path) -> Iterator[None]:
 def _token_slice(head: Head, hidden_MH: Tensor, targets_M: Tensor, heat: float) -> tuple[Tensor, Tensor]:
     def compute(hidden_MH: Tensor) -> tuple[Tensor, Tensor]:
         logits_MV = head(hidden_MH) / heat
-        chosen_M = logits_MV.gather(1, targets_M[:, None])[:, 0]
         with torch.no_grad():
             entropy_M = entropy(logits_MV)
-        return chosen_M - logits_MV.logsumexp(1), entropy_M
+        return chosen_logprobs(logits_MV, targets_M), entropy_M
 
     if torch.is_grad_enabled():
         result: tuple[Tensor, Tensor] = checkpoint(compute, hidden_MH, use_reentrant=False)

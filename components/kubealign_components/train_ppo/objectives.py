@@ -111,7 +111,8 @@ def value_loss(value_X: Tensor, old_X: Tensor, return_X: Tensor, *, clip: float)
 
 def entropy(logits_XV: Tensor) -> Tensor:
     """Entropy of the softmax of the last dimension, in nats."""
-    logprobs_XV = logits_XV.log_softmax(-1)
+    # Not by log_softmax, whose fp32 sum over a large vocabulary is biased on CPUs.
+    logprobs_XV = logits_XV - logits_XV.logsumexp(-1, keepdim=True)
     return -(logprobs_XV.exp() * logprobs_XV).sum(-1)
 
 

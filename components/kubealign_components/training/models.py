@@ -10,16 +10,15 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from kubealign_components.engines.scoring import four_bits
+from kubealign_components.engines.scoring import four_bits, in_4_bits, resolved_dtype
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.training.config import TrainerConfig
 
 
 def compute_dtype(config: TrainerConfig) -> torch.dtype:
     """The precision of forward and backward passes on this machine."""
-    if config.dtype == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    dtype: torch.dtype = getattr(torch, resolved_dtype(config.dtype))
+    return dtype
 
 
 def check_machine(config: TrainerConfig) -> None:
@@ -79,8 +78,7 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def base_dtype(config: TrainerConfig) -> torch.dtype:
-    """What a base is loaded in: float32 where it is trained; a frozen one is as exact as its compute
-    precision needs it."""
+    """What a base is loaded in, or computed in where it is quantised: see :func:`.regime.weights_dtype`."""
     frozen = config.adapter != "none" and config.strategy == "none"
     return compute_dtype(config) if frozen else torch.float32
 
@@ -130,10 +128,10 @@ def attach_adapter(
     Raises:
         ConfigError: ``lora_targets`` name no layer of it.
     """
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, get_peft_model
 
     if config.adapter == "qlora":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        model = in_4_bits(model)
     lora = LoraConfig(
         task_type=task,
         r=config.lora_r,

@@ -1,0 +1,236 @@
+"""The reference is the trainer's own to the last bit, however completions are cut, packed and ordered."""
+
+from __future__ import annotations
+
+import math
+import random
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import AutoModelForCausalLM
+
+from conftest import build_tiny_model, prompt_row
+from kubealign_components.data.chat import ChatTemplate
+from kubealign_components.data.chunks import merge, plan
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.models import find_model
+from kubealign_components.data.schemas import COMPLETIONS, MODEL, TRAINING
+from kubealign_components.engines.packing import Group, LogprobModel, pack, packs, prepare, summed_logprobs
+from kubealign_components.engines.scoring import computing_in, in_4_bits
+from kubealign_components.errors import ConfigError, DriftError
+from kubealign_components.logprobs.stage import LogprobsConfig
+from kubealign_components.logprobs.stage import run as score
+from kubealign_components.train.config import TrainConfig
+from kubealign_components.train.data import Examples, write_examples
+from kubealign_components.train.stage import run
+from kubealign_components.train.trainer import AlignmentTrainer
+from kubealign_components.training.arguments import training_arguments
+from kubealign_components.training.curves import training_log
+from kubealign_components.training.models import attach_adapter, ready_to_train
+from kubealign_components.training.rows import Rows
+from training_data import training_rows
+
+MakeDataset = Callable[..., Dataset]
+Sums = dict[str, float]
+
+LN_2 = struct.unpack("f", struct.pack("f", math.log(2)))[0]
+"""As fp32 has it."""
+CUTS: tuple[dict[str, Any], ...] = (
+    {"chunks": 1},
+    {"chunks": 3, "token_budget": 150},
+    {"chunks": 2, "slice_rows": 1, "token_budget": 20},
+)
+"""Chunks and packs of ``logprobs``."""
+MICRO_BATCHES = (4096, 150, 20)
+"""Tokens of a forward pass of ``train``."""
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of sizes that no vector divides."""
+    return build_tiny_model(tmp_path_factory.mktemp("models") / "odd", hidden=40, layers=2)
+
+
+def completions(make_dataset: MakeDataset, policy: Path, order: int, count: int) -> Dataset:
+    """``count`` of the four completions of each of twelve prompts, in one of many orders."""
+    rows, shuffle = training_rows(12, completions=4), random.Random(order)
+    for row in rows:
+        row["completions"] = shuffle.sample(row["completions"], count)
+    shuffle.shuffle(rows)
+    names = ("prompt_id", "prompt_token_ids", "completions")
+    kept = [prompt_row("") | {"prompt_tokens": 1} | {name: row[name] for name in names} for row in rows]
+    identity = ChatTemplate(find_model(str(policy))).identity
+    return make_dataset(kept, COMPLETIONS, identity=identity, params={"order": order, "count": count})
+
+
+def scored(dataset: Dataset, policy: Path, folder: Path, *, chunks: int = 1, **settings: Any) -> Dataset:
+    config = LogprobsConfig(policy=str(policy), **settings)
+    planned = plan(dataset, work=str(folder / "work"), chunks=chunks)
+    return merge([score(config, chunk=chunk) for chunk in planned], planned, str(folder / "merged"))
+
+
+def sums(dataset: Dataset) -> Sums:
+    return {c["completion_id"]: c["logprob"] for row in dataset.iter_rows() for c in row["completions"]}
+
+
+def pairs(make_dataset: MakeDataset, found: Sums, source: Dataset) -> Dataset:
+    """Ten training pairs, another choice and order than was scored together."""
+    rows = training_rows(12, completions=4)[1:11]
+    random.Random(7).shuffle(rows)
+    for row in rows:
+        row["completions"] = row["completions"][1:3]
+        for completion in row["completions"]:
+            completion["logprob"] = found[completion["completion_id"]]
+    return make_dataset(rows, TRAINING, inputs={"selection": source})
+
+
+def first_step(output: Path) -> dict[str, Any]:
+    return training_log(Dataset.open(str(output), MODEL))[0][1]
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_step_0_is_the_reference_to_the_last_bit(
+    make_dataset: MakeDataset, policy: Path, tmp_path: Path, dtype: str, adapter: str
+) -> None:
+    numbers = {"dtype": dtype, "adapter": adapter}
+    runs = []
+    for number, cut in enumerate(CUTS):
+        dataset = completions(make_dataset, policy, number, 4 - number % 2)
+        runs.append(scored(dataset, policy, tmp_path / str(number), **numbers, **cut))
+    whole, *others = map(sums, runs)
+    assert len(whole) == 48
+    assert all(other.items() <= whole.items() for other in others), "cuts, orders and choices change bits"
+    data = pairs(make_dataset, whole, runs[0])
+    for tokens in MICRO_BATCHES:
+        output = tmp_path / f"model-{tokens}"
+        config = TrainConfig(
+            policy=str(policy), max_steps=1, batch_size=10, micro_batch_tokens=tokens, **numbers
+        )
+        run(config, training=data, output=str(output))
+        first = first_step(output)
+        print(f"{dtype} {adapter} {tokens}: |log-ratio| {first['abs_log_ratio_per_token']}, {first['loss']}")
+        assert first["abs_log_ratio_per_token"] == 0.0
+        assert struct.unpack("f", struct.pack("f", first["loss"]))[0] == LN_2
+
+
+LEVELS = torch.linspace(-1, 1, 16)
+
+
+class Quantised(nn.Linear):
+    """A linear layer in 16 levels by row that is multiplied in bfloat16: QLoRA's layer without its kernel."""
+
+    def __init__(self, whole: nn.Linear) -> None:
+        super().__init__(whole.in_features, whole.out_features, bias=False)
+        scale = whole.weight.detach().abs().amax(1, keepdim=True)
+        codes = (whole.weight.detach() / scale)[..., None].sub(LEVELS).abs().argmin(-1)
+        self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.register_buffer("codes", codes.to(torch.uint8))
+        self.register_buffer("scale", scale)
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = (LEVELS[self.codes.long()] * self.scale).bfloat16()
+        return linear(input.bfloat16(), weight)
+
+
+def quantised(policy: Path) -> Any:
+    """The policy with all linear layers but the head in 16 levels, the rest in bfloat16."""
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.bfloat16)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and name != "lm_head":
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, Quantised(layer))
+    return model
+
+
+def test_step_0_of_a_quantised_base_is_the_reference_to_the_last_bit(
+    make_dataset: MakeDataset, policy: Path, tmp_path: Path
+) -> None:
+    """QLoRA but for its CUDA kernel: what loads, freezes, casts, adapts and computes is the product's own."""
+    found: list[Sums] = []
+    model = prepare(in_4_bits(quantised(policy)))
+    for number, budget in enumerate((10**6, 150, 20)):
+        rows = list(completions(make_dataset, policy, number, 4 - number % 2).iter_rows())
+        groups = [Group(r["prompt_token_ids"], [c["token_ids"] for c in r["completions"]]) for r in rows]
+        found.append({})
+        for members in packs(groups, budget):
+            chosen = [Group(groups[n].prompt, [groups[n].completions[c] for c in own]) for n, own in members]
+            names = [rows[n]["completions"][c]["completion_id"] for n, own in members for c in own]
+            with torch.inference_mode(), computing_in(torch.bfloat16, torch.device("cpu")):
+                found[-1] |= dict(zip(names, summed_logprobs(model, pack(chosen)).tolist(), strict=True))
+    assert all(other.items() <= found[0].items() for other in found[1:])
+    data = pairs(make_dataset, found[0], completions(make_dataset, policy, 0, 4))
+    for tokens in MICRO_BATCHES:
+        config = TrainConfig(
+            policy=str(policy),
+            dtype="bfloat16",
+            adapter="qlora",
+            max_steps=1,
+            batch_size=10,
+            micro_batch_tokens=tokens,
+        )
+        write_examples(data, config, tmp_path / f"{tokens}")
+        train, validation = (
+            Examples(Rows.mapped(tmp_path / f"{tokens}" / f"{name}.arrow"))
+            for name in ("train", "validation")
+        )
+        adapted = ready_to_train(config, attach_adapter(config, quantised(policy)))
+        arguments = training_arguments(config, tmp_path / "run")
+        trainer = AlignmentTrainer(config, LogprobModel(adapted), arguments, train, validation, max_drift=0.0)
+        trainer.train()
+        first = trainer.training_log()[0][1]
+        print(f"quantised {tokens}: |log-ratio| {first['abs_log_ratio_per_token']}, loss {first['loss']}")
+        assert first["abs_log_ratio_per_token"] == 0.0
+        assert struct.unpack("f", struct.pack("f", first["loss"]))[0] == LN_2
+
+
+def test_another_regime_is_named_before_training(
+    make_dataset: MakeDataset, policy: Path, tmp_path: Path
+) -> None:
+    source = scored(
+        completions(make_dataset, policy, 0, 4), policy, tmp_path, dtype="bfloat16", adapter="lora"
+    )
+    data = pairs(make_dataset, sums(source), source)
+    config = TrainConfig(policy=str(policy), dtype="bfloat16", max_steps=1)
+    with pytest.raises(ConfigError, match=r"weights float32 \(the reference: bfloat16\).*adapter: none"):
+        run(config, training=data, output=str(tmp_path / "out"))
+    accepted = TrainConfig(policy=str(policy), dtype="bfloat16", max_steps=1, max_initial_drift=0.5)
+    run(accepted, training=data, output=str(tmp_path / "accepted"))
+    assert 0 < first_step(tmp_path / "accepted")["abs_log_ratio_per_token"] < 0.5
+
+
+def test_a_last_bit_stops_the_run(make_dataset: MakeDataset, policy: Path, tmp_path: Path) -> None:
+    source = scored(completions(make_dataset, policy, 0, 4), policy, tmp_path)
+    found = sums(source)
+    off = {name: math.nextafter(value * (1 + 2**-22), -math.inf) for name, value in found.items()}
+    data = pairs(make_dataset, off, source)
+    with pytest.raises(DriftError, match="max_initial_drift=0: "):
+        run(TrainConfig(policy=str(policy), max_steps=1), training=data, output=str(tmp_path / "out"))
+
+
+def test_training_starts_at_another_policy_only_when_asked(
+    make_dataset: MakeDataset, policy: Path, tmp_path: Path
+) -> None:
+    """A second round: completions of the last policy, log-probabilities of the first one."""
+    last = build_tiny_model(tmp_path / "last", seed=1, hidden=40)
+    own = completions(make_dataset, last, 0, 4)
+    source = scored(own, last, tmp_path, reference=str(policy))
+    assert sums(source) != sums(scored(own, last, tmp_path / "own"))
+    assert sums(source) == sums(scored(completions(make_dataset, policy, 0, 4), policy, tmp_path / "first"))
+    data = pairs(make_dataset, sums(source), source)
+    with pytest.raises(ConfigError, match="name that one as reference"):
+        run(TrainConfig(policy=str(last), max_steps=1), training=data, output=str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"^reference="):
+        wrong = TrainConfig(policy=str(policy), reference=str(last), max_steps=1)
+        run(wrong, training=data, output=str(tmp_path / "out"))
+    config = TrainConfig(policy=str(last), reference=str(policy), max_steps=1)
+    run(config, training=data, output=str(tmp_path / "out"))
+    assert first_step(tmp_path / "out")["abs_log_ratio_per_token"] > 0.01
+    with pytest.raises(ConfigError, match="the sampler gave the policy's"):
+        LogprobsConfig(policy="p", source="sampler", reference="r")
