@@ -49,6 +49,7 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) 
     def pipeline(
         sources: list[dict[str, Any]],
         policy: str,
+        reference: str = "",
         reward_functions: list[Any] = [],
         reward_model: str = "",
         seed: int = 0,
@@ -91,6 +92,8 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) 
             sources: Prompt datasets. Each is a mapping with uri (path, gs://, s3:// or hub id) and, where
                 needed, name, weight, split, revision and format.
             policy: Model directory, URI or hub id of the policy to align.
+            reference: Model that the aligned policy stays near, where that is not the policy: later rounds of
+                alignment start at the last one's policy and keep the first one as reference.
             reward_functions: Python reward functions as module:function, or mappings with function, weight
                 and settings.
             reward_model: Model directory, URI or hub id of a reward model; empty for none.
@@ -167,6 +170,7 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) 
             cut,
             order=order,
             policy=policy,
+            reference=reference,
             seed=seed,
             validation_fraction=validation_fraction,
             select_by={

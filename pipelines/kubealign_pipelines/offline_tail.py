@@ -27,6 +27,7 @@ def align_offline(
     *,
     order: str,
     policy: Any,
+    reference: Any,
     seed: Any,
     validation_fraction: Any,
     select_by: Arguments,
@@ -43,6 +44,7 @@ def align_offline(
         cut: how a fan-out is planned.
         order: whether log-probabilities are computed "before" or "after" selection.
         policy: of all stages.
+        reference: of ``logprobs`` and ``train``; empty where it is the policy.
         seed: of all stages.
         validation_fraction: share of prompts that ``mix`` holds out and ``evaluate`` compares on.
         select_by: further arguments of ``select``.
@@ -55,8 +57,12 @@ def align_offline(
     def choose(dataset: Any) -> Any:
         return place(select, rewarded=dataset, seed=seed, **select_by).outputs["dataset"]
 
+    # Training then starts at log-ratios of exactly 0.
+    numbers = {"adapter": train_by.get("adapter", "none"), "train_options": train_by["options"]}
+
     def score(dataset: Any) -> Any:
-        return fan_out(place, logprobs, dataset, cut, policy=policy, **logprobs_by)
+        own = {"policy": policy, "reference": reference, **logprobs_by}
+        return fan_out(place, logprobs, dataset, cut, **numbers, **own)
 
     selection = choose(score(rows)) if order == "before" else score(choose(rows))
     mixed = place(mix, selection=selection, validation_fraction=validation_fraction, seed=seed, **mix_by)
@@ -64,6 +70,7 @@ def align_offline(
         train,
         training=mixed.outputs["dataset"],
         policy=policy,
+        reference=reference,
         seed=seed,
         work=cut["work"],
         **train_by,

@@ -264,6 +264,7 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
                 cut,
                 order=chosen[LOGPROBS_ORDER.name],
                 policy=policy,
+                reference="",
                 seed=seed,
                 validation_fraction=validation_fraction,
                 select_by={"options": select_options},

@@ -13,6 +13,7 @@ def train(
     metrics: dsl.Output[dsl.Metrics],
     curves: dsl.Output[dsl.HTML],
     policy: str,
+    reference: str = "",
     objective: str = "dpo",
     beta: float = 0.1,
     transform: str = "identity",
@@ -41,6 +42,7 @@ def train(
         metrics: steps and examples, and the means over the last steps.
         curves: loss, reward margin, calibration, KL estimate, gradient norm and throughput by step.
         policy: model directory, URI or hub id of the policy; the one that the dataset was made with.
+        reference: model that the dataset's log-probabilities are of, where it is not the policy.
         objective: dpo, dpo_norm, ipo, simpo, rebel, qrpo or kto.
         beta: pull to the reference; its scale depends on the objective.
         transform: qrpo's transform, identity, log, sqrt, square or normal_icdf.

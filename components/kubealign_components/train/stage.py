@@ -59,8 +59,8 @@ def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launch
         DriftError: the policy gives other log-probabilities than the dataset's reference ones.
         EngineError: a policy that cannot be loaded, or a loss that is not a number.
     """
-    # The pod that starts others has none of their devices.
-    device = device_type("auto" if start is None else "cuda")
+    # The pod that starts others has none of their devices; TrainJobs have GPUs.
+    device = device_type() if launcher is None else "cuda"
     config = replace(config, dtype=resolved_dtype(config.dtype, device))
     model = find_model(config.policy, config.revision)
     template = ChatTemplate(model, stored_settings(training))
