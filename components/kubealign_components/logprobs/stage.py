@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
-from kubealign_components.data.chat import ChatTemplate
+from kubealign_components.data.chat import ChatTemplate, stored_settings
 from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk, run_chunk
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import derive, digest
@@ -131,7 +131,7 @@ def _params(config: LogprobsConfig) -> dict[str, Any]:
 
 def _require_tokens(reference: ModelFiles, dataset: Dataset) -> dict[str, str]:
     """The identity of ``reference``, which must read the dataset's token ids as its policy does."""
-    for name, found in ChatTemplate(reference).identity.items():
+    for name, found in ChatTemplate(reference, stored_settings(dataset)).identity.items():
         wanted = dataset.manifest.identity.get(name)
         require(
             name == "policy" or found == wanted,

@@ -35,6 +35,7 @@ from kubealign_components.training.regime import (
     reference_steps,
     regime,
 )
+from kubealign_components.training.saving import saved_dtype
 
 if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
