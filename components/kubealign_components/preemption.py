@@ -1,4 +1,4 @@
-"""SIGTERM, which a pod gets when its node is taken away: stop between slices, in time, and say so."""
+"""SIGTERM, which a pod gets when its node is taken away: stop in time, where little is lost, and say so."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,30 @@ class Preempted(SystemExit):
         super().__init__(EXIT_CODE)
 
 
+class Stop(Protocol):
+    """Whether this process was told to stop."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether SIGTERM came."""
+        ...
+
+    def __call__(self) -> None:
+        """Raise :class:`Preempted` when SIGTERM came."""
+        ...
+
+
+class NeverStop:
+    """Of a process that nobody tells to stop."""
+
+    requested = False
+
+    def __call__(self) -> None:
+        """Do nothing."""
+
+
 @contextmanager
-def preemptible(what: str, *, grace: float | None = None) -> Iterator[Callable[[], None]]:
+def preemptible(what: str, *, grace: float | None = None) -> Iterator[Stop]:
     """While the block runs, SIGTERM ends it at its next call of the function that it is given.
 
     The process leaves with exit code 143; when it has not after ``grace`` seconds (a long slice, an
@@ -48,11 +71,11 @@ def preemptible(what: str, *, grace: float | None = None) -> Iterator[Callable[[
         Preempted: SIGTERM came.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+        yield NeverStop()
         return
     watch = _Watch(what, grace_seconds() if grace is None else grace)
     try:
-        yield watch.check
+        yield watch
     except Exception as error:
         # The engine's own processes got the signal as well: what they broke is no error of the rows.
         if watch.requested:
@@ -60,7 +83,7 @@ def preemptible(what: str, *, grace: float | None = None) -> Iterator[Callable[[
         raise
     finally:
         watch.restore()
-    watch.check()
+    watch()
 
 
 class _Watch:
@@ -76,8 +99,7 @@ class _Watch:
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._handler = signal.signal(signal.SIGTERM, self._handle)
 
-    def check(self) -> None:
-        """Raise :class:`Preempted` when SIGTERM came."""
+    def __call__(self) -> None:
         if self.requested:
             raise Preempted
 
@@ -103,5 +125,5 @@ class _Watch:
                     self._grace,
                 )
                 time.sleep(self._grace)
-                log.warning("%s: the slice in flight was abandoned; it is computed again", self._what)
+                log.warning("%s: what is in flight was abandoned; it is computed again", self._what)
                 os._exit(EXIT_CODE)

@@ -18,6 +18,7 @@ from kubealign_components import images
 from kubealign_components.config import from_mapping, require, require_choice
 from kubealign_components.forwarding import forwarded
 from kubealign_components.store.base import KUBEFLOW
+from kubealign_components.supervisor import supervised
 from kubealign_components.trainjob.settings import TrainJobSettings
 
 _GPU_NAME = "nvidia.com/gpu"
@@ -39,7 +40,7 @@ class StageResources:
     accelerator: str | None = None
     """Resource name of the accelerator, such as "nvidia.com/gpu"."""
     retries: int | None = None
-    """How often a failed pod is started again."""
+    """How often a stage that died is started again: its process in its pod, and a pod that is lost."""
     timeout: int | None = None
     """Seconds after which a pod is stopped; none by default."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -140,7 +141,8 @@ class CompileSettings:
     """The ``compile`` section of a run file."""
 
     retries: int = 2
-    """How often a failed pod is started again; finished slices of its work are not repeated."""
+    """How often a stage that died is started again: its process in its pod, and a pod that is lost. Finished
+    slices of its work are not repeated."""
     parallelism: int = 16
     """Most chunks of a fan-out that run at once."""
     caching: bool = True
@@ -227,6 +229,8 @@ class Placement:
         task.set_container_image(self.settings.image(task.container_spec.image))
         task.set_caching_options(self.settings.caching)
         if wanted.retries:
+            # Of its process in its pod: what Kubeflow retries of failed pods differs between its releases.
+            task.container_spec.command = supervised(task.container_spec.command, wanted.retries)
             task.set_retry(
                 wanted.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration=_RETRY_WINDOW
             )

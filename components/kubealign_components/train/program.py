@@ -16,10 +16,12 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import TRAINING
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.packing import LogprobModel
+from kubealign_components.preemption import Stop, preemptible
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.data import Examples, require_examples, write_examples
 from kubealign_components.train.trainer import AlignmentTrainer
 from kubealign_components.training.arguments import training_arguments
+from kubealign_components.training.changed import require_changed
 from kubealign_components.training.metrics import means_of_last
 from kubealign_components.training.models import check_machine, load_policy
 from kubealign_components.training.processes import Processes, joined
@@ -61,17 +63,18 @@ def work(**members: Any) -> None:
     Raises:
         DriftError: policy and reference disagree before the first step.
         ConfigError, DataError, EngineError: settings, data or a model that cannot be used.
+        Preempted: SIGTERM came; a checkpoint was published where the job has a place for it.
     """
     job = Job(**members)
     config = from_mapping(TrainConfig, job.config, "train")
     check_machine(config)
-    with joined() as processes:
-        _train(job, config, processes)
+    with preemptible("train") as stop, joined() as processes:
+        _train(job, config, processes, stop)
 
 
-def _train(job: Job, config: TrainConfig, processes: Processes) -> None:
+def _train(job: Job, config: TrainConfig, processes: Processes, stop: Stop) -> None:
     source = processes.find_model(config.policy, config.revision).path
-    checkpoints = Checkpoints(job.checkpoints, config, processes)
+    checkpoints = Checkpoints(job.checkpoints, config, processes, stop)
     arguments = training_arguments(config, processes.folder / "run", universal=checkpoints.universal)
     examples = processes.once(
         "examples", partial(write_examples, Dataset.open(job.dataset, TRAINING), config)
@@ -91,6 +94,7 @@ def _train(job: Job, config: TrainConfig, processes: Processes) -> None:
     if config.objective == "kto":
         trainer.measure_mismatches()
     trainer.train(resume_from_checkpoint=checkpoints.resume)
+    checkpoints.pauses.check()
     trainer.evaluate_at_the_end()
     state = trainer.gathered()
     # From here on a model is loaded as a whole again, also after ZeRO-3.
@@ -118,6 +122,7 @@ def _publish(
         save_dtype=config.save_dtype,
         state=state,
     )
+    require_changed(source, folder, config.learning_rate)
     extra = {"adapter": config.adapter != "none" and not config.merge_adapter}
     stats = _summary(Dataset.open(job.dataset, TRAINING), steps)
     publish_model(folder, job.output, job.provenance, steps, stats, extra)

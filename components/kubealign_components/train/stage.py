@@ -177,7 +177,7 @@ def _job(
     output: str,
     drift: float | None,
 ) -> Job:
-    checkpoints = checkpoint_uri(config.work, STAGE, provenance, config.strategy) if config.save_every else ""
+    checkpoints = checkpoint_uri(config.work, STAGE, provenance, config.strategy) if config.work else ""
     return Job(
         config=asdict(pinned(config, model.path)),
         dataset=training.uri,

@@ -127,7 +127,9 @@ class PpoConfig:
     gradient_checkpointing: bool = execution(False)
     """Recompute activations in the backward pass: a third more time, far less memory."""
     save_every: int = execution(0)
-    """Steps between checkpoints; 0 for none."""
+    """Steps between checkpoints; 0 to go by ``save_minutes``."""
+    save_minutes: float = execution(10.0)
+    """Minutes between checkpoints, where there is a work prefix for them; 0 for none but on SIGTERM."""
     keep_checkpoints: int = execution(1)
     """Checkpoints to keep; older ones are removed."""
     work: str = execution("")
@@ -169,7 +171,8 @@ class PpoConfig:
             require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "a positive number")
         for name in (
             *("kl_coef", "value_coef", "weight_decay", "max_grad_norm", "warmup_steps", "max_steps"),
-            *("length_bonus_scale", "stop_penalty", "max_principles", "save_every", "processes", "seed"),
+            *("length_bonus_scale", "stop_penalty", "max_principles", "save_every", "save_minutes"),
+            *("processes", "seed"),
         ):
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
         for name in (

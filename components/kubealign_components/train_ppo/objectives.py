@@ -134,19 +134,6 @@ def stop_penalty(ended_B: Tensor, *, penalty: float) -> Tensor:
     return torch.where(ended_B, 0.0, -penalty)
 
 
-def learning_rate_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
-    """Share of the peak learning rate in ``step`` (from 0) of ``steps``.
-
-    It rises over ``warmup`` steps, then falls to 0 at the end of the last step or stays.
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done))
-    return 1 - done if schedule == "linear" else 1.0
-
-
 @dataclass(slots=True)
 class KlController:
     """The weight of the KL penalty: fixed, or following a target (Ziegler et al. 2019, section 2.2)."""

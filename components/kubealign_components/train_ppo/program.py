@@ -28,10 +28,13 @@ from kubealign_components.train_ppo.rollouts import Rollout, Scorer
 from kubealign_components.train_ppo.sampling import open_sampler
 from kubealign_components.train_ppo.saving import compare, samples, save_aligned
 from kubealign_components.train_ppo.trainer import Parts, PpoTrainer
+from kubealign_components.training.changed import require_changed
 from kubealign_components.training.checkpoints import CheckpointStore, everything
 from kubealign_components.training.metrics import means_of_last
+from kubealign_components.training.pausing import Pauses
 from kubealign_components.training.processes import Processes, joined
 from kubealign_components.training.publishing import publish_model
+from kubealign_components.training.resuming import going_on
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +84,8 @@ def work(**members: Any) -> None:
         if processes.first:
             folder = processes.folder / "model"
             save_aligned(config, parts.model, base, folder)
+            if not config.policy_adapter:
+                require_changed(base, folder, config.learning_rate)
             stats = _summary(Dataset.open(job.prompts, TOKENIZED), outcome)
             extra = {"adapter": not config.merge_adapter, "samples": outcome["samples"]}
             publish_model(folder, job.output, job.provenance, outcome["log"], stats, extra)
@@ -133,11 +138,16 @@ class _Run:
 
     def to_its_end(self) -> dict[str, Any]:
         """Train what is left to train; the log, the samples and the counts."""
-        with preemptible("train_ppo") as check:
-            self.parts.check = check
+        with preemptible("train_ppo") as stop:
+            self.pauses = Pauses(
+                self.processes, stop, every=self.config.save_every, minutes=self.config.save_minutes
+            )
+            if self.processes.count == 1:
+                self.parts.check = stop  # several stop together, at the end of a step
             found = self.store.newest(everything, self.processes) if self.store else None
+            if self.processes.first:
+                log.warning("%s", going_on(found[0] if found else None))
             if found is not None:
-                log.info("going on from %s", found[0].name)
                 self.progress = load_state(found[1], self.trainer)
             else:
                 self.progress.before = self.trainer.evaluate()
@@ -169,20 +179,19 @@ class _Run:
         return rollouts
 
     def _step(self, number: int) -> tuple[dict[str, float], list[Rollout]]:
-        """One step and, where it is time or the process has to stop, its checkpoint."""
-        progress, alone = self.progress, self.parts.ranks.count == 1
+        """One step and, where it is time or the run has to stop, its checkpoint."""
+        progress = self.progress
         try:
             metrics, rollouts = self.trainer.step(number)
-            progress.step = number + 1
-            progress.log.append((progress.step, metrics))
-            self.parts.check()
         except Preempted:
-            # Alone, one more checkpoint fits into the grace period; several would wait for each other.
-            if alone and progress.step:
+            if progress.step:  # nothing is half trained: what the steps before this one made is whole
                 self._save()
             raise
-        if self.config.save_every and progress.step % self.config.save_every == 0:
+        progress.step = number + 1
+        progress.log.append((progress.step, metrics))
+        if self.pauses.after(progress.step):
             self._save()
+        self.pauses.check()
         return metrics, rollouts
 
     def _save(self) -> None:

@@ -25,7 +25,6 @@ from kubealign_components.train_ppo.model import POLICY, REFERENCE, VALUE, PpoMo
 from kubealign_components.train_ppo.objectives import (
     KlController,
     Losses,
-    learning_rate_factor,
     policy_loss,
     value_loss,
 )
@@ -33,6 +32,7 @@ from kubealign_components.train_ppo.prompts import Questions, Turn, turns_of
 from kubealign_components.train_ppo.ranks import Ranks
 from kubealign_components.train_ppo.rollouts import Rollout, Scorer, batches
 from kubealign_components.train_ppo.sampling import Sampler
+from kubealign_components.training.schedule import learning_rate_factor
 
 _SUMS = ("policy_loss", "policy_clip_fraction", "approx_kl", "value_loss", "value_clip_fraction")
 

@@ -20,6 +20,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.data.templates import load_reward_template
 from kubealign_components.engines.reward_model import RewardChat, free_memory, own_limit
 from kubealign_components.engines.rewards import chosen_principles
+from kubealign_components.preemption import Stop, preemptible
 from kubealign_components.train_reward_model.config import RewardModelConfig
 from kubealign_components.train_reward_model.held_out import deciding_principle, score_held_out
 from kubealign_components.train_reward_model.measures import (
@@ -76,14 +77,15 @@ def work(**members: Any) -> None:
 
     Raises:
         ConfigError, DataError, EngineError: settings, pairs or a model that cannot be used.
+        Preempted: SIGTERM came; a checkpoint was published where the job has a place for it.
     """
     job = Job(**members)
     config = from_mapping(RewardModelConfig, job.config, "train_reward_model")
     check_machine(config)
-    with joined() as processes:
+    with preemptible("train reward model") as stop, joined() as processes:
         policy = processes.find_model(config.policy, config.revision)
         pairs = processes.once("pairs", lambda folder: _prepare(job, config, policy, folder))
-        steps = _train(job, config, processes, policy.path, pairs)
+        steps = _train(job, config, processes, policy.path, pairs, stop)
         if processes.first:
             free_memory()  # of the training
             _publish(job, config, steps, pairs, processes.folder / "model")
@@ -108,10 +110,12 @@ def _prepare(job: Job, config: RewardModelConfig, policy: ModelFiles, folder: Pa
     (folder / _STATS).write_text(json.dumps(stats.to_json()))
 
 
-def _train(job: Job, config: RewardModelConfig, processes: Processes, policy: Path, pairs: Path) -> Log:
+def _train(
+    job: Job, config: RewardModelConfig, processes: Processes, policy: Path, pairs: Path, stop: Stop
+) -> Log:
     """Train, and leave the model in the folder of the first process's node; gives the log."""
     start = processes.find_model(job.start).path if job.start else None
-    checkpoints = Checkpoints(job.checkpoints, config, processes)
+    checkpoints = Checkpoints(job.checkpoints, config, processes, stop)
     arguments = training_arguments(config, processes.folder / "run", universal=checkpoints.universal)
     train, validation = (Pairs(pairs / f"{split}.arrow") for split in ("train", "validation"))
     set_seed(config.seed)
@@ -123,6 +127,7 @@ def _train(job: Job, config: RewardModelConfig, processes: Processes, policy: Pa
     model._no_split_modules = getattr(reward_model, "_no_split_modules", None)
     trainer = RewardTrainer(config, model, arguments, train, validation, checkpoints.callbacks)
     trainer.train(resume_from_checkpoint=checkpoints.resume)
+    checkpoints.pauses.check()
     trainer.evaluate_at_the_end()
     state = trainer.gathered()
     # From here on a model is loaded as a whole again, also after ZeRO-3.

@@ -138,7 +138,7 @@ def _job(
     from kubealign_components.train_reward_model.program import Job
     from kubealign_components.training.launch import pinned
 
-    checkpoints = checkpoint_uri(config.work, STAGE, provenance, config.strategy) if config.save_every else ""
+    checkpoints = checkpoint_uri(config.work, STAGE, provenance, config.strategy) if config.work else ""
     job = Job(
         config=asdict(pinned(config, policy.path)),
         preferences=preferences.uri,

@@ -8,9 +8,12 @@ import sys
 from kubealign_components.training.launch import run_process
 
 if __name__ == "__main__":
-    code = run_process(sys.argv[1])
+    try:
+        code = run_process(sys.argv[1])
+    except SystemExit as told:  # to stop, after a checkpoint
+        code = told.code if isinstance(told.code, int) else 1
     sys.stdout.flush()
     sys.stderr.flush()
     # The work is done and published. Threads of gloo and DeepSpeed now and then abort the process while
-    # the interpreter takes itself apart, which torchrun would report as a failed training.
+    # the interpreter takes itself apart, which would be reported as a failed training.
     os._exit(code)

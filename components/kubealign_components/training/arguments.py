@@ -15,8 +15,6 @@ from kubealign_components.training.config import TrainerConfig
 from kubealign_components.training.models import compute_dtype
 from kubealign_components.training.processes import TIMEOUT
 
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-
 
 def strategy_settings(strategy: str) -> dict[str, Any]:
     """The ready settings of a sharding strategy (fsdp2, zero1, zero2, zero3), from ``configs/``."""
@@ -40,8 +38,6 @@ def training_arguments(config: TrainerConfig, folder: Path, *, universal: bool =
         # For the Trainer an optimiser step is one batch; StepTrainer cuts it.
         per_device_train_batch_size=1,
         learning_rate=config.learning_rate,
-        lr_scheduler_type=_SCHEDULES[config.schedule],
-        warmup_steps=config.warmup_ratio,
         weight_decay=config.weight_decay,
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
@@ -54,8 +50,7 @@ def training_arguments(config: TrainerConfig, folder: Path, *, universal: bool =
         logging_nan_inf_filter=False,
         eval_strategy="steps" if config.eval_every else "no",
         eval_steps=config.eval_every or None,
-        save_strategy="steps" if config.save_every else "no",
-        save_steps=config.save_every or 500,
+        save_strategy="no",  # checkpoints are saved when all processes agree on it
         remove_unused_columns=False,
         label_names=[],
         disable_tqdm=True,

@@ -1,4 +1,4 @@
-"""Training checkpoints in the work prefix: a killed pod loses at most ``save_every`` steps.
+"""Training checkpoints in the work prefix: what a killed pod loses is what came after the last one.
 
 A checkpoint is a folder of its own, named by step and attempt. Every node publishes the files that its
 processes wrote; when all have, the first process publishes the checkpoint's marker in ``latest/``, which
@@ -58,7 +58,7 @@ class CheckpointStore:
     uri: str
     """Folder or prefix; it names everything that the checkpoints depend on."""
     keep: int
-    """Complete checkpoints that :meth:`publish` leaves."""
+    """Complete checkpoints that :meth:`publish` leaves, the new one among them."""
 
     def publish(self, folder: Path, step: int, processes: Processes) -> None:
         """Publish what all nodes have below ``folder`` as the checkpoint of ``step``, then remove older ones.
@@ -77,7 +77,7 @@ class CheckpointStore:
                 "files": {k: v for p in parts for k, v in p.items()},
             }
             store_for(self.uri).publish(self._marker(name), json.dumps(body).encode())
-            self._prune()
+            self._prune(name)
 
     def complete(self) -> list[Saved]:
         """The complete checkpoints, newest first."""
@@ -156,10 +156,19 @@ class CheckpointStore:
             if match:
                 yield match[1], entry.uri
 
-    def _prune(self) -> None:
-        """Remove what is neither among the newest complete checkpoints nor newer than they are."""
-        kept = sorted({name for name, _ in self._objects(MARKERS)})[-self.keep :]
-        old = [(name, uri) for name, uri in self._objects() if name not in kept and name < kept[-1]]
+    def _prune(self, last: str) -> None:
+        """Remove all but ``last``, which was just published, and the newest complete ones before it.
+
+        A complete one of a later step goes as well: had it been usable, the run that made ``last`` would
+        have gone on from there. What has no marker and comes later may still be on its way.
+        """
+        complete = {name for name, _ in self._objects(MARKERS)}
+        kept = sorted(name for name in complete if name <= last)[-self.keep :]
+        old = [
+            (name, uri)
+            for name, uri in self._objects()
+            if name not in kept and (name < last or name in complete)
+        ]
         # Markers go first, so that a checkpoint is never complete with files missing.
         for _, uri in sorted((uri != self._marker(name), uri) for name, uri in old):
             store_for(uri).delete(uri)

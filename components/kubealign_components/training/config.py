@@ -30,7 +30,7 @@ class TrainerConfig:
     schedule: str = "linear"
     """Learning rate after warm-up: linear or cosine to 0, or constant."""
     warmup_ratio: float = 0.1
-    """Share of the steps over which the learning rate rises from 0."""
+    """Share of the steps over which the learning rate rises to its peak."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
     epochs: float = 1.0
@@ -76,7 +76,9 @@ class TrainerConfig:
     gradient_checkpointing: bool = execution(False)
     """Recompute activations in the backward pass: a third more time, far less memory."""
     save_every: int = execution(0)
-    """Steps between checkpoints; 0 for none."""
+    """Steps between checkpoints; 0 to go by ``save_minutes``."""
+    save_minutes: float = execution(10.0)
+    """Minutes between checkpoints, where there is a work prefix for them; 0 for none but on SIGTERM."""
     keep_checkpoints: int = execution(1)
     """Checkpoints to keep; older ones are removed."""
     work: str = execution("")
@@ -108,7 +110,10 @@ class TrainerConfig:
     def _check_ranges(self) -> None:
         for name in ("learning_rate", "epochs"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in ("weight_decay", "max_grad_norm", "max_steps", "eval_every", "save_every", "processes"):
+        for name in (
+            *("weight_decay", "max_grad_norm", "max_steps", "eval_every"),
+            *("save_every", "save_minutes", "processes"),
+        ):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in (
             *("batch_size", "micro_batch_tokens", "lora_r", "lora_alpha", "keep_checkpoints", "nodes"),

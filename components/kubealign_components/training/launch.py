@@ -1,4 +1,4 @@
-"""Run a training program to its end: in this process, under torchrun here, or wherever a launcher runs it.
+"""Run a training program to its end: in this process, in several here, or wherever a launcher runs it.
 
 What the processes need to know is their *job*, a JSON object that lies in a store and names everything by
 URI. Nothing else passes between the launching process and them: they publish what they make, and where one
@@ -11,8 +11,6 @@ import importlib
 import json
 import logging
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +33,7 @@ from kubealign_components.errors import (
     error_kinds,
 )
 from kubealign_components.store import join, store_for
+from kubealign_components.training.local_processes import LocalProcesses
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -80,8 +79,8 @@ def run_program(
             it, by its content: who starts the same job again finds the same one.
         nodes: that the settings ask for.
         processes: of a node; 0 for one a GPU.
-        sharded: whether the state is spread over the processes. They need a process group then, and so
-            torchrun, even one by itself.
+        sharded: whether the state is spread over the processes. They need a process group then, even
+            one by itself.
         launcher: runs the processes; None for this machine.
 
     Raises:
@@ -97,7 +96,7 @@ def run_program(
         _function(program)(**job)
         return
     with tempfile.TemporaryDirectory(prefix="kubealign-job-") as folder:
-        launch(program, job, folder, torchrun(count, folder))
+        launch(program, job, folder, LocalProcesses(count, folder))
 
 
 def launch(program: str, job: Mapping[str, Any], folder: str, launcher: Launcher) -> None:
@@ -124,25 +123,6 @@ def launch(program: str, job: Mapping[str, Any], folder: str, launcher: Launcher
         launcher(uri)
     except EngineError as failure:
         raise error_of(uri) or failure from None
-
-
-def torchrun(processes: int, scratch: str) -> Launcher:
-    """Starts ``processes`` processes on this machine, whose temporary files go to the folder ``scratch``:
-    those that are killed leave theirs."""
-
-    def start(job: str) -> None:
-        command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(processes)),
-            *("-m", "kubealign_components.training", job),
-        ]
-        # A file in the current folder must not shadow a module.
-        environment = os.environ | {"PYTHONSAFEPATH": "1", "TMPDIR": scratch}
-        code = subprocess.run(command, check=False, env=environment).returncode
-        if code:
-            raise EngineError(f"the training processes ended with exit code {code}; their log above says why")
-
-    return start
 
 
 def processes_of(wanted: int) -> int:

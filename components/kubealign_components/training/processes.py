@@ -21,6 +21,7 @@ from accelerate import PartialState
 
 from kubealign_components.data.models import ModelFiles, find_adapter, find_model
 from kubealign_components.errors import EngineError
+from kubealign_components.training.local_processes import MEETING
 
 TIMEOUT = timedelta(hours=2)
 """How long processes wait for one that fetches a model or publishes a checkpoint."""
@@ -100,13 +101,13 @@ class Processes:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Join the run that torchrun started; alone where it did not.
+    """Join the run that this process was started for; alone where it was for none.
 
     Raises:
         EngineError: the process does not see all others.
     """
     # Told so, accelerate joins over gloo; else it takes a machine without accelerators for one process.
-    state = PartialState(cpu=not torch.cuda.is_available(), **_patience())
+    state = PartialState(cpu=not torch.cuda.is_available(), **_group())
     rank, count = int(state.process_index), int(state.num_processes)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if count != started:
@@ -128,8 +129,18 @@ def joined() -> Iterator[Processes]:
             shutil.rmtree(own, ignore_errors=True)
 
 
-def _patience() -> dict[str, Any]:
-    return {"timeout": TIMEOUT} if "WORLD_SIZE" in os.environ else {}
+def _group() -> dict[str, Any]:
+    """How the process group is made: over a file on one machine, else as torchrun's variables say."""
+    if "WORLD_SIZE" not in os.environ:
+        return {}
+    if MEETING not in os.environ:
+        return {"timeout": TIMEOUT}
+    return {
+        "timeout": TIMEOUT,
+        "init_method": f"file://{os.environ[MEETING]}",
+        "rank": int(os.environ["RANK"]),
+        "world_size": int(os.environ["WORLD_SIZE"]),
+    }
 
 
 def _gather(own: Any, count: int) -> list[Any]:

@@ -9,6 +9,7 @@ DeepSpeed's universal one.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -19,8 +20,11 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from kubealign_components.errors import EngineError
+from kubealign_components.preemption import Stop
+from kubealign_components.supervisor import RESTART_VARIABLE
 from kubealign_components.training.checkpoints import CheckpointStore, PublishCheckpoints, Saved, everything
 from kubealign_components.training.config import TrainerConfig
+from kubealign_components.training.pausing import Pauses, PauseTrainer
 from kubealign_components.training.processes import Processes
 from kubealign_components.training.sharded import SHARDS, shards_of
 
@@ -37,13 +41,16 @@ class Checkpoints:
         uri: of this run's checkpoints; empty for none.
         config: the settings.
         processes: of the run.
+        stop: whether this process was told to stop.
 
     Raises:
         EngineError: DeepSpeed cannot convert its checkpoint to another number of processes.
     """
 
-    def __init__(self, uri: str, config: TrainerConfig, processes: Processes) -> None:
-        self.callbacks: list[TrainerCallback] = []
+    def __init__(self, uri: str, config: TrainerConfig, processes: Processes, stop: Stop) -> None:
+        self.pauses = Pauses(processes, stop, every=config.save_every, minutes=config.save_minutes)
+        """When the run saves and stops."""
+        self.callbacks: list[TrainerCallback] = [PauseTrainer(self.pauses)]
         self.resume: str | None = None
         """Folder of the checkpoint to go on from; None to start at step 0."""
         self.universal = False
@@ -53,15 +60,24 @@ class Checkpoints:
         store = CheckpointStore(uri=uri, keep=config.keep_checkpoints)
         self.callbacks.append(PublishCheckpoints(store, processes))
         found = store.newest(partial(_wanted, config.strategy, processes), processes)
+        if processes.first:
+            log.warning("%s", going_on(found[0] if found else None))
         if found is None:
             return
         saved, folder = found
-        if processes.first:
-            log.info("going on from %s, which %d processes wrote", saved.name, saved.processes)
         if config.strategy.startswith("zero") and saved.processes != processes.count:
             processes.once(f"resume/{_UNIVERSAL}", partial(_convert, folder))
             self.universal = True
         self.resume = str(folder)
+
+
+def going_on(saved: Saved | None) -> str:
+    """From where a run goes on, and which restart of it this is, in words."""
+    number = int(os.environ.get(RESTART_VARIABLE) or 0)
+    restart = f"restart {number}: " if number else ""
+    if saved is None:
+        return f"{restart}no checkpoint yet, so training begins at step 0"
+    return f"{restart}going on from step {saved.step} ({saved.name}, which {saved.processes} processes wrote)"
 
 
 def _wanted(strategy: str, processes: Processes, saved: Saved, folder: Path) -> Collection[str]:

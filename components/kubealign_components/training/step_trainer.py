@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from kubealign_components.training.microbatches import (
     StepPlan,
 )
 from kubealign_components.training.models import trained_weights
+from kubealign_components.training.schedule import learning_rate_factor
 from kubealign_components.training.sharded import load_shards, save_shards
 
 Log = list[tuple[int, dict[str, Any]]]
@@ -90,6 +92,20 @@ class StepTrainer(Trainer):
     def get_train_dataloader(self) -> StepLoader:
         """Optimiser steps in a new order every epoch, this process's share of each."""
         return StepLoader(self.train_dataset, self._plan(self.config.seed))
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The learning rate by step. Unlike the library's, a warm-up does not begin at 0: a step whose rate
+        is 0 trains nothing, and in a short run that is every one."""
+        factor = partial(
+            learning_rate_factor,
+            steps=num_training_steps,
+            warmup=math.ceil(self.config.warmup_ratio * num_training_steps - 1e-9),
+            schedule=self.config.schedule,
+        )
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
 
     def training_step(
         self, model: nn.Module, inputs: StepInputs, num_items_in_batch: Tensor | int | None = None

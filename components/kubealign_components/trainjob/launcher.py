@@ -275,14 +275,21 @@ def _raised_sigterm() -> Iterator[None]:
         yield
         return
 
+    told = False
+
     def handle(*_: object) -> None:
+        nonlocal told
+        told = True
+        # It may come twice, to the group and from a supervisor: what is left to do must not be cut short.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Preempted
 
     before = signal.signal(signal.SIGTERM, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        if not told:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _to_stdout(line: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from trl.trainer.utils import entropy_from_logits
 
 from kubealign_components.train_ppo import objectives as steps
+from kubealign_components.training.schedule import learning_rate_factor
 
 NAN = float("nan")
 
@@ -169,11 +170,11 @@ def test_stop_penalty() -> None:
 
 
 def test_learning_rate() -> None:
-    factors = [steps.learning_rate_factor(step, steps=6, warmup=2, schedule="cosine") for step in range(6)]
+    factors = [learning_rate_factor(step, steps=6, warmup=2, schedule="cosine") for step in range(6)]
     assert factors == pytest.approx([0.5, 1, 1, 0.5 * (1 + math.cos(math.pi / 4)), 0.5, 0.14644661])
-    assert steps.learning_rate_factor(3, steps=6, warmup=2, schedule="linear") == 0.75
-    assert steps.learning_rate_factor(5, steps=6, warmup=0, schedule="constant") == 1
-    assert steps.learning_rate_factor(0, steps=1, warmup=5, schedule="cosine") == 0.2
+    assert learning_rate_factor(3, steps=6, warmup=2, schedule="linear") == 0.75
+    assert learning_rate_factor(5, steps=6, warmup=0, schedule="constant") == 1
+    assert learning_rate_factor(0, steps=1, warmup=5, schedule="cosine") == 0.2
 
 
 def test_the_kl_controller_follows_its_target() -> None:

@@ -1,0 +1,178 @@
+"""Runs a stage's process and starts it again when it dies: ``python -m kubealign_components.supervisor``.
+
+    python -m kubealign_components.supervisor --retries 2 -m kfp.dsl.executor_main …
+
+The module runs as ``__main__`` in a forked child, with the arguments that follow its name. A child that is
+killed, or that ends with an error another attempt may not meet, is started again in the same pod: what it
+had committed stays, and Kubeflow, whose releases retry different failures, need not know. Settings or data
+that cannot be used end it at once, and so does being told to stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import runpy
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+from kubealign_components.errors import FINAL, FINAL_CODE
+from kubealign_components.memory import MemoryWatch
+from kubealign_components.preemption import EXIT_CODE
+
+RESTART_VARIABLE = "KUBEALIGN_RESTART"
+"""Environment variable of the child with how often it was started again."""
+PAUSE_VARIABLE = "KUBEALIGN_RETRY_SECONDS"
+"""Environment variable with the seconds before the first time; each pause is twice the one before."""
+_PAUSE, _LONGEST_PAUSE = 10.0, 300.0
+_INTERRUPTED = 128 + signal.SIGINT
+_PARENT_DEATH_SIGNAL = 1
+"""``PR_SET_PDEATHSIG`` of Linux's ``prctl``."""
+
+
+def supervised(command: Sequence[str], retries: int) -> list[str]:
+    """The ``command`` of a KFP component, with its executor under a supervisor."""
+    executor = "-m kfp.dsl.executor_main"
+    return [
+        part.replace(executor, f"-m {__name__} --retries {retries} {executor}") if executor in part else part
+        for part in command
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _End:
+    """How a child ended."""
+
+    code: int
+    """Exit code; 128 and the signal's number where a signal ended it."""
+    killed_by: int
+    """The signal; 0 where it ended by itself."""
+    peak: int
+    """MiB of memory that it had resident at most."""
+
+
+class _Supervisor:
+    """Starts attempts one after another.
+
+    Args:
+        module: to run.
+        arguments: of it.
+        retries: how often a dead attempt is followed by another.
+    """
+
+    def __init__(self, module: str, arguments: Sequence[str], retries: int) -> None:
+        self._module, self._arguments, self._retries = module, list(arguments), retries
+        self._child = 0
+        self._stopped = False
+
+    def run(self) -> int:
+        """Run to the end; the exit code of the last attempt."""
+        signal.signal(signal.SIGTERM, self._stop)
+        pause = float(os.environ.get(PAUSE_VARIABLE, _PAUSE))
+        for restart in range(self._retries + 1):
+            memory = MemoryWatch()
+            end = self._attempt(restart)
+            if self._stopped or end.code in (0, FINAL_CODE, EXIT_CODE, _INTERRUPTED):
+                return EXIT_CODE if self._stopped and end.killed_by else end.code
+            _say(_told(end, memory))
+            if restart < self._retries:
+                _say(
+                    f"attempt {restart + 1} of {self._retries + 1} failed; the next one begins in {pause:g} s"
+                )
+                if self._interrupted(pause):
+                    return EXIT_CODE
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        return end.code
+
+    def _attempt(self, restart: int) -> _End:
+        parent = os.getpid()
+        self._child = os.fork()
+        if not self._child:
+            _become(self._module, self._arguments, restart, parent)
+        if self._stopped:  # between the fork and its answer
+            self._pass_on()
+        _, status, usage = os.wait4(self._child, 0)
+        self._child = 0
+        killed_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        code = 128 + killed_by if killed_by else os.WEXITSTATUS(status)
+        return _End(code=code, killed_by=killed_by, peak=usage.ru_maxrss // 1024)
+
+    def _stop(self, *_: object) -> None:
+        self._stopped = True
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._child:
+            os.kill(self._child, signal.SIGTERM)
+
+    def _interrupted(self, seconds: float) -> bool:
+        """Wait; whether this process was told to stop meanwhile."""
+        end = time.monotonic() + seconds
+        while not self._stopped and time.monotonic() < end:
+            time.sleep(min(0.1, seconds))
+        return self._stopped
+
+
+def _become(module: str, arguments: Sequence[str], restart: int, parent: int) -> None:
+    """In the child: run ``module`` and leave with a code that says whether another attempt can help."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _end_with(parent)
+    if restart:
+        os.environ[RESTART_VARIABLE] = str(restart)
+    sys.argv = [module, *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except FINAL:
+        traceback.print_exc()
+        sys.exit(FINAL_CODE)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    sys.exit(0)
+
+
+def _end_with(parent: int) -> None:
+    """Get SIGTERM when the parent is gone: whoever kills the supervisor means the stage."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _told(end: _End, memory: MemoryWatch) -> str:
+    """How an attempt that counts as dead ended, in words."""
+    if end.killed_by == signal.SIGKILL:
+        return f"the stage's process was killed (SIGKILL); it had up to {end.peak} MiB. {memory.told()}"
+    if end.killed_by:
+        return f"the stage's process was ended by {signal.Signals(end.killed_by).name}"
+    return f"the stage's process ended with exit code {end.code}, as said above"
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"supervisor: {text}\n")
+    sys.stderr.flush()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what ``arguments`` ask for; the exit code."""
+    parser = argparse.ArgumentParser(prog="kubealign_components.supervisor", description=__doc__)
+    parser.add_argument("--retries", type=int, default=0, help="how often a dead process is started again")
+    parser.add_argument("-m", dest="module", required=True, help="module to run")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="its arguments")
+    wanted = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, _leave_to_the_child)
+    return _Supervisor(wanted.module, wanted.rest, wanted.retries).run()
+
+
+def _leave_to_the_child(_: int, __: FrameType | None) -> None:
+    """Ctrl-C reaches both: the child's end tells."""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
