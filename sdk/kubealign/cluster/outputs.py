@@ -21,8 +21,11 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.errors import ConfigError, DataError, NotFound, StoreError
 from kubealign_components.store import ObjectInfo, inside, join, store_for
+from kubealign_components.store.base import name_below
 from kubealign_components.store.local import LocalStore
 
+MODEL = "model"
+"""Of several the one that the pipeline evaluates is meant, which is the aligned one."""
 DEPTH = 3
 """An output lies at <task>/<execution>/<output> below the run's folder."""
 DEFAULT_ROOT = "minio://mlpipeline/v2/artifacts"
@@ -64,7 +67,7 @@ def outputs_of(root: str, pipeline: str, run_id: str) -> list[Output]:
     folder = join(root.partition("?")[0], pipeline, run_id)
     groups: dict[tuple[str, ...], list[ObjectInfo]] = {}
     for found in store_for(folder).list(folder):
-        parts = _below(found.uri, folder).split("/")
+        parts = name_below(found.uri, folder).split("/")
         if len(parts) >= DEPTH:
             groups.setdefault(tuple(parts[:DEPTH]), []).append(found)
     return [
@@ -102,6 +105,7 @@ def find_output(
         known += [output for output in source() if output.title not in seen]
         found = _called(wanted, known)
         if found:
+            found = (_evaluated(spec, found) if wanted == MODEL else []) or found
             require(len({o.title for o in found}) == 1, "OUTPUT", wanted, f"one of {_titles(found)}")
             return found[-1]
     if not known:
@@ -119,7 +123,7 @@ def fetch_output(output: Output, target: Path) -> Path:
         CorruptDataset: what arrived does not match its manifest.
     """
     require(not target.exists(), "--output", str(target), "a name that is free")
-    names = [_below(found.uri, output.uri) for found in output.objects]
+    names = ["" if o.uri == output.uri else name_below(o.uri, output.uri) for o in output.objects]
     target.parent.mkdir(parents=True, exist_ok=True)
     store, here = store_for(output.uri), LocalStore()
     with tempfile.TemporaryDirectory(prefix=".kubealign-", dir=target.parent) as folder:
@@ -189,6 +193,19 @@ def _called(wanted: str, outputs: Iterable[Output]) -> list[Output]:
     return [output for output in found if output.whole] or found
 
 
+def _evaluated(spec: Mapping[str, Any], outputs: Iterable[Output]) -> list[Output]:
+    """Those of ``outputs`` that the pipeline's evaluation takes."""
+    tasks = spec["root"]["dag"]["tasks"].items()
+    taken = {
+        (plain(made["producerTask"]), made["outputArtifactKey"])
+        for name, task in tasks
+        if name.startswith("evaluate")
+        for given in task.get("inputs", {}).get("artifacts", {}).values()
+        if (made := given.get("taskOutputArtifact"))
+    }
+    return [output for output in outputs if (output.task, output.name) in taken]
+
+
 def _inherited(outputs: Iterable[Output]) -> Iterator[Output]:
     """What the datasets and models among ``outputs`` were made from, where other runs left it."""
     seen: set[str] = set()
@@ -217,9 +234,3 @@ def _titles(outputs: Iterable[Output]) -> str:
 
 def _number(name: str) -> int:
     return int(name.rpartition("-")[2]) if name[-1].isdigit() else 0
-
-
-def _below(uri: str, folder: str) -> str:
-    return (
-        uri.removeprefix("file://").removeprefix(folder.removeprefix("file://").rstrip("/")).removeprefix("/")
-    )

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from kubealign.cluster.kube import Forbidden
 from kubealign.cluster.outputs import DEFAULT_ROOT, LAUNCHER
 from kubealign.doctor.finding import KUBEFLOW, Finding, Subject, data_of, ok, problem, unknown, warning
 from kubealign_components.errors import KubeAlignError
@@ -29,7 +30,10 @@ def check_store(subject: Subject) -> Iterator[Finding]:
         return
     yield ok("pipeline root", root)
     provider = (yaml.safe_load(data.get("providers") or "") or {}).get(scheme) or {}
-    yield from _keys(subject, scheme, provider)
+    try:
+        yield from _keys(subject, scheme, provider)
+    except Forbidden as error:
+        yield unknown("store keys", str(error), "run this as someone who may read that Secret")
     yield from _server(subject, root, scheme, provider)
     yield from _work(subject, root)
     yield from _pages(subject, root, scheme)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from kubealign.cluster.kube import Forbidden
 from kubealign.doctor.finding import KUBEFLOW, Finding, Subject, data_of, ok, problem, unknown, warning
 from kubealign.errors import ClusterError
 
@@ -101,7 +102,11 @@ def check_retries(subject: Subject) -> Iterator[Finding]:
 
 
 def _part(subject: Subject, part: Part) -> Iterator[Finding]:
-    found = subject.kubernetes.get(f"/apis/apps/v1/namespaces/{part.namespace}/deployments/{part.deployment}")
+    path = f"/apis/apps/v1/namespaces/{part.namespace}/deployments/{part.deployment}"
+    try:
+        found = subject.kubernetes.get(path)
+    except Forbidden:
+        found = None
     kind = _kind(subject, part)
     if kind is None and part.crd:
         yield problem(part.name, f"the cluster has no {part.crd}", f"install {part.name} {_text(part.least)}")

@@ -262,6 +262,20 @@ def test_a_folder_is_fetched_whole(api: Kfp, submitted: dict[str, Any], tmp_path
     assert wrong.exit_code == 2 and "train-2.model" in wrong.output
 
 
+def test_of_several_models_the_evaluated_one_is_the_runs(
+    api: Kfp, submitted: dict[str, Any], tmp_path: Path
+) -> None:
+    leave(tmp_path / "r", submitted, "another", "model", "another")
+    leave(tmp_path / "r", submitted, "train", "model", "aligned")
+    done = call(api, "fetch", "one", "-o", str(tmp_path / "here"))
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "here").read_text() == "aligned"
+    leave(tmp_path / "r", submitted, "train", "page", "a")
+    leave(tmp_path / "r", submitted, "another", "page", "b")
+    unclear = call(api, "fetch", "one", "page", "-o", str(tmp_path / "there"))
+    assert unclear.exit_code == 2 and "one of another.page, train.page" in unclear.output
+
+
 def test_the_root_is_that_of_the_namespace(
     api: Kfp, kube: Kube, submitted: dict[str, Any], tmp_path: Path
 ) -> None:
