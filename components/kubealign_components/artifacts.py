@@ -1,29 +1,38 @@
-"""How a component reads and writes its KFP artifacts: stock types, our kind in the metadata."""
+"""How a component reads and writes its KFP artifacts: stock types, our kind in the metadata.
+
+KFP's launcher downloads whatever lies under the URI of an input artifact before a component starts. A dataset
+artifact is therefore its manifest alone; its shards lie in a folder beside it, and who needs rows reads them
+from the store.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.manifest import Manifest
+from kubealign_components.data.manifest import MANIFEST, Manifest
+from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
-from kubealign_components.errors import SchemaMismatch
+from kubealign_components.errors import CorruptDataset, SchemaMismatch
+from kubealign_components.store import beside, join, store_for
+
+ROWS = "rows-of-"
+"""How the folder of the shards, beside the artifact, is called. It does not begin with the artifact's name,
+which KFP 2.16 takes for a prefix of all that it downloads."""
 
 
-def open_dataset(
-    artifact: Any, *schemas: str, allow_empty: bool = False, everywhere: bool = False
-) -> Dataset:
-    """The dataset behind an input artifact if it is of one of ``schemas``.
+def open_dataset(artifact: Any, *schemas: str, allow_empty: bool = False) -> Dataset:
+    """The dataset or model behind an input artifact if it is of one of ``schemas``.
 
-    The launcher has downloaded what it could to ``artifact.path``; where it has not, the object
-    store is read.
+    It is opened by URI and never where the launcher has mounted it: what a manifest records must be found
+    from everywhere.
 
     Args:
         artifact: an input of a component.
         schemas: kinds to accept; any where none is named.
         allow_empty: whether it may have no rows.
-        everywhere: whether other machines read the dataset, too: then it is the one in the object store.
 
     Raises:
         SchemaMismatch: the artifact's metadata names another kind.
@@ -31,24 +40,92 @@ def open_dataset(
     kind = artifact.metadata.get("schema")
     if schemas and kind is not None and kind not in schemas:
         raise SchemaMismatch(f"{artifact.name} is {kind}, expected {' or '.join(schemas)}")
-    here = Path(artifact.path).exists() and not everywhere
-    place = artifact.path if here else artifact.uri
-    return Dataset.open(place, *schemas, allow_empty=allow_empty)
+    return Dataset.open(artifact.uri, *schemas, allow_empty=allow_empty)
 
 
-def publish(artifact: Any, dataset: Dataset) -> None:
-    """Describe ``dataset`` in the metadata of the output ``artifact`` it was written to."""
-    artifact.metadata.update(describe(dataset.manifest))
+def local_copy(artifact: Any) -> str:
+    """Where the files of an input model are read: the launcher's copy on this machine, or else its URI."""
+    return str(artifact.path) if Path(artifact.path).exists() else str(artifact.uri)
+
+
+def open_model(artifact: Any, *, here: bool = True) -> Dataset:
+    """The model of an input artifact; its files are read from the launcher's copy of them.
+
+    Args:
+        artifact: an input of a component.
+        here: whether this machine alone reads it.
+    """
+    model = open_dataset(artifact, MODEL)
+    if here:
+        model.copy = local_copy(artifact)
+    return model
+
+
+def rows_of(artifact: Any) -> str:
+    """Where a stage writes the dataset of the output ``artifact``."""
+    return beside(artifact.uri, ROWS + artifact.uri.rstrip("/").rpartition("/")[2])
+
+
+def publish(artifact: Any, *pages: Any) -> Dataset:
+    """Publish what a stage wrote to :func:`rows_of` as the output ``artifact``.
+
+    Args:
+        artifact: of the dataset.
+        pages: other outputs of the same task, which are named like it.
+    """
+    dataset = _refer(Dataset.open(rows_of(artifact), allow_empty=True), artifact.uri)
+    _describe(artifact, dataset.manifest, *pages)
+    return dataset
+
+
+def publish_model(artifact: Any, *pages: Any) -> None:
+    """Describe the model that a stage wrote to the output ``artifact``, and name ``pages`` like it."""
+    _describe(artifact, Dataset.open(artifact.uri).manifest, *pages)
+
+
+def write_manifest(artifact: Any, model: Any) -> None:
+    """Write the manifest of the output ``model`` to ``artifact``: it stands for the model where the model
+    itself, which is large, is read by URI or not at all."""
+    write_page(artifact, Dataset.open(model.uri).manifest.to_json())
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:
-    """The metadata that the Kubeflow UI shows."""
+    """The metadata that the Kubeflow UI shows and sorts by; it calls the artifact by ``display_name``."""
     return {
+        "display_name": manifest.slug,
+        "stage": manifest.provenance.step["stage"],
+        "rows": manifest.rows,
         "schema": manifest.schema,
+        "short_fingerprint": manifest.fingerprint[:12],
         "fingerprint": manifest.fingerprint,
         "slug": manifest.slug,
-        "rows": manifest.rows,
     }
+
+
+def _describe(artifact: Any, manifest: Manifest, *pages: Any) -> None:
+    artifact.metadata.update(describe(manifest))
+    for page in pages:
+        page.metadata["display_name"] = f"{manifest.slug} {page.uri.rpartition('/')[2]}"
+
+
+def _refer(dataset: Dataset, uri: str) -> Dataset:
+    """Publish at ``uri``, beside ``dataset``, its manifest alone, and open the dataset there.
+
+    Kubeflow downloads all that lies under the URI of an input artifact: this much is small.
+
+    Raises:
+        CorruptDataset: another dataset is already published there.
+    """
+    home = dataset.home.rstrip("/")
+    manifest = replace(dataset.manifest, shards_in=home.rpartition("/")[2])
+    where = join(uri, MANIFEST)
+    if not store_for(uri).publish(where, manifest.to_json().encode()):
+        standing = Dataset.open(uri, allow_empty=True)
+        if standing.manifest.fingerprint != manifest.fingerprint:
+            raise CorruptDataset(
+                f"{uri} already holds dataset {standing.manifest.slug!r}; name another place"
+            )
+    return Dataset(uri, manifest)
 
 
 def log_stats(metrics: Any, stats: Stats | dict[str, float]) -> None:
@@ -59,7 +136,7 @@ def log_stats(metrics: Any, stats: Stats | dict[str, float]) -> None:
 
 
 def write_page(artifact: Any, page: str) -> None:
-    """Write an HTML page to a ``dsl.HTML`` artifact."""
+    """Write a text, such as an HTML page, to an artifact that is one file."""
     path = Path(artifact.path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page)

@@ -1,32 +1,50 @@
-"""The one shape of parallel work: split, a worker pod a chunk, merge."""
+"""The one shape of parallel work: the stage before plans the chunks, a worker pod takes each, merge joins."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from kfp import dsl
 
 from kubealign_components.merge.component import merge
-from kubealign_components.split.component import split
 from kubealign_pipelines.resources import Placement
+
+CHUNKS = "Output"
+"""KFP's name of what a component returns: a stage that is asked to plans the chunks of what it made."""
 
 
 def fan_out(
-    place: Placement, worker: Any, dataset: Any, cut: dict[str, Any], about: str = "", **arguments: Any
+    place: Placement,
+    worker: Any,
+    made: Any,
+    *,
+    about: str = "",
+    cut: Mapping[str, Any] | None = None,
+    model: Any = None,
+    **arguments: Any,
 ) -> Any:
-    """The dataset that ``worker`` makes of ``dataset``, chunk by chunk.
+    """The task that joins what ``worker`` makes of the dataset of ``made``, chunk by chunk.
 
     Args:
         place: makes tasks.
         worker: component that takes a chunk and returns a part.
-        dataset: the output that is cut.
-        cut: arguments of ``split``: work, chunks, rows_per_chunk.
+        made: task whose dataset is worked on, and which has planned its chunks.
         about: tells two fan-outs of one stage apart.
+        cut: how the chunks of the fan-out that follows are planned, if one does.
+        model: manifest of a model of this run that the workers read by URI.
         arguments: of the worker.
     """
     title = place.title(worker, about)
-    plan = place(split, "for " + title, dataset=dataset, **cut)
-    with dsl.ParallelFor(plan.output, parallelism=place.settings.parallelism, name=title) as chunk:
+    chunks = made.outputs[CHUNKS]
+    with dsl.ParallelFor(chunks, parallelism=place.settings.parallelism, name=title) as chunk:
         part = place(worker, about, chunk=chunk, **arguments)
-    merged = place(merge, title, parts=dsl.Collected(part.output), chunks=plan.output)
-    return merged.outputs["dataset"]
+    return place(
+        merge,
+        title,
+        source=made.outputs["dataset"],
+        parts=dsl.Collected(part.output),
+        chunks=chunks,
+        **({} if model is None else {"model": model}),
+        **(cut or {}),
+    )

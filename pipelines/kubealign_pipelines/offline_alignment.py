@@ -1,6 +1,6 @@
 """Offline alignment: sample from the policy, reward, choose, score, train, compare.
 
-    import ─ filter ─ split ─ sample ×chunks ─ merge ─ rewards ×chunks ─ merge
+    import ─ filter ─ sample ×chunks ─ merge ─ rewards ×chunks ─ merge
            ─ select ─ logprobs ×chunks ─ merge ─ mix ─ train ─ evaluate
 
 ``logprobs`` stands before or after ``select``, as ``logprobs_order`` says: after it scores only what is
@@ -136,7 +136,7 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) 
             evaluate_max_prompts: Most held-out prompts that are compared.
             evaluate_options: Further settings of evaluate by name, such as min_gain.
         """
-        cut = {"work": work, "rows_per_chunk": work_rows_per_chunk}
+        cut: dict[str, Any] = {"work": work, "rows_per_chunk": work_rows_per_chunk}
         sampling: dict[str, Any] = {
             "engine": sample_engine,
             "n": sample_n if sampled else evaluate_n,
@@ -149,7 +149,8 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) 
             reward = {"reward_functions": reward_functions, "reward_model": reward_model}
 
         imported = place(import_prompts, sources=sources, options=import_options)
-        filtered = place(
+        before = order == "before"
+        rows = place(
             filter,
             prompts=imported.outputs["dataset"],
             policy=policy,
@@ -157,13 +158,15 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) 
             max_prompt_len=filter_max_prompt_len,
             min_completions=filter_min_completions,
             options=filter_options,
+            **(cut if sampled or rewarded or before else {}),
         )
-        rows = filtered.outputs["dataset"]
         if sampled:
             answers = {**sampling, "truncated": sample_truncated, "options": sample_options}
-            rows = fan_out(place, sample, rows, cut, policy=policy, **answers)
+            again = cut if rewarded or before else {}
+            rows = fan_out(place, sample, rows, cut=again, policy=policy, **answers)
         if rewarded:
-            rows = fan_out(place, rewards, rows, cut, **reward, options=rewards_options)
+            again = cut if before else {}
+            rows = fan_out(place, rewards, rows, cut=again, **reward, options=rewards_options)
         align_offline(
             place,
             rows,

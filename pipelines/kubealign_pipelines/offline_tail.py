@@ -23,7 +23,7 @@ Arguments = Mapping[str, Any]
 def align_offline(
     place: Placement,
     rows: Any,
-    cut: dict[str, Any],
+    cut: Mapping[str, Any],
     *,
     order: str,
     policy: Any,
@@ -40,7 +40,8 @@ def align_offline(
 
     Args:
         place: makes tasks.
-        rows: dataset of rewarded completions; tokenised ones where nothing was sampled and rewarded.
+        rows: task that made rewarded completions, or others where nothing is rewarded. It has planned
+            a fan-out if log-probabilities are computed before selection.
         cut: how a fan-out is planned.
         order: whether log-probabilities are computed "before" or "after" selection.
         policy: of all stages.
@@ -54,18 +55,19 @@ def align_offline(
         evaluate_by: of ``evaluate``.
     """
 
-    def choose(dataset: Any) -> Any:
-        return place(select, rewarded=dataset, seed=seed, **select_by).outputs["dataset"]
+    def choose(made: Any, cut: Mapping[str, Any]) -> Any:
+        return place(select, rewarded=made.outputs["dataset"], seed=seed, **select_by, **cut)
 
     # Training then starts at log-ratios of exactly 0.
     numbers = {"adapter": train_by.get("adapter", "none"), "train_options": train_by["options"]}
 
-    def score(dataset: Any) -> Any:
+    def score(made: Any) -> Any:
         own = {"policy": policy, "reference": reference, **logprobs_by}
-        return fan_out(place, logprobs, dataset, cut, **numbers, **own)
+        return fan_out(place, logprobs, made, **numbers, **own)
 
-    selection = choose(score(rows)) if order == "before" else score(choose(rows))
-    mixed = place(mix, selection=selection, validation_fraction=validation_fraction, seed=seed, **mix_by)
+    selection = choose(score(rows), {}) if order == "before" else score(choose(rows, cut))
+    selected = selection.outputs["dataset"]
+    mixed = place(mix, selection=selected, validation_fraction=validation_fraction, seed=seed, **mix_by)
     trained = place(
         train,
         training=mixed.outputs["dataset"],
@@ -77,7 +79,7 @@ def align_offline(
     )
     place(
         evaluate,
-        rewarded=rows,
+        rewarded=rows.outputs["dataset"],
         model=trained.outputs["model"],
         policy=policy,
         validation_fraction=validation_fraction,

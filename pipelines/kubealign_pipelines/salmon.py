@@ -172,7 +172,7 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
                 principle_names and token_budget.
             evaluate_options: Further settings of evaluate by name, such as min_gain.
         """
-        cut = {"work": work, "rows_per_chunk": work_rows_per_chunk}
+        cut: dict[str, Any] = {"work": work, "rows_per_chunk": work_rows_per_chunk}
         sampling = {
             "engine": sample_engine,
             "temperature": sample_temperature,
@@ -181,12 +181,12 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
         }
         lengths = {"max_seq_len": filter_max_seq_len, "max_prompt_len": filter_max_prompt_len}
 
-        def tokenised(prompts: Any, about: str = "") -> Any:
-            return place(filter, about, prompts=prompts, policy=policy, **lengths).outputs["dataset"]
+        def tokenised(prompts: Any, about: str = "", **cut: Any) -> Any:
+            return place(filter, about, prompts=prompts, policy=policy, **lengths, **cut)
 
         def sampled(prompts: Any, n: Any, about: str = "") -> Any:
             options = {"policy": policy, "n": n, **sampling, "options": sample_options}
-            return fan_out(place, sample, prompts, cut, about, **options)
+            return fan_out(place, sample, prompts, about=about, cut=cut, **options)
 
         def reward_model(about: str, **arguments: Any) -> Any:
             return place(
@@ -216,11 +216,11 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
             learning_rate=pmp_learning_rate,
             max_steps=pmp_max_steps,
         )
-        pairs = sampled(tokenised(cleaned), 2)
+        pairs = sampled(tokenised(cleaned, **cut), 2)
         by_principles: dict[str, Any] = {"judge": policy, "principles": principles, "options": judge_options}
         preferences = place(
             aggregate,
-            judged=fan_out(place, judge, pairs, cut, **by_principles),
+            judged=fan_out(place, judge, pairs, **by_principles).outputs["dataset"],
             principles=principles,
             passes=aggregate_passes,
             seed=seed,
@@ -243,7 +243,8 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
             seed=seed,
             options=rl_prompts_options,
         )
-        questions = tokenised(gathered.outputs["dataset"], RL_PROMPTS)
+        offline, order = chosen[RL.name] == "offline", chosen[LOGPROBS_ORDER.name]
+        questions = tokenised(gathered.outputs["dataset"], RL_PROMPTS, **(cut if offline else {}))
 
         reward = preference_model.outputs["Output"]
         comparison = {
@@ -256,13 +257,16 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
             "judge_options": evaluate_judge_options,
             "options": evaluate_options,
         }
-        if chosen[RL.name] == "offline":
+        if offline:
             answers = sampled(questions, sample_n, RL_PROMPTS)
+            rewarding = {"reward_model": reward, "options": rewards_options}
+            again = cut if order == "before" else {}
+            named = preference_model.outputs["manifest"]
             align_offline(
                 place,
-                fan_out(place, rewards, answers, cut, reward_model=reward, options=rewards_options),
+                fan_out(place, rewards, answers, cut=again, model=named, **rewarding),
                 cut,
-                order=chosen[LOGPROBS_ORDER.name],
+                order=order,
                 policy=policy,
                 reference="",
                 seed=seed,
@@ -281,7 +285,7 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
             return
         aligned = place(
             train_ppo,
-            prompts=questions,
+            prompts=questions.outputs["dataset"],
             reward_model=preference_model.outputs["model"],
             policy=policy,
             principles=rl_principles,
@@ -299,7 +303,7 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
         )
         place(
             evaluate,
-            rewarded=questions,
+            rewarded=questions.outputs["dataset"],
             model=aligned.outputs["model"],
             policy=policy,
             n=evaluate_n,

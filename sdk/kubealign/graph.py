@@ -48,7 +48,7 @@ class Task:
     function: str
     """The component's Python function, which is named like its stage."""
     group: str
-    """The stage it works for: its own, or for split and merge that of the fan-out."""
+    """The stage it works for: its own, or for merge that of the fan-out."""
     arguments: dict[str, Source]
     """Its parameters; artifacts are left out."""
     outputs: dict[str, str]
@@ -138,14 +138,9 @@ def _arguments(task: Json, component: Json, outer: Mapping[str, Source]) -> dict
 
 
 def _groups(tasks: Json) -> dict[str, str]:
-    """The fan-out that a task plans or merges, by task name."""
+    """The fan-out whose parts a task merges, by task name."""
     groups: dict[str, str] = {}
     loops = {name: task["taskInfo"]["name"] for name, task in tasks.items() if "parameterIterator" in task}
-    for name, title in loops.items():
-        items = tasks[name]["parameterIterator"]["items"].get("inputParameter")
-        planned = tasks[name]["inputs"]["parameters"].get(items, {}).get("taskOutputParameter")
-        if planned:
-            groups[planned["producerTask"]] = title
     for name, task in tasks.items():
         values = task.get("inputs", {}).get("parameters", {}).values()
         producers = {value.get("taskOutputParameter", {}).get("producerTask") for value in values}

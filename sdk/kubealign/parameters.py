@@ -85,6 +85,7 @@ def check_parameters(
 
 
 def _check_stage(task: Task, values: Mapping[str, Any], *, here: bool) -> None:
+    _check_plan(task.arguments.get("rows_per_chunk", Source()), values)
     cls = config_class(task.function)
     if cls is None:
         return
@@ -99,6 +100,13 @@ def _check_stage(task: Task, values: Mapping[str, Any], *, here: bool) -> None:
             load_function(function)
     except ConfigError as error:
         raise ConfigError("reward_functions", error.value, error.expected) from None
+
+
+def _check_plan(rows: Source, values: Mapping[str, Any]) -> None:
+    """0 plans no chunks, which only the pipeline itself may say."""
+    if rows.parameter is not None:
+        value = values[rows.parameter]
+        require(value > 0, rows.parameter, value, "a positive number of rows")
 
 
 def arguments(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,12 +43,11 @@ def aggregate(
     parameters = dict(locals())
 
     from kubealign_components.aggregate.stage import AggregateConfig, run
-    from kubealign_components.artifacts import log_stats, open_dataset, publish
+    from kubealign_components.artifacts import log_stats, open_dataset, publish, rows_of
     from kubealign_components.config import from_parameters
-    from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import JUDGED
 
     config = from_parameters(AggregateConfig, parameters, "aggregate")
-    stats = run(config, judged=open_dataset(judged, JUDGED), output=dataset.uri, report=report.path)
-    publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
+    stats = run(config, judged=open_dataset(judged, JUDGED), output=rows_of(dataset), report=report.path)
+    publish(dataset, report)
     log_stats(metrics, stats)

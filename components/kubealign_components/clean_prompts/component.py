@@ -32,12 +32,11 @@ def clean_prompts(
     """
     parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, publish
+    from kubealign_components.artifacts import log_stats, publish, rows_of
     from kubealign_components.clean_prompts.stage import CleanPromptsConfig, run
     from kubealign_components.config import from_parameters
-    from kubealign_components.data.dataset import Dataset
 
     config = from_parameters(CleanPromptsConfig, parameters, "clean_prompts")
-    stats = run(config, output=dataset.uri)
-    publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
+    stats = run(config, output=rows_of(dataset))
+    publish(dataset)
     log_stats(metrics, stats)

@@ -125,15 +125,21 @@ class ChunkedStage(Protocol):
 
 
 def plan(
-    dataset: Dataset, *, work: str, chunks: int | None = None, rows_per_chunk: int | None = None
+    dataset: Dataset,
+    *,
+    work: str,
+    chunks: int | None = None,
+    rows_per_chunk: int | None = None,
+    most: int = MAX_CHUNKS,
 ) -> list[Chunk]:
-    """Cut ``dataset`` into at most :data:`MAX_CHUNKS` chunks of nearly equal row counts.
+    """Cut ``dataset`` into at most ``most`` chunks of nearly equal row counts.
 
     Args:
         dataset: with unique prompt ids.
         work: URI of the work prefix.
         chunks: how many, or None to follow ``rows_per_chunk``; never more than there are rows.
         rows_per_chunk: most rows in a chunk; grows when it would take too many chunks.
+        most: chunks of a fan-out.
 
     Raises:
         ConfigError: not exactly one of ``chunks`` and ``rows_per_chunk``, or not positive.
@@ -151,11 +157,9 @@ def plan(
     if not dataset.rows:
         raise ChunkError(f"{dataset.uri} has no rows to cut into chunks; show says which stage dropped them")
     wanted = chunks if chunks is not None else -(-dataset.rows // (rows_per_chunk or 1))
-    count = min(wanted, dataset.rows, MAX_CHUNKS)
-    if wanted > MAX_CHUNKS:
-        log.warning(
-            "%d chunks were asked for; a fan-out takes at most %d, so chunks are larger", wanted, MAX_CHUNKS
-        )
+    count = min(wanted, dataset.rows, most)
+    if wanted > most:
+        log.warning("%d chunks were asked for, a fan-out takes at most %d: chunks are larger", wanted, most)
     ids = dataset.table(["prompt_id"]).column("prompt_id")
     _check_unique(ids, dataset.uri)
     starts = [dataset.rows * i // count for i in range(count + 1)]

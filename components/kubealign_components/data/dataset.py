@@ -25,7 +25,7 @@ from kubealign_components.data.manifest import MANIFEST, Manifest, Shard
 from kubealign_components.data.schemas import ROWS, shard_encoding
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch, StoreError
-from kubealign_components.store import join, scheme_of, store_for
+from kubealign_components.store import beside, join, scheme_of, store_for
 
 SHARD_BYTES = 128 * 2**20
 ROW_GROUP_BYTES = 8 * 2**20
@@ -44,6 +44,8 @@ class Dataset:
     def __init__(self, uri: str, manifest: Manifest) -> None:
         self.uri = uri
         self.manifest = manifest
+        self.copy = uri
+        """Where a model's files are read: a copy on this machine where there is one."""
 
     @classmethod
     def open(cls, uri: str, *schemas: str, allow_empty: bool = False) -> Dataset:
@@ -73,7 +75,12 @@ class Dataset:
 
     def shard_uri(self, shard: Shard) -> str:
         """Where ``shard`` lies."""
-        return join(self.uri, shard.path)
+        return join(self.home, shard.path)
+
+    @property
+    def home(self) -> str:
+        """The folder of the shards."""
+        return beside(self.uri, self.manifest.shards_in) if self.manifest.shards_in else self.uri
 
     def batches(
         self,
@@ -166,7 +173,7 @@ class Dataset:
         Raises:
             CorruptDataset: a shard is of another size, or gone; names it.
         """
-        sizes = {entry.uri.rsplit("/", 1)[-1]: entry.size for entry in store_for(self.uri).list(self.uri)}
+        sizes = {entry.uri.rsplit("/", 1)[-1]: entry.size for entry in store_for(self.home).list(self.home)}
         for shard in self.manifest.shards:
             size = sizes.get(shard.path.rsplit("/", 1)[-1])
             if size != shard.size:

@@ -56,6 +56,8 @@ class Manifest:
     stats: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     """What a stage has to say beside the counts, such as examples of malformed rows."""
+    shards_in: str = ""
+    """Name of the folder beside this one that holds the shards; empty where they lie with the manifest."""
 
     @property
     def provenance(self) -> Provenance:
@@ -244,4 +246,8 @@ _MEMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "identity": ("digests by name", _is_texts),
     "stats": ("the counts of a stage", _is_stats),
     "extra": ("an object", lambda v: isinstance(v, dict)),
+    "shards_in": (
+        "the name of a folder beside the manifest's, or none",
+        lambda v: v == "" or (_is_inside(v) and "/" not in v),
+    ),
 }

@@ -63,11 +63,15 @@ def evaluate(
     """
     parameters = dict(locals())
 
-    from pathlib import Path
-
-    from kubealign_components.artifacts import log_stats, open_dataset, publish
+    from kubealign_components.artifacts import (
+        local_copy,
+        log_stats,
+        open_dataset,
+        publish,
+        rows_of,
+        write_page,
+    )
     from kubealign_components.config import from_parameters
-    from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.lineage import to_html
     from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
     from kubealign_components.evaluate.stage import EvaluateConfig, run
@@ -75,12 +79,10 @@ def evaluate(
     stats = run(
         from_parameters(EvaluateConfig, parameters, "evaluate"),
         rewarded=open_dataset(rewarded, REWARDED, COMPLETIONS, TOKENIZED),
-        model=model.path if Path(model.path).exists() else model.uri,
-        output=dataset.uri,
+        model=local_copy(model),
+        output=rows_of(dataset),
         report=report.path,
+        model_uri=model.uri,
     )
-    made = Dataset.open(dataset.uri)
-    publish(dataset, made)
     log_stats(metrics, stats)
-    Path(lineage.path).parent.mkdir(parents=True, exist_ok=True)
-    Path(lineage.path).write_text(to_html(made.manifest))
+    write_page(lineage, to_html(publish(dataset, report, lineage).manifest))

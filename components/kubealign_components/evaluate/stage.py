@@ -121,7 +121,13 @@ class EvaluateConfig:
 
 
 def run(
-    config: EvaluateConfig, *, rewarded: Dataset, model: str, output: str, report: str | None = None
+    config: EvaluateConfig,
+    *,
+    rewarded: Dataset,
+    model: str,
+    output: str,
+    report: str | None = None,
+    model_uri: str = "",
 ) -> Stats:
     """Compare the policy at ``model`` with its reference; write ``kubealign.evaluation/v1`` to ``output``.
 
@@ -133,6 +139,7 @@ def run(
         model: directory or URI of the aligned model.
         output: URI of the dataset to make; the report lies beside its rows.
         report: path of a second copy of the report, for the Kubeflow UI.
+        model_uri: what the manifest says of the model's place, where ``model`` is a copy of it.
 
     Raises:
         ConfigError: sampling, rewards, policy or split are not those of the dataset and the model.
@@ -144,7 +151,7 @@ def run(
     policy = find_model(config.policy, config.revision)
     aligned = find_model(model)
     require_policy(policy, rewarded)
-    provenance = _provenance(config, rewarded, model, aligned, rewarder, judge)
+    provenance = _provenance(config, rewarded, (model, model_uri or model), aligned, rewarder, judge)
     stats = Stats(rows_in=rewarded.rows)
     prompts = _held_out(config, rewarded, stats)
     settings = stored_settings(rewarded)
@@ -197,18 +204,20 @@ def run(
 def _provenance(
     config: EvaluateConfig,
     rewarded: Dataset,
-    model: str,
+    places: tuple[str, str],
     aligned: ModelFiles,
     rewarder: Rewarder | None,
     judge: PairJudge | None,
 ) -> Provenance:
     """Where the evaluation comes from: the model's own story too, when KubeAlign trained it."""
     inputs = {"rewarded": rewarded}
+    model, uri = places
     try:
         trained = Dataset.open(model, MODEL, allow_empty=True)
     except NotFound:
         log.warning("%s has no manifest: its training data is not known", model)
     else:
+        trained = Dataset(uri, trained.manifest)
         check_split(trained, config.validation_fraction, config.split_seed)
         inputs = {"model": trained, **inputs}
     params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}

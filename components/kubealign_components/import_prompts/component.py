@@ -28,12 +28,11 @@ def import_prompts(
     """
     parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, publish
+    from kubealign_components.artifacts import log_stats, publish, rows_of
     from kubealign_components.config import from_parameters
-    from kubealign_components.data.dataset import Dataset
     from kubealign_components.import_prompts.stage import ImportConfig, run
 
     config = from_parameters(ImportConfig, parameters, "import_prompts")
-    stats = run(config, output=dataset.uri)
-    publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
+    stats = run(config, output=rows_of(dataset))
+    publish(dataset)
     log_stats(metrics, stats)

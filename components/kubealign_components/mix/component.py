@@ -36,7 +36,7 @@ def mix(
     """
     parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, open_dataset, publish
+    from kubealign_components.artifacts import log_stats, open_dataset, publish, rows_of
     from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import SELECTION, TRAINING
@@ -47,7 +47,7 @@ def mix(
         config,
         selections=[open_dataset(selection, SELECTION)],
         training=[Dataset.open(uri, TRAINING) for uri in training_uris],
-        output=dataset.uri,
+        output=rows_of(dataset),
     )
-    publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
+    publish(dataset)
     log_stats(metrics, stats)

@@ -36,14 +36,13 @@ def rl_prompts(
     """
     parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, open_dataset, publish
+    from kubealign_components.artifacts import log_stats, open_dataset, publish, rows_of
     from kubealign_components.config import from_parameters
-    from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import PROMPTS
     from kubealign_components.rl_prompts.stage import RlPromptsConfig, run
 
     config = from_parameters(RlPromptsConfig, parameters, "rl_prompts")
     known = open_dataset(prompts, PROMPTS) if prompts is not None else None
-    stats = run(config, prompts=known, output=dataset.uri)
-    publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
+    stats = run(config, prompts=known, output=rows_of(dataset))
+    publish(dataset)
     log_stats(metrics, stats)

@@ -1,5 +1,7 @@
 """select as a KFP component."""
 
+from typing import Dict, List
+
 from kfp import dsl
 
 from kubealign_components import images
@@ -17,8 +19,11 @@ def select(
     min_quantile_gap: float = 0.0,
     pool: str = "reference",
     seed: int = 0,
+    work: str = "",
+    rows_per_chunk: int = 0,
+    max_chunks: int = 100,
     options: dict = {},
-):
+) -> List[Dict]:
     """Compute quantile rewards and choose the completions that are trained on.
 
     Args:
@@ -34,17 +39,25 @@ def select(
         min_quantile_gap: least quantile reward of the chosen minus that of the rejected.
         pool: which completions may be selected: reference, offline or both.
         seed: decides random orders and breaks ties.
+        work: work prefix of the fan-out that follows; empty: beside the dataset.
+        rows_per_chunk: most rows in a chunk of the fan-out that follows; 0 where none does.
+        max_chunks: most chunks of it; they grow when more would be needed.
         options: further settings of the stage by name.
+
+    Returns:
+        Chunk descriptors for the fan-out that follows.
     """
     parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, open_dataset, publish
+    from kubealign_components.artifacts import log_stats, open_dataset, publish, rows_of
     from kubealign_components.config import from_parameters
-    from kubealign_components.data.dataset import Dataset
+    from kubealign_components.data.planning import PlanConfig, planned
     from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
     from kubealign_components.select.stage import SelectConfig, run
 
     config = from_parameters(SelectConfig, parameters, "select")
-    stats = run(config, rewarded=open_dataset(rewarded, REWARDED, COMPLETIONS, TOKENIZED), output=dataset.uri)
-    publish(dataset, Dataset.open(dataset.uri, allow_empty=True))
+    plan = PlanConfig(work=work, rows_per_chunk=rows_per_chunk, max_chunks=max_chunks)
+    rows = open_dataset(rewarded, REWARDED, COMPLETIONS, TOKENIZED)
+    stats = run(config, rewarded=rows, output=rows_of(dataset))
     log_stats(metrics, stats)
+    return planned(plan, publish(dataset))

@@ -29,10 +29,7 @@ def split(
 
     from kubealign_components.artifacts import open_dataset
     from kubealign_components.config import from_parameters
-    from kubealign_components.data.dataset import Dataset
     from kubealign_components.split.stage import SplitConfig, run
 
-    open_dataset(dataset)
     config = from_parameters(SplitConfig, parameters, "split")
-    # Workers read the dataset where it is stored, not where this pod's launcher put its copy.
-    return [chunk.to_json() for chunk in run(config, dataset=Dataset.open(dataset.uri))]
+    return [chunk.to_json() for chunk in run(config, dataset=open_dataset(dataset))]

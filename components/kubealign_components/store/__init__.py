@@ -10,9 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kubealign_components.errors import ConfigError
-from kubealign_components.store.base import ObjectInfo, Store, inside, join, name_below, scheme_of
+from kubealign_components.store.base import ObjectInfo, Store, beside, inside, join, name_below, scheme_of
 
-__all__ = ["ObjectInfo", "Store", "inside", "join", "name_below", "register", "scheme_of", "store_for"]
+__all__ = [
+    "ObjectInfo",
+    "Store",
+    "beside",
+    "inside",
+    "join",
+    "name_below",
+    "register",
+    "scheme_of",
+    "store_for",
+]
 
 _REGISTERED: dict[str, Callable[[], Store]] = {}
 

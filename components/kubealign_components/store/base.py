@@ -146,6 +146,12 @@ def inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
+def beside(uri: str, name: str) -> str:
+    """The place called ``name`` in the folder that holds ``uri``."""
+    folder, slash, _ = uri.rstrip("/").rpartition("/")
+    return f"{folder}{slash}{name}"
+
+
 def split(uri: str) -> tuple[str, str]:
     """``(bucket, object name)`` of ``scheme://bucket/name``.
 

@@ -65,9 +65,8 @@ def train(
     """
     parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, open_dataset, publish, write_page
+    from kubealign_components.artifacts import log_stats, open_dataset, publish_model, write_page
     from kubealign_components.config import from_parameters
-    from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import TRAINING
     from kubealign_components.train.config import TrainConfig
     from kubealign_components.train.stage import run
@@ -76,8 +75,8 @@ def train(
 
     config = from_parameters(TrainConfig, parameters, "train")
     launcher = launcher_for(config.nodes, config.processes, pod, train_job)
-    examples = open_dataset(training, TRAINING, everywhere=config.nodes > 1)
+    examples = open_dataset(training, TRAINING)
     stats = run(config, training=examples, output=model.uri, launcher=launcher)
-    publish(model, Dataset.open(model.uri))
+    publish_model(model, curves)
     log_stats(metrics, stats)
     write_page(curves, curves_page(model.uri))

@@ -68,10 +68,9 @@ def train_ppo(
     """
     parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, open_dataset, publish, write_page
+    from kubealign_components.artifacts import log_stats, open_dataset, open_model, publish_model, write_page
     from kubealign_components.config import from_parameters
-    from kubealign_components.data.dataset import Dataset
-    from kubealign_components.data.schemas import MODEL, TOKENIZED
+    from kubealign_components.data.schemas import TOKENIZED
     from kubealign_components.train_ppo.config import PpoConfig
     from kubealign_components.train_ppo.report import report_page
     from kubealign_components.train_ppo.stage import run
@@ -81,11 +80,11 @@ def train_ppo(
     launcher = launcher_for(config.nodes, config.processes, pod, train_job)
     stats = run(
         config,
-        prompts=open_dataset(prompts, TOKENIZED, everywhere=config.nodes > 1),
-        reward_model=open_dataset(reward_model, MODEL, everywhere=config.nodes > 1) if reward_model else None,
+        prompts=open_dataset(prompts, TOKENIZED),
+        reward_model=open_model(reward_model, here=config.nodes == 1) if reward_model else None,
         output=model.uri,
         launcher=launcher,
     )
-    publish(model, Dataset.open(model.uri))
+    publish_model(model, report)
     log_stats(metrics, stats)
     write_page(report, report_page(model.uri))

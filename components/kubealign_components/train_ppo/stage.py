@@ -161,6 +161,6 @@ def _job(
         prompts=prompts.uri,
         output=output,
         provenance=asdict(provenance),
-        reward_model=reward_model.uri if reward_model else "",
+        reward_model=reward_model.copy if reward_model else "",
         checkpoints=checkpoint_uri(config.work, STAGE, provenance, "ppo") if config.work else "",
     )

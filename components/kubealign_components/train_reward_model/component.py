@@ -12,6 +12,7 @@ def train_reward_model(
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
+    manifest: dsl.Output[dsl.Artifact],
     policy: str,
     start: dsl.Input[dsl.Model] = None,
     principles: str = "judging",
@@ -40,6 +41,7 @@ def train_reward_model(
         preferences: pairs with a preferred completion (kubealign.preferences/v1).
         model: Hugging Face directory of the reward model (kubealign.model/v1).
         metrics: pairs in, out and dropped by reason; held-out accuracy, sensitivity, calibration error.
+        manifest: what the model is and came from, for tasks that use it by URI.
         report: loss and accuracy by step, calibration, accuracy by principle.
         policy: model directory, URI or hub id of the policy that the head is put on.
         start: reward model of the same policy to train on; a new head without it.
@@ -65,10 +67,16 @@ def train_reward_model(
     """
     parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, open_dataset, publish, write_page
+    from kubealign_components.artifacts import (
+        log_stats,
+        open_dataset,
+        open_model,
+        publish_model,
+        write_manifest,
+        write_page,
+    )
     from kubealign_components.config import from_parameters
-    from kubealign_components.data.dataset import Dataset
-    from kubealign_components.data.schemas import MODEL, PREFERENCES
+    from kubealign_components.data.schemas import PREFERENCES
     from kubealign_components.train_reward_model.config import RewardModelConfig
     from kubealign_components.train_reward_model.report import report_page
     from kubealign_components.train_reward_model.stage import run
@@ -78,12 +86,13 @@ def train_reward_model(
     launcher = launcher_for(config.nodes, config.processes, pod, train_job)
     stats = run(
         config,
-        preferences=open_dataset(preferences, PREFERENCES, everywhere=config.nodes > 1),
-        start=open_dataset(start, MODEL, everywhere=config.nodes > 1) if start is not None else None,
+        preferences=open_dataset(preferences, PREFERENCES),
+        start=open_model(start, here=config.nodes == 1) if start is not None else None,
         output=model.uri,
         launcher=launcher,
     )
-    publish(model, Dataset.open(model.uri))
+    publish_model(model, report, manifest)
+    write_manifest(manifest, model)
     log_stats(metrics, stats)
     write_page(report, report_page(model.uri))
     return str(model.uri)

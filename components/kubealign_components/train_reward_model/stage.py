@@ -145,7 +145,7 @@ def _job(
         output=output,
         provenance=asdict(provenance),
         policy_digest=policy.identity()["digest"],
-        start=start.uri if start else "",
+        start=start.copy if start else "",
         checkpoints=checkpoints,
     )
     return asdict(job)

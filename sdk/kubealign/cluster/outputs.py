@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,7 @@ def fetch_output(output: Output, target: Path) -> Path:
         CorruptDataset: what arrived does not match its manifest.
     """
     require(not target.exists(), "--output", str(target), "a name that is free")
+    output = _with_rows(output)
     names = ["" if o.uri == output.uri else name_below(o.uri, output.uri) for o in output.objects]
     target.parent.mkdir(parents=True, exist_ok=True)
     store, here = store_for(output.uri), LocalStore()
@@ -138,6 +139,16 @@ def fetch_output(output: Output, target: Path) -> Path:
             Dataset.open(str(goal), allow_empty=True)
         goal.rename(target)
     return target
+
+
+def _with_rows(output: Output) -> Output:
+    """``output``, or the folder of its rows, which has the same manifest, where those lie beside it."""
+    if not output.whole:
+        return output
+    home = Dataset.open(output.uri, allow_empty=True).home
+    if home == output.uri:
+        return output
+    return replace(output, uri=home, objects=tuple(store_for(home).list(home)))
 
 
 def logs_of(outputs: Iterable[Output]) -> list[Output]:

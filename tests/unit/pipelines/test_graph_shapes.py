@@ -11,29 +11,7 @@ import yaml
 from kubealign.compiler import compile_pipeline
 from kubealign.graph import Graph
 from kubealign_components.errors import ConfigError
-
-REWARD = {"reward_functions": ["kubealign_components.rewards.functions:brevity"]}
-OFFLINE = {"import_prompts", "filter", "select", "logprobs", "mix", "train", "evaluate"}
-SALMON = {
-    "clean_prompts",
-    "filter",
-    "sample",
-    "judge",
-    "aggregate",
-    "clean_pmp",
-    "train_reward_model",
-    "rl_prompts",
-    "evaluate",
-}
-SHAPES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
-    "scored after": ("offline_alignment", {}, OFFLINE | {"sample", "rewards"}),
-    "scored before": ("offline_alignment", {"logprobs_order": "before"}, OFFLINE | {"sample", "rewards"}),
-    "labels alone": ("offline_alignment", {"sample_n": 0}, OFFLINE),
-    "samples to compare with": ("offline_alignment", {"select_strategy": "labels"}, OFFLINE | {"sample"}),
-    "labels and a reward": ("offline_alignment", {"sample_n": 0, **REWARD}, OFFLINE | {"rewards"}),
-    "ppo": ("salmon", {}, SALMON | {"train_ppo"}),
-    "salmon offline": ("salmon", {"rl": "offline"}, SALMON | OFFLINE - {"import_prompts"} | {"rewards"}),
-}
+from pipeline_shapes import SHAPES
 
 
 @pytest.fixture(params=SHAPES)

@@ -127,10 +127,23 @@ def test_components_run_the_stages(make_dataset: MakeDataset, tmp_path: Path) ->
     parts = [part_of(Chunk.from_json(chunk), source, tmp_path).to_json() for chunk in planned]
     dataset = dsl.Dataset(name="dataset", uri=str(tmp_path / "merged"), metadata={})
     metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "metrics"), metadata={})
-    merge_component.python_func(parts=parts, chunks=planned, dataset=dataset, metrics=metrics)
+    again = merge_component.python_func(
+        source=artifact, parts=parts, chunks=planned, dataset=dataset, metrics=metrics, rows_per_chunk=4
+    )
     assert dataset.metadata["schema"] == COMPLETIONS
     assert dataset.metadata["rows"] == metrics.metadata["rows"] == 7
     assert metrics.metadata["chunks"] == 3
+    assert [chunk["rows"] for chunk in again] == [3, 4]
+    assert again[0]["dataset"] == dataset.uri
+    assert again[0]["work"] == str(tmp_path / "work"), "beside the dataset, and not below its URI"
+
+
+def test_merge_takes_the_dataset_that_was_cut(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    dataset, other = make_dataset(rows_of(6)), make_dataset(rows_of(5))
+    chunks = split(SplitConfig(chunks=2), dataset=dataset)
+    parts = [part_of(chunk, dataset, tmp_path) for chunk in chunks]
+    with pytest.raises(ChunkError, match="the chunks were planned on"):
+        merge(parts=parts, chunks=chunks, source=other, output=str(tmp_path / "merged"))
 
 
 def test_an_empty_or_other_dataset_is_refused_before_planning(make_dataset: MakeDataset) -> None:

@@ -1,0 +1,42 @@
+"""Cutting a dataset into chunks is the last thing that the stage before a fan-out does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kubealign_components.config import execution, require
+from kubealign_components.data.chunks import MAX_CHUNKS, plan
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.store import beside
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanConfig:
+    """How a dataset is cut; none of it changes the rows."""
+
+    work: str = execution("")
+    """URI of the work prefix that runs share to reuse each other's rows; empty: beside the dataset."""
+    rows_per_chunk: int = execution(0)
+    """Most rows in a chunk while no more than ``max_chunks`` are needed; 0 where no fan-out follows."""
+    max_chunks: int = execution(MAX_CHUNKS)
+    """Most chunks: what the object of a run has room for."""
+
+    def __post_init__(self) -> None:
+        require(self.rows_per_chunk >= 0, "rows_per_chunk", self.rows_per_chunk, "0 or more rows")
+        most = f"1 to {MAX_CHUNKS} chunks"
+        require(1 <= self.max_chunks <= MAX_CHUNKS, "max_chunks", self.max_chunks, most)
+
+
+def planned(config: PlanConfig, dataset: Dataset) -> list[dict[str, Any]]:
+    """Descriptors of the chunks of ``dataset`` as plain JSON; none where no fan-out follows.
+
+    Raises:
+        ChunkError: there are no rows.
+        CorruptDataset: a prompt id stands twice.
+    """
+    if not config.rows_per_chunk:
+        return []
+    work = config.work or beside(dataset.uri, "work")
+    chunks = plan(dataset, work=work, rows_per_chunk=config.rows_per_chunk, most=config.max_chunks)
+    return [chunk.to_json() for chunk in chunks]

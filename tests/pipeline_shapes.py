@@ -1,0 +1,28 @@
+"""Every shape that a run file can give the pipelines, and the stages that each must show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+REWARD = {"reward_functions": ["kubealign_components.rewards.functions:brevity"]}
+OFFLINE = {"import_prompts", "filter", "select", "logprobs", "mix", "train", "evaluate"}
+SALMON = {
+    "clean_prompts",
+    "filter",
+    "sample",
+    "judge",
+    "aggregate",
+    "clean_pmp",
+    "train_reward_model",
+    "rl_prompts",
+    "evaluate",
+}
+SHAPES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
+    "scored after": ("offline_alignment", {}, OFFLINE | {"sample", "rewards"}),
+    "scored before": ("offline_alignment", {"logprobs_order": "before"}, OFFLINE | {"sample", "rewards"}),
+    "labels alone": ("offline_alignment", {"sample_n": 0}, OFFLINE),
+    "samples to compare with": ("offline_alignment", {"select_strategy": "labels"}, OFFLINE | {"sample"}),
+    "labels and a reward": ("offline_alignment", {"sample_n": 0, **REWARD}, OFFLINE | {"rewards"}),
+    "ppo": ("salmon", {}, SALMON | {"train_ppo"}),
+    "salmon offline": ("salmon", {"rl": "offline"}, SALMON | OFFLINE - {"import_prompts"} | {"rewards"}),
+}
