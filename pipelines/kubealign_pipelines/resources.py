@@ -56,7 +56,11 @@ class StageResources:
     volumes: Mapping[str, str] = field(default_factory=dict)
     """Volume claims by name, and where the pods see them, such as "/models"."""
     shared_memory: str | None = None
-    """Size of /dev/shm, such as "64Gi", which counts as the pod's memory; the node's default without."""
+    """Size of /dev/shm, such as "64Gi", which counts as the pod's memory; by default 8Gi for each accelerator,
+    where their processes talk to each other."""
+    scratch: str | None = None
+    """Size of the pod's own disk space for temporary files, such as "200Gi": one that writes more is evicted
+    alone, before the node's disk is full; by default what the node has."""
     secrets: Mapping[str, str] = field(default_factory=dict)
     """Environment variables from secrets, as "secret/key", or "secret/key?" where there may be none."""
     nodes: int | None = None
@@ -128,10 +132,15 @@ STANDALONE = StageResources(
 )
 """What PodDefaults give the pods in a profile, and tasks must bring along where there are none."""
 INSTALLATIONS = {"profile": StageResources(), "standalone": STANDALONE}
+PART_OF = {"app.kubernetes.io/part-of": "kubealign"}
+"""Label of every pod, by which PodDefaults and network policies select."""
+READS_OUTSIDE = ("import_prompts", "clean_prompts", "clean_pmp", "rl_prompts")
+"""Stages whose sources may have grown under the same name, of which KFP's cache knows nothing."""
 TRAINING = ("train", "train_reward_model", "train_ppo")
 """Stages that can run on several nodes."""
 _WATCHER: dict[str, Any] = {"cpu": "500m", "memory": "4Gi", "accelerators": 0, "shared_memory": None}
 """What the pod asks for that starts a TrainJob and waits: it reads settings and the tokenizer."""
+_SCRATCH = "/scratch"
 _KEPT = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
 """Annotation of a pod that is not to be moved for another's sake."""
 
@@ -146,7 +155,8 @@ class CompileSettings:
     parallelism: int = 16
     """Most chunks of a fan-out that run at once."""
     caching: bool = True
-    """Whether KFP may take a task's outputs from an earlier run with equal inputs."""
+    """Whether KFP may take a task's outputs from an earlier run with equal inputs. What reads sources is run
+    again in any case; finished rows are found by content."""
     installation: str = "profile"
     """Where pods get the store's keys, the model cache and a hub token from: "profile", the namespace's
     PodDefaults, or "standalone", for Kubeflow Pipelines by itself, the tasks, which name KFP's own store."""
@@ -154,6 +164,8 @@ class CompileSettings:
     """Registry, with a path if need be, that the images are pulled from; empty: as they are named."""
     images: Mapping[str, str] = field(default_factory=dict)
     """Full image references by kind (data, sample, train), such as a digest; these win over ``registry``."""
+    image_pull_secrets: tuple[str, ...] = ()
+    """Secrets with the keys of the registry."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of every pod."""
     secrets: Mapping[str, str] = field(default_factory=dict)
@@ -193,11 +205,13 @@ class CompileSettings:
             environment=self.environment,
             secrets=self.secrets,
             volumes=self.volumes,
-            labels=self.labels,
+            labels=PART_OF | dict(self.labels),
             annotations=self.annotations,
         )
         own = self.stages.get(stage, StageResources())
-        return own.over(DEFAULTS[stage].over(everywhere.over(INSTALLATIONS[self.installation])))
+        wanted = own.over(DEFAULTS[stage].over(everywhere.over(INSTALLATIONS[self.installation])))
+        shared = wanted.shared_memory or (f"{8 * wanted.accelerators}Gi" if wanted.accelerators else None)
+        return replace(wanted, shared_memory=shared)
 
 
 class Placement:
@@ -227,7 +241,7 @@ class Placement:
         task = _named(component, title)(**arguments, **_nodes(stage, wanted))
         task.set_display_name(title)
         task.set_container_image(self.settings.image(task.container_spec.image))
-        task.set_caching_options(self.settings.caching)
+        task.set_caching_options(self.settings.caching and stage not in READS_OUTSIDE)
         if wanted.retries:
             # Of its process in its pod: what Kubeflow retries of failed pods differs between its releases.
             task.container_spec.command = supervised(task.container_spec.command, wanted.retries)
@@ -242,6 +256,7 @@ class Placement:
             wanted = _watching(wanted) if nodes > 1 else wanted
         _compute(task, wanted)
         _pod(task, wanted)
+        _admit(task, self.settings)
         return task
 
 
@@ -318,12 +333,25 @@ def _pod(task: Any, wanted: StageResources) -> None:
             medium="Memory",
             size_limit=wanted.shared_memory,
         )
+    if wanted.scratch is not None:
+        kubernetes.empty_dir_mount(
+            task, volume_name="scratch", mount_path=_SCRATCH, size_limit=wanted.scratch
+        )
+        task.set_env_variable("TMPDIR", _SCRATCH)
     for variable, place in sorted(wanted.secrets.items()):
         name, _, key = place.partition("/")
         optional = key.endswith("?")
         kubernetes.use_secret_as_env(task, name, {key.removesuffix("?"): variable}, optional=optional)
     if wanted.timeout is not None:
         kubernetes.set_timeout(task, wanted.timeout)
+
+
+def _admit(task: Any, settings: CompileSettings) -> None:
+    """What the restricted pod security standard asks of a pod, and its registry; KFP sets the rest of it."""
+    # The user is the image's own, or the one that an OpenShift namespace gives it.
+    kubernetes.set_security_context(task, run_as_non_root=True)
+    if settings.image_pull_secrets:
+        kubernetes.set_image_pull_secrets(task, list(settings.image_pull_secrets))
 
 
 def _prefer(own: Any, base: Any) -> Any:

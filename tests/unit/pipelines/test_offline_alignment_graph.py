@@ -15,7 +15,7 @@ from kubealign.runfile import load_run_file
 from kubealign_components.config import from_mapping
 from kubealign_components.errors import ConfigError
 from kubealign_pipelines import build
-from kubealign_pipelines.resources import DEFAULTS, CompileSettings, StageResources
+from kubealign_pipelines.resources import DEFAULTS, PART_OF, CompileSettings, StageResources
 
 SALMON_ALONE = {
     "clean_prompts",
@@ -82,7 +82,7 @@ def test_a_run_file_places_pods(tmp_path: Path) -> None:
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert pods["exec-sample"]["nodeSelector"]["labels"] == {"pool": "spot"}
     assert pods["exec-sample"]["tolerations"][0]["key"] == "gpu"
-    assert all(pod["podMetadata"]["labels"] == {"team": "a"} for pod in pods.values())
+    assert all(pod["podMetadata"]["labels"] == PART_OF | {"team": "a"} for pod in pods.values())
     loops = [
         task["iteratorPolicy"]["parallelismLimit"]
         for dag in [spec["root"], *spec["components"].values()]
@@ -151,7 +151,7 @@ def test_on_several_nodes_the_starting_pod_holds_no_gpus(tmp_path: Path) -> None
     assert _stays(component) == {"RESOURCES", "ENV", "KUBERNETES_VOLUMES"}
     assert constants["nodes"] == 8
     assert constants["train_job"] == {
-        "labels": {"kueue.x-k8s.io/queue-name": "alignment"},
+        "labels": {"app.kubernetes.io/part-of": "kubealign", "kueue.x-k8s.io/queue-name": "alignment"},
         "annotations": {"note": "x"},
         "queue_timeout": 60,
         "resources": {

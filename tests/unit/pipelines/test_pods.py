@@ -1,0 +1,89 @@
+"""What every pod of a compiled pipeline bears, whatever its run file says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import kubealign_pipelines
+from kubealign.compiler import compile_pipeline
+from kubealign.runfile import RunFile, load_run_file
+from kubealign_components.config import from_mapping
+from kubealign_pipelines.resources import READS_OUTSIDE, CompileSettings
+
+RUN_FILES = sorted((Path(kubealign_pipelines.__file__).parent / "params").glob("*.yaml"))
+LABEL = "app.kubernetes.io/part-of"
+
+
+def compiled(run: RunFile, folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The IR, and containers and pod settings by executor."""
+    path = folder / "pipeline.yaml"
+    compile_pipeline(run.pipeline, path, run.compile, run.parameters)
+    spec, platform = yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader)
+    containers = {name: one["container"] for name, one in spec["deploymentSpec"]["executors"].items()}
+    return spec, containers, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+def shared_memory(pod: dict[str, Any]) -> list[str]:
+    return [one["sizeLimit"] for one in pod.get("emptyDirMounts", []) if one["mountPath"] == "/dev/shm"]
+
+
+@pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: path.stem)
+def test_every_pod_is_selected_admitted_and_has_room_to_talk(path: Path, tmp_path: Path) -> None:
+    _, containers, pods = compiled(load_run_file(path), tmp_path)
+    assert pods.keys() == containers.keys()
+    for name, pod in pods.items():
+        assert pod["podMetadata"]["labels"][LABEL] == "kubealign"
+        assert pod["securityContext"] == {"runAsNonRoot": True}
+        accelerators = int(containers[name]["resources"].get("accelerator", {}).get("resourceCount", 0))
+        assert len(shared_memory(pod)) == (accelerators > 0), name
+
+
+def test_a_run_file_sets_what_all_pods_have(tmp_path: Path) -> None:
+    settings = {
+        "image_pull_secrets": ["registry"],
+        "labels": {LABEL: "mine"},
+        "stages": {
+            "sample": {"shared_memory": "3Gi"},
+            "rewards": {"accelerators": 2},
+            "mix": {"scratch": "9Gi"},
+        },
+    }
+    _, containers, pods = compiled(
+        RunFile(compile=from_mapping(CompileSettings, settings, "compile")), tmp_path
+    )
+    assert {pod["podMetadata"]["labels"][LABEL] for pod in pods.values()} == {"mine"}
+    assert all(pod["imagePullSecret"][0]["secretName"] == "registry" for pod in pods.values())
+    assert shared_memory(pods["exec-sample"]) == ["3Gi"]
+    assert shared_memory(pods["exec-rewards"]) == ["16Gi"]
+    [scratch] = pods["exec-mix"]["emptyDirMounts"]
+    assert scratch["sizeLimit"] == "9Gi"
+    assert {"name": "TMPDIR", "value": scratch["mountPath"]} in containers["exec-mix"]["env"]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "caching"), [("offline_alignment", True), ("salmon", True), ("salmon", False)]
+)
+def test_kubeflow_answers_no_task_that_reads_the_outside_world(
+    pipeline: str, caching: bool, tmp_path: Path
+) -> None:
+    """Its key is made of parameters: the source of a second night may have grown under the same name."""
+    run = RunFile(pipeline=pipeline, compile=CompileSettings(caching=caching))
+    spec, _, _ = compiled(run, tmp_path)
+    tasks = spec["root"]["dag"]["tasks"]
+    outside = {stage.replace("_", "-") for stage in READS_OUTSIDE} & tasks.keys()
+    answered = {name for name, task in tasks.items() if task.get("cachingOptions", {}).get("enableCache")}
+    assert outside
+    assert not outside & answered
+    assert bool(answered) == caching
+
+
+def test_no_task_is_answered_from_a_night_before(tmp_path: Path) -> None:
+    """Every task has an artifact of this run among its inputs, whose id is in the key, or reads sources."""
+    spec, _, _ = compiled(RunFile(pipeline="salmon"), tmp_path)
+    for name, task in spec["root"]["dag"]["tasks"].items():
+        alone = not task.get("dependentTasks")
+        assert not alone or not task["cachingOptions"].get("enableCache"), name
