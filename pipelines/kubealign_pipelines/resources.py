@@ -56,8 +56,8 @@ class StageResources:
     volumes: Mapping[str, str] = field(default_factory=dict)
     """Volume claims by name, and where the pods see them, such as "/models"."""
     shared_memory: str | None = None
-    """Size of /dev/shm, such as "64Gi", which counts as the pod's memory; by default 8Gi for each accelerator,
-    where their processes talk to each other."""
+    """Size of /dev/shm, such as "64Gi", which counts as the pod's memory; by default 8Gi for each of
+    the accelerators, whose processes talk to each other there."""
     scratch: str | None = None
     """Size of the pod's own disk space for temporary files, such as "200Gi": one that writes more is evicted
     alone, before the node's disk is full; by default what the node has."""
