@@ -7,6 +7,7 @@ the settings by the token ids that they have, whole record batches at a time.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -22,6 +23,8 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.filter.lengths import Limits, fitting
 from kubealign_components.filter.tokens import Tokeniser
 from kubealign_components.progress import progress_bar
+
+log = logging.getLogger(__name__)
 
 VERSION = 2
 
@@ -111,17 +114,26 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
             writer.write(kept)
             bar.update(stats.rows_in - bar.n)
         examples = tokeniser.examples if tokeniser else {}
+        if examples and not stats.counts["completions"]:
+            _warn_of_nothing_left(stats)
         writer.commit(stats, extra={"dropped_examples": examples} if examples else None)
     return stats
+
+
+def _warn_of_nothing_left(stats: Stats) -> None:
+    reasons = ", ".join(f"{n} {name}" for name, n in (stats.dropped + stats.counts).items())
+    log.warning(
+        "no offline completion is left (%s); the manifest has examples. Other chat_template_kwargs, or a "
+        "template of your own as chat_template, may keep them",
+        reasons,
+    )
 
 
 def _settings_of(config: FilterConfig, tokenised: Dataset) -> TemplateSettings:
     """The settings that rows were tokenised with, which those of ``config`` must not contradict."""
     made, asked = stored_settings(tokenised), config.template_settings()
-    if asked not in (made, TemplateSettings()):
-        for name, value in asked.params().items():
-            expected = (
-                f"{made.params()[name]!r}, which {tokenised.uri} was tokenised with; filter the prompts anew"
-            )
-            require(value == made.params()[name], name, value, expected)
+    stored, default = made.params(), TemplateSettings().params()
+    for name, value in asked.params().items():
+        expected = f"{stored[name]!r}, which {tokenised.uri} was tokenised with; filter the prompts anew"
+        require(value in (stored[name], default[name]), name, value, expected)
     return made

@@ -27,20 +27,22 @@ def ids_of_files(model: Path) -> set[int]:
 
 
 def template_end(tokenizer: Any, after_answer: str) -> set[int]:
-    """The control token that a template writes after the last answer, if it does.
+    """The token with which a template ends the last answer, if it does: the last of those that stand there
+    in a row.
 
     Args:
         tokenizer: of the model.
-        after_answer: what the template writes there.
+        after_answer: what the template writes after the answer's text.
     """
-    found = {
-        (after_answer.index(token.content), -len(token.content)): number
+    marks = {
+        str(token.content): number
         for number, token in tokenizer.added_tokens_decoder.items()
-        if token.content.strip() and not token.content.isalnum() and token.content in after_answer
+        if token.content.strip() and not token.content.isalnum()
     }
-    first = min(found, default=None)
-    written_at_once = first is not None and not after_answer[: first[0]].strip()
-    return {found[first]} if first is not None and written_at_once else set()
+    rest, found = after_answer.lstrip(), set[int]()
+    while mark := max((text for text in marks if rest.startswith(text)), key=len, default=""):
+        found, rest = {marks[mark]}, rest.removeprefix(mark)
+    return found
 
 
 def checked(ids: set[int], model: Path) -> tuple[int, ...]:

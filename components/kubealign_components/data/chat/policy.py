@@ -155,9 +155,10 @@ class ChatTemplate:
                 or does not show all that the completion says; the reason names what it hides.
         """
         first: TemplateMismatch | None = None
+        said = [_said(message) for message in completion]
         for variant in self._variants(completion):
             try:
-                return self._completion_text(prompt, messages, variant, tools)
+                return self._completion_text(prompt, [*messages, *variant], said, tools)
             except TemplateMismatch as error:
                 first = first or error
         assert first is not None
@@ -187,14 +188,16 @@ class ChatTemplate:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, **slow))
 
     def _completion_text(
-        self, prompt: str, messages: Sequence[Message], completion: Sequence[Message], tools: Tools
+        self, prompt: str, conversation: Sequence[Message], said: Sequence[Message], tools: Tools
     ) -> RenderedCompletion:
-        whole = self._renderer.render([*messages, *completion], tools)
+        whole = self._renderer.render(conversation, tools)
         if not whole.startswith(prompt):
+            opened = prompt.rstrip().endswith("<think>")
             raise TemplateMismatch(
-                "template_mismatch", "the template renders the conversation differently from its prompt"
+                "prompt_opens_reasoning" if opened else "template_mismatch",
+                "the template renders the conversation differently from its prompt",
             )
-        if missing := self._renderer.missing(completion, whole[len(prompt) :]):
+        if missing := self._renderer.missing(said, whole[len(prompt) :]):
             raise TemplateMismatch(
                 f"{missing}_not_shown", f"the template does not show the {missing} of a completion"
             )
@@ -214,7 +217,7 @@ class ChatTemplate:
         content = found[2] if found and "reasoning_content" not in last else last.get("content") or ""
         bare = {k: v for k, v in last.items() if k != "reasoning_content"} | {"content": content}
         for name in _REASONING_MEMBERS:
-            if name in self._renderer.source:
+            if re.search(rf"\b{name}\b", self._renderer.source):
                 yield [*before, bare | {name: thought}]
         if "</think>" in self._renderer.source:
             yield [*before, bare | {"content": f"<think>\n{thought.strip()}\n</think>\n\n{content.lstrip()}"}]
@@ -320,6 +323,15 @@ def end_token_ids(model: Path, settings: TemplateSettings | None = None) -> tupl
         return ChatTemplate(ModelFiles(name=model.name, path=model), settings).end_ids
     except EngineError:
         return checked(ids_of_files(model), model)
+
+
+def _said(message: Message) -> Message:
+    """A message of a completion with its reasoning apart: its first mark may stand in the prompt."""
+    content = message.get("content") or ""
+    found = _REASONING.match(content)
+    if found is None:
+        return message | {"content": content.lstrip().removeprefix("<think>")}
+    return message | {"content": found[2], "reasoning_content": found[1]}
 
 
 def _as_history(message: Message) -> Message:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -193,18 +193,17 @@ class Renderer:
         except TemplateMismatch:
             return False
 
-    def _frames(self) -> str:
+    def _frames(self) -> list[str]:
         """What the template writes around a system turn, a question, an answer and the next question."""
         found = []
-        for chat in ([USER, ANSWER], [SYSTEM, USER, ANSWER], [USER, ANSWER, USER]):
+        for chat in ([USER, ANSWER], [SYSTEM, USER, ANSWER], [SYSTEM, USER], [USER, ANSWER, USER]):
+            asks = chat[-1] is USER
             try:
-                found.append(self._raw([in_form(m, self.form) for m in self._turns(chat)]))
-                found.append(
-                    self._raw([in_form(m, self.form) for m in self._turns(chat)], generation_prompt=True)
-                )
+                turns = [in_form(m, self.form) for m in self._turns(chat)]
+                found.append(self._raw(turns, generation_prompt=asks))
             except TemplateMismatch:
                 continue
-        return "\n".join(found)
+        return found
 
     def _turns(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with the system turns that the template wants."""
@@ -248,7 +247,7 @@ def in_form(message: Message, form: Form) -> Message:
     content = message.get("content")
     if not parts or not isinstance(content, str):
         return message
-    return message | {"content": [{"type": "text", "text": content}] if content else []}
+    return message | {"content": [{"type": "text", "text": content}]}
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
@@ -326,18 +325,27 @@ def _leaves(value: Any) -> Iterator[str]:
         yield json.dumps(value)
 
 
-def _control_tokens(tokenizer: Any, frames: str, source: str) -> tuple[set[str], set[str]]:
+def _control_tokens(tokenizer: Any, frames: Sequence[str], source: str) -> tuple[set[str], set[str]]:
     """Texts of the tokens that no message may write, and those of them that an answer may.
 
     Control tokens are those that the tokenizer calls special, and those that the template frames turns
-    with. Markers of a part of an answer (``<think>``, ``<tool_call>``) are what an answer may write, where
-    the template knows them: its text names them and it does not frame turns with them.
+    with. An answer may write marks of its parts (``<think>``, ``<tool_call>``) where the template knows
+    them: its text names them and it does not frame turns with them.
     """
     added = {str(t.content): bool(t.special) for t in tokenizer.added_tokens_decoder.values()}
-    # A template that writes an empty block of reasoning frames no turn with it.
-    framing = re.sub(r"<(\w+)>\s*</\1>", "", frames)
-    frame = {text for text in added if text.strip() and not text.isalnum() and text in framing}
-    special = {text for text, is_special in added.items() if is_special and text.strip()}
-    named = set(tokenizer.special_tokens_map.values())
-    control = special | frame | {text for text in named if isinstance(text, str) and text.strip()}
-    return control, {text for text in control - frame - named if text in source}
+    named = {text for text in tokenizer.special_tokens_map.values() if isinstance(text, str)}
+    marks = {text for text in (*added, *named) if text.strip() and not text.isalnum()}
+    frame = {text for text in marks if any(text in written for written in frames)}
+    parts = set(_answer_parts(frames, added))
+    control = {text for text in marks if added.get(text) or text in named} | (frame - parts)
+    return control, {text for text in control - (frame - parts) - named if text in source}
+
+
+def _answer_parts(frames: Sequence[str], added: Collection[str]) -> Iterator[str]:
+    """Pairs of marks (``<x>`` and ``</x>``) that the template writes where an answer begins, nowhere else."""
+    begins = re.compile(rf"(?<={ASKED}).*?(?={ANSWERED}|$)", re.DOTALL)
+    around = [begins.sub("", written) for written in frames]
+    for text in added:
+        pair = {f"<{text.strip('</>')}>", f"</{text.strip('</>')}>"}
+        if text in pair and pair <= set(added) and not any(m in written for m in pair for written in around):
+            yield text

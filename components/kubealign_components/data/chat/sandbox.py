@@ -48,7 +48,8 @@ class SandboxedTemplate:
 
     def __init__(self, text: str, today: date) -> None:
         self.text = text
-        self._environment = _Environment(today)
+        self._environment = _Environment()
+        self._given = {"strftime_now": today.strftime}
         try:
             self.variables = frozenset(find_undeclared_variables(self._environment.parse(text)))
             self._template = self._environment.from_string(text)
@@ -68,7 +69,7 @@ class SandboxedTemplate:
         """
         self._environment.steps = 0
         try:
-            return str(self._template.render(values))
+            return str(self._template.render(self._given | values))
         except Exception as error:  # a template is a program: it can fail in every way
             text = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
             raise TemplateRefused(text) from error
@@ -101,7 +102,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = _Generator
     intercepted_binops = frozenset({"*", "**", "%", "+"})
 
-    def __init__(self, today: date) -> None:
+    def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         self.steps = 0
         self.filters = {name: _bounded(f) for name, f in self.filters.items()}
@@ -113,7 +114,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         }
         self.filters |= own
         self.globals.pop("lipsum", None)
-        self.globals |= {"raise_exception": _raise, "strftime_now": today.strftime}
+        self.globals["raise_exception"] = _raise
 
     def concat(self, parts: Iterable[str]) -> str:
         """What a template writes, or joins with ``~``."""
@@ -127,10 +128,11 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         """See :class:`SandboxedEnvironment`; counted."""
         __self._step()
-        owner = getattr(__obj, "__self__", None)
+        method = getattr(__obj, "__wrapped__", __obj)  # Jinja wraps the format of texts
+        owner = getattr(method, "__self__", None)
         if isinstance(owner, str | list | tuple):
             args = tuple(list(a) if isinstance(a, Iterator) else a for a in args)
-            _check_method(owner, __obj.__name__, args, kwargs)
+            _check_method(owner, method.__name__, args, kwargs)
         return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
