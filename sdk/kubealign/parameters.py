@@ -15,7 +15,7 @@ from kubealign_components.config import (
     require,
     text_of,
 )
-from kubealign_components.engines.rewards import load_function
+from kubealign_components.engines.reward_functions import LoadedFunction
 from kubealign_components.errors import ConfigError
 from kubealign_components.stages import config_class
 from kubealign_pipelines import rules
@@ -97,7 +97,7 @@ def _check_stage(task: Task, values: Mapping[str, Any], *, here: bool) -> None:
         raise ConfigError(_user_name(task, settings, problem.path), error.value, error.expected)
     try:
         for function in config.reward.functions if here and hasattr(config, "reward") else ():
-            load_function(function)
+            LoadedFunction(function).close()
     except ConfigError as error:
         raise ConfigError("reward_functions", error.value, error.expected) from None
 

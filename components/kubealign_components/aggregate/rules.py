@@ -15,7 +15,7 @@ from typing import Any
 
 from kubealign_components.config import require
 from kubealign_components.data.language import MIN_CONFIDENCE, identifier_version, identify_language
-from kubealign_components.engines.rewards import RewardFunctionSpec, load_function
+from kubealign_components.engines.reward_functions import import_function
 from kubealign_components.errors import ConfigError, DataError
 
 SHIPPED = ("refusal_phrase", "language_mismatch")
@@ -129,7 +129,8 @@ class LoadedRule:
     def __init__(self, spec: RuleSpec) -> None:
         self.spec = spec
         path = spec.function if ":" in spec.function else f"{__name__}:{spec.function}"
-        self._function = load_function(RewardFunctionSpec(function=path, settings=spec.settings))
+        module, _, name = path.rpartition(":")
+        self._function = import_function(path, module, name, spec.settings)
 
     def ask(self, pair: RuleInput) -> Verdict:
         """What the rule says.

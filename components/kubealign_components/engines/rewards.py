@@ -1,95 +1,54 @@
 """Rewards of completions: Python functions, a reward model, or both, combined by weights.
 
-A reward function is named ``module:function`` and is loaded by name, so that one of the user's own
-needs nothing but to be importable. It takes a :class:`RewardInput`, and its settings by keyword, and
-returns a number.
+A reward function takes a :class:`RewardInput`, and its settings by keyword, and returns a number; one with
+TRL's signature is called as TRL calls it. See :mod:`kubealign_components.engines.reward_functions`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import inspect
 import json
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.fingerprint import canonical_json, digest
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.principles import JUDGE, load_principles
-from kubealign_components.errors import ConfigError, DataError, EngineError
+from kubealign_components.engines.reward_functions import (
+    LoadedFunction,
+    RewardFunctionSpec,
+    clip,
+    require_weight,
+)
+from kubealign_components.engines.reward_input import Message, Refused, RewardInput
+from kubealign_components.errors import DataError, EngineError
+
+__all__ = [
+    "REWARD",
+    "Refused",
+    "RewardFunctionSpec",
+    "RewardInput",
+    "RewardSpec",
+    "Rewarder",
+    "chosen_principles",
+    "flatten_chat",
+    "flatten_text",
+    "function_params",
+    "principles_identity",
+    "reward_inputs",
+    "reward_params",
+]
 
 if TYPE_CHECKING:
     from kubealign_components.engines.reward_model import RewardModel
 
-Message = dict[str, Any]
-RewardFunction = Callable[..., Any]
 
 REWARD = {"reward_functions": "functions", "reward_model": "model"}
 """Arguments of components, and the settings of :class:`RewardSpec` that they are."""
-
-_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-_CLIP = 300
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RewardInput:
-    """What a reward function sees of one completion."""
-
-    messages: list[Message]
-    """The prompt: the chat up to the turn to complete."""
-    completion: list[Message]
-    """The assistant's messages."""
-    text: str
-    """What the assistant wrote, as plain text."""
-    answers: list[str] = field(default_factory=list)
-    """Verifiable answers of the prompt, possibly none."""
-    tools: list[dict[str, Any]] | None = None
-    """Tool definitions of the prompt."""
-    metadata: dict[str, Any] = field(default_factory=dict)
-    """The source's own fields."""
-    num_tokens: int = 0
-    """Tokens of the completion under the policy's tokenizer, end-of-turn included."""
-    finish_reason: str = "stop"
-    """``stop``, ``length`` (cut at max_new_tokens) or ``offline``."""
-    principles: list[dict[str, str]] | None = None
-    """What a reward model scores it by, each with ``name`` and ``text``; null for the spec's principles."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RewardFunctionSpec:
-    """One reward function with its weight and settings; a text is its name."""
-
-    SHORTHAND: ClassVar[str] = "function"
-
-    function: str
-    """``module:function``, importable where the stage runs."""
-    weight: float = 1.0
-    """Factor of its value in the sum."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the function, plain JSON."""
-
-    def __post_init__(self) -> None:
-        require(
-            _NAME.fullmatch(self.function) is not None,
-            "function",
-            self.function,
-            "module:function, such as kubealign_components.rewards.functions:exact_answer",
-        )
-        _require_weight("weight", self.weight)
-        # KFP turns integers into floats; the settings enter the recipe and must not depend on the way.
-        object.__setattr__(self, "settings", {k: _whole(v) for k, v in self.settings.items()})
-        try:
-            canonical_json(self.settings)
-        except (TypeError, ValueError) as error:
-            raise ConfigError("settings", self.settings, f"plain JSON values ({error})") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +81,7 @@ class RewardSpec:
         require(
             bool(self.functions or self.model), "reward", None, "a reward function, a reward model, or both"
         )
-        _require_weight("model_weight", self.model_weight)
+        require_weight("model_weight", self.model_weight)
         require_choice("over_length", self.over_length, ("drop", "fail"))
         require_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         require(self.max_length >= 0, "max_length", self.max_length, "0 or a positive number of tokens")
@@ -142,14 +101,20 @@ class RewardSpec:
     def slug(self) -> str:
         """Names of the model and the functions, for a dataset's slug."""
         names = [self.model.rstrip("/").rsplit("/", 1)[-1]] if self.model else []
-        return "_".join([*names, *(f.function.rsplit(":", 1)[1] for f in self.functions)])
+        return "_".join([*names, *(f.name for f in self.functions)])
 
 
 def reward_params(spec: RewardSpec) -> dict[str, Any]:
     """The settings of ``spec`` that determine rewards; which model and which principles these are, the
     identity of the :class:`Rewarder` tells."""
     places = ("model", "model_revision", "principles", "principle_names")
-    return {k: v for k, v in semantic_params(spec).items() if k not in places}
+    params = {k: v for k, v in semantic_params(spec).items() if k not in places}
+    return params | {"functions": function_params(spec.functions)}
+
+
+def function_params(functions: Sequence[RewardFunctionSpec]) -> list[dict[str, Any]]:
+    """The settings of ``functions`` for a recipe, under names that tell no place."""
+    return [semantic_params(f) | {"function": f.recipe_name} for f in functions]
 
 
 def chosen_principles(place: str, names: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -173,6 +138,19 @@ def principles_identity(principles: Sequence[Mapping[str, str]]) -> list[list[st
     return [[p["name"], digest(p["text"])[:32]] for p in principles]
 
 
+OVER_LENGTH = "over_length"
+"""Why a completion has no reward: the reward model cannot take it whole."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What became of one completion."""
+
+    reward: float | None
+    refused: str | None = None
+    """Why there is no reward."""
+
+
 class Rewarder:
     """Scores completions as ``spec`` says; the reward model is loaded at the first completion.
 
@@ -186,7 +164,7 @@ class Rewarder:
 
     def __init__(self, spec: RewardSpec) -> None:
         self.spec = spec
-        self._functions = [(f, load_function(f)) for f in spec.functions]
+        self._functions = [LoadedFunction(f) for f in spec.functions]
         self._files = find_model(spec.model, spec.model_revision) if spec.model else None
         self.principles = (
             chosen_principles(spec.principles, spec.principle_names) if spec.principles else None
@@ -194,12 +172,12 @@ class Rewarder:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Digests of the functions' modules, of the model's weights, tokenizer and template, and of the
+        """What the functions are, and digests of the model's weights, tokenizer and template, and of the
         statements of the principles.
 
         Weights and settings of the functions are settings of the spec, and not repeated here.
         """
-        functions = {f.function: _source_digest(f.function) for f in self.spec.functions}
+        functions = {f.spec.recipe_name: f.identity for f in self._functions}
         identity: dict[str, Any] = {"functions": functions}
         if self._files:
             identity["model"] = _model_identity(self._files)
@@ -208,24 +186,45 @@ class Rewarder:
         return identity
 
     def score(self, items: Sequence[RewardInput]) -> list[float | None]:
-        """One reward for each item, in order; None for one that is over length and dropped.
+        """One reward for each item, in order; None for one that is over length, or that a function refused.
 
         Raises:
             EngineError: a function raised, a reward is no finite number, or the reward model's template
                 shows no principles and there are some; names it and the input.
             DataError: a conversation is over length, and ``over_length`` is ``fail``.
         """
-        totals: list[float | None] = [0.0] * len(items)
+        return [outcome.reward for outcome in self.outcomes(items)]
+
+    def outcomes(self, items: Sequence[RewardInput]) -> list[Outcome]:
+        """As :meth:`score`, with the reason where there is no reward."""
+        found = [Outcome(reward=0.0) for _ in items]
         if self._files and items:
-            totals = self._model_scores(items)
-        for spec, function in self._functions:
-            for i, (total, item) in enumerate(zip(totals, items)):
-                if total is not None:
-                    totals[i] = total + spec.weight * _call(spec, function, item)
-        return totals
+            scores = self._model_scores(items)
+            found = [Outcome(reward=s, refused=OVER_LENGTH if s is None else None) for s in scores]
+        for function in self._functions:
+            found = [
+                self._added(outcome.reward, function, item) if outcome.reward is not None else outcome
+                for outcome, item in zip(found, items, strict=True)
+            ]
+        return found
+
+    def _added(self, total: float, function: LoadedFunction, item: RewardInput) -> Outcome:
+        try:
+            total += function.spec.weight * function(item)
+        except Refused as refusal:
+            return Outcome(reward=None, refused=refusal.reason)
+        if not math.isfinite(total):
+            raise EngineError(
+                f"the weighted rewards of a completion add up to {total}; lower the weight of "
+                f"{function.spec.function}: {clip(item.text)}"
+            )
+        return Outcome(reward=total)
 
     def close(self) -> None:
-        """Free the reward model's memory; the next :meth:`score` loads it again."""
+        """Free the reward model's memory and end the functions' processes; the next :meth:`score` needs both
+        again, and gets them."""
+        for function in self._functions:
+            function.close()
         if self.__dict__.pop("_model", None) is not None:
             from kubealign_components.engines.reward_model import free_memory
 
@@ -254,13 +253,13 @@ class Rewarder:
             raise DataError(
                 f"a conversation has {len(ids[worst])} tokens under the template of {model.name}, expected "
                 f"at most {model.max_length}; raise max_length, filter for shorter ones, or set "
-                f"over_length=drop: {_clip(items[worst].text)}"
+                f"over_length=drop: {clip(items[worst].text)}"
             )
         scores: list[float | None] = [None] * len(items)
         for i, score in zip(fits, model.score([ids[i] for i in fits])):
             if not math.isfinite(score):
                 raise EngineError(
-                    f"reward model {model.name} gave {score} for {_clip(items[i].text)}; "
+                    f"reward model {model.name} gave {score} for {clip(items[i].text)}; "
                     "try dtype=float32 or another revision"
                 )
             scores[i] = self.spec.model_weight * score
@@ -288,32 +287,6 @@ def reward_inputs(row: Mapping[str, Any], completions: Sequence[Mapping[str, Any
             )
         )
     return inputs
-
-
-def load_function(spec: RewardFunctionSpec) -> RewardFunction:
-    """The function that ``spec`` names.
-
-    Raises:
-        ConfigError: no such module or function, or it does not take the settings.
-    """
-    module_name, _, name = spec.function.partition(":")
-    module = _import(spec.function, module_name)
-    function = getattr(module, name, None)
-    if not callable(function):
-        names = sorted(n for n, f in vars(module).items() if inspect.isfunction(f) and n[0] != "_")
-        raise ConfigError(
-            "function", spec.function, f"a function of {module_name}: one of {', '.join(names)}"
-        )
-    try:
-        inspect.signature(function).bind(None, **spec.settings)
-    except TypeError as error:
-        raise ConfigError(
-            "settings",
-            spec.settings,
-            f"keyword settings of {spec.function}{inspect.signature(function)} ({error})",
-        ) from error
-    loaded: RewardFunction = function
-    return loaded
 
 
 def flatten_text(completion: Sequence[Message]) -> str:
@@ -368,59 +341,6 @@ def _tool_call(call: Mapping[str, Any]) -> str:
     arguments = function.get("arguments", {})
     text = arguments if isinstance(arguments, str) else canonical_json(arguments)
     return f"{function.get('name', 'tool')}({text})"
-
-
-def _call(spec: RewardFunctionSpec, function: RewardFunction, item: RewardInput) -> float:
-    try:
-        value = function(item, **spec.settings)
-    except Exception as error:
-        raise EngineError(
-            f"reward function {spec.function} raised {type(error).__name__}: {error}; "
-            f"its input: {_describe(item)}"
-        ) from error
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise EngineError(
-            f"reward function {spec.function} returned {value!r}, expected a finite number; "
-            f"its input: {_describe(item)}"
-        )
-    return float(value)
-
-
-def _describe(item: RewardInput) -> str:
-    prompt = _content(item.messages[-1]) if item.messages else ""
-    return f"prompt {_clip(prompt)}, completion {_clip(item.text)}, answers {_clip(str(item.answers))}"
-
-
-def _clip(text: str) -> str:
-    return repr(text if len(text) <= _CLIP else f"{text[:_CLIP]}… ({len(text)} characters)")
-
-
-def _require_weight(field_name: str, value: float) -> None:
-    require(math.isfinite(value) and value != 0, field_name, value, "a finite number other than 0")
-
-
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _import(name: str, module_name: str) -> ModuleType:
-    try:
-        return importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(
-            "function", name, f"an importable module ({error}); install it in the image of the stage"
-        ) from error
-
-
-def _source_digest(name: str) -> str:
-    """SHA-256 of the source of the function's module: what it calls there counts as well."""
-    module = importlib.import_module(name.partition(":")[0])
-    try:
-        return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
-    except (OSError, TypeError) as error:
-        raise ConfigError(
-            "function", name, f"a module with Python source, so that a change of it is noticed ({error})"
-        ) from error
 
 
 def _model_identity(files: ModelFiles) -> dict[str, str]:

@@ -1,36 +1,38 @@
 """Reward functions that need no model: what they reward can be checked by reading the completion.
 
 Each takes a :class:`~kubealign_components.engines.rewards.RewardInput` and its settings by keyword,
-and is named in a reward spec as ``kubealign_components.rewards.functions:<name>``.
+and is named in a reward spec by its short name. A change of what one of them gives raises its number in
+:data:`~kubealign_components.engines.reward_functions.SHIPPED`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from fractions import Fraction
 
 from kubealign_components.config import require, require_choice
-from kubealign_components.engines.rewards import RewardInput
+from kubealign_components.engines.reward_input import Refused, RewardInput
+from kubealign_components.errors import ConfigError
+from kubealign_components.rewards.answers import gives_answer
 
 UNITS = ("characters", "tokens")
 FORMATS = ("json", "answer_line", "regex")
 
-_NUMBER = r"(?:(?<![\w.])[-−])?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+(?:\.\d+)?)?"
-_NUMBER_IN_TEXT = re.compile(_NUMBER)
-_NUMERIC_ANSWER = re.compile(rf"[$€£¥=~≈\s]*({_NUMBER})[\s%°$€£¥./²³^a-zA-Z(),'’-]*")
-_MARKER = re.compile(r"answer\s*(?:is|:|=)|####|\\boxed\s*\{", re.IGNORECASE)
+PATTERN_SECONDS = 2.0
+"""A pattern that takes longer on a text is refused."""
+
 _ANSWER_LINE = re.compile(r"(?:\*\*)?answer(?:\*\*)?\s*:(?:\*\*)?\s*\S.*", re.IGNORECASE)
-_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
 
 
 def exact_answer(item: RewardInput, *, missing: float | None = None) -> float:
-    """1.0 if the completion's answer equals one of the prompt's answers, else 0.0.
+    r"""1.0 if the completion's answer equals one of the prompt's answers, else 0.0.
 
-    The answer is what follows the last "answer is", "Answer:", "####" or "\\boxed{"; without such a
-    mark, the last number for numeric answers and the whole text or its last line for others. Numbers
-    are compared by value (``1,000`` is ``1000``, ``3.0`` is ``3``, ``3/4`` is ``0.75``), whatever
-    currency or unit stands around them; other answers without regard to case, articles and punctuation.
+    The answer is what stands in the last ``\boxed{…}``, or behind the last "answer is", "Answer:" or
+    "####", in the completion as in the reference; without such a mark, the last number for numeric answers
+    and the whole text or its last line for others. Numbers are compared by value (``1,000`` is ``1000``,
+    ``.5`` is ``1/2`` is ``\frac{1}{2}`` is ``50%``), whatever currency or unit stands around them; options
+    by their letter; tuples, intervals, sets and expressions by math-verify; other answers without regard to
+    case, articles and punctuation.
 
     Args:
         item: the completion.
@@ -43,7 +45,7 @@ def exact_answer(item: RewardInput, *, missing: float | None = None) -> float:
         if missing is None:
             raise ValueError("the prompt has no answers; give some, or set missing to their reward")
         return float(missing)
-    return float(any(_answers(item.text, answer) for answer in item.answers))
+    return float(any(gives_answer(item.text, answer) for answer in item.answers))
 
 
 def brevity(item: RewardInput, *, unit: str = "characters", scale: float = 256.0) -> float:
@@ -104,7 +106,7 @@ def format_match(
     wanted = pattern or item.metadata.get("pattern")
     if not wanted:
         raise ValueError("no pattern: set one, or give rows a metadata field of that name")
-    return float(re.fullmatch(wanted, text, re.DOTALL) is not None)
+    return float(_matches(str(wanted), text, of_row=not pattern))
 
 
 def _length(item: RewardInput, unit: str) -> int:
@@ -112,56 +114,39 @@ def _length(item: RewardInput, unit: str) -> int:
     return item.num_tokens if unit == "tokens" else len(item.text.strip())
 
 
-def _answers(text: str, answer: str) -> bool:
-    """Whether ``text`` gives ``answer``."""
-    marks = list(_MARKER.finditer(text))
-    said = text[marks[-1].end() :] if marks else text
-    number = _NUMERIC_ANSWER.fullmatch(answer.strip())
-    if number is not None:
-        return _value(number[1]) in _numbers(said, marked=bool(marks))
-    return (_words(answer) or answer.strip()) in _phrases(said, marked=bool(marks))
+def _matches(pattern: str, text: str, *, of_row: bool) -> bool:
+    """Whether the whole ``text`` matches; a row's pattern that is none, or takes too long, is refused."""
+    import regex  # type: ignore[import-untyped]  # not needed to compile a pipeline
 
-
-def _numbers(said: str, *, marked: bool) -> list[Fraction]:
-    """The number that is given as the answer, as a list of at most one."""
-    if marked:
-        # "3 + 4 = 7" gives 7, "42 km for 3 people" gives 42, and a mark may stand on its own line.
-        result = _first_sentence(said).rpartition("=")[2]
-        found = (_NUMBER_IN_TEXT.findall(result) or _NUMBER_IN_TEXT.findall(said))[:1]
-    else:
-        found = _NUMBER_IN_TEXT.findall(said)[-1:]
-    return [value for value in map(_value, found) if value is not None]
-
-
-def _phrases(said: str, *, marked: bool) -> list[str]:
-    lines = [line for line in said.splitlines() if line.strip()]
-    if not lines:
-        return []
-    candidates = [lines[0], _first_sentence(said)] if marked else [said, lines[-1]]
-    return [_words(text) or text.strip() for text in candidates]
-
-
-def _first_sentence(text: str) -> str:
-    return re.split(r"\.\s|\}|\n", text.strip(), maxsplit=1)[0]
-
-
-def _words(text: str) -> str:
-    """Lower-case words without articles and punctuation, one space between."""
-    words = re.findall(r"\w+", text.lower())
-    return " ".join(w for w in words if w not in ("a", "an", "the")) or " ".join(words)
-
-
-def _value(number: str) -> Fraction | None:
-    """The number's exact value; None for a division by zero."""
-    top, _, bottom = number.replace(",", "").replace("−", "-").partition("/")
-    divisor = Fraction(bottom or 1)
-    return Fraction(top) / divisor if divisor else None
+    try:
+        return regex.fullmatch(pattern, text, regex.DOTALL, timeout=PATTERN_SECONDS) is not None
+    except regex.error as error:
+        if of_row:
+            raise Refused("bad_pattern") from error
+        raise ConfigError("pattern", pattern, f"a regular expression ({error})") from error
+    except TimeoutError as error:
+        if of_row:
+            raise Refused("slow_pattern") from error
+        raise ConfigError(
+            "pattern", pattern, f"a regular expression that takes less than {PATTERN_SECONDS:g} s on a text"
+        ) from error
 
 
 def _is_json(text: str, keys: list[str] | None) -> bool:
-    fenced = _FENCE.fullmatch(text)
     try:
-        value = json.loads(fenced[1] if fenced else text)
+        value = json.loads(_unfenced(text), parse_constant=_no_json)
     except (ValueError, RecursionError):
         return False
     return keys is None or (isinstance(value, dict) and set(keys) <= value.keys())
+
+
+def _unfenced(text: str) -> str:
+    """What stands in the fenced block that ``text`` is; other text as it is."""
+    first, _, rest = text.partition("\n")
+    body, mark, after = rest.rpartition("```")
+    fenced = first.strip() in ("```", "```json") and mark and not after.strip()
+    return body if fenced else text
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")

@@ -5,6 +5,7 @@ Nothing is cut to fit a reward model: a conversation over its length is dropped 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,7 +19,7 @@ from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.rewards import REWARD, Rewarder, RewardSpec, reward_inputs, reward_params
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,11 +69,11 @@ def run(config: RewardsConfig, *, chunk: Chunk) -> Part:
 class RewardStage:
     """Rewards rows under the chunk protocol."""
 
-    result_schema = pa.schema([("rewards", pa.list_(pa.float64()))])
+    result_schema = pa.schema([("rewards", pa.list_(pa.float64())), ("refused", pa.list_(pa.string()))])
 
     def __init__(self, rewarder: Rewarder) -> None:
         self._rewarder = rewarder
-        self._over_length = 0
+        self._left_out: Counter[str] = Counter()
 
     def key(self, row: Row) -> str:
         """Hash of the prompt, its completions, and what else a reward function reads."""
@@ -81,18 +82,19 @@ class RewardStage:
         return digest([row["prompt_id"], completions, read])
 
     def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
-        """The rewards of each row's completions; null for one that is over length."""
+        """The rewards of each row's completions; null, and why, for one that has none."""
         for rows in slices:
             inputs = [reward_inputs(row, row["completions"]) for row in rows]
-            rewards = iter(self._rewarder.score([item for row in inputs for item in row]))
+            outcomes = iter(self._rewarder.outcomes([item for row in inputs for item in row]))
             for row, of_row in zip(rows, inputs):
-                yield row, {"rewards": [next(rewards) for _ in of_row]}
+                own = [next(outcomes) for _ in of_row]
+                yield row, {"rewards": [o.reward for o in own], "refused": [o.refused for o in own]}
 
     def apply(self, row: Row, result: Row) -> Row:
         """The row with its rewards, without the completions that have none."""
         rewarded = zip(row["completions"], result["rewards"], strict=True)
         kept = [c | {"reward": reward} for c, reward in rewarded if reward is not None]
-        self._over_length += len(row["completions"]) - len(kept)
+        self._left_out.update(reason for reason in result["refused"] if reason)
         return row | {"completions": kept}
 
     def summarise(self, rows: Sequence[Row], stats: Stats) -> None:
@@ -103,9 +105,11 @@ class RewardStage:
             ]
             stats.counts[f"{name}_completions"] += len(rewards)
             stats.observe(f"{name}_reward", rewards)
-        stats.counts["completions_over_length"] += self._over_length
+        stats.counts["completions_over_length"] += 0
+        for reason, count in self._left_out.items():
+            stats.counts[f"completions_{reason}"] += count
         stats.counts["prompts_all_tied"] += sum(_all_tied(row) for row in rows)
-        self._over_length = 0
+        self._left_out.clear()
 
 
 def _all_tied(row: Row) -> bool:

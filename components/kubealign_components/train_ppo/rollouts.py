@@ -143,7 +143,7 @@ class Scorer:
         if self._functions is None:
             return [0.0] * len(turns)
         inputs = [_input(*each) for each in zip(turns, samples, texts, strict=True)]
-        return [value for value in self._functions.score(inputs) if value is not None]
+        return [0.0 if value is None else value for value in self._functions.score(inputs)]
 
     def _rules(self, turns: Sequence[Turn], samples: Sequence[Sample]) -> list[list[float]]:
         """Length bonus and stop penalty of each rollout."""

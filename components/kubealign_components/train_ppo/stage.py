@@ -22,7 +22,7 @@ from kubealign_components.data.models import (
 )
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.reward_model import ADAPTER_FOLDER
-from kubealign_components.engines.rewards import Rewarder, RewardSpec
+from kubealign_components.engines.rewards import Rewarder, RewardSpec, function_params
 from kubealign_components.errors import ConfigError
 from kubealign_components.store import join, store_for
 from kubealign_components.train_ppo.config import PpoConfig
@@ -128,6 +128,7 @@ def _provenance(
     config: PpoConfig, prompts: Dataset, reward_model: Dataset | None, models: _Models
 ) -> Provenance:
     params = {k: v for k, v in semantic_params(config).items() if k not in _PLACES}
+    params["functions"] = function_params(config.functions)
     template = ChatTemplate(models.policy, stored_settings(prompts))
     used: dict[str, Any] = {"policy": models.policy.identity() | template.identity}
     if models.adapter:

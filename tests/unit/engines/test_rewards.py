@@ -120,7 +120,7 @@ def test_model_and_functions_are_combined_by_weight(reward_model: Path) -> None:
     ("settings", "message"),
     [
         pytest.param({}, "a reward function, a reward model, or both", id="nothing"),
-        pytest.param({"functions": ({"function": "brevity"},)}, "module:function", id="no-module"),
+        pytest.param({"functions": ({"function": "brevit"},)}, "module:function", id="no-module"),
         pytest.param({"model": "m", "over_length": "cut"}, "over_length='cut'", id="over-length"),
         pytest.param({"model": "m", "dtype": "int4"}, "dtype='int4'", id="dtype"),
         pytest.param({"model": "m", "model_weight": 0}, "model_weight=0.0", id="weight"),

@@ -1,0 +1,200 @@
+r"""Whether a text gives an answer: the same reading of both sides, in bounded time.
+
+An answer stands in the last ``\boxed{…}``, behind the last ``####`` or "answer is"; without such a mark a
+number is the text's last one, and other answers are its last line or all of it. Numbers are compared by
+value, options by their letter, mathematics by math-verify, all else by its words.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from kubealign_components.data.answers import last_boxed
+from kubealign_components.rewards.math_answers import equal_mathematics, is_mathematics
+
+MAX_TEXT = 100_000
+"""Characters of a text, from its end, in which its answer is looked for."""
+MAX_ANSWER = 2_000
+"""Characters of an answer that is compared by more than its words."""
+MAX_DIGITS = 400
+"""Digits of a number that is compared by value; longer ones are compared as they are written."""
+MAX_EXPONENT = 400
+"""Largest power of ten of such a number."""
+
+_SPACES = " \u00a0\u2009\u202f"
+_WHOLE = rf"\d{{1,3}}(?:[,{_SPACES}]\d{{3}}(?!\d))+|\d+"
+_NUMBER = rf"(?:(?<![\w.)])[-−+])?(?:(?:{_WHOLE})(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?(?:\s?/\s?\d+(?:\.\d+)?)?"
+_NUMBER_IN_TEXT = re.compile(rf"(?<![\d.])(?:{_NUMBER})")
+_NUMERIC_ANSWER = re.compile(rf"[$€£¥=~≈\s]*({_NUMBER})(\s*[%°$€£¥./²³^a-zA-Z(),'’\s-]*)")
+# "2x" and "3 pi" are no numbers with a unit.
+_VARIABLE = re.compile(r"\s*(?:[xyznkabctpqrie]|pi|π)(?![a-zA-Z])|\s*\^")
+_MARK = re.compile(r"answer\s*(?:is|:|=)\**|####|\\f?boxed\s*(?=[{\S])", re.IGNORECASE)
+_OPTION = re.compile(r"[*_\s(\[]*([A-Z])[)\].:]*[*_.]*", re.IGNORECASE)
+_GIVEN_OPTION = re.compile(
+    r"[*_\s]*(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Z])(?=[).:,*]|\s+(?:because|since|as|which|is)\b|\s*$))"
+)
+_BRACKETED = re.compile(r"\(([A-Z])\)")
+_MACRO_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+_SIMPLE_FRACTION = re.compile(
+    r"\\[dt]?frac\s*(?:\{\s*(-?\d+(?:\.\d+)?)\s*\}\s*\{\s*(\d+(?:\.\d+)?)\s*\}|(\d)\s*(\d))"
+)
+_LAYOUT = re.compile(r"\\(?:(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|[!,;: ])")
+_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree")
+
+
+def gives_answer(text: str, answer: str) -> bool:
+    """Whether ``text`` gives ``answer``."""
+    wanted = plain(_reference(answer))
+    said, marked = _said(text[-MAX_TEXT:])
+    said = plain(said)
+    if len(wanted) > MAX_ANSWER:
+        return bool(wanted) and wanted in (said.strip(), text.strip())
+    if (option := _OPTION.fullmatch(wanted)) is not None:
+        return _option(said, marked=marked) == option[1].upper()
+    if (number := _numeric(wanted)) is not None:
+        if _gives_number(said, number, marked=marked):
+            return True
+        return marked and _same_mathematics(said, wanted)
+    if (_words(wanted) or wanted) in _phrases(said, marked=marked):
+        return not is_mathematics(wanted) or _squeezed(wanted) in map(_squeezed, _lines(said, marked=marked))
+    return _same_mathematics(said, wanted) if is_mathematics(wanted) else False
+
+
+def plain(text: str) -> str:
+    r"""``text`` without what LaTeX writes around an answer: ``\text{…}``, spacing, dollars."""
+    text = text.replace("\\$", "$").replace("\\%", "%").replace("{,}", ",").replace("\\,", " ")
+    if "\\" in text:
+        for pattern, by in ((_MACRO_TEXT, r"\1"), (_LAYOUT, " "), (_DEGREES, "°")):
+            text = pattern.sub(by, text)
+        text = _SIMPLE_FRACTION.sub(lambda m: f"{m[1] or m[3]}/{m[2] or m[4]}", text)
+    return text.strip().strip("$").strip()
+
+
+def value_of(number: str) -> Fraction | None:
+    """A number's exact value; None for a division by zero, and for one that is too long to count with."""
+    if len(number) > MAX_DIGITS:
+        return None
+    for space in (",", *_SPACES):
+        number = number.replace(space, "")
+    top, _, bottom = number.replace("−", "-").partition("/")
+    exponent = re.search(r"[eE]([+-]?\d+)", top)
+    if exponent and abs(int(exponent[1])) > MAX_EXPONENT:
+        return None
+    divisor = Fraction(bottom or 1)
+    return Fraction(top) / divisor if divisor else None
+
+
+def _reference(answer: str) -> str:
+    """The answer of a reference that may be a whole solution: read as a text is, where it has a mark."""
+    said, marked = _said(answer.strip()[-MAX_TEXT:])
+    return said if marked else answer.strip()
+
+
+def _said(text: str) -> tuple[str, bool]:
+    """What the text gives as its answer, and whether a mark stands before it."""
+    marks = list(_MARK.finditer(text))
+    if not marks:
+        return text, False
+    last = marks[-1]
+    if last[0].lstrip("\\").lower().startswith(("boxed", "fboxed")):
+        boxed = last_boxed(text[last.start() :])
+        if boxed is not None:
+            return boxed, True
+    return text[last.end() :].lstrip("{"), True
+
+
+def _numeric(answer: str) -> re.Match[str] | None:
+    found = _NUMERIC_ANSWER.fullmatch(_right_side(answer))
+    if found is None or _VARIABLE.match(found[2]) or value_of(found[1]) is None:
+        return None
+    return found
+
+
+def _right_side(text: str) -> str:
+    """``5`` of ``x = 5``."""
+    left, equals, right = text.rpartition("=")
+    return right.strip() if equals and re.fullmatch(r"\s*\\?\w{1,8}\s*", left) else text
+
+
+def _gives_number(said: str, wanted: re.Match[str], *, marked: bool) -> bool:
+    found = _numbers(said, marked=marked)
+    right = value_of(wanted[1])
+    if found is None or right is None:
+        return False
+    value, percent = found
+    wanted_percent = wanted[2].lstrip().startswith("%")
+    scaled = value / 100 if percent and not wanted_percent else value * 100
+    return value == right or (percent != wanted_percent and scaled == right)
+
+
+def _numbers(said: str, *, marked: bool) -> tuple[Fraction, bool] | None:
+    """The number that is given as the answer, and whether it is in percent."""
+    text = said
+    if marked:
+        # "3 + 4 = 7" gives 7, "42 km for 3 people" gives 42, and a mark may stand on its own line.
+        result = _first_sentence(said).rpartition("=")[2]
+        text = result if _NUMBER_IN_TEXT.search(result) else said
+    found = list(_NUMBER_IN_TEXT.finditer(text))
+    if not found:
+        return None
+    chosen = found[0] if marked else found[-1]
+    after = text[chosen.end() : chosen.end() + 12]
+    value = value_of(chosen[0])
+    # What stands in a macro's braces, or above or below, is part of an expression.
+    inside = text[: chosen.start()].endswith(("{", "^", "_", "\\")) or after.startswith(("\\", "}"))
+    if value is None or inside or _VARIABLE.match(after):
+        return None
+    return value, after.lstrip().startswith("%")
+
+
+def _option(said: str, *, marked: bool) -> str | None:
+    """The letter of the option that is chosen."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    if not lines:
+        return None
+    line = lines[0] if marked else lines[-1]
+    whole = _OPTION.fullmatch(line.strip())
+    found = whole or (_GIVEN_OPTION.match(line) if marked else None)
+    if found is not None:
+        return next(letter for letter in found.groups() if letter).upper()
+    bracketed = _BRACKETED.findall(line)
+    return str(bracketed[-1]) if bracketed else None
+
+
+def _same_mathematics(said: str, wanted: str) -> bool:
+    candidates = {_squeezed(line): line for line in _lines(said, marked=True) if len(line) <= MAX_ANSWER}
+    if _squeezed(wanted) in candidates:
+        return True
+    return any(equal_mathematics(line, wanted) for line in candidates.values() if is_mathematics(line))
+
+
+def _lines(said: str, *, marked: bool) -> list[str]:
+    """What may be the answer itself: the first line behind a mark, or its last, less its full stop."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    if not lines:
+        return []
+    line = lines[0] if marked else lines[-1]
+    return [part.strip().rstrip(".").strip("$* ") for part in {line: 0, _first_sentence(line): 0}]
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"[\s$]+", "", text).rstrip(".")
+
+
+def _phrases(said: str, *, marked: bool) -> list[str]:
+    lines = [line for line in said.splitlines() if line.strip()]
+    if not lines:
+        return []
+    candidates = [lines[0], _first_sentence(said)] if marked else [said, lines[-1]]
+    return [_words(text) or text.strip() for text in candidates]
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"\.\s|\n", text.strip(), maxsplit=1)[0]
+
+
+def _words(text: str) -> str:
+    """Lower-case words without articles and punctuation, one space between."""
+    words = re.findall(r"\w+", text.lower())
+    return " ".join(w for w in words if w not in ("a", "an", "the")) or " ".join(words)

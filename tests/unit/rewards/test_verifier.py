@@ -1,0 +1,179 @@
+r"""exact_answer on what people's data and models write: GSM8K, MATH, options, and texts without sense."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from kubealign_components.data.answers import last_boxed, reference_answer
+from kubealign_components.engines.rewards import Refused, RewardInput
+from kubealign_components.errors import ConfigError
+from kubealign_components.rewards.functions import exact_answer, format_match
+
+EQUAL = [
+    # numbers
+    ("42", "42"), ("1,000", "1000"), ("1 000 000", "1000000"), ("1{,}000", "1000"), (r"1\,000", "1,000"),
+    (".5", "0.5"), ("0.50", ".5"), ("1/2", "0.5"), (r"\frac{1}{2}", "0.5"), (r"\dfrac12", "1/2"),
+    (r"\tfrac{3}{4}", "0.75"), ("-3", "−3"), ("+3", "3"), ("3.0", "3"), ("1e3", "1000"),
+    (r"-\frac{1}{2}", "-0.5"),
+    ("50%", "50"), (r"50\%", "0.5"), ("12 apples", "12"), ("$18", "18"), (r"\$18.00", "18"),
+    ("18 dollars", "$18"),
+    (r"12\text{ cm}", "12"), (r"5\ \text{miles}", "5 miles"), (r"90^\circ", "90"), ("x = 5", "5"),
+    ("5", "x=5"),
+    (r"\text{12}", "12"), ("3 hours", "3 h"), ("7 m/s", "7"),
+    # options and words
+    ("C", "(C)"), (r"\text{(C)}", "C"), (r"\text{C}", "(C)"), (r"\textbf{(B)}", "B"), ("B.", "B"),
+    (r"\text{east}", "east"), ("Paris", "paris"), ("the cat", "cat"), (r"\text{Yes}", "yes"),
+    # mathematics
+    (r"\frac{\sqrt{3}}{2}", r"\frac{\sqrt3}{2}"), (r"2\sqrt{3}", r"\sqrt{12}"), (r"\pi", "π"),
+    (r"3\pi", r"3 \pi"),
+    ("(1,2)", "(1, 2)"), (r"\left(1, \frac{1}{2}\right)", "(1,0.5)"), ("[1,2)", r"[1, 2)"),
+    (r"(-\infty, 3]", r"\left(-\infty,3\right]"), (r"\{1,2\}", r"\{2, 1\}"), ("x^2+1", "1+x^2"),
+    ("2x+1", "1+2x"), (r"\frac{x}{2}", "x/2"), (r"x \in [1,2]", "[1,2]"),
+]  # fmt: skip
+DIFFERENT = [
+    ("42", "43"), ("1,000", "1"), ("1 000", "000"), (".5", "5"), (r"\frac{1}{2}", r"\frac{1}{3}"),
+    ("-3", "3"),
+    ("2x", "2"), (r"3\pi", "3"), ("x^2", "x^3"), ("(1,2)", "(2,1)"), ("(1,2)", "[1,2]"), ("[1,2)", "[1,2]"),
+    ("C", "D"), (r"\{1,2\}", r"\{1,3\}"), ("yes", "no"), (r"\sqrt{2}", "2"), ("10%", "0.2"), ("1/3", "0.3"),
+    ("1e9", "1e8"), ("(A)", "(B)"), ("2^{10}", "2^{11}"), ("east", "west"),
+]  # fmt: skip
+FORMS = [
+    "{}",
+    r"So we get $\boxed{{{}}}$, and we are done.",
+    "The final answer is \\boxed{{{}}}.",
+    "#### {}",
+    "Step 1 gives 99.\n#### {}\n",
+    "The answer is {}.",
+    "**Answer:** {}",
+    "Answer: ${}$",
+]
+
+
+def reward(text: str, *answers: str) -> float:
+    item = RewardInput(messages=[], completion=[], text=text, answers=list(answers))
+    return exact_answer(item)
+
+
+@pytest.mark.parametrize(("one", "other"), EQUAL)
+def test_equal_answers_are_equal_both_ways_and_in_every_form(one: str, other: str) -> None:
+    for said, wanted in ((one, other), (other, one)):
+        for form in FORMS:
+            assert reward(form.format(said), wanted) == 1.0, (form.format(said), wanted)
+        assert reward(f"\\boxed{{{said}}}", f"A solution of 7 steps.\n#### {wanted}") == 1.0
+        assert reward(f"#### {said}", rf"Since 3 < 4, it is $\boxed{{{wanted}}}$.") == 1.0
+
+
+@pytest.mark.parametrize(("one", "other"), DIFFERENT)
+def test_other_answers_are_other_both_ways(one: str, other: str) -> None:
+    for said, wanted in ((one, other), (other, one)):
+        for form in FORMS:
+            assert reward(form.format(said), wanted) == 0.0, (form.format(said), wanted)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "wanted"),
+    [
+        ("The answer is (C) because it is the only even one.", "C", 1.0),
+        ("I think (B) is wrong, so the answer is D.", "D", 1.0),
+        ("I think (B) is wrong, so the answer is D.", "B", 0.0),
+        ("Let me see.\n(B)", "B", 1.0),
+        ("First \\boxed{3}, no: \\boxed{4}", "4", 1.0),
+        ("First \\boxed{3}, no: \\boxed{4}", "3", 0.0),
+        (r"\boxed{\frac{a}{b} \text{ with } \{a\}}", r"\frac{a}{b} \text{ with } \{a\}", 1.0),
+        (r"\boxed{12", "12", 1.0),
+        ("She pays 3 * 4 = 12 dollars", "12", 1.0),
+        ("She pays 12 dollars for 3", "12", 0.0),
+        ("18", "Janet sells 16 - 3 - 4 = 9 eggs.\nShe makes 9 * 2 = $18.\n#### 18", 1.0),
+        ("9", "Janet sells 16 - 3 - 4 = 9 eggs.\nShe makes 9 * 2 = $18.\n#### 18", 0.0),
+        ("#### 1,234", "1 + 1233\n#### 1234", 1.0),
+        ("12.", "12", 1.0),
+        ("1.2.3", "3", 0.0),
+    ],
+)
+def test_where_answers_stand(text: str, answer: str, wanted: float) -> None:
+    assert reward(text, answer) == wanted
+
+
+def test_references_that_are_solutions() -> None:
+    assert reference_answer("a\nb\n#### 7") == "7"
+    assert reference_answer("#### A heading\n\nand its text") == "#### A heading\n\nand its text"
+    assert reference_answer(r"So $\boxed{\frac{1}{2}}$.") == r"\frac{1}{2}"
+    assert last_boxed(r"\boxed{a \{ b} and \fbox{c}") == r"a \{ b"
+    assert last_boxed(r"\boxed 3") == "3"
+    assert last_boxed(r"\boxed{never closed") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1e9999999",
+        "the answer is 1e99999999",
+        "9" * 100_000,
+        "1/" + "9" * 100_000,
+        "the answer is " + "3" * 10_000,
+        "\\boxed{" * 20_000,
+        "\\boxed{" + "{" * 50_000,
+        "answer is " * 20_000,
+        "#### " * 20_000,
+        "\n" * 100_000,
+        "```" + "\n" * 50_000,
+        "\\boxed{10^{10^{10^{10}}}}",
+        "\\boxed{2^{99999999}}",
+        "\\boxed{" + "\\sqrt{" * 40 + "2" + "}" * 40 + "}",
+        "\\boxed{(99999999)!}",
+        "\\boxed{\\sum_{n=1}^{10^9} n}",
+        "1,000" * 20_000,
+        "1 000 " * 20_000,
+        "(" * 50_000 + ")" * 50_000,
+        "\\frac" * 20_000,
+        "\\text{" * 20_000,
+        "-" * 100_000,
+        " " * 100_000,
+        "a " * 50_000,
+        "=" * 50_000,
+    ],
+)
+def test_texts_without_sense_take_no_time(text: str) -> None:
+    started = time.monotonic()
+    for answer in ("42", r"\frac{\sqrt{3}}{2}", "C", "Paris", "1e9999999", "9" * 5000, text[:3000]):
+        reward(text, answer)
+    for kind in ("json", "answer_line"):
+        format_match(RewardInput(messages=[], completion=[], text=text), kind=kind)
+    assert time.monotonic() - started < 20
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text(st.sampled_from("0123456789.,/eE+-\\{}()[]^_$%! =#\nabdefnorsxwi "), max_size=40),
+    st.text(max_size=12),
+)
+@example("0/0", "0")
+def test_any_text_has_a_reward_and_gives_itself(text: str, answer: str) -> None:
+    assert reward(text, answer) in (0.0, 1.0)
+    assert reward(answer, text) in (0.0, 1.0)
+
+
+@given(st.integers(-(10**9), 10**9), st.integers(1, 999))
+def test_any_way_to_write_a_fraction(top: int, bottom: int) -> None:
+    for said in (f"{top}/{bottom}", rf"\frac{{{top}}}{{{bottom}}}", rf"\dfrac{{{top}}}{{{bottom}}}"):
+        assert reward(f"\\boxed{{{said}}}", f"{top}/{bottom}") == 1.0
+        assert reward(f"\\boxed{{{said}}}", f"{top + 1}/{bottom}") == 0.0
+
+
+def of_row(text: str, pattern: str) -> RewardInput:
+    return RewardInput(messages=[], completion=[], text=text, metadata={"pattern": pattern})
+
+
+def test_a_bad_pattern_counts_for_its_row_or_is_a_bad_setting() -> None:
+    with pytest.raises(Refused, match="bad_pattern"):
+        format_match(of_row("a", "("), kind="regex")
+    with pytest.raises(Refused, match="slow_pattern"):
+        format_match(of_row("a" * 60 + "!", "(a|a)+(a|a)+$"), kind="regex")
+    with pytest.raises(ConfigError, match=r"pattern='\(': expected a regular expression"):
+        format_match(of_row("a", "a"), kind="regex", pattern="(")
+    assert format_match(of_row("a" * 40 + "!", "a+!"), kind="regex") == 1.0
+    assert format_match(RewardInput(messages=[], completion=[], text='{"a": NaN}')) == 0.0
