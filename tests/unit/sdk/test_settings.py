@@ -47,7 +47,7 @@ def test_the_defaults_are_complete_and_pass(graph: Graph) -> None:
         pytest.param("select_options", {"kk": 1}, "select_options.kk=1", id="unknown option"),
         pytest.param("train_options", {"batch_size": 0}, "train_options.batch_size=0", id="option refused"),
         pytest.param("filter_options", {"revision": None}, "filter_options.revision=None", id="null"),
-        pytest.param("reward_functions", ["brevity"], "module:function", id="reward function"),
+        pytest.param("reward_functions", ["brevit"], "module:function", id="reward function"),
         pytest.param("filter_max_prompt_len", 8192, "filter_max_prompt_len=8192", id="two settings"),
         pytest.param("logprobs_order", "befor", "logprobs_order='befor': expected", id="order"),
     ],
