@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from kubealign_components.data.chat import ChatTemplate, TemplateSettings
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.data.templates import JudgeTemplate
 from kubealign_components.engines.head import Head
 from kubealign_components.engines.last_token import LastTokens, Tokens
+from kubealign_components.engines.loading import context_length, free_memory
 from kubealign_components.engines.scoring import load_policy
 from kubealign_components.errors import EngineError
 
@@ -72,8 +71,7 @@ class Judge:
         self._model = load_policy(
             files.path, dtype, adapter=adapter.path if adapter else None, quantise=quantise
         )
-        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        self.max_length = max_length or int(positions or self._chat.tokenizer.model_max_length)
+        self.max_length = max_length or context_length(self._model.config, self._chat.tokenizer)
         head = Head(self._model)
         self._reader = LastTokens(
             self._model,
@@ -93,8 +91,7 @@ class Judge:
     def close(self) -> None:
         """Free the model's memory."""
         del self._model, self._reader
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     def tokenise(self, comparison: Comparison) -> Tokens:
         """The question, up to where the letter comes next."""

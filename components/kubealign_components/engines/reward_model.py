@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from kubealign_components.data.chat.policy import load_tokenizer
 from kubealign_components.data.chat.rendering import (
     ANSWER,
     USER,
@@ -22,15 +20,16 @@ from kubealign_components.data.chat.rendering import (
     TemplateMismatch,
     without_reasoning,
 )
+from kubealign_components.data.chat.tokenizer import check_ids, load_tokenizer, one_bos
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.engines.last_token import LastTokens, Tokens, batches, out_of_memory_named, padded
+from kubealign_components.engines.loading import HEAD_KEY, context_length, load_checkpoint
 from kubealign_components.errors import EngineError
 
 ADAPTER_FOLDER = "adapter"
 """Of a trained model: the adapters alone, on the policy, and the head."""
 HEAD_FILE = "score.safetensors"
-HEAD_KEY = "score.weight"
-"""The scalar head in its file: (1, H), fp32."""
+"""The scalar head beside them, fp32."""
 
 
 class RewardModel:
@@ -56,14 +55,16 @@ class RewardModel:
         self._tokenizer = _load_tokenizer(files)
         self._chat = RewardChat(self._tokenizer, files.name)
         self._model = _load_model(files, dtype)
-        self.max_length = max_length or own_limit(self._model.config, self._tokenizer)
+        self.max_length = max_length or context_length(self._model.config, self._tokenizer)
         self._decoder = self._read_decoder()
 
     def tokenise(
         self, chat: Sequence[Message], principles: Sequence[Mapping[str, str]] | None = None
     ) -> list[int]:
         """Token ids of a plain chat under the model's own template, see :meth:`RewardChat.tokenise`."""
-        return self._chat.tokenise(chat, principles)
+        ids = self._chat.tokenise(chat, principles)
+        check_ids([ids], self._model.get_input_embeddings().weight.shape[0], self.name)
+        return ids
 
     @torch.inference_mode()
     def score(self, token_ids: Sequence[Sequence[int]]) -> list[float]:
@@ -147,10 +148,7 @@ class RewardChat:
                 f"the chat template of {self._name} does not show what is scored: {last['content'][:200]!r}"
             )
         [ids] = self._renderer.marks.encode([text])
-        bos = self._tokenizer.bos_token_id
-        while bos is not None and ids[:2] == [bos, bos]:
-            ids = ids[1:]
-        return ids
+        return one_bos(ids, self._tokenizer.bos_token_id)
 
     @cached_property
     def _shows_principles(self) -> bool:
@@ -159,13 +157,6 @@ class RewardChat:
             return "kubealign-probe" in self._renderer.render([USER, ANSWER], principles=[probe])
         except TemplateMismatch:
             return False
-
-
-def free_memory() -> None:
-    """Give back to the device what models that are no longer referenced held."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _load_tokenizer(files: ModelFiles) -> Any:
@@ -180,34 +171,21 @@ def _load_tokenizer(files: ModelFiles) -> Any:
 
 def _load_model(files: ModelFiles, dtype: str) -> Any:
     on_gpus = torch.cuda.device_count()
-    try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            files.path,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            device_map="auto" if on_gpus > 1 else None,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        raise EngineError(f"cannot load reward model {files.path}: {error}") from error
+    model, _ = load_checkpoint(
+        files.path,
+        dtype if dtype == "auto" else getattr(torch, dtype),
+        kind=AutoModelForSequenceClassification,
+        device_map="auto" if on_gpus > 1 else None,
+    )
     if model.config.num_labels != 1:
         raise EngineError(
             f"{files.name} has {model.config.num_labels} labels, expected a reward model with one"
         )
-    if missing := sorted(report["missing_keys"]):
-        raise EngineError(f"{files.name} is no reward model: its checkpoint lacks {', '.join(missing)}")
     if on_gpus == 1:
         model.to("cuda")
     if hasattr(model, "score"):
         model.score.float()
     return model.eval()
-
-
-def own_limit(config: Any, tokenizer: Any) -> int:
-    """Positions that the model was made for, or what the tokenizer says if that is less."""
-    positions = (
-        getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
-    )
-    return int(min(positions, tokenizer.model_max_length))
 
 
 def load_head(adapter: Path) -> Tensor:

@@ -226,7 +226,7 @@ class Rewarder:
         for function in self._functions:
             function.close()
         if self.__dict__.pop("_model", None) is not None:
-            from kubealign_components.engines.reward_model import free_memory
+            from kubealign_components.engines.loading import free_memory
 
             free_memory()
 

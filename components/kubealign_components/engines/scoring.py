@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 
 from kubealign_components.config import require, require_choice
+from kubealign_components.data.chat.tokenizer import check_ids
+from kubealign_components.engines.loading import free_memory, load_checkpoint
 from kubealign_components.engines.packing import Group, pack, packs, prepare, summed_logprobs
 from kubealign_components.errors import ConfigError, EngineError
 
@@ -72,8 +74,7 @@ class Scorer:
     def close(self) -> None:
         """Free the model's memory."""
         del self._model
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     @torch.inference_mode()
     def score(self, groups: Sequence[Group]) -> list[list[float]]:
@@ -81,9 +82,11 @@ class Scorer:
 
         Raises:
             DataError: an empty prompt or completion.
-            EngineError: a sum that is positive or not finite, with the names of prompt and completion; or
-                the device is out of memory.
+            EngineError: token ids outside the embedding; a sum that is positive or not finite, with the names
+                of prompt and completion; or the device is out of memory.
         """
+        rows = self._model.get_input_embeddings().weight.shape[0]
+        check_ids((ids for g in groups for ids in (g.prompt, *g.completions)), rows, "the dataset")
         sums: list[list[float]] = [[0.0] * len(group.completions) for group in groups]
         for members in packs(groups, self.token_budget):
             packed = [
@@ -135,15 +138,12 @@ def load_policy(
     require(cuda or not quantise, "quantise", quantise, "false on this machine: 4 bits need a CUDA device")
     chosen = getattr(torch, resolved_dtype(dtype, device))
     place = ("auto" if torch.cuda.device_count() > 1 else "cuda") if device == "auto" and cuda else device
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            model,
-            dtype=chosen,
-            device_map=None if place in ("auto", "cpu") and not cuda else place,
-            quantization_config=four_bits(chosen) if quantise else None,
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise EngineError(f"cannot load {model} for scoring: {error}") from error
+    loaded, _ = load_checkpoint(
+        model,
+        chosen,
+        device_map=None if place in ("auto", "cpu") and not cuda else place,
+        quantization_config=four_bits(chosen) if quantise else None,
+    )
     return (loaded if adapter is None else _with_adapter(loaded, adapter)).eval()
 
 

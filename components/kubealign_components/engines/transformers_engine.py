@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from kubealign_components.data.chat.tokenizer import check_ids, load_tokenizer
 from kubealign_components.data.seeds import generator_for
 from kubealign_components.engines.generation import (
     GenerationEngine,
@@ -30,6 +30,7 @@ from kubealign_components.engines.generation import (
     resolve_dtype,
 )
 from kubealign_components.engines.head import chosen_logprobs
+from kubealign_components.engines.loading import free_memory, load_checkpoint
 from kubealign_components.errors import EngineError
 
 # Tokens of which a stop string can consist beside one for each of its bytes: those that a
@@ -63,20 +64,21 @@ class TransformersEngine(GenerationEngine):
         self._limit = context_limit(spec, model)
         self._ends = frozenset(ends or end_token_ids(model))
         self._model = _load(spec, model)
-        self._tokenizer = AutoTokenizer.from_pretrained(model) if spec.stop else None
+        self._rows = self._model.get_input_embeddings().weight.shape[0]
+        self._tokenizer = load_tokenizer(model) if spec.stop else None
         self._stop_window = _STOP_SLACK + max((len(s.encode()) for s in spec.stop), default=0)
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, list[Sampled]]]:
         """See :class:`GenerationEngine`."""
         for prompt in prompts:
+            check_ids([prompt.token_ids], self._rows, f"prompt {prompt.prompt_id}")
             check_room(prompt.prompt_id, len(prompt.token_ids), self._spec.max_new_tokens, self._limit)
             yield prompt.prompt_id, [check_sampled(prompt, s) for s in self._sample(prompt)]
 
     def close(self) -> None:
         """See :class:`GenerationEngine`."""
         self._model = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     def _sample(self, prompt: Prompt) -> list[Sampled]:
         try:
@@ -172,10 +174,7 @@ def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
 
 def _load(spec: SamplingSpec, model: Path) -> Any:
     dtype = getattr(torch, resolve_dtype(spec.dtype))
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **spec.engine_args)
-    except Exception as error:  # a model's own code and every option of from_pretrained can fail their way
-        raise EngineError(f"transformers cannot load {model}: {error}") from error
+    loaded, _ = load_checkpoint(model, dtype, **spec.engine_args)
     if torch.cuda.is_available() and "device_map" not in spec.engine_args:
         loaded.to("cuda")
     return loaded.eval()

@@ -149,6 +149,7 @@ def _start(spec: SamplingSpec, model: Path) -> Any:
         "tensor_parallel_size": spec.tensor_parallel_size,
         "gpu_memory_utilization": spec.memory_fraction,
         "max_model_len": spec.max_model_len or None,
+        "trust_remote_code": False,
         "use_tqdm_on_load": False,
         "generation_config": "vllm",  # nothing from the model's files beside what is set here
         "logprobs_mode": "raw_logprobs",

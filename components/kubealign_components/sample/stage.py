@@ -16,6 +16,8 @@ import pyarrow as pa
 
 from kubealign_components.config import Group, execution, require, require_choice, semantic_params
 from kubealign_components.data.chat import ChatTemplate, TemplateSettings, stored_settings
+from kubealign_components.data.chat.ends import embedding_rows
+from kubealign_components.data.chat.tokenizer import check_column
 from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk, run_chunk
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive, digest
@@ -82,8 +84,11 @@ def run(config: SampleConfig, *, chunk: Chunk) -> Part:
     settings = stored_settings(dataset)
     provenance = _provenance(config, dataset, model, settings)
     limit = context_limit(config.sampling, model.path)
-    for batch in dataset.batches(["prompt_id", "prompt_tokens"], spans=chunk.spans):
-        for row in batch.to_pylist():
+    rows = embedding_rows(model.path)
+    columns = ["prompt_id", "prompt_tokens", "prompt_token_ids"]
+    for batch in dataset.batches(columns, spans=chunk.spans):
+        check_column(batch["prompt_token_ids"], rows, model.name)
+        for row in batch.select(columns[:2]).to_pylist():
             check_room(row["prompt_id"], row["prompt_tokens"], config.sampling.max_new_tokens, limit)
     with closing(SampleStage(config, model, settings)) as stage:
         return run_chunk(

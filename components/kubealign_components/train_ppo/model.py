@@ -23,7 +23,7 @@ from kubealign_components.engines.reward_model import load_head
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.objectives import entropy
-from kubealign_components.training.models import disable_dropout, load_base
+from kubealign_components.training.models import disable_dropout, load_base, lora_config
 
 POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"
 
@@ -200,7 +200,7 @@ def _with_adapters(config: PpoConfig, base: Any, adapters: Adapters) -> Any:
     torch.manual_seed(config.seed)
     if adapters.policy is None:
         try:
-            model = get_peft_model(base, _lora(config), adapter_name=POLICY)
+            model = get_peft_model(base, lora_config(config), adapter_name=POLICY)
         except ValueError as error:
             raise ConfigError(
                 "lora_targets", config.lora_targets, f"names of the model's layers ({error})"
@@ -213,24 +213,12 @@ def _with_adapters(config: PpoConfig, base: Any, adapters: Adapters) -> Any:
             if started.peft_type != "LORA" or started.modules_to_save or started.bias != "none":
                 raise ValueError("only LoRA can be trained on, without modules_to_save and biases")
     if adapters.reward is None:
-        model.add_adapter(VALUE, _lora(config))
+        model.add_adapter(VALUE, lora_config(config))
     else:
         with _named("reward_model", adapters.reward):
             _load(model, adapters.reward, VALUE, trainable=True)
             _load(model, adapters.reward, REWARD, trainable=False)
     return model
-
-
-def _lora(config: PpoConfig) -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=0.0,
-        target_modules=list(config.lora_targets) or "all-linear",
-    )
 
 
 def _load(model: Any, folder: Path, name: str, *, trainable: bool) -> None:

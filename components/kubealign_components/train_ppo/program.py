@@ -12,6 +12,8 @@ from typing import Any
 
 from kubealign_components.config import from_mapping
 from kubealign_components.data.chat import ChatTemplate, stored_settings
+from kubealign_components.data.chat.ends import embedding_rows
+from kubealign_components.data.chat.tokenizer import check_ids
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.data.schemas import TOKENIZED
@@ -95,6 +97,8 @@ def _parts(job: Job, config: PpoConfig, processes: Processes, base: Path) -> Par
     ranks = Ranks(processes)
     prompts = Dataset.open(job.prompts, TOKENIZED)
     questions = load_questions(prompts, config)
+    prompt_ids = (q.token_ids for q in (*questions.train, *questions.held_out))
+    check_ids(prompt_ids, embedding_rows(base), base.name)
     reward_model = processes.find_model(job.reward_model).path if job.reward_model else None
     place = config.policy_adapter
     adapters = Adapters(

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from kubealign_components.data.chat import ChatTemplate
-from kubealign_components.engines.reward_model import RewardChat, own_limit
+from kubealign_components.data.chat.tokenizer import load_tokenizer
+from kubealign_components.engines.loading import context_length
+from kubealign_components.engines.reward_model import RewardChat
 from kubealign_components.engines.rewards import Rewarder, RewardInput, RewardSpec, flatten_chat
 from kubealign_components.errors import EngineError
 from kubealign_components.train_ppo.config import PpoConfig
@@ -81,11 +83,9 @@ class Scorer:
         self._chat: RewardChat | None = None
         self._limit = 0
         if reward_model is not None:
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(reward_model)
+            tokenizer = load_tokenizer(reward_model)
             self._chat = RewardChat(tokenizer, reward_model.name)
-            self._limit = own_limit(model.base.config, tokenizer)
+            self._limit = context_length(model.base.config, tokenizer)
 
     def score(self, turns: Sequence[Turn], samples: Sequence[Sample]) -> list[Rollout | None]:
         """One rollout for each sample, in order; None for one that the reward model has no room for.

@@ -16,22 +16,23 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import logging
 
+from kubealign_components.data.chat.tokenizer import load_tokenizer
 from kubealign_components.data.model_files import beside_weights, files_below
 from kubealign_components.data.templates import RewardTemplate, Shown
+from kubealign_components.engines.loading import HEAD_KEY, load_checkpoint
 from kubealign_components.engines.packed_attention import SegmentPlan, check_windows
 from kubealign_components.engines.packing import prepare
-from kubealign_components.engines.reward_model import ADAPTER_FOLDER, HEAD_FILE, HEAD_KEY, load_head
+from kubealign_components.engines.reward_model import ADAPTER_FOLDER, HEAD_FILE, load_head
+from kubealign_components.engines.scoring import four_bits
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.train_reward_model.config import RewardModelConfig
 from kubealign_components.train_reward_model.pairs import PairBatch
 from kubealign_components.training.models import (
     attach_adapter,
     base_dtype,
-    load_base,
     ready_to_train,
 )
 from kubealign_components.training.saving import (
@@ -131,12 +132,12 @@ def save_tokenizer(policy: Path, target: Path, template: RewardTemplate, own: Se
         kept = json.loads(settings.read_text())
         if kept.pop("chat_template", None) is not None:
             settings.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
-    tokenizer = AutoTokenizer.from_pretrained(target)
+    tokenizer = load_tokenizer(target)
     bos = tokenizer.bos_token_id
     opens = bos is not None and tokenizer("x")["input_ids"][0] == bos
     text = template.chat_template(own, beginning=tokenizer.bos_token if opens else "")
     (target / "chat_template.jinja").write_text(text)
-    return AutoTokenizer.from_pretrained(target)
+    return load_tokenizer(target)
 
 
 def save_reward_model(
@@ -176,27 +177,18 @@ def save_reward_model(
 
 def _load(path: Path, dtype: torch.dtype, *, quantise: bool = False) -> tuple[Any, bool]:
     """The model, and whether its checkpoint had a head."""
-    said = logging.get_verbosity()
-    logging.set_verbosity_error()  # of a new head, which is ours to set, it would say that it is random
-    try:
-        model, report = load_base(
-            path,
-            dtype,
-            quantise=quantise,
-            kind=AutoModelForSequenceClassification,
-            unquantised=["score"],
-            num_labels=1,
-            output_loading_info=True,
-        )
-    finally:
-        logging.set_verbosity(said)
+    model, missing = load_checkpoint(
+        path,
+        dtype,
+        kind=AutoModelForSequenceClassification,
+        optional=[HEAD_KEY],
+        num_labels=1,
+        quantization_config=four_bits(dtype, unquantised=["score"]) if quantise else None,
+    )
     if not hasattr(model, "score"):
         raise EngineError(
             f"{path} is a {model.config.model_type}, expected a decoder, read at its last token"
         )
-    missing = set(report["missing_keys"])
-    if missing - {HEAD_KEY}:
-        raise EngineError(f"the checkpoint {path} lacks {', '.join(sorted(missing - {HEAD_KEY}))}")
     return model, not missing
 
 

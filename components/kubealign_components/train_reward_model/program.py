@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, set_seed
+from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from kubealign_components.config import from_mapping, require
+from kubealign_components.data.chat.tokenizer import load_tokenizer
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.data.principles import load_principles
 from kubealign_components.data.schemas import PREFERENCES
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.templates import load_reward_template
-from kubealign_components.engines.reward_model import RewardChat, free_memory, own_limit
+from kubealign_components.engines.loading import context_length, free_memory, load_config
+from kubealign_components.engines.reward_model import RewardChat
 from kubealign_components.engines.rewards import chosen_principles
 from kubealign_components.preemption import Stop, preemptible
 from kubealign_components.train_reward_model.config import RewardModelConfig
@@ -100,7 +102,7 @@ def _prepare(job: Job, config: RewardModelConfig, policy: ModelFiles, folder: Pa
     stats = tokenise_pairs(
         preferences,
         RewardChat(tokenizer, policy.name),
-        max_length=config.max_length or own_limit(AutoConfig.from_pretrained(policy.path), tokenizer),
+        max_length=config.max_length or context_length(load_config(policy.path), tokenizer),
         margin=config.margin,
         folder=folder,
     )
@@ -119,7 +121,7 @@ def _train(
     arguments = training_arguments(config, processes.folder / "run", universal=checkpoints.universal)
     train, validation = (Pairs(pairs / f"{split}.arrow") for split in ("train", "validation"))
     set_seed(config.seed)
-    tokenizer = AutoTokenizer.from_pretrained(pairs / _TOKENIZER)
+    tokenizer = load_tokenizer(pairs / _TOKENIZER)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     reward_model = load_reward_model(config, policy, start, pad)
     model = PairScores(reward_model)

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
+from kubealign_components.engines.loading import load_checkpoint
 from kubealign_components.engines.scoring import four_bits, in_4_bits, resolved_dtype
-from kubealign_components.errors import ConfigError, EngineError
+from kubealign_components.errors import ConfigError
 from kubealign_components.training.config import TrainerConfig
+
+
+class LoraSettings(Protocol):
+    """Settings that new adapters are made by."""
+
+    @property
+    def lora_r(self) -> int: ...
+    @property
+    def lora_alpha(self) -> int: ...
+    @property
+    def lora_targets(self) -> tuple[str, ...]: ...
 
 
 def compute_dtype(config: TrainerConfig) -> torch.dtype:
@@ -83,34 +94,18 @@ def base_dtype(config: TrainerConfig) -> torch.dtype:
     return compute_dtype(config) if frozen else torch.float32
 
 
-def load_base(
-    path: Path,
-    dtype: torch.dtype,
-    *,
-    quantise: bool = False,
-    kind: Any = AutoModelForCausalLM,
-    unquantised: Sequence[str] | None = None,
-    **options: Any,
-) -> Any:
-    """The model at ``path`` in ``dtype``, or quantised to 4 bits (nf4) for CUDA.
+def load_base(path: Path, dtype: torch.dtype, *, quantise: bool = False) -> Any:
+    """The causal language model at ``path`` in ``dtype``, or quantised to 4 bits (nf4) for CUDA.
 
     Args:
         path: a Hugging Face model directory.
         dtype: of the weights, or of what is computed with those in 4 bits.
-        quantise: whether to quantise all linear layers.
-        kind: what it is loaded as.
-        unquantised: linear layers to leave as they are; the head of a language model when None.
-        options: further arguments of ``from_pretrained``.
+        quantise: whether to quantise all linear layers but the head.
 
     Raises:
-        EngineError: the directory holds none.
+        EngineError: the directory holds none, or not all of one.
     """
-    if quantise:
-        options["quantization_config"] = four_bits(dtype, unquantised=unquantised)
-    try:
-        return kind.from_pretrained(path, dtype=dtype, **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise EngineError(f"cannot load the policy from {path}: {error}") from error
+    return load_checkpoint(path, dtype, quantization_config=four_bits(dtype) if quantise else None)[0]
 
 
 def attach_adapter(
@@ -128,21 +123,36 @@ def attach_adapter(
     Raises:
         ConfigError: ``lora_targets`` name no layer of it.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     if config.adapter == "qlora":
         model = in_4_bits(model)
-    lora = LoraConfig(
-        task_type=task,
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(config.lora_targets or targets) or "all-linear",
-    )
     torch.manual_seed(config.seed)
     try:
-        return get_peft_model(model, lora)
+        return get_peft_model(model, lora_config(config, targets, dropout=config.lora_dropout, task=task))
     except ValueError as error:
         raise ConfigError(
             "lora_targets", config.lora_targets, f"names of the model's layers ({error})"
         ) from error
+
+
+def lora_config(
+    config: LoraSettings, targets: Sequence[str] = (), *, dropout: float = 0.0, task: str | None = "CAUSAL_LM"
+) -> Any:
+    """PEFT's settings of new adapters.
+
+    Args:
+        config: rank, scale and layers.
+        targets: layers where the settings name none; by default all linear layers but the head.
+        dropout: of the adapters' input.
+        task: PEFT's name of what the model is for; None for what it does not know.
+    """
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type=task,
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=dropout,
+        target_modules=list(config.lora_targets or targets) or "all-linear",
+    )

@@ -46,13 +46,29 @@ def template_end(tokenizer: Any, after_answer: str) -> set[int]:
 
 
 def checked(ids: set[int], model: Path) -> tuple[int, ...]:
-    """``ids``, ascending; raises :class:`EngineError` when there are none."""
+    """``ids``, ascending.
+
+    Raises:
+        EngineError: there are none, or the model does not know one.
+    """
     if not ids:
         raise EngineError(
             f"{model} names no end-of-turn token; set eos_token_id in its generation_config.json, or every "
             "completion runs to max_new_tokens"
         )
+    rows = embedding_rows(model)
+    if rows is not None and max(ids) >= rows:
+        raise EngineError(
+            f"{model} ends turns with token {max(ids)}, which is outside its embedding of {rows} rows; mend "
+            "eos_token_id in its generation_config.json, or every completion runs to max_new_tokens"
+        )
     return tuple(sorted(ids))
+
+
+def embedding_rows(model: Path) -> int | None:
+    """Tokens that the model in the directory ``model`` knows, None where its config does not say."""
+    rows = text_config(read_json(model / "config.json")).get("vocab_size")
+    return rows if isinstance(rows, int) else None
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:

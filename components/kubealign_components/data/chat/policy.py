@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kubealign_components.data.chat.ends import checked, ids_of_files, template_end
+from kubealign_components.data.chat.ends import checked, embedding_rows, ids_of_files, template_end
 from kubealign_components.data.chat.rendering import (
     ANSWER,
     ANSWERED,
@@ -28,6 +28,7 @@ from kubealign_components.data.chat.rendering import (
     without_reasoning,
 )
 from kubealign_components.data.chat.settings import TemplateSettings
+from kubealign_components.data.chat.tokenizer import load_tokenizer, one_bos, unknown_tokens
 from kubealign_components.data.fingerprint import digest
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.errors import EngineError
@@ -66,6 +67,9 @@ class ChatTemplate:
         if not (self.tokenizer.chat_template or self.settings.text):
             raise EngineError(f"the tokenizer of {model.name} has no chat template; {REMEDY}")
         self._renderer = Renderer(self.tokenizer, model.name, self.settings)
+        rows = embedding_rows(model.path)
+        if problem := unknown_tokens(self.tokenizer, rows, model.name, self._renderer.source):
+            log.warning("%s", problem)
         self._check_generation_prompt()
         self._blank: dict[tuple[int, ...], bool] = {}
 
@@ -125,7 +129,8 @@ class ChatTemplate:
 
     def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of rendered prompts, each with at most one leading BOS."""
-        return [self._one_bos(ids) for ids in self._renderer.marks.encode(texts)]
+        encoded = self._renderer.marks.encode(texts)
+        return [one_bos(ids, self.tokenizer.bos_token_id) for ids in encoded]
 
     def answer_ids(self, messages: Sequence[Message], beginning: str) -> list[int]:
         """Token ids of the prompt and of the ``beginning`` of its answer, the turn left open."""
@@ -272,13 +277,6 @@ class ChatTemplate:
     def _last_mark(self, prompt: str) -> int:
         return max(0, *(prompt.rfind(mark) for mark in self._safe_marks), 0)
 
-    def _one_bos(self, ids: list[int]) -> list[int]:
-        # Most templates write BOS themselves; the tokenizer must not add a second one.
-        bos = self.tokenizer.bos_token_id
-        while bos is not None and ids[:2] == [bos, bos]:
-            ids = ids[1:]
-        return ids
-
     def _check_generation_prompt(self) -> None:
         """Refuse a template whose prompts do not lead to an answer."""
         try:
@@ -296,20 +294,6 @@ class ChatTemplate:
                 "start an assistant turn; copy it to a file, add {% if add_generation_prompt %} there, and "
                 "give its path as chat_template"
             )
-
-
-def load_tokenizer(model: Path) -> Any:
-    """The tokenizer in the directory ``model``.
-
-    Raises:
-        EngineError: there is none, or it cannot be loaded; gives the reason.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except Exception as error:  # the libraries below raise anything
-        raise EngineError(f"cannot load the tokenizer of {model}: {error}") from error
 
 
 def end_token_ids(model: Path, settings: TemplateSettings | None = None) -> tuple[int, ...]:
