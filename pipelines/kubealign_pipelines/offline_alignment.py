@@ -100,7 +100,7 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) 
             seed: Seed of the run.
             validation_fraction: Share of the prompts, by hash, that is held out for evaluation.
             work: URI of the work prefix. Runs that share it reuse each other's finished rows.
-            work_rows_per_chunk: Most prompts that one pod works on; a fan-out has at most 100 chunks.
+            work_rows_per_chunk: Most prompts of a pod, while no more pods are needed than run at once.
             import_options: Further settings of import_prompts by name.
             filter_max_seq_len: Most tokens of prompt and completion together.
             filter_max_prompt_len: Most tokens of a prompt.
@@ -136,7 +136,11 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) 
             evaluate_max_prompts: Most held-out prompts that are compared.
             evaluate_options: Further settings of evaluate by name, such as min_gain.
         """
-        cut: dict[str, Any] = {"work": work, "rows_per_chunk": work_rows_per_chunk}
+        cut: dict[str, Any] = {
+            "work": work,
+            "rows_per_chunk": work_rows_per_chunk,
+            "max_chunks": settings.chunks,
+        }
         sampling: dict[str, Any] = {
             "engine": sample_engine,
             "n": sample_n if sampled else evaluate_n,

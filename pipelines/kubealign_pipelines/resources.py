@@ -16,6 +16,7 @@ from kfp import kubernetes
 
 from kubealign_components import images
 from kubealign_components.config import from_mapping, require, require_choice
+from kubealign_components.data.limits import MAX_CHUNKS
 from kubealign_components.forwarding import forwarded
 from kubealign_components.store.base import KUBEFLOW
 from kubealign_components.supervisor import supervised
@@ -154,6 +155,9 @@ class CompileSettings:
     slices of its work are not repeated."""
     parallelism: int = 16
     """Most chunks of a fan-out that run at once."""
+    max_chunks: int = 0
+    """Most chunks of a fan-out; 0 for as many as run at once. In any case no more than the object of a run
+    has room for. Chunks grow with the data: a pod that is lost loses a slice and not its chunk."""
     caching: bool = True
     """Whether KFP may take a task's outputs from an earlier run with equal inputs. What reads sources is run
     again in any case; finished rows are found by content."""
@@ -182,6 +186,8 @@ class CompileSettings:
     def __post_init__(self) -> None:
         require(self.retries >= 0, "retries", self.retries, "0 or more")
         require(self.parallelism > 0, "parallelism", self.parallelism, "a positive number of chunks")
+        most = f"0 (as parallelism) to {MAX_CHUNKS}"
+        require(0 <= self.max_chunks <= MAX_CHUNKS, "max_chunks", self.max_chunks, most)
         require_choice("installation", self.installation, INSTALLATIONS)
         for kind in self.images:
             require_choice("images", kind, IMAGES)
@@ -190,6 +196,11 @@ class CompileSettings:
             several = wanted.nodes is not None and wanted.nodes > 1
             where, which = f"stages.{stage}.nodes", " or ".join(TRAINING)
             require(not several or stage in TRAINING, where, wanted.nodes, f"1: only {which} takes several")
+
+    @property
+    def chunks(self) -> int:
+        """Most chunks of a fan-out, if the object of a run has room for them."""
+        return min(self.max_chunks or self.parallelism, MAX_CHUNKS)
 
     def image(self, reference: str) -> str:
         """The image to pull for ``reference``, one of :data:`IMAGES`."""

@@ -123,7 +123,7 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
             seed: Seed of the run.
             validation_fraction: Share of the prompts, by hash, that is held out for evaluation.
             work: URI of the work prefix. Runs that share it reuse each other's finished rows.
-            work_rows_per_chunk: Most prompts that one pod works on; a fan-out has at most 100 chunks.
+            work_rows_per_chunk: Most prompts of a pod, while no more pods are needed than run at once.
             clean_prompts_languages: Languages to keep, such as en; all when empty.
             clean_prompts_max_rows: Most prompts to judge answers to, a seeded sample; 0 for all.
             clean_prompts_options: Further settings of clean_prompts by name.
@@ -172,7 +172,11 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
                 principle_names and token_budget.
             evaluate_options: Further settings of evaluate by name, such as min_gain.
         """
-        cut: dict[str, Any] = {"work": work, "rows_per_chunk": work_rows_per_chunk}
+        cut: dict[str, Any] = {
+            "work": work,
+            "rows_per_chunk": work_rows_per_chunk,
+            "max_chunks": settings.chunks,
+        }
         sampling = {
             "engine": sample_engine,
             "temperature": sample_temperature,

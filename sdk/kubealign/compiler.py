@@ -14,6 +14,10 @@ from kubealign.graph import Graph, Json, Parameter
 from kubealign_components.config import require
 from kubealign_pipelines import build, rules
 from kubealign_pipelines.resources import CompileSettings
+from kubealign_pipelines.workflow_size import most_chunks
+
+PLANNED = "max_chunks"
+"""Argument of the stages that plan a fan-out: the most chunks of it."""
 
 
 def compile_pipeline(
@@ -43,6 +47,7 @@ def compile_pipeline(
     platform: Json = MessageToDict(pipeline.platform_spec)
     whole = Graph(spec)
     idle = _prune(spec)
+    _limit_chunks(spec, (settings or CompileSettings()).chunks)
     if defaults:
         _set_defaults(spec, parameters)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +91,15 @@ def _prune(spec: Json) -> list[str]:
     for name in idle:
         del declared[name]
     return idle
+
+
+def _limit_chunks(spec: Json, wanted: int) -> None:
+    """Let every stage that plans a fan-out plan what the object of a run has room for."""
+    limit = most_chunks(spec, wanted)
+    for task in spec["root"]["dag"]["tasks"].values():
+        planned = task.get("inputs", {}).get("parameters", {}).get(PLANNED)
+        if planned:
+            planned["runtimeValue"]["constant"] = float(limit)
 
 
 def _set_defaults(spec: Json, parameters: Mapping[str, Any]) -> None:

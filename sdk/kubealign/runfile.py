@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from kubealign_components.config import from_mapping, require, require_choice
+from kubealign_components.data.limits import MAX_CHUNKS
 from kubealign_components.errors import ConfigError
 from kubealign_pipelines import PIPELINES
 from kubealign_pipelines.resources import CompileSettings
@@ -75,7 +76,13 @@ class RunFile:
         stages = {
             name: replace(stage, retries=None, nodes=None) for name, stage in self.compile.stages.items()
         }
-        settings = replace(self.compile, parallelism=local.parallelism, retries=local.retries, stages=stages)
+        settings = replace(
+            self.compile,
+            parallelism=local.parallelism,
+            max_chunks=MAX_CHUNKS,
+            retries=local.retries,
+            stages=stages,
+        )
         return replace(self, compile=settings)
 
 

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from kubealign_components.config import require
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, digest
+from kubealign_components.data.limits import MAX_CHUNKS
 from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.data.seeds import ID_LENGTH, mix64
 from kubealign_components.data.stats import Stats
@@ -40,9 +41,6 @@ from kubealign_components.progress import progress_bar
 from kubealign_components.store import join, store_for
 
 log = logging.getLogger(__name__)
-
-MAX_CHUNKS = 100
-"""A fan-out's limit: KFP passes collected results in one 128 KiB argument and tracks each pod."""
 
 Row = dict[str, Any]
 

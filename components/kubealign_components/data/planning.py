@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kubealign_components.config import execution, require
-from kubealign_components.data.chunks import MAX_CHUNKS, plan
+from kubealign_components.data.chunks import plan
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.limits import MAX_CHUNKS
 from kubealign_components.store import beside
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kubealign_components.config import execution, require
-from kubealign_components.data.chunks import MAX_CHUNKS, Chunk, plan
+from kubealign_components.data.chunks import Chunk, plan
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.limits import MAX_CHUNKS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,80 @@
+"""The object of a run: its size as imitated, held to what was seen, and the chunks that it has room for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kubealign.compiler import compile_pipeline
+from kubealign.runfile import RunFile
+from kubealign_components.config import from_mapping
+from kubealign_components.errors import ConfigError
+from kubealign_pipelines.resources import CompileSettings
+from kubealign_pipelines.workflow_size import LIMIT, most_chunks, workflow_size
+from pipeline_shapes import SHAPES
+
+
+def compiled(shape: str, folder: Path, **settings: Any) -> dict[str, Any]:
+    pipeline, parameters, _ = SHAPES[shape]
+    path = folder / "pipeline.yaml"
+    compile_pipeline(pipeline, path, CompileSettings(**settings), parameters)
+    spec: dict[str, Any] = next(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
+    return spec
+
+
+def planned(spec: dict[str, Any]) -> set[int]:
+    """The most chunks that the stages are told to plan."""
+    inputs = [task.get("inputs", {}).get("parameters", {}) for task in spec["root"]["dag"]["tasks"].values()]
+    return {int(one["max_chunks"]["runtimeValue"]["constant"]) for one in inputs if "max_chunks" in one}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_run_with_all_of_its_retries_fits(shape: str, tmp_path: Path) -> None:
+    spec = compiled(shape, tmp_path, parallelism=100, retries=3)
+    [most] = planned(spec)
+    size = workflow_size(spec, most)
+    assert size.total <= LIMIT
+    assert most >= 16, "fewer chunks at once than the default"
+
+
+def test_more_chunks_than_there_is_room_for_are_not_planned(tmp_path: Path) -> None:
+    spec = compiled("salmon offline", tmp_path, parallelism=100, retries=3)
+    [most] = planned(spec)
+    assert most < 100
+    assert workflow_size(spec, 100).total > LIMIT, "the case is none"
+    [without] = planned(compiled("salmon offline", tmp_path, parallelism=100, retries=0))
+    assert without > most
+
+
+def test_a_fan_out_has_as_many_chunks_as_run_at_once(tmp_path: Path) -> None:
+    assert planned(compiled("scored after", tmp_path, parallelism=7)) == {7}
+    assert planned(compiled("scored after", tmp_path, parallelism=7, max_chunks=14)) == {14}
+    assert planned(compiled("scored after", tmp_path)) == {16}
+    local = RunFile().for_local_run()
+    assert local.compile.chunks == 100, "here chunks are not made for pods"
+
+
+def test_sizes_are_those_that_were_seen(tmp_path: Path) -> None:
+    """A run of two chunks a fan-out and 12 other tasks: 160 nodes, 600 bytes packed of 4 kB each."""
+    spec = compiled("scored after", tmp_path)
+    size = workflow_size(spec, 2, retries=False)
+    plain = 9 * 6 + 3 * 4
+    assert size.nodes == plain + 2 + 2 + 3 * 2 * 12
+    assert 450 < size.packed / size.nodes < 800
+    assert 3000 < size.state / size.nodes < 6500
+
+
+def test_size_grows_evenly_with_chunks(tmp_path: Path) -> None:
+    spec = compiled("ppo", tmp_path)
+    sizes = [workflow_size(spec, chunks).packed for chunks in (8, 16, 24)]
+    assert sizes[2] - sizes[1] == pytest.approx(sizes[1] - sizes[0], rel=0.35)
+    limit = most_chunks(spec, 1000)
+    assert 0.5 * LIMIT < workflow_size(spec, limit).total < 0.85 * LIMIT
+
+
+def test_an_impossible_limit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_chunks=101: expected 0 "):
+        from_mapping(CompileSettings, {"max_chunks": 101}, "compile")
