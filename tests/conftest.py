@@ -126,9 +126,8 @@ def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
         nonlocal made
         made += 1
         shards = options.pop("shards", 1)
-        provenance = derive(
-            "test", 1, {"rows": json.loads(json.dumps(len(rows)))} | options.pop("params", {}), **options
-        )
+        params = {"rows": json.loads(json.dumps(len(rows)))} | options.pop("params", {})
+        provenance = derive(options.pop("stage", "test"), 1, params, **options)
         size = -(-len(rows) // shards) or 1
         with DatasetWriter(str(tmp_path / f"dataset-{made}"), schema, provenance) as writer:
             for start in range(0, len(rows), size):

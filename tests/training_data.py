@@ -80,11 +80,17 @@ def score(rows: Sequence[dict[str, Any]], model: Path) -> list[dict[str, Any]]:
 
 
 def make_training(
-    make_dataset: Callable[..., Dataset], model: Path, rows: Sequence[dict[str, Any]], **params: Any
+    make_dataset: Callable[..., Dataset],
+    model: Path,
+    rows: Sequence[dict[str, Any]],
+    inputs: dict[str, Dataset] | None = None,
+    **params: Any,
 ) -> Dataset:
     """Publish ``rows`` with the identity of ``model``; ``params`` tell datasets apart."""
     identity = ChatTemplate(find_model(str(model))).identity
-    return make_dataset(rows, schema=TRAINING, identity=identity, params=params, slug=["tiny", "pairs"])
+    return make_dataset(
+        rows, schema=TRAINING, identity=identity, params=params, slug=["tiny", "pairs"], inputs=inputs
+    )
 
 
 def _with_empty_logprobs(row: dict[str, Any]) -> dict[str, Any]:

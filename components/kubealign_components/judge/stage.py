@@ -78,8 +78,8 @@ class JudgeStage:
         self._over_length = 0
 
     def key(self, row: Row) -> str:
-        """Hash of the prompt and its completions."""
-        return digest([row["prompt_id"], [c["completion_id"] for c in row["completions"]]])
+        """Hash of what is read: the prompt and every completion's text, whose ids may be of its tokens."""
+        return digest([row["prompt_id"], [[c["completion_id"], c["messages"]] for c in row["completions"]]])
 
     def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
         """The judgements of each row: every pair under every principle, in both orders."""

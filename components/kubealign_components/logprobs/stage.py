@@ -161,10 +161,13 @@ class LogprobStage:
             self._scorer.close()
 
     def key(self, row: Row) -> str:
-        """Hash of the prompt's tokens, the completions, and what the sampler said of them."""
-        taken = self._config.source == "sampler"
-        said = [repr(c["sampler_logprob"]) if taken and c["reference"] else "" for c in row["completions"]]
-        return digest([row["prompt_id"], row["prompt_token_ids"], _ids(row), said])
+        """Hash of what is read: tokens of the prompt and of every completion, and what the sampler said."""
+        return digest([row["prompt_token_ids"], [self.completion_key(c) for c in row["completions"]]])
+
+    def completion_key(self, completion: Row) -> str:
+        """Hash of what is read of one completion beside its prompt: not its id, which may be a text's."""
+        taken = self._config.source == "sampler" and completion["reference"]
+        return digest([completion["token_ids"], repr(completion["sampler_logprob"]) if taken else ""])
 
     def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
         """One log-probability for each completion of each row."""
@@ -261,7 +264,3 @@ class LogprobStage:
                 "from the scorer. Compare their dtype and weights, or use source: scorer"
             )
         return drift
-
-
-def _ids(row: Row) -> list[str]:
-    return [c["completion_id"] for c in row["completions"]]

@@ -76,10 +76,18 @@ class RewardStage:
         self._left_out: Counter[str] = Counter()
 
     def key(self, row: Row) -> str:
-        """Hash of the prompt, its completions, and what else a reward function reads."""
-        completions = [(c["completion_id"], c["finish_reason"]) for c in row["completions"]]
-        read = (row["answers"], row["metadata"]) if self._rewarder.spec.functions else ()
-        return digest([row["prompt_id"], completions, read])
+        """Hash of what is read: the prompt and every completion's."""
+        return digest([row["prompt_id"], [self.completion_key(row, c) for c in row["completions"]]])
+
+    def completion_key(self, row: Row, completion: Row) -> str:
+        """Hash of what is read of one completion: its text, and for a reward function all that it is given.
+
+        Not its id: two texts that a template renders alike share token ids.
+        """
+        read = [completion["messages"]]
+        if self._rewarder.spec.functions:
+            read += [completion["num_tokens"], completion["finish_reason"], row["answers"], row["metadata"]]
+        return digest(read)
 
     def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
         """The rewards of each row's completions; null, and why, for one that has none."""

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kubealign_components.training.config import INCLUSIVE, MID_RANK, QUANTILE_RULES
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-INCLUSIVE = "inclusive"
-MID_RANK = "mid_rank"
-LEAVE_ONE_OUT = "leave_one_out"
-METHODS = (INCLUSIVE, MID_RANK, LEAVE_ONE_OUT)
+METHODS = QUANTILE_RULES
 
 
 def segments(row: Ints) -> tuple[Ints, Ints, Ints]:

@@ -26,8 +26,6 @@ from kubealign_components.progress import progress_bar
 from kubealign_components.select.labels import Agreement, labelled_pairs, sides
 from kubealign_components.select.pairs import STRATEGIES, Pool, Rules, choose_pairs
 from kubealign_components.select.quantiles import (
-    INCLUSIVE,
-    LEAVE_ONE_OUT,
     METHODS,
     Bools,
     Floats,
@@ -36,6 +34,7 @@ from kubealign_components.select.quantiles import (
     quantile_rewards,
     rank_rewards,
 )
+from kubealign_components.training.config import INCLUSIVE, LEAVE_ONE_OUT
 
 VERSION = 1
 

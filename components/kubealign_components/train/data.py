@@ -21,8 +21,9 @@ from kubealign_components.engines.packing import Group, PackedBatch, pack
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.kto import Mismatched, Mismatches
-from kubealign_components.training.config import PAIRWISE
+from kubealign_components.training.config import INCLUSIVE, PAIRWISE, least_references
 from kubealign_components.training.microbatches import Sizes
+from kubealign_components.training.regime import nearest_steps
 from kubealign_components.training.rows import Rows
 
 Row = dict[str, Any]
@@ -82,6 +83,7 @@ def write_examples(dataset: Dataset, config: TrainConfig, folder: Path) -> None:
         DataError: a number that the objective needs is missing or impossible.
     """
     folder.mkdir(parents=True)
+    rule = quantile_rule(dataset) if config.objective == "qrpo" else INCLUSIVE
     schema = ("prompt_id", "prompt_token_ids", "completions", "num_references", "split")
     files: dict[str, Any] = {}
     for batch in dataset.batches(schema, batch_rows=4096):
@@ -89,7 +91,7 @@ def write_examples(dataset: Dataset, config: TrainConfig, folder: Path) -> None:
             table = _slim(batch, split)
             if split not in files:
                 files[split] = pa.ipc.new_file(folder / f"{split}.arrow", table.schema)
-            _check(table, config, dataset.uri)
+            _check(table, config, dataset.uri, rule)
             files[split].write_table(table)
     for file in files.values():
         file.close()
@@ -131,7 +133,7 @@ def _slim(batch: pa.RecordBatch, split: str) -> pa.Table:
     return table.set_column(position, "completions", pa.ListArray.from_arrays(offsets, slim))
 
 
-def _check(examples: pa.Table, config: TrainConfig, uri: str) -> None:
+def _check(examples: pa.Table, config: TrainConfig, uri: str, rule: str) -> None:
     """Raise for the first example that the objective cannot use."""
     for prompt_id, references, completions in _facts(examples):
         if config.objective in PAIRWISE and len(completions) != 2:
@@ -142,14 +144,32 @@ def _check(examples: pa.Table, config: TrainConfig, uri: str) -> None:
                 "completion(s); select with another strategy than 'all'",
             )
         for completion in completions:
-            problem = _problem(completion, references, config)
+            problem = _problem(completion, references, config, rule)
             if problem:
                 raise DataError(
                     f"{uri}: completion {completion['completion_id']} of prompt {prompt_id}: {problem}"
                 )
 
 
-def _problem(completion: Row, references: int | None, config: TrainConfig) -> str:
+def quantile_rule(dataset: Dataset) -> str:
+    """How the quantile rewards of ``dataset`` were counted, from the nearest ``select`` of its recipe; the
+    published rule where there is none.
+
+    Raises:
+        DataError: by several rules, so that one number means several things.
+    """
+    manifest = dataset.manifest
+    steps = nearest_steps("select", manifest.fingerprint, manifest.recipe)
+    rules = sorted({str(step["params"]["quantile"]) for step in steps}) or [INCLUSIVE]
+    if len(rules) > 1:
+        raise DataError(
+            f"{dataset.uri}: its quantile rewards were counted by {' and '.join(rules)}; train with qrpo on "
+            "selections of one rule"
+        )
+    return rules[0]
+
+
+def _problem(completion: Row, references: int | None, config: TrainConfig, rule: str) -> str:
     """What is wrong with ``completion`` for the objective; empty when it can be used."""
     logprob, quantile = completion["logprob"], completion["quantile_reward"]
     if not completion["tokens"]:
@@ -167,9 +187,13 @@ def _problem(completion: Row, references: int | None, config: TrainConfig) -> st
     if config.objective == "qrpo":
         if quantile is None or not 0 <= quantile <= 1:
             return f"its quantile reward is {quantile!r}, expected a number in [0, 1] for qrpo"
-        least = {"log": 1, "normal_icdf": 2}.get(config.transform, 0)
+        least = least_references(config.transform, rule)
         if (references or 0) < least:
-            return f"it has {references!r} reference rewards, {config.transform} needs {least} or more"
+            return (
+                f"it has {references!r} reference rewards, {config.transform} needs {least} or more with "
+                f"{rule} quantile rewards: with fewer the reward would not count. Sample more completions, "
+                "or select with another rule"
+            )
     return ""
 
 

@@ -22,6 +22,7 @@ from kubealign_components.train.data import Examples, require_examples, write_ex
 from kubealign_components.train.trainer import AlignmentTrainer
 from kubealign_components.training.arguments import training_arguments
 from kubealign_components.training.changed import require_changed
+from kubealign_components.training.config import INCLUSIVE
 from kubealign_components.training.metrics import means_of_last
 from kubealign_components.training.models import check_machine, load_policy
 from kubealign_components.training.processes import Processes, joined
@@ -48,6 +49,8 @@ class Job:
     """Of that model."""
     checkpoints: str = ""
     """URI of this run's checkpoints; empty for none."""
+    quantile_rule: str = INCLUSIVE
+    """How the dataset's quantile rewards were counted."""
     max_drift: float | None = None
     """Largest mean |log-ratio| per token before the first step, in nats; None where policy and reference are
     different models."""
@@ -89,7 +92,15 @@ def _train(job: Job, config: TrainConfig, processes: Processes, stop: Stop) -> N
     # What FSDP wraps one by one: without the names it would gather the whole model at once.
     model._no_split_modules = getattr(policy, "_no_split_modules", None)
     trainer = AlignmentTrainer(
-        config, model, arguments, train, validation, checkpoints.callbacks, job.max_drift, job.drift_hint
+        config,
+        model,
+        arguments,
+        train,
+        validation,
+        checkpoints.callbacks,
+        rule=job.quantile_rule,
+        max_drift=job.max_drift,
+        drift_hint=job.drift_hint,
     )
     if config.objective == "kto":
         trainer.measure_mismatches()

@@ -19,7 +19,9 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.engines.scoring import device_type, resolved_dtype
 from kubealign_components.errors import ConfigError
 from kubealign_components.train.config import TrainConfig
+from kubealign_components.train.data import quantile_rule
 from kubealign_components.train.program import PROGRAM, Job
+from kubealign_components.training.config import INCLUSIVE
 from kubealign_components.training.launch import pinned, run_program
 from kubealign_components.training.publishing import (
     checkpoint_uri,
@@ -32,7 +34,7 @@ from kubealign_components.training.regime import (
     UNKNOWN_DRIFT,
     Regime,
     differences,
-    reference_steps,
+    nearest_steps,
     regime,
 )
 from kubealign_components.training.saving import saved_dtype
@@ -127,7 +129,7 @@ def expected_drift(config: TrainConfig, training: Dataset, device: str) -> float
     if config.max_initial_drift is not None:
         return config.max_initial_drift
     manifest, dtype = training.manifest, config.dtype
-    steps = list(reference_steps(manifest.fingerprint, manifest.recipe))
+    steps = list(nearest_steps("logprobs", manifest.fingerprint, manifest.recipe))
     if not steps or any(step["params"]["source"] == "sampler" for step in steps):
         return UNKNOWN_DRIFT
     if config.strategy != "none":
@@ -184,6 +186,7 @@ def _job(
         output=output,
         provenance=asdict(provenance),
         checkpoints=checkpoints,
+        quantile_rule=quantile_rule(training) if config.objective == "qrpo" else INCLUSIVE,
         max_drift=drift,
         drift_hint=_drift_hint(config, training),
     )

@@ -20,6 +20,7 @@ from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.data import Batch, Examples
 from kubealign_components.train.kto import Mismatches, reference_point
 from kubealign_components.training import objectives
+from kubealign_components.training.config import INCLUSIVE
 from kubealign_components.training.metrics import Meter
 from kubealign_components.training.step_trainer import StepTrainer
 
@@ -37,6 +38,7 @@ class AlignmentTrainer(StepTrainer):
         train: examples to train on.
         validation: held-out examples, possibly none.
         callbacks: such as the one that publishes checkpoints.
+        rule: how the examples' quantile rewards were counted.
         max_drift: largest mean |log-ratio| per token before the first step, in nats; None where policy and
             reference are different models, which is then not looked at.
         drift_hint: what to say beside the numbers when step 0 disagrees with the reference.
@@ -54,11 +56,14 @@ class AlignmentTrainer(StepTrainer):
         train: Examples,
         validation: Examples,
         callbacks: Sequence[TrainerCallback] = (),
+        *,
+        rule: str = INCLUSIVE,
         max_drift: float | None = None,
         drift_hint: str = "",
     ) -> None:
         check = [] if max_drift is None else [_InitialDrift(self, max_drift, drift_hint)]
         super().__init__(config, model, args, train, validation, [*check, *callbacks])
+        self.rule = rule
         if max_drift is None:
             log.info("the policy is not the reference, so their first log-probabilities are not compared")
         self.reference_point = torch.zeros((), device=args.device)
@@ -94,14 +99,16 @@ class AlignmentTrainer(StepTrainer):
 
     def batch_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Sum of the objective over the examples of ``batch``."""
-        loss, logprob_C, reward_C = _losses(self.config, batch, model(batch.packed), self.reference_point)
+        loss, logprob_C, reward_C = _losses(
+            self.config, batch, model(batch.packed), self.reference_point, self.rule
+        )
         if batch.step_examples:
             _measure(self.meter, self.config, batch, loss, logprob_C, reward_C)
         return loss
 
 
 def _losses(
-    config: TrainConfig, batch: Batch, logprob_C: Tensor, reference_point: Tensor
+    config: TrainConfig, batch: Batch, logprob_C: Tensor, reference_point: Tensor, rule: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum over examples of their losses, and per completion the log-ratio and the implicit reward."""
     log_ratio_C = logprob_C - batch.reference_logprob_C
@@ -112,7 +119,12 @@ def _losses(
     smoothing = config.label_smoothing
     if config.objective == "qrpo":
         loss_C = objectives.qrpo_loss(
-            log_ratio_C, batch.quantile_C, batch.references_C, beta_C, transform=config.transform
+            log_ratio_C,
+            batch.quantile_C,
+            batch.references_C,
+            beta_C,
+            transform=config.transform,
+            rule=rule,
         )
         total = (loss_C * batch.weight_C).sum()
     elif config.objective == "kto":

@@ -9,6 +9,20 @@ from kubealign_components.config import execution, require, require_choice
 TRANSFORMS = ("identity", "log", "sqrt", "square", "normal_icdf")
 """f in QRPO: what is regressed on, as a function of the quantile reward. Here, not beside the objectives,
 so that settings are checked without torch."""
+INCLUSIVE, MID_RANK, LEAVE_ONE_OUT = "inclusive", "mid_rank", "leave_one_out"
+QUANTILE_RULES = (INCLUSIVE, MID_RANK, LEAVE_ONE_OUT)
+"""How a quantile reward counts what is equal to it; :mod:`kubealign_components.select.quantiles` has them."""
+
+
+def least_references(transform: str, rule: str) -> int:
+    """Reference rewards that a prompt needs for ``transform`` to tell rewards apart.
+
+    With n = 2 the inclusive rule leaves ``normal_icdf`` the one value 1/2, whatever the reward.
+    """
+    needed = {"log": {INCLUSIVE: 1}, "normal_icdf": {INCLUSIVE: 3}}
+    return needed[transform].get(rule, 2) if transform in needed else 0
+
+
 PAIRWISE = ("dpo", "dpo_norm", "ipo", "rebel", "simpo")
 """Objectives that compare a chosen with a rejected completion."""
 POINTWISE = ("kto", "qrpo")

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kubealign_components.training.config import INCLUSIVE
+
 _POWERS = {"identity": 1.0, "sqrt": 0.5, "square": 2.0}
 # Terms of a series in 1/β ≤ 1; the 25th is below 1e-25 of the first.
 _SERIES_TERMS = 25
@@ -116,7 +118,13 @@ def kto_loss(
 
 
 def qrpo_loss(
-    log_ratio_C: Tensor, quantile_C: Tensor, references_C: Tensor, beta_C: Tensor, *, transform: str
+    log_ratio_C: Tensor,
+    quantile_C: Tensor,
+    references_C: Tensor,
+    beta_C: Tensor,
+    *,
+    transform: str,
+    rule: str = INCLUSIVE,
 ) -> Tensor:
     """QRPO (Matrenok et al. 2025, arXiv 2507.08068, eq. 11): (f(q) − β·log Z − β·l)², pointwise.
 
@@ -126,8 +134,10 @@ def qrpo_loss(
         references_C: n, the number of reference rewards behind q.
         beta_C: β of each completion, from :func:`beta_per_completion`.
         transform: one of :data:`kubealign_components.training.config.TRANSFORMS`.
+        rule: how q was counted, one of :data:`kubealign_components.training.config.QUANTILE_RULES`.
     """
-    target_C = transform_quantile(quantile_C, references_C, transform) - beta_log_z(beta_C, transform)
+    value_C = transform_quantile(quantile_C, references_C, transform, rule)
+    target_C = value_C - beta_log_z(beta_C, transform)
     return (target_C.to(log_ratio_C.dtype) - beta_C.to(log_ratio_C.dtype) * log_ratio_C) ** 2
 
 
@@ -141,17 +151,22 @@ def beta_per_completion(
     return beta_C if beta_max is None else beta_C.clamp(max=beta_max)
 
 
-def transform_quantile(quantile_C: Tensor, references_C: Tensor, transform: str) -> Tensor:
+def transform_quantile(
+    quantile_C: Tensor, references_C: Tensor, transform: str, rule: str = INCLUSIVE
+) -> Tensor:
     """f(q) in fp64.
 
-    Where f is unbounded, q is held off the edges by what n references can resolve: below at 1/n for
-    ``log``, to [1/n, (n−1)/n] for ``normal_icdf`` (which therefore needs n ≥ 2).
+    Where f is unbounded, q is held off the edges by what n references can resolve under the ``rule``. The
+    inclusive one gives them 1/n, …, 1, so the published code holds q in [1/n, (n−1)/n]. The others count
+    ties half: mid-rank references lie in [1/2n, 1 − 1/2n], where nothing is changed, and what beats or
+    loses to all, 0 or 1, is held there. All of it grows with q, given :func:`.config.least_references`.
     """
     q_C, n_C = quantile_C.double(), references_C.double()
+    edge_C = 1 / n_C if rule == INCLUSIVE else 0.5 / n_C
     if transform == "log":
-        return torch.maximum(q_C, 1 / n_C).log()
+        return torch.maximum(q_C, edge_C).log()
     if transform == "normal_icdf":
-        return torch.special.ndtri(torch.clamp(q_C, 1 / n_C, (n_C - 1) / n_C))
+        return torch.special.ndtri(torch.clamp(q_C, edge_C, 1 - edge_C))
     return q_C ** _POWERS[transform]
 
 

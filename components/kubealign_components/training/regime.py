@@ -45,9 +45,9 @@ def regime(adapter: str, dtype: str, device: str) -> Regime:
     }
 
 
-def reference_steps(fingerprint: str, recipe: Recipe) -> Iterator[Step]:
-    """The steps of ``logprobs`` that filled in the log-probabilities of the dataset ``fingerprint``: on each
-    way back from it the nearest one."""
+def nearest_steps(stage: str, fingerprint: str, recipe: Recipe) -> Iterator[Step]:
+    """The steps of ``stage`` that made what the dataset ``fingerprint`` holds: on each way back from it the
+    nearest one."""
     waiting, seen = [fingerprint], set()
     while waiting:
         name = waiting.pop()
@@ -55,7 +55,7 @@ def reference_steps(fingerprint: str, recipe: Recipe) -> Iterator[Step]:
             continue
         seen.add(name)
         step = recipe[name]
-        if step["stage"] == "logprobs":
+        if step["stage"] == stage:
             yield step
         else:
             waiting += step["inputs"].values()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from conftest import prompt_row
 from kubealign_components.data.chat import ChatTemplate
@@ -160,3 +161,31 @@ def test_prompts_without_completions_are_the_wrong_kind(
 def test_settings_are_checked_by_name(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LogprobsConfig(policy="p", **settings)
+
+
+def test_another_template_of_the_same_texts_is_scored_again(
+    make_dataset: Callable[..., Dataset], tiny_model: Path, tmp_path: Path
+) -> None:
+    """An offline completion's id is its text's: other tokens under the same id must not get its number."""
+    row = prompt_row("question") | {"prompt_token_ids": [5, 6], "prompt_tokens": 2}
+    identity = ChatTemplate(find_model(str(tiny_model))).identity
+    found = []
+    for number, ids in enumerate(([7, 8, 2], [9, 2])):
+        own = completion(row["prompt_id"], [1]) | {"token_ids": ids, "num_tokens": len(ids)}
+        dataset = make_dataset([row | {"completions": [own]}], COMPLETIONS, identity=identity)
+        planned = plan(dataset, work=str(tmp_path / "work"), chunks=1)
+        parts = [run(LogprobsConfig(policy=str(tiny_model)), chunk=chunk) for chunk in planned]
+        found.append(values(merge(parts, planned, str(tmp_path / f"merged-{number}"))))
+    assert found[0] != found[1]
+
+
+def test_the_recipe_says_what_auto_was(dataset: Dataset, tiny_model: Path, tmp_path: Path) -> None:
+    step = logprobs(dataset, tmp_path, tiny_model).manifest.provenance.step
+    assert step["params"]["regime"] == {
+        "weights": "float32",
+        "compute": "bfloat16" if torch.cuda.is_available() else "float32",
+        "head": "float32",
+        "attention": "segments",
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+    assert not {"dtype", "adapter", "max_drift"} & step["params"].keys()

@@ -168,3 +168,21 @@ def test_component_runs_the_stage(make_dataset: Callable[..., Dataset], tmp_path
     options = {"slice_rows": 2.0, "reward": {"over_length": "fail"}}
     text = component.python_func(chunk=chunk.to_json(), reward_functions=[BREVITY, EXACT], options=options)
     assert '"rows": 3' in text
+
+
+def test_texts_that_share_token_ids_have_rewards_of_their_own(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    """As where a template trims: a reward reads text, so what one got is not taken for the other."""
+    found = []
+    for number, text in enumerate(("four", "four\n\nmore")):
+        row = sampled_row(0, ["other", "four"])
+        row["completions"][1]["messages"] = canonical_json([{"role": "assistant", "content": text}])
+        dataset = make_dataset([row], COMPLETIONS, params={"number": number})
+        planned = plan(dataset, work=str(tmp_path / "work"), chunks=1)
+        parts = [run(config(BREVITY), chunk=chunk) for chunk in planned]
+        rewarded = merge(parts, planned, str(tmp_path / f"merged-{number}"))
+        found.append([c["reward"] for row in rewarded.iter_rows() for c in row["completions"]])
+    assert found[0][0] == found[1][0]
+    assert found[0][1] == 256 / 260
+    assert found[1][1] == 256 / 266

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from conftest import build_tiny_model
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
-from kubealign_components.data.schemas import MODEL
+from kubealign_components.data.schemas import MODEL, SELECTION
 from kubealign_components.errors import ConfigError, DataError, DriftError
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.stage import run
@@ -200,6 +200,29 @@ def test_examples_without_what_the_objective_needs_are_refused(
     data = make_training(make_dataset, tiny_model, rows)
     with pytest.raises(DataError, match=message):
         run(settings(tiny_model, **change), training=data, output=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("rule", "least"), [("inclusive", 3), ("mid_rank", 2), ("leave_one_out", 2)])
+def test_too_few_references_for_the_transform_are_refused_by_rule(
+    make_dataset: MakeDataset, tiny_model: Path, tmp_path: Path, rule: str, least: int
+) -> None:
+    """The rule stands in the recipe. By the inclusive one two references leave the reward no say."""
+    rows = score(training_rows(4), tiny_model)
+    selected = make_dataset([], SELECTION, stage="select", params={"quantile": rule})
+    config = settings(tiny_model, objective="qrpo", transform="normal_icdf", max_steps=1)
+    for references in (least, least - 1):
+        data = make_training(
+            make_dataset,
+            tiny_model,
+            [row | {"num_references": references} for row in rows],
+            inputs={"selection": selected},
+            references=references,
+        )
+        if references == least:
+            run(config, training=data, output=str(tmp_path / "out"))
+            continue
+        with pytest.raises(DataError, match=f"normal_icdf needs {least} or more with {rule}"):
+            run(config, training=data, output=str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize(

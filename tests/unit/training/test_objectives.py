@@ -16,8 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kubealign_components.select.quantiles import quantile_rewards, rank_rewards
 from kubealign_components.train.config import TRANSFORMS
 from kubealign_components.training import objectives as obj
+from kubealign_components.training.config import QUANTILE_RULES, least_references
 
 # β·log Z of the identity transform, published in the reference (six decimals).
 IDENTITY = {
@@ -105,6 +107,31 @@ def test_unbounded_transforms_clamp_the_quantile_to_what_n_references_resolve() 
     )
     value = obj.transform_quantile(double(0, 1, 0.5), double(4, 4, 4), "normal_icdf")
     assert value.tolist() == pytest.approx(scipy.stats.norm.ppf([0.25, 0.75, 0.5]).tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("rule", QUANTILE_RULES)
+@pytest.mark.parametrize("transform", ["log", "normal_icdf"])
+def test_a_better_reference_has_a_larger_transform_under_every_rule(rule: str, transform: str) -> None:
+    """Also with the fewest references allowed; mid-rank and leave-one-out quantiles all stay apart."""
+    for n in range(least_references(transform, rule), 7):
+        rewards, references = np.arange(n, dtype=float), np.ones(n, dtype=bool)
+        ranks = rank_rewards(np.zeros(n, dtype=int), rewards, references)
+        quantiles = torch.from_numpy(quantile_rewards(ranks, references, rule))
+        value = obj.transform_quantile(quantiles, torch.full((n,), n), transform, rule)
+        assert torch.isfinite(value).all()
+        steps = value.diff()
+        if rule == "inclusive" and transform == "normal_icdf":
+            assert abs(float(steps[-1])) < 1e-12, "the published clamp"
+            steps = steps[:-1]
+        assert (steps > 0).all()
+
+
+def test_mid_rank_references_are_transformed_as_they_are() -> None:
+    """Ten of them lie at 0.05, …, 0.95: the published clamp to [0.1, 0.9] would move the outermost."""
+    quantiles = (torch.arange(10, dtype=torch.float64) + 0.5) / 10
+    value = obj.transform_quantile(quantiles, torch.full((10,), 10), "normal_icdf", "mid_rank")
+    torch.testing.assert_close(torch.special.ndtr(value), quantiles)
+    assert obj.transform_quantile(double(0.0), double(10), "normal_icdf", "mid_rank").isfinite().all()
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
