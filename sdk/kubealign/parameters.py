@@ -95,8 +95,9 @@ def _check_stage(task: Task, values: Mapping[str, Any], *, here: bool) -> None:
     for problem in problems:
         error = problem.error
         raise ConfigError(_user_name(task, settings, problem.path), error.value, error.expected)
+    reward = getattr(config, "reward", None)
     try:
-        for function in config.reward.functions if here and hasattr(config, "reward") else ():
+        for function in reward.functions if here and reward is not None else ():
             LoadedFunction(function).close()
     except ConfigError as error:
         raise ConfigError("reward_functions", error.value, error.expected) from None
