@@ -121,7 +121,7 @@ def test_the_graph_knows_titles_and_what_a_task_works_for(tmp_path: Path) -> Non
     path = tmp_path / "small.yaml"
     compiler.Compiler().compile(small, str(path))
     graph = read_graph(path)
-    assert {t.name: t.group for t in graph.tasks.values()} == {"plan": "work", "work": "work", "join": "work"}
+    assert {t.name: t.group for t in graph.tasks.values()} == {"plan": "plan", "work": "work", "join": "work"}
     assert graph.tasks["plan"].title == "the plan"
     assert graph.tasks["work"].arguments["bad"].parameter == "bad"
     assert graph.tasks["plan"].arguments["count"].constant == 3
