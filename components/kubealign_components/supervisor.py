@@ -36,11 +36,18 @@ _PARENT_DEATH_SIGNAL = 1
 """``PR_SET_PDEATHSIG`` of Linux's ``prctl``."""
 
 
-def supervised(command: Sequence[str], retries: int) -> list[str]:
-    """The ``command`` of a KFP component, with its executor under a supervisor."""
+def supervised(command: Sequence[str], retries: int, *, torch: bool = True) -> list[str]:
+    """The ``command`` of a KFP component, with its executor under a supervisor.
+
+    Args:
+        command: of the component.
+        retries: how often a dead process is started again.
+        torch: whether the stage may load torch.
+    """
     executor = "-m kfp.dsl.executor_main"
+    options = f"--retries {retries}{'' if torch else ' --without-torch'}"
     return [
-        part.replace(executor, f"-m {__name__} --retries {retries} {executor}") if executor in part else part
+        part.replace(executor, f"-m {__name__} {options} {executor}") if executor in part else part
         for part in command
     ]
 
@@ -163,11 +170,18 @@ def main(arguments: Sequence[str]) -> int:
     """Run what ``arguments`` ask for; the exit code."""
     parser = argparse.ArgumentParser(prog="kubealign_components.supervisor", description=__doc__)
     parser.add_argument("--retries", type=int, default=0, help="how often a dead process is started again")
-    parser.add_argument("-m", dest="module", required=True, help="module to run")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help="its arguments")
-    wanted = parser.parse_args(arguments)
+    parser.add_argument("--without-torch", action="store_true", help="as where it is not installed")
+    parser.add_argument(
+        "-m", dest="module", required=True, help="module to run; what follows are its arguments"
+    )
+    # Cut here: argparse would take the module's first options for its own.
+    end = arguments.index("-m") + 2 if "-m" in arguments else len(arguments)
+    wanted, rest = parser.parse_args(arguments[:end]), arguments[end:]
     signal.signal(signal.SIGINT, _leave_to_the_child)
-    return _Supervisor(wanted.module, wanted.rest, wanted.retries).run()
+    if wanted.without_torch:
+        # Where it is installed, transformers loads it for a tokenizer: 340 MiB of no use to a stage of rows.
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    return _Supervisor(wanted.module, rest, wanted.retries).run()
 
 
 def _leave_to_the_child(_: int, __: FrameType | None) -> None:

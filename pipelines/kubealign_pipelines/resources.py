@@ -253,9 +253,12 @@ class Placement:
         task.set_display_name(title)
         task.set_container_image(self.settings.image(task.container_spec.image))
         task.set_caching_options(self.settings.caching and stage not in READS_OUTSIDE)
-        if wanted.retries:
+        rows_only = _image(component) == images.DATA
+        if wanted.retries or rows_only:
             # Of its process in its pod: what Kubeflow retries of failed pods differs between its releases.
-            task.container_spec.command = supervised(task.container_spec.command, wanted.retries)
+            command, retries = task.container_spec.command, wanted.retries or 0
+            task.container_spec.command = supervised(command, retries, torch=not rows_only)
+        if wanted.retries:
             task.set_retry(
                 wanted.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration=_RETRY_WINDOW
             )
@@ -285,6 +288,11 @@ def _requirements(wanted: StageResources) -> dict[str, dict[str, str]]:
         limits[wanted.accelerator or _GPU_NAME] = str(wanted.accelerators)
     both = {"limits": limits, "requests": requests}
     return {name: amounts for name, amounts in both.items() if amounts}
+
+
+def _image(component: Any) -> str:
+    """The image that ``component`` is written for; in that of data nothing needs torch."""
+    return str(component.component_spec.implementation.container.image)
 
 
 def _stage(component: Any) -> str:

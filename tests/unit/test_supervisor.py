@@ -20,10 +20,10 @@ STAGE = """
 import os, signal, sys, time
 from pathlib import Path
 from kubealign_components import errors
-attempts = Path(sys.argv[1])
+attempts = Path(sys.argv[3])
 number = len(attempts.read_text().splitlines()) if attempts.exists() else 0
 with attempts.open("a") as file:
-    file.write(f"{os.getpid()} {os.environ.get('KUBEALIGN_RESTART', 'first')} {sys.argv[2:]}\\n")
+    file.write(f"{os.getpid()} {os.environ.get('KUBEALIGN_RESTART', 'first')} {sys.argv[1:3]}\\n")
 def memory():
     held = bytearray(80 << 20)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -43,7 +43,8 @@ class Stage:
         path = os.pathsep.join([str(self.folder), os.environ["PYTHONPATH"], *sys.path])
         command = ["-m", "kubealign_components.supervisor", "--retries", str(retries)]
         return subprocess.Popen(
-            [sys.executable, *command, "-m", "a_stage", str(self.folder / "attempts"), "--flag", "x"],
+            # As KFP's executor is called: an option comes first.
+            [sys.executable, *command, "-m", "a_stage", "--flag", "x", str(self.folder / "attempts")],
             env=os.environ | {"PYTHONPATH": path, "KUBEALIGN_RETRY_SECONDS": str(pause)},
             stderr=subprocess.PIPE,
             text=True,
