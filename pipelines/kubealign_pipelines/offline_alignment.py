@@ -152,7 +152,7 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) 
         if rewarded:
             reward = {"reward_functions": reward_functions, "reward_model": reward_model}
 
-        imported = place(import_prompts, sources=sources, options=import_options)
+        imported = place(import_prompts, sources=sources, seed=seed, options=import_options)
         before = order == "before"
         rows = place(
             filter,

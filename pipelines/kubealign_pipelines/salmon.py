@@ -211,6 +211,7 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
             sources=sources,
             languages=clean_prompts_languages,
             max_rows=clean_prompts_max_rows,
+            seed=seed,
             options=clean_prompts_options,
         ).outputs["dataset"]
         human = place(clean_pmp, sources=pmp_sources, max_rows=pmp_max_rows, seed=seed, options=pmp_options)

@@ -16,6 +16,7 @@ def clean_prompts(
     min_characters: int = 1,
     max_characters: int = 0,
     max_rows: int = 0,
+    seed: int = 0,
     options: dict = {},
 ):
     """Take the opening prompts of message trees, by language, length and number of turns.
@@ -23,11 +24,13 @@ def clean_prompts(
     Args:
         dataset: prompts (kubealign.prompts/v1).
         metrics: trees in, prompts out and drops by reason.
-        sources: one object a source of message trees: name and uri; and revision, split, subset, weight.
+        sources: one object a source of message trees: uri; and name, revision, split, subset, columns, roles,
+            weight.
         languages: languages to keep, such as en; all when empty.
         min_characters: shorter prompts are dropped.
         max_characters: longer prompts are dropped; 0 for no limit.
         max_rows: most prompts, a seeded sample; 0 for all.
+        seed: decides which prompts max_rows keeps.
         options: further settings of the stage by name.
     """
     parameters = dict(locals())

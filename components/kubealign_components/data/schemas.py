@@ -9,6 +9,7 @@ canonical JSON text, so that every source has the same Arrow schema.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -198,7 +199,9 @@ def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
 def prompt_id(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> str:
     """Content hash (32 hex digits) of a prompt: its chat messages and its tools."""
     return _hash(
-        canonical_json({"messages": list(messages), "tools": list(tools) if tools else None}).encode()
+        canonical_json(
+            {"messages": _with_objects(messages), "tools": list(tools) if tools else None}
+        ).encode()
     )
 
 
@@ -209,7 +212,25 @@ def completion_id(prompt: str, token_ids: Sequence[int]) -> str:
 
 def offline_completion_id(prompt: str, messages: Sequence[dict[str, Any]]) -> str:
     """Content hash of a completion that has no token ids yet."""
-    return _hash(prompt.encode() + canonical_json(list(messages)).encode())
+    return _hash(prompt.encode() + canonical_json(_with_objects(messages)).encode())
+
+
+def _with_objects(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``messages`` with the arguments of tool calls as objects: text of the same object is the same call."""
+    return [
+        m | {"tool_calls": [_with_object(call) for call in m["tool_calls"]]} if m.get("tool_calls") else m
+        for m in messages
+    ]
+
+
+def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        return call | {"function": function | {"arguments": json.loads(function["arguments"])}}
+    except (ValueError, RecursionError):
+        return call
 
 
 def pair_id(prompt: str, completions: Sequence[str], draw: int = 0) -> str:

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
-from kubealign_components.data.fingerprint import canonical_json, digest
+from kubealign_components.data.fingerprint import canonical_json, digest, source_json
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.principles import JUDGE, load_principles
 from kubealign_components.engines.reward_functions import (
@@ -303,7 +303,7 @@ def flatten_chat(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
     """
     plain: list[Message] = []
     if tools:
-        listed = "\n".join(canonical_json(tool) for tool in tools)
+        listed = "\n".join(source_json(tool) for tool in tools)
         plain.append({"role": "system", "content": f"Available tools:\n{listed}"})
     for message in messages:
         role = _PLAIN_ROLES.get(message["role"], "user")
@@ -339,7 +339,7 @@ def _part(part: Mapping[str, Any]) -> str:
 def _tool_call(call: Mapping[str, Any]) -> str:
     function = call.get("function", call)
     arguments = function.get("arguments", {})
-    text = arguments if isinstance(arguments, str) else canonical_json(arguments)
+    text = arguments if isinstance(arguments, str) else source_json(arguments)
     return f"{function.get('name', 'tool')}({text})"
 
 

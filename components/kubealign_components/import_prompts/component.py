@@ -14,6 +14,7 @@ def import_prompts(
     sources: List[Dict],
     max_bad_fraction: float = 0.01,
     max_rows: int = 0,
+    seed: int = 0,
     options: dict = {},
 ):
     """Read prompts and their offline completions from files, folders, object stores or the hub.
@@ -21,9 +22,11 @@ def import_prompts(
     Args:
         dataset: imported prompts (kubealign.prompts/v1).
         metrics: rows in, out and dropped by reason.
-        sources: one object a source: name and uri; and revision, split, subset, format, weight, max_rows.
+        sources: one object a source: uri; and name, revision, split, subset, format, columns, roles, weight,
+            max_rows.
         max_bad_fraction: largest fraction of malformed rows in a source.
         max_rows: most prompts of all sources together, a seeded sample; 0 for all.
+        seed: decides which prompts max_rows keeps.
         options: further settings of the stage by name.
     """
     parameters = dict(locals())

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
 
 STAGE = "train_reward_model"
-VERSION = 2
+VERSION = 3
 _PLACES = ("policy", "revision", "template", "principles", "principle_names")
 
 

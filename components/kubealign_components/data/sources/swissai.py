@@ -89,7 +89,7 @@ def _assistant(parts: list[Mapping[str, Any]], answers: list[Any]) -> list[Messa
 
 def _extend(message: Message, kind: str, part: Mapping[str, Any]) -> None:
     if kind == "function-call":
-        call = read_call({"name": part.get("name"), "arguments": part.get("args")})
+        call = read_call({"name": part.get("name"), "arguments": from_json_text(part.get("args"))})
         message.setdefault("tool_calls", []).append(call)
         return
     text, key = _text(part), "content" if kind == "response" else "reasoning_content"

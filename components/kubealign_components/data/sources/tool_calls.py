@@ -57,7 +57,7 @@ def read_calls(calls: object) -> list[dict[str, Any]]:
 
 
 def read_call(call: object) -> dict[str, Any]:
-    """One call in OpenAI's form; arguments that are JSON text become an object.
+    """One call in OpenAI's form; arguments stay the object, or the JSON text of one, that they are.
 
     Raises:
         Malformed: bad_tool_call.
@@ -67,12 +67,12 @@ def read_call(call: object) -> dict[str, Any]:
         raise Malformed("bad_tool_call")
     assert isinstance(call, Mapping)
     name, arguments = function.get("name"), function.get("arguments")
-    if isinstance(arguments, str):
-        arguments = _parsed(arguments, "bad_tool_call") if arguments.strip() else {}
-    if not isinstance(name, str) or not name or not isinstance(arguments, Mapping | None):
+    written = isinstance(arguments, str) and arguments.strip() != ""
+    said = _parsed(str(arguments), "bad_tool_call") if written else arguments or {}
+    if not isinstance(name, str) or not name or not isinstance(said, Mapping):
         raise Malformed("bad_tool_call")
     inner = {k: v for k, v in function.items() if k not in ("id", "type") or "function" in call}
-    return _wrapped(call, {**inner, "arguments": dict(arguments or {})})
+    return _wrapped(call, {**inner, "arguments": arguments if written else dict(said)})
 
 
 def written_calls(text: object) -> list[dict[str, Any]]:

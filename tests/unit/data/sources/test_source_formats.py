@@ -212,7 +212,7 @@ def test_openai_tools_survive_arrow_nulls(tmp_path: Path) -> None:
     row, _ = next(iter(read_rows(tmp_path / "a.parquet", "a.parquet")))
     assert isinstance(row, dict)
     example = read(row)
-    assert example.messages[1]["tool_calls"] == [{"id": "c1", **CALL}]
+    assert example.messages[1]["tool_calls"] == [call]
     assert example.messages[2] == {"role": "tool", "content": "2", "tool_call_id": "c1", "name": "add"}
     bare = {**TOOL, "parameters": {"type": "object", "properties": {}}}
     assert example.tools == [{**WRAPPED, "function": bare}, tools[1]]
