@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from conftest import build_tiny_model, prompt_row
+from conftest import CHATML, build_tiny_model, prompt_row
+from families import Family, build_family
 from kubealign_components.data.chunks import Chunk, Part, merge, plan
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import PROMPTS, completion_id
@@ -183,3 +184,31 @@ def test_bad_settings_are_named(tiny_model: Path) -> None:
         config_of(tiny_model, truncated="cut")
     with pytest.raises(ConfigError, match="slice_rows=0"):
         config_of(tiny_model, slice_rows=0)
+
+
+def test_the_text_of_a_sample_is_what_was_written_and_ends_at_special_stops(
+    tmp_path: Path, make_dataset: Callable[..., Dataset]
+) -> None:
+    """Special tokens that the policy wrote are in the text, so that rewards see them; a stop may be one."""
+    family = Family(
+        template=CHATML,
+        specials=("<|pad|>", "<|im_start|>", "<|im_end|>", "<think>", "<|tool|>"),
+        eos="<|im_end|>",
+        bos="<|im_start|>",
+    )
+    policy = build_family(family, tmp_path / "policy", weights=True)
+    output = str(tmp_path / "tokens")
+    rows = [prompt_row(f"Q{number}?") for number in range(6)]
+    run_filter(FilterConfig(policy=str(policy)), prompts=make_dataset(rows, PROMPTS), output=output)
+    config = config_of(policy, engine="transformers", n=8, max_new_tokens=80, stop=("<|tool|>",))
+    found = completions(sample(config, Dataset.open(output), tmp_path / "sampled"))
+    thinks, tool = 3, 4
+    assert sum(thinks in c["token_ids"] for c in found) > 3
+    for completion in found:
+        [message] = json.loads(completion["messages"])
+        assert message["content"].count("<think>") == completion["token_ids"].count(thinks)
+        assert "<|im_end|>" not in message["content"]
+        assert tool not in completion["token_ids"][:-1]
+        if completion["token_ids"][-1] == tool:
+            assert completion["finish_reason"] == "stop" and message["content"].endswith("<|tool|>")
+    assert any(c["token_ids"][-1] == tool for c in found)
