@@ -106,7 +106,7 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) 
             filter_max_prompt_len: Most tokens of a prompt.
             filter_min_completions: Fewest offline completions a prompt must keep; 0 to sample from prompts
                 alone.
-            filter_options: Further settings of filter by name.
+            filter_options: Further settings of filter by name, such as chat_template_kwargs.
             sample_engine: vllm, transformers, or fake to try a pipeline out.
             sample_n: Completions sampled of each prompt; 0 leaves sampling out of the pipeline when it is
                 compiled.

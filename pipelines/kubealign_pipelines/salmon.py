@@ -66,6 +66,7 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
         clean_prompts_options: dict[str, Any] = {},
         filter_max_seq_len: int = 4096,
         filter_max_prompt_len: int = 2048,
+        filter_options: dict[str, Any] = {},
         sample_engine: str = "vllm",
         sample_n: int = 10,
         sample_temperature: float = 0.7,
@@ -129,6 +130,7 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
             clean_prompts_options: Further settings of clean_prompts by name.
             filter_max_seq_len: Most tokens of prompt and completion together.
             filter_max_prompt_len: Most tokens of a prompt.
+            filter_options: Further settings of filter by name, such as chat_template_kwargs.
             sample_engine: vllm, transformers, or fake to try a pipeline out.
             sample_n: Completions sampled of each prompt that is aligned on offline; the judge compares two.
             sample_temperature: Sampling temperature.
@@ -186,7 +188,9 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
         lengths = {"max_seq_len": filter_max_seq_len, "max_prompt_len": filter_max_prompt_len}
 
         def tokenised(prompts: Any, about: str = "", **cut: Any) -> Any:
-            return place(filter, about, prompts=prompts, policy=policy, **lengths, **cut)
+            return place(
+                filter, about, prompts=prompts, policy=policy, **lengths, **cut, options=filter_options
+            )
 
         def sampled(prompts: Any, n: Any, about: str = "") -> Any:
             options = {"policy": policy, "n": n, **sampling, "options": sample_options}

@@ -13,12 +13,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
-from kubealign_components.data.chat import TemplateConfig
-from kubealign_components.data.models import find_adapter, find_model
+from kubealign_components.data.chat import TemplateConfig, TemplateSettings, stored_settings
+from kubealign_components.data.models import ModelFiles, find_adapter, find_model
 from kubealign_components.data.principles import JUDGE, Principle, PrincipleSet, load_principles
 from kubealign_components.data.templates import load_judge_template
 
 if TYPE_CHECKING:
+    from kubealign_components.data.dataset import Dataset
     from kubealign_components.engines.judge_model import Judge
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -92,18 +93,20 @@ class PairJudge:
 
     Args:
         spec: the policy, the principles and the question.
+        judged: the dataset that it judges. Where its token ids are of the same policy, the settings that they
+            were made with stand for those that ``spec`` leaves at their defaults.
 
     Raises:
         ConfigError: principles, template, model or adapter that cannot be used.
     """
 
-    def __init__(self, spec: JudgeSpec) -> None:
+    def __init__(self, spec: JudgeSpec, judged: Dataset | None = None) -> None:
         self.spec = spec
         self.principles = _principles(spec)
         self.files = find_model(spec.judge, spec.revision)
         self._adapter = find_adapter(spec.adapter, "adapter") if spec.adapter else None
         self._template = load_judge_template(spec.template)
-        self._settings = spec.template_settings()
+        self._settings = _template_settings(spec, self.files, judged)
         self._judge: Judge | None = None
 
     @cached_property
@@ -198,6 +201,14 @@ class PairJudge:
             for first, second in ((pair.first, pair.second), (pair.second, pair.first))
         )
         return in_order, swapped
+
+
+def _template_settings(spec: JudgeSpec, files: ModelFiles, judged: Dataset | None) -> TemplateSettings:
+    own = spec.template_settings()
+    if judged is None or own != TemplateSettings():
+        return own
+    same = judged.manifest.identity.get("policy") == files.identity()["digest"]
+    return stored_settings(judged) if same else own
 
 
 def _principles(spec: JudgeSpec) -> PrincipleSet:

@@ -147,7 +147,7 @@ def run(
         GateError: the gain is below ``min_gain``; output and report are written before.
     """
     rewarder = Rewarder(config.reward) if config.reward else None
-    judge = PairJudge(config.judge) if config.judge else None
+    judge = PairJudge(config.judge, rewarded) if config.judge else None
     policy = find_model(config.policy, config.revision)
     aligned = find_model(model)
     require_policy(policy, rewarded)

@@ -48,7 +48,7 @@ def run(config: JudgeConfig, *, chunk: Chunk) -> Part:
         EngineError: the judge cannot be loaded, or gives no finite number.
     """
     dataset = open_chunk(chunk, COMPLETIONS)
-    judge = PairJudge(config)
+    judge = PairJudge(config, dataset)
     principles = judge.principles
     provenance = derive(
         "judge",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kubealign_components.config import execution, require, require_choice
-from kubealign_components.data.chat import ChatTemplate
+from kubealign_components.data.chat.tokenizer import load_tokenizer
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.models import find_model
@@ -132,11 +132,11 @@ def run(config: RlPromptsConfig, *, prompts: Dataset | None = None, output: str)
     """
     if prompts is None and not config.sources:
         raise ConfigError("sources", config.sources, "at least one source, or a dataset of prompts")
-    template = ChatTemplate(find_model(config.policy, config.revision))
+    policy = find_model(config.policy, config.revision)
     readers = [SourceReader(source) for source in config.sources]
     stats, limits = Stats(), [0]
     with Spool() as spool:
-        gate = _Gate(config, template)
+        gate = _Gate(config, load_tokenizer(policy.path))
         if prompts is not None:
             spool.add(_dataset_entries(config, prompts, gate, stats))
         with reading_bar(readers, "rl_prompts") as bar:
@@ -149,7 +149,7 @@ def run(config: RlPromptsConfig, *, prompts: Dataset | None = None, output: str)
             spool,
             sample(spool, limits, config.max_rows, config.seed, "rl_prompts"),
             output,
-            _provenance(config, readers, prompts, template.model.tokenizer_digest()),
+            _provenance(config, readers, prompts, policy.tokenizer_digest()),
             stats,
             over="over_limit",
             extra=lambda: report_of(readers),
@@ -160,8 +160,8 @@ def run(config: RlPromptsConfig, *, prompts: Dataset | None = None, output: str)
 class _Gate:
     """Lets prompts of the right length through."""
 
-    def __init__(self, config: RlPromptsConfig, template: ChatTemplate) -> None:
-        self._config, self._tokenizer = config, template.tokenizer
+    def __init__(self, config: RlPromptsConfig, tokenizer: Any) -> None:
+        self._config, self._tokenizer = config, tokenizer
 
     def check(self, question: Question) -> None:
         """Raise :class:`Unwanted` for a prompt that is too short or too long."""

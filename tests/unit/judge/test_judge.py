@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import build_tiny_model, prompt_row
+from conftest import CHATML, build_tiny_model, prompt_row
 from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_adapter, find_model
@@ -25,6 +25,8 @@ from kubealign_components.data.templates import load_judge_template
 from kubealign_components.engines.judge import JudgeSpec, Pair, PairJudge
 from kubealign_components.engines.judge_model import Judge
 from kubealign_components.errors import ConfigError, EngineError
+from kubealign_components.filter.stage import FilterConfig
+from kubealign_components.filter.stage import run as run_filter
 from kubealign_components.judge.stage import JudgeConfig, run
 
 TEMPLATE = load_judge_template("judge")
@@ -294,3 +296,22 @@ def test_a_broken_template_is_named(tmp_path: Path, change: dict[str, Any], name
 def test_a_missing_template_is_named() -> None:
     with pytest.raises(ConfigError, match="shipped template: judge"):
         load_judge_template("/nowhere/judge.yaml")
+
+
+def test_the_policy_judges_under_the_settings_that_its_prompts_were_made_with(
+    rows: list[dict[str, Any]], make_dataset: Callable[..., Dataset], tiny_model: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.jinja"
+    own.write_text("{{ strftime_now('%Y') }} " + CHATML)
+    output = str(tmp_path / "tokens")
+    filtering = FilterConfig(policy=str(tiny_model), chat_template=str(own), chat_template_date="2025-01-01")
+    run_filter(filtering, prompts=make_dataset([prompt_row("a")]), output=output)
+    tokens = Dataset.open(output)
+    spec = JudgeSpec(judge=str(tiny_model))
+    assert PairJudge(spec, tokens).params["chat_template_date"] == "2025-01-01"
+    assert PairJudge(spec, tokens).params["chat_template"] == own.read_text()
+    assert PairJudge(spec).params["chat_template"] is None
+    asked = JudgeSpec(judge=str(tiny_model), chat_template_date="2024-01-01")
+    assert PairJudge(asked, tokens).params["chat_template_date"] == "2024-01-01"
+    other = build_tiny_model(tmp_path / "other", seed=1)
+    assert PairJudge(JudgeSpec(judge=str(other)), tokens).params["chat_template"] is None
