@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kubealign_components.config import require_choice
-from kubealign_pipelines.resources import CompileSettings
+from kubealign_pipelines.late_client import import_kfp
 from kubealign_pipelines.rules import Choice, Rules
+
+if TYPE_CHECKING:
+    from kubealign_pipelines.resources import CompileSettings
 
 __all__ = ["PIPELINES", "Choice", "CompileSettings", "Rules", "build", "rules"]
 
 PIPELINES = ("offline_alignment", "salmon")
+import_kfp()
 
 
 def build(
@@ -29,6 +33,8 @@ def build(
     Raises:
         ConfigError: no pipeline of that name, or an unknown choice.
     """
+    from kubealign_pipelines.resources import CompileSettings
+
     return getattr(_module(name), name)(settings or CompileSettings(), parameters or {})
 
 
@@ -45,3 +51,10 @@ def rules(name: str) -> Rules:
 def _module(name: str) -> ModuleType:
     require_choice("pipeline", name, PIPELINES)
     return importlib.import_module(f"kubealign_pipelines.{name}")
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the names of the pipelines are known without Kubeflow Pipelines."""
+    if name != "CompileSettings":
+        raise AttributeError(f"module 'kubealign_pipelines' has no attribute {name!r}")
+    return importlib.import_module("kubealign_pipelines.resources").CompileSettings

@@ -25,8 +25,9 @@ LIMIT = 2**20
 """Bytes of a Workflow, packed: Argo's own limit, below etcd's."""
 ROOM = 0.8
 """Share of it that is planned with: URIs and names are of other lengths elsewhere."""
-_FEW, _MORE = 8, 16
-"""Chunks of the two imitations from which larger ones are extrapolated."""
+_ROUGHLY, _CLOSELY = (2, 4), (8, 16)
+"""Chunks of the two imitations from which larger ones are extrapolated: packed bytes grow ever slower, so
+that few chunks give a lower bound, and many nearly the number."""
 _TEMPLATES = 1.25
 """What the templates around components, containers and tasks add to them."""
 _URI = "gs://acme-llm-platform-artifacts/kubealign/runs/pipeline/8ac687c3-b129-4c86-9178-07a6e9353e2d"
@@ -74,12 +75,14 @@ def most_chunks(spec: Json, most: int) -> int:
     """How many chunks every fan-out of ``spec`` may have, ``most`` at most and one at least."""
     if not any("parameterIterator" in task for task in spec["root"]["dag"]["tasks"].values()):
         return most
-    allowed = LIMIT * ROOM
-    if most <= _MORE and workflow_size(spec, most).total <= allowed:
-        return most
-    few, more = workflow_size(spec, _FEW), workflow_size(spec, _MORE)
-    each = (more.packed - few.packed) / (_MORE - _FEW)
-    return max(1, min(most, int(_MORE + (allowed - more.total) / each)))
+    found = 1
+    for few, more in (_ROUGHLY, _CLOSELY):
+        small, large = workflow_size(spec, few), workflow_size(spec, more)
+        each = (large.packed - small.packed) / (more - few)
+        found = max(found, int(more + (LIMIT * ROOM - large.total) / each))
+        if found >= most:
+            return most
+    return found
 
 
 class _Imitation:
