@@ -1,7 +1,7 @@
 """Kubeflow Pipelines without its client, until something asks for it.
 
-``import kfp`` imports the client and all that it signs in with: a good part of the time that it takes to compile
-a pipeline, which needs none of it.
+``import kfp`` imports the client and all that it signs in with: a good part of the time that it takes to
+compile a pipeline, which needs none of it.
 """
 
 from __future__ import annotations
