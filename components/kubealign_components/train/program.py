@@ -27,6 +27,7 @@ from kubealign_components.training.metrics import means_of_last
 from kubealign_components.training.models import check_machine, load_policy
 from kubealign_components.training.processes import Processes, joined
 from kubealign_components.training.publishing import publish_model
+from kubealign_components.training.rehearsal import rehearse_saving
 from kubealign_components.training.resuming import Checkpoints
 from kubealign_components.training.rows import Rows
 from kubealign_components.training.saving import save_policy
@@ -77,6 +78,8 @@ def work(**members: Any) -> None:
 
 def _train(job: Job, config: TrainConfig, processes: Processes, stop: Stop) -> None:
     source = processes.find_model(config.policy, config.revision).path
+    if processes.first:
+        rehearse_saving(config, source, merge_adapter=config.merge_adapter)
     checkpoints = Checkpoints(job.checkpoints, config, processes, stop)
     arguments = training_arguments(config, processes.folder / "run", universal=checkpoints.universal)
     examples = processes.once(

@@ -23,7 +23,7 @@ from kubealign_components.engines.reward_model import load_head
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.objectives import entropy
-from kubealign_components.training.models import disable_dropout, load_base, lora_config
+from kubealign_components.training.models import adapted, disable_dropout, load_base, lora_config
 
 POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"
 
@@ -195,16 +195,11 @@ def _head(adapter: Path, hidden: int) -> Tensor:
 
 def _with_adapters(config: PpoConfig, base: Any, adapters: Adapters) -> Any:
     """The base under PEFT, with the adapters that ``config`` and ``adapters`` ask for."""
-    from peft import PeftModel, get_peft_model
+    from peft import PeftModel
 
     torch.manual_seed(config.seed)
     if adapters.policy is None:
-        try:
-            model = get_peft_model(base, lora_config(config), adapter_name=POLICY)
-        except ValueError as error:
-            raise ConfigError(
-                "lora_targets", config.lora_targets, f"names of the model's layers ({error})"
-            ) from error
+        model = adapted(base, lora_config(config), config.lora_targets, POLICY)
     else:
         with _named("policy_adapter", adapters.policy):
             model = PeftModel.from_pretrained(base, adapters.policy, adapter_name=POLICY, is_trainable=True)

@@ -36,6 +36,7 @@ from kubealign_components.training.metrics import means_of_last
 from kubealign_components.training.pausing import Pauses
 from kubealign_components.training.processes import Processes, joined
 from kubealign_components.training.publishing import publish_model
+from kubealign_components.training.rehearsal import rehearse_saving
 from kubealign_components.training.resuming import going_on
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,8 @@ def _parts(job: Job, config: PpoConfig, processes: Processes, base: Path) -> Par
         reward=reward_model / ADAPTER_FOLDER if reward_model else None,
         policy=processes.find_adapter(place, "policy_adapter").path if place else None,
     )
+    if processes.first:
+        rehearse_saving(config, base, merge_adapter=config.merge_adapter)
     model = PpoModel(config, base, adapters, ranks.device)
     template = ChatTemplate(ModelFiles(name=base.name, path=base), stored_settings(prompts))
     return Parts(

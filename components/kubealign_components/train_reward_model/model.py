@@ -35,6 +35,7 @@ from kubealign_components.training.models import (
     base_dtype,
     ready_to_train,
 )
+from kubealign_components.training.rehearsal import rehearse_saving
 from kubealign_components.training.saving import (
     copy_files,
     merged,
@@ -173,6 +174,18 @@ def save_reward_model(
         _save_adapter(config, model, trained, target / ADAPTER_FOLDER)
         save_whole(_merged(model, trained, policy), policy, target, dtype, None)
     copy_files(tokenizer, target, files_below(tokenizer))
+
+
+def rehearse_reward_model(config: RewardModelConfig, policy: Path) -> None:
+    """See :func:`~kubealign_components.training.rehearsal.rehearse_saving`."""
+    rehearse_saving(
+        config,
+        policy,
+        kind=AutoModelForSequenceClassification,
+        targets=linear_layers,
+        task=None,
+        num_labels=1,
+    )
 
 
 def _load(path: Path, dtype: torch.dtype, *, quantise: bool = False) -> tuple[Any, bool]:

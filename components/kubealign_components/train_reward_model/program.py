@@ -34,6 +34,7 @@ from kubealign_components.train_reward_model.measures import (
 from kubealign_components.train_reward_model.model import (
     PairScores,
     load_reward_model,
+    rehearse_reward_model,
     save_reward_model,
     save_tokenizer,
 )
@@ -117,6 +118,8 @@ def _train(
 ) -> Log:
     """Train, and leave the model in the folder of the first process's node; gives the log."""
     start = processes.find_model(job.start).path if job.start else None
+    if processes.first:
+        rehearse_reward_model(config, policy)
     checkpoints = Checkpoints(job.checkpoints, config, processes, stop)
     arguments = training_arguments(config, processes.folder / "run", universal=checkpoints.universal)
     train, validation = (Pairs(pairs / f"{split}.arrow") for split in ("train", "validation"))

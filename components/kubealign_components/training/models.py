@@ -123,17 +123,32 @@ def attach_adapter(
     Raises:
         ConfigError: ``lora_targets`` name no layer of it.
     """
-    from peft import get_peft_model
-
     if config.adapter == "qlora":
         model = in_4_bits(model)
     torch.manual_seed(config.seed)
+    return adapted(
+        model, lora_config(config, targets, dropout=config.lora_dropout, task=task), config.lora_targets
+    )
+
+
+def adapted(model: Any, settings: Any, named: Sequence[str], adapter: str = "default") -> Any:
+    """``model`` under PEFT with new adapters of these ``settings``.
+
+    Args:
+        model: of transformers.
+        settings: from :func:`lora_config`.
+        named: layers as the user named them, for the error.
+        adapter: what PEFT calls the new one.
+
+    Raises:
+        ConfigError: ``lora_targets`` name no layer of it.
+    """
+    from peft import get_peft_model
+
     try:
-        return get_peft_model(model, lora_config(config, targets, dropout=config.lora_dropout, task=task))
+        return get_peft_model(model, settings, adapter_name=adapter)
     except ValueError as error:
-        raise ConfigError(
-            "lora_targets", config.lora_targets, f"names of the model's layers ({error})"
-        ) from error
+        raise ConfigError("lora_targets", named, f"names of the model's layers ({error})") from error
 
 
 def lora_config(

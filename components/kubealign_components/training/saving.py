@@ -70,7 +70,7 @@ def save_policy(
         save_whole(model, source, target, dtype, state)
     elif merge_adapter:
         settings = model.peft_config[model.active_adapter]
-        trained = state or trained_state(model)
+        trained = trained_state(model) if state is None else state
         whole = merged(load_base(source, torch.float32), settings, trained, model.active_adapter)
         save_whole(whole, source, target, dtype, None)
     else:
