@@ -12,6 +12,7 @@ run and the estimate all use it.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
@@ -97,7 +98,21 @@ def require(ok: bool, field: str, value: object, expected: str) -> None:
 
 def require_choice(field: str, value: object, choices: Collection[str]) -> None:
     """Raise :class:`ConfigError` unless ``value`` is one of ``choices``."""
-    require(value in choices, field, value, "one of " + ", ".join(sorted(choices)))
+    expected = f"one of {', '.join(sorted(choices))}{did_you_mean(value, choices)}"
+    require(value in choices, field, value, expected)
+
+
+def near_name(name: object, names: Collection[str]) -> str:
+    """The one of ``names`` that ``name`` was probably meant to be, or an empty text."""
+    by_lower = {known.lower(): known for known in sorted(names)}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[close[0]] if close else ""
+
+
+def did_you_mean(name: object, names: Collection[str]) -> str:
+    """What a message adds when one of ``names`` is near."""
+    near = near_name(name, names)
+    return f"; did you mean {near}?" if near and near != name else ""
 
 
 def semantic_params(config: Any) -> dict[str, Any]:
@@ -126,10 +141,24 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def check_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> tuple[T | None, list[Problem]]:
-    """The config ``cls`` of ``values``, or None, and everything that is wrong with them."""
-    fitting = _Fitting(where)
-    config = fitting.config(cls, values, ())
-    return (None if config is _UNUSABLE or fitting.problems else config), fitting.problems
+    """The config ``cls`` of what is right in ``values``, or None, and everything that is wrong with them.
+
+    What is refused is left out and the rest is looked at again: one mistake does not hide another.
+    """
+    problems: dict[Path, Problem] = {}
+    left_out: set[Path] = set()
+    while True:
+        fitting = _Fitting(where)
+        config = fitting.config(cls, values, ())
+        fresh = [problem for problem in fitting.problems if problem.path not in left_out]
+        if not fresh:
+            return (None if config is _UNUSABLE else config), list(problems.values())
+        for problem in fresh:
+            if not any(_follows(problem.path, known) for known in left_out):
+                problems.setdefault(problem.path, problem)
+        for problem in fresh:
+            values = _without(values, problem.path)
+        left_out |= {problem.path for problem in fresh}
 
 
 def assemble(cls: type, parameters: Mapping[str, Any]) -> Assembled:
@@ -165,6 +194,35 @@ def text_of(path: Path) -> str:
     """``path`` as a user writes it: names joined by points, positions in brackets."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".")
+
+
+def nested_configs(cls: type) -> dict[str, type]:
+    """The fields of ``cls`` that are configs themselves, and their classes."""
+    found: dict[str, type] = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        for option in typing.get_args(hint) or (hint,):
+            if dataclasses.is_dataclass(option) and isinstance(option, type):
+                found[name] = option
+    return {name: config for name, config in found.items() if name in _names(cls)}
+
+
+def _follows(path: Path, known: Path) -> bool:
+    """Whether what is wrong at ``path`` may come from having left out ``known``."""
+    shared = min(len(path), len(known))
+    return path[:shared] == known[:shared]
+
+
+def _without(values: Any, path: Path) -> Any:
+    """``values`` without what stands at ``path``; the items of a list keep their positions."""
+    first, *rest = path
+    if isinstance(values, (list, tuple)) and isinstance(first, int):
+        return [_UNUSABLE if position == first else item for position, item in enumerate(values)]
+    if not isinstance(values, Mapping) or first not in values:
+        return values
+    kept = {name: value for name, value in values.items() if name != first}
+    if rest and isinstance(values[first], (Mapping, list, tuple)):
+        kept[first] = _without(values[first], tuple(rest))
+    return kept
 
 
 def _names(cls: type) -> set[str]:
@@ -242,8 +300,7 @@ class _Fitting:
         hints = typing.get_type_hints(cls)
         for name in values:
             if name not in fields:
-                known = ", ".join(sorted(fields))
-                self._refuse((*path, name), values[name], f"a setting of {self._text(path)}: one of {known}")
+                self._refuse((*path, name), values[name], self._known(cls, name, path))
         for name, entry in fields.items():
             absent = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
             if absent and name not in values:
@@ -253,6 +310,16 @@ class _Fitting:
         if len(self.problems) > before:
             return _UNUSABLE
         return self._built(cls, fitted, path)
+
+    def _known(self, cls: type, name: str, path: Path) -> str:
+        """What could stand in the place of the unknown ``name``."""
+        nested = [field for field, config in nested_configs(cls).items() if name in _names(config)]
+        if nested:
+            return f"it under {text_of((*path, nested[0]))}, where it belongs"
+        near, names = near_name(name, _names(cls)), ", ".join(sorted(_names(cls)))
+        return f"a setting of {self._text(path)}" + (
+            f"; did you mean {near}?" if near else f": one of {names}"
+        )
 
     def value(self, hint: Any, value: Any, path: Path) -> Any:
         """``value`` as the annotated type ``hint``."""
@@ -265,7 +332,8 @@ class _Fitting:
             if not isinstance(value, (list, tuple)):
                 return self._refuse(path, value, "a list")
             item = typing.get_args(hint)[0]
-            return tuple(self.value(item, entry, (*path, i)) for i, entry in enumerate(value))
+            usable = [(i, entry) for i, entry in enumerate(value) if entry is not _UNUSABLE]
+            return tuple(self.value(item, entry, (*path, i)) for i, entry in usable)
         if origin is not None and issubclass(origin, Mapping):
             if not isinstance(value, Mapping):
                 return self._refuse(path, value, "a mapping")
@@ -326,7 +394,7 @@ def _below(path: Path, field: str) -> Path:
     """The place that a check of the config at ``path`` calls ``field``; lists name themselves there."""
     names = [name for part in field.split(".") for name in _steps(part)]
     around = [part for part in path if isinstance(part, str)]
-    if names and around and names[0] == around[-1] and len(names) > 1:
+    if names and around and names[0] == around[-1]:
         names = names[1:]
     return (*path, *names)
 

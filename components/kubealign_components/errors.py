@@ -16,6 +16,9 @@ KubeAlignError
 
 from __future__ import annotations
 
+SHOWN = 120
+"""Most characters of a bad value that a message repeats."""
+
 
 class KubeAlignError(Exception):
     """Base of every error a user can act on; the command line prints it without a traceback."""
@@ -31,10 +34,16 @@ class ConfigError(KubeAlignError):
     """
 
     def __init__(self, field: str, value: object, expected: str) -> None:
-        super().__init__(f"{field}={value!r}: expected {expected}")
+        super().__init__(f"{field}={shown(value)}: expected {expected}")
         self.field = field
         self.value = value
         self.expected = expected
+
+
+def shown(value: object) -> str:
+    """``value`` as a message repeats it: cut, with what would move the cursor of a terminal written out."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"
 
 
 class DataError(KubeAlignError):

@@ -21,6 +21,14 @@ from kubealign_components.forwarding import forwarded
 from kubealign_components.store.base import KUBEFLOW
 from kubealign_components.supervisor import supervised
 from kubealign_components.trainjob.settings import TrainJobSettings
+from kubealign_pipelines.kubernetes_values import (
+    require_cpu,
+    require_labels,
+    require_memory,
+    require_object_name,
+    require_pod_names,
+    require_toleration,
+)
 
 _GPU_NAME = "nvidia.com/gpu"
 _RETRY_WINDOW = "720h"
@@ -76,15 +84,23 @@ class StageResources:
         for variable, place in self.secrets.items():
             name, _, key = place.partition("/")
             require(bool(name and key), f"secrets.{variable}", place, "secret/key")
+            require_object_name(f"secrets.{variable}", name)
+        for claim, path in self.volumes.items():
+            require_object_name(f"volumes.{claim}", claim)
+            require(path.startswith("/"), f"volumes.{claim}", path, "a place in the pod, such as /models")
+        require_cpu("cpu", self.cpu)
+        for name in ("memory", "shared_memory"):
+            require_memory(name, getattr(self, name))
+        require_pod_names(self.labels, self.annotations, self.environment)
+        require_labels("node_selector", self.node_selector)
         for name in ("accelerators", "retries"):
             value = getattr(self, name)
             require(value is None or value >= 0, name, value, "0 or more")
         require(
             self.timeout is None or self.timeout > 0, "timeout", self.timeout, "a positive number of seconds"
         )
-        for toleration in self.tolerations:
-            unknown = set(toleration) - {"key", "operator", "value", "effect"}
-            require(not unknown, "tolerations", toleration, "mappings with key, operator, value and effect")
+        for position, toleration in enumerate(self.tolerations):
+            require_toleration(f"tolerations[{position}]", toleration)
 
     def over(self, base: StageResources) -> StageResources:
         """These settings where given, else those of ``base``; mappings are joined."""
@@ -189,10 +205,11 @@ class CompileSettings:
         most = f"0 (as parallelism) to {MAX_CHUNKS}"
         require(0 <= self.max_chunks <= MAX_CHUNKS, "max_chunks", self.max_chunks, most)
         require_choice("installation", self.installation, INSTALLATIONS)
+        require_pod_names(self.labels, self.annotations, self.environment)
         for kind in self.images:
-            require_choice("images", kind, IMAGES)
+            require_choice(f"images.{kind}", kind, IMAGES)
         for stage, wanted in self.stages.items():
-            require_choice("stages", stage, DEFAULTS)
+            require_choice(f"stages.{stage}", stage, DEFAULTS)
             several = wanted.nodes is not None and wanted.nodes > 1
             where, which = f"stages.{stage}.nodes", " or ".join(TRAINING)
             require(not several or stage in TRAINING, where, wanted.nodes, f"1: only {which} takes several")

@@ -12,12 +12,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kubealign.compiler import compile_pipeline
     from kubealign.errors import RunFailed
     from kubealign.lineage import lineage_json, open_place
     from kubealign.local.results import Results
     from kubealign.local.runner import run_local
     from kubealign.runfile import LocalSettings, RunFile, load_run_file
+    from kubealign_pipelines.compiler import compile_pipeline
     from kubealign_pipelines.resources import CompileSettings, StageResources
 
 _HOME = {
@@ -27,7 +27,7 @@ _HOME = {
     "RunFailed": "kubealign.errors",
     "RunFile": "kubealign.runfile",
     "StageResources": "kubealign_pipelines.resources",
-    "compile_pipeline": "kubealign.compiler",
+    "compile_pipeline": "kubealign_pipelines.compiler",
     "lineage_json": "kubealign.lineage",
     "load_run_file": "kubealign.runfile",
     "open_place": "kubealign.lineage",

@@ -1,4 +1,8 @@
-"""Run files: one YAML file that says which pipeline runs, with which parameters, compiled and run how."""
+"""Run files: one YAML file that says which pipeline runs, with which parameters, compiled and run how.
+
+Several files are read as one, later ones over earlier ones, and assignments of the command line over all of
+them. Everything that is wrong is found at once, with the place where it stands.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from kubealign_components.config import from_mapping, require, require_choice
+from kubealign.yaml_source import Document, is_compiled_pipeline, merge, read_yaml
+from kubealign_components import config
+from kubealign_components.config import check_mapping, require, require_choice
 from kubealign_components.data.limits import MAX_CHUNKS
 from kubealign_components.errors import ConfigError
 from kubealign_pipelines import PIPELINES
+from kubealign_pipelines.checking.findings import (
+    PARAMETERS,
+    Finding,
+    Mark,
+    error_at,
+    from_problem,
+    located,
+    require_usable,
+)
 from kubealign_pipelines.resources import CompileSettings
 
 RUNNERS = ("process", "docker")
+SECTIONS = ("compile", "local")
+"""Sections that an assignment reaches by their name; all others are parameters."""
+SET = "--set"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,9 +81,8 @@ class RunFile:
         """
         parameters: Any = dict(self.parameters)
         for assignment in assignments:
-            name, equals, text = assignment.partition("=")
-            require(bool(name and equals), "--set", assignment, "name=value")
-            parameters = _assign(parameters, name.split("."), _value(assignment, text), name)
+            path, value = _assignment(assignment)
+            parameters = _assign(parameters, path, value, assignment)
         return replace(self, parameters=parameters)
 
     def for_local_run(self) -> RunFile:
@@ -86,38 +101,141 @@ class RunFile:
         return replace(self, compile=settings)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sourced:
+    """A run file as it was given, with the place of everything in it."""
+
+    run: RunFile | None
+    """None where it cannot be used at all; with defaults for sections that cannot be used."""
+    document: Document
+
+    def located(self, findings: Sequence[Finding]) -> list[Finding]:
+        """``findings`` with their places, after those of the document itself."""
+        return located([*self.document.findings, *findings], self.document.marks)
+
+    def with_runner(self, runner: str) -> Sourced:
+        """With tasks that run in ``runner`` here, where one is named."""
+        if not runner or self.run is None:
+            return self
+        local = replace(self.run.local, runner=runner)
+        return replace(self, run=replace(self.run, local=local))
+
+    def usable(self) -> RunFile:
+        """The run file.
+
+        Raises:
+            BadSettings: it cannot be used; says all that is wrong with it.
+        """
+        require_usable(self.located([]))
+        assert self.run is not None
+        return self.run
+
+
 def load_run_file(path: Path) -> RunFile:
     """Read the run file at ``path``.
 
     Raises:
-        ConfigError: no such file, no YAML mapping, an unknown section or setting, or a bad value.
+        BadSettings: no such file, no YAML mapping, unknown sections or settings, or bad values.
     """
+    return read_run([path]).usable()
+
+
+def read_run(files: Sequence[Path], pipeline: str = "", assignments: Sequence[str] = ()) -> Sourced:
+    """The run of ``files``, later ones over earlier ones, and of what the command line says.
+
+    Args:
+        files: run files.
+        pipeline: the one to run, whatever the files say.
+        assignments: ``name=value``, ``name.key=value``, ``name.0=value``, ``compile.name=value``.
+    """
+    document = Document(values={})
+    for path in files:
+        document = merge(document, _read(path))
+    if not isinstance(document.values, Mapping):
+        return Sourced(run=None, document=document)
+    values: Any = dict(document.values)
+    if pipeline:
+        values["pipeline"] = pipeline
+    for assignment in assignments:
+        values = _assigned(document, values, assignment)
+    document.values = values
+    run, problems = check_mapping(RunFile, values, "run file")
+    document.findings += [_of_problem(problem, values) for problem in problems]
+    if run is None:
+        # What is wrong with the parameters is told beside what is wrong with the sections.
+        known = {name: values[name] for name in ("pipeline", PARAMETERS) if name in values}
+        run, _ = check_mapping(RunFile, known, "run file")
+    return Sourced(run=run, document=document)
+
+
+def _read(path: Path) -> Document:
     try:
-        content = yaml.safe_load(path.read_text())
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("run file", str(path), f"a file that can be read ({error})") from error
-    except yaml.YAMLError as error:
-        reason = str(error).replace("\n", " ")
-        raise ConfigError("run file", str(path), f"a YAML file ({reason})") from error
-    require(isinstance(content, Mapping), "run file", str(path), "a mapping with pipeline, parameters, …")
-    return from_mapping(RunFile, content, "run file")
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return Document(findings=[_whole(path, f"a file that can be read ({reason})")])
+    if is_compiled_pipeline(text):
+        expected = "a run file; this is a compiled pipeline: give the file that it was compiled from"
+        return Document(findings=[_whole(path, expected)])
+    document = read_yaml(text, str(path))
+    if not document.findings and not isinstance(document.values, Mapping):
+        document.findings.append(_whole(path, "a mapping with pipeline, parameters, compile or local"))
+        document.values = None
+    return document
 
 
-def _assign(target: Any, names: Sequence[str], value: Any, where: str) -> Any:
+def _whole(path: Path, expected: str) -> Finding:
+    return Finding(path=("run file",), value=str(path), expected=expected, mark=Mark(str(path), 1, 1))
+
+
+def _of_problem(problem: config.Problem, values: Any) -> Finding:
+    """The finding of a section or setting; a name that is refused is pointed at itself."""
+    path, refused = problem.path, problem.error.value
+    for name in path:
+        values = values[name] if isinstance(values, Mapping) and name in values else None
+    if isinstance(values, Mapping) and isinstance(refused, str) and refused in values:
+        path = (*path, str(refused))
+    if len(path) == 1 and "a setting of run file" in problem.error.expected:
+        near = config.near_name(path[0], ("pipeline", PARAMETERS, *SECTIONS))
+        expected = f"a section; did you mean {near}?" if near else f"it under {PARAMETERS}, or no such name"
+        return error_at(path, refused, expected)
+    return from_problem(problem, path)
+
+
+def _assigned(document: Document, values: Any, assignment: str) -> Any:
+    """``values`` with ``assignment``; what is wrong with it is a finding."""
+    try:
+        path, value = _assignment(assignment)
+        path = path if path[0] in SECTIONS else (PARAMETERS, *path)
+        values = _assign({PARAMETERS: {}, **values}, path, value, assignment)
+    except ConfigError as error:
+        mark = Mark(f"{SET} {assignment}")
+        document.findings.append(Finding(path=(SET,), value=error.value, expected=error.expected, mark=mark))
+        return values
+    place = tuple(int(part) if isinstance(part, str) and part.isdecimal() else part for part in path)
+    for known in [p for p in document.marks if p[: len(place)] == place]:
+        del document.marks[known]
+    document.marks[place] = Mark(f"{SET} {assignment}")
+    return values
+
+
+def _assignment(assignment: str) -> tuple[config.Path, Any]:
+    """Names and value of ``name.key=value``."""
+    name, equals, text = assignment.partition("=")
+    require(bool(name and equals), SET, assignment, "name=value")
+    read = read_yaml(text, SET)
+    require(not read.findings, SET, assignment, "a value in YAML, quoted where it holds : or #")
+    return tuple(name.split(".")), read.values if text else ""
+
+
+def _assign(target: Any, names: Sequence[str | int], value: Any, where: str) -> Any:
     """``target`` with ``value`` under ``names``: keys of mappings, positions in lists."""
     if not names:
         return value
-    first, *rest = names
+    first, *rest = map(str, names)
     if isinstance(target, list):
         fits = first.isdecimal() and int(first) < len(target)
-        require(fits, "--set", where, f"a position from 0 to {len(target) - 1} instead of {first!r}")
+        require(fits, SET, where, f"a position from 0 to {len(target) - 1} instead of {first!r}")
         return [_assign(v, rest, value, where) if i == int(first) else v for i, v in enumerate(target)]
-    require(isinstance(target, Mapping), "--set", where, f"a mapping or a list before {first!r}")
+    require(isinstance(target, Mapping), SET, where, f"a mapping or a list before {first!r}")
     return {**target, first: _assign(target.get(first, {}), rest, value, where)}
-
-
-def _value(assignment: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text) if text else ""
-    except yaml.YAMLError as error:
-        raise ConfigError("--set", assignment, "a value in YAML, quoted where it holds : or #") from error

@@ -17,9 +17,9 @@ from typing import Any
 import docstring_parser
 import yaml
 
-from kubealign.compiler import compile_pipeline
 from kubealign_components.images import DATA, SAMPLE, TRAIN
 from kubealign_pipelines import PIPELINES
+from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.resources import DEFAULTS
 
 GOLDEN = Path(__file__).parent

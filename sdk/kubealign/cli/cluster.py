@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from kubealign.cli.connection import compiled, connected, placement, print_rows
-from kubealign.cli.options import load_run, run_options
+from kubealign.cli.options import Given, run_options
 from kubealign.cluster.workflows import DONE, GONE, OVER, UNENDED, states_of, told_state
 from kubealign.errors import RunFailed
 from kubealign_components.config import require
@@ -24,16 +24,14 @@ from kubealign_components.config import require
 @click.option("--wait", is_flag=True, help="Wait for its end; exit code 1 unless it succeeds.")
 @connected
 def submit(
-    pipeline: str | None,
-    file: Path | None,
-    assignments: tuple[str, ...],
+    given: Given,
     name: str,
     wait: bool,
     connect: Callable[[], Any],
     **placed: str,
 ) -> None:
     """Run PIPELINE on a cluster; parameters are checked before anything is sent."""
-    run = load_run(pipeline, file, assignments)
+    run = given.checked()
     with compiled(run) as (package, parameters):
         cluster = connect()
         name = name or f"{run.pipeline} {datetime.now():%Y-%m-%d %H-%M-%S}"
@@ -50,9 +48,7 @@ def submit(
 @click.option("--description", default="", help="What is said of it in the UI.")
 @connected
 def upload(
-    pipeline: str | None,
-    file: Path | None,
-    assignments: tuple[str, ...],
+    given: Given,
     name: str,
     version: str,
     description: str,
@@ -61,7 +57,7 @@ def upload(
     """Upload PIPELINE as a version; parameters of the run file become defaults."""
     from kubealign.cluster.client import names_of
 
-    run = load_run(pipeline, file, assignments)
+    run = given.checked(complete=False)
     with compiled(run, as_defaults=True) as (package, _):
         own, digest = names_of(package)
         name, version = name or own, version or digest

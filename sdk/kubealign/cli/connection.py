@@ -65,8 +65,8 @@ def placement(command: Callable[..., None]) -> Callable[..., None]:
 @contextlib.contextmanager
 def compiled(run: Any, *, as_defaults: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The IR of ``run`` in a temporary file and the parameters that it takes, checked before."""
-    from kubealign.compiler import compile_pipeline
     from kubealign.parameters import check_parameters
+    from kubealign_pipelines.compiler import compile_pipeline
 
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -18,9 +19,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from kubealign.graph import Graph, Parameter
 from kubealign.local.results import Results, StageRow
 from kubealign.local.watcher import TaskRun, Watcher
+from kubealign_pipelines.checking.describe import Setting
+from kubealign_pipelines.graph import Graph, Parameter
 
 PIPE_WIDTH = 120
 """Columns of a table that goes to a file."""
@@ -132,6 +134,21 @@ def parameter_table(parameters: Sequence[Parameter]) -> Table:
     for parameter in parameters:
         default = "[bold]required[/]" if parameter.required else escape(json.dumps(parameter.default))
         table.add_row(parameter.name, default, escape(parameter.description))
+    return table
+
+
+def setting_table(settings: Sequence[Setting]) -> Table:
+    """Every setting as a run file has it: type, default, allowed values, meaning."""
+    table = Table()
+    table.add_column("setting", overflow="fold")
+    table.add_column("type")
+    table.add_column("default", overflow="fold", max_width=24)
+    table.add_column("meaning and allowed values", overflow="fold")
+    for setting in settings:
+        required = setting.default is dataclasses.MISSING
+        default = "[bold]required[/]" if required else escape(json.dumps(setting.default, default=str))
+        allowed = f" One of {', '.join(setting.choices)}." if setting.choices else ""
+        table.add_row(escape(setting.name), setting.type, default, escape(setting.meaning + allowed))
     return table
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
-from kubealign.cli.options import load_run, run_options
+from kubealign.cli.options import Given, run_options
 
 
 @click.command("doctor")
@@ -27,9 +26,7 @@ from kubealign.cli.options import load_run, run_options
 @click.pass_context
 def doctor(
     context: click.Context,
-    pipeline: str | None,
-    file: Path | None,
-    assignments: tuple[str, ...],
+    given: Given,
     namespace: str,
     service_account: str,
     kube_context: str,
@@ -43,7 +40,7 @@ def doctor(
     from kubealign.doctor.examine import examine, report_json, report_lines
     from kubealign.doctor.finding import State, Subject, require_namespace
 
-    run = load_run(pipeline or (None if file else "offline_alignment"), file, assignments)
+    run = given.of("offline_alignment").run()
     kubernetes = Kubernetes(context=kube_context)
     subject = Subject(kubernetes, run, namespace=namespace, service_account=service_account)
     require_namespace(subject)

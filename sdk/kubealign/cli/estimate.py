@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kubealign.cli.options import load_run, run_options
+from kubealign.cli.options import Given, run_options
 from kubealign.estimate.formulas import GIB, SHAPES, ModelShape, Throughput
 
 if TYPE_CHECKING:
@@ -30,16 +29,14 @@ if TYPE_CHECKING:
 @click.option("--score-rate", default=0.0, help="Scored tokens/s and GPU; by default from --flops.")
 @click.option("--train-rate", default=0.0, help="Trained tokens/s and GPU; by default from --flops.")
 def estimate(
-    pipeline: str | None,
-    file: Path | None,
-    assignments: tuple[str, ...],
+    given: Given,
     model_shape: str | None,
     reward_model_shape: str | None,
     flops: float,
     sample_rate: float,
     score_rate: float,
     train_rate: float,
-    **given: Any,
+    **assumptions: Any,
 ) -> None:
     """Estimate memory per rank and GPU-hours of every GPU stage of PIPELINE.
 
@@ -48,11 +45,11 @@ def estimate(
     from kubealign.estimate.stages import Assumptions, shape_of
     from kubealign.estimate.stages import estimate as estimate_run
 
-    run = load_run(pipeline, file, assignments)
+    run = given.run()
     shape = shape_of(str(run.parameters.get("policy", "")), model_shape or "")
     throughput = Throughput(flops=flops, sample=sample_rate, score=score_rate, train=train_rate)
     reward_shape = SHAPES[reward_model_shape] if reward_model_shape else None
-    assumed = Assumptions(**given, reward_shape=reward_shape, throughput=throughput)
+    assumed = Assumptions(**assumptions, reward_shape=reward_shape, throughput=throughput)
     _show(shape, assumed, estimate_run(run, shape, assumed))
 
 

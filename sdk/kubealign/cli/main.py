@@ -9,43 +9,26 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from kubealign.cli.boundary import Boundary
+from kubealign.cli.check import check, params, schema
 from kubealign.cli.cluster import cancel, fetch, logs, output_of, retry, runs, submit, upload
 from kubealign.cli.connection import connected
 from kubealign.cli.doctor import doctor
 from kubealign.cli.estimate import estimate
 from kubealign.cli.gc import gc
-from kubealign.cli.options import load_run, run_options
+from kubealign.cli.options import Given, run_options
 from kubealign.cli.schedule import schedule
 from kubealign.errors import ClusterError
 from kubealign_components import __version__
-from kubealign_components.errors import ConfigError, KubeAlignError, NotFound
-from kubealign_pipelines import PIPELINES
+from kubealign_components.errors import NotFound
 
 
-class _Group(click.Group):
-    """Commands whose own errors are one line on standard error, never a traceback."""
-
-    def invoke(self, context: click.Context) -> Any:
-        try:
-            return super().invoke(context)
-        except ConfigError as error:
-            click.echo(f"Error: {error}", err=True)
-            context.exit(2)
-        except KubeAlignError as error:
-            click.echo(f"Error: {error}", err=True)
-            context.exit(1)
-        except KeyboardInterrupt:
-            click.echo("Interrupted; finished rows are kept and a new run takes them up.", err=True)
-            context.exit(130)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Boundary, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="kubealign", prog_name="kubealign")
 def main() -> None:
     """LLM preference alignment as Kubeflow pipelines."""
@@ -56,24 +39,16 @@ def main() -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The YAML to write; by default PIPELINE.yaml."
 )
-def compile_(
-    pipeline: str | None, file: Path | None, assignments: tuple[str, ...], output: Path | None
-) -> None:
+def compile_(given: Given, output: Path | None) -> None:
     """Compile PIPELINE (offline_alignment, salmon) to the YAML that Kubeflow Pipelines runs.
 
     Parameters of the run file become the parameters' defaults, after every stage has checked them.
     """
-    from kubealign.compiler import compile_pipeline
-    from kubealign.parameters import check_parameters
+    from kubealign_pipelines.compiler import compile_pipeline
 
-    run = load_run(pipeline, file, assignments)
+    run = given.checked(complete=False)
     path = output or Path(f"{run.pipeline}.yaml")
     graph = compile_pipeline(run.pipeline, path, run.compile, run.parameters, defaults=True)
-    try:
-        check_parameters(graph, run.parameters, complete=False)
-    except ConfigError:
-        path.unlink()
-        raise
     click.echo(f"{path}: {graph.name}, {len(graph.tasks)} tasks, {len(graph.parameters)} parameters")
 
 
@@ -95,9 +70,7 @@ def compile_(
 )
 @click.option("-v", "--verbose", is_flag=True, help="Also show what the stages write.")
 def run_(
-    pipeline: str | None,
-    file: Path | None,
-    assignments: tuple[str, ...],
+    given: Given,
     output: Path,
     name: str,
     runner: str | None,
@@ -109,9 +82,7 @@ def run_(
     from kubealign.local.summary import notes_on
 
     console = standard_console()
-    run = load_run(pipeline, file, assignments)
-    if runner:
-        run = replace(run, local=replace(run.local, runner=runner))
+    run = given.checked(here=True, runner=runner or "", output=output)
     results = run_local(run, output=output, name=name, progress=Progress(console=console, verbose=verbose))
     console.print()
     console.print(stage_table(results))
@@ -198,40 +169,22 @@ def _placed(place: str, output: str, pipeline_root: str, connect: Callable[[], A
     return str(output_of(cluster, place, output, pipeline_root).uri)
 
 
-@main.command("params")
-@click.argument("pipeline", type=click.Choice(PIPELINES))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def params_(pipeline: str, as_json: bool) -> None:
-    """List the parameters of PIPELINE: name, default and meaning.
-
-    Those marked "compile time" decide which stages the pipeline has; they are fixed when it is compiled.
-    """
-    import tempfile
-
-    from kubealign.cli.console import parameter_table, standard_console
-    from kubealign.compiler import compile_pipeline
-
-    with tempfile.TemporaryDirectory() as folder:
-        graph = compile_pipeline(pipeline, Path(folder) / "pipeline.yaml")
-    parameters = sorted(graph.settings(), key=lambda p: p.name)
-    if as_json:
-        listed = [
-            {
-                "name": p.name,
-                "type": p.type,
-                "required": p.required,
-                "default": p.default,
-                "description": p.description,
-                "compile_time": p.compile_time,
-            }
-            for p in parameters
-        ]
-        click.echo(json.dumps(listed, indent=2, ensure_ascii=False))
-        return
-    standard_console().print(parameter_table(parameters))
-
-
-for _command in (cancel, doctor, estimate, fetch, gc, logs, retry, runs, schedule, submit, upload):
+for _command in (
+    cancel,
+    check,
+    doctor,
+    estimate,
+    fetch,
+    gc,
+    logs,
+    params,
+    retry,
+    runs,
+    schedule,
+    schema,
+    submit,
+    upload,
+):
     main.add_command(_command)
 
 

@@ -2,56 +2,119 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import click
 
 from kubealign_pipelines import PIPELINES
 
+if TYPE_CHECKING:
+    from kubealign.runfile import RunFile, Sourced
+    from kubealign_pipelines.checking.findings import Finding
+    from kubealign_pipelines.checking.run import Report
+
 P = ParamSpec("P")
 
 
-def run_options(command: Callable[P, None]) -> Callable[P, None]:
-    """PIPELINE, --file and --set; :func:`load_run` reads them."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Given:
+    """A run as the command line names it."""
+
+    pipeline: str | None
+    files: tuple[Path, ...]
+    assignments: tuple[str, ...]
+
+    def of(self, pipeline: str) -> Given:
+        """The same, of ``pipeline`` where neither a pipeline nor a file is named."""
+        return self if self.pipeline or self.files else replace(self, pipeline=pipeline)
+
+    def sourced(self) -> Sourced:
+        """The run file, with the place of everything in it.
+
+        Raises:
+            click.UsageError: neither a pipeline nor a file.
+        """
+        from kubealign.runfile import read_run
+
+        if not self.pipeline and not self.files:
+            raise click.UsageError("name a PIPELINE or give a run file with -f")
+        return read_run(self.files, self.pipeline or "", self.assignments)
+
+    def run(self) -> RunFile:
+        """The run file, whatever its parameters are.
+
+        Raises:
+            BadSettings: it cannot be used.
+        """
+        return self.sourced().usable()
+
+    def checked(
+        self, *, complete: bool = True, here: bool = False, runner: str = "", output: Path | None = None
+    ) -> RunFile:
+        """The run file, after everything that can be known of the run was checked; warnings are shown.
+
+        Args:
+            complete: whether required parameters must be there.
+            here: whether the run is on this machine.
+            runner: what tasks run in instead of what the run file says.
+            output: the folder that the run will write to.
+
+        Raises:
+            BadSettings: says all that is wrong with it.
+        """
+        from kubealign.checking import check
+        from kubealign_pipelines.checking.findings import require_usable
+
+        sourced = self.sourced().with_runner(runner)
+        if sourced.run is None:
+            sourced.usable()
+        report = check(sourced, complete=complete, here=here, output=output)
+        require_usable(report.findings)
+        show_findings(report.findings)
+        return replace(sourced.usable(), parameters=fitted(report))
+
+
+def fitted(report: Report) -> dict[str, Any]:
+    """The parameters that were given, as numbers where a number is asked for."""
+    given, values = report.given, report.checked.values
+    return {name: values.get(name, value) for name, value in given.items()}
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    """Print ``findings`` on standard error, one a line."""
+    for finding in findings:
+        click.echo(str(finding), err=True)
+
+
+def run_options(command: Callable[P, None]) -> Callable[..., None]:
+    """PIPELINE, --file and --set, which the command gets as ``given``."""
 
     @click.argument("pipeline", required=False, type=click.Choice(PIPELINES))
     @click.option(
         "-f",
         "--file",
-        "file",
+        "files",
+        multiple=True,
         type=click.Path(path_type=Path),
-        help="Run file: pipeline, parameters, compile and local sections.",
+        help="Run file: pipeline, parameters, compile and local sections. Of several, later ones win.",
     )
     @click.option(
         "--set",
         "assignments",
         multiple=True,
         metavar="NAME=VALUE",
-        help="Set a parameter (a YAML value), NAME.KEY a key of a mapping, NAME.0 an item of a list.",
+        help="Set a parameter (a YAML value), NAME.KEY a key of a mapping, NAME.0 an item of a list, "
+        "compile.NAME a setting of that section.",
     )
     @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        command(*args, **kwargs)
+    def wrapped(
+        *args: Any, pipeline: str | None, files: tuple[Path, ...], assignments: tuple[str, ...], **kwargs: Any
+    ) -> None:
+        given = Given(pipeline=pipeline, files=files, assignments=assignments)
+        command(*args, given=given, **kwargs)  # type: ignore[arg-type]
 
     return wrapped
-
-
-def load_run(pipeline: str | None, file: Path | None, assignments: tuple[str, ...]) -> Any:
-    """The run file that the options name, with what they set.
-
-    Raises:
-        ConfigError: a run file or an assignment that cannot be used.
-        click.UsageError: neither a pipeline nor a file.
-    """
-    from kubealign.runfile import RunFile, load_run_file
-
-    run = load_run_file(file) if file else RunFile()
-    if pipeline:
-        run = replace(run, pipeline=pipeline)
-    elif not file:
-        raise click.UsageError("name a PIPELINE or give a run file with -f")
-    return run.with_parameters(assignments)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
 from kubealign.cli.connection import compiled, connected, placement, print_rows
-from kubealign.cli.options import load_run, run_options
+from kubealign.cli.options import Given, run_options
 from kubealign_components.config import require
 
 
@@ -30,9 +29,7 @@ def schedule() -> None:
 @connected
 def apply_(
     name: str,
-    pipeline: str | None,
-    file: Path | None,
-    assignments: tuple[str, ...],
+    given: Given,
     connect: Callable[[], Any],
     **settings: Any,
 ) -> None:
@@ -40,7 +37,7 @@ def apply_(
     from kubealign.cluster.schedule import Schedule
 
     wanted = Schedule(name=name, **settings)
-    run = load_run(pipeline, file, assignments)
+    run = given.checked()
     work = run.parameters.get("work", "")
     # Without it every run keeps its work beside its own outputs, and computes everything anew.
     require(bool(work), "work", work, "a prefix that the runs share, such as gs://my-bucket/kubealign/work")

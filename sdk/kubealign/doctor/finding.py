@@ -88,7 +88,7 @@ class Subject:
 
         import yaml
 
-        from kubealign.compiler import compile_pipeline
+        from kubealign_pipelines.compiler import compile_pipeline
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "pipeline.yaml"

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kubealign.compiler import compile_pipeline
 from kubealign.estimate.formulas import (
     FULL,
     HALF,
@@ -23,13 +22,15 @@ from kubealign.estimate.formulas import (
     scoring_memory,
     training_memory,
 )
-from kubealign.graph import Task
-from kubealign.parameters import arguments, check_parameters
+from kubealign.parameters import check_parameters
 from kubealign.runfile import RunFile
 from kubealign_components.config import from_parameters, require
 from kubealign_components.errors import ConfigError
 from kubealign_components.stages import config_class
 from kubealign_pipelines import rules
+from kubealign_pipelines.checking.stages import arguments
+from kubealign_pipelines.compiler import compile_pipeline
+from kubealign_pipelines.graph import Task
 from kubealign_pipelines.resources import DEFAULTS, TRAINING
 
 
@@ -93,6 +94,26 @@ def shape_of(policy: str, preset: str = "") -> ModelShape:
             "policy", policy, f"a local model directory, or --model-shape with one of {', '.join(SHAPES)}"
         )
     return read_shape(Path(policy))
+
+
+def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
+    """The shape that a ``config.json`` tells, without torch.
+
+    Raises:
+        KeyError: no config of a decoder.
+    """
+    text = config.get("text_config", config)
+    heads = text["num_attention_heads"]
+    return ModelShape(
+        layers=text["num_hidden_layers"],
+        hidden=text["hidden_size"],
+        intermediate=text["intermediate_size"],
+        heads=heads,
+        kv_heads=text.get("num_key_value_heads") or heads,
+        head_dim=text.get("head_dim") or text["hidden_size"] // heads,
+        vocabulary=text["vocab_size"],
+        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+    )
 
 
 def read_shape(folder: Path) -> ModelShape:

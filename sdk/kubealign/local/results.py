@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kubealign.graph import Graph
 from kubealign.local.watcher import TaskRun, Watcher
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.manifest import MANIFEST, Manifest
+from kubealign_pipelines.graph import Graph
 
 METRICS = "system.Metrics"
 DIRECTORIES = ("system.Dataset", "system.Model")

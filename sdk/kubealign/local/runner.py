@@ -19,9 +19,7 @@ import yaml
 from kfp import components, local
 
 from kubealign.cli.console import Progress
-from kubealign.compiler import compile_pipeline
 from kubealign.errors import RunFailed
-from kubealign.graph import Graph
 from kubealign.lineage import RESULTS
 from kubealign.local.docker import docker_runner, exit_codes_kept
 from kubealign.local.results import Results, collect, missing_outputs
@@ -30,6 +28,8 @@ from kubealign.local.watcher import Watcher, reason_of
 from kubealign.parameters import check_parameters
 from kubealign.runfile import RunFile
 from kubealign_components.errors import ConfigError
+from kubealign_pipelines.compiler import compile_pipeline
+from kubealign_pipelines.graph import Graph
 
 WORK = "work"
 """Pipeline parameter for the work prefix."""
@@ -98,7 +98,7 @@ def run_local(run: RunFile, *, output: Path, name: str = "", progress: Progress 
     parameters = {WORK: str(output / "work"), **run.parameters}
     with _discarded_on_error(folder):
         graph = compile_pipeline(run.pipeline, folder.pipeline, run.compile, parameters)
-        complete = check_parameters(graph, parameters, here=True)
+        complete = check_parameters(graph, parameters)
         runner = _runner(run, complete, folder)
     folder.parameters.write_text(yaml.safe_dump(complete, sort_keys=True, allow_unicode=True))
     folder.logs.mkdir()
@@ -106,7 +106,8 @@ def run_local(run: RunFile, *, output: Path, name: str = "", progress: Progress 
     started = time.monotonic()
     watcher = Watcher(folder.logs, on_event=progress.event, on_line=progress.line)
     with progress.showing(graph, watcher):
-        _execute(folder, graph.given(parameters), watcher, graph, runner)
+        given = {name: complete[name] for name in graph.given(parameters)}
+        _execute(folder, given, watcher, graph, runner)
     seconds = time.monotonic() - started
     results = collect(graph, folder.path, folder.artifacts, watcher, complete, seconds)
     folder.results.write_text(json.dumps(results.to_json(), indent=1, ensure_ascii=False) + "\n")

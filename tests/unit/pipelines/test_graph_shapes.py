@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from kubealign.compiler import compile_pipeline
-from kubealign.graph import Graph
 from kubealign_components.errors import ConfigError
+from kubealign_pipelines.compiler import compile_pipeline
+from kubealign_pipelines.graph import Graph
 from pipeline_shapes import SHAPES
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from kubealign.compiler import compile_pipeline
 from kubealign_components.errors import ConfigError
 from kubealign_pipelines import PIPELINES
+from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.resources import CompileSettings
 
 KEYS = {"AWS_ACCESS_KEY_ID": "accesskey", "AWS_SECRET_ACCESS_KEY": "secretkey"}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kubealign.compiler import compile_pipeline
+from kubealign_pipelines.compiler import compile_pipeline
 from pipeline_shapes import SHAPES
 
 Artifact = tuple[str, str]

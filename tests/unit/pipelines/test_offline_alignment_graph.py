@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 import kubealign_pipelines
-from kubealign.compiler import compile_pipeline
 from kubealign.parameters import check_parameters
 from kubealign.runfile import load_run_file
 from kubealign_components.config import from_mapping
 from kubealign_components.errors import ConfigError
 from kubealign_pipelines import build
+from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.resources import DEFAULTS, PART_OF, CompileSettings, StageResources
 
 SALMON_ALONE = {

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 import kubealign_pipelines
-from kubealign.compiler import compile_pipeline
 from kubealign.runfile import RunFile, load_run_file
 from kubealign_components.config import from_mapping
+from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.resources import READS_OUTSIDE, CompileSettings
 
 RUN_FILES = sorted((Path(kubealign_pipelines.__file__).parent / "params").glob("*.yaml"))

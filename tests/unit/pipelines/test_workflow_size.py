@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from kubealign.compiler import compile_pipeline
 from kubealign.runfile import RunFile
 from kubealign_components.config import from_mapping
 from kubealign_components.errors import ConfigError
+from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.resources import CompileSettings
 from kubealign_pipelines.workflow_size import LIMIT, most_chunks, workflow_size
 from pipeline_shapes import SHAPES

@@ -25,7 +25,7 @@ from kubealign_components.store import ObjectInfo
 
 GIVEN = [
     "--set",
-    "sources=[{name: a, uri: a.json}]",
+    "sources=[{name: a, uri: org/data}]",
     "--set",
     "policy=org/model",
     "--set",

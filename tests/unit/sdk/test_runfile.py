@@ -46,7 +46,9 @@ local: {parallelism: 2}
         pytest.param("pipeline: other", "pipeline='other'", id="unknown pipeline"),
         pytest.param("compile: {retry: 1}", "compile.retry=1", id="unknown setting"),
         pytest.param("compile: {retries: many}", "compile.retries='many'", id="wrong type"),
-        pytest.param("compile: {stages: {smaple: {cpu: 1}}}", "stages='smaple'", id="unknown stage"),
+        pytest.param(
+            "compile: {stages: {smaple: {cpu: 1}}}", "compile.stages.smaple='smaple'", id="unknown stage"
+        ),
         pytest.param("compile: {stages: {sample: {accelerators: -1}}}", "accelerators=-1", id="negative"),
         pytest.param("local: {parallelism: 3}", "parallelism=3", id="more than KFP runs"),
         pytest.param("- a list", "a mapping", id="no mapping"),
@@ -115,5 +117,5 @@ def test_images_come_from_a_registry_or_by_digest() -> None:
     assert settings.image(images.DATA) == "x@sha256:1"
     assert settings.image(images.TRAIN) == f"mirror.example/team/{images.TRAIN}"
     assert CompileSettings().image(images.SAMPLE) == images.SAMPLE
-    with pytest.raises(ConfigError, match="images='tarin'"):
+    with pytest.raises(ConfigError, match=r"images\.tarin='tarin'"):
         CompileSettings(images={"tarin": "x"})

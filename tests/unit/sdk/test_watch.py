@@ -8,9 +8,9 @@ from typing import Any, Dict, List  # noqa: UP035
 import pytest
 from kfp import compiler, components, dsl, local
 
-from kubealign.compiler import read_graph
 from kubealign.local.results import missing_outputs
 from kubealign.local.watcher import TaskRun, Watcher, reason_of
+from kubealign_pipelines.compiler import read_graph
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)

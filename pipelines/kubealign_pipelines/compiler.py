@@ -10,9 +10,9 @@ import yaml
 from google.protobuf.json_format import MessageToDict
 from kfp.compiler.pipeline_spec_builder import extract_comments_from_pipeline_spec
 
-from kubealign.graph import Graph, Json, Parameter
 from kubealign_components.config import require
 from kubealign_pipelines import build, rules
+from kubealign_pipelines.graph import Graph, Json, Parameter
 from kubealign_pipelines.resources import CompileSettings
 from kubealign_pipelines.workflow_size import most_chunks
 
@@ -43,10 +43,8 @@ def compile_pipeline(
     require(path.suffix in (".yaml", ".yml"), "--output", str(path), "a file name that ends in .yaml")
     parameters = parameters or {}
     pipeline = build(name, settings, parameters)
-    spec: Json = MessageToDict(pipeline.pipeline_spec)
+    spec, graph = _spec_of(pipeline, name)
     platform: Json = MessageToDict(pipeline.platform_spec)
-    whole = Graph(spec)
-    idle = _prune(spec)
     _limit_chunks(spec, (settings or CompileSettings()).chunks)
     if defaults:
         _set_defaults(spec, parameters)
@@ -55,8 +53,19 @@ def compile_pipeline(
         file.write(extract_comments_from_pipeline_spec(spec, pipeline.description))
         documents = [spec, platform] if platform.get("platforms") else [spec]
         yaml.dump_all(documents, file, Dumper=yaml.CSafeDumper, sort_keys=True)
-    others = {p: whole.parameters[p] for p in idle}
-    return Graph(spec, others=others, choices={p.name: p for p in _choices(name)})
+    return graph
+
+
+def graph_of(pipeline: Any, name: str) -> Graph:
+    """The graph of ``pipeline``, which :func:`kubealign_pipelines.build` made by ``name``; writes nothing."""
+    return _spec_of(pipeline, name)[1]
+
+
+def _spec_of(pipeline: Any, name: str) -> tuple[Json, Graph]:
+    spec: Json = MessageToDict(pipeline.pipeline_spec)
+    whole = Graph(spec)
+    others = {idle: whole.parameters[idle] for idle in _prune(spec)}
+    return spec, Graph(spec, others=others, choices={p.name: p for p in _choices(name)})
 
 
 def read_graph(path: Path) -> Graph:

@@ -1,0 +1,203 @@
+"""What no stage can see alone: settings of different stages that cannot work together, or hardly."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kubealign_components.training.config import PAIRWISE
+from kubealign_pipelines.checking.findings import Finding, error_at, warning_at
+from kubealign_pipelines.checking.stages import Checked, Stage
+
+USUAL_BETA: Mapping[str, tuple[float, float]] = {
+    "dpo": (0.01, 0.5),
+    "dpo_norm": (1.0, 20.0),
+    "ipo": (0.01, 1.0),
+    "kto": (0.01, 0.5),
+    "qrpo": (0.0001, 0.1),
+    "simpo": (1.0, 20.0),
+}
+"""β of published runs by objective, lowest and highest."""
+USUAL_RATE = {"none": 1e-4, "lora": 1e-3, "qlora": 1e-3}
+"""Highest learning rate of published runs by adapter."""
+FEW_STEPS = 10
+"""Fewer optimiser steps than this hardly move a policy."""
+
+_SECRET_IN_URI = re.compile(
+    r"://[^/@\s]*:[^/@\s]+@|[?&](X-Amz-(Signature|Credential)|Signature|sig|token|access_key)=", re.I
+)
+_SECRET_TEXT = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{12,}|ghp_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AIza[\w-]{30,})"
+)
+_SECRET_NAME = re.compile(r"(^|[_-])(token|secret|password|passwd|api_?key|access_?key|credentials?)$", re.I)
+_NO_SECRET = (
+    "no secret, which manifests, logs and the form would show; put it into a Kubernetes secret, and "
+    "its name under compile.stages.STAGE.secrets"
+)
+
+
+def check_across(checked: Checked) -> Iterator[Finding]:
+    """Findings on settings of several stages together."""
+    yield from _names(checked)
+    for sample in checked.of("sample"):
+        yield from _context(sample, checked)
+    for select in checked.of("select"):
+        yield from _pairs(select, checked)
+    for train in checked.of("train"):
+        yield from _training(train)
+    for stage in checked.stages:
+        if hasattr(stage.config, "learning_rate"):
+            yield from _learning_rate(stage)
+    yield from secrets(("parameters",), checked.values)
+
+
+def secrets(path: tuple[str | int, ...], value: Any) -> Iterator[Finding]:
+    """Findings on secrets that stand in settings as they are."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            named = _SECRET_NAME.search(str(name)) and isinstance(item, str) and item
+            if named and path[-1:] != ("secrets",):
+                yield error_at((*path, name), "…", _NO_SECRET)
+            else:
+                yield from secrets((*path, name), item)
+    elif isinstance(value, (list, tuple)):
+        for position, item in enumerate(value):
+            yield from secrets((*path, position), item)
+    elif isinstance(value, str) and (_SECRET_IN_URI.search(value) or _SECRET_TEXT.search(value)):
+        yield error_at(path, "…", _NO_SECRET)
+
+
+def steps_of(train: Any, examples: int) -> tuple[int, int]:
+    """Optimiser steps on ``examples``, and those of them at a learning rate above 0."""
+    steps = train.max_steps or math.ceil(math.ceil(examples / train.batch_size) * train.epochs)
+    warm = math.ceil(train.warmup_ratio * steps)
+    return steps, steps - (1 if warm else 0)
+
+
+def check_counts(checked: Checked, prompts: int, held_out: int) -> Iterator[Finding]:
+    """Findings on how many prompts there are for what is asked of them.
+
+    Args:
+        checked: the settings.
+        prompts: those that are trained on or held out, at most.
+        held_out: those of them that the split holds out.
+    """
+    for evaluate in checked.of("evaluate"):
+        if held_out < 2:
+            yield error_at(
+                evaluate.path(("validation_fraction",)),
+                evaluate.config.validation_fraction,
+                f"a share that holds out 2 prompts or more: of {prompts} prompts it holds out {held_out}; "
+                "raise it, or give more prompts",
+            )
+    for train in checked.of("train"):
+        select = next(iter(checked.of("select")), None)
+        pairs = select.config.pairs_per_prompt if select and select.config.pairwise else 1
+        yield from _steps(train, (prompts - held_out) * pairs)
+
+
+def _steps(train: Stage, examples: int) -> Iterator[Finding]:
+    config = train.config
+    steps, useful = steps_of(config, examples)
+    path = train.path(("max_steps",) if config.max_steps else ("batch_size",))
+    value = config.max_steps or config.batch_size
+    if useful < 1:
+        yield error_at(
+            path,
+            value,
+            f"two optimiser steps or more: {examples} examples make {steps}, and warm-up begins at a rate "
+            "of 0, so nothing would be trained; lower batch_size, raise epochs, or give more prompts",
+        )
+    elif steps < FEW_STEPS:
+        yield warning_at(
+            path, value, f"{examples} examples make {steps} optimiser steps: too few to move a policy"
+        )
+
+
+def _names(checked: Checked) -> Iterator[Finding]:
+    for stage in checked.stages:
+        for field in ("policy",):
+            if getattr(stage.config, field, None) is not None and not getattr(stage.config, field).strip():
+                yield error_at(
+                    stage.path((field,)), getattr(stage.config, field), "a model directory, URI or hub id"
+                )
+
+
+def _context(sample: Stage, checked: Checked) -> Iterator[Finding]:
+    """What ``max_model_len`` leaves for prompts; the model's own limit is checked with the model."""
+    spec = sample.config.sampling
+    if spec.max_model_len:
+        yield from room(sample, ("sampling",), spec.max_new_tokens, spec.max_model_len, checked)
+
+
+def room(stage: Stage, group: tuple[str, ...], new: int, limit: int, checked: Checked) -> Iterator[Finding]:
+    """Findings on whether prompts and ``new`` tokens fit into ``limit``."""
+    path = stage.path((*group, "max_new_tokens"))
+    prompt = max((s.config.max_prompt_len for s in checked.of("filter")), default=0)
+    if new >= limit:
+        yield error_at(path, new, f"fewer than {limit} tokens, all that the model takes with the prompt")
+    elif prompt and prompt + new > limit:
+        yield warning_at(
+            path,
+            new,
+            f"with prompts of up to {prompt} tokens (max_prompt_len of filter) that is over the {limit} that "
+            f"the model takes: one prompt of more than {limit - new} would fail the run; lower one of them",
+        )
+
+
+def _pairs(select: Stage, checked: Checked) -> Iterator[Finding]:
+    config = select.config
+    trained = next((s for s in checked.of("train") if s.config.objective in PAIRWISE), None)
+    if trained is not None and not config.pairwise:
+        yield error_at(
+            select.path(("strategy",)),
+            config.strategy,
+            f"a strategy that makes pairs, which the objective {trained.config.objective} compares; "
+            "or train with qrpo or kto",
+        )
+    sample = next((s for s in reversed(checked.of("sample")) if _feeds(s, select)), None)
+    if sample is None or config.by_labels:
+        return
+    n, pool = sample.config.sampling.n, config.pool
+    if config.pairwise and pool == "reference" and n < 2:
+        yield error_at(
+            sample.path(("sampling", "n")), n, "2 or more: a pair needs two completions of a prompt"
+        )
+    elif n < config.min_references:
+        yield error_at(
+            sample.path(("sampling", "n")),
+            n,
+            f"{config.min_references} or more: prompts with fewer rewarded samples are dropped "
+            "(min_references of select)",
+        )
+
+
+def _feeds(sample: Stage, select: Stage) -> bool:  # noqa: ARG001
+    """Whether the number of samples is for selection: SALMON's judge gets two of a constant."""
+    source = sample.task.arguments.get("n")
+    return source is not None and source.parameter is not None
+
+
+def _training(train: Stage) -> Iterator[Finding]:
+    config = train.config
+    low, high = USUAL_BETA.get(config.objective, (0.0, math.inf))
+    if not low <= config.beta <= high:
+        yield warning_at(
+            train.path(("beta",)),
+            config.beta,
+            f"outside of what {config.objective} is usually run with, {low:g} to {high:g}; its scale depends "
+            "on the objective",
+        )
+
+
+def _learning_rate(stage: Stage) -> Iterator[Finding]:
+    rate, highest = stage.config.learning_rate, USUAL_RATE[stage.config.adapter]
+    if rate > highest:
+        what = "all weights" if stage.config.adapter == "none" else "adapters"
+        yield warning_at(
+            stage.path(("learning_rate",)),
+            rate,
+            f"above what {what} are usually trained with, at most {highest:g}; training may diverge",
+        )

@@ -1,0 +1,209 @@
+"""Every setting of a pipeline: where it is set, its type, default, meaning and allowed values.
+
+All of it is read from the configs and the compiled graph, so nothing here can go out of step with them.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from kubealign_components.config import GROUPS, OPTIONS, Group, Path, check_mapping
+from kubealign_components.stages import config_class
+from kubealign_pipelines.checking.findings import PARAMETERS
+from kubealign_pipelines.graph import Graph, Task
+
+_WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+_PROBE = "\x00"
+"""A text that no choice has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """One setting of one stage."""
+
+    path: Path
+    """In the run file; ``[]`` stands for every item of a list."""
+    stage: str
+    hint: Any
+    """Its type, as annotated."""
+    default: Any
+    """MISSING where there is none."""
+    meaning: str
+    choices: tuple[str, ...]
+    """What a text may be; empty where it may be anything."""
+
+    @property
+    def name(self) -> str:
+        """As its user writes it."""
+        return ".".join(map(str, self.path[1:])).replace(".[]", "[]")
+
+    @property
+    def type(self) -> str:
+        """Its type in words."""
+        return type_words(self.hint)
+
+
+def describe(graph: Graph) -> list[Setting]:
+    """The settings of every stage of ``graph``, each place once, in the order of the run file's names."""
+    found: dict[Path, Setting] = {}
+    for task in graph.tasks.values():
+        cls = config_class(task.function)
+        if cls is not None:
+            for setting in _of_task(cls, task):
+                found.setdefault(setting.path, _with_parameter(setting, graph))
+    return sorted(found.values(), key=lambda setting: setting.name)
+
+
+def places_by_name(graph: Graph) -> dict[str, list[Path]]:
+    """Where settings stand in a run file, by their last name."""
+    places: dict[str, list[Path]] = {}
+    for setting in describe(graph):
+        places.setdefault(str(setting.path[-1]), []).append(setting.path)
+    return places
+
+
+def type_words(hint: Any) -> str:
+    """An annotated type in words."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(type_words(arg) for arg in args if arg is not type(None))
+    if origin is tuple:
+        return f"list of {type_words(args[0])}"
+    if origin is not None:
+        return "mapping" if args[1] is Any else f"mapping to {type_words(args[1])}"
+    if dataclasses.is_dataclass(hint):
+        return "mapping"
+    return _WORDS.get(hint, "anything")
+
+
+def _of_task(cls: type, task: Task) -> Iterator[Setting]:
+    for place, setting in _fields(cls, ()):
+        path = _place(cls, task, place)
+        if path is not None:
+            yield dataclasses.replace(setting, path=path, stage=task.function)
+
+
+def _with_parameter(setting: Setting, graph: Graph) -> Setting:
+    """A parameter's default is the pipeline's, and so is its meaning."""
+    if len(setting.path) != 2:
+        return setting
+    parameter = graph.parameters[str(setting.path[1])]
+    default = dataclasses.MISSING if parameter.required else parameter.default
+    return dataclasses.replace(setting, default=default, meaning=parameter.description)
+
+
+def _fields(cls: type, path: Path) -> Iterator[tuple[Path, Setting]]:
+    """The settings of ``cls`` and of the configs in it."""
+    hints, meanings = typing.get_type_hints(cls), meanings_of(cls)
+    for entry in dataclasses.fields(cls):
+        hint, below = hints[entry.name], (*path, entry.name)
+        nested = config_in(hint)
+        if nested is not None:
+            is_list = typing.get_origin(hint) is tuple
+            yield from _fields(nested, (*below, "[]") if is_list else below)
+            continue
+        choices = choices_of(cls, entry.name)
+        default = _default(entry)
+        yield (
+            below,
+            Setting(
+                path=below,
+                stage="",
+                hint=hint,
+                default=default,
+                meaning=meanings.get(entry.name, ""),
+                choices=choices,
+            ),
+        )
+
+
+def config_in(hint: Any) -> type | None:
+    """The config that ``hint`` is, holds in a list, or allows beside nothing."""
+    options = [hint, *typing.get_args(hint)]
+    return next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
+
+
+def _place(cls: type, task: Task, setting: Path) -> Path | None:
+    """Where the run file has ``setting``; None where the pipeline leaves no place for it."""
+    groups: Mapping[str, Group] = getattr(cls, GROUPS, {})
+    group = groups.get(str(setting[0]))
+    names = {value: name for name, value in group.arguments.items()} if group else {}
+    argument = names.get(str(setting[1])) if group and len(setting) > 1 else str(setting[0])
+    source = task.arguments.get(argument) if argument else None
+    if source is not None and source.parameter:
+        return (PARAMETERS, source.parameter, *setting[2 if group else 1 :])
+    if source is not None and source.produced:
+        return None
+    place = group.options[0].split(".") if group else [OPTIONS]
+    options = task.arguments.get(place[0])
+    if options is None or not options.parameter:
+        return None
+    return (PARAMETERS, options.parameter, *place[1:], *setting[1 if group else 0 :])
+
+
+def _default(entry: Any) -> Any:
+    if entry.default_factory is not dataclasses.MISSING:
+        return entry.default_factory()
+    return entry.default
+
+
+@cache
+def meanings_of(cls: type) -> dict[str, str]:
+    """The texts under the fields of ``cls``, with those of the classes it extends."""
+    found: dict[str, str] = {}
+    for owner in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(owner):
+            found |= _own_meanings(owner)
+    return found
+
+
+def _own_meanings(cls: type) -> dict[str, str]:
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for entry, after in zip(body.body, body.body[1:]):
+        text = after.value if isinstance(after, ast.Expr) else None
+        if isinstance(entry, ast.AnnAssign) and isinstance(text, ast.Constant):
+            found[ast.unparse(entry.target)] = " ".join(str(text.value).split())
+    return found
+
+
+@cache
+def choices_of(cls: type, field: str) -> tuple[str, ...]:
+    """What the text ``field`` of ``cls`` may be: as its own check tells when it is none of them."""
+    if str not in (hint := typing.get_type_hints(cls)[field], *typing.get_args(hint)):
+        return ()
+    values = {
+        entry.name: _least(typing.get_type_hints(cls)[entry.name])
+        for entry in dataclasses.fields(cls)
+        if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+    }
+    is_list = typing.get_origin(hint) is tuple
+    _, problems = check_mapping(cls, values | {field: [_PROBE] if is_list else _PROBE}, "probe")
+    for problem in problems:
+        expected = problem.error.expected.partition(";")[0].partition(" with ")[0]
+        if problem.path[-1:] == (field,) and problem.error.value == _PROBE and expected.startswith("one of "):
+            return tuple(expected.removeprefix("one of ").split(", "))
+    return ()
+
+
+def _least(hint: Any) -> Any:
+    """A value of the type, whether its config takes it or not."""
+    if hint in (str, int, float, bool):
+        return {str: "x", int: 1, float: 1.0, bool: False}[hint]
+    nested = config_in(hint)
+    if typing.get_origin(hint) is tuple:
+        return []
+    if nested is not None:
+        hints = typing.get_type_hints(nested)
+        return {e.name: _least(hints[e.name]) for e in dataclasses.fields(nested)}
+    return {}

@@ -1,0 +1,290 @@
+"""Models at second 0: is there one, of which kind, and does its chat template work. No weights are read.
+
+Tokenizer and template are tried with the libraries that transformers uses for them, not with transformers,
+which takes seconds to import.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kubealign_components.config import Path as SettingPath
+from kubealign_components.data.models import ModelFiles, find_model
+from kubealign_components.errors import KubeAlignError
+from kubealign_components.store import scheme_of, store_for
+from kubealign_pipelines.checking.across import room
+from kubealign_pipelines.checking.findings import Finding, error_at
+from kubealign_pipelines.checking.reach import in_time, near_path
+from kubealign_pipelines.checking.stages import LATER, Checked, Stage
+
+CLASSIFIERS = ("ForSequenceClassification",)
+DECODERS = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_TEMPLATE_FILE = "chat_template.jinja"
+_PROBE = [{"role": "user", "content": "?"}]
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A setting that names a model."""
+
+    stage: Stage
+    setting: SettingPath
+    name: str
+    revision: str | None
+    rewards: bool = False
+    """Whether it scores, and does not write."""
+
+    @property
+    def path(self) -> SettingPath:
+        """Where the run file has it."""
+        return self.stage.path(self.setting)
+
+
+class Folder:
+    """A model directory on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Its ``config.json``."""
+        return _read_json(self.path / "config.json")
+
+    @property
+    def architecture(self) -> str:
+        """The name of its class, or an empty text."""
+        return str(next(iter(self.config.get("architectures") or ()), ""))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its weights; 0 where they are not here."""
+        try:
+            names = ModelFiles(name=self.path.name, path=self.path).weights()
+        except KubeAlignError:
+            return 0
+        return sum((self.path / name).stat().st_size for name in names)
+
+    @property
+    def labels(self) -> int:
+        """Outputs of a classifier; transformers' own default is two."""
+        return int(self.config.get("num_labels") or len(self.config.get("id2label") or (0, 1)))
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens that it was made for."""
+        limit = self.config.get("text_config", self.config).get("max_position_embeddings")
+        return int(limit) if limit else None
+
+    @cached_property
+    def tokenizer_config(self) -> dict[str, Any]:
+        """Its ``tokenizer_config.json``, empty where there is none."""
+        path = self.path / "tokenizer_config.json"
+        return _read_json(path) if path.is_file() else {}
+
+    @property
+    def template(self) -> str:
+        """The chat template, or an empty text."""
+        path = self.path / _TEMPLATE_FILE
+        if path.is_file():
+            return path.read_text()
+        template = self.tokenizer_config.get("chat_template") or ""
+        if isinstance(template, list):
+            template = {entry["name"]: entry["template"] for entry in template}.get("default", "")
+        return str(template)
+
+    def render(self, messages: list[dict[str, Any]], *, generation_prompt: bool = True) -> str:
+        """``messages`` under the template, as text."""
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+        environment.globals |= {"raise_exception": _raise, "strftime_now": lambda _: "1 Jan 2025"}
+        special = {k: _text(v) for k, v in self.tokenizer_config.items() if k.endswith("_token")}
+        template = environment.from_string(self.template)
+        return template.render(messages=messages, add_generation_prompt=generation_prompt, **special)
+
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of ``text`` as the vocabulary writes them; empty without a fast tokenizer."""
+        path = self.path / "tokenizer.json"
+        if not path.is_file():
+            return []
+        from tokenizers import Tokenizer
+
+        return list(Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).tokens)
+
+
+def models_of(checked: Checked) -> Iterator[Named]:
+    """Every setting that names a model which is known before the run."""
+    for stage in checked.stages:
+        config = stage.config
+        if hasattr(config, "policy"):
+            yield Named(stage, ("policy",), config.policy, getattr(config, "revision", None))
+        reward = getattr(config, "reward", None)
+        if reward is not None and reward.model:
+            yield Named(stage, ("reward", "model"), reward.model, reward.model_revision, rewards=True)
+        judge = getattr(config, "judge", None)
+        if isinstance(judge, str):
+            yield Named(stage, ("judge",), judge, config.revision)
+        elif judge is not None:
+            yield Named(stage, ("judge", "judge"), judge.judge, judge.revision)
+
+
+def check_models(checked: Checked, *, here: bool, mounted: tuple[str, ...] = ()) -> Iterator[Finding]:
+    """Findings on the models of a run.
+
+    Args:
+        checked: the settings.
+        here: whether the run is on this machine, and must find them here.
+        mounted: folders that only the pods see.
+    """
+    seen: dict[tuple[str, str | None], tuple[Folder | None, str, bool]] = {}
+    for named in models_of(checked):
+        known = named.name and named.name != LATER and named.stage.is_known(named.setting)
+        if not known or named.name.startswith(mounted or ("\0",)):
+            continue
+        key = (named.name, named.revision)
+        if key not in seen:
+            seen[key] = find_folder(named.name, named.revision, here=here)
+        folder, problem, certain = seen[key]
+        if folder is None:
+            finding = error_at(named.path, named.name, problem)
+            yield finding if certain else replace(finding, warning=True)
+        else:
+            yield from _look(named, folder, checked)
+
+
+def find_folder(name: str, revision: str | None, *, here: bool) -> tuple[Folder | None, str, bool]:
+    """The model's folder here, else why there is none, and whether that is certain to fail the run."""
+    if scheme_of(name) != "file":
+        missing = in_time(lambda: not store_for(name).exists(f"{name.rstrip('/')}/config.json"))
+        if missing is True:
+            return None, "a prefix that holds a Hugging Face model; config.json was not found there", True
+        return (
+            None,
+            f"cannot be looked at from here ({missing})" if missing else "is there; it was not read",
+            False,
+        )
+    path = Path(name.removeprefix("file://")).expanduser()
+    if (path / "config.json").is_file():
+        return Folder(path), "", True
+    if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") != 1:
+        return (
+            None,
+            f"a model directory (with config.json), a URI, or a hub id like org/name{near_path(path)}",
+            True,
+        )
+    return _cached(name, revision, path, here=here)
+
+
+def _cached(name: str, revision: str | None, path: Path, *, here: bool) -> tuple[Folder | None, str, bool]:
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    cached = in_time(lambda: try_to_load_from_cache(name, "config.json", revision=revision))
+    if not isinstance(cached, (str, Path)) and not constants.HF_HUB_OFFLINE:
+        cached = in_time(lambda: hf_hub_download(name, "config.json", revision=revision))
+    if isinstance(cached, (str, Path)) and Path(cached).is_file():
+        return Folder(Path(cached).parent), "", True
+    if constants.HF_HUB_OFFLINE and here:
+        expected = (
+            "a model directory on this machine, or a hub id that is in its cache (HF_HUB_OFFLINE is set)"
+        )
+        return None, f"{expected}{near_path(path)}", True
+    return (
+        None,
+        f"could not be looked up: neither a folder here nor a model of the hub's cache{near_path(path)}",
+        False,
+    )
+
+
+def _look(named: Named, folder: Folder, checked: Checked) -> Iterator[Finding]:
+    path, name = named.path, named.name
+    try:
+        kind = folder.architecture
+    except (OSError, ValueError, AttributeError) as error:
+        yield error_at(path, name, f"a model whose config.json can be read ({error})")
+        return
+    if named.rewards:
+        yield from _look_at_reward_model(path, name, folder)
+    elif kind and not kind.endswith(DECODERS):
+        yield error_at(path, name, f"a model that writes text, such as …ForCausalLM; this is a {kind}")
+    else:
+        yield from _look_at_template(path, name, folder)
+        yield from _look_at_context(named.stage, folder, checked)
+    if folder.path.parent.name != "snapshots":
+        yield from _look_at_weights(path, name, folder)
+
+
+def _look_at_weights(path: SettingPath, name: str, folder: Folder) -> Iterator[Finding]:
+    try:
+        weights = find_model(str(folder.path)).weights()
+    except KubeAlignError as error:
+        yield error_at(path, name, f"a whole model ({error})")
+    else:
+        if not weights:
+            yield error_at(path, name, "a folder with weights, model*.safetensors or pytorch_model*.bin")
+
+
+def _look_at_reward_model(path: SettingPath, name: str, folder: Folder) -> Iterator[Finding]:
+    kind = folder.architecture
+    if kind and not kind.endswith(CLASSIFIERS):
+        yield error_at(path, name, f"a reward model, …ForSequenceClassification; this is a {kind}")
+    elif folder.labels != 1:
+        yield error_at(path, name, f"a reward model with one label; this one has {folder.labels}")
+
+
+def _look_at_template(path: SettingPath, name: str, folder: Folder) -> Iterator[Finding]:
+    in_cache = folder.path.parent.name == "snapshots"
+    if not any((folder.path / file).is_file() for file in TOKENIZERS):
+        if not in_cache:
+            yield error_at(path, name, "a model with its tokenizer; save one beside it")
+    elif not folder.template:
+        yield error_at(
+            path, name, f"a tokenizer with a chat template; save one as {_TEMPLATE_FILE} beside it"
+        )
+    else:
+        try:
+            with_prompt, without = folder.render(_PROBE), folder.render(_PROBE, generation_prompt=False)
+        except Exception as error:  # whatever a stranger's template raises
+            yield error_at(path, name, f"a chat template that renders a question ({error})")
+        else:
+            if with_prompt == without:
+                yield error_at(path, name, "a chat template with a generation prompt; this one has none")
+
+
+def _look_at_context(stage: Stage, folder: Folder, checked: Checked) -> Iterator[Finding]:
+    spec, limit = getattr(stage.config, "sampling", None), folder.context
+    if spec is None or limit is None:
+        return
+    if spec.max_model_len > limit:
+        path = stage.path(("sampling", "max_model_len"))
+        yield error_at(
+            path, spec.max_model_len, f"at most {limit}, what the policy was made for; 0 takes that"
+        )
+    elif not spec.max_model_len:
+        yield from room(stage, ("sampling",), spec.max_new_tokens, limit, checked)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    body = json.loads(path.read_text())
+    if not isinstance(body, dict):
+        raise ValueError(f"{path.name} holds no object")
+    return body
+
+
+def _text(token: Any) -> str:
+    return str(token.get("content", "")) if isinstance(token, Mapping) else str(token or "")
+
+
+def _raise(message: str) -> None:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)

@@ -1,0 +1,43 @@
+"""What is asked of other machines and of the file system, in bounded time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TooLate
+from pathlib import Path
+from typing import TypeVar
+
+from kubealign_components.config import near_name
+
+T = TypeVar("T")
+
+PATIENCE = 5.0
+"""Seconds that a store, the hub or a function of a user's gets for an answer."""
+
+
+def in_time(ask: Callable[[], T]) -> T | str:
+    """What ``ask`` gives within :data:`PATIENCE`, else the reason why it gave nothing."""
+    quick = {"KUBEALIGN_STORE_DEADLINE": str(PATIENCE), "NO_GCE_CHECK": "true", "GCE_METADATA_TIMEOUT": "1"}
+    before = {name: os.environ.get(name) for name in quick}
+    os.environ.update({name: value for name, value in quick.items() if before[name] is None})
+    pool = ThreadPoolExecutor(1)
+    try:
+        return pool.submit(ask).result(timeout=PATIENCE)
+    except TooLate:
+        return f"no answer in {PATIENCE:g} s"
+    except Exception as error:  # no credentials, no network, no such bucket: each store has its own
+        return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for name in [name for name, value in before.items() if value is None]:
+            os.environ.pop(name, None)
+
+
+def near_path(path: Path) -> str:
+    """A folder beside it that was probably meant."""
+    parent = path.parent
+    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+    near = near_name(path.name, names)
+    return f"; did you mean {parent / near}?" if near and near != path.name else ""

@@ -1,0 +1,82 @@
+"""Reward functions at second 0: are they there, do they take their settings, what do they say of a row."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from kubealign_components.engines.reward_functions import LoadedFunction, RewardFunctionSpec
+from kubealign_components.engines.reward_input import Refused, RewardInput
+from kubealign_components.engines.rewards import flatten_text
+from kubealign_components.errors import ConfigError, KubeAlignError
+from kubealign_pipelines.checking.findings import Finding, error_at
+from kubealign_pipelines.checking.reach import PATIENCE
+from kubealign_pipelines.checking.stages import Checked, Stage, positions
+
+ROWS = 3
+"""Rows that each function is called on."""
+_ANSWER = [{"role": "assistant", "content": "It is 42."}]
+
+
+def check_functions(checked: Checked, rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    """Findings on the reward functions of a run.
+
+    Args:
+        checked: the settings.
+        rows: of the prompts, as imported; a row made up where there are none.
+    """
+    inputs = [_input(row) for row in rows[:ROWS]] or [_made_up()]
+    for stage in checked.stages:
+        reward = getattr(stage.config, "reward", None)
+        place: tuple[str, ...] = ("reward", "functions") if reward else ("functions",)
+        specs = reward.functions if reward else getattr(stage.config, "functions", ())
+        for position, spec in zip(positions(stage, place, specs), specs):
+            yield from _check(stage, (*place, position), spec, inputs)
+
+
+def _check(
+    stage: Stage, place: tuple[Any, ...], spec: RewardFunctionSpec, inputs: Sequence[RewardInput]
+) -> Iterator[Finding]:
+    path = stage.path(place)
+    try:
+        function = LoadedFunction(replace(spec, seconds=min(spec.seconds, PATIENCE)))
+    except ConfigError as error:
+        yield error_at(path, error.value, error.expected)
+        return
+    try:
+        for item in inputs:
+            with contextlib.suppress(Refused):
+                function(item)
+    except KubeAlignError as error:
+        text = "a function that takes a RewardInput and returns a number; on a sample row it failed"
+        yield error_at(path, spec.function, f"{text}: {str(error).partition('; its input')[0]}")
+    finally:
+        function.close()
+
+
+def _input(row: dict[str, Any]) -> RewardInput:
+    completions = row.get("completions") or ()
+    messages = json.loads(completions[0]["messages"]) if completions else _ANSWER
+    return RewardInput(
+        messages=json.loads(row["messages"]),
+        completion=messages,
+        text=flatten_text(messages),
+        answers=list(row.get("answers") or ()),
+        tools=json.loads(row["tools"]) if row.get("tools") else None,
+        metadata=json.loads(row["metadata"]) if row.get("metadata") else {},
+        num_tokens=4,
+        finish_reason="stop",
+    )
+
+
+def _made_up() -> RewardInput:
+    return RewardInput(
+        messages=[{"role": "user", "content": "What is six times seven?"}],
+        completion=_ANSWER,
+        text="It is 42.",
+        answers=["42"],
+        num_tokens=4,
+    )

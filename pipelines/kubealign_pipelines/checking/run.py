@@ -1,0 +1,134 @@
+"""The check of a whole run: what can be known before it starts, all of it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+from kubealign_components.errors import ConfigError
+from kubealign_pipelines import build
+from kubealign_pipelines.checking.across import check_across, check_counts, secrets
+from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at, once
+from kubealign_pipelines.checking.models import check_models, find_folder
+from kubealign_pipelines.checking.rewards import check_functions
+from kubealign_pipelines.checking.sources import Prompts, check_sources, warn_of_unread
+from kubealign_pipelines.checking.stages import Checked, check_stages
+from kubealign_pipelines.compiler import graph_of
+from kubealign_pipelines.graph import Graph
+from kubealign_pipelines.resources import CompileSettings
+
+
+@dataclass(slots=True)
+class Report:
+    """What the check of a run found."""
+
+    findings: list[Finding]
+    graph: Graph
+    checked: Checked
+    prompts: Prompts = field(default_factory=Prompts)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """The parameters as they were given."""
+
+    @property
+    def errors(self) -> list[Finding]:
+        """What stops the run."""
+        return [finding for finding in self.findings if not finding.warning]
+
+
+def check_run(
+    pipeline: str,
+    values: Mapping[str, Any],
+    settings: CompileSettings,
+    *,
+    complete: bool = True,
+    here: bool = False,
+    process: bool = False,
+) -> Report:
+    """Everything that can be known of a run before it starts.
+
+    Args:
+        pipeline: by name.
+        values: its parameters.
+        settings: what is fixed at compile time.
+        complete: whether required parameters must be there.
+        here: whether the run is on this machine, and models and sources must be found here.
+        process: whether its stages run in this environment, and not in images of their own.
+    """
+    graph, refused = _graph(pipeline, values, settings)
+    checked = check_stages(graph, values, complete=complete)
+    told = {finding.path for finding in checked.findings}
+    findings = [f for f in refused if f.path not in told] + checked.findings + list(check_across(checked))
+    findings += secrets(("compile",), _literal(settings))
+    mounted = tuple(path for s in settings.stages.values() for path in s.volumes.values())
+    refused_at = {finding.path for finding in findings if not finding.warning}
+    models = check_models(checked, here=here, mounted=mounted)
+    findings += [finding for finding in models if finding.path not in refused_at]
+    prompts, found = check_sources(checked, here=here, mounted=mounted)
+    findings += found
+    if pipeline == "offline_alignment":
+        findings += _counted(checked, prompts) if prompts.rows and prompts.complete else []
+        findings += warn_of_unread(checked) if not (prompts.rows or found) else []
+    findings += check_functions(checked, prompts.rows)
+    findings += _engines(checked) if process else []
+    return Report(once(findings), graph, checked, prompts)
+
+
+def _graph(
+    pipeline: str, values: Mapping[str, Any], settings: CompileSettings
+) -> tuple[Graph, Sequence[Finding]]:
+    """The graph; where the parameters choose no stages that fit, that of the defaults."""
+    try:
+        return graph_of(build(pipeline, settings, values), pipeline), []
+    except ConfigError as error:
+        finding = error_at((PARAMETERS, error.field), error.value, error.expected)
+        return graph_of(build(pipeline, settings, {}), pipeline), [finding]
+
+
+def _counted(checked: Checked, prompts: Prompts) -> list[Finding]:
+    mix = next(iter(checked.of("mix")), None)
+    if mix is None:
+        return []
+    held = prompts.held_out(mix.config.validation_fraction, mix.config.seed)
+    return list(check_counts(checked, len(prompts.rows), held))
+
+
+def _literal(settings: CompileSettings) -> dict[str, Any]:
+    """What the compile section has in words of its user's: environments are the place of stray secrets."""
+    stages = {name: {"environment": dict(stage.environment)} for name, stage in settings.stages.items()}
+    return {"environment": dict(settings.environment), "stages": stages}
+
+
+def _engines(checked: Checked) -> list[Finding]:
+    """Findings on engines that this environment lacks."""
+    found = []
+    for stage in checked.stages:
+        spec = getattr(stage.config, "sampling", None)
+        if spec is not None and spec.engine == "vllm" and find_spec("vllm") is None:
+            expected = (
+                "an engine that is installed here, transformers; or install vllm, or run with --runner docker"
+            )
+            found.append(error_at(stage.path(("sampling", "engine")), spec.engine, expected))
+    return found
+
+
+def first_rows(report: Report, number: int) -> list[str]:
+    """The first ``number`` prompts as the policy will see them, tokens apart and marks visible."""
+    policy = next((s.config.policy for s in report.checked.of("filter")), "")
+    folder = find_folder(policy, None, here=False)[0] if policy else None
+    if folder is None or not folder.template:
+        return []
+    shown = []
+    for row in report.prompts.rows[:number]:
+        text = folder.render(_messages(row))
+        tokens = folder.tokens(text)
+        shown.append("|".join(tokens) if tokens else repr(text))
+    return shown
+
+
+def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    import json
+
+    messages: list[dict[str, Any]] = json.loads(row["messages"])
+    return messages

@@ -1,0 +1,283 @@
+"""The parameters of a pipeline held against every stage: names, types, and each stage's own rules.
+
+All that is wrong is found at once. A stage's settings are put together as its component puts them together,
+so that a mistake is told at the place where it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kubealign_components.config import (
+    GROUPS,
+    OPTIONS,
+    Assembled,
+    Path,
+    assemble,
+    check_mapping,
+    did_you_mean,
+    near_name,
+    text_of,
+)
+from kubealign_components.stages import config_class
+from kubealign_pipelines import rules
+from kubealign_pipelines.checking.describe import places_by_name
+from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at, from_problem, once
+from kubealign_pipelines.graph import Graph, Parameter, Source, Task
+from kubealign_pipelines.resources import DEFAULTS
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "STRING": (str,),
+    "NUMBER_INTEGER": (int,),
+    "NUMBER_DOUBLE": (float,),
+    "BOOLEAN": (bool,),
+    "LIST": (list,),
+    "STRUCT": (dict,),
+}
+_WORDS = {
+    "STRING": "text",
+    "NUMBER_INTEGER": "a whole number",
+    "NUMBER_DOUBLE": "a number",
+    "BOOLEAN": "true or false",
+    "LIST": "a list",
+    "STRUCT": "a mapping",
+}
+LATER = "given-when-it-runs"
+"""Stands for texts that are not known yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One task with the settings that it will run with."""
+
+    task: Task
+    config: Any
+    """None where the settings cannot be used."""
+    settings: Assembled
+
+    def path(self, setting: Path) -> Path:
+        """Where the run file has, or would have, the ``setting`` of the stage."""
+        argument, *rest = self.settings.origin(setting) or (OPTIONS, *setting)
+        source = self.task.arguments.get(str(argument), Source())
+        return (PARAMETERS, source.parameter, *rest) if source.parameter else (PARAMETERS, *setting)
+
+    def is_known(self, setting: Path) -> bool:
+        """Whether the setting is given before a run, by a user or by default."""
+        argument, *_ = self.settings.origin(setting) or (OPTIONS,)
+        return not self.task.arguments.get(str(argument), Source()).produced
+
+
+@dataclass(slots=True)
+class Checked:
+    """What the check of a run found, and what it will run with."""
+
+    values: dict[str, Any]
+    """Of the parameters that the graph has, defaults included."""
+    stages: list[Stage] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def of(self, function: str) -> list[Stage]:
+        """The tasks of a stage whose settings can be used."""
+        return [s for s in self.stages if s.task.function == function and s.config is not None]
+
+
+def check_stages(graph: Graph, values: Mapping[str, Any], *, complete: bool = True) -> Checked:
+    """Hold ``values`` against the parameters of ``graph`` and against every stage.
+
+    Args:
+        graph: the compiled pipeline.
+        values: by parameter name.
+        complete: whether required parameters must be there, or may be given when the pipeline runs.
+    """
+    findings = [*_unknown(graph, values), *_nulls((PARAMETERS,), values)]
+    every = graph.parameters | graph.others
+    fitted = {}
+    for name, value in values.items():
+        if name in every and value is not None:
+            fitted[name], problem = _fit(every[name], value)
+            findings += problem
+    bad = {str(finding.path[1]) for finding in findings if len(finding.path) > 1}
+    usable = {name: value for name, value in graph.given(fitted).items() if name not in bad}
+    missing = {p.name for p in graph.parameters.values() if p.required and p.name not in usable}
+    findings += _missing(graph, missing - bad, usable, bad) if complete else []
+    for group in rules(graph.name.replace("-", "_")).one_of:
+        missing |= set(group) if not any(usable.get(name) for name in group) else set()
+    later = {n: LATER for n in missing & graph.parameters.keys() if graph.parameters[n].type == "STRING"}
+    defaults = {p.name: p.default for p in graph.parameters.values() if not p.required}
+    checked = Checked(values=defaults | later | usable)
+    for task in _in_order(graph):
+        if {s.parameter for s in task.arguments.values() if s.parameter} <= checked.values.keys():
+            findings += _check_stage(graph, task, checked, values.keys())
+    by_place: dict[Path, Finding] = {}
+    for finding in findings:
+        by_place.setdefault(finding.path, finding)
+    checked.findings = once(by_place.values())
+    return checked
+
+
+def positions(stage: Stage, place: Path, items: Sequence[Any]) -> Iterator[int]:
+    """Where in the list at ``place`` each of the config's ``items`` stands: unusable ones were left out."""
+    written: Any = stage.settings.values
+    for name in place:
+        written = written.get(name, {}) if isinstance(written, Mapping) else {}
+    position = -1
+    for item in items:
+        named = set(map(str, _values(item)))
+        position = next(
+            (n for n in range(position + 1, len(written)) if _named(written[n]) in named), position + 1
+        )
+        yield position
+
+
+def _values(item: Any) -> Iterator[Any]:
+    for name in ("uri", "function"):
+        if hasattr(item, name):
+            yield getattr(item, name)
+
+
+def _named(written: Any) -> str:
+    return str(written.get("uri", written.get("function"))) if isinstance(written, Mapping) else str(written)
+
+
+def arguments(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the component of ``task`` is called with; a word stands for what other tasks will make."""
+    return {name: _value(source, values) for name, source in task.arguments.items()}
+
+
+def _value(source: Source, values: Mapping[str, Any]) -> Any:
+    if source.produced:
+        return LATER
+    return source.constant if source.parameter is None else values[source.parameter]
+
+
+def _check_plan(rows: Source, values: Mapping[str, Any]) -> Iterator[Finding]:
+    """0 plans no chunks, which only the pipeline itself may say."""
+    if rows.parameter is not None and values[rows.parameter] <= 0:
+        yield error_at((PARAMETERS, rows.parameter), values[rows.parameter], "a positive number of rows")
+
+
+def _check_stage(graph: Graph, task: Task, checked: Checked, given: Any) -> Iterator[Finding]:
+    yield from _check_plan(task.arguments.get("rows_per_chunk", Source()), checked.values)
+    cls = config_class(task.function)
+    if cls is None:
+        return
+    settings = assemble(cls, arguments(task, checked.values))
+    config, problems = check_mapping(cls, settings.values, task.function)
+    stage = Stage(task, config, settings)
+    checked.stages.append(stage)
+    for problem in problems:
+        finding = from_problem(problem, stage.path(problem.path))
+        yield _with_place(graph, finding) if "a setting of" in finding.expected else finding
+    yield from _said_twice(graph, cls, stage, given)
+
+
+def _said_twice(graph: Graph, cls: type, stage: Stage, given: Any) -> Iterator[Finding]:
+    """Options that have a parameter of their own; a stage may have another value than one it borrows from."""
+    for setting, origins in stage.settings.origins.items():
+        group = getattr(cls, GROUPS, {}).get(setting[0])
+        flat = [stage.task.arguments.get(str(o[0]), Source()).parameter for o in origins if len(o) == 1]
+        if (group is not None and group.of) or len(origins[-1]) == 1 or not any(flat):
+            continue
+        parameter = next(name for name in flat if name)
+        users = {t.function for t in graph.tasks.values() if _owns(t, parameter)}
+        if parameter in given or users == {stage.task.function}:
+            yield error_at(
+                stage.path(setting),
+                _inside(stage.settings.values, setting),
+                f"nothing here: it is the parameter {parameter}; give it there, and once",
+            )
+
+
+def _owns(task: Task, parameter: str) -> bool:
+    """Whether the stage takes ``parameter`` for a setting of its own, and not for one that it borrows."""
+    groups = getattr(config_class(task.function), GROUPS, {}).values()
+    borrowed = {argument for group in groups if group.of for argument in group.arguments}
+    return any(s.parameter == parameter and a not in borrowed for a, s in task.arguments.items())
+
+
+def _inside(values: Any, path: Path) -> Any:
+    for name in path:
+        values = values[name]
+    return values
+
+
+def _with_place(graph: Graph, finding: Finding) -> Finding:
+    """An unknown option, and the place where one of that name belongs."""
+    name = str(finding.path[-1])
+    return error_at(finding.path, finding.value, _belongs(graph, name) or finding.expected)
+
+
+def _belongs(graph: Graph, name: str) -> str:
+    if name in graph.parameters:
+        return "it beside the options: it is a parameter"
+    places = [place for place in places_by_name(graph).get(name, []) if place[-1] == name]
+    if not places:
+        return ""
+    names = [text_of(place[1:-1]).replace(".[]", "[]") for place in places[:3]]
+    return f"it under {' or '.join(names)}, where it belongs"
+
+
+def _unknown(graph: Graph, values: Mapping[str, Any]) -> Iterator[Finding]:
+    known = {p.name for p in graph.settings()}
+    for name, value in values.items():
+        if name not in known:
+            near = near_name(name, known)
+            expected = f"a parameter of {graph.name}{did_you_mean(name, known)}"
+            if not near:
+                expected = _belongs(graph, name) or f"{expected}: one of {', '.join(sorted(known))}"
+            yield error_at((PARAMETERS, name), value, expected)
+    for choice in rules(graph.name.replace("-", "_")).choices:
+        value = values.get(choice.name, choice.values[0])
+        if value not in choice.values:
+            allowed = ", ".join(sorted(choice.values))
+            expected = (
+                f"one of {allowed}, fixed when the pipeline is compiled{did_you_mean(value, choice.values)}"
+            )
+            yield error_at((PARAMETERS, choice.name), value, expected)
+
+
+def _missing(graph: Graph, missing: set[str], usable: Mapping[str, Any], bad: set[str]) -> Iterator[Finding]:
+    for name in sorted(missing):
+        text = f"a value, it has no default: {graph.parameters[name].description}"
+        yield error_at((PARAMETERS, name), None, text)
+    for group in rules(graph.name.replace("-", "_")).one_of:
+        asked = group[0] in graph.parameters and not bad & set(group)
+        if asked and not any(usable.get(name) for name in group):
+            yield error_at((PARAMETERS, group[0]), None, f"a value for {' or '.join(group)}")
+
+
+def _fit(parameter: Parameter, value: Any) -> tuple[Any, list[Finding]]:
+    """``value`` as the parameter's type, with a finding where it is of another."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if parameter.type == "NUMBER_DOUBLE" and number:
+        return float(value), []
+    if parameter.type == "NUMBER_INTEGER" and number and float(value).is_integer():
+        return int(value), []
+    if isinstance(value, _TYPES[parameter.type]) and (
+        parameter.type == "BOOLEAN" or not isinstance(value, bool)
+    ):
+        return value, []
+    expected = f"{_WORDS[parameter.type]}: {parameter.description}"
+    if parameter.type == "STRING" and isinstance(value, (bool, int, float)):
+        expected += " Put it in quotes if it is meant as text."
+    return value, [error_at((PARAMETERS, parameter.name), value, expected)]
+
+
+def _nulls(path: Path, value: Any) -> Iterator[Finding]:
+    """KFP's local runner cannot carry a null; a setting that is left out keeps its default."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _nulls((*path, key), item)
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            yield from _nulls((*path, position), item)
+    elif value is None:
+        yield error_at(path, value, "a value; leave the setting out to keep its default")
+
+
+def _in_order(graph: Graph) -> list[Task]:
+    """The tasks in the order of the stages."""
+    order = {stage: position for position, stage in enumerate(DEFAULTS)}
+    return sorted(graph.tasks.values(), key=lambda task: order.get(task.function, -1))

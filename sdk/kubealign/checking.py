@@ -1,0 +1,80 @@
+"""The check of a run file: what the stages say, and what only this machine and the estimate know."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from kubealign.estimate.formulas import GIB
+from kubealign.estimate.stages import Assumptions, estimate, shape_from_config
+from kubealign.runfile import RunFile, Sourced
+from kubealign_components.errors import KubeAlignError
+from kubealign_pipelines.checking.findings import PARAMETERS, Finding, once, warning_at
+from kubealign_pipelines.checking.models import find_folder
+from kubealign_pipelines.checking.run import Report, check_run
+
+DISK_FACTOR = 3
+"""Bytes that a run leaves for each byte of the policy's weights: a model in float32, and a checkpoint."""
+
+
+def check(
+    sourced: Sourced, *, complete: bool = True, here: bool = False, output: Path | None = None
+) -> Report:
+    """Everything that can be known of a run before it starts, with the place of each finding.
+
+    Args:
+        sourced: the run file, of which pipeline and parameters can be used.
+        complete: whether required parameters must be there.
+        here: whether the run is on this machine.
+        output: the folder that it will write to.
+    """
+    run = sourced.run
+    assert run is not None
+    report = check_run(
+        run.pipeline,
+        run.parameters,
+        run.compile,
+        complete=complete,
+        here=here,
+        process=here and run.local.runner == "process",
+    )
+    found = [*report.findings]
+    if not report.errors and not sourced.document.findings:
+        found += [*_memory(run)] if not here else [*_disk(run, output or Path.cwd())]
+    return replace(report, findings=once(sourced.located(found)), given=dict(run.parameters))
+
+
+def _memory(run: RunFile) -> Iterator[Finding]:
+    """Warnings on stages that do not fit into a GPU of 80 GiB, where the policy's shape can be read."""
+    policy = str(run.parameters.get("policy", ""))
+    folder = find_folder(policy, None, here=False)[0] if policy else None
+    if folder is None:
+        return
+    try:
+        assumed = Assumptions()
+        stages = estimate(run, shape_from_config(folder.config), assumed)
+    except (KubeAlignError, KeyError, TypeError):
+        return
+    for stage in stages:
+        if not stage.fits:
+            text = (
+                f"{stage.title} needs {stage.memory.total / GIB:.0f} GiB a GPU by the estimate, more than "
+                f"{assumed.gpu_memory:g}; see kubealign estimate"
+            )
+            yield warning_at((PARAMETERS, "policy"), policy, text)
+
+
+def _disk(run: RunFile, output: Path) -> Iterator[Finding]:
+    """A warning where the disk has no room for what the run leaves."""
+    policy = str(run.parameters.get("policy", ""))
+    folder = find_folder(policy, None, here=False)[0] if policy else None
+    if folder is None:
+        return
+    weights = folder.weight_bytes
+    place = next(p for p in (output.absolute(), *output.absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if free < DISK_FACTOR * weights:
+        text = f"{free / GIB:.1f} GiB are free in {place}; a run of this policy leaves about "
+        yield warning_at((PARAMETERS, "policy"), policy, f"{text}{DISK_FACTOR * weights / GIB:.1f} GiB")

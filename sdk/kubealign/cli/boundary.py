@@ -1,0 +1,74 @@
+"""Where errors end: one line each on standard error, whoever raised them, and no traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from typing import Any
+
+import click
+
+from kubealign.cli.options import show_findings
+from kubealign_components.errors import ConfigError, KubeAlignError
+from kubealign_pipelines.checking.findings import BadSettings
+
+UNUSABLE, FAILED, INTERRUPTED = 2, 1, 130
+
+
+class Boundary(click.Group):
+    """Commands whose errors are told in words; what nobody expected leaves its traceback in a file."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command, and turn what it raises into a message and an exit code."""
+        try:
+            return super().invoke(context)
+        except BadSettings as error:
+            show_findings(error.findings)
+            _say_how_many(error)
+            context.exit(UNUSABLE)
+        except ConfigError as error:
+            click.echo(f"Error: {error}", err=True)
+            context.exit(UNUSABLE)
+        except KubeAlignError as error:
+            click.echo(f"Error: {error}", err=True)
+            context.exit(FAILED)
+        except BrokenPipeError:
+            # What reads our output has gone; Python would complain again when it flushes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            context.exit(FAILED)
+        except OSError as error:
+            click.echo(f"Error: {_of_system(error)}", err=True)
+            context.exit(FAILED)
+        except KeyboardInterrupt:
+            click.echo("Interrupted; finished rows are kept and a new run takes them up.", err=True)
+            context.exit(INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            click.echo(f"Error: {_unexpected(context, error)}", err=True)
+            context.exit(FAILED)
+
+
+def _say_how_many(error: BadSettings) -> None:
+    warnings = sum(finding.warning for finding in error.findings)
+    errors = len(error.findings) - warnings
+    if len(error.findings) > 1:
+        click.echo(f"{errors} {'error' if errors == 1 else 'errors'}, {warnings} warnings", err=True)
+
+
+def _of_system(error: OSError) -> str:
+    """What the operating system refused, of which file, and what helps."""
+    reason = error.strerror or str(error)
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{reason}; name another place, make room there, or change its permissions"
+
+
+def _unexpected(context: click.Context, error: Exception) -> str:
+    """An error of nobody's, whose traceback is kept in a file for a report."""
+    with tempfile.NamedTemporaryFile("w", prefix="kubealign-", suffix=".log", delete=False) as log:
+        traceback.print_exception(error, file=log)
+    reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
+    command = context.invoked_subcommand or context.info_name
+    return f"{command} stopped on {type(error).__name__}: {reason}; the traceback is in {log.name}"

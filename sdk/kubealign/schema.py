@@ -1,0 +1,158 @@
+"""The JSON schema of a run file, from the same configs that check one; editors complete from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from kubealign.runfile import RUNNERS, LocalSettings
+from kubealign_components.config import SHORTHAND
+from kubealign_pipelines import PIPELINES, build, rules
+from kubealign_pipelines.checking.describe import (
+    Setting,
+    choices_of,
+    config_in,
+    describe,
+    meanings_of,
+)
+from kubealign_pipelines.checking.findings import PARAMETERS
+from kubealign_pipelines.compiler import graph_of
+from kubealign_pipelines.graph import Graph, Parameter
+from kubealign_pipelines.resources import DEFAULTS, IMAGES, CompileSettings, StageResources
+
+Schema = dict[str, Any]
+_TYPES = {"STRING": "string", "NUMBER_INTEGER": "integer", "NUMBER_DOUBLE": "number", "BOOLEAN": "boolean"}
+_SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean"}
+
+
+def shapes(pipeline: str) -> list[Graph]:
+    """The graphs of every choice of stages that the pipeline has."""
+    choices = rules(pipeline).choices
+    sets = product(*([(choice.name, value) for value in choice.values] for choice in choices))
+    return [graph_of(build(pipeline, CompileSettings(), dict(chosen)), pipeline) for chosen in sets]
+
+
+def settings_of(graphs: Sequence[Graph]) -> list[Setting]:
+    """The settings of all ``graphs``, each once, by name."""
+    found = {setting.path: setting for graph in reversed(graphs) for setting in describe(graph)}
+    return sorted(found.values(), key=lambda setting: setting.name)
+
+
+def run_file_schema(pipeline: str) -> Schema:
+    """The JSON schema (draft 2020-12) of a run file of ``pipeline``."""
+    graphs = shapes(pipeline)
+    compiled = _of_config(CompileSettings)
+    stage = _of_config(StageResources)
+    compiled["properties"]["stages"] = _closed({name: {"$ref": "#/$defs/stage"} for name in DEFAULTS})
+    compiled["properties"]["images"] = _closed({name: {"type": "string"} for name in IMAGES})
+    local = _of_config(LocalSettings)
+    local["properties"]["runner"]["enum"] = list(RUNNERS)
+    local["properties"]["parallelism"]["enum"] = [1, 2]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"KubeAlign run file of {pipeline}",
+        "$defs": {"stage": stage},
+        **_closed(
+            {
+                "pipeline": {"enum": [pipeline], "description": f"One of {', '.join(PIPELINES)}."},
+                PARAMETERS: _parameters(graphs),
+                "compile": compiled,
+                "local": local,
+            }
+        ),
+    }
+
+
+def _parameters(graphs: Sequence[Graph]) -> Schema:
+    known = {p.name: p for graph in reversed(graphs) for p in graph.settings()}
+    properties: dict[str, Schema] = {name: _of_parameter(p) for name, p in sorted(known.items())}
+    choices = {choice.name: choice for choice in rules(graphs[0].name.replace("-", "_")).choices}
+    for name, choice in choices.items():
+        properties[name]["enum"] = list(choice.values)
+    for setting in settings_of(graphs):
+        _put(properties, setting)
+    return _closed(properties)
+
+
+def _of_parameter(parameter: Parameter) -> Schema:
+    schema: Schema = {"description": parameter.description}
+    if parameter.type in _TYPES:
+        schema["type"] = _TYPES[parameter.type]
+    elif parameter.type == "LIST":
+        schema |= {"type": "array"}
+    else:
+        schema |= _closed({})
+    if not parameter.required and parameter.type in _TYPES:
+        schema["default"] = parameter.default
+    return schema
+
+
+def _put(properties: dict[str, Schema], setting: Setting) -> None:
+    """Give ``setting`` its place below ``properties``; lists and mappings before it are made."""
+    _, first, *rest = setting.path
+    target = properties[str(first)]
+    if not rest:
+        target.update({"description": setting.meaning} | _of_hint(setting.hint, setting.choices))
+        return
+    for part in rest[:-1]:
+        target = _below(target, str(part))
+    leaf: Schema = {"description": setting.meaning} | _of_hint(setting.hint, setting.choices)
+    default = setting.default
+    if default is not dataclasses.MISSING and _plain(default):
+        leaf["default"] = list(default) if isinstance(default, tuple) else default
+    target.setdefault("properties", {})[str(rest[-1])] = leaf
+
+
+def _below(target: Schema, part: str) -> Schema:
+    if part == "[]":
+        item = target.setdefault("items", {"anyOf": [_closed({}), {"type": "string"}]})
+        inside: Schema = item["anyOf"][0]
+        return inside
+    inner: Schema = target.setdefault("properties", {}).setdefault(part, _closed({}))
+    return inner
+
+
+def _of_hint(hint: Any, choices: Sequence[str] = ()) -> Schema:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        options = [_of_hint(arg, choices) for arg in args if arg is not type(None)]
+        return options[0] if len(options) == 1 else {"anyOf": options}
+    if origin is tuple:
+        return {"type": "array", "items": _of_hint(args[0], choices)}
+    if hint is Any:
+        return {}
+    if origin is not None:
+        return {"type": "object", "additionalProperties": _of_hint(args[1])}
+    nested = config_in(hint)
+    if nested is not None:
+        schema = _of_config(nested)
+        return {"anyOf": [schema, {"type": "string"}]} if hasattr(nested, SHORTHAND) else schema
+    return {"type": _SCALARS[hint]} | ({"enum": list(choices)} if choices else {})
+
+
+def _of_config(cls: type) -> Schema:
+    """The schema of a config's own settings."""
+    hints, meanings = typing.get_type_hints(cls), meanings_of(cls)
+    properties = {
+        entry.name: {"description": meanings.get(entry.name, "")}
+        | _of_hint(hints[entry.name], choices_of(cls, entry.name))
+        for entry in dataclasses.fields(cls)
+    }
+    return _closed(properties)
+
+
+def _closed(properties: Mapping[str, Schema]) -> Schema:
+    return {"type": "object", "additionalProperties": False, "properties": dict(properties)}
+
+
+def _plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return value is not None

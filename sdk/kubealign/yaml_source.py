@@ -1,0 +1,190 @@
+"""YAML as people write run files: values, and the line and column of each.
+
+Beside what YAML itself refuses, names that are given twice are findings, ``5e-7`` is a number and a date is
+text. What aliases expand to is bounded, as are depth and size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from kubealign_components.config import Path
+from kubealign_pipelines.checking.findings import Finding, Mark
+
+MAX_BYTES = 2**20
+"""Largest run file."""
+MAX_NODES = 50_000
+"""Most values of a run file, aliases counted as often as they are used."""
+MAX_DEPTH = 40
+"""Deepest nesting of a run file."""
+
+_COMPILED = re.compile(r"^(pipelineInfo|deploymentSpec):", re.MULTILINE)
+
+
+class _Loader(yaml.CSafeLoader):
+    """Resolves scalars: a number may go without its point, and a date is text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+@dataclass(slots=True)
+class Document:
+    """A text that was read."""
+
+    values: Any = None
+    marks: dict[Path, Mark] = field(default_factory=dict)
+    """Where every value, and where every name of a mapping stands."""
+    findings: list[Finding] = field(default_factory=list)
+
+
+class _TooMuch(Exception):
+    """The text says more than the limits allow."""
+
+
+def read_yaml(text: str, source: str) -> Document:
+    """The values of ``text`` and where they stand; what is wrong with it is among the findings."""
+    document = Document()
+    try:
+        _require_bounded(text)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            document.values = None if node is None else _Reading(loader, source, document).value(node, ())
+        finally:
+            loader.dispose()
+    except _TooMuch as error:
+        document.findings.append(_finding(source, str(error), Mark(source, 1, 1)))
+    except yaml.MarkedYAMLError as error:
+        place = error.problem_mark or error.context_mark
+        mark = Mark(source, place.line + 1, place.column + 1) if place else Mark(source, 1, 1)
+        document.findings.append(_finding(source, f"a YAML file ({_reason(error, text, mark)})", mark))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        document.findings.append(_finding(source, f"a YAML file ({reason})", Mark(source, 1, 1)))
+    return document
+
+
+def is_compiled_pipeline(text: str) -> bool:
+    """Whether ``text`` is what ``kubealign compile`` writes, not what it reads."""
+    return _COMPILED.search(text) is not None
+
+
+def merge(first: Document, second: Document) -> Document:
+    """``second`` over ``first``: mappings are joined, everything else is replaced."""
+    findings = [*first.findings, *second.findings]
+    if not (isinstance(first.values, Mapping) and isinstance(second.values, Mapping)):
+        return Document(second.values, second.marks, findings)
+    marks = dict(first.marks)
+    values = _joined(first.values, second.values, (), marks)
+    return Document(values, marks | second.marks, findings)
+
+
+def _joined(base: Mapping[str, Any], over: Mapping[str, Any], path: Path, marks: dict[Path, Mark]) -> Any:
+    joined = dict(base)
+    for name, value in over.items():
+        below = (*path, name)
+        if isinstance(value, Mapping) and isinstance(joined.get(name), Mapping):
+            joined[name] = _joined(joined[name], value, below, marks)
+        else:
+            for place in [p for p in marks if p[: len(below)] == below]:
+                del marks[place]
+            joined[name] = value
+    return joined
+
+
+class _Reading:
+    """Makes values of nodes, and notes where they stand."""
+
+    def __init__(self, loader: Any, source: str, document: Document) -> None:
+        self.loader, self.source, self.document = loader, source, document
+        self.nodes = 0
+
+    def value(self, node: Any, path: Path) -> Any:
+        """The value of ``node``, which stands at ``path``."""
+        self.nodes += 1
+        if self.nodes > MAX_NODES or len(path) > MAX_DEPTH:
+            raise _TooMuch(f"at most {MAX_NODES:,} values, those of aliases counted, {MAX_DEPTH} deep")
+        self.document.marks.setdefault(path, self._mark(node))
+        if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
+            raise yaml.MarkedYAMLError(
+                problem=f"{node.tag} is no type of a run file", problem_mark=node.start_mark
+            )
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*path, position)) for position, item in enumerate(node.value)]
+        return self.loader.construct_object(node)
+
+    def _mapping(self, node: Any, path: Path) -> dict[str, Any]:
+        given: dict[str, Any] = {}
+        for key, item in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name is None:
+                self._refuse(key, path, "a name before the colon, not a list or a mapping")
+            elif key.tag == "tag:yaml.org,2002:merge":
+                merged = self.value(item, path)
+                for one in reversed(merged) if isinstance(merged, list) else [merged]:
+                    given = {**one, **given} if isinstance(one, Mapping) else given
+            else:
+                self._put(given, key, item, path)
+        return given
+
+    def _put(self, given: dict[str, Any], key: Any, item: Any, path: Path) -> None:
+        below = (*path, key.value)
+        if below in self.document.marks and key.value in given:
+            line = self.document.marks[below].line
+            self._refuse(key, below, f"every name once; line {line} has it already, remove one of them")
+            return
+        self.document.marks[below] = self._mark(key)
+        given[key.value] = self.value(item, below)
+        self.document.marks[below] = (
+            self._mark(key) if isinstance(item, yaml.CollectionNode) else self._mark(item)
+        )
+
+    def _refuse(self, node: Any, path: Path, expected: str) -> None:
+        self.document.findings.append(
+            Finding(path=path, value=_text(node), expected=expected, mark=self._mark(node))
+        )
+
+    def _mark(self, node: Any) -> Mark:
+        return Mark(self.source, node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+def _require_bounded(text: str) -> None:
+    """Raise :class:`_TooMuch` before anything that recurses has seen the text."""
+    if len(text.encode(errors="replace")) > MAX_BYTES:
+        raise _TooMuch(f"a run file of at most {MAX_BYTES:,} bytes")
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise _TooMuch(f"values that are nested at most {MAX_DEPTH} deep")
+
+
+def _finding(source: str, expected: str, mark: Mark) -> Finding:
+    return Finding(path=("run file",), value=source, expected=expected, mark=mark)
+
+
+def _reason(error: yaml.MarkedYAMLError, text: str, mark: Mark) -> str:
+    reason = " ".join(filter(None, [error.context, error.problem])).replace("\n", " ")
+    lines = text.splitlines()
+    tab = mark.line <= len(lines) and lines[mark.line - 1].lstrip(" ").startswith("\t")
+    return f"{reason}; indent with spaces, not with tabs" if tab else reason
+
+
+def _text(node: Any) -> str:
+    return str(node.value) if isinstance(node, yaml.ScalarNode) else node.id

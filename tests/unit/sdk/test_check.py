@@ -1,0 +1,212 @@
+"""``kubealign check``, ``params --all`` and ``schema``, on run files that ship and on others."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kubealign_pipelines
+from kubealign.cli.main import main
+from kubealign.runfile import read_run
+from kubealign.schema import run_file_schema
+from kubealign.yaml_source import read_yaml
+from kubealign_pipelines import PIPELINES
+
+SHIPPED = sorted((Path(kubealign_pipelines.__file__).parent / "params").glob("*.yaml"))
+GIVEN_ON_THE_COMMAND_LINE = {
+    "demo": ["policy", "sources[0].uri"],
+    "preferences": ["policy", "sources[0].uri"],
+    "salmon_demo": ["policy", "sources[0].uri", "pmp_sources[0].uri", "rl_sources[0].uri"],
+}
+
+
+def kubealign(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def run_file(tmp_path: Path, tiny_model: Path) -> Path:
+    """A sound run file of a local model and local data."""
+    rows = [{"prompt": f"Question {n}?", "chosen": f"Yes {n}.", "rejected": "No."} for n in range(60)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"""pipeline: offline_alignment
+parameters:
+  policy: {tiny_model}
+  sources: [{{uri: {tmp_path / "prompts.jsonl"}, name: mine}}]
+  reward_functions: [kubealign_components.rewards.functions:brevity]
+  sample_engine: transformers
+  sample_max_new_tokens: 10
+  filter_max_prompt_len: 1024
+  validation_fraction: 0.3
+  train_options: {{batch_size: 2}}
+"""
+    )
+    return path
+
+
+def test_a_sound_run_file_has_no_finding_and_its_first_rows_are_shown(run_file: Path) -> None:
+    done = kubealign("check", "-f", run_file, "--here", "--rows", "2")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "no errors, 0 warnings" in done.output
+    assert done.output.count("prompt ") == 2
+    assert "<|im_start|>|u|s|e|r" in done.output.replace("Ġ", "")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_run_files_pass_but_for_what_is_given_on_the_command_line(path: Path) -> None:
+    done = kubealign("check", "-f", path, "--json")
+    findings = json.loads(done.output)
+    errors = [finding["setting"] for finding in findings if finding["level"] == "error"]
+    assert errors == GIVEN_ON_THE_COMMAND_LINE.get(path.stem, [])
+    assert done.exit_code == (2 if errors else 0)
+    assert all(finding["line"] for finding in findings)
+
+
+def test_files_are_merged_in_order_and_assignments_stand_above_them(run_file: Path, tmp_path: Path) -> None:
+    over = tmp_path / "over.yaml"
+    over.write_text("parameters:\n  sample_n: 5\n  train_options: {epochs: 2}\ncompile: {retries: 7}\n")
+    run = read_run([run_file, over], "", ["train_epochs=3", "compile.retries=4", "sources.0.name=a"]).usable()
+    assert run.parameters["sample_n"] == 5
+    assert run.parameters["train_options"] == {"batch_size": 2, "epochs": 2}
+    assert (run.parameters["train_epochs"], run.parameters["sources"][0]["name"]) == (3, "a")
+    assert run.compile.retries == 4
+    done = kubealign("check", "-f", run_file, "-f", over, "--set", "compile.parallelism=0")
+    assert done.exit_code == 2
+    assert f"{over}:3:27: train_options.epochs=2" in done.stderr
+    assert "compile.parallelism=0: expected a positive number" in done.stderr
+
+
+def test_whole_numbers_are_numbers_and_so_is_a_power_of_ten_without_a_point(
+    run_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "pipeline.yaml"
+    numbers = ["--set", "train_epochs=3", "--set", "train_learning_rate=5e-7", "--set", "sample_n=4.0"]
+    done = kubealign("compile", "-f", run_file, *numbers, "-o", out)
+    assert done.exit_code == 0, done.output + done.stderr
+    declared = next(yaml.safe_load_all(out.read_text()))["root"]["inputDefinitions"]["parameters"]
+    assert declared["train_epochs"]["defaultValue"] == 3.0
+    assert isinstance(declared["train_epochs"]["defaultValue"], float)
+    assert declared["train_learning_rate"]["defaultValue"] == 5e-7
+    assert declared["sample_n"]["defaultValue"] == 4
+
+
+def test_findings_end_a_command_with_2_and_leave_nothing(run_file: Path, tmp_path: Path) -> None:
+    for command in ("run", "compile", "submit"):
+        out = [] if command == "submit" else ["-o", tmp_path / "out.yaml"]
+        done = kubealign(command, "-f", run_file, "--set", "sample_n=1", "--set", "train_beta=-1", *out)
+        assert done.exit_code == 2, command
+        assert "sample_n=1: expected 2 or more" in done.stderr
+        assert "train_beta=-1.0: expected a positive number" in done.stderr
+        assert not (tmp_path / "out.yaml").exists()
+
+
+@pytest.mark.parametrize("place", ["file/run", "/proc/nothing/here"])
+def test_a_place_that_cannot_be_written_is_one_line(run_file: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    output = tmp_path / place if not place.startswith("/") else Path(place)
+    done = kubealign("compile", "-f", run_file, "-o", output / "pipeline.yaml")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_nobody_expected_keeps_its_traceback_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a mistake of ours\nsecond line")
+
+    monkeypatch.setattr("kubealign.schema.run_file_schema", broken)
+    done = kubealign("schema", "salmon")
+    assert done.exit_code == 1
+    assert "schema stopped on RuntimeError: a mistake of ours; the traceback is in " in done.stderr
+    log = Path(done.stderr.strip().rpartition(" ")[2])
+    assert "in broken" in log.read_text()
+    log.unlink()
+
+
+def test_checking_takes_no_model_library(run_file: Path) -> None:
+    program = (
+        "import sys\nfrom kubealign.cli.main import main\n"
+        f"main(['check', '-f', {str(run_file)!r}, '--here', '--rows', '1'], standalone_mode=False)\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'datasets'}\n"
+        "assert not heavy & set(sys.modules), sorted(heavy & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_every_setting_is_listed_with_its_meaning(pipeline: str) -> None:
+    listed = json.loads(kubealign("params", pipeline, "--all", "--json").output)
+    assert [one["name"] for one in listed if not one["meaning"]] == []
+    names = {one["name"]: one for one in listed}
+    adapter = names["train_adapter" if pipeline == "offline_alignment" else "reward_model_adapter"]
+    assert adapter["choices"] == ["lora", "none", "qlora"]
+    assert names["train_options.max_grad_norm"]["default"] == 100000.0
+    assert names["train_options.schedule"]["choices"] == ["constant", "cosine", "linear"]
+    assert names["sources[].uri"]["required"]
+    table = kubealign("params", pipeline, "--all").output
+    assert "max_grad_norm" in table.replace("\n", "")
+
+
+@pytest.fixture(scope="module")
+def schemas() -> dict[str, Any]:
+    return {pipeline: run_file_schema(pipeline) for pipeline in PIPELINES}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_run_files_are_valid_by_the_schema(path: Path, schemas: dict[str, Any]) -> None:
+    values = read_yaml(path.read_text(), path.name).values
+    jsonschema.Draft202012Validator.check_schema(schemas[values["pipeline"]])
+    jsonschema.validate(values, schemas[values["pipeline"]])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"complie": {}},
+        {"parameters": {"sample_temprature": 1.0}},
+        {"parameters": {"sample_options": {"sampling": {"topp": 0.9}}}},
+        {"parameters": {"sample_options": {"top_p": 0.9}}},
+        {"parameters": {"train_options": {"batchsize": 8}}},
+        {"parameters": {"sources": [{"url": "a", "name": "b"}]}},
+        {"parameters": {"train_objective": "dpoo"}},
+        {"parameters": {"sample_n": "three"}},
+        {"parameters": {"logprobs_order": "befor"}},
+        {"compile": {"stages": {"sampel": {"cpu": 1}}}},
+        {"compile": {"stages": {"sample": {"memroy": "1Gi"}}}},
+        {"local": {"runner": "podman"}},
+    ],
+    ids=str,
+)
+def test_misspelt_run_files_are_not(change: dict[str, Any], schemas: dict[str, Any]) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"pipeline": "offline_alignment"} | change, schemas["offline_alignment"])
+
+
+plain = st.recursive(
+    st.booleans() | st.integers(-(10**6), 10**6) | st.floats(-1e6, 1e6) | st.text("abc:#- '\"\n", max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("abcxyz", min_size=1), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text("abcxyz", min_size=1, max_size=5), plain, max_size=4))
+def test_what_yaml_writes_is_read_back_with_a_mark_for_every_value(values: dict[str, Any]) -> None:
+    document = read_yaml(yaml.safe_dump(values), "f")
+    assert document.findings == []
+    assert document.values == values
+    assert all((name,) in document.marks for name in values)
