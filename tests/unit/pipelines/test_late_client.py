@@ -10,7 +10,7 @@ import kubealign.cli.main
 import sys
 from pathlib import Path
 import tempfile
-from kubealign.compiler import compile_pipeline
+from kubealign_pipelines.compiler import compile_pipeline
 compile_pipeline("salmon", Path(tempfile.mkdtemp()) / "p.yaml")
 heavy = {"kfp.client", "torch", "transformers"} & set(sys.modules)
 assert not heavy, heavy
