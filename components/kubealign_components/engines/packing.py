@@ -230,6 +230,6 @@ class LogprobModel(nn.Module):
         super().__init__()
         self.model = prepare(model)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
+    def forward(self, batch: PackedBatch, names: Sequence[str] = ()) -> Tensor:
         """(K,) fp32 sums."""
-        return summed_logprobs(self.model, batch)
+        return summed_logprobs(self.model, batch, [f"completion {name}" for name in names])

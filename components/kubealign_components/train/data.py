@@ -28,6 +28,8 @@ from kubealign_components.training.rows import Rows
 
 Row = dict[str, Any]
 
+LARGEST = 1e15
+"""Most that a reward or a log-probability may be: their squares, summed, are finite in float32."""
 _COMPLETION_FIELDS = (
     *("completion_id", "reference", "label", "token_ids", "logprob", "reward", "quantile_reward"),
 )
@@ -176,12 +178,14 @@ def _problem(completion: Row, references: int | None, config: TrainConfig, rule:
         return "it has no tokens"
     if logprob is None:
         return "it has no reference log-probability; run logprobs before mix"
-    if not (math.isfinite(logprob) and logprob <= 0):
-        return f"its reference log-probability is {logprob!r}, expected a finite number up to 0"
-    if config.objective == "rebel" and (
-        completion["reward"] is None or not math.isfinite(completion["reward"])
-    ):
-        return f"its reward is {completion['reward']!r}, expected a finite number for rebel"
+    if not -LARGEST <= logprob <= 0:
+        return f"its reference log-probability is {logprob!r}, expected a number from -{LARGEST:g} to 0"
+    reward = completion["reward"]
+    if config.objective == "rebel" and (reward is None or not abs(reward) <= LARGEST):
+        return (
+            f"its reward is {reward!r}, expected a number within ±{LARGEST:g} for rebel, whose loss is the "
+            "square of differences of rewards"
+        )
     if config.objective == "kto" and completion["label"] not in ("chosen", "rejected"):
         return f"its label is {completion['label']!r}, kto needs chosen or rejected; select by labels"
     if config.objective == "qrpo":
@@ -226,13 +230,15 @@ class Batch:
     """Whether people called the completion good."""
     pairs_P2: Tensor
     """Chosen and rejected completion of every example that has two."""
+    completion_ids: tuple[str, ...]
+    """Of every completion."""
     mismatched: Mismatched | None = None
     """For kto: the prompts with completions of other prompts."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on ``device``."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        movable = {k: v for k, v in values.items() if v is not None and not isinstance(v, int)}
+        movable = {k: v for k, v in values.items() if hasattr(v, "to")}
         return replace(self, **{k: v.to(device) for k, v in movable.items()})
 
 
@@ -259,6 +265,7 @@ def collate(rows: Sequence[Row], step_examples: int) -> Batch:
         from_reference_C=torch.tensor([bool(c["reference"]) for c in completions]),
         desirable_C=torch.tensor([c["label"] == "chosen" for c in completions]),
         pairs_P2=_pairs(slots),
+        completion_ids=tuple(c["completion_id"] for c in completions),
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from kubealign_components.engines.packing import PackedBatch
-from kubealign_components.errors import DriftError
+from kubealign_components.errors import DriftError, EngineError
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.data import Batch, Examples
 from kubealign_components.train.kto import Mismatches, reference_point
@@ -25,6 +25,10 @@ from kubealign_components.training.metrics import Meter
 from kubealign_components.training.step_trainer import StepTrainer
 
 log = logging.getLogger(__name__)
+
+
+_ORDINARY = 1e6
+"""Numbers below it make no loss infinite by themselves."""
 
 
 class AlignmentTrainer(StepTrainer):
@@ -99,12 +103,49 @@ class AlignmentTrainer(StepTrainer):
 
     def batch_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Sum of the objective over the examples of ``batch``."""
-        loss, logprob_C, reward_C = _losses(
-            self.config, batch, model(batch.packed), self.reference_point, self.rule
-        )
+        logprob_C = self._logprobs(model, batch)
+        loss, log_ratio_C, reward_C = _losses(self.config, batch, logprob_C, self.reference_point, self.rule)
+        if not torch.isfinite(loss):
+            raise EngineError(_why_not_finite(self.config, batch, logprob_C.detach(), float(loss)))
         if batch.step_examples:
-            _measure(self.meter, self.config, batch, loss, logprob_C, reward_C)
+            _measure(self.meter, self.config, batch, loss, log_ratio_C, reward_C)
         return loss
+
+    def _logprobs(self, model: nn.Module, batch: Batch) -> Tensor:
+        try:
+            logprob_C: Tensor = model(batch.packed, batch.completion_ids)
+        except EngineError as error:
+            if not self.state.global_step:
+                raise
+            raise EngineError(
+                f"after step {self.state.global_step}: {error}. The training has diverged: lower "
+                "learning_rate, or set max_grad_norm"
+            ) from error
+        return logprob_C
+
+
+def _why_not_finite(config: TrainConfig, batch: Batch, logprob_C: Tensor, loss: float) -> str:
+    """Which number of which completion makes the loss of ``batch`` infinite."""
+    values = {
+        "the reward": batch.reward_C if config.objective == "rebel" else None,
+        "the reference log-probability": batch.reference_logprob_C,
+        "the policy's log-probability": logprob_C,
+    }
+    known = {name: v.double().nan_to_num(0.0) for name, v in values.items() if v is not None}
+    name = max(known, key=lambda each: float(known[each].abs().max()))
+    index = int(known[name].abs().argmax())
+    value, owner = float(known[name][index]), batch.completion_ids[index]
+    said = f"the loss of {batch.examples} examples is {loss}"
+    if abs(value) < _ORDINARY:
+        return (
+            f"{said}, with no number beyond {_ORDINARY:g} in them: beta={config.beta} makes it so; raise it"
+        )
+    remedy = (
+        "the training has diverged, lower learning_rate"
+        if name.startswith("the policy")
+        else "leave it out or mend it"
+    )
+    return f"{said}: {name} of completion {owner} is {value:g}; {remedy}"
 
 
 def _losses(

@@ -199,8 +199,14 @@ class StepTrainer(Trainer):
             self._logged_at = now
             logs = measured | logs
             if not math.isfinite(logs["loss"]):
+                began = self.state.global_step <= 1
                 raise EngineError(
-                    f"the loss is {logs['loss']} at step {self.state.global_step}: lower learning_rate"
+                    f"the loss is {logs['loss']} at step {self.state.global_step}: "
+                    + (
+                        "the model or its data make it so; try dtype=float32"
+                        if began
+                        else "lower learning_rate"
+                    )
                 )
         super().log(logs)
 

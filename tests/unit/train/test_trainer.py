@@ -19,7 +19,7 @@ from conftest import build_tiny_model
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import MODEL, SELECTION
-from kubealign_components.errors import ConfigError, DataError, DriftError
+from kubealign_components.errors import ConfigError, DataError, DriftError, EngineError
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.stage import run
 from kubealign_components.training.checkpoints import MARKERS, CheckpointStore, everything
@@ -179,14 +179,18 @@ def test_pairwise_objectives_refuse_single_completions(
     ("column", "value", "change", "message"),
     [
         pytest.param("logprob", None, {}, "no reference log-probability", id="unscored"),
-        pytest.param("logprob", 0.5, {}, r"is 0\.5, expected a finite number up to 0", id="positive"),
+        pytest.param("logprob", 0.5, {}, r"is 0\.5, expected a number from -1e\+15 to 0", id="positive"),
+        pytest.param("logprob", -1e300, {}, r"completion .*: its reference log-pro.* is -1e\+300", id="vast"),
+        pytest.param("logprob", math.nan, {}, "reference log-probability is nan", id="nan"),
+        pytest.param("reward", 1e300, {"objective": "rebel"}, r"reward is 1e\+300", id="vast-reward"),
+        pytest.param("reward", -1e300, {"objective": "rebel"}, r"reward is -1e\+300", id="low-reward"),
         pytest.param("reward", None, {"objective": "rebel"}, "reward is None", id="rebel-reward"),
         pytest.param(
             "quantile_reward", None, {"objective": "qrpo"}, "quantile reward is None", id="quantile"
         ),
     ],
 )
-def test_examples_without_what_the_objective_needs_are_refused(
+def test_examples_that_the_objective_cannot_use_are_refused(
     make_dataset: MakeDataset,
     tiny_model: Path,
     tmp_path: Path,
@@ -242,6 +246,21 @@ def test_settings_that_do_not_fit_are_named(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as error:
         TrainConfig(policy="p", **change)
     assert error.value.field in [*change, "work"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": "rebel", "beta": 1e-30}, "beta=1e-30 makes it so"),
+        ({"learning_rate": 1e30, "warmup_ratio": 0.0}, r"completion \w+ has log-probability .*learning_rate"),
+    ],
+    ids=["beta", "diverged"],
+)
+def test_a_loss_that_is_not_finite_names_its_cause(
+    pairs: Dataset, tiny_model: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(EngineError, match=message):
+        run(settings(tiny_model, **change), training=pairs, output=str(tmp_path / "out"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine could")
