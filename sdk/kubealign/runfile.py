@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kubealign.places import beside
 from kubealign.yaml_source import Document, is_compiled_pipeline, merge, read_yaml
 from kubealign_components import config
 from kubealign_components.config import check_mapping, require, require_choice
@@ -181,6 +182,8 @@ def _read(path: Path) -> Document:
     if not document.findings and not isinstance(document.values, Mapping):
         document.findings.append(_whole(path, "a mapping with pipeline, parameters, compile or local"))
         document.values = None
+    if isinstance(document.values, Mapping):
+        document.values = beside(document.values, path.parent)
     return document
 
 

@@ -66,13 +66,15 @@ def placement(command: Callable[..., None]) -> Callable[..., None]:
 def compiled(run: Any, *, as_defaults: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The IR of ``run`` in a temporary file and the parameters that it takes, checked before."""
     from kubealign.parameters import check_parameters
+    from kubealign.places import send_code
     from kubealign_pipelines.compiler import compile_pipeline
 
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
         graph = compile_pipeline(run.pipeline, package, run.compile, run.parameters, defaults=as_defaults)
         check_parameters(graph, run.parameters, complete=not as_defaults)
-        yield package, graph.given(run.parameters)
+        parameters = run.parameters if as_defaults else send_code(run.parameters)
+        yield package, graph.given(parameters)
 
 
 def print_rows(rows: list[Mapping[str, str]] | list[dict[str, str]], as_json: bool) -> None:

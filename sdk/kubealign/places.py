@@ -1,0 +1,91 @@
+"""Paths in a run file go by the run file's folder; code that they name travels to a cluster by content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kubealign_components.engines.own_code import find_code
+from kubealign_components.engines.reward_functions import RewardFunctionSpec
+from kubealign_components.store import store_for
+
+_PLACES = ("policy", "judge", "reward_model", "principles")
+"""Parameters that are a path, a URI, a hub id or a name: a path where there is something at it."""
+_NEW_PLACES = ("work",)
+"""Parameters that are a folder, whether it is there or not."""
+_FUNCTIONS = ("reward_functions",)
+_SOURCES = "sources"
+
+
+def beside(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """``content`` of a run file in ``folder``, with the relative paths of its parameters made absolute."""
+    parameters = content.get("parameters")
+    if not isinstance(parameters, Mapping):
+        return dict(content)
+    return {**content, "parameters": {k: _beside(k, v, folder) for k, v in parameters.items()}}
+
+
+def send_code(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """``parameters`` with reward functions of files on this machine published in the work prefix.
+
+    What is published is named by the digest of its content.
+
+    Raises:
+        ConfigError: no such file, or one that is no Python.
+        StoreError: the work prefix cannot be written.
+    """
+    sent = dict(parameters)
+    for name in _FUNCTIONS:
+        if isinstance(listed := parameters.get(name), list):
+            sent[name] = [_sent(function, str(parameters.get("work", ""))) for function in listed]
+    return sent
+
+
+def _beside(name: str, value: Any, folder: Path) -> Any:
+    if name in _NEW_PLACES:
+        return _absolute(value, folder, always=True)
+    if name in _PLACES:
+        return _absolute(value, folder)
+    if name.endswith(_SOURCES) and isinstance(value, list):
+        return [_with(source, "uri", lambda uri: _absolute(uri, folder)) for source in value]
+    if name in _FUNCTIONS and isinstance(value, list):
+        return [_own_function(function, folder) for function in value]
+    return value
+
+
+def _absolute(value: Any, folder: Path, *, always: bool = False) -> Any:
+    """``value`` below ``folder``, if it is a relative path that is meant to be one."""
+    if not isinstance(value, str) or not value or "://" in value or value.startswith("~"):
+        return value
+    path = Path(value)
+    if path.is_absolute():
+        return value
+    meant = always or value.startswith(("./", "../")) or (folder / path).exists()
+    return str((folder / path).resolve()) if meant else value
+
+
+def _own_function(function: Any, folder: Path) -> Any:
+    def placed(text: Any) -> Any:
+        file, colon, name = str(text).rpartition(":")
+        return f"{_absolute(file, folder, always=True)}:{name}" if colon and file.endswith(".py") else text
+
+    return placed(function) if isinstance(function, str) else _with(function, "function", placed)
+
+
+def _with(mapping: Any, key: str, change: Callable[[Any], Any]) -> Any:
+    if not isinstance(mapping, Mapping) or key not in mapping:
+        return mapping
+    return {**mapping, key: change(mapping[key])}
+
+
+def _sent(function: Any, work: str) -> Any:
+    settings = {"function": function} if isinstance(function, str) else dict(function)
+    spec = RewardFunctionSpec(function=settings["function"])
+    if not spec.is_file or settings.get("source"):
+        return function
+    data = find_code(spec.module, spec.name).bundle()
+    uri = f"{work.rstrip('/')}/code/{hashlib.sha256(data).hexdigest()}.json"
+    store_for(uri).publish(uri, data)
+    return settings | {"function": spec.recipe_name, "source": uri}
