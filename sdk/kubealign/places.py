@@ -24,7 +24,7 @@ def beside(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     parameters = content.get("parameters")
     if not isinstance(parameters, Mapping):
         return dict(content)
-    return {**content, "parameters": {k: _beside(k, v, folder) for k, v in parameters.items()}}
+    return {**content, "parameters": {k: _beside(str(k), v, folder) for k, v in parameters.items()}}
 
 
 def send_code(parameters: Mapping[str, Any]) -> dict[str, Any]:
