@@ -22,6 +22,7 @@ from kubealign.cli.console import Progress
 from kubealign.errors import RunFailed
 from kubealign.lineage import RESULTS
 from kubealign.local.docker import docker_runner, exit_codes_kept
+from kubealign.local.loops import loop_inputs_kept
 from kubealign.local.results import Results, collect, missing_outputs
 from kubealign.local.summary import write_summary
 from kubealign.local.watcher import Watcher, reason_of
@@ -129,7 +130,7 @@ def _execute(
 ) -> None:
     pipeline = components.load_component_from_file(str(folder.pipeline))
     kept = exit_codes_kept() if isinstance(runner, local.DockerRunner) else contextlib.nullcontext()
-    with watcher.following(), kept:
+    with watcher.following(), kept, loop_inputs_kept():
         local.init(runner=runner, pipeline_root=str(folder.artifacts), raise_on_error=True)
         try:
             pipeline(**parameters)

@@ -8,6 +8,7 @@ from typing import Any, Dict, List  # noqa: UP035
 import pytest
 from kfp import compiler, components, dsl, local
 
+from kubealign.local.loops import loop_inputs_kept
 from kubealign.local.results import missing_outputs
 from kubealign.local.watcher import TaskRun, Watcher, reason_of
 from kubealign_pipelines.compiler import read_graph
@@ -126,3 +127,35 @@ def test_the_graph_knows_titles_and_what_a_task_works_for(tmp_path: Path) -> Non
     assert graph.tasks["work"].arguments["bad"].parameter == "bad"
     assert graph.tasks["plan"].arguments["count"].constant == 3
     assert graph.parameters["bad"].default == -1
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def name_model() -> str:
+    return "model"
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def use(chunk: dict, model: str) -> str:
+    return f"{model} {int(chunk['index'])}"
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def tell(parts: List[str]) -> str:  # noqa: UP006
+    print("told " + ", ".join(sorted(parts)))
+    return ""
+
+
+@dsl.pipeline(name="with-a-model")
+def with_a_model():
+    model = name_model()
+    planned = plan(count=2)
+    with dsl.ParallelFor(planned.output, name="use") as chunk:
+        part = use(chunk=chunk, model=model.output)
+    tell(parts=dsl.Collected(part.output))
+
+
+def test_a_loop_gets_what_it_takes_from_other_tasks(tmp_path: Path) -> None:
+    with loop_inputs_kept():
+        watcher, lines = follow(tmp_path, with_a_model)
+    assert watcher.failed is None
+    assert "told model 0, model 1" in [line for _, line in lines]
