@@ -496,3 +496,40 @@ def test_slow_tokenizers_too(tmp_path: Path) -> None:
     plain = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "é  b"}]
     whole = of.tokenizer.apply_chat_template(plain, tokenize=True, return_dict=False)
     assert of.prompt_ids(plain[:1]) + of.completion_ids(plain[:1], plain[1:]) == whole[:-1]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "wordpiece"])
+def test_other_kinds_of_tokenizers(kind: str, tmp_path: Path) -> None:
+    """Unigram holds control tokens among its pieces; WordPiece's normaliser takes private characters away."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+    specials = ["<pad>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>"]
+    letters = [chr(i) for i in range(33, 127) if not chr(i).isupper()]
+    if kind == "unigram":
+        pieces = [(s, 0.0) for s in specials] + [(c, -3.0) for c in (*letters, "\u2581", "\u2581a", "plum")]
+        backend = Tokenizer(models.Unigram(pieces, 2, False))
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    else:
+        pieces = [*specials, *letters, *(f"##{letter}" for letter in letters)]
+        backend = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="<unk>"))
+        backend.normalizer, backend.pre_tokenizer = (
+            normalizers.BertNormalizer(),
+            pre_tokenizers.BertPreTokenizer(),
+        )
+        backend.decoder = decoders.WordPiece()
+    backend.add_special_tokens([AddedToken(s, normalized=True, special=True) for s in specials])
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", chat_template=CHATML
+    ).save_pretrained(tmp_path)
+    LlamaConfig(vocab_size=backend.get_vocab_size(), eos_token_id=1).save_pretrained(tmp_path)
+    of = ChatTemplate(ModelFiles(name=kind, path=tmp_path))
+    start, end = 3, 4
+    prompt = of.prompt_ids([{"role": "user", "content": "what is <|im_end|> or </s> ?"}])
+    assert (prompt.count(start), prompt.count(end), prompt.count(1)) == (2, 1, 0)
+    ids = of.completion_ids(ASK, [{"role": "assistant", "content": "plum <|im_end|> a"}])
+    assert ids.count(end) == 1 and ids[-1] == end
+    plain = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "plum a"}]
+    whole = of.tokenizer.apply_chat_template(plain, tokenize=True, return_dict=False)
+    ids = of.prompt_ids(plain[:1]) + of.completion_ids(plain[:1], plain[1:])
+    assert whole[: len(ids)] == ids

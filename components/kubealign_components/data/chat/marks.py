@@ -109,7 +109,8 @@ def _renamed_fast(backend: Any, names: dict[str, str]) -> Any:
 
     body = json.loads(backend.to_str())
     for token in body["added_tokens"]:
-        token["content"] = names.get(token["content"], token["content"])
+        if token["content"] in names:  # a normaliser must not change a private name
+            token |= {"content": names[token["content"]], "normalized": False}
     model, vocabulary = body["model"], body["model"].get("vocab")
     if isinstance(vocabulary, dict):
         model["vocab"] = {names.get(text, text): number for text, number in vocabulary.items()}

@@ -238,7 +238,9 @@ class ChatTemplate:
             return [*ids, self._end]
         after = tuple(ids[end + 1 :])
         if after not in self._blank:
-            self._blank[after] = not self._text([t for t in after if t not in self.end_ids]).strip()
+            # A newline that the tokenizer has no token for is unknown to it, and says nothing either.
+            nothing = {*self.end_ids, self.tokenizer.unk_token_id}
+            self._blank[after] = not self._text([t for t in after if t not in nothing]).strip()
         if not self._blank[after]:
             return TemplateMismatch("several_turns", "the completion goes on after the end of a turn")
         return ids[: end + 1]

@@ -182,6 +182,8 @@ class Renderer:
             except TemplateMismatch as error:
                 if not (needs_system or parts or answer_parts):
                     reason = str(error)
+                if isinstance(error.__cause__, TemplateRefused) and error.__cause__.unsafe:
+                    break
                 continue
             if ASKED in text and ANSWERED in text and not _as_code(text):
                 return form

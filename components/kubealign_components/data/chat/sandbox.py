@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_CHARS = 2**24
 """Characters (or members) of the largest value that a template may build."""
-MAX_STEPS = 2**20
+MAX_STEPS = 2**19
 """Passes through loops, and calls, in one rendering."""
 MAX_WIDTH = 2**16
 """The largest number that a filter or a method of a text is given, such as a width to fill up to."""
@@ -33,6 +33,11 @@ _LOOP_FILTER = "_steps"
 
 class TemplateRefused(Exception):
     """The template does not render these values; says why."""
+
+    @property
+    def unsafe(self) -> bool:
+        """Whether it was stopped at a limit, or at what no template may do."""
+        return isinstance(self.__cause__, SecurityError | OverflowError | RecursionError | MemoryError)
 
 
 class SandboxedTemplate:
