@@ -10,6 +10,7 @@ KubeAlignError
 ├── StoreError           storage that cannot be reached, read or written
 │   └── NotFound         no object at that URI
 ├── EngineError          a model that cannot be loaded or gives unusable numbers
+│   └── Refusal          what a cluster does not allow
 ├── DriftError           two computations of one log-probability disagree
 └── GateError            a quality gate of the run was not met
 """
@@ -78,6 +79,10 @@ class EngineError(KubeAlignError):
     """A model that cannot be loaded, or that gives unusable numbers."""
 
 
+class Refusal(EngineError):
+    """What a cluster, or whoever runs it, does not allow: asking again gets the same answer."""
+
+
 class DriftError(KubeAlignError):
     """Two computations of the same log-probability disagree by more than allowed."""
 
@@ -94,7 +99,7 @@ def error_kinds() -> list[type[KubeAlignError]]:
     return kinds
 
 
-FINAL = (ConfigError, DataError, ChunkError, DriftError, GateError)
+FINAL = (ConfigError, DataError, ChunkError, Refusal, DriftError, GateError)
 """What comes again however often the same work is tried: settings, data or numbers are at fault."""
 FINAL_CODE = 65
 """Exit code of a process that ends with one of those: starting it again changes nothing."""

@@ -21,9 +21,9 @@ GRACE_VARIABLE = "KUBEALIGN_GRACE_SECONDS"
 EXIT_CODE = 128 + signal.SIGTERM
 
 
-def grace_seconds() -> float:
+def grace_seconds(default: float = GRACE_SECONDS) -> float:
     """Seconds from SIGTERM to the end, as the environment has them."""
-    return float(os.environ.get(GRACE_VARIABLE, GRACE_SECONDS))
+    return float(os.environ.get(GRACE_VARIABLE, default))
 
 
 class Preempted(SystemExit):

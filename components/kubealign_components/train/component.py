@@ -55,7 +55,7 @@ def train(
         micro_batch_tokens: most tokens of one forward pass of one process.
         adapter: none, lora or qlora.
         strategy: none, fsdp2, zero1, zero2 or zero3.
-        save_every: steps between checkpoints; 0 for none.
+        save_every: steps between checkpoints; 0 for one every ten minutes (option save_minutes).
         seed: seed of the example order.
         work: work prefix for checkpoints.
         nodes: machines that train together; more than one start as a TrainJob.

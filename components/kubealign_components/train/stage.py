@@ -20,15 +20,11 @@ from kubealign_components.engines.scoring import device_type, resolved_dtype
 from kubealign_components.errors import ConfigError
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.data import quantile_rule
-from kubealign_components.train.program import PROGRAM, Job
+from kubealign_components.train.program import PROGRAM
 from kubealign_components.training.config import INCLUSIVE
-from kubealign_components.training.launch import pinned, run_program
-from kubealign_components.training.publishing import (
-    checkpoint_uri,
-    finished_run,
-    published_run,
-    run_folder,
-)
+from kubealign_components.training.launch import Where, pinned
+from kubealign_components.training.program import Job, train_model
+from kubealign_components.training.publishing import checkpoint_uri
 from kubealign_components.training.regime import (
     SHARDED_DRIFT,
     UNKNOWN_DRIFT,
@@ -71,19 +67,15 @@ def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launch
     same = check_identity(template.identity, reference.identity()["digest"], training)
     drift = expected_drift(config, training, device) if same else None
     provenance = _provenance(config, training, model, template)
-    finished = finished_run(output, provenance)
-    if finished is not None:
-        return finished
-    run_program(
+    sharded = config.strategy != "none"
+    return train_model(
         PROGRAM,
-        asdict(_job(config, training, model, provenance, output, drift)),
-        run_folder(config.work, STAGE, provenance),
-        nodes=config.nodes,
-        processes=config.processes,
-        sharded=config.strategy != "none",
+        _job(config, training, model, provenance, output, drift),
+        provenance,
+        work=config.work,
+        where=Where(nodes=config.nodes, processes=config.processes, sharded=sharded),
         launcher=launcher,
     )
-    return published_run(output, provenance)
 
 
 def check_identity(identity: dict[str, str], reference: str, training: Dataset) -> bool:
@@ -181,14 +173,17 @@ def _job(
 ) -> Job:
     checkpoints = checkpoint_uri(config.work, STAGE, provenance, config.strategy) if config.work else ""
     return Job(
+        stage=STAGE,
         config=asdict(pinned(config, model.path)),
-        dataset=training.uri,
+        inputs={"training": training.uri},
         output=output,
         provenance=asdict(provenance),
         checkpoints=checkpoints,
-        quantile_rule=quantile_rule(training) if config.objective == "qrpo" else INCLUSIVE,
-        max_drift=drift,
-        drift_hint=_drift_hint(config, training),
+        notes={
+            "rule": quantile_rule(training) if config.objective == "qrpo" else INCLUSIVE,
+            "max_drift": drift,
+            "drift_hint": _drift_hint(config, training),
+        },
     )
 
 

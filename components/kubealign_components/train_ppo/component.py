@@ -58,7 +58,7 @@ def train_ppo(
         validation_fraction: share of prompts held out, by hash of the prompt and the seed.
         adapter: lora or qlora.
         engine: transformers or vllm.
-        save_every: steps between checkpoints; 0 for none.
+        save_every: steps between checkpoints; 0 for one every ten minutes (option save_minutes).
         seed: seed of everything that is drawn.
         work: work prefix for checkpoints.
         nodes: machines that train together; more than one start as a TrainJob.

@@ -1,4 +1,4 @@
-"""One process of a PPO run: alone in the caller's process, or one of many under torchrun."""
+"""How ``train_ppo`` trains, in each process of its run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kubealign_components.config import from_mapping
 from kubealign_components.data.chat import ChatTemplate, stored_settings
 from kubealign_components.data.chat.ends import embedding_rows
 from kubealign_components.data.chat.tokenizer import check_ids
@@ -19,7 +17,7 @@ from kubealign_components.data.models import ModelFiles
 from kubealign_components.data.schemas import TOKENIZED
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.reward_model import ADAPTER_FOLDER
-from kubealign_components.preemption import Preempted, preemptible
+from kubealign_components.preemption import Preempted
 from kubealign_components.progress import progress_bar
 from kubealign_components.train_ppo.checkpoint import Progress, load_state, save_state
 from kubealign_components.train_ppo.config import PpoConfig
@@ -34,8 +32,8 @@ from kubealign_components.training.changed import require_changed
 from kubealign_components.training.checkpoints import CheckpointStore, everything
 from kubealign_components.training.metrics import means_of_last
 from kubealign_components.training.pausing import Pauses
-from kubealign_components.training.processes import Processes, joined
-from kubealign_components.training.publishing import publish_model
+from kubealign_components.training.processes import Processes
+from kubealign_components.training.program import Job, Program, Run, Trained
 from kubealign_components.training.rehearsal import rehearse_saving
 from kubealign_components.training.resuming import going_on
 
@@ -43,64 +41,41 @@ log = logging.getLogger(__name__)
 
 Log = list[tuple[int, dict[str, float]]]
 
-PROGRAM = "kubealign_components.train_ppo.program:work"
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """What a process needs to know, in plain JSON values."""
-
-    config: dict[str, Any]
-    """Settings of :class:`PpoConfig`."""
-    prompts: str
-    """URI of the prompts."""
-    output: str
-    """URI of the model to make."""
-    provenance: dict[str, Any]
-    """Of that model."""
-    reward_model: str = ""
-    """URI of the reward model."""
-    checkpoints: str = ""
-    """URI of this run's checkpoints; empty for none."""
-
-
-def work(**members: Any) -> None:
-    """Train; the first process publishes the policy.
-
-    Args:
-        members: those of a :class:`Job`.
+def train(run: Run[PpoConfig]) -> Trained | None:
+    """Train on the prompts; the first process saves the policy.
 
     Raises:
         ConfigError, DataError, EngineError: settings, data or a model that cannot be used.
-        Preempted: SIGTERM came; a checkpoint was published where the job has a place for it.
     """
-    job = Job(**members)
-    config = from_mapping(PpoConfig, job.config, "train_ppo")
+    config, processes = run.config, run.processes
     check_machine(config)
-    with joined() as processes:
-        base = processes.find_model(config.policy, config.revision).path
-        parts = _parts(job, config, processes, base)
-        try:
-            outcome = _Run(job, config, parts, processes).to_its_end()
-        finally:
-            parts.sampler.close()
-        if processes.first:
-            folder = processes.folder / "model"
-            save_aligned(config, parts.model, base, folder)
-            if not config.policy_adapter:
-                require_changed(base, folder, config.learning_rate)
-            stats = _summary(Dataset.open(job.prompts, TOKENIZED), outcome)
-            extra = {"adapter": not config.merge_adapter, "samples": outcome["samples"]}
-            publish_model(folder, job.output, job.provenance, outcome["log"], stats, extra)
+    base = processes.find_model(config.policy, config.revision).path
+    parts = _parts(run.job, config, processes, base)
+    try:
+        outcome = _Loop(run, parts).to_its_end()
+    finally:
+        parts.sampler.close()
+    if not processes.first:
+        return None
+    save_aligned(config, parts.model, base, run.folder)
+    if not config.policy_adapter:
+        require_changed(base, run.folder, config.learning_rate)
+    return Trained(
+        steps=outcome["log"],
+        stats=_summary(Dataset.open(run.job.inputs["prompts"], TOKENIZED), outcome),
+        extra={"adapter": not config.merge_adapter, "samples": outcome["samples"]},
+    )
 
 
 def _parts(job: Job, config: PpoConfig, processes: Processes, base: Path) -> Parts:
     ranks = Ranks(processes)
-    prompts = Dataset.open(job.prompts, TOKENIZED)
+    prompts = Dataset.open(job.inputs["prompts"], TOKENIZED)
     questions = load_questions(prompts, config)
     prompt_ids = (q.token_ids for q in (*questions.train, *questions.held_out))
     check_ids(prompt_ids, embedding_rows(base), base.name)
-    reward_model = processes.find_model(job.reward_model).path if job.reward_model else None
+    scored_by = job.inputs.get("reward_model")
+    reward_model = processes.find_model(scored_by).path if scored_by else None
     place = config.policy_adapter
     adapters = Adapters(
         reward=reward_model / ADAPTER_FOLDER if reward_model else None,
@@ -131,35 +106,31 @@ def _summary(prompts: Dataset, outcome: Mapping[str, Any]) -> Stats:
     return stats
 
 
-class _Run:
+class _Loop:
     """Steps, checkpoints and evaluations in their order."""
 
-    def __init__(self, job: Job, config: PpoConfig, parts: Parts, processes: Processes) -> None:
-        self.config, self.parts, self.processes = config, parts, processes
-        self.store = (
-            CheckpointStore(uri=job.checkpoints, keep=config.keep_checkpoints) if job.checkpoints else None
-        )
+    def __init__(self, run: Run[PpoConfig], parts: Parts) -> None:
+        config, place = run.config, run.job.checkpoints
+        self.config, self.parts, self.processes = config, parts, run.processes
+        self.store = CheckpointStore(uri=place, keep=config.keep_checkpoints) if place else None
+        self.pauses = Pauses(run.processes, run.stop, every=config.save_every, minutes=config.save_minutes)
+        if run.processes.count == 1:
+            parts.check = run.stop  # several stop together, at the end of a step
         self.steps = steps_of(config, len(parts.questions.train))
         self.trainer = PpoTrainer(config, parts, self.steps)
         self.progress = Progress()
 
     def to_its_end(self) -> dict[str, Any]:
         """Train what is left to train; the log, the samples and the counts."""
-        with preemptible("train_ppo") as stop:
-            self.pauses = Pauses(
-                self.processes, stop, every=self.config.save_every, minutes=self.config.save_minutes
-            )
-            if self.processes.count == 1:
-                self.parts.check = stop  # several stop together, at the end of a step
-            found = self.store.newest(everything, self.processes) if self.store else None
-            if self.processes.first:
-                log.warning("%s", going_on(found[0] if found else None))
-            if found is not None:
-                self.progress = load_state(found[1], self.trainer)
-            else:
-                self.progress.before = self.trainer.evaluate()
-            rollouts = self._train()
-            after = self.trainer.evaluate()
+        found = self.store.newest(everything, self.processes) if self.store else None
+        if self.processes.first:
+            log.warning("%s", going_on(found[0] if found else None))
+        if found is not None:
+            self.progress = load_state(found[1], self.trainer)
+        else:
+            self.progress.before = self.trainer.evaluate()
+        rollouts = self._train()
+        after = self.trainer.evaluate()
         progress, questions = self.progress, self.parts.questions
         progress.log[-1][1].update(compare(progress.before, after, self.config.seed))
         return {
@@ -210,3 +181,6 @@ class _Run:
         self.store.publish(folder, self.progress.step, self.processes)
         if self.processes.first:
             shutil.rmtree(folder)
+
+
+PROGRAM = Program(stage="train_ppo", config=PpoConfig, train=train)

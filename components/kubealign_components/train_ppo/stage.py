@@ -26,10 +26,11 @@ from kubealign_components.engines.rewards import Rewarder, RewardSpec, function_
 from kubealign_components.errors import ConfigError
 from kubealign_components.store import join, store_for
 from kubealign_components.train_ppo.config import PpoConfig
-from kubealign_components.train_ppo.program import PROGRAM, Job
+from kubealign_components.train_ppo.program import PROGRAM
 from kubealign_components.train_ppo.prompts import PrincipleDraw
-from kubealign_components.training.launch import pinned, run_program
-from kubealign_components.training.publishing import checkpoint_uri, finished_run, published_run, run_folder
+from kubealign_components.training.launch import Where, pinned
+from kubealign_components.training.program import Job, train_model
+from kubealign_components.training.publishing import checkpoint_uri
 
 if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
@@ -76,19 +77,14 @@ def run(
     models = _models(config, reward_model)
     require_policy(models.policy, prompts)
     provenance = _provenance(config, prompts, reward_model, models)
-    finished = finished_run(output, provenance)
-    if finished is not None:
-        return finished
-    run_program(
+    return train_model(
         PROGRAM,
-        asdict(_job(config, prompts, reward_model, models, provenance, output)),
-        run_folder(config.work, STAGE, provenance),
-        nodes=config.nodes,
-        processes=config.processes,
-        sharded=False,
+        _job(config, prompts, reward_model, models, provenance, output),
+        provenance,
+        work=config.work,
+        where=Where(nodes=config.nodes, processes=config.processes, sharded=False),
         launcher=launcher,
     )
-    return published_run(output, provenance)
 
 
 def _models(config: PpoConfig, reward_model: Dataset | None) -> _Models:
@@ -157,11 +153,12 @@ def _job(
     provenance: Provenance,
     output: str,
 ) -> Job:
+    inputs = {"prompts": prompts.uri} | ({"reward_model": reward_model.copy} if reward_model else {})
     return Job(
+        stage=STAGE,
         config=asdict(pinned(config, models.policy.path)),
-        prompts=prompts.uri,
+        inputs=inputs,
         output=output,
         provenance=asdict(provenance),
-        reward_model=reward_model.copy if reward_model else "",
         checkpoints=checkpoint_uri(config.work, STAGE, provenance, "ppo") if config.work else "",
     )

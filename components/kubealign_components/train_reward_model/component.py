@@ -57,7 +57,7 @@ def train_reward_model(
         max_length: most tokens of a conversation, longer pairs are dropped; 0 for the policy's own limit.
         micro_batch_tokens: most tokens of one forward pass of one process.
         strategy: none, fsdp2, zero1, zero2 or zero3.
-        save_every: steps between checkpoints; 0 for none.
+        save_every: steps between checkpoints; 0 for one every ten minutes (option save_minutes).
         seed: seed of the order of pairs and of adapters.
         work: work prefix for checkpoints.
         nodes: machines that train together; more than one start as a TrainJob.

@@ -1,17 +1,15 @@
-"""One training process of the reward model: alone in the caller's process, or one of many under torchrun."""
+"""How ``train_reward_model`` trains, in each process of its run."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from kubealign_components.config import from_mapping, require
+from kubealign_components.config import require
 from kubealign_components.data.chat.tokenizer import load_tokenizer
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import ModelFiles
@@ -22,7 +20,6 @@ from kubealign_components.data.templates import load_reward_template
 from kubealign_components.engines.loading import context_length, free_memory, load_config
 from kubealign_components.engines.reward_model import RewardChat
 from kubealign_components.engines.rewards import chosen_principles
-from kubealign_components.preemption import Stop, preemptible
 from kubealign_components.train_reward_model.config import RewardModelConfig
 from kubealign_components.train_reward_model.held_out import deciding_principle, score_held_out
 from kubealign_components.train_reward_model.measures import (
@@ -43,60 +40,34 @@ from kubealign_components.train_reward_model.trainer import RewardTrainer
 from kubealign_components.training.arguments import training_arguments
 from kubealign_components.training.metrics import means_of_last
 from kubealign_components.training.models import check_machine
-from kubealign_components.training.processes import Processes, joined
-from kubealign_components.training.publishing import publish_model, stats_of
+from kubealign_components.training.program import Job, Program, Run, Trained
+from kubealign_components.training.publishing import stats_of
 from kubealign_components.training.resuming import Checkpoints
 from kubealign_components.training.step_trainer import Log
 
-PROGRAM = "kubealign_components.train_reward_model.program:work"
 _TOKENIZER, _STATS = "tokenizer", "stats.json"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """What a training process needs to know, in plain JSON values."""
-
-    config: dict[str, Any]
-    """Settings of :class:`RewardModelConfig`."""
-    preferences: str
-    """URI of the pairs."""
-    output: str
-    """URI of the model to make."""
-    provenance: dict[str, Any]
-    """Of that model."""
-    policy_digest: str
-    """What the saved model says of its policy."""
-    start: str = ""
-    """URI of the reward model to start from; empty for the policy with a new head."""
-    checkpoints: str = ""
-    """URI of this run's checkpoints; empty for none."""
-
-
-def work(**members: Any) -> None:
-    """Train; the first process scores the held-out pairs and publishes the model.
-
-    Args:
-        members: those of a :class:`Job`.
+def train(run: Run[RewardModelConfig]) -> Trained | None:
+    """Train on the pairs; the first process saves the model and scores the held-out pairs.
 
     Raises:
         ConfigError, DataError, EngineError: settings, pairs or a model that cannot be used.
-        Preempted: SIGTERM came; a checkpoint was published where the job has a place for it.
     """
-    job = Job(**members)
-    config = from_mapping(RewardModelConfig, job.config, "train_reward_model")
+    config, processes = run.config, run.processes
     check_machine(config)
-    with preemptible("train reward model") as stop, joined() as processes:
-        policy = processes.find_model(config.policy, config.revision)
-        pairs = processes.once("pairs", lambda folder: _prepare(job, config, policy, folder))
-        steps = _train(job, config, processes, policy.path, pairs, stop)
-        if processes.first:
-            free_memory()  # of the training
-            _publish(job, config, steps, pairs, processes.folder / "model")
+    policy = processes.find_model(config.policy, config.revision)
+    pairs = processes.once("pairs", lambda folder: _prepare(run.job, config, policy, folder))
+    steps = _train(run, policy.path, pairs)
+    if not processes.first:
+        return None
+    free_memory()  # of the training
+    return _scored(run, steps, pairs)
 
 
 def _prepare(job: Job, config: RewardModelConfig, policy: ModelFiles, folder: Path) -> None:
     """Write the tokenizer of the reward model, the tokens of the pairs and their counts to ``folder``."""
-    preferences = Dataset.open(job.preferences, PREFERENCES)
+    preferences = Dataset.open(job.inputs["preferences"], PREFERENCES)
     template = load_reward_template(config.template)
     shown = chosen_principles(config.principles, config.principle_names) if config.principles else []
     tokenizer = save_tokenizer(policy.path, folder / _TOKENIZER, template, shown)
@@ -113,14 +84,13 @@ def _prepare(job: Job, config: RewardModelConfig, policy: ModelFiles, folder: Pa
     (folder / _STATS).write_text(json.dumps(stats.to_json()))
 
 
-def _train(
-    job: Job, config: RewardModelConfig, processes: Processes, policy: Path, pairs: Path, stop: Stop
-) -> Log:
+def _train(run: Run[RewardModelConfig], policy: Path, pairs: Path) -> Log:
     """Train, and leave the model in the folder of the first process's node; gives the log."""
-    start = processes.find_model(job.start).path if job.start else None
+    config, processes, inputs = run.config, run.processes, run.job.inputs
+    start = processes.find_model(inputs["start"]).path if "start" in inputs else None
     if processes.first:
         rehearse_reward_model(config, policy)
-    checkpoints = Checkpoints(job.checkpoints, config, processes, stop)
+    checkpoints = Checkpoints(run.job.checkpoints, config, processes, run.stop)
     arguments = training_arguments(config, processes.folder / "run", universal=checkpoints.universal)
     train, validation = (Pairs(pairs / f"{split}.arrow") for split in ("train", "validation"))
     set_seed(config.seed)
@@ -138,23 +108,22 @@ def _train(
     # From here on a model is loaded as a whole again, also after ZeRO-3.
     unset_hf_deepspeed_config()
     if processes.first:
-        save_reward_model(
-            config, reward_model, policy, start, pairs / _TOKENIZER, processes.folder / "model", state
-        )
+        save_reward_model(config, reward_model, policy, start, pairs / _TOKENIZER, run.folder, state)
     return trainer.training_log()
 
 
-def _publish(job: Job, config: RewardModelConfig, steps: Log, prepared: Path, folder: Path) -> None:
-    preferences = Dataset.open(job.preferences, PREFERENCES)
-    pairs = list(_held_out(config, preferences, ModelFiles(name="model", path=folder)))
+def _scored(run: Run[RewardModelConfig], steps: Log, prepared: Path) -> Trained:
+    """The saved model on the held-out pairs."""
+    preferences = Dataset.open(run.job.inputs["preferences"], PREFERENCES)
+    pairs = list(_held_out(run.config, preferences, ModelFiles(name="model", path=run.folder)))
     stats = stats_of(json.loads((prepared / _STATS).read_text()))
     _summarise(stats, steps, pairs)
     extra = {
         "adapter": False,  # the adapters are in the weights; the folder adapter/ has them once more
-        "policy": job.policy_digest,
+        "policy": run.job.notes["policy_digest"],
         "held_out": {"calibration": calibration(pairs), "by_principle": by_principle(pairs)},
     }
-    publish_model(folder, job.output, job.provenance, steps, stats, extra)
+    return Trained(steps=steps, stats=stats, extra=extra)
 
 
 def _held_out(config: RewardModelConfig, preferences: Dataset, files: ModelFiles) -> Iterator[HeldOutPair]:
@@ -176,3 +145,6 @@ def _summarise(stats: Stats, steps: Log, pairs: Sequence[HeldOutPair]) -> None:
         bool(pair.principles) and pair.opposite_margin is None for pair in pairs
     )
     stats.numbers = means_of_last(steps) | held_out_numbers(pairs)
+
+
+PROGRAM = Program(stage="train_reward_model", config=RewardModelConfig, train=train)

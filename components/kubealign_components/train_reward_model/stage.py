@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.config import semantic_params
 from kubealign_components.data.dataset import Dataset
@@ -20,7 +20,10 @@ from kubealign_components.data.templates import RewardTemplate, load_reward_temp
 from kubealign_components.engines.rewards import chosen_principles, principles_identity
 from kubealign_components.errors import ConfigError
 from kubealign_components.train_reward_model.config import RewardModelConfig
-from kubealign_components.training.publishing import checkpoint_uri, finished_run, published_run, run_folder
+from kubealign_components.train_reward_model.program import PROGRAM
+from kubealign_components.training.launch import Where, pinned
+from kubealign_components.training.program import Job, train_model
+from kubealign_components.training.publishing import checkpoint_uri
 
 if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
@@ -54,27 +57,20 @@ def run(
         EngineError: a policy that cannot be loaded, a model to start from without head, or a loss that is
             not a number.
     """
-    from kubealign_components.train_reward_model.program import PROGRAM
-    from kubealign_components.training.launch import run_program
-
     policy = find_model(config.policy, config.revision)
     template = load_reward_template(config.template)
     shown = chosen_principles(config.principles, config.principle_names) if config.principles else []
     _check_start(config, policy, start)
     provenance = _provenance(config, preferences, start, policy, template, shown)
-    finished = finished_run(output, provenance)
-    if finished is not None:
-        return finished
-    run_program(
+    sharded = config.strategy != "none"
+    return train_model(
         PROGRAM,
         _job(config, preferences, start, policy, provenance, output),
-        run_folder(config.work, STAGE, provenance),
-        nodes=config.nodes,
-        processes=config.processes,
-        sharded=config.strategy != "none",
+        provenance,
+        work=config.work,
+        where=Where(nodes=config.nodes, processes=config.processes, sharded=sharded),
         launcher=launcher,
     )
-    return published_run(output, provenance)
 
 
 def _check_start(config: RewardModelConfig, policy: ModelFiles, start: Dataset | None) -> None:
@@ -134,18 +130,14 @@ def _job(
     policy: ModelFiles,
     provenance: Provenance,
     output: str,
-) -> dict[str, Any]:
-    from kubealign_components.train_reward_model.program import Job
-    from kubealign_components.training.launch import pinned
-
+) -> Job:
     checkpoints = checkpoint_uri(config.work, STAGE, provenance, config.strategy) if config.work else ""
-    job = Job(
+    return Job(
+        stage=STAGE,
         config=asdict(pinned(config, policy.path)),
-        preferences=preferences.uri,
+        inputs={"preferences": preferences.uri} | ({"start": start.copy} if start else {}),
         output=output,
         provenance=asdict(provenance),
-        policy_digest=policy.identity()["digest"],
-        start=start.copy if start else "",
         checkpoints=checkpoints,
+        notes={"policy_digest": policy.identity()["digest"]},
     )
-    return asdict(job)

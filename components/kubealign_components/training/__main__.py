@@ -1,15 +1,38 @@
-"""A training process: ``torchrun -m kubealign_components.training JOB_URI``."""
+"""A training process: ``python -m kubealign_components.training JOB_URI``, started by torchrun or by ours."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
-from kubealign_components.training.launch import run_process
+from kubealign_components.training.program import Program, run_process
+
+
+def _train() -> Program[Any]:
+    from kubealign_components.train.program import PROGRAM
+
+    return PROGRAM
+
+
+def _train_reward_model() -> Program[Any]:
+    from kubealign_components.train_reward_model.program import PROGRAM
+
+    return PROGRAM
+
+
+def _train_ppo() -> Program[Any]:
+    from kubealign_components.train_ppo.program import PROGRAM
+
+    return PROGRAM
+
+
+PROGRAMS = {"train": _train, "train_reward_model": _train_reward_model, "train_ppo": _train_ppo}
+"""What a job can ask for; each stage brings in only its own."""
 
 if __name__ == "__main__":
     try:
-        code = run_process(sys.argv[1])
+        code = run_process(sys.argv[1], PROGRAMS)
     except SystemExit as told:  # to stop, after a checkpoint
         code = told.code if isinstance(told.code, int) else 1
     sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import TrainingArguments
 from kubealign_components.training.config import TrainerConfig
 from kubealign_components.training.models import compute_dtype
 from kubealign_components.training.processes import TIMEOUT
+from kubealign_components.training.trackers import trackers
 
 
 def strategy_settings(strategy: str) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def training_arguments(config: TrainerConfig, folder: Path, *, universal: bool =
         remove_unused_columns=False,
         label_names=[],
         disable_tqdm=True,
-        report_to=[],
+        report_to=trackers(os.environ),
         ddp_timeout=int(TIMEOUT.total_seconds()),
         **_sharding(config, universal),
     )

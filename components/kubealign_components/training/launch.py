@@ -1,4 +1,4 @@
-"""Run a training program to its end: in this process, in several here, or wherever a launcher runs it.
+"""Run a training job to its end: in this process, in several here, or wherever a launcher runs it.
 
 What the processes need to know is their *job*, a JSON object that lies in a store and names everything by
 URI. Nothing else passes between the launching process and them: they publish what they make, and where one
@@ -7,14 +7,13 @@ fails it leaves its error beside the job.
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -60,27 +59,33 @@ class Launcher(Protocol):
         ...
 
 
-def run_program(
-    program: str,
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Where:
+    """How many processes a run has."""
+
+    nodes: int
+    processes: int
+    """Of a node; 0 for one a GPU."""
+    sharded: bool
+    """Whether the state is spread over them. They need a process group then, even one by itself."""
+
+
+def run_somewhere(
+    here: Callable[[], None],
     job: Mapping[str, Any],
     place: str,
     *,
-    nodes: int,
-    processes: int,
-    sharded: bool,
+    where: Where,
     launcher: Launcher | None,
 ) -> None:
-    """Run ``program`` on ``job``, here unless a ``launcher`` is given.
+    """Run a job in as many processes as it asks for, on this machine unless a ``launcher`` is given.
 
     Args:
-        program: ``module:function``; the function takes the members of ``job`` by keyword.
+        here: runs it in this process, where one is enough.
         job: what every process needs to know, as plain JSON values.
         place: URI of a folder for the job where a ``launcher`` is given. The job gets a folder of its own in
             it, by its content: who starts the same job again finds the same one.
-        nodes: that the settings ask for.
-        processes: of a node; 0 for one a GPU.
-        sharded: whether the state is spread over the processes. They need a process group then, even
-            one by itself.
+        where: how many processes there are.
         launcher: runs the processes; None for this machine.
 
     Raises:
@@ -88,22 +93,21 @@ def run_program(
         EngineError: they died without saying why.
     """
     if launcher is not None:
-        launch(program, job, join(place, f"job-{digest([program, dict(job)])[:16]}"), launcher)
+        launch(job, join(place, f"job-{digest(dict(job))[:16]}"), launcher)
         return
-    require(nodes == 1, "nodes", nodes, "1 on this machine; several take a Kubernetes cluster")
-    count = processes_of(processes)
-    if count == 1 and not sharded:
-        _function(program)(**job)
+    require(where.nodes == 1, "nodes", where.nodes, "1 on this machine; several take a Kubernetes cluster")
+    count = processes_of(where.processes)
+    if count == 1 and not where.sharded:
+        here()
         return
     with tempfile.TemporaryDirectory(prefix="kubealign-job-") as folder:
-        launch(program, job, folder, LocalProcesses(count, folder))
+        launch(job, folder, LocalProcesses(count, folder))
 
 
-def launch(program: str, job: Mapping[str, Any], folder: str, launcher: Launcher) -> None:
-    """Run ``program`` on ``job`` in the processes that ``launcher`` runs.
+def launch(job: Mapping[str, Any], folder: str, launcher: Launcher) -> None:
+    """Run ``job`` in the processes that ``launcher`` runs.
 
     Args:
-        program: ``module:function``; the function takes the members of ``job`` by keyword.
         job: what every process needs to know, as plain JSON values.
         folder: URI of this job's own folder.
         launcher: runs them.
@@ -114,7 +118,7 @@ def launch(program: str, job: Mapping[str, Any], folder: str, launcher: Launcher
     """
     store = store_for(folder)
     uri, error = join(folder, JOB_FILE), join(folder, ERROR_FILE)
-    request = canonical_json({"program": program, "job": dict(job)}).encode()
+    request = canonical_json(dict(job)).encode()
     store.delete(error)  # of an attempt before this one
     if not store.publish(uri, request) and store.read(uri) != request:
         store.delete(uri)
@@ -142,23 +146,11 @@ def pinned(config: C, model: Path) -> C:
     return replace(config, revision=model.name) if model.parent.name == "snapshots" else config
 
 
-def run_process(job: str) -> int:
-    """What each of the processes does with the job at the URI ``job``; gives its exit code."""
-    folder = job.rsplit("/", 1)[0]
-    request = json.loads(store_for(job).read(job))
-    with _reported_to(folder) as outcome:
-        _function(request["program"])(**request["job"])
-    return outcome["code"]
-
-
-def _function(program: str) -> Any:
-    module, _, name = program.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 @contextmanager
-def _reported_to(folder: str) -> Iterator[dict[str, int]]:
-    """Leave the first error that a user can act on where the launching process finds it."""
+def reported_to(job: str) -> Iterator[dict[str, int]]:
+    """Leave the first error that a user can act on beside the job at the URI ``job``, where the launching
+    process finds it; the exit code that says so goes to ``code`` of what is given."""
+    folder = job.rsplit("/", 1)[0]
     outcome = {"code": 0}
     try:
         yield outcome

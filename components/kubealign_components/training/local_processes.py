@@ -16,9 +16,11 @@ from kubealign_components.preemption import EXIT_CODE, Preempted, Stop, grace_se
 
 MEETING = "KUBEALIGN_MEETING_FILE"
 """Environment variable with the file over which the processes of one machine find each other."""
+STEP_SECONDS = 25.0
+"""Longest time from SIGTERM to the end of a step and its checkpoint; Kubernetes kills after 30 s."""
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 _PAUSE = 0.1
-_OWN_END = 5.0
+_OWN_END = 4.0
 """Seconds that the other processes have to end by themselves once one has failed: each may say why."""
 
 
@@ -42,7 +44,7 @@ class LocalProcesses:
         """
         memory = MemoryWatch()
         # Their grace begins with ours, and they have to be gone before it ends.
-        with preemptible("training", grace=grace_seconds() + _OWN_END) as stop:
+        with preemptible("training", grace=grace_seconds(STEP_SECONDS) + _OWN_END) as stop:
             processes = [self._started(rank, job) for rank in range(self._count)]
             try:
                 codes = _ends(processes, stop)

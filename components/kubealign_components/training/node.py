@@ -17,12 +17,13 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from kubealign_components.errors import FINAL, FINAL_CODE
 from kubealign_components.preemption import EXIT_CODE, grace_seconds
 from kubealign_components.training.launch import error_of
+from kubealign_components.training.local_processes import STEP_SECONDS
 
 
 def main(job: str) -> int:
     """Run the training processes of this node on the job at the URI ``job``; the exit code."""
     # torchrun passes SIGTERM on and kills after this; the processes need less to publish a checkpoint.
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", f"{grace_seconds() + 5:.0f}")
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", f"{grace_seconds(STEP_SECONDS) + 4:.0f}")
     try:
         torchrun.main(["-m", "kubealign_components.training", job])
     except ChildFailedError as failure:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kubealign_components.errors import EngineError
+from kubealign_components.errors import EngineError, Refusal
 from kubealign_components.trainjob import workflow
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
@@ -27,11 +27,11 @@ Json = dict[str, Any]
 log = logging.getLogger(__name__)
 
 
-class Forbidden(EngineError):
+class Forbidden(Refusal):
     """The service account lacks a permission."""
 
 
-class Refused(EngineError):
+class Refused(Refusal):
     """The API server did not accept a request, and will not."""
 
 

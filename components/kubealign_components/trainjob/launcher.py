@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from kubealign_components.config import from_mapping
-from kubealign_components.errors import EngineError
+from kubealign_components.errors import EngineError, Refusal
 from kubealign_components.preemption import Preempted
 from kubealign_components.trainjob.api import ClusterApi, connect
 from kubealign_components.trainjob.kueue import QueueWatch
@@ -128,7 +128,8 @@ class _Run:
         """Watch the TrainJob to its end.
 
         Raises:
-            EngineError: it failed, waited too long, or was deleted.
+            EngineError: it failed.
+            Refusal: it waited too long, or was deleted.
         """
         log = LogStream(
             self._api.again(self._settings.poll_seconds), self._name, self._write, self._settings.poll_seconds
@@ -140,7 +141,7 @@ class _Run:
         finally:
             log.stop()
         if state is State.CANCELLED:
-            raise EngineError(f"TrainJob {self._name} was deleted while this run waited for it")
+            raise Refusal(f"TrainJob {self._name} was deleted while this run waited for it")
         if state is State.FAILED:
             raise EngineError(self._failure(job or {}))
 
@@ -210,7 +211,7 @@ class _Run:
         limit = self._settings.queue_timeout
         if limit and waited > limit:
             self._api.delete_job(self._name, uid=self._uid)
-            raise EngineError(
+            raise Refusal(
                 f"TrainJob {self._name} was {state} for {waited:.0f} s, longer than queue_timeout={limit}, "
                 "and was deleted; the lines above say what it waited for"
             )

@@ -13,6 +13,8 @@ from kubealign_components.trainjob.manifest import CONTAINER, NODES
 _RESTART = "jobset.sigs.k8s.io/restart-attempt"
 _INDEX = "batch.kubernetes.io/job-completion-index"
 LAST_LINES = 20
+_OUT_OF_MEMORY = "OOMKilled"
+"""The kubelet's reason for a container that the kernel ended."""
 _LATER = "9"
 """After every time that is known."""
 
@@ -30,6 +32,8 @@ class _End:
     code: int
     reason: str
     message: str
+    memory: str = ""
+    """The container's memory limit."""
 
 
 def pods_of(api: ClusterApi, job: str) -> list[Json]:
@@ -66,6 +70,8 @@ def failure(api: ClusterApi, job: str) -> str:
     except EngineError as error:
         return f"(no more is known: {error})"
     why = f", {first.reason}" if first.reason not in ("", "Error") else ""
+    if first.reason == _OUT_OF_MEMORY and first.memory:
+        why += f" (its memory limit is {first.memory}: raise it, or lower micro_batch_tokens)"
     ended = f"ended with exit code {first.code}" if first.code else "was taken away"
     return f"node {first.node} (pod {first.pod}) {ended}{why}" + (f":\n{words}" if words else "")
 
@@ -84,6 +90,7 @@ def _end(pod: Mapping[str, Any]) -> _End | None:
                 code=ended["exitCode"],
                 reason=ended.get("reason") or "",
                 message=(ended.get("message") or "").strip(),
+                memory=_memory_limit(pod),
             )
     if status.get("phase") != "Failed":
         return None
@@ -97,6 +104,13 @@ def _end(pod: Mapping[str, Any]) -> _End | None:
         reason=status.get("reason") or "",
         message=status.get("message") or "",
     )
+
+
+def _memory_limit(pod: Mapping[str, Any]) -> str:
+    for container in (pod.get("spec") or {}).get("containers") or []:
+        if container["name"] == CONTAINER:
+            return str(((container.get("resources") or {}).get("limits") or {}).get("memory", ""))
+    return ""
 
 
 def _last_words(api: ClusterApi, pod: str) -> str:

@@ -18,7 +18,10 @@ from hypothesis import strategies as st
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.errors import ConfigError
 from kubealign_components.preemption import Preempted
+from kubealign_components.train.config import TrainConfig
 from kubealign_components.training import pausing
+from kubealign_components.training import trackers as reporting
+from kubealign_components.training.arguments import training_arguments
 from kubealign_components.training.changed import require_changed
 from kubealign_components.training.checkpoints import MARKERS, CheckpointStore, everything
 from kubealign_components.training.pausing import Pauses
@@ -126,6 +129,30 @@ def test_after_the_warm_up_the_rate_is_that_of_transformers() -> None:
         factor = theirs(torch.optim.SGD([torch.zeros(1)], 1.0), 3, 20).lr_lambdas[0]
         ours = [learning_rate_factor(s, steps=20, warmup=3, schedule=schedule) for s in range(3, 20)]
         assert ours == pytest.approx([factor(s) for s in range(3, 20)])
+
+
+@pytest.mark.parametrize(
+    ("environment", "installed", "expected"),
+    [
+        ({}, True, []),
+        ({"MLFLOW_TRACKING_URI": "http://mlflow"}, True, ["mlflow"]),
+        ({"MLFLOW_TRACKING_URI": ""}, True, []),
+        ({"TENSORBOARD_LOGGING_DIR": "gs://b/tb", "WANDB_PROJECT": "p"}, True, ["tensorboard", "wandb"]),
+        ({"KUBEFLOW_TRAINER_SERVER_URL": "https://x", "WANDB_API_KEY": "k"}, False, ["kubeflow"]),
+    ],
+)
+def test_trackers_are_those_whose_variables_are_set(
+    environment: dict[str, str], installed: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "find_spec", lambda name: name if installed else None)
+    assert reporting.trackers(environment) == expected
+
+
+def test_the_trainer_reports_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(policy="p", dtype="float32")
+    assert training_arguments(config, tmp_path).report_to == []
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", "https://trainer.example")
+    assert training_arguments(config, tmp_path).report_to == ["kubeflow"]
 
 
 def weights(folder: Path, **tensors: torch.Tensor) -> Path:

@@ -1,9 +1,10 @@
-"""How a job reaches its processes, and how their errors come back."""
+"""How a job reaches its processes, which code it can name, and how their errors come back."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,44 +12,97 @@ import pytest
 
 from kubealign_components.errors import FINAL_CODE, ConfigError, DriftError, EngineError, KubeAlignError
 from kubealign_components.train.config import TrainConfig
-from kubealign_components.training.launch import ERROR_FILE, launch, pinned, run_process, run_program
+from kubealign_components.training.__main__ import PROGRAMS
+from kubealign_components.training.launch import ERROR_FILE, JOB_FILE, Where, launch, pinned, run_somewhere
+from kubealign_components.training.program import Job, Program, Run, Trained, run_process, run_program
 
-PROGRAM = "unit.training.test_launch:program"
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Settings of the program."""
+
+    numbers: tuple[int, ...] = ()
+    fail: str = ""
 
 
-def program(*, numbers: list[int], target: str, fail: str = "") -> None:
-    """A training program."""
-    if fail == "config":
+def train(run: Run[Config]) -> Trained | None:
+    """A training program that adds numbers up."""
+    if run.config.fail == "config":
         raise ConfigError("lora_r", 7, "an even number")
-    if fail == "drift":
+    if run.config.fail == "drift":
         raise DriftError("too far")
-    if fail:
+    if run.config.fail == "engine":
+        raise EngineError("no device")
+    if run.config.fail:
         raise ZeroDivisionError
-    Path(target).write_text(str(sum(numbers)))
+    Path(run.job.output).write_text(str(sum(run.config.numbers)))
+    return None
 
 
-def here(job: str) -> None:
+PROGRAM = Program(stage="adding", config=Config, train=train)
+
+
+def here(uri: str) -> None:
     """A launcher: this process is the only one."""
-    if run_process(job):
+    if run_process(uri, {"adding": lambda: PROGRAM}):
         raise EngineError("it failed")
 
 
-def run(place: Path, job: Mapping[str, Any], launcher: Any = here) -> None:
-    run_program(PROGRAM, job, str(place), nodes=2, processes=1, sharded=True, launcher=launcher)
+def job(target: object = "t", **config: Any) -> dict[str, Any]:
+    return asdict(Job(stage="adding", config=config, inputs={}, output=str(target), provenance={}))
+
+
+def run(place: Path, request: Mapping[str, Any], launcher: Callable[[str], None] = here) -> None:
+    def never() -> None:
+        raise AssertionError("there is a launcher")
+
+    where = Where(nodes=2, processes=1, sharded=True)
+    run_somewhere(never, request, str(place), where=where, launcher=launcher)
 
 
 def test_a_job_finds_its_program_and_nothing_else(tmp_path: Path) -> None:
-    run(tmp_path / "work", {"numbers": [1, 2, 4], "target": str(tmp_path / "sum")})
+    run(tmp_path / "work", job(tmp_path / "sum", numbers=[1, 2, 4]))
     assert (tmp_path / "sum").read_text() == "7"
+
+
+def test_one_process_on_this_machine_writes_no_job(tmp_path: Path) -> None:
+    request = Job(**job(tmp_path / "sum", numbers=[1, 2]))
+    where = Where(nodes=1, processes=1, sharded=False)
+    place = str(tmp_path / "work")
+    run_somewhere(lambda: run_program(PROGRAM, request), asdict(request), place, where=where, launcher=None)
+    assert (tmp_path / "sum").read_text() == "3" and not (tmp_path / "work").exists()
 
 
 def test_the_same_job_has_the_same_uri_and_another_one_another(tmp_path: Path) -> None:
     uris: list[str] = []
-    job = {"numbers": [1], "target": "t"}
-    for each in (job, dict(reversed(job.items())), job | {"numbers": [2]}):
+    request = job(numbers=[1])
+    for each in (request, dict(reversed(request.items())), job(numbers=[2])):
         run(tmp_path, each, launcher=uris.append)
     assert uris[0] == uris[1] != uris[2]
-    assert [json.loads(Path(uri).read_text())["job"]["numbers"] for uri in uris] == [[1], [1], [2]]
+    assert [json.loads(Path(uri).read_text())["config"]["numbers"] for uri in uris] == [[1], [1], [2]]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"program": "os:system", "job": {"command": "touch pwned"}},
+        job() | {"stage": "os:system"},
+        job() | {"stage": "kubealign_components.train.program:PROGRAM"},
+        [1, 2],
+    ],
+)
+def test_a_job_names_a_training_stage_and_no_other_code(
+    tmp_path: Path, body: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / JOB_FILE).write_text(json.dumps(body))
+    assert run_process(str(tmp_path / JOB_FILE), PROGRAMS) == FINAL_CODE
+    assert not (tmp_path / "pwned").exists()
+    assert json.loads((tmp_path / ERROR_FILE).read_text())["kind"] == "ConfigError"
+
+
+def test_every_training_stage_has_its_program() -> None:
+    assert {name: program().stage for name, program in PROGRAMS.items()} == {n: n for n in PROGRAMS}
 
 
 @pytest.mark.parametrize(
@@ -59,34 +113,50 @@ def test_an_error_of_a_process_is_the_launchers(
     tmp_path: Path, fail: str, kind: type[KubeAlignError], message: str
 ) -> None:
     with pytest.raises(kind) as error:
-        run(tmp_path, {"numbers": [], "target": "t", "fail": fail})
+        run(tmp_path, job(fail=fail))
     assert str(error.value) == message
 
 
-def test_the_first_error_counts_and_one_of_an_attempt_before_does_not(tmp_path: Path) -> None:
-    job = {"numbers": [], "target": "t"}
+@pytest.mark.parametrize(
+    ("fails", "kind"), [(("drift", "config"), DriftError), (("engine", "config"), ConfigError)]
+)
+def test_the_first_error_counts_unless_another_attempt_would_mend_it_alone(
+    tmp_path: Path, fails: tuple[str, str], kind: type[KubeAlignError]
+) -> None:
+    place = tmp_path / "x"
 
     def twice(uri: str) -> None:
-        for fail in ("drift", "config"):
-            (tmp_path / "x" / "job.json").write_text(
-                json.dumps({"program": PROGRAM, "job": job | {"fail": fail}})
-            )
-            assert run_process(uri) == FINAL_CODE
+        for fail in fails:
+            (place / JOB_FILE).write_text(json.dumps(job(fail=fail)))
+            assert run_process(uri, {"adding": lambda: PROGRAM})
         raise EngineError("both failed")
 
     def without_a_word(uri: str) -> None:
         raise EngineError("a node was lost")
 
-    with pytest.raises(DriftError):
-        launch(PROGRAM, job, str(tmp_path / "x"), twice)
-    assert (tmp_path / "x" / ERROR_FILE).exists()
+    with pytest.raises(kind):
+        launch(job(), str(place), twice)
+    assert (place / ERROR_FILE).exists()
     with pytest.raises(EngineError, match="a node was lost"):
-        launch(PROGRAM, job, str(tmp_path / "x"), without_a_word)
+        launch(job(), str(place), without_a_word)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"kind": "SystemExit", "arguments": []}', '{"kind": "ConfigError", "arguments": 1}'],
+)
+def test_an_error_file_of_another_form_is_named(tmp_path: Path, text: str) -> None:
+    def launcher(uri: str) -> None:
+        (tmp_path / ERROR_FILE).write_text(text)
+        raise EngineError("it failed")
+
+    with pytest.raises(EngineError, match=rf"{ERROR_FILE} cannot be read"):
+        launch(job(), str(tmp_path), launcher)
 
 
 def test_a_bug_is_not_reported_as_a_users_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
-        run(tmp_path, {"numbers": [], "target": "t", "fail": "bug"})
+        run(tmp_path, job(fail="bug"))
     assert not list(tmp_path.rglob(ERROR_FILE))
 
 

@@ -203,10 +203,14 @@ def test_out_of_memory_and_the_termination_message_are_told(
 ) -> None:
     def story(server: FakeKubernetes, job: Job) -> None:
         first, _ = job.run()
-        job.end_pod(first, 137, "OOMKilled", "killed: 512Gi")
+        limits = {"limits": {"memory": "512Gi"}}
+        server.pods[first]["spec"] = {"containers": [{"name": "node", "resources": limits}]}
+        job.end_pod(first, 137, "OOMKilled", "the last words")
         job.fail()
 
-    assert "exit code 137, OOMKilled:\nkilled: 512Gi" in failing(cluster(story))
+    message = failing(cluster(story))
+    assert "exit code 137, OOMKilled (its memory limit is 512Gi: raise it" in message
+    assert message.endswith("the last words")
 
 
 def test_a_pod_that_the_kubelet_evicted_is_told(cluster: Callable[..., FakeKubernetes]) -> None:
