@@ -88,6 +88,11 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) 
     ) -> None:
         """Align a chat model on its own rewarded samples, offline.
 
+        Required are policy, sources, and reward_functions or reward_model, for example: policy
+        HuggingFaceTB/SmolLM2-1.7B-Instruct, sources [{"uri": "trl-lib/ultrafeedback_binarized"}],
+        reward_functions ["brevity"]. What has no box of its own goes by name into the options of its
+        stage, as train_options {"batch_size": 64}.
+
         Args:
             sources: Prompt datasets. Each is a mapping with uri (path, gs://, s3:// or hub id) and, where
                 needed, name, weight, split, revision and format.

@@ -110,6 +110,10 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
     ) -> None:
         """Align a chat model by principles, without labels of its own outputs.
 
+        Required are policy, sources and pmp_sources, for example: policy meta-llama/Llama-3.1-8B-Instruct,
+        sources [{"uri": "OpenAssistant/oasst1"}], pmp_sources [{"uri": "stanfordnlp/SHP"}]. What has no
+        box of its own goes by name into the options of its stage, as ppo_options {"engine": "vllm"}.
+
         Args:
             sources: Message trees, whose opening prompts are answered and judged. Each is a mapping with
                 uri (path, gs://, s3:// or hub id) and, where needed, name, split, revision.

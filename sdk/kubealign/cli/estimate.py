@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 @click.command("estimate")
 @run_options
-@click.option("--model-shape", type=click.Choice(tuple(SHAPES)), help="Instead of a local policy's config.")
+@click.option(
+    "--model-shape", type=click.Choice(tuple(SHAPES)), help="By default the policy's config, or its name."
+)
 @click.option("--reward-model-shape", type=click.Choice(tuple(SHAPES)), help="By default the policy's.")
 @click.option("--gpu-memory", default=80.0, show_default=True, help="GiB of a GPU.")
 @click.option("--nodes", default=0, help="Machines of every training stage; by default the run file's.")
-@click.option("--rows", default=10_000, show_default=True, help="Prompts.")
+@click.option("--rows", default=0, help="Prompts; by default those of local sources, else 10,000.")
 @click.option("--prompt-tokens", default=256, show_default=True, help="Mean tokens of a prompt.")
 @click.option("--completion-tokens", default=512, show_default=True, help="Mean tokens of a completion.")
 @click.option("--questions", default=22, show_default=True, help="Questions of the judge on a pair.")
@@ -42,15 +44,20 @@ def estimate(
 
     The formulas stand in kubealign.estimate.formulas with their sources.
     """
-    from kubealign.estimate.stages import Assumptions, shape_of
+    from kubealign.estimate.stages import Assumptions, is_here, preset_of, rows_of, shape_of
     from kubealign.estimate.stages import estimate as estimate_run
 
     run = given.run()
-    shape = shape_of(str(run.parameters.get("policy", "")), model_shape or "")
+    policy, reward_model = (str(run.parameters.get(name, "")) for name in ("policy", "reward_model"))
+    shape = shape_of(policy, model_shape or "")
+    reward_model_shape = reward_model_shape or preset_of(reward_model) or None
+    assumptions["rows"] = assumptions["rows"] or rows_of(run.parameters) or Assumptions().rows
     throughput = Throughput(flops=flops, sample=sample_rate, score=score_rate, train=train_rate)
     reward_shape = SHAPES[reward_model_shape] if reward_model_shape else None
     assumed = Assumptions(**assumptions, reward_shape=reward_shape, throughput=throughput)
     _show(shape, assumed, estimate_run(run, shape, assumed))
+    if not model_shape and not is_here(policy):
+        click.echo(f"Shape of {preset_of(policy)}, after the policy's name; --model-shape takes another.")
 
 
 def _show(shape: ModelShape, assumed: Assumptions, stages: Sequence[StageEstimate]) -> None:

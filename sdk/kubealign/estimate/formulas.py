@@ -103,16 +103,23 @@ SHAPES: Mapping[str, ModelShape] = {
         hidden=hidden,
         intermediate=intermediate,
         heads=heads,
-        kv_heads=8,
-        head_dim=128,
-        vocabulary=128_256,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocabulary=vocabulary,
+        tied=tied,
     )
-    for name, layers, hidden, intermediate, heads in (
-        ("llama-8b", 32, 4096, 14_336, 32),
-        ("llama-70b", 80, 8192, 28_672, 64),
+    for name, layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, tied in (
+        ("smollm2-135m", 30, 576, 1536, 9, 3, 64, 49_152, True),
+        ("qwen3-0.6b", 28, 1024, 3072, 16, 8, 128, 151_936, True),
+        ("smollm2-1.7b", 24, 2048, 8192, 32, 32, 64, 49_152, True),
+        ("qwen3-4b", 36, 2560, 9728, 32, 8, 128, 151_936, True),
+        ("llama-8b", 32, 4096, 14_336, 32, 8, 128, 128_256, False),
+        ("qwen3-14b", 40, 5120, 17_408, 40, 8, 128, 151_936, False),
+        ("qwen3-32b", 64, 5120, 25_600, 64, 8, 128, 151_936, False),
+        ("llama-70b", 80, 8192, 28_672, 64, 8, 128, 128_256, False),
     )
 }
-"""Presets: Llama 3.1, by the names of ``--model-shape``."""
+"""Presets by the names of ``--model-shape``: SmolLM2, Qwen3 and Llama 3.1, as their configs have it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,10 +30,14 @@ from kubealign_components.config import from_parameters, require
 from kubealign_components.errors import ConfigError
 from kubealign_components.stages import config_class
 from kubealign_pipelines import rules
+from kubealign_pipelines.checking.sources import count_rows
 from kubealign_pipelines.checking.stages import arguments
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.graph import Task
 from kubealign_pipelines.resources import DEFAULTS, TRAINING
+
+_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z0-9])")
+_SAME_SIZE = math.log(1.5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,19 +87,47 @@ class StageEstimate:
 
 
 def shape_of(policy: str, preset: str = "") -> ModelShape:
-    """The shape of the model: of the preset where one is named, else of the local directory ``policy``.
+    """The shape of the model: of the preset where one is named, else of the local directory ``policy``, else
+    of the preset whose size the name of ``policy`` tells.
 
     Raises:
-        ConfigError: an unknown preset, or a policy that is no local model directory.
+        ConfigError: an unknown preset, or a policy that is not here and whose name tells no size.
     """
+    preset = preset or ("" if is_here(policy) else preset_of(policy))
     if preset:
         require(preset in SHAPES, "--model-shape", preset, f"one of {', '.join(SHAPES)}")
         return SHAPES[preset]
-    if not Path(policy, "config.json").is_file():
-        raise ConfigError(
-            "policy", policy, f"a local model directory, or --model-shape with one of {', '.join(SHAPES)}"
-        )
+    if not is_here(policy):
+        expected = "a local model directory, a name that tells its size, or --model-shape with one of "
+        raise ConfigError("policy", policy, expected + ", ".join(SHAPES))
     return read_shape(Path(policy))
+
+
+def is_here(policy: str) -> bool:
+    """Whether ``policy`` is a model directory of this machine."""
+    return bool(policy) and Path(policy, "config.json").is_file()
+
+
+def preset_of(name: str) -> str:
+    """The preset of about the size that ``name`` tells, such as 8B or 135M, or an empty text."""
+    size = _SIZE.search(name.rpartition("/")[2])
+    if size is None:
+        return ""
+    parameters = float(size[1]) * (1e9 if size[2] in "bB" else 1e6)
+    apart = {preset: abs(math.log(shape.parameters / parameters)) for preset, shape in SHAPES.items()}
+    nearest = min(apart, key=lambda preset: apart[preset])
+    return nearest if apart[nearest] < _SAME_SIZE else ""
+
+
+def rows_of(parameters: Mapping[str, Any]) -> int:
+    """Rows of the sources, where all of them lie on this machine; 0 where they do not."""
+    rows = 0
+    for source in parameters.get("sources") or ():
+        counted = count_rows(source["uri"], source.get("split", "train"))
+        if not counted:
+            return 0
+        rows += min(counted, source.get("max_rows") or counted)
+    return rows
 
 
 def shape_from_config(config: Mapping[str, Any]) -> ModelShape:

@@ -27,7 +27,7 @@ from kubealign.estimate.formulas import (
     sampling_memory,
     training_memory,
 )
-from kubealign.estimate.stages import Assumptions, estimate, read_shape, shape_of
+from kubealign.estimate.stages import Assumptions, estimate, preset_of, read_shape, rows_of, shape_of
 from kubealign.runfile import load_run_file
 from kubealign_components.errors import ConfigError
 
@@ -233,3 +233,40 @@ def test_stages_are_estimated_with_their_own_settings() -> None:
     budget = run.with_parameters(["logprobs_options.token_budget=16384"])
     same = {s.stage: s for s in estimate(budget, SHAPES["llama-8b"], Assumptions())}
     assert same["logprobs"].memory.parts == by_stage["rewards"].memory.parts
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama-8b"),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m"),
+        ("Skywork/Skywork-Reward-V2-Qwen3-0.6B", "qwen3-0.6b"),
+        ("org/model-405B", ""),
+        ("org/8bit-model", ""),
+        ("org/model", ""),
+    ],
+)
+def test_the_name_of_a_model_tells_its_size(name: str, preset: str) -> None:
+    assert preset_of(name) == preset
+
+
+def test_presets_have_the_sizes_of_their_names() -> None:
+    sizes = {name: round(shape.parameters / 1e9, 2) for name, shape in SHAPES.items()}
+    assert (sizes["smollm2-135m"], sizes["smollm2-1.7b"], sizes["qwen3-0.6b"]) == (0.13, 1.71, 0.6)
+    assert (sizes["qwen3-4b"], sizes["qwen3-14b"], sizes["qwen3-32b"]) == (4.02, 14.77, 32.76)
+
+
+@pytest.mark.parametrize("name", ["offline_alignment", "offline_alignment_8b", "salmon"])
+def test_shipped_run_files_need_no_further_word(name: str) -> None:
+    done = CliRunner().invoke(main, ["estimate", "-f", str(PARAMS / f"{name}.yaml")])
+    assert done.exit_code == 0, done.output + done.stderr
+    assert "after the policy's name" in done.output
+    assert "10,000 prompts" in done.output.replace("\n", " ")
+
+
+def test_local_sources_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "?"}\n' * 7)
+    (tmp_path / "b.jsonl").write_text('{"prompt": "?"}\n' * 9)
+    sources = [{"uri": str(tmp_path / "a.jsonl")}, {"uri": str(tmp_path / "b.jsonl"), "max_rows": 4}]
+    assert rows_of({"sources": sources}) == 11
+    assert rows_of({"sources": [*sources, {"uri": "org/data"}]}) == 0
