@@ -114,6 +114,12 @@ class Dataset:
             schema = pa.schema([schema.field(name) for name in columns])
         return pa.Table.from_batches(self.batches(columns, batch_rows=65536), schema=schema)
 
+    def to_datasets(self, columns: Sequence[str] | None = None) -> Any:
+        """The rows as a ``datasets.Dataset``, in memory; chats and tools are JSON text in it."""
+        import datasets
+
+        return datasets.Dataset(self.table(columns))
+
     def iter_rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """Rows as dicts, in order."""
         for batch in self.batches(columns):

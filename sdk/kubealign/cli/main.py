@@ -20,6 +20,7 @@ from kubealign.cli.cluster import cancel, fetch, logs, output_of, retry, runs, s
 from kubealign.cli.connection import connected
 from kubealign.cli.doctor import doctor
 from kubealign.cli.estimate import estimate
+from kubealign.cli.export import export
 from kubealign.cli.gc import gc
 from kubealign.cli.options import Given, run_options
 from kubealign.cli.schedule import schedule
@@ -174,6 +175,7 @@ for _command in (
     check,
     doctor,
     estimate,
+    export,
     fetch,
     gc,
     logs,

@@ -1,0 +1,177 @@
+"""Rows of a dataset in the forms of other tools: TRL's, ShareGPT's, or as they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.schemas import (
+    PREFERENCES,
+    PROMPTS,
+    REWARDED,
+    ROWS,
+    SELECTION,
+    TOKENIZED,
+    TRAINING,
+)
+from kubealign_components.errors import ConfigError, StoreError
+
+Row = Mapping[str, Any]
+Exported = dict[str, Any]
+
+EXPORTED = (PROMPTS, TOKENIZED, REWARDED, SELECTION, TRAINING, PREFERENCES)
+"""Kinds of dataset that TRL and ShareGPT have a form for."""
+_SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
+
+
+def trl_rows(dataset: Dataset) -> Iterator[Exported]:
+    """TRL's conversational rows: ``prompt``, with ``chosen`` and ``rejected``, or ``completion`` and
+    ``label``, or alone; and ``tools``, ``answer`` and ``source`` where there are any.
+
+    Raises:
+        ConfigError: a kind of dataset that has no such rows.
+    """
+    if dataset.manifest.schema not in EXPORTED:
+        raise ConfigError("dataset", dataset.manifest.schema, f"one of {', '.join(EXPORTED)}")
+    for row in dataset.iter_rows():
+        yield from _of_row(row)
+
+
+def sharegpt_rows(dataset: Dataset) -> Iterator[Exported]:
+    """ShareGPT's rows: ``conversations`` with the answer last, or beside ``chosen`` and ``rejected``."""
+    for row in trl_rows(dataset):
+        turns = [_spoken(message) for message in row.pop("prompt")]
+        row.pop("label", None)
+        for side in ("chosen", "rejected"):
+            if side in row:
+                row[side] = _spoken(row[side][0])
+        turns += [_spoken(message) for message in row.pop("completion", [])]
+        if row.get("tools"):
+            row["tools"] = json.dumps(row["tools"], ensure_ascii=False)
+        yield {"conversations": turns, **row}
+
+
+FORMS: dict[str, Callable[[Dataset], Iterator[Exported]]] = {"trl": trl_rows, "sharegpt": sharegpt_rows}
+
+
+def export(dataset: Dataset, form: str, folder: Path) -> Path:
+    """Write ``dataset`` to ``folder`` in one of :data:`FORMS`, or as ``parquet``, with a card.
+
+    Returns:
+        The file of rows: JSON lines, or Parquet.
+
+    Raises:
+        ConfigError: a kind of dataset that has no such rows, or a folder that is not empty.
+        StoreError: the folder cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError("-o", str(folder), "a new folder, or an empty one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / ("train.parquet" if form == "parquet" else "train.jsonl")
+        if form == "parquet":
+            with pq.ParquetWriter(file, ROWS[dataset.manifest.schema]) as writer:
+                for batch in dataset.batches():
+                    writer.write_batch(batch)
+        else:
+            with file.open("w", encoding="utf-8") as lines:
+                for row in FORMS[form](dataset):
+                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+        (folder / "README.md").write_text(card(dataset, form, file.name), encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot write {folder}: {error.strerror or error}") from error
+    return file
+
+
+def push(folder: Path, repository: str) -> str:
+    """Push an exported folder to the Hugging Face hub, card and all; gives its address.
+
+    Raises:
+        StoreError: the hub refuses it, or cannot be reached.
+    """
+    import datasets
+
+    [file] = [path for path in folder.iterdir() if path.name.startswith("train.")]
+    kind = "parquet" if file.suffix == ".parquet" else "json"
+    try:
+        loaded = datasets.load_dataset(kind, data_files={"train": str(file)}, split="train")
+        loaded.push_to_hub(repository)
+        datasets.utils.logging.disable_progress_bar()
+        from huggingface_hub import DatasetCard
+
+        text = DatasetCard.load(repository, repo_type="dataset").content
+        own = (folder / "README.md").read_text(encoding="utf-8").partition("---\n")[2].partition("---\n")[2]
+        DatasetCard(f"{text.rstrip()}\n{own}").push_to_hub(repository)
+    except Exception as error:  # the hub client lets the errors of its HTTP library through
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StoreError(f"cannot push to {repository}: {reason}") from error
+    return f"https://huggingface.co/datasets/{repository}"
+
+
+def card(dataset: Dataset, form: str, file: str) -> str:
+    """A dataset card: where the rows come from, and how they were made."""
+    manifest = dataset.manifest
+    steps = "\n".join(
+        f"| {step['stage']} | {step['version']} | `{name[:12]}` |" for name, step in manifest.recipe.items()
+    )
+    return (
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {file}\n---\n\n"
+        f"# {manifest.slug}\n\n{manifest.rows} rows of `{manifest.schema}`, written by KubeAlign in the form "
+        f"`{form}`. Fingerprint: `{manifest.fingerprint}`.\n\n"
+        f"| stage | version | fingerprint |\n|---|---|---|\n{steps}\n"
+    )
+
+
+def _of_row(row: Row) -> Iterator[Exported]:
+    start: Exported = {"prompt": json.loads(row["messages"])}
+    if row.get("tools"):
+        start["tools"] = json.loads(row["tools"])
+    if row.get("answers"):
+        start["answer"] = row["answers"]
+    start["source"] = row["source"]
+    completions = list(row["completions"] or ())
+    pairs = _pairs(row, completions)
+    paired = {position for pair in pairs for position in pair}
+    for chosen, rejected in pairs:
+        yield start | _side("chosen", completions[chosen]) | _side("rejected", completions[rejected])
+    for number, completion in enumerate(completions):
+        if number not in paired:
+            label = {"chosen": True, "rejected": False}.get(completion["label"])
+            score = completion["score"] if completion["reward"] is None else completion["reward"]
+            known = {"label": label, "score": score}
+            own = {name: value for name, value in known.items() if value is not None}
+            yield start | {"completion": json.loads(completion["messages"])} | own
+    if not completions:
+        yield start
+
+
+def _side(side: str, completion: Row) -> Exported:
+    score = completion["score"] if completion["reward"] is None else completion["reward"]
+    own = {side: json.loads(completion["messages"])}
+    return own if score is None else own | {f"score_{side}": score}
+
+
+def _pairs(row: Row, completions: list[Row]) -> list[tuple[int, int]]:
+    """Positions of chosen and rejected: as selected, preferred, put in order for training, or labelled."""
+    if "pairs" in row:
+        return [(pair["chosen"], pair["rejected"]) for pair in row["pairs"] or ()]
+    if "preferred" in row:
+        return [(row["preferred"], 1 - row["preferred"])]
+    if "example_id" in row:
+        return [(0, 1)] if len(completions) == 2 else []
+    labels = [completion["label"] for completion in completions]
+    if labels.count("chosen") == labels.count("rejected") == 1:
+        return [(labels.index("chosen"), labels.index("rejected"))]
+    return []
+
+
+def _spoken(message: Row) -> Exported:
+    if message.get("tool_calls"):
+        calls = [call["function"] for call in message["tool_calls"]]
+        return {"from": "function_call", "value": json.dumps(calls, ensure_ascii=False)}
+    return {"from": _SPEAKERS[message["role"]], "value": message["content"]}

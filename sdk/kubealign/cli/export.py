@@ -1,0 +1,33 @@
+"""``kubealign export``: a dataset for other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+FORMATS = ("trl", "sharegpt", "parquet")
+
+
+@click.command("export")
+@click.argument("dataset")
+@click.option(
+    "--format", "form", default="trl", show_default=True, type=click.Choice(FORMATS), help="Of rows."
+)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="New folder for rows and card."
+)
+@click.option("--push", "repository", default="", help="Push them to this dataset of the Hugging Face hub.")
+def export(dataset: str, form: str, output: Path, repository: str) -> None:
+    """Write DATASET (path or URI) in the form of another tool, with a card.
+
+    trl: prompt, chosen and rejected, or completion and label, as JSON lines. sharegpt: conversations.
+    parquet: the rows as they are.
+    """
+    from kubealign.lineage import open_place
+    from kubealign_components.data import export as exporting
+
+    file = exporting.export(open_place(dataset), form, output)
+    click.echo(str(file))
+    if repository:
+        click.echo(exporting.push(output, repository))

@@ -1,0 +1,104 @@
+"""What is exported says what the dataset says: read again, it gives the same prompts and completions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from kubealign.cli.main import main
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "Hi?", "chosen": "Good.", "rejected": "Bad.", "score_chosen": 2.0, "answer": "7"},
+    {"messages": [{"role": "system", "content": "Brief."}, {"role": "user", "content": "Ho?"}]},
+    {
+        "prompt": "Add.",
+        "completion": [{"role": "assistant", "content": "", "tool_calls": [CALL]}],
+        "tools": [TOOL],
+    },
+    {"prompt": "Which?", "completion": "This.", "label": False},
+]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    sources = []
+    for number, row in enumerate(ROWS):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        sources.append(SourceConfig(uri=str(path), name=f"s{number}"))
+    run(ImportConfig(sources=tuple(sources)), output=str(tmp_path / "made"))
+    return Dataset.open(str(tmp_path / "made"))
+
+
+def said(dataset: Dataset) -> dict[str, Any]:
+    return {
+        row["prompt_id"]: (
+            row["messages"],
+            row["tools"],
+            row["answers"],
+            sorted((c["completion_id"], c["label"] or "") for c in row["completions"]),
+        )
+        for row in dataset.iter_rows()
+    }
+
+
+def exported(dataset: Dataset, folder: Path, form: str) -> Path:
+    result = CliRunner().invoke(main, ["export", dataset.uri, "--format", form, "-o", str(folder)])
+    assert result.exit_code == 0, result.output
+    return Path(result.output.strip())
+
+
+def again(file: Path, folder: Path) -> Dataset:
+    """Every row imported as a source of its own, since they are of several forms."""
+    sources = []
+    folder.mkdir()
+    for number, line in enumerate(file.read_text().splitlines()):
+        (folder / f"{number}.jsonl").write_text(line + "\n")
+        sources.append(SourceConfig(uri=str(folder / f"{number}.jsonl"), name=f"s{number}"))
+    run(ImportConfig(sources=tuple(sources)), output=str(folder / "made"))
+    return Dataset.open(str(folder / "made"))
+
+
+def test_trl_rows_say_the_same(dataset: Dataset, tmp_path: Path) -> None:
+    file = exported(dataset, tmp_path / "trl", "trl")
+    assert said(again(file, tmp_path / "again")) == said(dataset)
+    from trl import is_conversational
+
+    assert all(is_conversational(json.loads(line)) for line in file.read_text().splitlines())
+    assert dataset.manifest.fingerprint in (tmp_path / "trl" / "README.md").read_text()
+
+
+def test_sharegpt_rows_say_the_same_but_for_single_verdicts(dataset: Dataset, tmp_path: Path) -> None:
+    found = said(again(exported(dataset, tmp_path / "sharegpt", "sharegpt"), tmp_path / "again"))
+    assert found.keys() == said(dataset).keys()
+    assert [[c[0] for c in row[3]] for row in found.values()] == [
+        [c[0] for c in row[3]] for row in said(dataset).values()
+    ]
+
+
+def test_parquet_and_datasets_have_the_rows_as_they_are(dataset: Dataset, tmp_path: Path) -> None:
+    import datasets
+
+    file = exported(dataset, tmp_path / "parquet", "parquet")
+    read = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+    assert read.to_list() == dataset.to_datasets().to_list() == list(dataset.iter_rows())
+    assert dataset.to_datasets(["prompt_id"]).column_names == ["prompt_id"]
+
+
+def test_what_cannot_be_done_is_said(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("")
+    result = CliRunner().invoke(main, ["export", dataset.uri, "-o", str(tmp_path / "full")])
+    assert (result.exit_code, "a new folder, or an empty one" in result.output) == (2, True)
+    result = CliRunner().invoke(
+        main, ["export", dataset.uri, "-o", str(tmp_path / "new"), "--push", "nobody/none"]
+    )
+    assert (result.exit_code, "cannot push to nobody/none" in result.output) == (1, True)
