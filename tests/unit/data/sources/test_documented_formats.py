@@ -1,0 +1,34 @@
+"""Every row on the page on one's own data is of the format that it says, and every format is shown."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from kubealign_components.config import from_mapping
+from kubealign_components.data.sources.row_formats import FORMATS, detect, parse
+from kubealign_components.import_prompts.stage import SourceConfig
+
+PAGE = Path(__file__).parents[4] / "pipelines" / "README.md"
+
+
+def test_rows_of_the_page_are_what_it_says() -> None:
+    table = PAGE.read_text().partition("<!-- formats -->")[2].partition("<!-- end of formats -->")[0]
+    shown = re.findall(r"^\| (\w+) \| `(\{.*\})` \|$", table, re.MULTILINE)
+    assert {name for name, _ in shown} == set(FORMATS)
+    for name, text in shown:
+        row = json.loads(text)
+        assert detect([row]) == name, text
+        example = parse(row, FORMATS[name])
+        assert example.messages[-1]["role"] == "user"
+        assert example.completions or example.answers == ["42"]
+        assert not example.notes
+
+
+def test_sources_of_the_page_are_settings() -> None:
+    block = next(b for b in re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL) if "roles:" in b)
+    for source in yaml.safe_load(block)["sources"]:
+        assert from_mapping(SourceConfig, source, "source").columns == source.get("columns", {})
