@@ -304,6 +304,7 @@ class DatasetWriter:
             slug=self.provenance.slug,
             parents=self.provenance.parents,
             identity=self.provenance.identity,
+            origins=self.provenance.origins,
             stats=stats.to_json(),
             extra=json.loads(canonical_json(extra or {})),
         )

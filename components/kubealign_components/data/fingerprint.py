@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kubealign_components.data.origins import Origin, origin_of
 from kubealign_components.errors import CorruptDataset
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Provenance:
     """The inputs: name, URI, fingerprint and schema."""
     identity: dict[str, str] = field(default_factory=dict)
     """Digests of the policy, tokenizer and template that the token ids belong to."""
+    origins: dict[str, Origin] = field(default_factory=dict)
+    """Of every step that led here, by fingerprint: where models and sources lay, and what it ran with."""
 
     @property
     def step(self) -> Step:
@@ -106,9 +109,11 @@ def derive(
     }
     fingerprint = digest(step)
     recipe: Recipe = {}
+    origins = {fingerprint: origin_of(step)}
     merged = dict(identity or {})
     for dataset in inputs.values():
         recipe.update(dataset.manifest.recipe)
+        origins = dataset.manifest.origins | origins
         merged = _agree(merged, dataset.manifest.identity, dataset.uri)
     recipe[fingerprint] = json.loads(canonical_json(step))
     first = [next(iter(inputs.values())).manifest.slug] if inputs else []
@@ -121,6 +126,7 @@ def derive(
             for n, d in inputs.items()
         ),
         identity=merged,
+        origins=origins,
     )
 
 

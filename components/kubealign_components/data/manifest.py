@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kubealign_components.data.fingerprint import Provenance, Recipe, check_recipe, digest
+from kubealign_components.data.origins import Origin
 from kubealign_components.errors import CorruptDataset
 
 MANIFEST = "manifest.json"
@@ -53,6 +54,8 @@ class Manifest:
     slug: str
     parents: tuple[dict[str, str], ...] = ()
     identity: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, Origin] = field(default_factory=dict)
+    """Of every step of the recipe, by fingerprint: where models and sources lay, and what it ran with."""
     stats: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     """What a stage has to say beside the counts, such as examples of malformed rows."""
@@ -68,6 +71,7 @@ class Manifest:
             slug=self.slug,
             parents=self.parents,
             identity=self.identity,
+            origins=self.origins,
         )
 
     def to_json(self) -> str:
@@ -229,6 +233,13 @@ def _is_sum(value: Any) -> bool:
     )
 
 
+def _is_origin(value: dict[str, Any]) -> bool:
+    places = value.get("places")
+    return (
+        isinstance(places, dict) and all(map(_is_texts, places.values())) and _is_texts(value.get("versions"))
+    )
+
+
 _MEMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "schema": ("the name of a kind of dataset", lambda v: isinstance(v, str) and bool(v)),
     "rows": ("a number of rows", _is_count),
@@ -244,6 +255,10 @@ _MEMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda v: isinstance(v, list) and all(map(_is_parent, v)),
     ),
     "identity": ("digests by name", _is_texts),
+    "origins": (
+        "places and versions by fingerprint",
+        lambda v: isinstance(v, dict) and all(isinstance(o, dict) and _is_origin(o) for o in v.values()),
+    ),
     "stats": ("the counts of a stage", _is_stats),
     "extra": ("an object", lambda v: isinstance(v, dict)),
     "shards_in": (

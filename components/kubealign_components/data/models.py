@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +19,7 @@ from kubealign_components.data.model_files import (
     files_below,
     weights_among,
 )
+from kubealign_components.data.origins import found
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.store import scheme_of
 
@@ -37,6 +38,8 @@ class ModelFiles:
     """As the user named it, without the folders before it."""
     path: Path
     """A Hugging Face model directory."""
+    uri: str = ""
+    """Where the user said that it lies: a path, URI or hub id; the path for one that nobody named."""
 
     def identity(self) -> dict[str, str]:
         """SHA-256 of config and weights; the same bytes have the same, whatever they are called.
@@ -50,13 +53,20 @@ class ModelFiles:
                 f"{self.path} holds no weights (model*.safetensors or pytorch_model*.bin); give a whole "
                 "Hugging Face model directory"
             )
-        return {"digest": digest({"config": _config(self.path), "files": self._digests(weights)})}
+        return self._found({"config": _config(self.path), "files": self._digests(weights)})
 
     def adapter_identity(self) -> dict[str, str]:
         """SHA-256 of an adapter's settings and weights, whatever it and its base are called."""
         settings = read_object(self.path / ADAPTER_CONFIG)
         settings.pop("base_model_name_or_path", None)
-        return {"digest": digest({"config": settings, "files": self._digests(self.weights())})}
+        return self._found({"config": settings, "files": self._digests(self.weights())})
+
+    def _found(self, content: Mapping[str, Any]) -> dict[str, str]:
+        """The digest of ``content``, whose place manifests will name."""
+        revision = self.path.name if self.path.parent.name == "snapshots" else ""
+        identity = {"digest": digest(content)}
+        found(identity["digest"], self.uri or str(self.path), revision)
+        return identity
 
     def tokenizer_digest(self) -> str:
         """SHA-256 of the files that decide tokens: tokenizer and templates, and all that may be one."""
@@ -99,7 +109,7 @@ def find_model(name: str, revision: str | None = None) -> ModelFiles:
     """
     short = name.rstrip("/").rsplit("/", 1)[-1]
     if scheme_of(name) != "file":
-        return _checked(ModelFiles(name=short, path=fetch_prefix(name, CONFIG, "model")))
+        return _checked(ModelFiles(name=short, path=fetch_prefix(name, CONFIG, "model"), uri=name))
     path = Path(name.removeprefix("file://")).expanduser()
     if (path / CONFIG).is_file():
         return _checked(ModelFiles(name=short, path=path.resolve()))
@@ -109,7 +119,7 @@ def find_model(name: str, revision: str | None = None) -> ModelFiles:
             name,
             "a model directory (with config.json), a gs:// or s3:// URI, or a hub id like org/name",
         )
-    return _checked(ModelFiles(name=short, path=fetch_hub(name, revision)))
+    return _checked(ModelFiles(name=short, path=fetch_hub(name, revision), uri=name))
 
 
 def _checked(model: ModelFiles) -> ModelFiles:
@@ -136,7 +146,7 @@ def find_adapter(place: str, field: str) -> ModelFiles:
     """
     short = place.rstrip("/").rsplit("/", 1)[-1]
     if scheme_of(place) != "file":
-        return ModelFiles(name=short, path=fetch_prefix(place, ADAPTER_CONFIG, field))
+        return ModelFiles(name=short, path=fetch_prefix(place, ADAPTER_CONFIG, field), uri=place)
     path = Path(place.removeprefix("file://")).expanduser()
     if not (path / ADAPTER_CONFIG).is_file():
         raise ConfigError(field, place, f"a PEFT adapter: a folder with {ADAPTER_CONFIG}")

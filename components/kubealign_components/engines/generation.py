@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from kubealign_components.config import execution, require, require_choice
+from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.chat import end_token_ids as end_token_ids
 from kubealign_components.data.chat.ends import read_json, text_config
 from kubealign_components.data.fingerprint import canonical_json
@@ -174,6 +175,18 @@ def resolve_dtype(dtype: str) -> str:
 
     fast = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported()
     return "bfloat16" if fast else "float32"
+
+
+def recorded(spec: SamplingSpec) -> dict[str, Any]:
+    """The settings of ``spec`` that determine completions, with the dtype that ``auto`` means here."""
+    dtype = spec.dtype if spec.engine == "fake" else resolve_dtype(spec.dtype)  # it computes nothing
+    return semantic_params(spec) | {"dtype": dtype}
+
+
+def versions_of(engine: str) -> dict[str, str]:
+    """Versions of the libraries that completions of ``engine`` depend on, by name, without build tags."""
+    libraries = {"vllm": ("vllm", "torch"), "transformers": ("transformers", "torch")}.get(engine, ())
+    return {name: version(name).partition("+")[0] for name in libraries}
 
 
 def check_room(prompt_id: str, prompt_tokens: int, max_new_tokens: int, limit: int | None) -> None:

@@ -88,6 +88,12 @@ class Judgement(NamedTuple):
         return self.s12 * self.s21 > 0
 
 
+def _resolved(dtype: str) -> str:
+    from kubealign_components.engines.scoring import resolved_dtype
+
+    return resolved_dtype(dtype)
+
+
 class PairJudge:
     """Judges pairs as ``spec`` says; the model is loaded at the first pair.
 
@@ -120,6 +126,7 @@ class PairJudge:
         settings = {k: v for k, v in semantic_params(self.spec).items() if k not in places}
         return (
             settings
+            | {"dtype": _resolved(self.spec.dtype)}
             | self._settings.params()
             | {
                 "principles": self.principles.statements(),

@@ -6,13 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kubealign_components.config import semantic_params
 from kubealign_components.data.chat import ChatTemplate, TemplateSettings
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import canonical_json
 from kubealign_components.data.lineage import LineageStep, steps_of
 from kubealign_components.data.models import ModelFiles
-from kubealign_components.engines.generation import SamplingSpec
+from kubealign_components.engines.generation import SamplingSpec, recorded
 from kubealign_components.engines.rewards import Rewarder, reward_params
 from kubealign_components.errors import ConfigError, DataError
 
@@ -29,7 +28,7 @@ def check_sampling(spec: SamplingSpec, rewarded: Dataset) -> LineageStep:
             "rewarded", rewarded.uri, "a dataset whose reference completions were made by `sample`"
         )
     why = "the reference completions were sampled with it"
-    _check_equal("sampling", semantic_params(spec), step.params["sampling"], why)
+    _check_equal("sampling", recorded(spec), step.params["sampling"], why)
     return step
 
 

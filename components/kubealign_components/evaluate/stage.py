@@ -31,6 +31,7 @@ from kubealign_components.engines.generation import (
     Sampled,
     SamplingSpec,
     open_engine,
+    recorded,
     resolve_dtype,
 )
 from kubealign_components.engines.judge import JudgeSpec, PairJudge
@@ -226,6 +227,7 @@ def _provenance(
         VERSION,
         params
         | {
+            "sampling": recorded(config.sampling),
             "reward": reward_params(config.reward) if config.reward else None,
             "judge": judge.params if judge else None,
         },

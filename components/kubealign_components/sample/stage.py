@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from kubealign_components.config import Group, execution, require, require_choice, semantic_params
+from kubealign_components.config import Group, execution, require, require_choice
 from kubealign_components.data.chat import ChatTemplate, TemplateSettings, stored_settings
 from kubealign_components.data.chat.ends import embedding_rows
 from kubealign_components.data.chat.tokenizer import check_column
@@ -40,6 +40,8 @@ from kubealign_components.engines.generation import (
     context_limit,
     end_token_ids,
     open_engine,
+    recorded,
+    versions_of,
 )
 
 VERSION = 2
@@ -209,7 +211,11 @@ def _provenance(
     config: SampleConfig, dataset: Dataset, model: ModelFiles, settings: TemplateSettings
 ) -> Provenance:
     policy = require_policy(model, dataset)
-    params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}
+    params = {
+        "sampling": recorded(config.sampling),
+        "engine_versions": versions_of(config.sampling.engine),
+        "truncated": config.truncated,
+    }
     return derive(
         "sample",
         VERSION,

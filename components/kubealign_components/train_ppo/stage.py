@@ -23,6 +23,7 @@ from kubealign_components.data.models import (
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.reward_model import ADAPTER_FOLDER
 from kubealign_components.engines.rewards import Rewarder, RewardSpec, function_params
+from kubealign_components.engines.scoring import resolved_dtype
 from kubealign_components.errors import ConfigError
 from kubealign_components.store import join, store_for
 from kubealign_components.train_ppo.config import PpoConfig
@@ -31,6 +32,7 @@ from kubealign_components.train_ppo.prompts import PrincipleDraw
 from kubealign_components.training.launch import Where, pinned
 from kubealign_components.training.program import Job, train_model
 from kubealign_components.training.publishing import checkpoint_uri
+from kubealign_components.training.saving import saved_dtype
 
 if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
@@ -125,6 +127,8 @@ def _provenance(
 ) -> Provenance:
     params = {k: v for k, v in semantic_params(config).items() if k not in _PLACES}
     params["functions"] = function_params(config.functions)
+    params["dtype"] = resolved_dtype(config.dtype)
+    params["save_dtype"] = str(saved_dtype(config.save_dtype, models.policy.path)).removeprefix("torch.")
     template = ChatTemplate(models.policy, stored_settings(prompts))
     used: dict[str, Any] = {"policy": models.policy.identity() | template.identity}
     if models.adapter:

@@ -18,12 +18,14 @@ from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.templates import RewardTemplate, load_reward_template
 from kubealign_components.engines.rewards import chosen_principles, principles_identity
+from kubealign_components.engines.scoring import resolved_dtype
 from kubealign_components.errors import ConfigError
 from kubealign_components.train_reward_model.config import RewardModelConfig
 from kubealign_components.train_reward_model.program import PROGRAM
 from kubealign_components.training.launch import Where, pinned
 from kubealign_components.training.program import Job, train_model
 from kubealign_components.training.publishing import checkpoint_uri
+from kubealign_components.training.saving import saved_dtype
 
 if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
@@ -109,6 +111,8 @@ def _provenance(
     # What policy, template and principles are, not where they lie.
     params = {name: value for name, value in semantic_params(config).items() if name not in _PLACES}
     params |= {
+        "dtype": resolved_dtype(config.dtype),
+        "save_dtype": str(saved_dtype(config.save_dtype, policy.path)).removeprefix("torch."),
         "head": "of start" if start else f"new, {config.head}",
         "template": template.identity(),
         "own_principles": principles_identity(shown),

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from kubealign_components.config import semantic_params
 from kubealign_components.data.fingerprint import digest, file_digest
+from kubealign_components.data.origins import found
 from kubealign_components.data.sources.file_readers import UNTYPED, Unreadable, kind_of, read_rows
 from kubealign_components.data.sources.locate import Place, find_files
 from kubealign_components.data.sources.messages import turns_from_text
@@ -73,14 +74,17 @@ class SourceReader:
     def identity(self) -> dict[str, str]:
         """What the source's files hold: hub id and commit, or the digest of their bytes."""
         if self.place.hub is not None:
+            found(self.place.hub[1], *self.place.hub)
             return dict(zip(("hub", "commit"), self.place.hub))
-        return {"sha256": self.digests[0][1] if len(self.digests) == 1 else digest(sorted(self.digests))}
+        content = self.digests[0][1] if len(self.digests) == 1 else digest(sorted(self.digests))
+        found(content, self.config.uri)
+        return {"sha256": content}
 
     def settings(self) -> dict[str, Any]:
         """The part of the recipe that is about this source; places are not in it."""
         params = semantic_params(self.config)
         own = {k: v for k, v in params.items() if k not in ("uri", "revision")}
-        return own | {"content": self.identity()}
+        return own | {"content": self.identity()} | ({"format": self.format} if self.format else {})
 
     def summary(self) -> dict[str, Any]:
         """What a manifest says of the source."""

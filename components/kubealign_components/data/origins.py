@@ -1,0 +1,53 @@
+"""Where the things that a step names by digest were found, and what it ran with.
+
+A recipe says what determines the rows, and no place is in it. Who wants to make them again needs the
+places too: a manifest keeps them beside the recipe, for its own step and for every one before it.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from kubealign_components import __version__
+
+Origin = dict[str, Any]
+"""``places``: URI, and revision where there is one, by digest; ``versions``: of what it ran with, by name."""
+
+_LIBRARIES = ("torch", "transformers", "vllm", "peft", "pyarrow")
+_FOUND: dict[str, dict[str, str]] = {}
+"""What this process found, by digest."""
+
+
+def found(digest: str, uri: str, revision: str = "") -> None:
+    """Remember that what has ``digest`` lies at ``uri``."""
+    _FOUND[digest] = {"uri": uri} | ({"revision": revision} if revision else {})
+
+
+def origin_of(step: Mapping[str, Any]) -> Origin:
+    """Where what ``step`` names was found by this process, and the versions of what it runs with."""
+    named = {text: _FOUND[text] for text in _texts(step) if text in _FOUND}
+    return {"places": named, "versions": _versions()}
+
+
+def _versions() -> dict[str, str]:
+    versions = {"kubealign": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # not in this image
+            continue
+    return versions
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for member in value.values():
+            yield from _texts(member)
+    elif isinstance(value, list | tuple):
+        for member in value:
+            yield from _texts(member)
