@@ -107,7 +107,9 @@ class RewardSpec:
 def reward_params(spec: RewardSpec) -> dict[str, Any]:
     """The settings of ``spec`` that determine rewards; which model and which principles these are, the
     identity of the :class:`Rewarder` tells."""
-    places = ("model", "model_revision", "principles", "principle_names")
+    places = ["model", "model_revision", "principles", "principle_names"]
+    if spec.dtype == "auto":
+        places.append("dtype")  # that of the weights, which the model's identity tells
     params = {k: v for k, v in semantic_params(spec).items() if k not in places}
     return params | {"functions": function_params(spec.functions)}
 
@@ -346,7 +348,10 @@ def _tool_call(call: Mapping[str, Any]) -> str:
 def _model_identity(files: ModelFiles) -> dict[str, str]:
     template = files.path / "chat_template.jinja"
     text = template.read_bytes() if template.is_file() else b""  # else it is in the tokenizer's files
+    config = json.loads((files.path / "config.json").read_text())
     return files.identity() | {
         "tokenizer": files.tokenizer_digest(),
         "template": hashlib.sha256(text).hexdigest(),
+        # It is no part of the weights' digest, and what dtype=auto goes by.
+        "dtype": str(config.get("dtype") or config.get("torch_dtype") or "of the weights"),
     }

@@ -138,6 +138,45 @@ def lineage_(
         )
 
 
+@main.command("rerun")
+@click.argument("place", metavar="PATH_OR_URI")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File to write; standard output by default."
+)
+@click.option(
+    "--check", "into", type=click.Path(path_type=Path), help="Run it below this folder, and compare."
+)
+def rerun_(place: str, output: Path | None, into: Path | None) -> None:
+    """Write the run file that makes a dataset or model again, from its manifest.
+
+    With --check it is run here, from the sources on, and fingerprint, rows and weights are compared.
+    """
+    import yaml
+
+    from kubealign.cli.console import Progress, standard_console
+    from kubealign.errors import RunFailed
+    from kubealign.lineage import open_place
+    from kubealign.local.runner import run_local
+    from kubealign.rerun import check, rerun_folder, run_file_of
+    from kubealign.runfile import RunFile
+
+    original = open_place(place)
+    content = run_file_of(original.manifest)
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    if output:
+        output.write_text(text)
+    elif not into:
+        click.echo(text, nl=False)
+    if into:
+        console = standard_console()
+        folder = rerun_folder(into, original.manifest)
+        results = run_local(RunFile(**content), output=folder, progress=Progress(console=console))
+        apart = check(original, results)
+        if apart:
+            raise RunFailed("rerun", f"{results.folder} is not the same: {'; '.join(apart)}")
+        console.print(f"The same again: fingerprint {original.manifest.fingerprint[:12]}, rows and weights.")
+
+
 @main.command("show")
 @click.argument("place", metavar="PATH_OR_URI_OR_RUN")
 @click.argument("output", metavar="[OUTPUT]", required=False, default="model")
