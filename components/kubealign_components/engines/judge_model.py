@@ -16,7 +16,7 @@ from kubealign_components.data.templates import JudgeTemplate
 from kubealign_components.engines.head import Head
 from kubealign_components.engines.last_token import LastTokens, Tokens
 from kubealign_components.engines.loading import context_length, free_memory
-from kubealign_components.engines.scoring import load_policy
+from kubealign_components.engines.scoring import load_for_inference
 from kubealign_components.errors import EngineError
 
 LABELS = ("a", "b")
@@ -68,7 +68,7 @@ class Judge:
         self._chat = ChatTemplate(files, settings)
         self._template = template
         self._labels = self._label_ids()
-        self._model = load_policy(
+        self._model = load_for_inference(
             files.path, dtype, adapter=adapter.path if adapter else None, quantise=quantise
         )
         self.max_length = max_length or context_length(self._model.config, self._chat.tokenizer)

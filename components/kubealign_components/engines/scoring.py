@@ -60,9 +60,11 @@ class Scorer:
         self.token_budget = token_budget
         self._dtype = getattr(torch, resolved_dtype(dtype, device))
         if weights == NF4:
-            self._model = in_4_bits(load_policy(model, resolved_dtype(dtype, device), device, quantise=True))
+            self._model = in_4_bits(
+                load_for_inference(model, resolved_dtype(dtype, device), device, quantise=True)
+            )
         else:
-            self._model = load_policy(model, weights or dtype, device)
+            self._model = load_for_inference(model, weights or dtype, device)
         _prepare_and_compare(self._model, 1e-3 if (weights or str(self._dtype)).endswith("float32") else 0.25)
 
     def __enter__(self) -> Scorer:
@@ -112,7 +114,7 @@ class Scorer:
             ) from error
 
 
-def load_policy(
+def load_for_inference(
     model: Path,
     dtype: str,
     device: str = "auto",

@@ -37,7 +37,7 @@ def train(run: Run[TrainConfig]) -> Trained | None:
         ConfigError, DataError, EngineError: settings, data or a model that cannot be used.
     """
     job, config, processes = run.job, run.config, run.processes
-    check_machine(config)
+    check_machine(config.adapter)
     source = processes.find_model(config.policy, config.revision).path
     if processes.first:
         rehearse_saving(config, source, merge_adapter=config.merge_adapter)

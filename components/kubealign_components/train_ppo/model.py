@@ -23,7 +23,13 @@ from kubealign_components.engines.reward_model import load_head
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.objectives import entropy
-from kubealign_components.training.models import adapted, disable_dropout, load_base, lora_config
+from kubealign_components.training.models import (
+    adapted,
+    compute_dtype,
+    disable_dropout,
+    load_base,
+    lora_config,
+)
 
 POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"
 
@@ -54,7 +60,7 @@ class PpoModel(nn.Module):
     def __init__(self, config: PpoConfig, base: Path, adapters: Adapters, device: torch.device) -> None:
         super().__init__()
         self.config = config
-        dtype = base_dtype(config)
+        dtype = compute_dtype(config.dtype)
         model = load_base(base, dtype, quantise=config.adapter == "qlora")
         if config.adapter == "qlora":
             from peft import prepare_model_for_kbit_training
@@ -166,19 +172,6 @@ def pack_rollouts(rollouts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Pa
         owners=torch.repeat_interleave(lengths),
         completions=len(rollouts),
     )
-
-
-def base_dtype(config: PpoConfig) -> torch.dtype:
-    """Of the base on this machine."""
-    if config.dtype == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-
-
-def check_machine(config: PpoConfig) -> None:
-    """Raise :class:`ConfigError` for what this machine cannot do: 4-bit weights without CUDA."""
-    if config.adapter == "qlora" and not torch.cuda.is_available():
-        raise ConfigError("adapter", "qlora", "lora on this machine: 4-bit weights need a CUDA device")
 
 
 def _head(adapter: Path, hidden: int) -> Tensor:

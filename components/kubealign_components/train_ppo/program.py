@@ -21,7 +21,7 @@ from kubealign_components.preemption import Preempted
 from kubealign_components.progress import progress_bar
 from kubealign_components.train_ppo.checkpoint import Progress, load_state, save_state
 from kubealign_components.train_ppo.config import PpoConfig
-from kubealign_components.train_ppo.model import Adapters, PpoModel, check_machine
+from kubealign_components.train_ppo.model import Adapters, PpoModel
 from kubealign_components.train_ppo.prompts import PrincipleDraw, load_questions, steps_of
 from kubealign_components.train_ppo.ranks import Ranks
 from kubealign_components.train_ppo.rollouts import Rollout, Scorer
@@ -31,6 +31,7 @@ from kubealign_components.train_ppo.trainer import Parts, PpoTrainer
 from kubealign_components.training.changed import require_changed
 from kubealign_components.training.checkpoints import CheckpointStore, everything
 from kubealign_components.training.metrics import means_of_last
+from kubealign_components.training.models import check_machine
 from kubealign_components.training.pausing import Pauses
 from kubealign_components.training.processes import Processes
 from kubealign_components.training.program import Job, Program, Run, Trained
@@ -49,7 +50,7 @@ def train(run: Run[PpoConfig]) -> Trained | None:
         ConfigError, DataError, EngineError: settings, data or a model that cannot be used.
     """
     config, processes = run.config, run.processes
-    check_machine(config)
+    check_machine(config.adapter)
     base = processes.find_model(config.policy, config.revision).path
     parts = _parts(run.job, config, processes, base)
     try:

@@ -25,8 +25,9 @@ from kubealign_components.engines.generation import (
 from kubealign_components.engines.transformers_engine import choose
 from kubealign_components.errors import EngineError
 from kubealign_components.train_ppo.config import PpoConfig
-from kubealign_components.train_ppo.model import POLICY, PpoModel, base_dtype
+from kubealign_components.train_ppo.model import POLICY, PpoModel
 from kubealign_components.train_ppo.prompts import Turn, noise_for
+from kubealign_components.training.models import compute_dtype
 
 
 class Sample(NamedTuple):
@@ -201,7 +202,7 @@ class VllmSampler:
             temperature=config.temperature,
             max_new_tokens=config.max_new_tokens,
             max_model_len=config.max_prompt_tokens + config.max_new_tokens,
-            dtype=str(base_dtype(config)).removeprefix("torch."),
+            dtype=str(compute_dtype(config.dtype)).removeprefix("torch."),
             seed=config.seed,
             memory_fraction=config.memory_fraction,
             engine_args=engine_args,

@@ -55,7 +55,7 @@ def train(run: Run[RewardModelConfig]) -> Trained | None:
         ConfigError, DataError, EngineError: settings, pairs or a model that cannot be used.
     """
     config, processes = run.config, run.processes
-    check_machine(config)
+    check_machine(config.adapter)
     policy = processes.find_model(config.policy, config.revision)
     pairs = processes.once("pairs", lambda folder: _prepare(run.job, config, policy, folder))
     steps = _train(run, policy.path, pairs)

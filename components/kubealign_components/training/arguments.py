@@ -46,7 +46,7 @@ def training_arguments(config: TrainerConfig, folder: Path, *, universal: bool =
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused",
         seed=config.seed,
-        bf16=compute_dtype(config) == torch.bfloat16,
+        bf16=compute_dtype(config.dtype) == torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=1,
         logging_nan_inf_filter=False,

@@ -26,19 +26,19 @@ class LoraSettings(Protocol):
     def lora_targets(self) -> tuple[str, ...]: ...
 
 
-def compute_dtype(config: TrainerConfig) -> torch.dtype:
-    """The precision of forward and backward passes on this machine."""
-    dtype: torch.dtype = getattr(torch, resolved_dtype(config.dtype))
+def compute_dtype(name: str) -> torch.dtype:
+    """The precision of forward and backward passes on this machine, for the setting ``dtype``."""
+    dtype: torch.dtype = getattr(torch, resolved_dtype(name))
     return dtype
 
 
-def check_machine(config: TrainerConfig) -> None:
-    """Refuse what this machine cannot do.
+def check_machine(adapter: str) -> None:
+    """Refuse the setting ``adapter`` where this machine cannot do it.
 
     Raises:
         ConfigError: 4-bit weights without CUDA.
     """
-    if config.adapter == "qlora" and not torch.cuda.is_available():
+    if adapter == "qlora" and not torch.cuda.is_available():
         raise ConfigError("adapter", "qlora", "lora on this machine: 4-bit weights need a CUDA device")
 
 
@@ -91,7 +91,7 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 def base_dtype(config: TrainerConfig) -> torch.dtype:
     """What a base is loaded in, or computed in where it is quantised: see :func:`.regime.weights_dtype`."""
     frozen = config.adapter != "none" and config.strategy == "none"
-    return compute_dtype(config) if frozen else torch.float32
+    return compute_dtype(config.dtype) if frozen else torch.float32
 
 
 def load_base(path: Path, dtype: torch.dtype, *, quantise: bool = False) -> Any:
