@@ -52,7 +52,8 @@ def check_run(
         pipeline: by name.
         values: its parameters.
         settings: what is fixed at compile time.
-        complete: whether required parameters must be there.
+        complete: whether required parameters must be there, and models and sources be looked at: a pipeline
+            that is compiled may be for another place.
         here: whether the run is on this machine, and models and sources must be found here.
         process: whether its stages run in this environment, and not in images of their own.
     """
@@ -61,6 +62,9 @@ def check_run(
     told = {finding.path for finding in checked.findings}
     findings = [f for f in refused if f.path not in told] + checked.findings + list(check_across(checked))
     findings += secrets(("compile",), _literal(settings))
+    if not complete:
+        # Compiled perhaps for another place: models and data are looked at by whoever runs it.
+        return Report(once(findings), graph, checked, Prompts())
     mounted = tuple(path for s in settings.stages.values() for path in s.volumes.values())
     refused_at = {finding.path for finding in findings if not finding.warning}
     models = check_models(checked, here=here, mounted=mounted)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 import kubealign_pipelines
+from kubealign.cli.main import main
 from kubealign.runfile import RunFile, load_run_file
 from kubealign_components.config import from_mapping
 from kubealign_pipelines.compiler import compile_pipeline
@@ -87,3 +89,11 @@ def test_no_task_is_answered_from_a_night_before(tmp_path: Path) -> None:
     for name, task in spec["root"]["dag"]["tasks"].items():
         alone = not task.get("dependentTasks")
         assert not alone or not task["cachingOptions"].get("enableCache"), name
+
+
+@pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: path.stem)
+def test_a_run_file_compiles_where_its_data_are_not(path: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        main, ["compile", "-f", str(path), "--set", "policy=org/model", "-o", str(tmp_path / "p.yaml")]
+    )
+    assert done.exit_code == 0, done.stderr
