@@ -130,7 +130,9 @@ def _policies(steps: Mapping[str, Any], manifest: Manifest) -> Parameters:
 
 
 def _filter(step: Mapping[str, Any]) -> Parameters:
-    return {"filter_options": {k: v for k, v in step["params"].items() if v not in (None, {})}}
+    params = {k: v for k, v in step["params"].items() if v not in (None, {})}
+    own = {f"filter_{k}": params.pop(k) for k in ("max_seq_len", "max_prompt_len", "min_completions")}
+    return own | {"filter_options": params}
 
 
 def _sample(step: Mapping[str, Any]) -> Parameters:
@@ -147,17 +149,15 @@ def _rewards(step: Mapping[str, Any]) -> Parameters:
 
 def _select(step: Mapping[str, Any]) -> Parameters:
     params = dict(step["params"])
-    return {"seed": params.pop("seed"), "select_strategy": params.pop("strategy"), "select_options": params}
+    own = {f"select_{name}": params.pop(name) for name in ("strategy", "pairs_per_prompt", "pool")}
+    return own | {"seed": params.pop("seed"), "select_options": params}
 
 
 def _logprobs(step: Mapping[str, Any]) -> Parameters:
     params = dict(step["params"])
     numbers = params.pop("regime")
-    adapter = "qlora" if numbers["weights"] == "nf4" else "none"
-    if numbers["weights"] == numbers["compute"] != "float32":
-        adapter = "lora"
     own = {"logprobs_source": params.pop("source")}
-    return own | {"logprobs_options": params | {"dtype": numbers["compute"], "adapter": adapter}}
+    return own | {"logprobs_options": params | {"dtype": numbers["compute"]}}
 
 
 def _mix(step: Mapping[str, Any]) -> Parameters:
