@@ -1,4 +1,5 @@
-"""SIGTERM, which a pod gets when its node is taken away: stop in time, where little is lost, and say so."""
+"""SIGTERM, which a pod gets when its node is taken away, and Ctrl-C: stop in time, where little is lost, and
+say so."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ GRACE_VARIABLE = "KUBEALIGN_GRACE_SECONDS"
 """Environment variable with a longer time, where the pod has one."""
 
 EXIT_CODE = 128 + signal.SIGTERM
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def grace_seconds(default: float = GRACE_SECONDS) -> float:
@@ -57,7 +59,7 @@ class NeverStop:
 
 @contextmanager
 def preemptible(what: str, *, grace: float | None = None) -> Iterator[Stop]:
-    """While the block runs, SIGTERM ends it at its next call of the function that it is given.
+    """While the block runs, SIGTERM or SIGINT ends it at its next call of the function that it is given.
 
     The process leaves with exit code 143; when it has not after ``grace`` seconds (a long slice, an
     engine that hangs in foreign code), a thread ends it. Outside the main thread, where Python takes
@@ -97,7 +99,7 @@ class _Watch:
         self._thread = threading.Thread(target=self._wait, name="preemption", daemon=True)
         self._thread.start()
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._handler = signal.signal(signal.SIGTERM, self._handle)
+        self._handlers = {number: signal.signal(number, self._handle) for number in _SIGNALS}
 
     def __call__(self) -> None:
         if self.requested:
@@ -105,7 +107,8 @@ class _Watch:
 
     def restore(self) -> None:
         """What stood before; after SIGTERM the clock goes on."""
-        signal.signal(signal.SIGTERM, self._handler or signal.SIG_DFL)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
         signal.set_wakeup_fd(self._wakeup)
         if not self.requested:
             os.close(self._writer)
@@ -117,11 +120,12 @@ class _Watch:
 
     def _wait(self) -> None:
         while received := os.read(self._reader, 64):
-            if signal.SIGTERM in received:
+            if arrived := [number for number in _SIGNALS if number in received]:
                 self.requested = True
                 log.warning(
-                    "%s: SIGTERM, so this process stops within %g s; what is committed is kept",
+                    "%s: %s, so this process stops within %g s; what is committed is kept",
                     self._what,
+                    arrived[0].name,
                     self._grace,
                 )
                 time.sleep(self._grace)

@@ -2,7 +2,8 @@
 
 KubeAlignError
 ├── ClusterError  Kubeflow Pipelines cannot be reached, or does not do what was asked of it
-└── RunFailed     a run that did not finish; names the task, its error and its log
+├── RunFailed     a run that did not finish; names the task, its error and its log
+└── RunStopped    a run that a signal ended
 """
 
 from __future__ import annotations
@@ -31,3 +32,16 @@ class RunFailed(KubeAlignError):
         self.task = task
         self.reason = reason
         self.log = log
+
+
+class RunStopped(KubeAlignError):
+    """A run that a signal ended; what was finished is kept.
+
+    Args:
+        number: the signal.
+        name: of the run.
+    """
+
+    def __init__(self, number: int, name: str) -> None:
+        super().__init__(f"stopped; finished rows and checkpoints of run {name} are kept")
+        self.exit_code = 128 + number

@@ -48,7 +48,7 @@ def open_place(place: str) -> Dataset:
         outputs = json.loads(results.read_text())["outputs"]
         made = [output for output in outputs if output["type"] in ("system.Dataset", "system.Model")]
         if made:
-            place = made[-1]["path"]
+            place = str(results.parent / made[-1]["path"])
     return Dataset.open(place, allow_empty=True)
 
 

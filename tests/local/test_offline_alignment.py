@@ -113,7 +113,7 @@ def test_the_run_folder_tells_the_run(dpo: Results) -> None:
     for text in ("train_learning_rate", "Lineage", "Evaluation", "brevity"):
         assert text in page
     assert not re.search(r"(?:src|href)=.{0,6}https?:", page), "the page loads something from elsewhere"
-    assert len(list((dpo.folder / "logs").glob("*.log"))) >= len(STAGES)
+    assert len(list((dpo.folder / "logs").rglob("*.log"))) >= len(STAGES)
 
 
 def test_lineage_leads_from_the_evaluation_to_the_data(dpo: Results) -> None:

@@ -80,7 +80,7 @@ def to_html(manifest: Manifest) -> str:
     steps = steps_of(manifest.fingerprint, manifest.recipe)
     title = f"Lineage of {manifest.slug or manifest.fingerprint[:12]}"
     head = (
-        f"<p><code>{escape(manifest.schema)}</code>, {manifest.rows} rows, "
+        f"<p><code>{escape(manifest.schema)}</code>, {escape(str(manifest.rows))} rows, "
         f"fingerprint <code>{manifest.fingerprint}</code></p>"
     )
     body = "\n".join(_details(step) for step in reversed(steps))
@@ -151,7 +151,8 @@ def _details(step: LineageStep) -> str:
         f"<tr><td>{kind}<td>{escape(name)}<td><code>{escape(value)}</code>" for kind, name, value in rows
     )
     return (
-        f'<section id="{step.fingerprint}"><h2>{escape(step.stage)} <small>version {step.version}, '
+        f'<section id="{step.fingerprint}"><h2>{escape(step.stage)} '
+        f"<small>version {escape(str(step.version))}, "
         f"<code>{step.fingerprint}</code></small></h2><table>{table}</table></section>"
     )
 

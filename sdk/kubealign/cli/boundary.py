@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from kubealign.cli.options import show_findings
+from kubealign.errors import RunStopped
 from kubealign_components.errors import ConfigError, KubeAlignError
 from kubealign_pipelines.checking.findings import BadSettings
 
@@ -31,6 +32,9 @@ class Boundary(click.Group):
         except ConfigError as error:
             click.echo(f"Error: {error}", err=True)
             context.exit(UNUSABLE)
+        except RunStopped as error:
+            click.echo(f"Error: {error}", err=True)
+            context.exit(error.exit_code)
         except KubeAlignError as error:
             click.echo(f"Error: {error}", err=True)
             context.exit(FAILED)

@@ -61,6 +61,10 @@ class Progress:
         else:
             self._write("FAILED", "red", run, duration(run.seconds))
 
+    def say(self, text: str) -> None:
+        """Something about the run as a whole."""
+        self.console.print(text, soft_wrap=True, markup=False)
+
     def line(self, run: TaskRun, text: str) -> None:
         """A stage wrote ``text``."""
         if self.verbose:

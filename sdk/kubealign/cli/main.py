@@ -63,7 +63,7 @@ def compile_(given: Given, output: Path | None) -> None:
     show_default=True,
     help="Folder of the runs; runs into one folder reuse each other's finished rows.",
 )
-@click.option("--name", default="", help="Name of the run's folder; date and time by default.")
+@click.option("--name", default="", help="Name of the run, new or to go on with; by default date and time.")
 @click.option(
     "--runner",
     type=click.Choice(["process", "docker"]),

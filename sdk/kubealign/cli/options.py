@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import click
 
+import kubealign_pipelines
 from kubealign_pipelines import PIPELINES
 
 if TYPE_CHECKING:
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
     from kubealign_pipelines.checking.run import Report
 
 P = ParamSpec("P")
+
+SHIPPED = {
+    path.stem: path
+    for path in sorted((Path(kubealign_pipelines.__file__).parent / "params").glob("*.yaml"))
+    if path.stem not in PIPELINES
+}
+"""Run files that come along, by the names under which the command line takes them for a pipeline."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +50,8 @@ class Given:
 
         if not self.pipeline and not self.files:
             raise click.UsageError("name a PIPELINE or give a run file with -f")
+        if self.pipeline in SHIPPED:
+            return read_run((SHIPPED[self.pipeline], *self.files), "", self.assignments)
         return read_run(self.files, self.pipeline or "", self.assignments)
 
     def run(self) -> RunFile:
@@ -93,7 +103,7 @@ def show_findings(findings: Sequence[Finding]) -> None:
 def run_options(command: Callable[P, None]) -> Callable[..., None]:
     """PIPELINE, --file and --set, which the command gets as ``given``."""
 
-    @click.argument("pipeline", required=False, type=click.Choice(PIPELINES))
+    @click.argument("pipeline", required=False, type=click.Choice((*PIPELINES, *SHIPPED)))
     @click.option(
         "-f",
         "--file",

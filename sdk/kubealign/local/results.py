@@ -13,6 +13,25 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_pipelines.graph import Graph
 
+USUAL_NAMES = {
+    "import_prompts": "prompts",
+    "clean_prompts": "prompts",
+    "filter": "tokenized",
+    "sample": "samples",
+    "judge": "judged",
+    "aggregate": "preferences",
+    "clean_pmp": "human_preferences",
+    "train_reward_model": "reward_model",
+    "rewards": "rewarded",
+    "select": "selected",
+    "logprobs": "scored",
+    "mix": "training",
+    "rl_prompts": "rl_prompts",
+    "train": "model",
+    "train_ppo": "model",
+    "evaluate": "evaluation",
+}
+"""What a reader looks for in a run's folder, by the stage that makes it."""
 METRICS = "system.Metrics"
 DIRECTORIES = ("system.Dataset", "system.Model")
 
@@ -85,10 +104,24 @@ class Results:
         models = list(self.outputs_of("system.Model"))
         return models[-1].path if models else None
 
+    def by_usual_name(self) -> dict[str, Path]:
+        """The datasets and models by the names of :data:`USUAL_NAMES`; of a stage that stands twice the later
+        ones are numbered."""
+        named: dict[str, Path] = {}
+        for output in self.outputs:
+            if output.type in DIRECTORIES and output.exists:
+                made = Dataset.open(str(output.path), allow_empty=True).manifest
+                stage = str(made.provenance.step["stage"])
+                usual = USUAL_NAMES.get(stage, stage)
+                number = 1 + sum(name.partition("-")[0] == usual for name in named)
+                named[usual if number == 1 else f"{usual}-{number}"] = output.path
+        return named
+
     @property
     def evaluation(self) -> dict[str, float]:
-        """The last stage's numbers."""
-        return self.stages[-1].numbers if self.stages else {}
+        """The numbers of the comparison, once there is one."""
+        compared = [row.numbers for row in self.stages if row.stage == "evaluate"]
+        return compared[-1] if compared else {}
 
     @property
     def last(self) -> Manifest | None:
@@ -97,15 +130,19 @@ class Results:
         return Dataset.open(str(made[-1].path), allow_empty=True).manifest if made else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for ``results.json``."""
+        """Plain values, for ``results.json``; paths are relative to it, so that a run can be moved."""
+
+        def relative(path: Path | None) -> str | None:
+            return None if path is None else str(path.relative_to(self.folder))
+
         return {
             "pipeline": self.pipeline,
             "seconds": round(self.seconds, 1),
-            "model": str(self.model) if self.model else None,
+            "model": relative(self.model),
             "evaluation": self.evaluation,
             "stages": [{name: getattr(row, name) for name in StageRow.__slots__} for row in self.stages],
             "outputs": [
-                {"task": o.task, "output": o.output, "type": o.type, "path": str(o.path)}
+                {"task": o.task, "output": o.output, "type": o.type, "path": relative(o.path)}
                 for o in self.outputs
             ],
         }
@@ -165,7 +202,7 @@ def collect(
     rows = [
         _row(output, times[graph.tasks[output.task].group])
         for output in outputs
-        if output.type in DIRECTORIES
+        if output.type in DIRECTORIES and output.exists
     ]
     return Results(
         pipeline=graph.name,

@@ -7,7 +7,10 @@ is shared by all runs into the same output folder.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import itertools
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,21 +22,25 @@ import yaml
 from kfp import components, local
 
 from kubealign.cli.console import Progress
-from kubealign.errors import RunFailed
+from kubealign.errors import RunFailed, RunStopped
 from kubealign.lineage import RESULTS
 from kubealign.local.docker import docker_runner, exit_codes_kept
 from kubealign.local.loops import loop_inputs_kept
 from kubealign.local.results import Results, collect, missing_outputs
+from kubealign.local.stopping import Stopping
 from kubealign.local.summary import write_summary
 from kubealign.local.watcher import Watcher, reason_of
 from kubealign.parameters import check_parameters
 from kubealign.runfile import RunFile
+from kubealign_components.config import require
 from kubealign_components.errors import ConfigError
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.graph import Graph
 
 WORK = "work"
 """Pipeline parameter for the work prefix."""
+LOCK = ".lock"
+"""File of a run's folder that the process which runs in it holds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +48,20 @@ class RunFolder:
     """Where things of one run lie."""
 
     path: Path
+    attempt: int = 1
+    """How often it was begun, this time included."""
+
+    @classmethod
+    def of_next_attempt(cls, path: Path) -> RunFolder:
+        """The folder at ``path`` for one attempt more than it has seen."""
+        seen = [int(p.name) for p in (path / "artifacts").glob("*") if p.name.isdecimal()]
+        return cls(path=path, attempt=max(seen, default=0) + 1)
+
+    def discard_earlier(self) -> None:
+        """Remove what attempts before this one left."""
+        for earlier in range(1, self.attempt):
+            for folder in ("artifacts", "logs"):
+                shutil.rmtree(self.path / folder / str(earlier), ignore_errors=True)
 
     @property
     def pipeline(self) -> Path:
@@ -54,23 +75,18 @@ class RunFolder:
 
     @property
     def artifacts(self) -> Path:
-        """Outputs of the tasks."""
-        return self.path / "artifacts"
+        """Outputs of this attempt's tasks."""
+        return self.path / "artifacts" / str(self.attempt)
 
     @property
     def logs(self) -> Path:
-        """One file for each execution of a task."""
-        return self.path / "logs"
+        """One file for each execution of a task in this attempt."""
+        return self.path / "logs" / str(self.attempt)
 
     @property
     def results(self) -> Path:
         """Counts, numbers and places of the outputs."""
         return self.path / RESULTS
-
-    @property
-    def model(self) -> Path:
-        """Link to the aligned model."""
-        return self.path / "model"
 
     @property
     def summary(self) -> Path:
@@ -81,41 +97,109 @@ class RunFolder:
 def run_local(run: RunFile, *, output: Path, name: str = "", progress: Progress | None = None) -> Results:
     """Run ``run`` here and give its results.
 
+    A run that failed or was stopped leaves its results, summary and whatever model it made as well. Run
+    again under its name it goes on: finished rows and checkpoints are found, and what it left before is
+    replaced when it has ended well.
+
     Args:
         run: pipeline, parameters and settings.
         output: folder of all runs that share their finished rows.
-        name: of the run's folder, ``output/runs/<name>``; empty: date and time.
+        name: of the run's folder, ``output/runs/<name>``, new or to go on with; empty: date and time.
         progress: shows what happens; silent by default.
 
     Raises:
-        ConfigError: parameters that cannot be used, or a name that is taken; nothing has run then.
+        ConfigError: parameters or a folder that cannot be used; nothing has run then.
         RunFailed: a task failed or left an output out.
+        RunStopped: SIGINT or SIGTERM came.
     """
-    output = output.resolve()
-    folder = RunFolder(path=output / "runs" / (name or datetime.now().strftime("%Y%m%d-%H%M%S")))
-    if folder.path.exists():
-        raise ConfigError("--name", folder.path.name, f"a new name: {folder.path} exists")
-    run = run.for_local_run()
-    parameters = {WORK: str(output / "work"), **run.parameters}
+    with _claimed(output.resolve() / "runs", name) as folder:
+        return _run(run.for_local_run(), folder, output.resolve() / "work", progress or Progress.silent())
+
+
+def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Results:
+    parameters = {WORK: str(work), **run.parameters}
     with _discarded_on_error(folder):
         graph = compile_pipeline(run.pipeline, folder.pipeline, run.compile, parameters)
         complete = check_parameters(graph, parameters)
         runner = _runner(run, complete, folder)
     folder.parameters.write_text(yaml.safe_dump(complete, sort_keys=True, allow_unicode=True))
-    folder.logs.mkdir()
-    progress = progress or Progress.silent()
+    folder.logs.mkdir(parents=True, exist_ok=True)
+    watcher = Watcher(
+        folder.logs, on_event=progress.event, on_line=progress.line, fail_fast=not run.local.retries
+    )
+    stopping = Stopping(watcher, progress.say)
     started = time.monotonic()
-    watcher = Watcher(folder.logs, on_event=progress.event, on_line=progress.line)
-    with progress.showing(graph, watcher):
-        given = {name: complete[name] for name in graph.given(parameters)}
-        _execute(folder, given, watcher, graph, runner)
-    seconds = time.monotonic() - started
-    results = collect(graph, folder.path, folder.artifacts, watcher, complete, seconds)
-    folder.results.write_text(json.dumps(results.to_json(), indent=1, ensure_ascii=False) + "\n")
-    write_summary(results, folder.summary)
-    if results.model:
-        folder.model.symlink_to(results.model.relative_to(folder.path))
-    return results
+    failure: RunFailed | None = None
+    try:
+        with stopping.handled(), progress.showing(graph, watcher):
+            given = {name: complete[name] for name in graph.given(parameters)}
+            _execute(folder, given, watcher, graph, runner)
+    except RunFailed as error:
+        failure = error
+    results = collect(graph, folder.path, folder.artifacts, watcher, complete, time.monotonic() - started)
+    _leave(folder, results, failure)
+    if failure is None:
+        folder.discard_earlier()
+        return results
+    if stopping.signal:
+        raise RunStopped(stopping.signal, folder.path.name)
+    raise failure
+
+
+@contextlib.contextmanager
+def _claimed(runs: Path, name: str) -> Iterator[RunFolder]:
+    """The folder of a run that nobody else has in this block: a new one, or the run ``name`` to go on with.
+
+    Raises:
+        ConfigError: it cannot be made, or another process runs in it.
+    """
+    wanted = name or datetime.now().strftime("%Y%m%d-%H%M%S")
+    require(Path(wanted).name == wanted, "--name", wanted, "a name for a folder, without slashes")
+    with contextlib.ExitStack() as stack:
+        try:
+            path = _made(runs, wanted, new=not name)
+            lock = stack.enter_context((path / LOCK).open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError("--name", wanted, "a run that is not under way in another process") from None
+        except OSError as error:
+            expected = f"a folder that can be written to ({error.strerror or error})"
+            raise ConfigError("--output", str(runs.parent), expected) from error
+        yield RunFolder.of_next_attempt(path)
+
+
+def _made(runs: Path, name: str, *, new: bool) -> Path:
+    """``runs/name``; a number is added where it has to be new and is not."""
+    runs.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = runs / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(exist_ok=not new)
+        except FileExistsError:
+            if not new:  # a file of that name
+                raise
+        else:
+            break
+    return path
+
+
+def _leave(folder: RunFolder, results: Results, failure: RunFailed | None) -> None:
+    """Write what a reader looks for: numbers, one page, and the outputs under their usual names."""
+    written = results.to_json() | ({"failed": str(failure)} if failure else {})
+    _replace(folder.results, json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+    write_summary(results, folder.summary, failure=str(failure) if failure else "")
+    for link in folder.path.iterdir():
+        if link.is_symlink():
+            link.unlink()
+    for name, target in results.by_usual_name().items():
+        (folder.path / name).symlink_to(target.relative_to(folder.path))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def _runner(run: RunFile, parameters: Mapping[str, Any], folder: RunFolder) -> Any:
@@ -155,7 +239,9 @@ def _discarded_on_error(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        folder.pipeline.unlink(missing_ok=True)
+        if folder.attempt == 1:
+            for file in (folder.pipeline, folder.path / LOCK):
+                file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.path.rmdir()
         raise

@@ -16,8 +16,9 @@ MANY = 0.1
 """Share of cut completions from which a reader is told that they were kept."""
 
 
-def write_summary(results: Results, path: Path) -> None:
-    """Write ``results`` as one HTML page that needs nothing beside itself."""
+def write_summary(results: Results, path: Path, *, failure: str = "") -> None:
+    """Write ``results`` as one HTML page that needs nothing beside itself; ``failure`` says why the run ended
+    early."""
     environment = Environment(
         loader=PackageLoader("kubealign.local", "."),
         autoescape=True,
@@ -26,6 +27,7 @@ def write_summary(results: Results, path: Path) -> None:
     )
     page = environment.get_template("summary.html").render(
         results=results,
+        failure=failure,
         duration=duration(results.seconds),
         reuse=reuse_text(results),
         notes=notes_on(results),
@@ -62,7 +64,7 @@ def notes_on(results: Results) -> list[str]:
 def _pages(results: Results) -> Iterator[tuple[str, str]]:
     """Titles and texts of the pages to embed: the stages' reports, then the lineage of the last result."""
     for output in results.outputs_of("system.HTML"):
-        if output.output != "lineage":
+        if output.output != "lineage" and output.exists:
             yield f"{output.title}: {output.output.replace('_', ' ')}", output.path.read_text()
     if results.last:
         yield "Lineage", to_html(results.last)

@@ -30,6 +30,10 @@ _ANY_ERROR = re.compile(r"^\s*((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b
 _EXECUTOR = "[KFP Executor "
 
 
+class NothingNew(Exception):
+    """Keeps kfp.local, which would go through all iterations of a loop, from starting another task."""
+
+
 @dataclass(kw_only=True, slots=True)
 class TaskRun:
     """One execution of a task."""
@@ -82,6 +86,7 @@ class Watcher(logging.Filter):
         folder: where each task's log file goes.
         on_event: called with a run when it starts and when it ends.
         on_line: called with a run and a line that its stage wrote.
+        fail_fast: whether no further task is started once one has failed.
     """
 
     def __init__(
@@ -90,8 +95,11 @@ class Watcher(logging.Filter):
         *,
         on_event: Callable[[TaskRun], None],
         on_line: Callable[[TaskRun, str], None],
+        fail_fast: bool = True,
     ) -> None:
         super().__init__()
+        self._fail_fast = fail_fast
+        self._stopped = ""
         self.stream: io.TextIOBase = _Stream(self._printed)
         self.runs: list[TaskRun] = []
         self.problems: list[str] = []
@@ -125,12 +133,18 @@ class Watcher(logging.Filter):
         """See one record of the root logger; none is passed on."""
         message = _COLOUR.sub("", record.getMessage())
         if started := _STARTED.match(message):
+            if self._stopped:
+                raise NothingNew(self._stopped)
             self._start(started[1])
         elif ended := _ENDED.match(message):
             self._end(ended[2] == "SUCCESS")
         elif record.levelno >= logging.WARNING:
             self.problems.append(message)
         return False
+
+    def stop(self, why: str) -> None:
+        """Let kfp.local start no further task."""
+        self._stopped = why
 
     @property
     def running(self) -> list[TaskRun]:
@@ -158,6 +172,8 @@ class Watcher(logging.Filter):
             run = self._current.pop(threading.get_ident())
             self._files.pop(threading.get_ident()).close()
         run.ended, run.ok = time.monotonic(), ok
+        if not ok and self._fail_fast:
+            self.stop(f"{run.task} failed")
         self._on_event(run)
 
     def _printed(self, text: str) -> None:
