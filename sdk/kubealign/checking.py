@@ -32,9 +32,11 @@ def check(
     """
     run = sourced.run
     assert run is not None
+    # A run on this machine keeps its work beside its folder unless told otherwise.
+    own = {"work": str((output or Path.cwd()).absolute() / "work")} if here else {}
     report = check_run(
         run.pipeline,
-        run.parameters,
+        {**own, **run.parameters},
         run.compile,
         complete=complete,
         here=here,

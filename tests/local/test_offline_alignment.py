@@ -16,7 +16,6 @@ from kubealign import Results, RunFile, run_local
 from kubealign.cli.console import reuse_text
 from kubealign.cli.main import main
 from kubealign.local.results import StageRow
-from kubealign_components.errors import ConfigError
 
 STAGES = ["import_prompts", "filter", "sample", "rewards", "select", "logprobs", "mix", "train", "evaluate"]
 TOPICS = [
@@ -154,11 +153,6 @@ def _fingerprint(results: Results, stage: str) -> str:
     assert results.last is not None
     [found] = [name for name, step in results.last.recipe.items() if step["stage"] == stage]
     return found
-
-
-def test_a_name_is_taken_once(run: RunFile, output: Path, dpo: Results) -> None:
-    with pytest.raises(ConfigError, match="a new name"):
-        run_local(run, output=output, name="dpo")
 
 
 def kubealign(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:

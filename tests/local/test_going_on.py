@@ -1,0 +1,136 @@
+"""Whole runs that are killed, stopped and fail: what they leave, and that they go on to the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kubealign.local.stopping import descendants
+
+KILLS = int(os.environ.get("KUBEALIGN_TEST_KILLS", "5"))
+"""How often the run is ended at a random moment; more by hand than for every change."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """``kubealign run`` under the name ``x``, in a process group of its own."""
+    command = [sys.executable, "-m", "kubealign.cli.main", "run", "-f", str(folder / "run.yaml")]
+    return subprocess.Popen(
+        [*command, "-o", str(folder / "out"), "--name", "x", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def made(folder: Path) -> dict[str, str]:
+    """Digests of what a run made, by the names in its folder: rows and weights."""
+    run = folder / "out" / "runs" / "x"
+    found: dict[str, str] = {}
+    for name in ("samples", "selected", "training", "model", "evaluation"):
+        manifest = json.loads((run / name / "manifest.json").read_text())
+        found[name] = manifest["fingerprint"]
+        found |= {
+            f"{name} rows {i}": s["sha256"] for i, s in enumerate(manifest["shards"]) if name != "model"
+        }
+    weights = (run / "model" / "model.safetensors").read_bytes()
+    return found | {"weights": hashlib.sha256(weights).hexdigest()}
+
+
+@pytest.fixture
+def folders(tiny_model: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two folders with the same run in them."""
+    rows = [{"prompt": f"Question {i}, please?"} for i in range(24)]
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    parameters = {
+        "sources": [{"name": "questions", "uri": str(data)}],
+        "policy": str(tiny_model),
+        "reward_functions": ["brevity"],
+        "validation_fraction": 0.4,
+        "work_rows_per_chunk": 12,
+        "filter_max_seq_len": 256,
+        "filter_max_prompt_len": 128,
+        "sample_engine": "transformers",
+        "sample_n": 3,
+        "sample_max_new_tokens": 10,
+        "train_learning_rate": 1e-3,
+        "train_options": {"batch_size": 4, "max_steps": 6, "save_every": 2},
+        "evaluate_max_prompts": 6,
+    }
+    both = (tmp_path / "undisturbed", tmp_path / "killed")
+    for folder in both:
+        folder.mkdir()
+        (folder / "run.yaml").write_text(
+            yaml.safe_dump({"pipeline": "offline_alignment", "parameters": parameters})
+        )
+    return both
+
+
+def test_a_run_that_is_ended_at_random_moments_ends_with_the_same_bytes(folders: tuple[Path, Path]) -> None:
+    undisturbed, killed = folders
+    began = time.monotonic()
+    whole = start(undisturbed)
+    said, _ = whole.communicate(timeout=1200)
+    assert whole.returncode == 0, said
+    longest = time.monotonic() - began
+    draw = random.Random(4)
+    for number in range(KILLS):
+        chosen = SIGNALS[number % len(SIGNALS)]
+        run = start(killed)
+        time.sleep(draw.uniform(0.1, 0.7) * longest)
+        below = descendants(run.pid)
+        run.send_signal(chosen)
+        ended = time.monotonic()
+        said, _ = run.communicate(timeout=120)
+        if run.returncode == 0:
+            break
+        if chosen != signal.SIGKILL:
+            assert run.returncode == 128 + chosen, said
+            assert "Traceback" not in said
+            assert time.monotonic() - ended < 60
+        deadline = time.monotonic() + 30
+        while any(Path(f"/proc/{child}").exists() for child in below) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not [child for child in below if Path(f"/proc/{child}").exists()]
+    failing = start(killed, "--set", "evaluate_options={min_gain: 100}")
+    said, _ = failing.communicate(timeout=1200)
+    assert failing.returncode == 1, said
+    left = killed / "out" / "runs" / "x"
+    assert "min_gain" in json.loads((left / "results.json").read_text())["failed"]
+    assert (left / "model" / "model.safetensors").is_file()
+    assert "did not finish" in (left / "summary.html").read_text()
+    again = start(killed)
+    said, _ = again.communicate(timeout=1200)
+    assert again.returncode == 0, said
+    assert made(killed) == made(undisturbed)
+    assert "failed" not in json.loads((left / "results.json").read_text())
+    (killed / "out" / "runs" / "x").rename(killed / "moved")
+    model = json.loads((killed / "moved" / "results.json").read_text())["model"]
+    assert (killed / "moved" / model / "model.safetensors").is_file()
+
+
+def test_two_processes_do_not_run_under_one_name(folders: tuple[Path, Path]) -> None:
+    first = start(folders[0])
+    lock = folders[0] / "out" / "runs" / "x" / ".lock"
+    while not lock.exists() and first.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    second = start(folders[0])
+    said, _ = second.communicate(timeout=300)
+    assert second.returncode == 2
+    assert "a run that is not under way in another process" in said
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=120)
