@@ -164,8 +164,9 @@ def kubealign(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
 def test_a_failing_stage_is_told_in_one_line_and_nothing_is_lost(
     run: RunFile, output: Path, dpo: Results, tmp_path: Path
 ) -> None:
+    # Right on what is known before the run, wrong on what is sampled in it.
     (tmp_path / "mine.py").write_text(
-        "def reward(item):\n    return 1.0 / (len(item.text) - len(item.text))\n"
+        "def reward(item):\n    return 1.0 / (len(item.text) if item.text.endswith(' are fine.') else 0)\n"
     )
     (tmp_path / "run.yaml").write_text(
         json.dumps({"parameters": {**run.parameters, "reward_functions": ["mine:reward"]}})

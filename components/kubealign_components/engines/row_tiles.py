@@ -52,6 +52,17 @@ def tiles(tensor_MF: Tensor) -> Iterator[tuple[int, int, Tensor]]:
 class RowTiles(TorchFunctionMode):
     """While this context lasts, linear layers multiply tile by tile, whoever calls them."""
 
+    entered = 0
+    """How many of these contexts are open."""
+
+    def __enter__(self) -> Any:
+        RowTiles.entered += 1
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        RowTiles.entered -= 1
+        super().__exit__(*error)
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -68,8 +79,8 @@ class RowTiles(TorchFunctionMode):
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """For activation checkpoints: forward as it is called, and tiles again when it is recomputed."""
-    return nullcontext(), RowTiles()
+    """For activation checkpoints: forward as it is called, and recomputed in tiles where it was in tiles."""
+    return nullcontext(), RowTiles() if RowTiles.entered else nullcontext()
 
 
 def tiled_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -160,7 +160,7 @@ def save_whole(
         kept = model.to(dtype).state_dict()
     else:
         tied = getattr(model, "all_tied_weights_keys", {}) if model.config.tie_word_embeddings else {}
-        kept = {name: weight.to(dtype) for name, weight in state.items() if name not in tied}
+        kept = {name: _by_itself(weight.to(dtype)) for name, weight in state.items() if name not in tied}
     save_torch_state_dict(
         revert_weight_conversion(model, dict(kept)),
         target,
@@ -169,6 +169,12 @@ def save_whole(
         shared_tensors_to_discard=list(getattr(model, "all_tied_weights_keys", {})),
     )
     _write_json(target / CONFIG, config_to_save(model, source, dtype))
+
+
+def _by_itself(weight: Tensor) -> Tensor:
+    """``weight`` with memory of its own: gathered ones can be views of one buffer, which is not saved."""
+    shared = weight.untyped_storage().nbytes() != weight.numel() * weight.element_size()
+    return weight.clone() if shared else weight
 
 
 def config_to_save(model: Any, source: Path, dtype: torch.dtype) -> dict[str, Any]:

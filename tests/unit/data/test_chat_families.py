@@ -66,7 +66,7 @@ def accepted(template: ChatTemplate, messages: list[Message]) -> list[Message]:
 
 
 @pytest.mark.parametrize("chat", CHATS)
-@pytest.mark.parametrize("name", FRAMES_BY_END)
+@pytest.mark.parametrize("name", sorted(FRAMES_BY_END))
 def test_prompt_and_completion_are_the_whole_conversation(name: str, chat: str, template: Any) -> None:
     of, messages = template(name), CHATS[chat]
     tokenizer, ends = of.tokenizer, set(of.end_ids)

@@ -408,13 +408,18 @@ def test_bad_settings_are_named(tiny_model: Path, settings: dict[str, Any], mess
 def test_component_runs_the_stage(rewarded: Dataset, tiny_model: Path, tmp_path: Path) -> None:
     logged: dict[str, float] = {}
     dataset = SimpleNamespace(name="dataset", uri=str(tmp_path / "out"), metadata={})
+
+    def page(name: str) -> SimpleNamespace:
+        path = str(tmp_path / f"{name}.html")
+        return SimpleNamespace(name=name, path=path, uri=path, metadata={})
+
     component.python_func(
         rewarded=SimpleNamespace(name="rewarded", uri=rewarded.uri, path=rewarded.uri, metadata={}),
         model=SimpleNamespace(path=str(tiny_model), uri=str(tiny_model)),
         dataset=dataset,
         metrics=SimpleNamespace(log_metric=logged.__setitem__),
-        report=SimpleNamespace(path=str(tmp_path / "report.html")),
-        lineage=SimpleNamespace(path=str(tmp_path / "lineage.html")),
+        report=page("report"),
+        lineage=page("lineage"),
         policy=str(tiny_model),
         sample_options={"sampling": semantic_params(FAKE) | {"max_new_tokens": 24.0}},
         reward_functions=[BREVITY],
