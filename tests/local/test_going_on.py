@@ -17,7 +17,7 @@ import yaml
 
 from kubealign.local.stopping import descendants
 
-KILLS = int(os.environ.get("KUBEALIGN_TEST_KILLS", "5"))
+KILLS = int(os.environ.get("KUBEALIGN_TEST_KILLS", "3"))
 """How often the run is ended at a random moment; more by hand than for every change."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 

@@ -175,7 +175,7 @@ def test_a_failing_stage_is_told_in_one_line_and_nothing_is_lost(
         "run", "-f", str(tmp_path / "run.yaml"), "-o", str(output), "--name", "failing", path=tmp_path
     )
     assert done.returncode == 1, done.stdout
-    assert done.stderr.startswith("Error: rewards failed: ")
+    assert "\nError: rewards failed: " in f"\n{done.stderr}"
     assert "mine:reward" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     log = Path(done.stderr.rpartition("log: ")[2].strip())
