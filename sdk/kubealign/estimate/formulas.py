@@ -23,12 +23,12 @@ HALF, FULL = 2, 4
 FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 """Bytes of a weight in nf4 with double quantisation: blocks of 64 with an 8-bit scale, 256 scales with a
 32-bit one (arXiv 2305.14314)."""
-LOGIT_ROWS = 512
-"""Predicted tokens whose logits exist at one time, ``HEAD_ROWS`` of ``engines/packing.py``."""
+LOGIT_BYTES = 2**26
+"""Logits that exist at one time, ``HEAD_BYTES`` of ``engines/head.py``."""
 ZERO3_LIVE = 1_000_000_000
 """Weights that DeepSpeed keeps gathered at most (``stage3_max_live_parameters``, its default)."""
 ZERO_BUCKET = 200_000_000
-"""Numbers in a reduce bucket, as ``train/configs/zero2.json`` and ``zero3.json`` set it."""
+"""Numbers in a reduce bucket, as ``training/configs/zero2.json`` and ``zero3.json`` set it."""
 RUNTIME = 1.5 * GIB
 """CUDA context, cuBLAS workspaces and NCCL buffers of a process; measured values lie between 1 and 2 GiB."""
 
@@ -223,10 +223,10 @@ def activations(shape: ModelShape, training: Training) -> float:
     return one + float(FULL * shape.layers * shape.hidden * training.micro_batch_tokens)
 
 
-def logits(shape: ModelShape, tokens: int, compute: int = HALF) -> float:
-    """Bytes of one slice of logits at its largest, in the backward pass: the head's output and its gradient
-    in c, both again in float32."""
-    return float(min(tokens, LOGIT_ROWS) * shape.vocabulary * 2 * (compute + FULL))
+def logits(shape: ModelShape, tokens: int) -> float:
+    """Bytes of one block of logits at its largest, in the backward pass: the head's output and its gradient,
+    in float32 whatever else is computed in."""
+    return 2.0 * min(tokens * shape.vocabulary * FULL, LOGIT_BYTES)
 
 
 def gathered(shape: ModelShape, training: Training) -> float:
@@ -280,7 +280,7 @@ def training_memory(shape: ModelShape, training: Training, cache: float = 0.0) -
         parts={
             **model_state(shape, training),
             "activations": activations(shape, training),
-            "logits slice": logits(shape, training.micro_batch_tokens, training.compute),
+            "logits slice": logits(shape, training.micro_batch_tokens),
             "gathered for a moment": gathered(shape, training),
             "gradient exchange": exchange(shape, training),
             "KV cache": cache,

@@ -89,8 +89,11 @@ def test_what_is_forged_well_has_the_right_types_or_is_refused(
 ) -> None:
     try:
         text = sealed(changed(place, value, remove=remove))
+    except ValueError:  # nothing that JSON can hold
+        return
+    try:
         read = Manifest.from_json(text, "here")
-    except (CorruptDataset, UnicodeEncodeError):
+    except CorruptDataset:
         return
     assert read.rows == sum(shard.rows for shard in read.shards)
     assert all(isinstance(shard.size, int) and len(shard.sha256) == 64 for shard in read.shards)

@@ -172,7 +172,8 @@ def test_another_template_of_the_same_texts_is_scored_again(
     found = []
     for number, ids in enumerate(([7, 8, 2], [9, 2])):
         own = completion(row["prompt_id"], [1]) | {"token_ids": ids, "num_tokens": len(ids)}
-        dataset = make_dataset([row | {"completions": [own]}], COMPLETIONS, identity=identity)
+        rows = [row | {"completions": [own]}]
+        dataset = make_dataset(rows, COMPLETIONS, identity=identity, params={"template": number})
         planned = plan(dataset, work=str(tmp_path / "work"), chunks=1)
         parts = [run(LogprobsConfig(policy=str(tiny_model)), chunk=chunk) for chunk in planned]
         found.append(values(merge(parts, planned, str(tmp_path / f"merged-{number}"))))

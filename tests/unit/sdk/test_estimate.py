@@ -14,6 +14,7 @@ import kubealign_pipelines
 from kubealign.cli.main import main
 from kubealign.estimate.formulas import (
     GIB,
+    LOGIT_BYTES,
     SHAPES,
     ModelShape,
     Throughput,
@@ -102,8 +103,8 @@ def test_what_a_micro_batch_takes() -> None:
     assert activations(SMALL, Training(micro_batch_tokens=10)) == 2 * 3360
     kept = 4 * 2 * 8 * 10
     assert activations(SMALL, Training(micro_batch_tokens=10, gradient_checkpointing=True)) == 3360 + kept
-    assert logits(SMALL, 10) == 10 * 100 * 12
-    assert logits(SMALL, 4096) == 512 * 100 * 12
+    assert logits(SMALL, 10) == 10 * 100 * 8
+    assert logits(SMALL, 10**6) == 2 * LOGIT_BYTES
     assert gathered(SMALL, Training(strategy="fsdp2", ranks=4)) == 2 * (2 * 576 + 1600)
     assert gathered(SMALL, Training(strategy="zero3", ranks=4)) == 2 * 2792
     assert gathered(SMALL, Training(strategy="zero2", ranks=4)) == 0
@@ -111,11 +112,11 @@ def test_what_a_micro_batch_takes() -> None:
 
 
 def test_slices_are_those_of_the_program() -> None:
-    from kubealign.estimate.formulas import LOGIT_ROWS, ZERO_BUCKET
-    from kubealign_components.engines.packing import HEAD_ROWS
+    from kubealign.estimate.formulas import ZERO_BUCKET
+    from kubealign_components.engines.head import HEAD_BYTES
     from kubealign_components.training.arguments import strategy_settings
 
-    assert LOGIT_ROWS == HEAD_ROWS
+    assert LOGIT_BYTES == HEAD_BYTES
     for stage in ("zero2", "zero3"):
         assert strategy_settings(stage)["zero_optimization"]["reduce_bucket_size"] == ZERO_BUCKET
 
