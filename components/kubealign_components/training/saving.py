@@ -156,13 +156,11 @@ def save_whole(
         dtype: of the saved weights.
         state: all of the model's weights by name where its own are sharded; tied ones once or twice.
     """
-    if state is None:
-        kept = model.to(dtype).state_dict()
-    else:
-        tied = getattr(model, "all_tied_weights_keys", {}) if model.config.tie_word_embeddings else {}
-        kept = {name: _by_itself(weight.to(dtype)) for name, weight in state.items() if name not in tied}
+    weights = model.to(dtype).state_dict() if state is None else state
+    tied = getattr(model, "all_tied_weights_keys", {}) if model.config.tie_word_embeddings else {}
+    kept = {name: _by_itself(weight.to(dtype)) for name, weight in weights.items() if name not in tied}
     save_torch_state_dict(
-        revert_weight_conversion(model, dict(kept)),
+        revert_weight_conversion(model, kept),
         target,
         max_shard_size=SHARD_SIZE,
         metadata={"format": "pt"},
@@ -172,7 +170,7 @@ def save_whole(
 
 
 def _by_itself(weight: Tensor) -> Tensor:
-    """``weight`` with memory of its own: gathered ones can be views of one buffer, which is not saved."""
+    """``weight`` with memory of its own: sharded training leaves views of one buffer, which are not saved."""
     shared = weight.untyped_storage().nbytes() != weight.numel() * weight.element_size()
     return weight.clone() if shared else weight
 
