@@ -138,19 +138,10 @@ def test_the_compiled_graph_twice(tiny_model: Path, tmp_path: Path, monkeypatch:
 
     @dsl.pipeline(name="recurring")
     def pipeline(sources: list[dict[str, Any]], policy: str, work: str) -> None:
-        imported = place(import_prompts(sources=sources), "import_prompts")
-        filtered = filter(prompts=imported.outputs["dataset"], policy=policy, min_completions=0)
-        fan_out(
-            place,
-            "sample",
-            sample,
-            place(filtered, "filter").outputs["dataset"],
-            {"work": work, "rows_per_chunk": 20},
-            policy=policy,
-            engine="fake",
-            n=2,
-            max_new_tokens=8,
-        )
+        cut = {"work": work, "rows_per_chunk": 20}
+        imported = place(import_prompts, sources=sources)
+        filtered = place(filter, prompts=imported.outputs["dataset"], policy=policy, min_completions=0, **cut)
+        fan_out(place, sample, filtered, policy=policy, engine="fake", n=2, max_new_tokens=8)
 
     package = str(tmp_path / "pipeline.yaml")
     compiler.Compiler().compile(pipeline, package)
@@ -166,7 +157,8 @@ def test_the_compiled_graph_twice(tiny_model: Path, tmp_path: Path, monkeypatch:
             work=schedule.work,
         )
         counts.append(len(asked(schedule.work)))
-        found = [path.parent for path in root.rglob("manifest.json")]
+        # An artifact is its manifest; the rows lie beside it.
+        found = [path.parent for path in root.rglob("dataset/manifest.json")]
         [each] = [str(path) for path in found if Dataset.open(str(path)).manifest.schema == COMPLETIONS]
         merged.append(Dataset.open(each))
     assert counts == [len(OLD), len(OLD) + len(NEW)]
