@@ -32,14 +32,20 @@ def origin_of(step: Mapping[str, Any]) -> Origin:
     return {"places": named, "versions": _versions()}
 
 
-def _versions() -> dict[str, str]:
-    versions = {"kubealign": __version__, "python": platform.python_version()}
-    for name in _LIBRARIES:
+def version_of(library: str) -> str | None:
+    """Version of an installed library, whichever distribution it came in; None where there is none."""
+    for distribution in (library, f"{library}-cpu"):  # vLLM for CPUs has a name of its own
         try:
-            versions[name] = version(name)
-        except PackageNotFoundError:  # not in this image
+            return version(distribution)
+        except PackageNotFoundError:
             continue
-    return versions
+    return None
+
+
+def _versions() -> dict[str, str]:
+    found_here = {name: version_of(name) for name in _LIBRARIES}
+    versions = {"kubealign": __version__, "python": platform.python_version()}
+    return versions | {name: text for name, text in found_here.items() if text is not None}
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -16,6 +15,7 @@ from kubealign_components.config import execution, require, require_choice, sema
 from kubealign_components.data.chat import end_token_ids as end_token_ids
 from kubealign_components.data.chat.ends import read_json, text_config
 from kubealign_components.data.fingerprint import canonical_json
+from kubealign_components.data.origins import version_of
 from kubealign_components.errors import ConfigError, DataError, EngineError
 
 ENGINES = ("fake", "transformers", "vllm")
@@ -186,7 +186,7 @@ def recorded(spec: SamplingSpec) -> dict[str, Any]:
 def versions_of(engine: str) -> dict[str, str]:
     """Versions of the libraries that completions of ``engine`` depend on, by name, without build tags."""
     libraries = {"vllm": ("vllm", "torch"), "transformers": ("transformers", "torch")}.get(engine, ())
-    return {name: version(name).partition("+")[0] for name in libraries}
+    return {name: (version_of(name) or "none").partition("+")[0] for name in libraries}
 
 
 def check_room(prompt_id: str, prompt_tokens: int, max_new_tokens: int, limit: int | None) -> None:

@@ -25,6 +25,7 @@ from kubealign_components.engines.generation import (
     context_limit,
     end_token_ids,
     open_engine,
+    versions_of,
 )
 from kubealign_components.engines.transformers_engine import TransformersEngine, choose
 from kubealign_components.errors import ConfigError, DataError, EngineError
@@ -278,3 +279,12 @@ def test_engine_failures_say_why(tiny_model: Path, tmp_path: Path) -> None:
     for bad in (Sampled([], "stop", 0.0), Sampled([1], "stop", 0.5), Sampled([1], "stop", float("nan"))):
         with pytest.raises(EngineError, match=f"prompt {'c' * 32}: sampled {len(bad.token_ids)} tokens"):
             check_sampled(Prompt("c" * 32, [1]), bad)
+
+
+def test_versions_are_told_of_the_vllm_that_is_installed() -> None:
+    """The CPU build has a distribution of another name."""
+    import vllm
+
+    told = versions_of("vllm")
+    assert told["vllm"] == vllm.__version__.partition("+")[0]
+    assert set(told) == {"vllm", "torch"}
