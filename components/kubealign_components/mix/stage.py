@@ -64,7 +64,7 @@ class MixConfig:
     require_logprobs: bool = True
     """Refuse completions without a log-probability of the reference policy; off for objectives that need
     none, such as simpo."""
-    memory_bytes: int = execution(192 * 2**20)
+    memory_bytes: int = execution(128 * 2**20)
     """Bytes of examples that are shuffled in memory; more are shuffled in parts, through temporary files."""
 
     def __post_init__(self) -> None:
