@@ -39,7 +39,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "select_strategy": "all",
         "train_beta": 0.2,
         "train_learning_rate": 2e-5,
-        "train_options": {"batch_size": 16, "epochs": 1, "micro_batch_tokens": 4096, "max_grad_norm": 1.0},
+        "train_epochs": 1.0,
+        "train_options": {"batch_size": 16, "micro_batch_tokens": 4096, "max_grad_norm": 1.0},
     },
 }
 
