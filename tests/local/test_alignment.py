@@ -28,19 +28,21 @@ from kubealign import Results, RunFile, quickstart, run_local
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import EVALUATION
 
+EXACT = {"save_dtype": "float32"}
+"""The policy's own bfloat16 would round away part of so few small steps."""
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "dpo": {
         "select_strategy": "best_worst",
         "train_beta": 0.1,
         "train_learning_rate": 3e-5,
-        "train_options": {"batch_size": 8, "max_steps": 16, "micro_batch_tokens": 4096},
+        "train_options": {"batch_size": 8, "max_steps": 16, "micro_batch_tokens": 4096, **EXACT},
     },
     "qrpo": {
         "select_strategy": "all",
         "train_beta": 0.2,
         "train_learning_rate": 2e-5,
         "train_epochs": 1.0,
-        "train_options": {"batch_size": 16, "micro_batch_tokens": 4096, "max_grad_norm": 1.0},
+        "train_options": {"batch_size": 16, "micro_batch_tokens": 4096, "max_grad_norm": 1.0, **EXACT},
     },
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kubealign import load_run_file, quickstart, run_local
+from kubealign import load_run_file, run_local
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import SELECTION
 
@@ -50,25 +50,3 @@ def test_the_shipped_run_file_aligns_on_labels_alone(
         [pair] = row["pairs"]
         texts = [json.loads(row["completions"][pair[side]]["messages"]) for side in ("chosen", "rejected")]
         assert [text[0]["content"][0] for text in texts] == ["a", "z"]
-
-
-@pytest.mark.model
-def test_a_real_model_learns_what_people_said_and_holds_it_out(smollm2: Path, tmp_path: Path) -> None:
-    """Answers that people called a refusal of a harmful request, against answers to it that are none."""
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text("\n".join(map(json.dumps, quickstart.refusal_pairs())))
-    small = {
-        "validation_fraction": "0.4",
-        "filter_max_seq_len": "768",
-        "filter_max_prompt_len": "256",
-        "sample_engine": "transformers",
-        "sample_max_new_tokens": "8",
-        "train_learning_rate": "1.0e-4",
-        "train_options": "{batch_size: 4, max_steps: 8}",
-        "evaluate_options": "{kl_prompts: 0}",
-    }
-    run = load_run_file(SHIPPED).with_parameters(settings(smollm2, pairs, **small))
-    results = run_local(run, output=tmp_path / "runs")
-    print(json.dumps(results.evaluation, indent=1))
-    assert results.evaluation["preference_pairs"] >= 8
-    assert results.evaluation["preference_accuracy_low"] > 0.5

@@ -46,7 +46,8 @@ def tiles(tensor_MF: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     size = tile_rows(tensor_MF.device)
     for first in range(0, len(tensor_MF), size):
         tile = tensor_MF[first : first + size]
-        yield first, first + len(tile), pad(tile, (0, 0, 0, size - len(tile)))
+        missing = size - len(tile)
+        yield first, first + len(tile), pad(tile, (0, 0, 0, missing)) if missing else tile
 
 
 class RowTiles(TorchFunctionMode):
