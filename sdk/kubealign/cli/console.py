@@ -144,7 +144,7 @@ def parameter_table(parameters: Sequence[Parameter]) -> Table:
 def setting_table(settings: Sequence[Setting]) -> Table:
     """Every setting as a run file has it: type, default, allowed values, meaning."""
     table = Table()
-    table.add_column("setting", overflow="fold")
+    table.add_column("setting", no_wrap=True)
     table.add_column("type")
     table.add_column("default", overflow="fold", max_width=24)
     table.add_column("meaning and allowed values", overflow="fold")
