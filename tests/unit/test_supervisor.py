@@ -40,7 +40,7 @@ class Stage:
         )
 
     def start(self, retries: int = 2, pause: float = 0.05) -> subprocess.Popen[str]:
-        path = os.pathsep.join([str(self.folder), os.environ["PYTHONPATH"], *sys.path])
+        path = os.pathsep.join([str(self.folder), *sys.path])
         command = ["-m", "kubealign_components.supervisor", "--retries", str(retries)]
         return subprocess.Popen(
             # As KFP's executor is called: an option comes first.
