@@ -35,7 +35,7 @@ from kubealign_components.store.gs import GoogleStore
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from unit.store.store_servers import ACCESS, BUCKET, fake_gcs_server, seaweedfs
+from support.store_servers import ACCESS, BUCKET, fake_gcs_server, seaweedfs
 
 MEBI = 2**20
 THREADS = 8

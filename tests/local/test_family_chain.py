@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from families import FAMILIES, build_family
 from kubealign_components.data.chat import ChatTemplate, end_token_ids, stored_settings
 from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset
@@ -34,6 +33,7 @@ from kubealign_components.select.stage import SelectConfig
 from kubealign_components.select.stage import run as run_select
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.stage import run as run_train
+from support.families import FAMILIES, build_family
 
 BREVITY = RewardSpec(
     functions=(RewardFunctionSpec(function="kubealign_components.rewards.functions:brevity"),)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-import chunk_worker
-from chunk_worker import Upper, run
-from conftest import prompt_row
 from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.store import faulty, register
+from support import chunk_worker
+from support.chunk_worker import Upper, run
+from support.tiny import prompt_row
 
 MakeDataset = Callable[..., Dataset]
 

@@ -25,13 +25,13 @@ from kubealign_components.train_reward_model.stage import run as train_reward_mo
 from kubealign_components.training.checkpoints import MARKERS
 from kubealign_components.training.curves import training_log
 from kubealign_components.training.launch import ERROR_FILE
-from multi_node import Nodes
-from ppo_support import ENDING, log_of, tokenised_prompts
-from ppo_support import settings as ppo_settings
-from ppo_support import weights as ppo_weights
-from preference_data import build_learner, make_preferences, preference_rows, write_files
-from training_data import make_training, score, training_rows
-from unit.store.store_servers import ACCESS, BUCKET, seaweedfs
+from support.multi_node import Nodes
+from support.ppo import ENDING, log_of, tokenised_prompts
+from support.ppo import settings as ppo_settings
+from support.ppo import weights as ppo_weights
+from support.preference_data import build_learner, make_preferences, preference_rows, write_files
+from support.store_servers import ACCESS, BUCKET, seaweedfs
+from support.training_data import make_training, score, training_rows
 
 pytestmark = [
     pytest.mark.slow,

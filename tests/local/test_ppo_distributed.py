@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import build_tiny_model
 from kubealign_components.train_ppo.model import POLICY, Adapters, PpoModel
 from kubealign_components.train_ppo.prompts import Turn
 from kubealign_components.train_ppo.sampling import TransformersSampler, VllmSampler
-from ppo_support import jolt, question, settings
+from support.ppo import jolt, question, settings
+from support.tiny import build_tiny_model
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ from kubealign_components.train_reward_model.config import RewardModelConfig
 from kubealign_components.train_reward_model.model import load_head
 from kubealign_components.train_reward_model.stage import run
 from kubealign_components.training.curves import training_log
-from preference_data import build_learner, make_preferences, preference_rows, write_files
+from support.preference_data import build_learner, make_preferences, preference_rows, write_files
 
 pytestmark = [
     pytest.mark.slow,

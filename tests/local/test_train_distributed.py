@@ -12,7 +12,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from conftest import build_tiny_model
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import DriftError
@@ -20,7 +19,8 @@ from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.stage import run
 from kubealign_components.training.checkpoints import MARKERS
 from kubealign_components.training.curves import training_log
-from training_data import make_training, score, training_rows
+from support.tiny import build_tiny_model
+from support.training_data import make_training, score, training_rows
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,13 +15,13 @@ import pytest
 import torch
 from kfp import dsl
 
-from fake_kubernetes import LAUNCHER, FakeKubernetes, Job, granted_by
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import DriftError
 from kubealign_components.train.component import train
 from kubealign_components.training.curves import training_log
-from training_data import make_training, score, training_rows
+from support.fake_kubernetes import LAUNCHER, FakeKubernetes, Job, granted_by
+from support.training_data import make_training, score, training_rows
 
 ROLE = Path(__file__).parents[2] / "manifests" / "base" / "role-train.yaml"
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import in_order, prompt_row
 from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.chunks import Part, plan
 from kubealign_components.data.dataset import Dataset
@@ -28,6 +27,7 @@ from kubealign_components.engines.generation import (
 from kubealign_components.errors import DataError, EngineError
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as run_filter
+from support.tiny import in_order, prompt_row
 
 pytestmark = pytest.mark.model
 

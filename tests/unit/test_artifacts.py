@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from kfp import dsl
 
-from conftest import prompt_row
 from kubealign_components.artifacts import local_copy, open_dataset, publish, rows_of
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
@@ -19,6 +18,7 @@ from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.data.schemas import PROMPTS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset
+from support.tiny import prompt_row
 
 MakeDataset = Callable[..., Dataset]
 ROWS = [prompt_row(f"question {i}") for i in range(4)]

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kfp import dsl
 
-from conftest import prompt_row
 from kubealign_components.aggregate.component import aggregate
 from kubealign_components.aggregate.consistency import Opinions
 from kubealign_components.aggregate.draws import Odds, draw, truncated_geometric
@@ -32,6 +31,7 @@ from kubealign_components.data.schemas import JUDGED, PREFERENCES, pair_id
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError, EmptyDataset, GateError
 from kubealign_components.reports.html import REPORT, bar
+from support.tiny import prompt_row
 
 Row = dict[str, Any]
 Scores = Sequence[tuple[float, float]]

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from families import FAMILIES, Family, build_family
 from kubealign_components.data.chat import ChatTemplate, Message, TemplateMismatch
 from kubealign_components.data.chat.marks import RESERVED
 from kubealign_components.data.chat.rendering import fold_system
 from kubealign_components.data.chat.settings import DATE
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.engines.generation import end_token_ids
+from support.families import FAMILIES, Family, build_family
 
 ASK: list[Message] = [{"role": "user", "content": "Name a fruit."}]
 CHATS: dict[str, list[Message]] = {

@@ -16,8 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import CHATML, prompt_row
-from families import FAMILIES, build_family, build_tokenizer
 from kubealign_components.config import from_mapping
 from kubealign_components.data.chat import ChatTemplate, TemplateMismatch, TemplateSettings, stored_settings
 from kubealign_components.data.chat.marks import RESERVED, Marks
@@ -30,6 +28,8 @@ from kubealign_components.engines.judge_model import Comparison, Judge
 from kubealign_components.engines.reward_model import RewardChat
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.filter.stage import FilterConfig, run
+from support.families import FAMILIES, build_family, build_tokenizer
+from support.tiny import CHATML, prompt_row
 
 ASK = [{"role": "user", "content": "Name a fruit."}]
 START, END = 1, 2  # of the tiny model

@@ -18,14 +18,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import chunk_worker
-from chunk_worker import Upper, run
-from conftest import prompt_row
 from kubealign_components.data.chunks import Chunk, Part, merge, plan
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.errors import ChunkError, CorruptDataset, StoreError
 from kubealign_components.preemption import EXIT_CODE, preemptible
 from kubealign_components.store import faulty, register
+from support import chunk_worker
+from support.chunk_worker import Upper, run
+from support.tiny import prompt_row
 
 MakeDataset = Callable[..., Dataset]
 WRITES = 6  # of a chunk of two slices: data and record of each, shard, manifest

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chunk_worker import Upper, run
-from conftest import prompt_row
 from kubealign_components.data.chunks import Chunk, Part, merge, plan
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.errors import ChunkError, ConfigError, CorruptDataset
+from support.chunk_worker import Upper, run
+from support.tiny import prompt_row
 
 
 def rows_of(count: int) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import prompt_row
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, derive, digest
 from kubealign_components.data.manifest import MANIFEST
@@ -22,6 +21,7 @@ from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import COMPLETIONS, PROMPT_ROW, PROMPTS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch, StoreError
+from support.tiny import prompt_row
 
 MakeDataset = Callable[..., Dataset]
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import prompt_row
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import canonical_json, check_recipe, derive, digest, slug_word
 from kubealign_components.errors import CorruptDataset
+from support.tiny import prompt_row
 
 scalars = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import build_tiny_model
 from kubealign_components.data.model_cache import CACHE
 from kubealign_components.data.model_files import beside_weights, needed, weights_among
 from kubealign_components.data.models import ModelFiles, find_adapter, find_model
 from kubealign_components.errors import ConfigError, EngineError, StoreError
 from kubealign_components.store import ObjectInfo, inside, register
 from kubealign_components.store.local import LocalStore
+from support.tiny import build_tiny_model
 
 
 class Bucket(LocalStore):

@@ -13,7 +13,6 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 import kubealign_components
-from conftest import prompt_row
 from kubealign_components.data.chunks import Chunk, Part, merge, plan
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
@@ -23,7 +22,8 @@ from kubealign_components.errors import ChunkError, CorruptDataset, EmptyDataset
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as filter_prompts
 from kubealign_components.preemption import EXIT_CODE
-from stage_worker import STAGES, Settings, run, start
+from support.stage_worker import STAGES, Settings, run, start
+from support.tiny import prompt_row
 
 ROWS, SLICE = 6, 2
 SECOND_SLICE = 2  # number of the write that publishes its data, after data and record of the first

@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import build_tiny_model, in_order
 from kubealign_components.engines.fake import FakeEngine
 from kubealign_components.engines.generation import (
     GenerationEngine,
@@ -29,6 +28,7 @@ from kubealign_components.engines.generation import (
 )
 from kubealign_components.engines.transformers_engine import TransformersEngine, choose
 from kubealign_components.errors import ConfigError, DataError, EngineError
+from support.tiny import build_tiny_model, in_order
 
 END = 2
 

@@ -15,7 +15,6 @@ import sentencepiece
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from conftest import CHATML, build_tiny_model
 from kubealign_components.data.chat import ChatTemplate, end_token_ids
 from kubealign_components.data.chat.tokenizer import load_tokenizer
 from kubealign_components.data.models import find_model
@@ -26,6 +25,7 @@ from kubealign_components.engines.scoring import Scorer
 from kubealign_components.errors import EngineError
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.training.models import load_policy
+from support.tiny import CHATML, build_tiny_model
 
 CHAT = [{"role": "user", "content": "Name a colour."}]
 

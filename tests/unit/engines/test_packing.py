@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from kubealign_components.engines.packing import Group, LogprobModel, pack, prepare, summed_logprobs
 from kubealign_components.errors import DataError, EngineError
-from plain_forward import GROUPS, plain_sums
+from support.plain_forward import GROUPS, plain_sums
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from conftest import in_order
 from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.models import find_model
 from kubealign_components.engines.generation import Prompt, SamplingSpec, open_engine
 from kubealign_components.engines.packing import Group
 from kubealign_components.engines.scoring import Scorer
 from kubealign_components.errors import ConfigError
+from support.tiny import in_order
 
 CHAT = [{"role": "user", "content": "Name a colour."}]
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, HyperCLOVAXConfig, HyperCLOVAXFor
 from kubealign_components.engines.packing import Group
 from kubealign_components.engines.scoring import Scorer, checked_logprob
 from kubealign_components.errors import ConfigError, DataError, EngineError
-from plain_forward import GROUPS, plain_sums
+from support.plain_forward import GROUPS, plain_sums
 
 
 @pytest.fixture(scope="module")

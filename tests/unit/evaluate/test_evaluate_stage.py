@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from conftest import build_tiny_model, prompt_row
 from kubealign_components.config import from_mapping, semantic_params
 from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset, DatasetWriter
@@ -33,6 +32,7 @@ from kubealign_components.rewards.stage import RewardsConfig
 from kubealign_components.rewards.stage import run as rewards
 from kubealign_components.sample.stage import SampleConfig
 from kubealign_components.sample.stage import run as sample
+from support.tiny import build_tiny_model, prompt_row
 
 FUNCTIONS = "kubealign_components.rewards.functions"
 BREVITY = {"function": f"{FUNCTIONS}:brevity", "settings": {"scale": 8, "unit": "tokens"}}

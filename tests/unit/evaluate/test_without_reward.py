@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import prompt_row
 from kubealign_components.config import from_mapping
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.engines.generation import SamplingSpec
@@ -18,6 +17,7 @@ from kubealign_components.evaluate.measures import labelled_pairs
 from kubealign_components.evaluate.stage import EvaluateConfig, run
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as filter_prompts
+from support.tiny import prompt_row
 
 SAMPLING = SamplingSpec(engine="transformers", n=2, max_new_tokens=6, dtype="float32")
 

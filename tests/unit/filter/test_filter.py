@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import CHATML, prompt_row
 from kubealign_components.config import from_mapping
 from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.dataset import Dataset
@@ -20,6 +19,7 @@ from kubealign_components.data.schemas import COMPLETIONS, PROMPTS, TOKENIZED, c
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError, EngineError
 from kubealign_components.filter.stage import FilterConfig, run
+from support.tiny import CHATML, prompt_row
 
 MakeDataset = Callable[..., Dataset]
 Row = dict[str, Any]

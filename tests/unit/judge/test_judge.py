@@ -15,7 +15,6 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import CHATML, build_tiny_model, prompt_row
 from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_adapter, find_model
@@ -28,6 +27,7 @@ from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as run_filter
 from kubealign_components.judge.stage import JudgeConfig, run
+from support.tiny import CHATML, build_tiny_model, prompt_row
 
 TEMPLATE = load_judge_template("judge")
 PRINCIPLES = """

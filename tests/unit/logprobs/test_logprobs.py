@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import prompt_row
 from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset
@@ -19,6 +18,7 @@ from kubealign_components.engines.packing import Group
 from kubealign_components.engines.scoring import Scorer
 from kubealign_components.errors import ConfigError, DriftError, EngineError, SchemaMismatch
 from kubealign_components.logprobs.stage import LogprobsConfig, run
+from support.tiny import prompt_row
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_a_broken_model_names_the_prompt(
 
 
 def test_another_policy_is_refused(dataset: Dataset, tmp_path: Path) -> None:
-    from conftest import build_tiny_model
+    from support.tiny import build_tiny_model
 
     other = build_tiny_model(tmp_path / "other", seed=1)
     with pytest.raises(ConfigError, match="policy='other'"):

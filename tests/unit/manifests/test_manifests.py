@@ -12,13 +12,13 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime
 
-from fake_kubernetes_http import closed
 from golden.update import MANIFESTS, OVERLAYS, built, golden_manifest
 from kubealign.cli.main import main
 from kubealign_components import __version__, images
 from kubealign_components.store import scheme_of, store_for
 from kubealign_components.store.base import KUBEFLOW
 from kubealign_pipelines.resources import STANDALONE
+from support.fake_kubernetes_http import closed
 
 SCHEMAS = Path(__file__).parent / "schemas"
 KUBERNETES = "1.37"

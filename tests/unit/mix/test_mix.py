@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import prompt_row
 from kubealign_components.config import from_mapping
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
@@ -24,7 +23,8 @@ from kubealign_components.errors import ConfigError, DataError, StoreError
 from kubealign_components.mix.buckets import Buckets
 from kubealign_components.mix.quotas import quotas
 from kubealign_components.mix.stage import MixConfig, run
-from unit.mix.mix_oracle import examples_of, mixed
+from support.mix_oracle import examples_of, mixed
+from support.tiny import prompt_row
 
 Row = dict[str, Any]
 

@@ -11,7 +11,7 @@ import yaml
 from kubealign_components.errors import ConfigError
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.graph import Graph
-from pipeline_shapes import SHAPES
+from support.pipeline_shapes import SHAPES
 
 
 @pytest.fixture(params=SHAPES)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from kubealign_pipelines.compiler import compile_pipeline
-from pipeline_shapes import SHAPES
+from support.pipeline_shapes import SHAPES
 
 Artifact = tuple[str, str]
 """Task and output."""

@@ -14,7 +14,7 @@ from kubealign_components.errors import ConfigError
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.resources import CompileSettings
 from kubealign_pipelines.workflow_size import LIMIT, most_chunks, workflow_size
-from pipeline_shapes import SHAPES
+from support.pipeline_shapes import SHAPES
 
 
 def compiled(shape: str, folder: Path, **settings: Any) -> dict[str, Any]:

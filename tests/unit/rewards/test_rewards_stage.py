@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from conftest import prompt_row
 from kubealign_components.config import from_mapping
 from kubealign_components.data.chunks import Chunk, merge, plan
 from kubealign_components.data.dataset import Dataset
@@ -26,6 +25,7 @@ from kubealign_components.data.schemas import (
 from kubealign_components.errors import SchemaMismatch
 from kubealign_components.rewards.component import rewards as component
 from kubealign_components.rewards.stage import RewardsConfig, run
+from support.tiny import prompt_row
 
 BREVITY = "kubealign_components.rewards.functions:brevity"
 EXACT = {"function": "kubealign_components.rewards.functions:exact_answer", "weight": 0.5}

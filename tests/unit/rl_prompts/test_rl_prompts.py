@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kfp import dsl
 
-from conftest import prompt_row
 from kubealign import quickstart
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import PROMPTS
@@ -29,6 +28,7 @@ from kubealign_components.rl_prompts.cleaning import clean
 from kubealign_components.rl_prompts.component import rl_prompts
 from kubealign_components.rl_prompts.kinds import KINDS, last_boxed
 from kubealign_components.rl_prompts.stage import RlPromptsConfig, RlSource, run
+from support.tiny import prompt_row
 
 Row = dict[str, Any]
 Gathered = Callable[..., tuple[list[Row], Stats, Dataset]]

@@ -12,8 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from conftest import CHATML, build_tiny_model, prompt_row
-from families import Family, build_family
 from kubealign_components.data.chunks import Chunk, Part, merge, plan
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import PROMPTS, completion_id
@@ -22,6 +20,8 @@ from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as run_filter
 from kubealign_components.sample.stage import SampleConfig, run
+from support.families import Family, build_family
+from support.tiny import CHATML, build_tiny_model, prompt_row
 
 END = 2
 

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from conftest import prompt_row
-from fake_kfp import Kfp, Kube
 from kubealign.cli.main import main
 from kubealign.cluster.outputs import Output, fetch_output
 from kubealign_components.data.dataset import Dataset, DatasetWriter
@@ -22,6 +20,8 @@ from kubealign_components.data.schemas import PROMPTS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import StoreError
 from kubealign_components.store import ObjectInfo
+from support.fake_kfp import Kfp, Kube
+from support.tiny import prompt_row
 
 GIVEN = [
     "--set",

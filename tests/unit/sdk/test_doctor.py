@@ -13,7 +13,6 @@ import yaml
 from click.testing import CliRunner, Result
 
 import kubealign_pipelines
-from fake_kfp import Kube
 from golden.update import MANIFESTS, built
 from kubealign.cli.main import main
 from kubealign.cluster.kube import Kubernetes
@@ -21,6 +20,7 @@ from kubealign.doctor.capacity import shortages
 from kubealign.doctor.finding import Subject
 from kubealign.doctor.permissions import RUN, TRAIN
 from kubealign.runfile import load_run_file
+from support.fake_kfp import Kube
 
 PARAMS = Path(kubealign_pipelines.__file__).parent / "params"
 STANDALONE = PARAMS / "standalone.yaml"

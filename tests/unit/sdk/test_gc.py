@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from fake_kubernetes import LAUNCHER, WORKFLOW, FakeKubernetes, Job, granted_by
 from kubealign.cli.main import main
+from support.fake_kubernetes import LAUNCHER, WORKFLOW, FakeKubernetes, Job, granted_by
 
 ROLE = Path(__file__).parents[3] / "manifests" / "base" / "role-gc.yaml"
 OURS = {"app.kubernetes.io/managed-by": "kubealign", "pipeline/runid": "run-1"}

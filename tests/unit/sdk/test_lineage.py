@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from conftest import prompt_row
 from kubealign.cli.main import main
 from kubealign.lineage import ancestors
 from kubealign_components.data.dataset import Dataset, DatasetWriter
@@ -18,6 +17,7 @@ from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.lineage import steps_of, to_html
 from kubealign_components.data.schemas import PROMPTS
 from kubealign_components.data.stats import Stats
+from support.tiny import prompt_row
 
 
 def make(place: Path, stage: str, inputs: dict[str, Dataset], **params: object) -> Dataset:

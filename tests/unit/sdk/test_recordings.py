@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from fake_kfp import RECORDINGS, Kfp, Kube, recording
 from kubealign.cli.main import main
 from kubealign.cluster.kube import Kubernetes
 from kubealign.cluster.pods import pods_of
 from kubealign.cluster.workflows import state_with, workflows_of
+from support.fake_kfp import RECORDINGS, Kfp, Kube, recording
 
 NAMESPACE = "kubealign"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"

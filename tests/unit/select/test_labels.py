@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import prompt_row
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import REWARDED, SELECTION, TOKENIZED, completion_id, new_completion
@@ -20,6 +19,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
 from kubealign_components.select.labels import labelled_pairs
 from kubealign_components.select.stage import SelectConfig, run
+from support.tiny import prompt_row
 
 Row = dict[str, Any]
 LABELS = SelectConfig(strategy="labels", pairs_per_prompt=8)

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import prompt_row
 from kubealign_components.config import from_mapping
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
@@ -24,7 +23,8 @@ from kubealign_components.errors import ConfigError, DataError, EmptyDataset
 from kubealign_components.select.pairs import STRATEGIES
 from kubealign_components.select.quantiles import METHODS, quantile_rewards, rank_rewards
 from kubealign_components.select.stage import SelectConfig, run
-from unit.select.select_oracle import select_row
+from support.select_oracle import select_row
+from support.tiny import prompt_row
 
 Row = dict[str, Any]
 Made = tuple[int, float, bool]  # token, reward, reference

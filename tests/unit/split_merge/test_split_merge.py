@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from conftest import prompt_row
 from kubealign_components.config import from_mapping, semantic_params
 from kubealign_components.data.chunks import Chunk, Part
 from kubealign_components.data.dataset import Dataset, DatasetWriter
@@ -20,6 +19,7 @@ from kubealign_components.errors import ChunkError, ConfigError, EmptyDataset, S
 from kubealign_components.merge.stage import run as merge
 from kubealign_components.split.stage import SplitConfig
 from kubealign_components.split.stage import run as split
+from support.tiny import prompt_row
 
 MakeDataset = Callable[..., Dataset]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from unit.store.store_servers import ACCESS, BUCKET, SeaweedFS, fake_gcs_server, place_in, seaweedfs
-from unit.store.store_wire import Wire
+from support.store_servers import ACCESS, BUCKET, SeaweedFS, fake_gcs_server, place_in, seaweedfs
+from support.store_wire import Wire
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from kubealign_components.errors import StoreError
 from kubealign_components.store import store_for
-from unit.store.store_servers import BUCKET
-from unit.store.store_wire import Wire
+from support.store_servers import BUCKET
+from support.store_wire import Wire
 
 PUBLISH = """
 import sys

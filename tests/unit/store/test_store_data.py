@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from chunk_worker import Upper, run
-from conftest import prompt_row
 from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
@@ -16,6 +14,8 @@ from kubealign_components.data.schemas import PROMPTS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, NotFound
 from kubealign_components.store import join, store_for
+from support.chunk_worker import Upper, run
+from support.tiny import prompt_row
 
 ROWS = [prompt_row(f"question {i} ü", ["yes", "no"]) for i in range(30)]
 

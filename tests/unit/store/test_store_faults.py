@@ -14,7 +14,6 @@ import boto3
 import pytest
 from click.testing import CliRunner
 
-from conftest import prompt_row
 from kubealign.cli.main import main
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
@@ -25,8 +24,9 @@ from kubealign_components.store import Store, join, scheme_of, store_for
 from kubealign_components.store.base import DEADLINE, TEMPORARY
 from kubealign_components.store.gs import GoogleStore
 from kubealign_components.store.s3 import S3Store
-from unit.store.store_servers import BUCKET
-from unit.store.store_wire import Wire
+from support.store_servers import BUCKET
+from support.store_wire import Wire
+from support.tiny import prompt_row
 
 MEBI = 2**20
 ADDRESS = {"gs": "STORAGE_EMULATOR_HOST", "s3": "AWS_ENDPOINT_URL"}

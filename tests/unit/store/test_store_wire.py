@@ -12,8 +12,8 @@ import pytest
 from kubealign_components.errors import StoreError
 from kubealign_components.store import join, scheme_of, store_for
 from kubealign_components.store.s3 import S3Store
-from unit.store.store_servers import BUCKET, place_in
-from unit.store.store_wire import Wire
+from support.store_servers import BUCKET, place_in
+from support.store_wire import Wire
 
 UPLOAD = {"gs": "POST", "s3": "PUT"}
 FETCH = {"gs": ["pass"], "s3": []}

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
-from conftest import build_tiny_model, prompt_row
 from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset
@@ -34,7 +33,8 @@ from kubealign_components.training.arguments import training_arguments
 from kubealign_components.training.curves import training_log
 from kubealign_components.training.models import attach_adapter, ready_to_train
 from kubealign_components.training.rows import Rows
-from training_data import training_rows
+from support.tiny import build_tiny_model, prompt_row
+from support.training_data import training_rows
 
 MakeDataset = Callable[..., Dataset]
 Sums = dict[str, float]

@@ -23,7 +23,7 @@ from kubealign_components.train.kto import Mismatches, partners
 from kubealign_components.train.stage import run
 from kubealign_components.training.curves import training_log
 from kubealign_components.training.objectives import kto_loss
-from training_data import make_training, score, training_rows
+from support.training_data import make_training, score, training_rows
 
 MakeDataset = Callable[..., Dataset]
 

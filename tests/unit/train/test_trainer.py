@@ -15,7 +15,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import build_tiny_model
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import MODEL, SELECTION
@@ -25,7 +24,8 @@ from kubealign_components.train.stage import run
 from kubealign_components.training.checkpoints import MARKERS, CheckpointStore, everything
 from kubealign_components.training.curves import curves_page, training_log
 from kubealign_components.training.processes import joined
-from training_data import make_training, score, training_rows
+from support.tiny import build_tiny_model
+from support.training_data import make_training, score, training_rows
 
 MakeDataset = Callable[..., Dataset]
 

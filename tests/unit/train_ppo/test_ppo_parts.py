@@ -14,7 +14,6 @@ import torch
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
-from conftest import build_tiny_model
 from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
@@ -32,7 +31,8 @@ from kubealign_components.train_ppo.prompts import (
 )
 from kubealign_components.train_ppo.rollouts import Scorer
 from kubealign_components.train_ppo.sampling import Sample, TransformersSampler, lora_rank_limit
-from ppo_support import LETTERS, build_reward_model, jolt, question, settings, tokenised_prompts
+from support.ppo import LETTERS, build_reward_model, jolt, question, settings, tokenised_prompts
+from support.tiny import build_tiny_model
 
 MakeDataset = Callable[..., Dataset]
 CPU = torch.device("cpu")

@@ -16,7 +16,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from conftest import build_tiny_model
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import MODEL
@@ -25,7 +24,8 @@ from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.report import report_page
 from kubealign_components.train_ppo.stage import run
 from kubealign_components.training.checkpoints import MARKERS
-from ppo_support import build_reward_model, log_of, settings, tokenised_prompts, weights
+from support.ppo import build_reward_model, log_of, settings, tokenised_prompts, weights
+from support.tiny import build_tiny_model
 
 MakeDataset = Callable[..., Dataset]
 

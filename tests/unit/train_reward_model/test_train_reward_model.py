@@ -14,7 +14,6 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from conftest import build_tiny_model
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL, canonical_json
 from kubealign_components.engines.reward_model import HEAD_FILE, HEAD_KEY, load_head
@@ -26,7 +25,7 @@ from kubealign_components.train_reward_model.report import report_page
 from kubealign_components.train_reward_model.stage import run
 from kubealign_components.training.checkpoints import MARKERS
 from kubealign_components.training.curves import training_log
-from preference_data import (
+from support.preference_data import (
     LOUD,
     build_learner,
     is_loud,
@@ -35,6 +34,7 @@ from preference_data import (
     principle_set,
     write_files,
 )
+from support.tiny import build_tiny_model
 
 MakeDataset = Callable[..., Dataset]
 

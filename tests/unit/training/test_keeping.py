@@ -27,7 +27,7 @@ from kubealign_components.training.checkpoints import MARKERS, CheckpointStore, 
 from kubealign_components.training.pausing import Pauses
 from kubealign_components.training.processes import Processes
 from kubealign_components.training.schedule import learning_rate_factor
-from training_data import make_training, score, training_rows
+from support.training_data import make_training, score, training_rows
 
 
 def alone(folder: Path) -> Processes:

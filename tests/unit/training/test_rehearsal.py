@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from conftest import build_tiny_model
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_reward_model.config import RewardModelConfig
 from kubealign_components.train_reward_model.model import rehearse_reward_model
 from kubealign_components.training.rehearsal import rehearse_saving
+from support.tiny import build_tiny_model
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 259, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8,

@@ -12,11 +12,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import CHATML, build_tiny_model
 from kubealign_components.data.models import find_model
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.training.models import load_policy, trained_weights
 from kubealign_components.training.saving import merged, save_policy, saved_dtype, trained_state
+from support.tiny import CHATML, build_tiny_model
 
 CHAT = [{"role": "user", "content": "?"}]
 IDS = torch.arange(3, 40)[None]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fake_kubernetes import FakeKubernetes, Story, granted_by
-from train_jobs import ROLE
+from support.fake_kubernetes import FakeKubernetes, Story, granted_by
+from support.train_jobs import ROLE
 
 
 @pytest.fixture

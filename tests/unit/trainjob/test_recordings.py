@@ -12,9 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from argo_retries import ERROR, FAILED, Attempt, Retries
-from fake_admission import Refusal, refused_change, refused_creation, refused_pod
-from fake_kubernetes import FakeKubernetes
 from kubealign_components.trainjob.kueue import QueueWatch
 from kubealign_components.trainjob.logs import LogStream
 from kubealign_components.trainjob.manifest import MANAGER, job_name, train_job_body
@@ -23,7 +20,10 @@ from kubealign_components.trainjob.settings import PodShape, TrainJobSettings
 from kubealign_components.trainjob.states import State, state_of
 from kubealign_components.trainjob.step_pod import Owner, StepPod, this_pod
 from kubealign_components.trainjob.workflow import is_workflow, why_over
-from train_jobs import api_of
+from support.argo_retries import ERROR, FAILED, Attempt, Retries
+from support.fake_admission import Refusal, refused_change, refused_creation, refused_pod
+from support.fake_kubernetes import FakeKubernetes
+from support.train_jobs import api_of
 
 TESTS = Path(__file__).parents[2]
 RECORDINGS = TESTS / "recordings" / "trainjob"

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from fake_kubernetes import LAUNCHER, WORKFLOW, FakeKubernetes, Job
 from kubealign_components.errors import EngineError
 from kubealign_components.trainjob.manifest import JOB_URI, job_name
 from kubealign_components.trainjob.settings import PodShape
 from kubealign_components.trainjob.states import State, state_of
-from train_jobs import LABELS, SHAPE, URI, failing, left_running, run, states, succeed
+from support.fake_kubernetes import LAUNCHER, WORKFLOW, FakeKubernetes, Job
+from support.train_jobs import LABELS, SHAPE, URI, failing, left_running, run, states, succeed
 
 
 @pytest.fixture(autouse=True)

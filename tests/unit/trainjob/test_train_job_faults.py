@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 from kfp import dsl
 
-import fake_kubernetes
-from fake_kubernetes import LAUNCHER, WORKFLOW, FakeKubernetes, Job, granted_by
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.trainjob.launcher import launcher_for, train_job
 from kubealign_components.trainjob.logs import Position
 from kubealign_components.trainjob.manifest import SPEC_DIGEST, job_name
 from kubealign_components.trainjob.settings import PodShape, TrainJobSettings
-from train_jobs import FAST, ROLE, SHAPE, URI, api_of, failing, left_running, run, states, succeed
+from support import fake_kubernetes
+from support.fake_kubernetes import LAUNCHER, WORKFLOW, FakeKubernetes, Job, granted_by
+from support.train_jobs import FAST, ROLE, SHAPE, URI, api_of, failing, left_running, run, states, succeed
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from kubealign_components.data.sources.locate import find_files
 from kubealign_components.data.sources.splits import splits_of
 from kubealign_components.errors import ConfigError
 from kubealign_components.store import store_for
-from unit.store.store_servers import ACCESS, BUCKET, fake_gcs_server, seaweedfs
+from support.store_servers import ACCESS, BUCKET, fake_gcs_server, seaweedfs
 
 ROW = {"prompt": "Hi?", "chosen": "Good.", "rejected": "Bad."}
 CARD = """---

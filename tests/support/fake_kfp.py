@@ -20,7 +20,7 @@ import kfp_server_api
 import yaml
 
 API = "/apis/v2beta1"
-RECORDINGS = Path(__file__).parent / "recordings"
+RECORDINGS = Path(__file__).parents[1] / "recordings"
 KINDS = {
     "runs": ("V2beta1Run", "run_id"),
     "recurringruns": ("V2beta1RecurringRun", "recurring_run_id"),

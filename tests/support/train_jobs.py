@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from fake_kubernetes import NAMESPACE, FakeKubernetes, Job
 from kubealign_components.errors import EngineError
 from kubealign_components.trainjob.api import ClusterApi
 from kubealign_components.trainjob.launcher import train_job
 from kubealign_components.trainjob.settings import PodShape, TrainJobSettings
 from kubealign_components.trainjob.states import State
+from support.fake_kubernetes import NAMESPACE, FakeKubernetes, Job
 
-ROLE = Path(__file__).parents[1] / "manifests" / "base" / "role-train.yaml"
+ROLE = Path(__file__).parents[2] / "manifests" / "base" / "role-train.yaml"
 URI = "gs://bucket/work/train/ab12/job-cd34/job.json"
 SHAPE = PodShape(
     resources={"limits": {"nvidia.com/gpu": "8", "memory": "512Gi"}, "requests": {"cpu": "64"}},

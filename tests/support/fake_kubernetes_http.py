@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 
-from fake_admission import refused_change, refused_creation
+from support.fake_admission import refused_change, refused_creation
 
 if TYPE_CHECKING:
-    from fake_kubernetes import FakeKubernetes
+    from support.fake_kubernetes import FakeKubernetes
 
 Json = dict[str, Any]
 
 SCHEMA = json.loads(
-    (Path(__file__).parent / "unit" / "manifests" / "schemas" / "TrainJob.v1alpha1.json").read_text()
+    (Path(__file__).parents[1] / "unit" / "manifests" / "schemas" / "TrainJob.v1alpha1.json").read_text()
 )
 NAMESPACE = "team"
 GROUPS = {

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from fake_kubernetes_http import NAMESPACE, handler
+from support.fake_kubernetes_http import NAMESPACE, handler
 
 Json = dict[str, Any]
 Permission = tuple[str, str, str]

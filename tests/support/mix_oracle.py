@@ -8,7 +8,7 @@ from typing import Any
 
 from kubealign_components.data.seeds import is_held_out
 from kubealign_components.mix.stage import MixConfig
-from unit.select.select_oracle import key_of
+from support.select_oracle import key_of
 
 Row = dict[str, Any]
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from conftest import build_tiny_model
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.principles import PrincipleSet, parse_principles
 from kubealign_components.data.schemas import (
@@ -25,6 +24,7 @@ from kubealign_components.data.schemas import (
     pair_id,
     prompt_id,
 )
+from support.tiny import build_tiny_model
 
 LOUD, TIDY = "Loud", "Tidy"
 WORDS = ("yes", "no", "maybe", "sure", "fine", "well", "okay", "right", "never", "now", "then", "here")

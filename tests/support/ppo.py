@@ -11,7 +11,6 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from conftest import prompt_row
 from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
@@ -23,9 +22,10 @@ from kubealign_components.engines.rewards import RewardFunctionSpec, RewardInput
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.model import PpoModel
 from kubealign_components.train_ppo.prompts import Question
+from support.tiny import prompt_row
 
 TIMES = ("sampling_seconds", "training_seconds", "tokens_per_second")
-LETTERS = RewardFunctionSpec(function="ppo_support:letters")
+LETTERS = RewardFunctionSpec(function="support.ppo:letters")
 ENDING = RewardFunctionSpec(
     function="kubealign_components.rewards.functions:brevity", settings={"unit": "tokens", "scale": 4}
 )
