@@ -20,12 +20,13 @@ from typing import Any
 from prepared import tokenized
 from timing import alternate
 
-from kubealign_components.data.chunks import Part, plan, run_chunk
+from kubealign_components.data.chunks import Part, plan
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import COMPLETIONS
 from kubealign_components.data.seeds import seed_for
+from kubealign_components.data.worker import run_chunk
 from kubealign_components.engines.generation import SamplingSpec, end_token_ids
 from kubealign_components.sample.stage import SampleConfig, SampleStage
 

@@ -17,10 +17,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from kubealign_components.data.chunks import Chunk, Part, merge, open_chunk, run_chunk
+from kubealign_components.data.chunks import Chunk, Part, merge, open_chunk
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import COMPLETIONS, PROMPTS
 from kubealign_components.data.stats import Stats
+from kubealign_components.data.worker import run_chunk
 from kubealign_components.errors import StoreError
 from kubealign_components.store import faulty, register
 

@@ -15,10 +15,11 @@ from typing import Any
 import pyarrow as pa
 
 from kubealign_components.config import execution, require
-from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk, run_chunk
+from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.schemas import COMPLETIONS, JUDGED, JUDGEMENT
 from kubealign_components.data.stats import Stats
+from kubealign_components.data.worker import run_chunk
 from kubealign_components.engines.judge import Judgement, JudgeSpec, Pair, PairJudge
 
 VERSION = 2

@@ -15,13 +15,14 @@ import pyarrow as pa
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.chat import ChatTemplate, stored_settings
-from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk, run_chunk
+from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.models import ModelFiles, find_model, require_policy
 from kubealign_components.data.schemas import COMPLETIONS, REWARDED, SELECTION
 from kubealign_components.data.seeds import seed_for
 from kubealign_components.data.stats import Stats
+from kubealign_components.data.worker import run_chunk
 from kubealign_components.errors import DriftError, EngineError
 from kubealign_components.training.regime import Regime, regime
 

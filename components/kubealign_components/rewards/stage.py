@@ -13,10 +13,11 @@ from typing import ClassVar
 import pyarrow as pa
 
 from kubealign_components.config import Group, execution, require
-from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk, run_chunk
+from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
 from kubealign_components.data.stats import Stats
+from kubealign_components.data.worker import run_chunk
 from kubealign_components.engines.rewards import REWARD, Rewarder, RewardSpec, reward_inputs, reward_params
 
 VERSION = 2

@@ -18,7 +18,7 @@ from kubealign_components.config import Group, execution, require, require_choic
 from kubealign_components.data.chat import ChatTemplate, TemplateSettings, stored_settings
 from kubealign_components.data.chat.ends import embedding_rows
 from kubealign_components.data.chat.tokenizer import check_column
-from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk, run_chunk
+from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive, digest
 from kubealign_components.data.models import ModelFiles, find_model, require_policy
@@ -30,6 +30,7 @@ from kubealign_components.data.schemas import (
     new_completion,
 )
 from kubealign_components.data.stats import Stats
+from kubealign_components.data.worker import run_chunk
 from kubealign_components.engines.generation import (
     SAMPLING,
     GenerationEngine,
