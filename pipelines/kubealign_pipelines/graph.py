@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Json = dict[str, Any]
+CHECK = "check"
+"""The function of the task that checks all parameters before the others start."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +78,9 @@ class Graph:
         self.choices = dict(choices or {})
         self._spec = spec
         outer = {name: Source(parameter=name) for name in self.parameters}
-        self.tasks = {task.name: task for task in self._walk(spec["root"]["dag"], outer, None)}
+        tasks = list(self._walk(spec["root"]["dag"], outer, None))
+        self.tasks = {task.name: task for task in tasks if task.function != CHECK}
+        """All but the one that checks parameters, which is no stage and reads whatever others read."""
 
     def settings(self) -> list[Parameter]:
         """All that a run file may set, in whatever shape of the pipeline."""

@@ -30,7 +30,15 @@ from kubealign_pipelines.rules import LOGPROBS_ORDER, Rules
 REWARDS = ("reward_functions", "reward_model")
 LABELS = ("labels", "labelled")
 """Selections that need no rewards; the first is the default where there are none."""
-RULES = Rules(choices=(LOGPROBS_ORDER,), one_of=(REWARDS,))
+RULES = Rules(
+    choices=(LOGPROBS_ORDER,),
+    deciding={
+        "sample_n": lambda n: 0 if n == 0 else None,
+        "select_strategy": lambda strategy: strategy if strategy in LABELS else None,
+        **dict.fromkeys(REWARDS, lambda given: True if given else None),
+    },
+    one_of=(REWARDS,),
+)
 
 
 def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
@@ -210,5 +218,6 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) 
                 "options": evaluate_options,
             },
         )
+        place.check_first("offline_alignment", RULES.shape(parameters))
 
     return pipeline

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from kfp import kubernetes
+from kfp import dsl, kubernetes
 
 from kubealign_components import images
 from kubealign_components.config import from_mapping, require, require_choice
@@ -21,6 +21,8 @@ from kubealign_components.forwarding import forwarded
 from kubealign_components.store.base import KUBEFLOW
 from kubealign_components.supervisor import supervised
 from kubealign_components.trainjob.settings import TrainJobSettings
+from kubealign_pipelines.first_check import check_component
+from kubealign_pipelines.graph import CHECK
 from kubealign_pipelines.kubernetes_values import (
     require_cpu,
     require_labels,
@@ -112,6 +114,8 @@ class StageResources:
 _DATA = StageResources(cpu=2, memory="8Gi")
 _GPU = StageResources(cpu=8, memory="64Gi", accelerators=1, accelerator="nvidia.com/gpu")
 DEFAULTS: dict[str, StageResources] = {
+    # Another attempt would find the same.
+    CHECK: StageResources(cpu="500m", memory="2Gi", retries=0),
     "import_prompts": _DATA,
     "filter": StageResources(cpu=4, memory="16Gi"),
     "split": _DATA,
@@ -151,8 +155,8 @@ STANDALONE = StageResources(
 INSTALLATIONS = {"profile": StageResources(), "standalone": STANDALONE}
 PART_OF = {"app.kubernetes.io/part-of": "kubealign"}
 """Label of every pod, by which PodDefaults and network policies select."""
-READS_OUTSIDE = ("import_prompts", "clean_prompts", "clean_pmp", "rl_prompts")
-"""Stages whose sources may have grown under the same name, of which KFP's cache knows nothing."""
+READS_OUTSIDE = (CHECK, "import_prompts", "clean_prompts", "clean_pmp", "rl_prompts")
+"""Tasks whose sources may have grown under the same name, of which KFP's cache knows nothing."""
 TRAINING = ("train", "train_reward_model", "train_ppo")
 """Stages that can run on several nodes."""
 _WATCHER: dict[str, Any] = {"cpu": "500m", "memory": "4Gi", "accelerators": 0, "shared_memory": None}
@@ -174,6 +178,8 @@ class CompileSettings:
     max_chunks: int = 0
     """Most chunks of a fan-out; 0 for as many as run at once. In any case no more than the object of a run
     has room for. Chunks grow with the data: a pod that is lost loses a slice and not its chunk."""
+    check: bool = True
+    """Whether a task checks all parameters of a run as ``kubealign check`` does, before any other starts."""
     caching: bool = True
     """Whether KFP may take a task's outputs from an earlier run with equal inputs. What reads sources is run
     again in any case; finished rows are found by content."""
@@ -219,6 +225,15 @@ class CompileSettings:
         """Most chunks of a fan-out, if the object of a run has room for them."""
         return min(self.max_chunks or self.parallelism, MAX_CHUNKS)
 
+    def of_stages(self) -> dict[str, object]:
+        """What a check of the parameters must know of this section: where pods see volumes, and nodes."""
+        told = {
+            name: {"volumes": dict(stage.volumes)} | ({"nodes": stage.nodes} if stage.nodes else {})
+            for name, stage in self.stages.items()
+            if stage.volumes or stage.nodes
+        }
+        return {"stages": told} if told else {}
+
     def image(self, reference: str) -> str:
         """The image to pull for ``reference``, one of :data:`IMAGES`."""
         kind = next((kind for kind, name in IMAGES.items() if name == reference), None)
@@ -251,6 +266,7 @@ class Placement:
 
     def __init__(self, settings: CompileSettings) -> None:
         self.settings = settings
+        self._tasks: list[dsl.PipelineTask] = []
 
     def title(self, component: Any, about: str = "") -> str:
         """How the UI shows a task of ``component``; ``about`` tells tasks of one stage apart."""
@@ -291,7 +307,26 @@ class Placement:
         _compute(task, wanted)
         _pod(task, wanted)
         _admit(task, self.settings)
+        self._tasks.append(task)
         return task
+
+    def check_first(self, pipeline: str, shape: Mapping[str, object]) -> None:
+        """Let a task check every parameter that the tasks read, before any of them starts.
+
+        Args:
+            pipeline: by name.
+            shape: the parameters by which its stages were chosen.
+        """
+        if not self.settings.check:
+            return
+        read = [channel for task in self._tasks for channel in task.channel_inputs]
+        parameters = {one.name: one for one in read if one.task_name is None}
+        heads = [task for task in self._tasks if not any(one.task_name for one in task.channel_inputs)]
+        component = check_component({n: str(parameters[n].channel_type) for n in sorted(parameters)})
+        compiled = self.settings.of_stages()
+        task = self(component, pipeline=pipeline, compiled=compiled, shape=dict(shape), **parameters)
+        for head in heads:
+            head.after(task)
 
 
 def _watching(wanted: StageResources) -> StageResources:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from kubealign_components.config import require
@@ -29,8 +29,17 @@ class Rules:
 
     choices: tuple[Choice, ...] = ()
     """What is chosen by name when the pipeline is compiled."""
+    deciding: Mapping[str, Callable[[object], object]] = field(default_factory=dict)
+    """Parameters that decide, too, when the pipeline is compiled, and what of their value does; None for one
+    that leaves the stages as they are."""
     one_of: tuple[tuple[str, ...], ...] = ()
     """Groups of parameters of which at least one must be given and not be empty, in a graph that has them."""
+
+    def shape(self, parameters: Mapping[str, object]) -> dict[str, object]:
+        """What of ``parameters`` decides which stages there are: with it alone, the same are built."""
+        chosen = {choice.name: parameters.get(choice.name) for choice in self.choices}
+        decided = {name: what(parameters.get(name)) for name, what in self.deciding.items()}
+        return {name: value for name, value in {**chosen, **decided}.items() if value is not None}
 
     def choose(self, parameters: Mapping[str, Any]) -> dict[str, str]:
         """Every choice by name, as ``parameters`` have it or by default.

@@ -295,6 +295,7 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
                 },
                 evaluate_by={"n": sample_n, **comparison},
             )
+            place.check_first("salmon", RULES.shape(parameters))
             return
         aligned = place(
             train_ppo,
@@ -324,5 +325,6 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
             split_seed=seed,
             **comparison,
         )
+        place.check_first("salmon", RULES.shape(parameters))
 
     return pipeline

@@ -87,7 +87,10 @@ class RunFile:
         return replace(self, parameters=parameters)
 
     def for_local_run(self) -> RunFile:
-        """With the local section's parallelism and retries in place of the cluster's, on this one machine."""
+        """With the local section's parallelism and retries in place of the cluster's, on this one machine.
+
+        No task checks the parameters: whoever starts a run here has checked them before.
+        """
         local = self.local
         stages = {
             name: replace(stage, retries=None, nodes=None) for name, stage in self.compile.stages.items()
@@ -96,6 +99,7 @@ class RunFile:
             self.compile,
             parallelism=local.parallelism,
             max_chunks=MAX_CHUNKS,
+            check=False,
             retries=local.retries,
             stages=stages,
         )

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from golden.update import TABLE_OF_STAGES, compiled, kept, table_of_stages, with_table
+from golden.update import STAGES, TABLE_OF_STAGES, compiled, kept, table_of_stages, with_table
 from kubealign_pipelines import PIPELINES
-from kubealign_pipelines.resources import DEFAULTS
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
@@ -24,7 +23,7 @@ def test_the_table_of_stages_is_up_to_date() -> None:
     assert with_table(text, table_of_stages()) == text, "run `make golden`"
 
 
-@pytest.mark.parametrize("stage", DEFAULTS)
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_has_the_same_files(stage: str) -> None:
     folder = TABLE_OF_STAGES.parent / "kubealign_components" / stage
     files = {path.name for path in folder.iterdir()}
@@ -34,7 +33,7 @@ def test_every_stage_has_the_same_files(stage: str) -> None:
 
 def test_no_stage_is_without_resources() -> None:
     components = TABLE_OF_STAGES.parent / "kubealign_components"
-    assert {path.parent.name for path in components.glob("*/component.py")} == set(DEFAULTS)
+    assert {path.parent.name for path in components.glob("*/component.py")} == set(STAGES)
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
 from kubealign_components.errors import ConfigError
-from kubealign_pipelines import build
+from kubealign_pipelines import build, rules
 from kubealign_pipelines.checking.across import check_across, check_counts, secrets
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at, once
 from kubealign_pipelines.checking.models import check_models, find_folder
@@ -45,6 +45,7 @@ def check_run(
     complete: bool = True,
     here: bool = False,
     process: bool = False,
+    shape: Mapping[str, Any] | None = None,
 ) -> Report:
     """Everything that can be known of a run before it starts.
 
@@ -56,8 +57,13 @@ def check_run(
             that is compiled may be for another place.
         here: whether the run is on this machine, and models and sources must be found here.
         process: whether its stages run in this environment, and not in images of their own.
+        shape: where the pipeline is compiled already, the parameters by which its stages were chosen; then
+            this is its first task, in an image that may lack what a user's reward functions import.
     """
-    graph, refused = _graph(pipeline, values, settings)
+    graph, refused = _graph(pipeline, values if shape is None else shape, settings)
+    if shape is not None:
+        refused = [*refused, *_other_stages(pipeline, graph, shape, values, settings)]
+        values = _given(graph, values)
     checked = check_stages(graph, values, complete=complete)
     told = {finding.path for finding in checked.findings}
     findings = [f for f in refused if f.path not in told] + checked.findings + list(check_across(checked))
@@ -74,7 +80,8 @@ def check_run(
     if pipeline == "offline_alignment":
         findings += _counted(checked, prompts) if prompts.rows and prompts.complete else []
         findings += warn_of_unread(checked) if not (prompts.rows or found) else []
-    findings += check_functions(checked, prompts.rows)
+    functions = check_functions(checked, prompts.rows)
+    findings += [replace(one, warning=True) if shape is not None else one for one in functions]
     findings += _engines(checked) if process else []
     return Report(once(findings), graph, checked, prompts)
 
@@ -88,6 +95,31 @@ def _graph(
     except ConfigError as error:
         finding = error_at((PARAMETERS, error.field), error.value, error.expected)
         return graph_of(build(pipeline, settings, {}), pipeline), [finding]
+
+
+def _given(graph: Graph, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``values`` that are not as the pipeline has them by itself: its tasks get all of them."""
+    known = graph.parameters
+    return {n: v for n, v in values.items() if n not in known or known[n].required or v != known[n].default}
+
+
+def _other_stages(
+    pipeline: str,
+    graph: Graph,
+    shape: Mapping[str, Any],
+    values: Mapping[str, Any],
+    settings: CompileSettings,
+) -> list[Finding]:
+    """Findings on ``values`` for which a pipeline would have other stages than the compiled ``graph`` has."""
+    now = rules(pipeline).shape(values)
+    changed = [n for n in rules(pipeline).deciding if n in values and now.get(n) != shape.get(n)]
+    if not changed:
+        return []
+    wanted, refused = _graph(pipeline, {**shape, **values}, settings)
+    if refused or wanted.tasks.keys() == graph.tasks.keys():
+        return list(refused)
+    text = "what the pipeline was compiled with, which decides on its stages; or compile it with this"
+    return [error_at((PARAMETERS, name), values[name], text) for name in changed]
 
 
 def _counted(checked: Checked, prompts: Prompts) -> list[Finding]:

@@ -31,6 +31,8 @@ SMALL_BYTES = 8 * 2**20
 """Sources up to this size are imported whole."""
 FIRST_ROWS = 64
 """Rows of a larger one that are imported."""
+FETCHED_BYTES = 256 * 2**20
+"""A file elsewhere that is larger is not fetched for its first rows: a check must not take minutes."""
 PROMPT_STAGES = ("import_prompts", "clean_prompts")
 """Stages that make prompts of sources alone."""
 
@@ -138,7 +140,12 @@ def _import(stage: Stage, usable: list[tuple[Any, Place]], prompts: Prompts) -> 
         for number, (source, place) in enumerate(usable):
             small = place.hub is None and sum(file.size or 0 for file in place.files) <= SMALL_BYTES
             prompts.complete = prompts.complete and small
+            elsewhere = place.hub is not None or scheme_of(source.uri) != "file"
+            if elsewhere and place.files[0].size > FETCHED_BYTES:
+                continue
             sources.append(source if small else _beginning(source, place, Path(scratch), number))
+        if not sources:
+            return
         config = replace(stage.config, sources=tuple(sources))
         output = Path(scratch) / "prompts"
         try:

@@ -1,0 +1,32 @@
+"""What the first task of a run does: the check of ``kubealign check``, with the values that the run has."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from kubealign_components.config import from_mapping
+from kubealign_pipelines.checking.findings import require_usable
+from kubealign_pipelines.checking.run import check_run
+from kubealign_pipelines.first_check import OWN
+from kubealign_pipelines.resources import CompileSettings
+
+
+def check(parameters: Mapping[str, Any]) -> None:
+    """Check the parameters of a run, say what looks wrong, and raise on what is.
+
+    Args:
+        parameters: of the pipeline, and the component's own inputs beside them.
+
+    Raises:
+        BadSettings: all that cannot be used.
+    """
+    pipeline, compiled, shape = (parameters[name] for name in OWN)
+    settings = from_mapping(CompileSettings, compiled, "compile")
+    values = {name: value for name, value in parameters.items() if name not in OWN}
+    report = check_run(pipeline, values, settings, shape=shape)
+    for finding in report.findings:
+        sys.stderr.write(f"{finding}\n")
+    require_usable(report.findings)
+    sys.stderr.write(f"check: {len(values)} parameters, no errors\n")

@@ -1,0 +1,153 @@
+"""Every run's first task holds all of its parameters to the stages' rules, and nothing starts before it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kfp import components, local
+
+from kubealign_components.config import from_mapping
+from kubealign_components.errors import FINAL_CODE
+from kubealign_pipelines.compiler import compile_pipeline
+from kubealign_pipelines.resources import CompileSettings
+from support.pipeline_shapes import SHAPES
+
+BREVITY = "kubealign_components.rewards.functions:brevity"
+
+
+def compiled(folder: Path, parameters: dict[str, Any], **settings: Any) -> tuple[Path, dict[str, Any]]:
+    """A compiled offline alignment, and its IR."""
+    path = folder / "pipeline.yaml"
+    compile_pipeline(
+        "offline_alignment", path, from_mapping(CompileSettings, settings, "compile"), parameters
+    )
+    return path, next(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
+
+
+@pytest.fixture
+def sound(tmp_path: Path, tiny_model: Path) -> dict[str, Any]:
+    """Parameters with which nothing is wrong."""
+    rows = [{"prompt": f"Question {n}?", "chosen": f"Yes {n}.", "rejected": "No."} for n in range(60)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "policy": str(tiny_model),
+        "sources": [{"uri": str(tmp_path / "prompts.jsonl"), "name": "mine"}],
+        "reward_functions": [BREVITY],
+        "sample_engine": "transformers",
+        "sample_max_new_tokens": 10,
+        "filter_max_prompt_len": 1024,
+        "validation_fraction": 0.3,
+        "train_options": {"batch_size": 2},
+    }
+
+
+def run_check(spec: dict[str, Any], parameters: dict[str, Any], folder: Path) -> tuple[int, str]:
+    """Exit code and log of the first task alone, run as KFP's launcher runs it with ``parameters``."""
+    declared = spec["root"]["inputDefinitions"]["parameters"]
+    values = {n: parameters.get(n, d.get("defaultValue")) for n, d in declared.items()}
+    task = spec["root"]["dag"]["tasks"]["check"]
+    given = {
+        name: one["runtimeValue"]["constant"] if "runtimeValue" in one else values[name]
+        for name, one in task["inputs"]["parameters"].items()
+    }
+    asked = {
+        "inputs": {"parameterValues": given},
+        "outputs": {"outputFile": str(folder / "output.json")},
+    }
+    container = spec["deploymentSpec"]["executors"]["exec-check"]["container"]
+    arguments = [part.replace("{{$}}", json.dumps(asked)) for part in container["args"]]
+    done = subprocess.run(
+        [*container["command"], *arguments], capture_output=True, text=True, check=False, env=os.environ
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_other_task_comes_after_the_check(shape: str, tmp_path: Path) -> None:
+    pipeline, parameters, _ = SHAPES[shape]
+    compile_pipeline(pipeline, tmp_path / "p.yaml", parameters=parameters)
+    spec = next(yaml.load_all((tmp_path / "p.yaml").read_text(), Loader=yaml.CSafeLoader))
+    tasks = spec["root"]["dag"]["tasks"]
+    assert "dependentTasks" not in tasks["check"]
+    assert not tasks["check"]["cachingOptions"].get("enableCache")
+    assert "retryPolicy" not in tasks["check"]
+    for name, task in tasks.items():
+        assert name == "check" or task["dependentTasks"], f"{name} starts beside the check"
+    asked = set(tasks["check"]["inputs"]["parameters"]) - {"pipeline", "compiled", "shape"}
+    assert asked == set(spec["root"]["inputDefinitions"]["parameters"])
+
+
+def test_a_run_file_may_leave_it_out(tmp_path: Path) -> None:
+    _, spec = compiled(tmp_path, {}, check=False)
+    assert "check" not in spec["root"]["dag"]["tasks"]
+
+
+def test_a_run_with_two_mistakes_ends_with_both_and_starts_nothing_else(
+    tmp_path: Path, sound: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = compiled(tmp_path, {})
+    pipeline = components.load_component_from_file(str(path))
+    root = tmp_path / "root"
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root), raise_on_error=True)
+    with pytest.raises(RuntimeError):
+        pipeline(**sound, select_strategy="bestworst", train_objective="dopo")
+    told = capfd.readouterr()
+    log = told.out + told.err
+    assert "select_strategy='bestworst': expected one of" in log
+    assert "train_objective='dopo': expected one of" in log
+    assert "did you mean" in log
+    assert "Executing task" in log
+    assert not [line for line in log.splitlines() if "Executing task" in line and "check" not in line]
+
+
+def test_a_sound_run_passes_and_is_looked_at_with_its_model_and_its_rows(
+    tmp_path: Path, sound: dict[str, Any]
+) -> None:
+    _, spec = compiled(tmp_path, {})
+    code, log = run_check(spec, sound, tmp_path)
+    assert (code, "no errors" in log) == (0, True), log
+    assert "Warning" not in log
+    assert "Error" not in log
+
+    source = {**sound["sources"][0], "uri": str(tmp_path / "promts.jsonl")}
+    wrong = {**sound, "sources": [source], "policy": str(tmp_path), "validation_fraction": 1.5}
+    code, log = run_check(spec, wrong, tmp_path)
+    assert code == FINAL_CODE, "another attempt would find the same"
+    assert f"did you mean {tmp_path / 'prompts.jsonl'}" in log
+    assert "expected a model directory (with config.json)" in log
+    assert "validation_fraction=1.5" in log
+
+
+def test_what_decides_the_stages_cannot_change_after_compiling(tmp_path: Path, sound: dict[str, Any]) -> None:
+    _, spec = compiled(tmp_path, {"sample_n": 0, "select_strategy": "labels"})
+    given = {n: v for n, v in sound.items() if n in spec["root"]["inputDefinitions"]["parameters"]}
+    code, log = run_check(spec, {**given, "select_strategy": "labels"}, tmp_path)
+    assert code == 0, log
+    code, log = run_check(spec, {**given, "select_strategy": "best_worst"}, tmp_path)
+    assert code == FINAL_CODE
+    assert "select_strategy='best_worst': expected labels or labelled" in log
+
+
+def test_a_function_of_an_image_of_its_own_is_no_error_where_it_is_not(
+    tmp_path: Path, sound: dict[str, Any]
+) -> None:
+    _, spec = compiled(tmp_path, {}, images={"sample": "registry.example/mine:1"})
+    code, log = run_check(spec, {**sound, "reward_functions": ["of_my_image:reward"]}, tmp_path)
+    assert code == 0, log
+    assert "Warning: reward_functions[0]='of_my_image:reward'" in log
+
+
+def test_volumes_of_single_stages_are_left_to_them(tmp_path: Path, sound: dict[str, Any]) -> None:
+    stages = {
+        "filter": {"volumes": {"models": "/only-there"}},
+        "sample": {"volumes": {"models": "/only-there"}},
+    }
+    _, spec = compiled(tmp_path, {}, stages=stages)
+    code, log = run_check(spec, {**sound, "policy": "/only-there/model"}, tmp_path)
+    assert code == 0, log
