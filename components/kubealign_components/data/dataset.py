@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +25,14 @@ from kubealign_components.data.manifest import MANIFEST, Manifest, Shard
 from kubealign_components.data.schemas import ROWS, shard_encoding
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch, StoreError
+from kubealign_components.json_types import JsonObject
 from kubealign_components.store import beside, join, scheme_of, store_for
+
+if TYPE_CHECKING:
+    import datasets
+
+R = TypeVar("R")
+A = TypeVarTuple("A")
 
 SHARD_BYTES = 128 * 2**20
 ROW_GROUP_BYTES = 8 * 2**20
@@ -114,16 +121,43 @@ class Dataset:
             schema = pa.schema([schema.field(name) for name in columns])
         return pa.Table.from_batches(self.batches(columns, batch_rows=65536), schema=schema)
 
-    def to_datasets(self, columns: Sequence[str] | None = None) -> Any:
+    def to_datasets(self, columns: Sequence[str] | None = None) -> datasets.Dataset:
         """The rows as a ``datasets.Dataset``, in memory; chats and tools are JSON text in it."""
         import datasets
 
         return datasets.Dataset(self.table(columns))
 
-    def iter_rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-        """Rows as dicts, in order."""
+    @overload
+    def iter_rows(self, columns: Sequence[str] | None = None) -> Iterator[JsonObject]: ...
+
+    @overload
+    def iter_rows(self, columns: Sequence[str] | None = None, *, of: type[R]) -> Iterator[R]: ...
+
+    def iter_rows(self, columns: Sequence[str] | None = None, *, of: type | None = None) -> Iterator[object]:
+        """Rows as dicts, in order.
+
+        Args:
+            columns: names to read; those of ``of`` by default, or else all.
+            of: a TypedDict of :mod:`kubealign_components.data.schemas`, or one with some of its columns, that
+                says what a row holds.
+
+        Raises:
+            SchemaMismatch: ``of`` has a column that rows of this kind have not.
+        """
+        if of is not None:
+            columns = self._columns_of(of) if columns is None else columns
         for batch in self.batches(columns):
             yield from batch.to_pylist()
+
+    def _columns_of(self, kind: type) -> list[str]:
+        """The columns of the TypedDict ``kind``, in the order of the schema."""
+        names, asked = ROWS[self.manifest.schema].names, kind.__annotations__.keys()
+        if lacking := sorted(asked - set(names)):
+            raise SchemaMismatch(
+                f"{self.uri} is {self.manifest.schema}, which has no {' and no '.join(lacking)}: expected "
+                f"the columns of a {kind.__name__}"
+            )
+        return [name for name in names if name in asked]
 
     def _span(
         self,
@@ -257,7 +291,7 @@ class DatasetWriter:
             self._file.close()
         self._folder.cleanup()
 
-    def write_rows(self, rows: Sequence[dict[str, Any]]) -> None:
+    def write_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Append rows given as dicts; a column that is not in the schema is an error (ValueError)."""
         if rows:
             self.write(pa.RecordBatch.from_pylist(list(rows), schema=ROWS[self.schema]))
@@ -287,7 +321,7 @@ class DatasetWriter:
         with ThreadPoolExecutor(COPIES, "copy-shard") as pool:
             list(pool.map(lambda places: _copy(*places), copies))
 
-    def commit(self, stats: Stats, extra: dict[str, Any] | None = None) -> Dataset:
+    def commit(self, stats: Stats, extra: Mapping[str, object] | None = None) -> Dataset:
         """Publish the dataset and open it; ``stats`` must add up.
 
         Raises:
@@ -334,7 +368,7 @@ class DatasetWriter:
         size, self._pending_bytes = self._pending_bytes, 0
         self._run(self._encode, rows, size)
 
-    def _run(self, job: Callable[..., None], *arguments: Any) -> None:
+    def _run(self, job: Callable[[*A], None], *arguments: *A) -> None:
         """Start ``job`` in the thread once the one before it has ended well."""
         self._wait()
         self._job = self._thread.submit(job, *arguments)

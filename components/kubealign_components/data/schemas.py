@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, Unpack, overload
 
 import numpy as np
 import pyarrow as pa
@@ -162,6 +162,191 @@ ROWS: dict[str, pa.Schema] = {
 }
 
 
+class _CompletionText(TypedDict):
+    """The columns of a completion that its source or sampler fills, for the rows of :data:`COMPLETION`."""
+
+    completion_id: str
+    reference: bool
+    model: str | None
+    messages: str
+    label: str | None
+    score: float | None
+    sampler_logprob: float | None
+    logprob: float | None
+
+
+class ImportedCompletion(_CompletionText):
+    """A completion as its source gives it, without tokens (:data:`PROMPTS`)."""
+
+    token_ids: list[int] | None
+    num_tokens: int | None
+    finish_reason: str | None
+    reward: float | None
+    quantile_reward: float | None
+
+
+class Completion(_CompletionText):
+    """A completion with its tokens (from :data:`TOKENIZED` on); selected by labels it has no reward."""
+
+    token_ids: list[int]
+    num_tokens: int
+    finish_reason: str
+    reward: float | None
+    quantile_reward: float | None
+
+
+class RewardedCompletion(_CompletionText):
+    """A completion with its reward (:data:`REWARDED`, :data:`EVALUATION`)."""
+
+    token_ids: list[int]
+    num_tokens: int
+    finish_reason: str
+    reward: float
+    quantile_reward: float | None
+
+
+class _PromptText(TypedDict):
+    """The columns of a prompt that its source fills."""
+
+    prompt_id: str
+    source: str
+    source_weight: float
+    messages: str
+    tools: str | None
+    answers: list[str]
+    metadata: str | None
+    dropped_completions: int | None
+
+
+class _Prompt(_PromptText):
+    prompt_token_ids: list[int]
+    prompt_tokens: int
+
+
+class PromptRow(_PromptText):
+    """A row of :data:`PROMPTS`."""
+
+    prompt_token_ids: list[int] | None
+    prompt_tokens: int | None
+    completions: list[ImportedCompletion]
+
+
+class TokenizedRow(_Prompt):
+    """A row of :data:`TOKENIZED` and :data:`COMPLETIONS`."""
+
+    completions: list[Completion]
+
+
+class RewardedRow(_Prompt):
+    """A row of :data:`REWARDED`."""
+
+    completions: list[RewardedCompletion]
+
+
+class Pair(TypedDict):
+    """Positions in ``completions``, of :data:`PAIR`."""
+
+    chosen: int
+    rejected: int
+
+
+class SelectionRow(_Prompt):
+    """A row of :data:`SELECTION`."""
+
+    completions: list[Completion]
+    reference_rewards: list[float]
+    pairs: list[Pair]
+
+
+class TrainingRow(TypedDict):
+    """A row of :data:`TRAINING`."""
+
+    example_id: str
+    prompt_id: str
+    source: str
+    split: str
+    messages: str
+    tools: str | None
+    prompt_token_ids: list[int]
+    completions: list[Completion]
+    num_references: int
+
+
+class ModelRow(TypedDict):
+    """A row of :data:`MODEL`."""
+
+    step: int
+    metrics: str
+
+
+class EvaluationRow(TypedDict):
+    """A row of :data:`EVALUATION`."""
+
+    prompt_id: str
+    messages: str
+    reference: list[RewardedCompletion]
+    aligned: list[RewardedCompletion]
+    reward_difference: float
+
+
+class Judgement(TypedDict):
+    """Two completions under one principle, of :data:`JUDGEMENT`."""
+
+    first: int
+    second: int
+    principle: str
+    s12: float
+    s21: float
+    score: float
+    consistent: bool
+
+
+class JudgedRow(_Prompt):
+    """A row of :data:`JUDGED`."""
+
+    completions: list[Completion]
+    judgements: list[Judgement]
+
+
+class PreferencePrinciple(TypedDict):
+    """A principle as it was shown, of :data:`PREFERENCE_PRINCIPLE`."""
+
+    name: str
+    negated: bool
+    text: str
+
+
+class PreferenceRow(TypedDict):
+    """A row of :data:`PREFERENCES`."""
+
+    pair_id: str
+    prompt_id: str
+    source: str
+    split: str
+    messages: str
+    tools: str | None
+    completions: list[ImportedCompletion]
+    preferred: int
+    principles: list[PreferencePrinciple]
+    margin: float | None
+    metadata: str | None
+
+
+ROW_TYPES: dict[str, type] = {
+    PROMPTS: PromptRow,
+    TOKENIZED: TokenizedRow,
+    COMPLETIONS: TokenizedRow,
+    REWARDED: RewardedRow,
+    SELECTION: SelectionRow,
+    TRAINING: TrainingRow,
+    MODEL: ModelRow,
+    EVALUATION: EvaluationRow,
+    JUDGED: JudgedRow,
+    PREFERENCES: PreferenceRow,
+}
+"""The type of a row of each kind, for readers. Where Arrow lets any column be null, it says which are."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShardEncoding:
     """How the Parquet columns of a schema are best written; columns by their paths in the file."""
@@ -196,7 +381,7 @@ def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
         yield path, kind
 
 
-def prompt_id(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> str:
+def prompt_id(messages: Sequence[Mapping[str, object]], tools: Sequence[Mapping[str, object]] | None) -> str:
     """Content hash (32 hex digits) of a prompt: its chat messages and its tools."""
     return _hash(
         canonical_json(
@@ -210,22 +395,28 @@ def completion_id(prompt: str, token_ids: Sequence[int]) -> str:
     return _hash(prompt.encode() + np.asarray(token_ids, dtype="<i4").tobytes())
 
 
-def offline_completion_id(prompt: str, messages: Sequence[dict[str, Any]]) -> str:
+def offline_completion_id(prompt: str, messages: Sequence[Mapping[str, object]]) -> str:
     """Content hash of a completion that has no token ids yet."""
     return _hash(prompt.encode() + canonical_json(_with_objects(messages)).encode())
 
 
-def _with_objects(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_objects(messages: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:
     """``messages`` with the arguments of tool calls as objects: text of the same object is the same call."""
     return [
-        m | {"tool_calls": [_with_object(call) for call in m["tool_calls"]]} if m.get("tool_calls") else m
+        {**m, "tool_calls": [_with_object(call) for call in calls]}
+        if isinstance(calls := m.get("tool_calls"), list)
+        else m
         for m in messages
     ]
 
 
-def _with_object(call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+def _with_object(call: object) -> object:
+    function = call.get("function") if isinstance(call, dict) else None
+    if (
+        not isinstance(call, dict)
+        or not isinstance(function, dict)
+        or not isinstance(function.get("arguments"), str)
+    ):
         return call
     try:
         return call | {"function": function | {"arguments": json.loads(function["arguments"])}}
@@ -244,9 +435,32 @@ def pair_id(prompt: str, completions: Sequence[str], draw: int = 0) -> str:
     return _hash(canonical_json([prompt, *sorted(completions), draw]).encode())
 
 
-def new_completion(**fields: Any) -> dict[str, Any]:
+class _Given(TypedDict, total=False):
+    completion_id: str
+    reference: bool
+    model: str | None
+    messages: str
+    label: str | None
+    score: float | None
+    sampler_logprob: float | None
+    logprob: float | None
+    reward: float | None
+    quantile_reward: float | None
+
+
+@overload
+def new_completion(
+    *, token_ids: list[int], num_tokens: int, finish_reason: str, **fields: Unpack[_Given]
+) -> Completion: ...
+
+
+@overload
+def new_completion(**fields: Unpack[_Given]) -> ImportedCompletion: ...
+
+
+def new_completion(**fields: object) -> object:
     """A completion with every column of :data:`COMPLETION`, null where not given."""
-    empty: dict[str, Any] = {field.name: None for field in COMPLETION}
+    empty: dict[str, object] = {field.name: None for field in COMPLETION}
     unknown = set(fields) - set(empty)
     if unknown:
         raise KeyError(f"no such completion column: {', '.join(sorted(unknown))}")

@@ -20,6 +20,7 @@ from kubealign_components.data.models import ModelFiles, find_model, require_pol
 from kubealign_components.data.schemas import (
     EVALUATION,
     MODEL,
+    Completion,
     completion_id,
     new_completion,
 )
@@ -318,7 +319,7 @@ def _sample(spec: SamplingSpec, prompts: Sequence[Row], template: ChatTemplate) 
     return [sampled[row["prompt_id"]] for row in prompts]
 
 
-def _completion(row: Row, sampled: Sampled, template: ChatTemplate, model: str, side: str) -> Row:
+def _completion(row: Row, sampled: Sampled, template: ChatTemplate, model: str, side: str) -> Completion:
     return new_completion(
         completion_id=completion_id(row["prompt_id"], sampled.token_ids),
         reference=side == REFERENCE,

@@ -26,6 +26,7 @@ from kubealign_components.data.schemas import (
     COMPLETIONS,
     TOKEN_IDS,
     TOKENIZED,
+    Completion,
     completion_id,
     new_completion,
 )
@@ -186,7 +187,7 @@ class SampleStage:
             self._started = (engine, template)
         return self._started
 
-    def _completion(self, row: Row, sampled: dict[str, Any]) -> dict[str, Any]:
+    def _completion(self, row: Row, sampled: dict[str, Any]) -> Completion:
         return new_completion(
             completion_id=completion_id(row["prompt_id"], sampled["token_ids"]),
             reference=True,

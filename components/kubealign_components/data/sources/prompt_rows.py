@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from kubealign_components.data.fingerprint import canonical_json, source_json
 from kubealign_components.data.schemas import (
+    ImportedCompletion,
     new_completion,
     offline_completion_id,
     prompt_id,
@@ -15,6 +16,7 @@ from kubealign_components.data.schemas import (
 from kubealign_components.data.sources.example import Example, Offline
 from kubealign_components.data.sources.values import Malformed
 
+V = TypeVar("V")
 Row = dict[str, Any]
 
 UNNAMED_MODEL = "offline"
@@ -51,7 +53,7 @@ def merge_rows(rows: Sequence[Row], counts: Counter[str]) -> Row:
     is chosen here and rejected there has no label (counted as ``completions_label_conflict``).
     """
     merged = rows[0]
-    completions: dict[str, Row] = {}
+    completions: dict[str, ImportedCompletion] = {}
     for completion in (c for row in rows for c in row["completions"]):
         known = completions.setdefault(completion["completion_id"], completion)
         if known is not completion:
@@ -68,7 +70,7 @@ def merge_rows(rows: Sequence[Row], counts: Counter[str]) -> Row:
 _CONFLICT = "conflict"
 
 
-def _unite(known: Row, other: Row, counts: Counter[str]) -> None:
+def _unite(known: ImportedCompletion, other: ImportedCompletion, counts: Counter[str]) -> None:
     labels = {known["label"], other["label"]} - {None}
     if len(labels) > 1 and known["label"] != _CONFLICT:
         counts["completions_label_conflict"] += 1
@@ -81,7 +83,7 @@ def _unite(known: Row, other: Row, counts: Counter[str]) -> None:
         known["model"] = other["model"]
 
 
-def _completion(prompt: str, offline: Offline) -> Row:
+def _completion(prompt: str, offline: Offline) -> ImportedCompletion:
     return new_completion(
         completion_id=offline_completion_id(prompt, offline.messages),
         reference=False,
@@ -92,7 +94,7 @@ def _completion(prompt: str, offline: Offline) -> Row:
     )
 
 
-def _encodable(value: Any) -> Any:
+def _encodable(value: V) -> V:
     """``value``, or UnicodeEncodeError when its text cannot be stored."""
     canonical_json(value).encode()
     return value
