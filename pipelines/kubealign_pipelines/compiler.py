@@ -12,7 +12,7 @@ from kfp.compiler.pipeline_spec_builder import extract_comments_from_pipeline_sp
 
 from kubealign_components.config import require
 from kubealign_pipelines import build, rules
-from kubealign_pipelines.graph import Graph, Json, Parameter
+from kubealign_pipelines.graph import CHECK, Graph, Json, Parameter
 from kubealign_pipelines.resources import CompileSettings
 from kubealign_pipelines.workflow_size import most_chunks
 
@@ -88,17 +88,23 @@ def _choices(name: str) -> Iterator[Parameter]:
 
 
 def _prune(spec: Json) -> list[str]:
-    """Take the parameters out of ``spec`` that none of its tasks reads; gives their names."""
-    root = spec["root"]
+    """Take the parameters out of ``spec`` that none of its stages reads; gives their names."""
+    root, tasks = spec["root"], spec["root"]["dag"]["tasks"]
     declared = root.get("inputDefinitions", {}).get("parameters", {})
     read = {
         value.get("componentInputParameter")
-        for task in root["dag"]["tasks"].values()
+        for name, task in tasks.items()
         for value in task.get("inputs", {}).get("parameters", {}).values()
+        if name != CHECK
     }
     idle = sorted(declared.keys() - read)
-    for name in idle:
-        del declared[name]
+    of_check = [declared]
+    if CHECK in tasks:
+        component = spec["components"][tasks[CHECK]["componentRef"]["name"]]
+        of_check += [tasks[CHECK]["inputs"]["parameters"], component["inputDefinitions"]["parameters"]]
+    for parameters in of_check:
+        for name in idle:
+            parameters.pop(name, None)
     return idle
 
 

@@ -1,8 +1,10 @@
 """The first task of every run: all parameters held against the rules that ``kubealign check`` has.
 
 Whoever fills in a form, clones a run or lets a schedule start one asks nobody else. The component is written
-for a graph as it is compiled, since a component names its inputs and every graph has others: it takes each
-parameter that another task reads, and hands them to :mod:`kubealign_pipelines.checking.in_pod`.
+for a pipeline, since a component names its inputs and every pipeline has others: it takes each parameter, and
+hands them to :mod:`kubealign_pipelines.checking.in_pod`. It returns a word for the data and models at the
+places that parameters name. Tasks that read the outside world may take it as an input: then Kubeflow's cache
+answers them, and all after them, while nothing is new there.
 """
 
 from __future__ import annotations
@@ -28,27 +30,33 @@ _TYPES = {
 }
 """KFP's types, as a component's function writes them."""
 _SOURCE = '''\
-def {name}({inputs}):
-    """Hold all parameters against the rules of the stages, with models and sources at hand."""
+def {name}({inputs}) -> str:
+    """Hold all parameters against the rules of the stages, with models and sources at hand.
+
+    Returns:
+        what sources and models are now; another word wherever that cannot be told.
+    """
     parameters = dict(locals())
 
     from kubealign_pipelines.checking.in_pod import check
 
-    check(parameters)
+    return check(parameters)
 '''
 
 
 def check_component(parameters: Mapping[str, str]) -> Callable[..., dsl.PipelineTask]:
-    """The component for a graph whose tasks read ``parameters``: KFP's type by name, such as List[Dict]."""
-    types = dict(zip(OWN, ("str", "dict", "dict"))) | {
-        n: _TYPES[kind.partition("[")[0]] for n, kind in parameters.items()
-    }
-    inputs = ", ".join(f"{name}: {kind}" for name, kind in types.items())
+    """The component for a pipeline with ``parameters``: KFP's type by name, such as List[Dict].
+
+    None is required: a graph whose tasks do not read one has no such parameter.
+    """
+    own = [f"{name}: {kind}" for name, kind in zip(OWN, ("str", "dict", "dict"))]
+    read = [f"{name}: {_TYPES[kind.partition('[')[0]]} = None" for name, kind in parameters.items()]
+    inputs = ", ".join([*own, *read])
     source = _SOURCE.format(name=CHECK, inputs=inputs)
-    file = f"<{CHECK} of {len(types)} inputs {hash(source):x}>"
+    file = f"<{CHECK} of {len(parameters)} parameters {hash(source):x}>"
     # KFP ships a component's source, which it asks Python for.
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    made: dict[str, Callable[..., None]] = {}
+    made: dict[str, Callable[..., str]] = {}
     # Names and types of the pipeline's own signature: nothing of a user's is run here.
     exec(compile(source, file, "exec", dont_inherit=True), made)
     component: Callable[..., dsl.PipelineTask] = dsl.component(

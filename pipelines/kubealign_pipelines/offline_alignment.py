@@ -149,6 +149,7 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) 
             evaluate_max_prompts: Most held-out prompts that are compared.
             evaluate_options: Further settings of evaluate by name, such as min_gain.
         """
+        place.check_first("offline_alignment", RULES.shape(parameters), locals())
         cut: dict[str, Any] = {
             "work": work,
             "rows_per_chunk": work_rows_per_chunk,
@@ -218,6 +219,5 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) 
                 "options": evaluate_options,
             },
         )
-        place.check_first("offline_alignment", RULES.shape(parameters))
 
     return pipeline

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from kfp import dsl, kubernetes
+from kfp.dsl.pipeline_channel import PipelineParameterChannel
 
 from kubealign_components import images
 from kubealign_components.config import from_mapping, require, require_choice
@@ -153,10 +154,14 @@ STANDALONE = StageResources(
 )
 """What PodDefaults give the pods in a profile, and tasks must bring along where there are none."""
 INSTALLATIONS = {"profile": StageResources(), "standalone": STANDALONE}
+NOTHING_NEW = ("repeat", "stop")
 PART_OF = {"app.kubernetes.io/part-of": "kubealign"}
 """Label of every pod, by which PodDefaults and network policies select."""
-READS_OUTSIDE = (CHECK, "import_prompts", "clean_prompts", "clean_pmp", "rl_prompts")
-"""Tasks whose sources may have grown under the same name, of which KFP's cache knows nothing."""
+SEEN = "seen"
+"""Argument of stages that read sources: what lay there when the run was checked."""
+READS_OUTSIDE = ("import_prompts", "clean_prompts", "clean_pmp", "rl_prompts")
+"""Stages whose sources may have grown under the same name, of which KFP's cache knows nothing but
+:data:`SEEN`. All tasks that begin are of these."""
 TRAINING = ("train", "train_reward_model", "train_ppo")
 """Stages that can run on several nodes."""
 _WATCHER: dict[str, Any] = {"cpu": "500m", "memory": "4Gi", "accelerators": 0, "shared_memory": None}
@@ -182,7 +187,11 @@ class CompileSettings:
     """Whether a task checks all parameters of a run as ``kubealign check`` does, before any other starts."""
     caching: bool = True
     """Whether KFP may take a task's outputs from an earlier run with equal inputs. What reads sources is run
-    again in any case; finished rows are found by content."""
+    again, but for ``when_nothing_new``; finished rows are found by content."""
+    when_nothing_new: str = "repeat"
+    """What a run does whose sources and models are those of one before, by names, sizes and versions:
+    "repeat" all stages, which find their finished rows, or "stop" after the check: KFP's cache answers the
+    others, whose pods do not start."""
     installation: str = "profile"
     """Where pods get the store's keys, the model cache and a hub token from: "profile", the namespace's
     PodDefaults, or "standalone", for Kubeflow Pipelines by itself, the tasks, which name KFP's own store."""
@@ -210,6 +219,10 @@ class CompileSettings:
         require(self.parallelism > 0, "parallelism", self.parallelism, "a positive number of chunks")
         most = f"0 (as parallelism) to {MAX_CHUNKS}"
         require(0 <= self.max_chunks <= MAX_CHUNKS, "max_chunks", self.max_chunks, most)
+        require_choice("when_nothing_new", self.when_nothing_new, NOTHING_NEW)
+        stops = self.when_nothing_new == "stop"
+        both = "repeat, or check and caching beside it, which tell that nothing is new"
+        require(not stops or (self.check and self.caching), "when_nothing_new", "stop", both)
         require_choice("installation", self.installation, INSTALLATIONS)
         require_pod_names(self.labels, self.annotations, self.environment)
         for kind in self.images:
@@ -266,7 +279,7 @@ class Placement:
 
     def __init__(self, settings: CompileSettings) -> None:
         self.settings = settings
-        self._tasks: list[dsl.PipelineTask] = []
+        self._check: dsl.PipelineTask | None = None
 
     def title(self, component: Any, about: str = "") -> str:
         """How the UI shows a task of ``component``; ``about`` tells tasks of one stage apart."""
@@ -282,13 +295,17 @@ class Placement:
         """
         stage, title = _stage(component), self.title(component, about)
         wanted = self.settings.resources(stage)
-        task = _named(component, title)(**arguments, **_nodes(stage, wanted))
+        seen = self._seen(stage)
+        task = _named(component, title)(**arguments, **_nodes(stage, wanted), **seen)
         # Before every setting KFP looks up the caller's source for a message about tasks that have no
         # container, which is a third of the time of compiling; these all have one.
         task._ensure_container_spec_exists = lambda: None
         task.set_display_name(title)
         task.set_container_image(self.settings.image(task.container_spec.image))
-        task.set_caching_options(self.settings.caching and stage not in READS_OUTSIDE)
+        unseen = stage == CHECK or (stage in READS_OUTSIDE and not seen)
+        task.set_caching_options(self.settings.caching and not unseen)
+        if self._check is not None and stage in READS_OUTSIDE:
+            task.after(self._check)
         rows_only = _image(component) == images.DATA
         if wanted.retries or rows_only:
             # Of its process in its pod: what Kubeflow retries of failed pods differs between its releases.
@@ -307,26 +324,26 @@ class Placement:
         _compute(task, wanted)
         _pod(task, wanted)
         _admit(task, self.settings)
-        self._tasks.append(task)
         return task
 
-    def check_first(self, pipeline: str, shape: Mapping[str, object]) -> None:
-        """Let a task check every parameter that the tasks read, before any of them starts.
+    def _seen(self, stage: str) -> dict[str, object]:
+        """The argument by which KFP's cache tells whether ``stage`` would find anything new."""
+        stops = self.settings.when_nothing_new == "stop" and stage in READS_OUTSIDE
+        return {SEEN: self._check.output} if stops and self._check is not None else {}
+
+    def check_first(self, pipeline: str, shape: Mapping[str, object], values: Mapping[str, object]) -> None:
+        """Let a task check every parameter before any other starts.
 
         Args:
             pipeline: by name.
             shape: the parameters by which its stages were chosen.
+            values: the parameters, as the pipeline's function got them, among whatever else.
         """
-        if not self.settings.check:
-            return
-        read = [channel for task in self._tasks for channel in task.channel_inputs]
-        parameters = {one.name: one for one in read if one.task_name is None}
-        heads = [task for task in self._tasks if not any(one.task_name for one in task.channel_inputs)]
-        component = check_component({n: str(parameters[n].channel_type) for n in sorted(parameters)})
-        compiled = self.settings.of_stages()
-        task = self(component, pipeline=pipeline, compiled=compiled, shape=dict(shape), **parameters)
-        for head in heads:
-            head.after(task)
+        if self.settings.check:
+            given = {n: v for n, v in sorted(values.items()) if isinstance(v, PipelineParameterChannel)}
+            component = check_component({name: str(one.channel_type) for name, one in given.items()})
+            compiled = self.settings.of_stages()
+            self._check = self(component, pipeline=pipeline, compiled=compiled, shape=dict(shape), **given)
 
 
 def _watching(wanted: StageResources) -> StageResources:

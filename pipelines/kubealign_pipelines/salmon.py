@@ -178,6 +178,7 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
                 principle_names and token_budget.
             evaluate_options: Further settings of evaluate by name, such as min_gain.
         """
+        place.check_first("salmon", RULES.shape(parameters), locals())
         cut: dict[str, Any] = {
             "work": work,
             "rows_per_chunk": work_rows_per_chunk,
@@ -295,7 +296,6 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
                 },
                 evaluate_by={"n": sample_n, **comparison},
             )
-            place.check_first("salmon", RULES.shape(parameters))
             return
         aligned = place(
             train_ppo,
@@ -325,6 +325,5 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
             split_seed=seed,
             **comparison,
         )
-        place.check_first("salmon", RULES.shape(parameters))
 
     return pipeline

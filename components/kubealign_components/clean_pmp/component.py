@@ -16,6 +16,7 @@ def clean_pmp(
     max_rows: int = 0,
     seed: int = 0,
     options: dict = {},
+    seen: str = "",
 ):
     """Make reward-model pairs of human preferences, for preference-model pre-training.
 
@@ -27,6 +28,7 @@ def clean_pmp(
         max_rows: most pairs of all sources together, a seeded sample; 0 for all.
         seed: decides which completion is shown first, the split and the sample.
         options: further settings of the stage by name.
+        seen: a word for what lies at the sources, by which Kubeflow's cache knows them.
     """
     parameters = dict(locals())
 

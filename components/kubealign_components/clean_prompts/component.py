@@ -18,6 +18,7 @@ def clean_prompts(
     max_rows: int = 0,
     seed: int = 0,
     options: dict = {},
+    seen: str = "",
 ):
     """Take the opening prompts of message trees, by language, length and number of turns.
 
@@ -32,6 +33,7 @@ def clean_prompts(
         max_rows: most prompts, a seeded sample; 0 for all.
         seed: decides which prompts max_rows keeps.
         options: further settings of the stage by name.
+        seen: a word for what lies at the sources, by which Kubeflow's cache knows them.
     """
     parameters = dict(locals())
 

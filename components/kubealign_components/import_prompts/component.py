@@ -16,6 +16,7 @@ def import_prompts(
     max_rows: int = 0,
     seed: int = 0,
     options: dict = {},
+    seen: str = "",
 ):
     """Read prompts and their offline completions from files, folders, object stores or the hub.
 
@@ -28,6 +29,7 @@ def import_prompts(
         max_rows: most prompts of all sources together, a seeded sample; 0 for all.
         seed: decides which prompts max_rows keeps.
         options: further settings of the stage by name.
+        seen: a word for what lies at the sources, by which Kubeflow's cache knows them.
     """
     parameters = dict(locals())
 

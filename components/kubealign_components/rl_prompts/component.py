@@ -19,6 +19,7 @@ def rl_prompts(
     max_rows: int = 0,
     seed: int = 0,
     options: dict = {},
+    seen: str = "",
 ):
     """Gather prompts for reinforcement learning, with question type and length bonus.
 
@@ -33,6 +34,7 @@ def rl_prompts(
         max_rows: most prompts of all sources together, a seeded sample; 0 for all.
         seed: decides which prompts the limits keep.
         options: further settings of the stage by name.
+        seen: a word for what lies at the sources, by which Kubeflow's cache knows them.
     """
     parameters = dict(locals())
 

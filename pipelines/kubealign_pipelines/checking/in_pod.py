@@ -8,25 +8,32 @@ from typing import Any
 
 from kubealign_components.config import from_mapping
 from kubealign_pipelines.checking.findings import require_usable
+from kubealign_pipelines.checking.outside import identify
 from kubealign_pipelines.checking.run import check_run
 from kubealign_pipelines.first_check import OWN
 from kubealign_pipelines.resources import CompileSettings
 
 
-def check(parameters: Mapping[str, Any]) -> None:
+def check(parameters: Mapping[str, Any]) -> str:
     """Check the parameters of a run, say what looks wrong, and raise on what is.
 
     Args:
-        parameters: of the pipeline, and the component's own inputs beside them.
+        parameters: of the pipeline, and the component's own inputs beside them; None for one that the
+            compiled graph does not have.
+
+    Returns:
+        what the run will find at the places that its parameters name.
 
     Raises:
         BadSettings: all that cannot be used.
     """
     pipeline, compiled, shape = (parameters[name] for name in OWN)
     settings = from_mapping(CompileSettings, compiled, "compile")
-    values = {name: value for name, value in parameters.items() if name not in OWN}
+    values = {name: value for name, value in parameters.items() if name not in OWN and value is not None}
     report = check_run(pipeline, values, settings, shape=shape)
     for finding in report.findings:
         sys.stderr.write(f"{finding}\n")
     require_usable(report.findings)
-    sys.stderr.write(f"check: {len(values)} parameters, no errors\n")
+    found = identify(report.checked)
+    sys.stderr.write(f"check: {len(values)} parameters, no errors; data and models are {found}\n")
+    return found

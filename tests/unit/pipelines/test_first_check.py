@@ -13,7 +13,9 @@ import yaml
 from kfp import components, local
 
 from kubealign_components.config import from_mapping
-from kubealign_components.errors import FINAL_CODE
+from kubealign_components.errors import FINAL_CODE, ConfigError
+from kubealign_pipelines.checking.outside import identify
+from kubealign_pipelines.checking.stages import Checked
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.resources import CompileSettings
 from support.pipeline_shapes import SHAPES
@@ -45,6 +47,23 @@ def sound(tmp_path: Path, tiny_model: Path) -> dict[str, Any]:
         "validation_fraction": 0.3,
         "train_options": {"batch_size": 2},
     }
+
+
+def night(spec: dict[str, Any], parameters: dict[str, Any], folder: Path) -> str:
+    """KFP's key of the import: what its cache knows of it on a night with ``parameters``."""
+    code, log = run_check(spec, parameters, folder)
+    assert code == 0, log
+    made = {"Output": json.loads((folder / "output.json").read_text())["parameterValues"]["Output"]}
+    task = spec["root"]["dag"]["tasks"]["import-prompts"]
+    assert task["cachingOptions"] == {"enableCache": True}
+    values = {}
+    for name, one in task["inputs"]["parameters"].items():
+        if "taskOutputParameter" in one:
+            assert one["taskOutputParameter"] == {"producerTask": "check", "outputParameterKey": "Output"}
+            values[name] = made["Output"]
+        elif "componentInputParameter" in one:
+            values[name] = parameters.get(one["componentInputParameter"])
+    return json.dumps(values, sort_keys=True)
 
 
 def run_check(spec: dict[str, Any], parameters: dict[str, Any], folder: Path) -> tuple[int, str]:
@@ -79,8 +98,15 @@ def test_every_other_task_comes_after_the_check(shape: str, tmp_path: Path) -> N
     assert "retryPolicy" not in tasks["check"]
     for name, task in tasks.items():
         assert name == "check" or task["dependentTasks"], f"{name} starts beside the check"
+        assert not task.get("cachingOptions", {}).get("enableCache") or _after_artifacts(task), (
+            f"{name} asks no source"
+        )
     asked = set(tasks["check"]["inputs"]["parameters"]) - {"pipeline", "compiled", "shape"}
     assert asked == set(spec["root"]["inputDefinitions"]["parameters"])
+
+
+def _after_artifacts(task: dict[str, Any]) -> bool:
+    return "parameterIterator" in task or bool(task.get("inputs", {}).get("artifacts"))
 
 
 def test_a_run_file_may_leave_it_out(tmp_path: Path) -> None:
@@ -151,3 +177,39 @@ def test_volumes_of_single_stages_are_left_to_them(tmp_path: Path, sound: dict[s
     _, spec = compiled(tmp_path, {}, stages=stages)
     code, log = run_check(spec, {**sound, "policy": "/only-there/model"}, tmp_path)
     assert code == 0, log
+
+
+def test_a_night_with_nothing_new_is_answered_by_the_cache_and_one_with_something_is_not(
+    tmp_path: Path, sound: dict[str, Any]
+) -> None:
+    _, spec = compiled(tmp_path, {}, when_nothing_new="stop")
+    first = night(spec, sound, tmp_path)
+    assert night(spec, sound, tmp_path) == first
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "New?", "chosen": "Yes.", "rejected": "No."}) + "\n")
+    assert night(spec, sound, tmp_path) != first, "the source has grown"
+
+
+@pytest.mark.parametrize("beside", [{"check": False}, {"caching": False}])
+def test_nobody_knows_that_nothing_is_new_without_check_and_cache(beside: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="when_nothing_new='stop': expected repeat, or check and caching"):
+        from_mapping(CompileSettings, {"when_nothing_new": "stop", **beside}, "compile")
+
+
+def test_what_lies_at_a_place_is_known_by_names_sizes_and_times(tmp_path: Path) -> None:
+    def word(**values: Any) -> str:
+        return identify(Checked(values=values))
+
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "a.jsonl").write_text("{}")
+    place = {"sources": [{"uri": str(tmp_path / "shards")}], "work": str(tmp_path / "work"), "n": 3}
+    first = word(**place)
+    assert word(**{**place, "work": str(tmp_path / "other"), "n": 4}) == first, (
+        "the run's own place is no input"
+    )
+    (tmp_path / "shards" / "b.jsonl").write_text("{}")
+    second = word(**place)
+    os.utime(tmp_path / "shards" / "a.jsonl", ns=(1, 1))
+    assert len({first, second, word(**place)}) == 3
+    gone = {"sources": [{"uri": str(tmp_path / "gone")}]}
+    assert word(**gone) != word(**gone), "what cannot be looked at may be new"
