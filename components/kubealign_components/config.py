@@ -15,13 +15,16 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kubealign_components.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 Path = tuple[str | int, ...]
@@ -36,7 +39,7 @@ SHORTHAND = "SHORTHAND"
 
 _GATHERED: ContextVar[list[ConfigError] | None] = ContextVar("gathered", default=None)
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-_UNUSABLE: Any = object()
+_UNUSABLE = object()
 """In place of a value that could not be made."""
 
 
@@ -58,7 +61,7 @@ class Group:
 class Assembled:
     """Settings, and the arguments that they came from."""
 
-    values: dict[str, Any]
+    values: dict[str, object]
     """For :func:`from_mapping`."""
     origins: dict[Path, list[Path]]
     """For each setting the places in the arguments that give it, the one that counts last."""
@@ -81,9 +84,14 @@ class Problem:
     error: ConfigError
 
 
-def execution(default: Any) -> Any:
+def execution(default: T) -> T:
     """A dataclass field that says how to run, not what comes out; it stays out of the recipe."""
     return dataclasses.field(default=default, metadata={"execution": True})
+
+
+def takes_anything(hint: object) -> bool:
+    """Whether a setting annotated with ``hint`` is checked by who uses it, not here."""
+    return hint in (object, Any)
 
 
 def require(ok: bool, field: str, value: object, expected: str) -> None:
@@ -115,7 +123,7 @@ def did_you_mean(name: object, names: Collection[str]) -> str:
     return f"; did you mean {near}?" if near and near != name else ""
 
 
-def semantic_params(config: Any) -> dict[str, Any]:
+def semantic_params(config: DataclassInstance) -> dict[str, object]:
     """The settings of ``config`` that determine the rows, ready for canonical JSON."""
     return {
         field.name: _plain(getattr(config, field.name))
@@ -124,7 +132,7 @@ def semantic_params(config: Any) -> dict[str, Any]:
     }
 
 
-def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+def from_mapping(cls: type[T], values: Mapping[str, object], where: str) -> T:
     """Build the config ``cls`` from ``values``; unknown or ill-typed names are errors.
 
     JSON has no tuples and KFP turns integers into floats on the way through ``Collected``:
@@ -140,7 +148,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return config
 
 
-def check_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> tuple[T | None, list[Problem]]:
+def check_mapping(cls: type[T], values: Mapping[str, object], where: str) -> tuple[T | None, list[Problem]]:
     """The config ``cls`` of what is right in ``values``, or None, and everything that is wrong with them.
 
     What is refused is left out and the rest is looked at again: one mistake does not hide another.
@@ -152,7 +160,7 @@ def check_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> tuple[
         config = fitting.config(cls, values, ())
         fresh = [problem for problem in fitting.problems if problem.path not in left_out]
         if not fresh:
-            return (None if config is _UNUSABLE else config), list(problems.values())
+            return (config if isinstance(config, cls) else None), list(problems.values())
         for problem in fresh:
             if not any(_follows(problem.path, known) for known in left_out):
                 problems.setdefault(problem.path, problem)
@@ -161,7 +169,7 @@ def check_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> tuple[
         left_out |= {problem.path for problem in fresh}
 
 
-def assemble(cls: type, parameters: Mapping[str, Any]) -> Assembled:
+def assemble(cls: type, parameters: Mapping[str, object]) -> Assembled:
     """The settings of ``cls`` in what a component was called with.
 
     Arguments that are settings count first, those of a group next, and ``options`` last.
@@ -172,8 +180,7 @@ def assemble(cls: type, parameters: Mapping[str, Any]) -> Assembled:
     for name in _names(cls) & parameters.keys():
         if name not in groups and name not in taken:
             _put(made, (name,), parameters[name], (name,))
-    options = parameters.get(OPTIONS, {})
-    for name, value in options.items():
+    for name, value in _mapping(parameters.get(OPTIONS)).items():
         if name not in groups:
             _put(made, (name,), value, (OPTIONS, name))
     for name, group in groups.items():
@@ -181,7 +188,7 @@ def assemble(cls: type, parameters: Mapping[str, Any]) -> Assembled:
     return made
 
 
-def from_parameters(cls: type[T], parameters: Mapping[str, Any], where: str) -> T:
+def from_parameters(cls: type[T], parameters: Mapping[str, object], where: str) -> T:
     """Build the config ``cls`` from what a component was called with, as :func:`assemble` puts it together.
 
     Raises:
@@ -212,47 +219,59 @@ def _follows(path: Path, known: Path) -> bool:
     return path[:shared] == known[:shared]
 
 
-def _without(values: Any, path: Path) -> Any:
+def _without(values: Mapping[str, object], path: Path) -> Mapping[str, object]:
     """``values`` without what stands at ``path``; the items of a list keep their positions."""
     first, *rest = path
-    if isinstance(values, (list, tuple)) and isinstance(first, int):
-        return [_UNUSABLE if position == first else item for position, item in enumerate(values)]
-    if not isinstance(values, Mapping) or first not in values:
-        return values
     kept = {name: value for name, value in values.items() if name != first}
-    if rest and isinstance(values[first], (Mapping, list, tuple)):
-        kept[first] = _without(values[first], tuple(rest))
+    inner = values.get(str(first))
+    if rest and isinstance(inner, (Mapping, list, tuple)):
+        kept[str(first)] = _inner_without(inner, tuple(rest))
     return kept
+
+
+def _inner_without(values: Mapping[str, object] | Sequence[object], path: Path) -> object:
+    if isinstance(values, Mapping):
+        return _without(values, path) if path[0] in values else values
+    first = path[0]
+    if not isinstance(first, int):
+        return values
+    return [_UNUSABLE if position == first else item for position, item in enumerate(values)]
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _names(cls: type) -> set[str]:
     return {field.name for field in dataclasses.fields(cls)}
 
 
-def _put(made: Assembled, setting: Path, value: Any, origin: Path) -> None:
-    target: dict[str | int, Any] = made.values  # type: ignore[assignment]
+def _put(made: Assembled, setting: Path, value: object, origin: Path) -> None:
+    target = made.values
     for name in setting[:-1]:
-        target = target.setdefault(name, {})
-    target[setting[-1]] = value
+        inner = target.setdefault(str(name), {})
+        assert isinstance(inner, dict)
+        target = inner
+    target[str(setting[-1])] = value
     made.origins.setdefault(setting, []).append(origin)
 
 
-def _put_group(made: Assembled, name: str, group: Group, parameters: Mapping[str, Any]) -> None:
+def _put_group(made: Assembled, name: str, group: Group, parameters: Mapping[str, object]) -> None:
     for argument, setting in group.arguments.items():
         if argument in parameters:
             _put(made, (name, setting), parameters[argument], (argument,))
     for place in group.options:
         path = tuple(place.split("."))
-        found: Any = parameters
+        found: object = parameters
         for part in path:
-            found = found.get(part, {}) if isinstance(found, Mapping) else {}
+            found = _mapping(found).get(part, {})
         if not isinstance(found, Mapping):
             made.origins[name,] = [path]
             made.values[name] = found
             return
         for setting, value in found.items():
             _put(made, (name, setting), value, (*path, setting))
-    if group.keys and not any(made.values.get(name, {}).get(key) for key in group.keys):
+    if group.keys and not any(_mapping(made.values.get(name)).get(key) for key in group.keys):
         made.values.pop(name, None)
 
 
@@ -272,7 +291,7 @@ def _gathering() -> Iterator[list[ConfigError]]:
         _GATHERED.reset(token)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return semantic_params(value)
     if isinstance(value, Mapping):
@@ -293,7 +312,7 @@ class _Fitting:
         self.where = where
         self.problems: list[Problem] = []
 
-    def config(self, cls: type, values: Mapping[str, Any], path: Path) -> Any:
+    def config(self, cls: type, values: Mapping[str, object], path: Path) -> object:
         """An instance of the dataclass ``cls``."""
         before = len(self.problems)
         fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -321,10 +340,10 @@ class _Fitting:
             f"; did you mean {near}?" if near else f": one of {names}"
         )
 
-    def value(self, hint: Any, value: Any, path: Path) -> Any:
+    def value(self, hint: object, value: object, path: Path) -> object:
         """``value`` as the annotated type ``hint``."""
         origin = typing.get_origin(hint)
-        if hint is Any:
+        if takes_anything(hint):
             return value
         if origin in (types.UnionType, typing.Union):
             return self._union(hint, value, path)
@@ -343,7 +362,7 @@ class _Fitting:
             return self._nested(hint, value, path)
         return self._scalar(hint, value, path)
 
-    def _nested(self, cls: type, value: Any, path: Path) -> Any:
+    def _nested(self, cls: type, value: object, path: Path) -> object:
         if isinstance(value, cls):
             return value
         if isinstance(value, str) and hasattr(cls, SHORTHAND):
@@ -352,14 +371,14 @@ class _Fitting:
             return self._refuse(path, value, "a mapping of settings")
         return self.config(cls, value, path)
 
-    def _built(self, cls: type, fitted: Mapping[str, Any], path: Path) -> Any:
+    def _built(self, cls: type, fitted: Mapping[str, object], path: Path) -> object:
         config = _UNUSABLE
         with _gathering() as refused:
             config = cls(**fitted)
         self.problems += [Problem(_below(path, error.field), error) for error in refused]
         return _UNUSABLE if refused else config
 
-    def _union(self, hint: Any, value: Any, path: Path) -> Any:
+    def _union(self, hint: object, value: object, path: Path) -> object:
         options = [option for option in typing.get_args(hint) if option is not type(None)]
         if value is None and len(options) < len(typing.get_args(hint)):
             return None
@@ -373,16 +392,17 @@ class _Fitting:
         self.problems += attempt.problems
         return _UNUSABLE
 
-    def _scalar(self, hint: Any, value: Any, path: Path) -> Any:
+    def _scalar(self, hint: object, value: object, path: Path) -> object:
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if hint is int and isinstance(value, float) and value.is_integer():
             return int(value)
+        assert isinstance(hint, type)
         if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
             return value
         return self._refuse(path, value, _WORDS.get(hint, f"a value of type {hint.__name__}"))
 
-    def _refuse(self, path: Path, value: Any, expected: str) -> Any:
+    def _refuse(self, path: Path, value: object, expected: str) -> object:
         self.problems.append(Problem(path, ConfigError(self._text(path), value, expected)))
         return _UNUSABLE
 

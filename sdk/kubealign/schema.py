@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 from kubealign.runfile import RUNNERS, LocalSettings
-from kubealign_components.config import SHORTHAND
+from kubealign_components.config import SHORTHAND, takes_anything
 from kubealign_pipelines import PIPELINES, build, rules
 from kubealign_pipelines.checking.describe import (
     Setting,
@@ -124,7 +124,7 @@ def _of_hint(hint: Any, choices: Sequence[str] = ()) -> Schema:
         return options[0] if len(options) == 1 else {"anyOf": options}
     if origin is tuple:
         return {"type": "array", "items": _of_hint(args[0], choices)}
-    if hint is Any:
+    if takes_anything(hint):
         return {}
     if origin is not None:
         return {"type": "object", "additionalProperties": _of_hint(args[1])}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from kubealign_components.config import GROUPS, OPTIONS, Group, Path, check_mapping
+from kubealign_components.config import GROUPS, OPTIONS, Group, Path, check_mapping, takes_anything
 from kubealign_components.stages import config_class
 from kubealign_pipelines.checking.findings import PARAMETERS
 from kubealign_pipelines.graph import Graph, Task
@@ -79,7 +79,7 @@ def type_words(hint: Any) -> str:
     if origin is tuple:
         return f"list of {type_words(args[0])}"
     if origin is not None:
-        return "mapping" if args[1] is Any else f"mapping to {type_words(args[1])}"
+        return "mapping" if takes_anything(args[1]) else f"mapping to {type_words(args[1])}"
     if dataclasses.is_dataclass(hint):
         return "mapping"
     return _WORDS.get(hint, "anything")
