@@ -48,7 +48,7 @@ def local_copy(artifact: Any) -> str:
     return str(artifact.path) if Path(artifact.path).exists() else str(artifact.uri)
 
 
-def open_model(artifact: Any, *, here: bool = True) -> Dataset:
+def open_model(artifact: object, *, here: bool = True) -> Dataset:
     """The model of an input artifact; its files are read from the launcher's copy of them.
 
     Args:
@@ -89,7 +89,7 @@ def write_manifest(artifact: Any, model: Any) -> None:
     write_page(artifact, Dataset.open(model.uri).manifest.to_json())
 
 
-def describe(manifest: Manifest) -> dict[str, Any]:
+def describe(manifest: Manifest) -> dict[str, object]:
     """The metadata that the Kubeflow UI shows and sorts by; it calls the artifact by ``display_name``."""
     return {
         "display_name": manifest.slug,

@@ -34,7 +34,7 @@ class Source:
     """Where a component's argument comes from: a pipeline parameter, a constant, or another task."""
 
     parameter: str | None = None
-    constant: Any = None
+    constant: object = None
     produced: bool = False
     """Whether it is known only when another task has run."""
 
@@ -86,7 +86,7 @@ class Graph:
         """All that a run file may set, in whatever shape of the pipeline."""
         return list((self.parameters | self.others | self.choices).values())
 
-    def given(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def given(self, values: Mapping[str, object]) -> dict[str, object]:
         """Those of ``values`` that a run of this graph takes: a run file may have more, for other shapes."""
         return {name: value for name, value in values.items() if name in self.parameters}
 

@@ -78,7 +78,7 @@ class StageResources:
     nodes: int | None = None
     """Pods that train together, each with all of the above; more than one are a TrainJob, which a pod
     without accelerators starts and watches."""
-    train_job: Mapping[str, Any] = field(default_factory=dict)
+    train_job: Mapping[str, object] = field(default_factory=dict)
     """Settings of the TrainJob: runtime, runtime_kind, queue_timeout, run_timeout."""
 
     def __post_init__(self) -> None:
@@ -281,7 +281,7 @@ class Placement:
         self.settings = settings
         self._check: dsl.PipelineTask | None = None
 
-    def title(self, component: Any, about: str = "") -> str:
+    def title(self, component: object, about: str = "") -> str:
         """How the UI shows a task of ``component``; ``about`` tells tasks of one stage apart."""
         return f"{_stage(component).replace('_', ' ')} {about}".rstrip()
 
@@ -378,7 +378,7 @@ def _named(component: Any, title: str) -> Any:
     return named
 
 
-def _nodes(stage: str, wanted: StageResources) -> dict[str, Any]:
+def _nodes(stage: str, wanted: StageResources) -> dict[str, object]:
     """Arguments of the component of ``stage`` that say on how many nodes it runs, and how."""
     if stage not in TRAINING or (wanted.nodes or 1) == 1:
         return {}
@@ -437,7 +437,7 @@ def _pod(task: Any, wanted: StageResources) -> None:
         kubernetes.set_timeout(task, wanted.timeout)
 
 
-def _admit(task: Any, settings: CompileSettings) -> None:
+def _admit(task: object, settings: CompileSettings) -> None:
     """What the restricted pod security standard asks of a pod, and its registry; KFP sets the rest of it."""
     # The user is the image's own, or the one that an OpenShift namespace gives it.
     kubernetes.set_security_context(task, run_as_non_root=True)

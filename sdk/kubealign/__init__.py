@@ -9,7 +9,7 @@ print(results.model, results.evaluation)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kubealign.errors import RunFailed
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import on first use: the command line shows its help without loading Kubeflow Pipelines."""
     import importlib
 

@@ -67,7 +67,7 @@ def ancestors(manifest: Manifest) -> Iterator[Ancestor]:
             pending += found.parents
 
 
-def lineage_json(dataset: Dataset) -> dict[str, Any]:
+def lineage_json(dataset: Dataset) -> dict[str, object]:
     """The whole story as plain JSON values."""
     story = to_json(dataset.manifest)
     return {"uri": dataset.uri, **story, "ancestors": [asdict(a) for a in ancestors(dataset.manifest)]}
@@ -113,7 +113,7 @@ def _settings(values: Any) -> str:
     return ", ".join(f"{name} {_short(value)}" for name, value in describe(values))
 
 
-def _identity(value: Any) -> str:
+def _identity(value: object) -> str:
     """Digests to twelve digits and names in full; one that has both as name and digest."""
     if not isinstance(value, Mapping):
         text = str(value)

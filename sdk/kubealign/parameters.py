@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from kubealign_pipelines.checking.findings import require_usable
 from kubealign_pipelines.checking.stages import check_stages
 from kubealign_pipelines.graph import Graph
 
 
-def check_parameters(graph: Graph, values: Mapping[str, Any], *, complete: bool = True) -> dict[str, Any]:
+def check_parameters(
+    graph: Graph, values: Mapping[str, object], *, complete: bool = True
+) -> dict[str, object]:
     """All parameters of ``graph`` with ``values`` over the defaults, checked against every stage.
 
     Args:

@@ -19,7 +19,7 @@ _FUNCTIONS = ("reward_functions",)
 _SOURCES = "sources"
 
 
-def beside(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def beside(content: Mapping[str, object], folder: Path) -> dict[str, object]:
     """``content`` of a run file in ``folder``, with the relative paths of its parameters made absolute."""
     parameters = content.get("parameters")
     if not isinstance(parameters, Mapping):
@@ -27,7 +27,7 @@ def beside(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {**content, "parameters": {k: _beside(str(k), v, folder) for k, v in parameters.items()}}
 
 
-def send_code(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def send_code(parameters: Mapping[str, object]) -> dict[str, object]:
     """``parameters`` with reward functions of files on this machine published in the work prefix.
 
     What is published is named by the digest of its content.
@@ -43,7 +43,7 @@ def send_code(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return sent
 
 
-def _beside(name: str, value: Any, folder: Path) -> Any:
+def _beside(name: str, value: object, folder: Path) -> object:
     if name in _NEW_PLACES:
         return _absolute(value, folder, always=True)
     if name in _PLACES:
@@ -55,7 +55,7 @@ def _beside(name: str, value: Any, folder: Path) -> Any:
     return value
 
 
-def _absolute(value: Any, folder: Path, *, always: bool = False) -> Any:
+def _absolute(value: object, folder: Path, *, always: bool = False) -> object:
     """``value`` below ``folder``, if it is a relative path that is meant to be one."""
     if not isinstance(value, str) or not value or "://" in value or value.startswith("~"):
         return value
@@ -66,15 +66,15 @@ def _absolute(value: Any, folder: Path, *, always: bool = False) -> Any:
     return str((folder / path).resolve()) if meant else value
 
 
-def _own_function(function: Any, folder: Path) -> Any:
-    def placed(text: Any) -> Any:
+def _own_function(function: object, folder: Path) -> object:
+    def placed(text: object) -> object:
         file, colon, name = str(text).rpartition(":")
         return f"{_absolute(file, folder, always=True)}:{name}" if colon and file.endswith(".py") else text
 
     return placed(function) if isinstance(function, str) else _with(function, "function", placed)
 
 
-def _with(mapping: Any, key: str, change: Callable[[Any], Any]) -> Any:
+def _with(mapping: object, key: str, change: Callable[[object], object]) -> object:
     if not isinstance(mapping, Mapping) or key not in mapping:
         return mapping
     return {**mapping, key: change(mapping[key])}

@@ -41,7 +41,7 @@ class LocalSettings:
 
     runner: str = "process"
     """What a task runs in: "process", here and now, or "docker", a container of its image."""
-    container: Mapping[str, Any] = field(default_factory=dict)
+    container: Mapping[str, object] = field(default_factory=dict)
     """Arguments of docker's ``containers.run`` for the containers, such as network_mode."""
     parallelism: int = 1
     """Chunks of a fan-out that run at once; KFP's local runner takes 2 at most."""
@@ -196,7 +196,7 @@ def _whole(path: Path, expected: str) -> Finding:
     return Finding(path=("run file",), value=str(path), expected=expected, mark=Mark(str(path), 1, 1))
 
 
-def _of_problem(problem: config.Problem, values: Any) -> Finding:
+def _of_problem(problem: config.Problem, values: object) -> Finding:
     """The finding of a section or setting; a name that is refused is pointed at itself."""
     path, refused = problem.path, problem.error.value
     for name in path:
@@ -227,7 +227,7 @@ def _assigned(document: Document, values: Any, assignment: str) -> Any:
     return values
 
 
-def _assignment(assignment: str) -> tuple[config.Path, Any]:
+def _assignment(assignment: str) -> tuple[config.Path, object]:
     """Names and value of ``name.key=value``."""
     name, equals, text = assignment.partition("=")
     require(bool(name and equals), SET, assignment, "name=value")

@@ -150,7 +150,7 @@ def _closed(properties: Mapping[str, Schema]) -> Schema:
     return {"type": "object", "additionalProperties": False, "properties": dict(properties)}
 
 
-def _plain(value: Any) -> bool:
+def _plain(value: object) -> bool:
     try:
         json.dumps(value)
     except TypeError:

@@ -104,7 +104,7 @@ def run(config: CleanPmpConfig, *, output: str) -> Stats:
 
 
 def _entries(
-    config: CleanPmpConfig, source: PmpSource, reader: SourceReader, number: int, stats: Stats, bar: Any
+    config: CleanPmpConfig, source: PmpSource, reader: SourceReader, number: int, stats: Stats, bar: object
 ) -> Iterator[Entry]:
     def read(raw: object) -> Row:
         return read_pair(

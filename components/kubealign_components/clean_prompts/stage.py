@@ -113,7 +113,7 @@ def run(config: CleanPromptsConfig, *, output: str) -> Stats:
     return stats
 
 
-def _read(reader: SourceReader, number: int, trees: Trees, stats: Stats, bar: Any) -> None:
+def _read(reader: SourceReader, number: int, trees: Trees, stats: Stats, bar: object) -> None:
     """Take the messages of one source in; what does not make a tree is counted."""
     seen = Stats()
     reader.format = "trees"

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from kubealign_components.data.sources.values import Malformed, name_of, truth_of
 from kubealign_components.errors import StoreError
@@ -77,7 +76,7 @@ def read_messages(row: object) -> list[TreeMessage]:
     return found
 
 
-def _parent(value: Mapping[str, Any]) -> str | None:
+def _parent(value: Mapping[str, object]) -> str | None:
     parent = value.get("parent_id")
     if parent is None or parent == "":
         return None
@@ -86,7 +85,7 @@ def _parent(value: Mapping[str, Any]) -> str | None:
     return parent
 
 
-def _message(value: Mapping[str, Any], parent: str | None) -> TreeMessage:
+def _message(value: Mapping[str, object], parent: str | None) -> TreeMessage:
     name, text = name_of(value.get("message_id")), value.get("text")
     if name is None:
         raise Malformed("no_message_id")

@@ -58,7 +58,7 @@ class Chunk:
     work: str
     """URI of the work prefix."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain JSON values."""
         return asdict(self)
 

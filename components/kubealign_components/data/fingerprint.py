@@ -26,17 +26,17 @@ Step = dict[str, Any]
 Recipe = dict[str, Step]
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: object) -> str:
     """JSON with sorted keys and no spaces; NaN and infinities are refused (ValueError)."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def source_json(value: Any) -> str:
+def source_json(value: object) -> str:
     """JSON as :func:`canonical_json`, keys in the order of ``value``: for what is kept, not hashed."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """SHA-256 (64 hex digits) of the canonical JSON of ``value``."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
@@ -78,10 +78,10 @@ class Provenance:
 def derive(
     stage: str,
     version: int,
-    params: Mapping[str, Any],
+    params: Mapping[str, object],
     *,
     inputs: Mapping[str, Dataset] | None = None,
-    models: Mapping[str, Any] | None = None,
+    models: Mapping[str, object] | None = None,
     identity: Mapping[str, str] | None = None,
     slug: Sequence[str] = (),
 ) -> Provenance:

@@ -62,7 +62,7 @@ def steps_of(fingerprint: str, recipe: Recipe) -> list[LineageStep]:
     return sorted(found.values(), key=lambda step: step.level)
 
 
-def to_json(manifest: Manifest) -> dict[str, Any]:
+def to_json(manifest: Manifest) -> dict[str, object]:
     """The story as plain JSON values."""
     return {
         "fingerprint": manifest.fingerprint,
@@ -90,7 +90,7 @@ def to_html(manifest: Manifest) -> str:
     )
 
 
-def describe(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def describe(values: Mapping[str, object]) -> list[tuple[str, str]]:
     """Names and readable values, in name order; nested values as compact JSON."""
     return [
         (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
@@ -157,7 +157,7 @@ def _details(step: LineageStep) -> str:
     )
 
 
-def _model_name(identity: Any) -> str:
+def _model_name(identity: object) -> str:
     return str(identity.get("name", "")) if isinstance(identity, Mapping) else str(identity)
 
 

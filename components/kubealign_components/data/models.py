@@ -61,7 +61,7 @@ class ModelFiles:
         settings.pop("base_model_name_or_path", None)
         return self._found({"config": settings, "files": self._digests(self.weights())})
 
-    def _found(self, content: Mapping[str, Any]) -> dict[str, str]:
+    def _found(self, content: Mapping[str, object]) -> dict[str, str]:
         """The digest of ``content``, whose place manifests will name."""
         revision = self.path.name if self.path.parent.name == "snapshots" else ""
         identity = {"digest": digest(content)}

@@ -26,7 +26,7 @@ def found(digest: str, uri: str, revision: str = "") -> None:
     _FOUND[digest] = {"uri": uri} | ({"revision": revision} if revision else {})
 
 
-def origin_of(step: Mapping[str, Any]) -> Origin:
+def origin_of(step: Mapping[str, object]) -> Origin:
     """Where what ``step`` names was found by this process, and the versions of what it runs with."""
     named = {text: _FOUND[text] for text in _texts(step) if text in _FOUND}
     return {"places": named, "versions": _versions()}
@@ -48,7 +48,7 @@ def _versions() -> dict[str, str]:
     return versions | {name: text for name, text in found_here.items() if text is not None}
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

@@ -75,7 +75,7 @@ def load_checkpoint(
     return model, missing & {*optional}
 
 
-def load_config(path: Path) -> Any:
+def load_config(path: Path) -> object:
     """The config of the model in the directory ``path``.
 
     Raises:

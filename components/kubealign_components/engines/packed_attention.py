@@ -98,7 +98,7 @@ def segment_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **options: Any,
+    **options: object,
 ) -> tuple[Tensor, None]:
     """Attention of each segment by itself; gives (1, T, N, D) as transformers expects.
 
@@ -145,7 +145,7 @@ def _continued(tensor_1NTD: Tensor, start: int, end: int, first: int, stop: int)
     return prompt.contiguous()
 
 
-def _problem(model: Any, config: Any) -> str:
+def _problem(model: object, config: object) -> str:
     """Why ``model`` cannot be packed; empty when nothing is known against it."""
     if getattr(config, "attn_logit_softcapping", None):
         return "it soft-caps its attention scores"

@@ -173,7 +173,7 @@ def prepare(model: Any) -> Any:
     return model
 
 
-def summed_logprobs(model: Any, batch: PackedBatch, names: Sequence[str] = ()) -> Tensor:
+def summed_logprobs(model: object, batch: PackedBatch, names: Sequence[str] = ()) -> Tensor:
     """(K,) fp32: for each completion the sum of log p(token | what precedes it), in nats.
 
     Differentiable. The head runs on the predicting positions alone, see :meth:`Head.logprobs`.

@@ -104,7 +104,7 @@ class RewardSpec:
         return "_".join([*names, *(f.name for f in self.functions)])
 
 
-def reward_params(spec: RewardSpec) -> dict[str, Any]:
+def reward_params(spec: RewardSpec) -> dict[str, object]:
     """The settings of ``spec`` that determine rewards; which model and which principles these are, the
     identity of the :class:`Rewarder` tells."""
     places = ["model", "model_revision", "principles", "principle_names"]
@@ -114,7 +114,7 @@ def reward_params(spec: RewardSpec) -> dict[str, Any]:
     return params | {"functions": function_params(spec.functions)}
 
 
-def function_params(functions: Sequence[RewardFunctionSpec]) -> list[dict[str, Any]]:
+def function_params(functions: Sequence[RewardFunctionSpec]) -> list[dict[str, object]]:
     """The settings of ``functions`` for a recipe, under names that tell no place."""
     return [semantic_params(f) | {"function": f.recipe_name} for f in functions]
 
@@ -173,14 +173,14 @@ class Rewarder:
         )
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What the functions are, and digests of the model's weights, tokenizer and template, and of the
         statements of the principles.
 
         Weights and settings of the functions are settings of the spec, and not repeated here.
         """
         functions = {f.spec.recipe_name: f.identity for f in self._functions}
-        identity: dict[str, Any] = {"functions": functions}
+        identity: dict[str, object] = {"functions": functions}
         if self._files:
             identity["model"] = _model_identity(self._files)
         if self.principles is not None:
@@ -297,7 +297,7 @@ def flatten_text(completion: Sequence[Message]) -> str:
     return "\n\n".join(text for text in own if text)
 
 
-def flatten_chat(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> list[Message]:
+def flatten_chat(messages: Sequence[Message], tools: Sequence[Mapping[str, object]] | None) -> list[Message]:
     """``messages`` as plain system, user and assistant turns with text contents.
 
     Reward models are trained on plain chats: a tool's output becomes a user turn, tool calls become
@@ -333,7 +333,7 @@ def _content(message: Message) -> str:
     return "\n".join([*([content] if content else []), *calls])
 
 
-def _part(part: Mapping[str, Any]) -> str:
+def _part(part: Mapping[str, object]) -> str:
     text = part.get("text", part.get("content"))
     return text if isinstance(text, str) else canonical_json(part)
 

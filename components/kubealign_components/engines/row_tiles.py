@@ -56,11 +56,11 @@ class RowTiles(TorchFunctionMode):
     entered = 0
     """How many of these contexts are open."""
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> object:
         RowTiles.entered += 1
         return super().__enter__()
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         RowTiles.entered -= 1
         super().__exit__(*error)
 
@@ -79,7 +79,7 @@ class RowTiles(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def checkpoint_contexts() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
     """For activation checkpoints: forward as it is called, and recomputed in tiles where it was in tiles."""
     return nullcontext(), RowTiles() if RowTiles.entered else nullcontext()
 
@@ -104,7 +104,7 @@ def tiled_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return result_MO.reshape(*input.shape[:-1], weight.shape[0])
 
 
-def _in_pieces(func: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _in_pieces(func: Callable[..., Tensor], input: Tensor, *args: object, **kwargs: object) -> Tensor:
     flat = input.reshape(-1)
     filled = pad(flat, (0, -len(flat) % _PIECE))
     parts = [func(piece, *args, **kwargs) for piece in filled.split(_PIECE)]

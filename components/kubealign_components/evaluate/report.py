@@ -119,7 +119,7 @@ def _difference(reward: float | None) -> str:
     return "" if reward is None else f"<p>Difference of the mean rewards of this prompt: {reward:+.4f}</p>"
 
 
-def _facts(completion: Mapping[str, Any]) -> str:
+def _facts(completion: Mapping[str, object]) -> str:
     reward = "" if completion["reward"] is None else f"reward {completion['reward']:.4f}, "
     return f"{reward}{completion['num_tokens']} tokens, {completion['finish_reason']}"
 

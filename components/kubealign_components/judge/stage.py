@@ -132,7 +132,7 @@ def _pairs(row: Row, places: Sequence[tuple[int, int]]) -> Iterator[Pair]:
         yield Pair(messages, _text(row["completions"][one]), _text(row["completions"][two]))
 
 
-def _judgement(first: int, second: int, judgement: Judgement) -> dict[str, Any]:
+def _judgement(first: int, second: int, judgement: Judgement) -> dict[str, object]:
     return {
         "first": first,
         "second": second,

@@ -122,7 +122,7 @@ def run(config: LogprobsConfig, *, chunk: Chunk) -> Part:
         stage.close()
 
 
-def _params(config: LogprobsConfig) -> dict[str, Any]:
+def _params(config: LogprobsConfig) -> dict[str, object]:
     """The settings that rows depend on, but for models and precision, which stand in the recipe resolved."""
     elsewhere = {"policy", "revision", "reference", "reference_revision", "dtype", "adapter"}
     if config.source == "scorer":

@@ -237,7 +237,7 @@ class _Source:
     last_key: int
     """Examples whose sampling key is at most this one stay."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The form that the manifest keeps."""
         return {"weight": self.weight, "before": self.before, "after": self.after}
 

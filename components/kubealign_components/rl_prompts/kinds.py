@@ -41,14 +41,14 @@ class Question:
 class Kind:
     """How to read a kind of source."""
 
-    read: Callable[[Mapping[str, Any], Reading], Question]
+    read: Callable[[Mapping[str, object], Reading], Question]
     question_type: str = GENERAL
     buckets: tuple[str, ...] = ("",)
     max_per_bucket: int = 0
     """Most prompts of each bucket when the source does not say; 0 for all."""
 
 
-def openorca(row: Mapping[str, Any], reading: Reading) -> Question:  # noqa: ARG001
+def openorca(row: Mapping[str, object], reading: Reading) -> Question:  # noqa: ARG001
     """``question`` and ``id``, which begins with the collection that the question comes from.
 
     Raises:
@@ -65,7 +65,7 @@ def openorca(row: Mapping[str, Any], reading: Reading) -> Question:  # noqa: ARG
     return Question(messages=_user(text), bucket=bucket, metadata={"bucket": bucket})
 
 
-def sharegpt(row: Mapping[str, Any], reading: Reading) -> Question:
+def sharegpt(row: Mapping[str, object], reading: Reading) -> Question:
     """The first turn of a conversation of at least two, when a human has it; cleaned.
 
     Raises:
@@ -92,7 +92,7 @@ def sharegpt(row: Mapping[str, Any], reading: Reading) -> Question:
     return Question(messages=_user(text))
 
 
-def dolly(row: Mapping[str, Any], reading: Reading) -> Question:  # noqa: ARG001
+def dolly(row: Mapping[str, object], reading: Reading) -> Question:  # noqa: ARG001
     """``instruction`` of the categories that need no context.
 
     Raises:
@@ -124,7 +124,7 @@ def math(row: Mapping[str, Any], reading: Reading) -> Question:  # noqa: ARG001
     return Question(messages=_user(text), answers=answers_of(answer), metadata=metadata)
 
 
-def any_prompt(row: Mapping[str, Any], reading: Reading) -> Question:
+def any_prompt(row: Mapping[str, object], reading: Reading) -> Question:
     """The prompt of a row of any format that ``import_prompts`` reads; its completions are left.
 
     Raises:

@@ -200,7 +200,7 @@ class SampleStage:
         )
 
 
-def _result(sampled: Sampled, template: ChatTemplate) -> dict[str, Any]:
+def _result(sampled: Sampled, template: ChatTemplate) -> dict[str, object]:
     return {
         "token_ids": sampled.token_ids,
         "text": template.decode(sampled.token_ids),

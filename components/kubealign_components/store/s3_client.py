@@ -47,7 +47,7 @@ def client(uri: str) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _new_client(address: str | None, *_: object) -> Any:
+def _new_client(address: str | None, *_: object) -> object:
     # A server of one's own seldom has a DNS name for each bucket.
     style = "path" if address else "auto"
     config = Config(

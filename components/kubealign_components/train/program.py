@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -73,7 +72,7 @@ def train(run: Run[TrainConfig]) -> Trained | None:
     return Trained(steps=steps, stats=_summary(training, steps), extra=extra)
 
 
-def _save(run: Run[TrainConfig], policy: Any, source: Path, state: Mapping[str, Any] | None) -> None:
+def _save(run: Run[TrainConfig], policy: object, source: Path, state: Mapping[str, object] | None) -> None:
     config = run.config
     save_policy(
         policy,

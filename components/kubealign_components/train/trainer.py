@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -230,7 +229,9 @@ class _InitialDrift(TrainerCallback):
         self.limit = limit
         self.hint = hint
 
-    def on_pre_optimizer_step(self, _: TrainingArguments, state: TrainerState, *__: Any, **___: Any) -> None:
+    def on_pre_optimizer_step(
+        self, _: TrainingArguments, state: TrainerState, *__: object, **___: object
+    ) -> None:
         """Called with the gradients of the step complete and nothing updated."""
         if state.global_step:
             return

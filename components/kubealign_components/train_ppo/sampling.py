@@ -112,7 +112,7 @@ class TransformersSampler:
         if batch:
             yield batch
 
-    def _decode(self, policy: Any, turns: Sequence[Turn]) -> list[Sample]:
+    def _decode(self, policy: object, turns: Sequence[Turn]) -> list[Sample]:
         try:
             with torch.no_grad():
                 return self._sampled(policy, turns)

@@ -78,7 +78,7 @@ def samples(
     known = {q.prompt_id: q for q in (*questions.train, *questions.held_out)}
     pairs = [(a, b) for a, b in zip(before, after, strict=True) if a is not None and b is not None]
 
-    def told(rollout: Rollout) -> dict[str, Any]:
+    def told(rollout: Rollout) -> dict[str, object]:
         return {
             "text": rollout.text[:_CLIP],
             "score": rollout.score,

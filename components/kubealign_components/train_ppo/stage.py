@@ -7,7 +7,7 @@ run goes on from its last checkpoint; a finished one is kept.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.config import semantic_params
 from kubealign_components.data.chat import ChatTemplate, stored_settings
@@ -130,7 +130,7 @@ def _provenance(
     params["dtype"] = resolved_dtype(config.dtype)
     params["save_dtype"] = str(saved_dtype(config.save_dtype, models.policy.path)).removeprefix("torch.")
     template = ChatTemplate(models.policy, stored_settings(prompts))
-    used: dict[str, Any] = {"policy": models.policy.identity() | template.identity}
+    used: dict[str, object] = {"policy": models.policy.identity() | template.identity}
     if models.adapter:
         used["policy_adapter"] = models.adapter.adapter_identity()
     if config.functions:

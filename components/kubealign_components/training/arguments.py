@@ -18,7 +18,7 @@ from kubealign_components.training.processes import TIMEOUT
 from kubealign_components.training.trackers import trackers
 
 
-def strategy_settings(strategy: str) -> dict[str, Any]:
+def strategy_settings(strategy: str) -> dict[str, object]:
     """The ready settings of a sharding strategy (fsdp2, zero1, zero2, zero3), from ``configs/``."""
     text = files("kubealign_components.training.configs").joinpath(f"{strategy}.json").read_text()
     settings: dict[str, Any] = json.loads(text)
@@ -72,7 +72,7 @@ def training_arguments(config: TrainerConfig, folder: Path, *, universal: bool =
     return arguments
 
 
-def _sharding(config: TrainerConfig, universal: bool) -> dict[str, Any]:
+def _sharding(config: TrainerConfig, universal: bool) -> dict[str, object]:
     if config.strategy == "none":
         return {"ddp_find_unused_parameters": False}
     settings = strategy_settings(config.strategy)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
@@ -72,7 +72,7 @@ class Where:
 
 def run_somewhere(
     here: Callable[[], None],
-    job: Mapping[str, Any],
+    job: Mapping[str, object],
     place: str,
     *,
     where: Where,
@@ -104,7 +104,7 @@ def run_somewhere(
         launch(job, folder, LocalProcesses(count, folder))
 
 
-def launch(job: Mapping[str, Any], folder: str, launcher: Launcher) -> None:
+def launch(job: Mapping[str, object], folder: str, launcher: Launcher) -> None:
     """Run ``job`` in the processes that ``launcher`` runs.
 
     Args:
@@ -173,7 +173,7 @@ def _leave(error: KubeAlignError, folder: str) -> None:
         store_for(uri).publish(uri, report)
 
 
-def _arguments(error: KubeAlignError) -> list[Any]:
+def _arguments(error: KubeAlignError) -> list[object]:
     """What makes ``error`` anew, as JSON values."""
     if not isinstance(error, ConfigError):
         return [str(error)]

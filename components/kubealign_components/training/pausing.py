@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -63,7 +62,7 @@ class PauseTrainer(TrainerCallback):
         self._pauses = pauses
 
     def on_step_end(
-        self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any
+        self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: object
     ) -> None:
         """Called on every process after each optimiser step."""
         control.should_save = self._pauses.after(state.global_step)

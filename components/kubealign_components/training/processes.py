@@ -129,7 +129,7 @@ def joined() -> Iterator[Processes]:
             shutil.rmtree(own, ignore_errors=True)
 
 
-def _group() -> dict[str, Any]:
+def _group() -> dict[str, object]:
     """How the process group is made: over a file on one machine, else as torchrun's variables say."""
     if "WORLD_SIZE" not in os.environ:
         return {}

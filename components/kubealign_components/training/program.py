@@ -40,7 +40,7 @@ class Job:
     """URIs of its inputs by name; one that the run does without is left out."""
     output: str
     """URI of the model to make."""
-    provenance: dict[str, Any]
+    provenance: dict[str, object]
     """Of that model."""
     checkpoints: str = ""
     """URI of this run's checkpoints; empty for none."""
@@ -139,7 +139,7 @@ def run_program(program: Program[C], job: Job) -> None:
             publish_model(run.folder, job.output, job.provenance, trained.steps, trained.stats, trained.extra)
 
 
-def run_process(uri: str, programs: Mapping[str, Callable[[], Program[Any]]]) -> int:
+def run_process(uri: str, programs: Mapping[str, Callable[[], Program[object]]]) -> int:
     """Run the job at ``uri`` in this process, one of its run; gives its exit code.
 
     Args:

@@ -20,10 +20,10 @@ from kubealign_components.store import join, store_for
 def publish_model(
     folder: Path,
     output: str,
-    provenance: Mapping[str, Any],
-    steps: Sequence[tuple[int, Mapping[str, Any]]],
+    provenance: Mapping[str, object],
+    steps: Sequence[tuple[int, Mapping[str, object]]],
     stats: Stats,
-    extra: Mapping[str, Any],
+    extra: Mapping[str, object],
 ) -> None:
     """Publish a trained model: its files, then its log as rows, then the manifest that makes it one.
 

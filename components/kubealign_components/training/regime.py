@@ -6,7 +6,6 @@ No torch here: settings and recipes are compared before anything is loaded.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from kubealign_components.data.fingerprint import Recipe, Step
 
@@ -29,7 +28,7 @@ def weights_dtype(adapter: str, dtype: str) -> str:
     return {"none": "float32", "lora": dtype, "qlora": "nf4"}[adapter]
 
 
-def numbers_of(train_options: Mapping[str, Any]) -> dict[str, Any]:
+def numbers_of(train_options: Mapping[str, object]) -> dict[str, object]:
     """Those of the settings of ``train`` by which ``logprobs`` scores as it will train."""
     return {name: train_options[name] for name in ("dtype", "adapter") if name in train_options}
 
@@ -61,6 +60,6 @@ def nearest_steps(stage: str, fingerprint: str, recipe: Recipe) -> Iterator[Step
             waiting += step["inputs"].values()
 
 
-def differences(ours: Regime, theirs: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+def differences(ours: Regime, theirs: Mapping[str, object]) -> dict[str, tuple[str, object]]:
     """What is not the same, by name: ours and theirs."""
     return {name: (value, theirs.get(name)) for name, value in ours.items() if theirs.get(name) != value}

@@ -50,10 +50,10 @@ def rehearse_saving(
     source: Path,
     *,
     merge_adapter: bool = True,
-    kind: Any = AutoModelForCausalLM,
-    targets: Callable[[Any], Sequence[str]] = lambda _: (),
+    kind: object = AutoModelForCausalLM,
+    targets: Callable[[object], Sequence[str]] = lambda _: (),
     task: str | None = "CAUSAL_LM",
-    **options: Any,
+    **options: object,
 ) -> None:
     """Save a stand-in of the model that training will make of ``source``, and load it again.
 

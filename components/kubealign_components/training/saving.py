@@ -272,5 +272,5 @@ def _in_dtype(settings: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return settings if {"dtype", "torch_dtype"} & settings.keys() else settings | {"dtype": name}
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -70,7 +69,7 @@ def shards_of(folder: Path, ranks: Collection[int], count: int) -> list[str]:
     return sorted(needed)
 
 
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, object]:
     weights, state = get_state_dict(model, optimizer, options=_options())
     return {"model": weights, "optimizer": state}
 

@@ -115,7 +115,7 @@ class ClusterApi:
         how = {"label_selector": selector}
         return _items(self._job_call("list", self._jobs.list_namespaced_custom_object, how))
 
-    def own_job(self, name: str, owners: Sequence[Mapping[str, Any]]) -> None:
+    def own_job(self, name: str, owners: Sequence[Mapping[str, object]]) -> None:
         """Make ``owners`` the TrainJob's: it goes when the last of them is gone."""
         how = {"name": name, "body": {"metadata": {"ownerReferences": list(owners)}}}
         self._job_call("patch", self._jobs.patch_namespaced_custom_object, how)
@@ -173,7 +173,7 @@ class ClusterApi:
         found = self._call("list workloads.kueue.x-k8s.io", function, how, absent=(404,))
         return next(iter(_items(found)), None)
 
-    def log_lines(self, pod: str, container: str, query: Mapping[str, Any]) -> Iterator[str]:
+    def log_lines(self, pod: str, container: str, query: Mapping[str, object]) -> Iterator[str]:
         """Lines of a container's log as they come, until the server closes the connection.
 
         Raises:
@@ -204,7 +204,7 @@ class ClusterApi:
     def _job_call(
         self,
         verb: str,
-        function: Callable[..., Any],
+        function: Callable[..., object],
         how: Json,
         *,
         absent: tuple[int, ...] = (),

@@ -22,7 +22,7 @@ class QueueWatch:
 
     def __init__(self, api: ClusterApi, say: Callable[[str], None]) -> None:
         self._api, self._say = api, say
-        self._seen: set[tuple[str, Any]] = set()
+        self._seen: set[tuple[str, object]] = set()
         self._told = ""
         self._mute: set[str] = set()
         self.evicted = False

@@ -33,7 +33,7 @@ Json = dict[str, Any]
 
 
 def launcher_for(
-    nodes: int, processes: int, task: object = None, settings: Mapping[str, Any] | None = None
+    nodes: int, processes: int, task: object = None, settings: Mapping[str, object] | None = None
 ) -> Launcher | None:
     """What runs training on ``nodes`` nodes, from the pod that this process runs in; None for one node.
 
@@ -216,7 +216,7 @@ class _Run:
                 "and was deleted; the lines above say what it waited for"
             )
 
-    def _failure(self, job: Mapping[str, Any]) -> str:
+    def _failure(self, job: Mapping[str, object]) -> str:
         failed = condition(job, "Failed")
         text = f"TrainJob {self._name} failed: {failed.get('message', '')}"
         if failed.get("reason") == DEADLINE:

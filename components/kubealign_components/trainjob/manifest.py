@@ -126,6 +126,6 @@ def _shared_memory(settings: TrainJobSettings) -> tuple[list[Json], list[Json]]:
     return [{"name": _SHARED_MEMORY, "emptyDir": memory}], [mount]
 
 
-def _by_name(items: Sequence[Mapping[str, Any]]) -> list[Json]:
+def _by_name(items: Sequence[Mapping[str, object]]) -> list[Json]:
     """``items`` without those that a later one of the same name replaces."""
     return list({item["name"]: dict(item) for item in items}.values())

@@ -38,7 +38,7 @@ class StepPod:
     name: str
     image: str
     service_account: str
-    pull_secrets: tuple[Mapping[str, Any], ...] = ()
+    pull_secrets: tuple[Mapping[str, object], ...] = ()
     labels: Mapping[str, str]
     owner: Owner
     """What controls the pod, which outlives it: the Argo Workflow of the run. A pod that nothing controls

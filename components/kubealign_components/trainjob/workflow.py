@@ -9,7 +9,7 @@ GROUP, VERSION, PLURAL, KIND = "argoproj.io", "v1alpha1", "workflows", "Workflow
 _ENDED = ("Succeeded", "Failed", "Error")
 
 
-def is_workflow(owner: Mapping[str, Any]) -> bool:
+def is_workflow(owner: Mapping[str, object]) -> bool:
     """Whether the owner reference ``owner`` is to an Argo Workflow."""
     return bool(owner["kind"] == KIND and str(owner["apiVersion"]).startswith(f"{GROUP}/"))
 

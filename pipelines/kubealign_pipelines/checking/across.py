@@ -53,7 +53,7 @@ def check_across(checked: Checked) -> Iterator[Finding]:
     yield from secrets(("parameters",), checked.values)
 
 
-def secrets(path: tuple[str | int, ...], value: Any) -> Iterator[Finding]:
+def secrets(path: tuple[str | int, ...], value: object) -> Iterator[Finding]:
     """Findings on secrets that stand in settings as they are."""
     if isinstance(value, Mapping):
         for name, item in value.items():

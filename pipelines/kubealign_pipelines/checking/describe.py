@@ -33,7 +33,7 @@ class Setting:
     path: Path
     """In the run file; ``[]`` stands for every item of a list."""
     stage: str
-    hint: Any
+    hint: object
     """Its type, as annotated."""
     default: Any
     """MISSING where there is none."""
@@ -126,7 +126,7 @@ def _fields(cls: type, path: Path) -> Iterator[tuple[Path, Setting]]:
         )
 
 
-def config_in(hint: Any) -> type | None:
+def config_in(hint: object) -> type | None:
     """The config that ``hint`` is, holds in a list, or allows beside nothing."""
     options = [hint, *typing.get_args(hint)]
     return next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
@@ -196,7 +196,7 @@ def choices_of(cls: type, field: str) -> tuple[str, ...]:
     return ()
 
 
-def _least(hint: Any) -> Any:
+def _least(hint: object) -> object:
     """A value of the type, whether its config takes it or not."""
     if hint in (str, int, float, bool):
         return {str: "x", int: 1, float: 1.0, bool: False}[hint]

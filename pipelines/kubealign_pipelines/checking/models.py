@@ -83,7 +83,7 @@ class Folder:
         return int(limit) if limit else None
 
     @cached_property
-    def tokenizer_config(self) -> dict[str, Any]:
+    def tokenizer_config(self) -> dict[str, object]:
         """Its ``tokenizer_config.json``, empty where there is none."""
         path = self.path / "tokenizer_config.json"
         return _read_json(path) if path.is_file() else {}
@@ -273,7 +273,7 @@ def _look_at_context(stage: Stage, folder: Folder, checked: Checked) -> Iterator
         yield from room(stage, ("sampling",), spec.max_new_tokens, limit, checked)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, object]:
     body = json.loads(path.read_text())
     if not isinstance(body, dict):
         raise ValueError(f"{path.name} holds no object")

@@ -28,7 +28,7 @@ class Report:
     graph: Graph
     checked: Checked
     prompts: Prompts = field(default_factory=Prompts)
-    given: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, object] = field(default_factory=dict)
     """The parameters as they were given."""
 
     @property
@@ -39,13 +39,13 @@ class Report:
 
 def check_run(
     pipeline: str,
-    values: Mapping[str, Any],
+    values: Mapping[str, object],
     settings: CompileSettings,
     *,
     complete: bool = True,
     here: bool = False,
     process: bool = False,
-    shape: Mapping[str, Any] | None = None,
+    shape: Mapping[str, object] | None = None,
 ) -> Report:
     """Everything that can be known of a run before it starts.
 
@@ -87,7 +87,7 @@ def check_run(
 
 
 def _graph(
-    pipeline: str, values: Mapping[str, Any], settings: CompileSettings
+    pipeline: str, values: Mapping[str, object], settings: CompileSettings
 ) -> tuple[Graph, Sequence[Finding]]:
     """The graph; where the parameters choose no stages that fit, that of the defaults."""
     try:
@@ -97,7 +97,7 @@ def _graph(
         return graph_of(build(pipeline, settings, {}), pipeline), [finding]
 
 
-def _given(graph: Graph, values: Mapping[str, Any]) -> dict[str, Any]:
+def _given(graph: Graph, values: Mapping[str, object]) -> dict[str, object]:
     """Those of ``values`` that are not as the pipeline has them by itself: its tasks get all of them."""
     known = graph.parameters
     return {n: v for n, v in values.items() if n not in known or known[n].required or v != known[n].default}
@@ -106,8 +106,8 @@ def _given(graph: Graph, values: Mapping[str, Any]) -> dict[str, Any]:
 def _other_stages(
     pipeline: str,
     graph: Graph,
-    shape: Mapping[str, Any],
-    values: Mapping[str, Any],
+    shape: Mapping[str, object],
+    values: Mapping[str, object],
     settings: CompileSettings,
 ) -> list[Finding]:
     """Findings on ``values`` for which a pipeline would have other stages than the compiled ``graph`` has."""
@@ -130,7 +130,7 @@ def _counted(checked: Checked, prompts: Prompts) -> list[Finding]:
     return list(check_counts(checked, len(prompts.rows), held))
 
 
-def _literal(settings: CompileSettings) -> dict[str, Any]:
+def _literal(settings: CompileSettings) -> dict[str, object]:
     """What the compile section has in words of its user's: environments are the place of stray secrets."""
     stages = {name: {"environment": dict(stage.environment)} for name, stage in settings.stages.items()}
     return {"environment": dict(settings.environment), "stages": stages}

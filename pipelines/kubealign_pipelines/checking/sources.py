@@ -63,7 +63,7 @@ def check_sources(
     """
     prompts, findings = Prompts(), []
     for stage in checked.stages:
-        usable: list[tuple[Any, Place]] = []
+        usable: list[tuple[object, Place]] = []
         sources = getattr(stage.config, "sources", ())
         for position, source in zip(positions(stage, ("sources",), sources), sources):
             path = stage.path(("sources", position, "uri"))

@@ -83,7 +83,7 @@ class Checked:
         return [s for s in self.stages if s.task.function == function and s.config is not None]
 
 
-def check_stages(graph: Graph, values: Mapping[str, Any], *, complete: bool = True) -> Checked:
+def check_stages(graph: Graph, values: Mapping[str, object], *, complete: bool = True) -> Checked:
     """Hold ``values`` against the parameters of ``graph`` and against every stage.
 
     Args:
@@ -131,13 +131,13 @@ def positions(stage: Stage, place: Path, items: Sequence[Any]) -> Iterator[int]:
         yield position
 
 
-def _values(item: Any) -> Iterator[Any]:
+def _values(item: object) -> Iterator[object]:
     for name in ("uri", "function"):
         if hasattr(item, name):
             yield getattr(item, name)
 
 
-def _named(written: Any) -> str:
+def _named(written: object) -> str:
     return str(written.get("uri", written.get("function"))) if isinstance(written, Mapping) else str(written)
 
 
@@ -146,7 +146,7 @@ def arguments(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _value(source, values) for name, source in task.arguments.items()}
 
 
-def _value(source: Source, values: Mapping[str, Any]) -> Any:
+def _value(source: Source, values: Mapping[str, object]) -> object:
     if source.produced:
         return LATER
     return source.constant if source.parameter is None else values[source.parameter]
@@ -158,7 +158,7 @@ def _check_plan(rows: Source, values: Mapping[str, Any]) -> Iterator[Finding]:
         yield error_at((PARAMETERS, rows.parameter), values[rows.parameter], "a positive number of rows")
 
 
-def _check_stage(graph: Graph, task: Task, checked: Checked, given: Any) -> Iterator[Finding]:
+def _check_stage(graph: Graph, task: Task, checked: Checked, given: object) -> Iterator[Finding]:
     yield from _check_plan(task.arguments.get("rows_per_chunk", Source()), checked.values)
     cls = config_class(task.function)
     if cls is None:
@@ -219,7 +219,7 @@ def _belongs(graph: Graph, name: str) -> str:
     return f"it under {' or '.join(names)}, where it belongs"
 
 
-def _unknown(graph: Graph, values: Mapping[str, Any]) -> Iterator[Finding]:
+def _unknown(graph: Graph, values: Mapping[str, object]) -> Iterator[Finding]:
     known = {p.name for p in graph.settings()}
     for name, value in values.items():
         if name not in known:
@@ -238,7 +238,9 @@ def _unknown(graph: Graph, values: Mapping[str, Any]) -> Iterator[Finding]:
             yield error_at((PARAMETERS, choice.name), value, expected)
 
 
-def _missing(graph: Graph, missing: set[str], usable: Mapping[str, Any], bad: set[str]) -> Iterator[Finding]:
+def _missing(
+    graph: Graph, missing: set[str], usable: Mapping[str, object], bad: set[str]
+) -> Iterator[Finding]:
     for name in sorted(missing):
         text = f"a value, it has no default: {graph.parameters[name].description}"
         yield error_at((PARAMETERS, name), None, text)
@@ -265,7 +267,7 @@ def _fit(parameter: Parameter, value: Any) -> tuple[Any, list[Finding]]:
     return value, [error_at((PARAMETERS, parameter.name), value, expected)]
 
 
-def _nulls(path: Path, value: Any) -> Iterator[Finding]:
+def _nulls(path: Path, value: object) -> Iterator[Finding]:
     """KFP's local runner cannot carry a null; a setting that is left out keeps its default."""
     if isinstance(value, Mapping):
         for key, item in value.items():

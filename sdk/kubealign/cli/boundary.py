@@ -6,7 +6,6 @@ import os
 import sys
 import tempfile
 import traceback
-from typing import Any
 
 import click
 
@@ -21,7 +20,7 @@ UNUSABLE, FAILED, INTERRUPTED = 2, 1, 130
 class Boundary(click.Group):
     """Commands whose errors are told in words; what nobody expected leaves its traceback in a file."""
 
-    def invoke(self, context: click.Context) -> Any:
+    def invoke(self, context: click.Context) -> object:
         """Run the command, and turn what it raises into a message and an exit code."""
         try:
             return super().invoke(context)

@@ -109,7 +109,7 @@ def lineage_(
     as_json: bool,
     html: Path | None,
     pipeline_root: str,
-    connect: Callable[[], Any],
+    connect: Callable[[], object],
 ) -> None:
     """Tell which data, models and settings led to a dataset, a model or a run's last result.
 
@@ -183,7 +183,7 @@ def rerun_(place: str, output: Path | None, into: Path | None) -> None:
 @click.option("--rows", default=3, show_default=True, type=click.IntRange(min=0), help="How many rows.")
 @click.option("--pipeline-root", default="", help="Where the outputs of a cluster's run lie.")
 @connected
-def show_(place: str, output: str, rows: int, pipeline_root: str, connect: Callable[[], Any]) -> None:
+def show_(place: str, output: str, rows: int, pipeline_root: str, connect: Callable[[], object]) -> None:
     """Show a dataset: kind, counts, what was dropped and why, and a few rows.
 
     Of a RUN of a cluster (id or name): of its OUTPUT or TASK.OUTPUT, by default the model.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, ParamSpec
 
 import click
 
@@ -88,7 +88,7 @@ class Given:
         return replace(sourced.usable(), parameters=fitted(report))
 
 
-def fitted(report: Report) -> dict[str, Any]:
+def fitted(report: Report) -> dict[str, object]:
     """The parameters that were given, as numbers where a number is asked for."""
     given, values = report.given, report.checked.values
     return {name: values.get(name, value) for name, value in given.items()}
@@ -122,7 +122,11 @@ def run_options(command: Callable[P, None]) -> Callable[..., None]:
     )
     @wraps(command)
     def wrapped(
-        *args: Any, pipeline: str | None, files: tuple[Path, ...], assignments: tuple[str, ...], **kwargs: Any
+        *args: object,
+        pipeline: str | None,
+        files: tuple[Path, ...],
+        assignments: tuple[str, ...],
+        **kwargs: object,
     ) -> None:
         given = Given(pipeline=pipeline, files=files, assignments=assignments)
         command(*args, given=given, **kwargs)  # type: ignore[arg-type]

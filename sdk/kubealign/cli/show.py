@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -89,7 +89,7 @@ def _messages(text: str, indent: str) -> Iterator[str]:
             yield f"{indent}[bold]calls:[/] {escape(calls)}"
 
 
-def _numbers(completion: dict[str, Any]) -> str:
+def _numbers(completion: Mapping[str, object]) -> str:
     parts = ["reference" if completion["reference"] else str(completion["model"])]
     parts += [
         f"{name} {format_number(completion[name])}" for name in SHOWN if completion.get(name) is not None

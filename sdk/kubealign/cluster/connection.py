@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import urllib3
 from kfp.client import Client
@@ -71,7 +70,7 @@ class Connection:
 class _Client(Client):
     """kfp's client that asks for the server's health once: kfp tries for half a minute, with tracebacks."""
 
-    def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:  # noqa: ARG002
+    def get_kfp_healthz(self, sleep_duration: int = 0) -> object:  # noqa: ARG002
         return self._healthz_api.healthz_service_get_healthz()
 
 
@@ -94,7 +93,7 @@ def open_client(connection: Connection) -> Client:
         )
 
 
-def _token_file(path: str) -> Any:
+def _token_file(path: str) -> object:
     return ServiceAccountTokenVolumeCredentials(path) if path else None
 
 

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from kubealign_components.config import require
 
@@ -60,7 +59,7 @@ class Schedule:
         found = _EVERY.fullmatch(self.every)
         return int(found[1]) * _UNITS[found[2]] if found else 0
 
-    def digest(self, package: Iterable[Any], parameters: Mapping[str, Any]) -> str:
+    def digest(self, package: Iterable[object], parameters: Mapping[str, object]) -> str:
         """Of everything that a recurring run is made of, so that one can tell whether it has changed."""
         settings = asdict(self)
         del settings["paused"]

@@ -17,7 +17,7 @@ Amounts = dict[str, Decimal]
 
 def amounts_of(wanted: StageResources) -> Amounts:
     """What one pod of a stage requests, by resource."""
-    given: dict[str, Any] = {"cpu": wanted.cpu, "memory": wanted.memory}
+    given: dict[str, object] = {"cpu": wanted.cpu, "memory": wanted.memory}
     if wanted.accelerators:
         given[wanted.accelerator or "nvidia.com/gpu"] = wanted.accelerators
     return {name: _quantity(value) for name, value in given.items() if value is not None}
@@ -114,7 +114,7 @@ def _allocatable(node: Json) -> Amounts:
     return {name: _quantity(value) for name, value in node["status"]["allocatable"].items()}
 
 
-def _quantity(value: Any) -> Decimal:
+def _quantity(value: object) -> Decimal:
     from kubernetes.utils.quantity import parse_quantity
 
     return Decimal(parse_quantity(str(value)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from kubealign.doctor.capacity import check_nodes, check_queue, check_quotas
 from kubealign.doctor.finding import Finding, State, Subject, unknown
@@ -41,7 +40,7 @@ def examine(subject: Subject) -> Iterator[Finding]:
             yield unknown(name, str(error), "run this as someone who may read it")
 
 
-def report_json(subject: Subject, findings: Sequence[Finding]) -> dict[str, Any]:
+def report_json(subject: Subject, findings: Sequence[Finding]) -> dict[str, object]:
     """Everything that an issue about this cluster needs, without a secret's content."""
     return {
         "kubealign": __version__,

@@ -219,7 +219,7 @@ def _resources(resources: Mapping[str, Any]) -> Json:
     return {"requests": requests, "limits": limits}
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> object:
     """Numbers of 64 bits are text in the JSON of KFP's settings."""
     return int(value) if isinstance(value, str) and value.isdigit() else value
 

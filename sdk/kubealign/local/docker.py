@@ -22,7 +22,7 @@ from kubealign_components.errors import ConfigError
 
 TMP = "/tmp"
 """Home and working directory in the images."""
-_DEFAULTS: dict[str, Any] = {
+_DEFAULTS: dict[str, object] = {
     "read_only": True,
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges"],
@@ -128,7 +128,7 @@ def run_container(client: Any, image: str, command: list[str], volumes: Any, **a
         container.remove(force=True, v=True)
 
 
-def _user(writable: Sequence[Path]) -> dict[str, Any]:
+def _user(writable: Sequence[Path]) -> dict[str, object]:
     """Who runs the container: whoever runs this, so that the files are theirs, but never root."""
     if os.getuid():
         return {"user": f"{os.getuid()}:{os.getgid()}"}
@@ -138,7 +138,7 @@ def _user(writable: Sequence[Path]) -> dict[str, Any]:
     return {"user": f"{images.USER}:0"}
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

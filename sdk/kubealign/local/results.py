@@ -129,7 +129,7 @@ class Results:
         made = [output for output in self.outputs if output.type in DIRECTORIES]
         return Dataset.open(str(made[-1].path), allow_empty=True).manifest if made else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain values, for ``results.json``; paths are relative to it, so that a run can be moved."""
 
         def relative(path: Path | None) -> str | None:
@@ -193,7 +193,7 @@ def collect(
     folder: Path,
     artifacts: Path,
     watcher: Watcher,
-    parameters: Mapping[str, Any],
+    parameters: Mapping[str, object],
     seconds: float,
 ) -> Results:
     """The results of the run in ``folder``."""

@@ -210,7 +210,7 @@ def _runner(run: RunFile, parameters: Mapping[str, Any], folder: RunFolder) -> A
 
 
 def _execute(
-    folder: RunFolder, parameters: Mapping[str, Any], watcher: Watcher, graph: Graph, runner: Any
+    folder: RunFolder, parameters: Mapping[str, object], watcher: Watcher, graph: Graph, runner: object
 ) -> None:
     pipeline = components.load_component_from_file(str(folder.pipeline))
     kept = exit_codes_kept() if isinstance(runner, local.DockerRunner) else contextlib.nullcontext()

@@ -83,7 +83,7 @@ class SandboxedTemplate:
 class _Generator(CodeGenerator):
     """Compiles ``~`` to a call that bounds its result."""
 
-    def visit_Concat(self, node: nodes.Concat, frame: Any) -> None:  # noqa: N802
+    def visit_Concat(self, node: nodes.Concat, frame: object) -> None:  # noqa: N802
         self.write("environment.concat(map(str, (")
         for part in node.nodes:
             self.visit(part, frame)
@@ -194,7 +194,7 @@ def _check_format(text: str) -> None:
         raise SecurityError(f"the format {text[:80]!r} can make a text of any length")
 
 
-def _check_numbers(values: Iterable[Any]) -> None:
+def _check_numbers(values: Iterable[object]) -> None:
     for value in values:
         if isinstance(value, int) and abs(value) > MAX_WIDTH:
             raise SecurityError(f"the number {value} is above {MAX_WIDTH}")
@@ -205,11 +205,11 @@ def _check_size(size: float) -> None:
         raise SecurityError(f"it builds a value of more than {MAX_CHARS} characters")
 
 
-def _bounded(original: Callable[..., Any]) -> Callable[..., Any]:
+def _bounded(original: Callable[..., object]) -> Callable[..., object]:
     """A filter that takes no large numbers and no format of any width."""
 
     @functools.wraps(original)
-    def bounded(*args: Any, **kwargs: Any) -> Any:
+    def bounded(*args: object, **kwargs: object) -> object:
         _check_numbers((*args, *kwargs.values()) if not hasattr(original, "jinja_pass_arg") else args[1:])
         if original.__name__ == "do_format":
             _check_format(str(args[0]))
@@ -242,5 +242,5 @@ def _raise(message: str) -> None:
     raise TemplateError(message)
 
 
-def _refuse_chance(*_: Any) -> Any:
+def _refuse_chance(*_: object) -> object:
     raise SecurityError("it uses `random`: its text would be another one each time")

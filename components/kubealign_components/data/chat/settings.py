@@ -30,7 +30,7 @@ class TemplateConfig:
 
     chat_template: str | None = None
     """Path or URI of a file with a chat template (Jinja), used instead of the model's own."""
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: dict[str, object] = field(default_factory=dict)
     """Values for the template's own variables by name, such as ``enable_thinking: false``."""
     chat_template_date: str = DATE
     """The date, as YYYY-MM-DD, that a template which writes today's date is given on every day."""
@@ -76,7 +76,7 @@ class TemplateSettings:
 
     text: str | None = None
     """Of a template that replaces the model's own."""
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, object] = field(default_factory=dict)
     """Values for its variables."""
     date: str = DATE
     """Today, as YYYY-MM-DD."""

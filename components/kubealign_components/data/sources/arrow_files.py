@@ -101,7 +101,7 @@ def _plain(value: Any, kind: pa.DataType) -> Any:
     return _scalar(value)
 
 
-def _scalar(value: Any) -> Any:
+def _scalar(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, bytes):  # text that was written without saying so
@@ -114,7 +114,7 @@ def _scalar(value: Any) -> Any:
     return str(value) if isinstance(value, datetime.timedelta) else value
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> object:
     if not isinstance(value, Decimal):
         return value
     return int(value) if value == int(value) else float(value)

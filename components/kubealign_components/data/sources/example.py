@@ -56,7 +56,7 @@ class Columns:
             another.
     """
 
-    def __init__(self, row: Mapping[str, Any], reading: Reading | None = None) -> None:
+    def __init__(self, row: Mapping[str, object], reading: Reading | None = None) -> None:
         self._row = row
         self._taken: set[str] = set()
         self.reading = reading or Reading()
@@ -67,7 +67,7 @@ class Columns:
         """Whether the column is there and not missing."""
         return self.peek(name) is not None
 
-    def peek(self, name: str) -> Any:
+    def peek(self, name: str) -> object:
         """The column, without taking it; None when it is missing."""
         value = self._row.get(name)
         return None if is_missing(value) else value
@@ -112,7 +112,7 @@ class Columns:
                 self.reading.notes[f"column_not_kept_{name}"] += 1
         return kept
 
-    def _others(self) -> Iterator[tuple[str, Any]]:
+    def _others(self) -> Iterator[tuple[str, object]]:
         return ((str(k), v) for k, v in self._row.items() if k not in self._taken and not is_missing(v))
 
 

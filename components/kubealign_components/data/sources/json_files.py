@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from kubealign_components.data.sources.bytes_of import BLOCK_BYTES, MAX_ROW_BYTES, Row, Unreadable, opened
 from kubealign_components.errors import DataError
@@ -21,7 +20,7 @@ class _KeyTwice(ValueError):
     """An object has a key twice: one of its values would be passed over."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise _KeyTwice

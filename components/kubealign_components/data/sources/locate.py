@@ -135,7 +135,7 @@ def _saved_dataset(listing: Listing, uri: str, split: str) -> list[SourceFile] |
     return [listing[name] for name in names]
 
 
-def _record(listing: Listing, name: str, uri: str) -> dict[str, Any]:
+def _record(listing: Listing, name: str, uri: str) -> dict[str, object]:
     """A JSON object that ``save_to_disk`` wrote; empty when the file is not there."""
     try:
         value = json.loads(_text(listing, name) or "{}")

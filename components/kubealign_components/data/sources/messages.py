@@ -151,7 +151,7 @@ def _read_turn(turn: object, reading: Reading) -> Message:
     return message
 
 
-def _assistant_parts(turn: Mapping[str, Any]) -> Message:
+def _assistant_parts(turn: Mapping[str, object]) -> Message:
     parts: Message = {}
     if calls := from_json_text(turn.get("tool_calls")):
         parts["tool_calls"] = read_calls(calls)

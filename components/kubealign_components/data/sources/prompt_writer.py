@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -65,7 +65,7 @@ def write_prompts(
     stats: Stats,
     *,
     over: str,
-    extra: Callable[[], dict[str, Any]],
+    extra: Callable[[], Mapping[str, object]],
     merge: Callable[[Sequence[Row], Counter[str]], Row] = merge_rows,
 ) -> None:
     """Publish the kept prompts of ``spool`` at ``output`` (``kubealign.prompts/v1``).

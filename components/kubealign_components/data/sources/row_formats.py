@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from kubealign_components.data.sources import swissai
 from kubealign_components.data.sources.example import Columns, Example, Offline, answers_of
@@ -184,7 +183,7 @@ def _parse(row: Columns, parser: Parser) -> Example:
     return example
 
 
-def _looks_like(row: Mapping[Any, Any]) -> str | None:
+def _looks_like(row: Mapping[object, object]) -> str | None:
     there = {name for name, value in row.items() if value is not None}
     for name, signs in _SIGNS.items():
         if any(there.issuperset(sign) for sign in signs):

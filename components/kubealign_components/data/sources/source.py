@@ -86,7 +86,7 @@ class SourceReader:
         own = {k: v for k, v in params.items() if k not in ("uri", "revision")}
         return own | {"content": self.identity()} | ({"format": self.format} if self.format else {})
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """What a manifest says of the source."""
         return {
             "name": self.config.name,
@@ -222,7 +222,7 @@ class SourceReader:
             self._refuse_two_meanings(row)
         return config.renamed(row)
 
-    def _refuse_two_meanings(self, row: Mapping[Any, Any]) -> None:
+    def _refuse_two_meanings(self, row: Mapping[object, object]) -> None:
         for column, meaning in self.config.columns.items():
             if meaning in row and meaning not in self.config.columns and column in row:
                 raise ConfigError(
@@ -249,7 +249,7 @@ def reading_bar(readers: Sequence[SourceReader], stage: str) -> Any:
     return progress_bar(_kilobytes(sizes), "kB", f"{stage}: read")
 
 
-def report_of(readers: Sequence[SourceReader]) -> dict[str, Any]:
+def report_of(readers: Sequence[SourceReader]) -> dict[str, object]:
     """What a manifest says of its sources, with examples of malformed rows."""
     return {
         "sources": [reader.summary() for reader in readers],

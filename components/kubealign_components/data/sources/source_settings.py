@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from kubealign_components.config import require, require_choice
 from kubealign_components.data.sources.messages import ROLES
@@ -74,7 +74,7 @@ class SourceSettings:
         """Meanings of role names in lower case, those of one's own before the known ones."""
         return ROLES | {name.lower(): ROLES[meaning] for name, meaning in self.roles.items()}
 
-    def renamed(self, row: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    def renamed(self, row: Mapping[object, object]) -> Mapping[object, object]:
         """``row`` with its columns under the names of what they mean."""
         if not self.columns:
             return row

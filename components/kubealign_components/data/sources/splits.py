@@ -67,7 +67,7 @@ def _is_data(name: str) -> bool:
     return not hidden and path.name not in _NOT_DATA
 
 
-def _configuration(card: str | None, subset: str | None) -> Mapping[str, Any] | None:
+def _configuration(card: str | None, subset: str | None) -> Mapping[str, object] | None:
     declared = _front_matter(card).get("configs")
     listed = [c for c in declared if isinstance(c, Mapping)] if isinstance(declared, list) else []
     listed = [c for c in listed if c.get("data_files") or c.get("data_dir")]
@@ -86,7 +86,7 @@ def _configuration(card: str | None, subset: str | None) -> Mapping[str, Any] | 
     return default[0]
 
 
-def _front_matter(card: str | None) -> Mapping[str, Any]:
+def _front_matter(card: str | None) -> Mapping[str, object]:
     found = re.match(r"\s{0,99}---\r?\n(.*?)\r?\n---", (card or "")[:CARD_BYTES], re.DOTALL)
     try:
         body = yaml.load(found[1], Loader=_PlainLoader) if found else None  # noqa: S506
@@ -109,7 +109,7 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _declared(data: Sequence[str], config: Mapping[str, Any]) -> dict[str, list[str]]:
+def _declared(data: Sequence[str], config: Mapping[str, object]) -> dict[str, list[str]]:
     """Files of one configuration of the card: patterns a split, or a folder to look in."""
     folder = _word(config.get("data_dir") or "").strip("/")
     inside = [n for n in data if n.startswith(f"{folder}/")] if folder else list(data)

@@ -68,7 +68,7 @@ def read_branch(branch: object) -> Branch:
     return read
 
 
-def _assistant(parts: list[Mapping[str, Any]], answers: list[Any]) -> list[Message]:
+def _assistant(parts: list[Mapping[str, object]], answers: list[object]) -> list[Message]:
     """Plain messages of one assistant message; its verifiable answers go to ``answers``."""
     turns: list[Message] = []
     for part in parts:
@@ -87,7 +87,7 @@ def _assistant(parts: list[Mapping[str, Any]], answers: list[Any]) -> list[Messa
     return turns
 
 
-def _extend(message: Message, kind: str, part: Mapping[str, Any]) -> None:
+def _extend(message: Message, kind: str, part: Mapping[str, object]) -> None:
     if kind == "function-call":
         call = read_call({"name": part.get("name"), "arguments": from_json_text(part.get("args"))})
         message.setdefault("tool_calls", []).append(call)
@@ -97,7 +97,7 @@ def _extend(message: Message, kind: str, part: Mapping[str, Any]) -> None:
         message[key] = f"{message[key]}\n{text}" if message.get(key) else text
 
 
-def _parts(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _parts(message: Mapping[str, object]) -> list[Mapping[str, object]]:
     parts = from_json_text(message.get("parts"))
     if parts is None and message.get("content") is not None:
         return [{"type": "response", "content": message["content"]}]

@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from kubealign_components.data.sources.bytes_of import BLOCK_BYTES, MAX_ROW_BYTES, Row, Unreadable, opened
 from kubealign_components.errors import DataError
@@ -100,7 +99,7 @@ def _header(cells: list[str], name: str) -> list[str]:
     return named
 
 
-def _csv_row(header: list[str], cells: list[str]) -> Any:
+def _csv_row(header: list[str], cells: list[str]) -> object:
     if len(cells) != len(header):
         return Unreadable("bad_csv", f"{len(cells)} cells under {len(header)} columns: {cells[:4]}")
     return {key: None if cell in _MISSING else cell for key, cell in zip(header, cells)}

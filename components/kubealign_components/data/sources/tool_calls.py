@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from kubealign_components.data.sources.values import Malformed, from_json_text
 
 
-def read_tools(value: object) -> list[dict[str, Any]] | None:
+def read_tools(value: object) -> list[dict[str, object]] | None:
     """Tool definitions in OpenAI's form; bare functions are wrapped, JSON text is parsed.
 
     Raises:
@@ -26,7 +25,7 @@ def read_tools(value: object) -> list[dict[str, Any]] | None:
     return [_read_tool(tool) for tool in value]
 
 
-def _read_tool(tool: object) -> dict[str, Any]:
+def _read_tool(tool: object) -> dict[str, object]:
     if isinstance(tool, str):
         tool = _parsed(tool, "bad_tools")
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
@@ -44,7 +43,7 @@ def _read_tool(tool: object) -> dict[str, Any]:
     return _wrapped(tool, function)
 
 
-def read_calls(calls: object) -> list[dict[str, Any]]:
+def read_calls(calls: object) -> list[dict[str, object]]:
     """The ``tool_calls`` of a turn: a list of calls, or JSON text of it.
 
     Raises:
@@ -56,7 +55,7 @@ def read_calls(calls: object) -> list[dict[str, Any]]:
     return [read_call(call) for call in calls]
 
 
-def read_call(call: object) -> dict[str, Any]:
+def read_call(call: object) -> dict[str, object]:
     """One call in OpenAI's form; arguments stay the object, or the JSON text of one, that they are.
 
     Raises:
@@ -75,7 +74,7 @@ def read_call(call: object) -> dict[str, Any]:
     return _wrapped(call, {**inner, "arguments": arguments if written else dict(said)})
 
 
-def written_calls(text: object) -> list[dict[str, Any]]:
+def written_calls(text: object) -> list[dict[str, object]]:
     """The calls of a ShareGPT ``function_call`` turn: JSON text of one call or of a list of them.
 
     Raises:
@@ -88,7 +87,7 @@ def written_calls(text: object) -> list[dict[str, Any]]:
     return calls
 
 
-def _wrapped(entry: Mapping[str, Any], function: Mapping[str, Any]) -> dict[str, Any]:
+def _wrapped(entry: Mapping[str, object], function: Mapping[str, object]) -> dict[str, object]:
     """``entry`` with its function in it: as it was written, or around a function that stood alone."""
     if "function" not in entry:
         named = {"id": entry["id"]} if isinstance(entry.get("id"), str) and entry["id"] else {}
@@ -98,7 +97,7 @@ def _wrapped(entry: Mapping[str, Any], function: Mapping[str, Any]) -> dict[str,
     return {**start, **{k: v for k, v in kept.items() if k != "type" or v}, "function": function}
 
 
-def _parsed(text: str, reason: str) -> Any:
+def _parsed(text: str, reason: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

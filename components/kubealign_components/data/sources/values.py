@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from numbers import Real
-from typing import Any
 
 METADATA_CHARS = 256
 """Longer strings of a source's own columns are not kept."""
@@ -100,7 +99,7 @@ def _part_text(part: object) -> str:
     return text
 
 
-def small_value(value: object) -> Any:
+def small_value(value: object) -> object:
     """A value of a source's own column as it is kept in the metadata; None when it is not kept."""
     if isinstance(value, str):
         return value if 0 < len(value) <= METADATA_CHARS else None
@@ -122,7 +121,7 @@ def from_json_text(value: object) -> object:
     return parsed if _is_structure(parsed) else value
 
 
-def first_of(row: Mapping[str, Any], *names: str) -> Any:
+def first_of(row: Mapping[str, object], *names: str) -> object:
     """The first of the named members that is there and not missing."""
     return next((row[name] for name in names if not is_missing(row.get(name))), None)
 
