@@ -47,7 +47,6 @@ class Worker:
         self._name = name
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
-        atexit.register(self.close)
 
     def call(self, function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
         """What ``function``, one of a module, gives for ``arguments``; both are copied to the process.
@@ -102,11 +101,13 @@ class Worker:
                 stdout=subprocess.PIPE,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
             )
+            atexit.register(self.close)
         return self._process
 
     def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
+            atexit.unregister(self.close)
             process.kill()
             for stream in (process.stdin, process.stdout):
                 if stream is not None:

@@ -57,6 +57,7 @@ def train(run: Run[PpoConfig]) -> Trained | None:
         outcome = _Loop(run, parts).to_its_end()
     finally:
         parts.sampler.close()
+        parts.scorer.close()
     if not processes.first:
         return None
     save_aligned(config, parts.model, base, run.folder)

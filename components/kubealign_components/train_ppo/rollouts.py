@@ -87,6 +87,11 @@ class Scorer:
             self._chat = RewardChat(tokenizer, reward_model.name)
             self._limit = context_length(model.base.config, tokenizer)
 
+    def close(self) -> None:
+        """End the processes of the reward functions."""
+        if self._functions is not None:
+            self._functions.close()
+
     def score(self, turns: Sequence[Turn], samples: Sequence[Sample]) -> list[Rollout | None]:
         """One rollout for each sample, in order; None for one that the reward model has no room for.
 

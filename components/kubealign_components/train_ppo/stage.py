@@ -6,6 +6,7 @@ run goes on from its last checkpoint; a finished one is kept.
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -134,7 +135,8 @@ def _provenance(
     if models.adapter:
         used["policy_adapter"] = models.adapter.adapter_identity()
     if config.functions:
-        used["rewards"] = Rewarder(RewardSpec(functions=config.functions)).identity
+        with closing(Rewarder(RewardSpec(functions=config.functions))) as rewarder:
+            used["rewards"] = rewarder.identity
     if reward_model:
         used["reward_model"] = {"digest": digest(reward_model.manifest.extra.get("files", {}))}
         used |= PrincipleDraw(config).identity

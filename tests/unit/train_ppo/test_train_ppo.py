@@ -35,10 +35,18 @@ def prompts(make_dataset: MakeDataset, tiny_model: Path) -> Dataset:
     return tokenised_prompts(make_dataset, tiny_model, 160)
 
 
+def children() -> set[str]:
+    """The processes that threads of this one have started and that are still there."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {pid for task in tasks if task.exists() for pid in task.read_text().split()}
+
+
 def test_the_policy_learns_a_verifiable_reward(prompts: Dataset, tiny_model: Path, tmp_path: Path) -> None:
     """Letters are a fifth of the tokens of a random policy; after 20 steps, more than half."""
+    before = children()
     stats = run(settings(tiny_model, max_steps=20), prompts=prompts, output=str(tmp_path / "out"))
     numbers, log = stats.numbers, log_of(tmp_path / "out")
+    assert children() <= before, "the processes of reward functions end with the training"
     assert numbers["eval_gain_low"] > 0.15
     assert numbers["eval_score_after"] > 0.45
     assert numbers["eval_gain"] == pytest.approx(numbers["eval_score_after"] - numbers["eval_score_before"])
@@ -95,7 +103,7 @@ def test_the_adaptive_coefficient_is_used_and_kept(
 
 # Trains, and gets a signal as soon as a name like the given one appears among the checkpoints.
 CHILD = """
-import json, os, sys, threading
+import json, os, sys, threading, time
 from pathlib import Path
 from kubealign_components.config import from_mapping
 from kubealign_components.data.dataset import Dataset
@@ -106,7 +114,7 @@ config, data, output, pattern, number = json.loads(sys.argv[1])
 
 def watch():
     while not list(Path(config["work"]).glob(pattern)):
-        pass
+        time.sleep(0.01)
     os.kill(os.getpid(), number)
 
 threading.Thread(target=watch, daemon=True).start()
