@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,12 @@ def run_check(spec: dict[str, Any], parameters: dict[str, Any], folder: Path) ->
         [*container["command"], *arguments], capture_output=True, text=True, check=False, env=os.environ
     )
     return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(autouse=True)
+def the_python_of_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an image gives the compiled command ``python3``."""
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
