@@ -18,7 +18,7 @@ from kubealign_components.data.schemas import TOKENIZED
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.reward_model import ADAPTER_FOLDER
 from kubealign_components.preemption import Preempted
-from kubealign_components.progress import progress_bar
+from kubealign_components.progress import note, progress_bar
 from kubealign_components.train_ppo.checkpoint import Progress, load_state, save_state
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.model import Adapters, PpoModel
@@ -41,6 +41,8 @@ from kubealign_components.training.resuming import going_on
 log = logging.getLogger(__name__)
 
 Log = list[tuple[int, dict[str, float]]]
+_TOLD = ("score", "kl", "policy_loss", "value_loss")
+"""What the log says of every step."""
 
 
 def train(run: Run[PpoConfig]) -> Trained | None:
@@ -156,6 +158,10 @@ class _Loop:
                 if bar is not None:
                     bar.set_postfix(score=f"{metrics['score']:.3g}", kl=f"{metrics['kl']:.3g}", refresh=False)
                     bar.update(1)
+                    numbers = [
+                        f"{name.replace('_', ' ')} {metrics[name]:.4g}" for name in _TOLD if name in metrics
+                    ]
+                    note(bar, f"train_ppo: step {number + 1}, {', '.join(numbers)}")
         return rollouts
 
     def _step(self, number: int) -> tuple[dict[str, float], list[Rollout]]:

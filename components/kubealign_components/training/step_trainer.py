@@ -23,7 +23,7 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from kubealign_components.errors import EngineError
-from kubealign_components.progress import progress_bar
+from kubealign_components.progress import note, progress_bar
 from kubealign_components.training.config import TrainerConfig
 from kubealign_components.training.metrics import NAMES, Meter
 from kubealign_components.training.microbatches import (
@@ -78,7 +78,7 @@ class StepTrainer(Trainer):
         self.meter = Meter(args.device, self.measured)
         self._logged_at = time.perf_counter()
         self.remove_callback(PrinterCallback)
-        for callback in (_Progress(self.program), *callbacks):
+        for callback in (StepProgress(self.program), *callbacks):
             self.add_callback(callback)
 
     def begin_step(self, model: nn.Module, batches: Sequence[Any]) -> None:
@@ -272,8 +272,12 @@ class StepTrainer(Trainer):
         return reduced
 
 
-class _Progress(TrainerCallback):
-    """A progress bar over optimiser steps, with the loss."""
+_TOLD = ("loss", "grad_norm", "learning_rate")
+"""What the log says of every optimiser step."""
+
+
+class StepProgress(TrainerCallback):
+    """A progress bar over optimiser steps, with the loss, and a line of the log for each."""
 
     def __init__(self, program: str) -> None:
         self._program = program
@@ -291,6 +295,8 @@ class _Progress(TrainerCallback):
         if self._bar is not None and "loss" in logs:
             self._bar.set_postfix(loss=f"{logs['loss']:.4g}", refresh=False)
             self._bar.update(state.global_step - self._bar.n)
+            numbers = [f"{name.replace('_', ' ')} {logs[name]:.4g}" for name in _TOLD if name in logs]
+            note(self._bar, f"{self._program}: step {state.global_step}, {', '.join(numbers)}")
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Close the bar."""

@@ -1,33 +1,24 @@
-"""What a person sees: progress while a run goes on, tables when it is done."""
+"""The console, and tables of what there is: results, parameters, settings."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
 import os
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from kubealign.local.results import Results, StageRow
-from kubealign.local.watcher import TaskRun, Watcher
 from kubealign_pipelines.checking.describe import Setting
-from kubealign_pipelines.graph import Graph, Parameter
+from kubealign_pipelines.graph import Parameter
 
 PIPE_WIDTH = 120
 """Columns of a table that goes to a file."""
-PROGRESS_SECONDS = "KUBEALIGN_PROGRESS_SECONDS"
-"""Tells the stages' progress bars how often to write when nobody sees them directly."""
 
 
 def standard_console(*, stderr: bool = False) -> Console:
@@ -35,68 +26,6 @@ def standard_console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else int(os.environ.get("COLUMNS") or PIPE_WIDTH)
     return Console(file=stream, highlight=False, width=width)
-
-
-@dataclass(kw_only=True, slots=True)
-class Progress:
-    """Writes a line when a task starts and ends, and on a terminal a last line with what runs now."""
-
-    console: Console
-    verbose: bool = False
-    """Also write what the stages write."""
-    _graph: Graph | None = None
-    _started: float = field(default_factory=time.monotonic)
-
-    @classmethod
-    def silent(cls) -> Progress:
-        """One that writes nothing."""
-        return cls(console=Console(file=io.StringIO()))
-
-    def event(self, run: TaskRun) -> None:
-        """A task started or ended."""
-        if run.ok is None:
-            self._write("started", "dim", run, "")
-        elif run.ok:
-            self._write("done", "green", run, duration(run.seconds))
-        else:
-            self._write("FAILED", "red", run, duration(run.seconds))
-
-    def say(self, text: str) -> None:
-        """Something about the run as a whole."""
-        self.console.print(text, soft_wrap=True, markup=False)
-
-    def line(self, run: TaskRun, text: str) -> None:
-        """A stage wrote ``text``."""
-        if self.verbose:
-            self.console.print(f"       [dim]{escape(self._title(run))} │[/] {escape(text)}", soft_wrap=True)
-
-    @contextlib.contextmanager
-    def showing(self, graph: Graph, watcher: Watcher) -> Iterator[None]:
-        """Show ``watcher``'s runs until the block ends."""
-        self._graph, self._started = graph, time.monotonic()
-        with _environment(PROGRESS_SECONDS, "2"):
-            if not self.console.is_terminal:
-                yield
-                return
-            with self.console.status("") as status, _ticking(lambda: status.update(self._now(watcher))):
-                yield
-
-    def _now(self, watcher: Watcher) -> Text:
-        running = [f"{self._title(run)} {run.progress or duration(run.seconds)}" for run in watcher.running]
-        # One line, whatever runs: a line that wraps could not be taken back.
-        return Text(" · ".join(running)[: self.console.width - 4], no_wrap=True)
-
-    def _title(self, run: TaskRun) -> str:
-        task = self._graph.tasks[run.task] if self._graph else None
-        title = task.title if task else run.task
-        return f"{title} {run.number}" if task and run.number > 1 else title
-
-    def _write(self, word: str, style: str, run: TaskRun, detail: str) -> None:
-        elapsed = _clock(time.monotonic() - self._started)
-        self.console.print(
-            f"[dim]{elapsed}[/]  [{style}]{word:<8}[/]{escape(self._title(run)):<28} {detail}".rstrip(),
-            soft_wrap=True,
-        )
 
 
 def stage_table(results: Results) -> Table:
@@ -180,37 +109,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes:3d}:{rest:02d}"
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = before or value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-
-
-@contextlib.contextmanager
-def _ticking(action: Any) -> Iterator[None]:
-    """Call ``action`` twice a second from a thread of its own until the block ends."""
-    stop = threading.Event()
-
-    def tick() -> None:
-        while not stop.wait(0.5):
-            action()
-
-    thread = threading.Thread(target=tick, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()

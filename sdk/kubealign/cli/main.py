@@ -78,7 +78,8 @@ def run_(
     verbose: bool,
 ) -> None:
     """Run PIPELINE (offline_alignment, salmon) whole on this machine."""
-    from kubealign.cli.console import Progress, number_table, reuse_text, stage_table, standard_console
+    from kubealign.cli.console import number_table, reuse_text, stage_table, standard_console
+    from kubealign.cli.progress import Progress
     from kubealign.local.runner import run_local
     from kubealign.local.summary import notes_on
 
@@ -153,7 +154,8 @@ def rerun_(place: str, output: Path | None, into: Path | None) -> None:
     """
     import yaml
 
-    from kubealign.cli.console import Progress, standard_console
+    from kubealign.cli.console import standard_console
+    from kubealign.cli.progress import Progress
     from kubealign.errors import RunFailed
     from kubealign.lineage import open_place
     from kubealign.local.runner import run_local

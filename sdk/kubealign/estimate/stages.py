@@ -33,11 +33,14 @@ from kubealign_pipelines import rules
 from kubealign_pipelines.checking.sources import count_rows
 from kubealign_pipelines.checking.stages import arguments
 from kubealign_pipelines.compiler import compile_pipeline
-from kubealign_pipelines.graph import Task
+from kubealign_pipelines.graph import Graph, Task
 from kubealign_pipelines.resources import DEFAULTS, TRAINING
 
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z0-9])")
 _SAME_SIZE = math.log(1.5)
+
+Tokens = dict[str, float]
+"""By kind of work: sample, score, train."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,8 +193,7 @@ def estimate(run: RunFile, shape: ModelShape, assumed: Assumptions) -> list[Stag
         graph = compile_pipeline(run.pipeline, Path(folder) / "pipeline.yaml", run.compile, run.parameters)
     values = check_parameters(graph, run.parameters, complete=False)
     values |= rules(run.pipeline).choose(run.parameters)
-    taken = [(task, _config(task, values)) for task in graph.tasks.values()]
-    recipe = Recipe.of({task.function: config for task, config in taken}, values)
+    taken, recipe = _configs(graph, values)
     found: list[StageEstimate] = []
     for task, config in taken:
         wanted = run.compile.resources(task.function)
@@ -201,6 +203,25 @@ def estimate(run: RunFile, shape: ModelShape, assumed: Assumptions) -> list[Stag
             found.append(_Stage(task, config, recipe, shape, assumed, gpus, nodes).estimate())
     order = [*(stage for stage in DEFAULTS if stage != "evaluate"), "evaluate"]
     return sorted(found, key=lambda stage: order.index(stage.stage))
+
+
+def stage_tokens(graph: Graph, values: Mapping[str, Any], assumed: Assumptions) -> dict[str, Tokens]:
+    """Tokens by kind of work of the tasks of ``graph`` that run a model, by the name of the task.
+
+    Raises:
+        ConfigError: parameters that a stage refuses.
+    """
+    taken, recipe = _configs(graph, values)
+    return {
+        task.name: _TOKENS[task.function](config, recipe, assumed)
+        for task, config in taken
+        if _runs_a_model(task, config)
+    }
+
+
+def _configs(graph: Graph, values: Mapping[str, Any]) -> tuple[list[tuple[Task, Any]], Recipe]:
+    taken = [(task, _config(task, values)) for task in graph.tasks.values()]
+    return taken, Recipe.of({task.function: config for task, config in taken}, values)
 
 
 def _config(task: Task, values: Mapping[str, Any]) -> Any:
@@ -317,9 +338,6 @@ class _Stage:
         if config.engine != "vllm":
             return self.shape.cache_bytes(max(config.generation_tokens, longest))
         return sampling_memory(self.shape, gpu_bytes, config.memory_fraction, 1, longest).total
-
-
-Tokens = dict[str, float]
 
 
 def _sample(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001

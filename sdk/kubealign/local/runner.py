@@ -21,10 +21,12 @@ from typing import Any
 import yaml
 from kfp import components, local
 
-from kubealign.cli.console import Progress
+from kubealign.cli.console import duration
+from kubealign.cli.progress import Progress
 from kubealign.errors import RunFailed, RunStopped
 from kubealign.lineage import RESULTS
 from kubealign.local.docker import docker_runner, exit_codes_kept
+from kubealign.local.forecast import Forecast, forecast
 from kubealign.local.loops import loop_inputs_kept
 from kubealign.local.results import Results, collect, missing_outputs
 from kubealign.local.stopping import Stopping
@@ -128,10 +130,13 @@ def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Res
         folder.logs, on_event=progress.event, on_line=progress.line, fail_fast=not run.local.retries
     )
     stopping = Stopping(watcher, progress.say)
+    expected = forecast(graph, complete)
+    for line in _header(folder, graph, complete, expected):
+        progress.say(line)
     started = time.monotonic()
     failure: RunFailed | None = None
     try:
-        with stopping.handled(), progress.showing(graph, watcher):
+        with stopping.handled(), progress.showing(graph, watcher, expected):
             given = {name: complete[name] for name in graph.given(parameters)}
             _execute(folder, given, watcher, graph, runner)
     except RunFailed as error:
@@ -144,6 +149,25 @@ def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Res
     if stopping.signal:
         raise RunStopped(stopping.signal, folder.path.name)
     raise failure
+
+
+def _header(
+    folder: RunFolder, graph: Graph, parameters: Mapping[str, Any], expected: Forecast
+) -> Iterator[str]:
+    """What will run and for how long, what is already there, and where it goes."""
+    titles = list(dict.fromkeys(task.title for task in graph.tasks.values()))
+    yield f"Runs:  {graph.name}, {len(graph.tasks)} tasks: {', '.join(titles)}"
+    yield f"Time:  about {duration(expected.total())} by the estimate, corrected as it goes"
+    again = f", attempt {folder.attempt}" if folder.attempt > 1 else ""
+    yield f"Into:  {folder.path}{again}"
+    yield f"There: {_finished(str(parameters[WORK]))}"
+
+
+def _finished(work: str) -> str:
+    if "://" in work:
+        return f"rows and checkpoints that earlier runs left in {work} are taken"
+    stages = sorted(p.name for p in Path(work).glob("*") if p.is_dir())
+    return f"rows or checkpoints of {', '.join(stages)} in {work}" if stages else f"nothing yet in {work}"
 
 
 @contextlib.contextmanager

@@ -20,10 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from kubealign_components.progress import State, read_line
+
 _COLOUR = re.compile(r"\x1b\[\d+m")
 _STARTED = re.compile(r"^Executing task '(.+)'$")
 _ENDED = re.compile(r"^Task '(.+)' finished with status (SUCCESS|FAILURE)$")
-_BAR = re.compile(r"^(?P<name>[^:]*):\s+(?P<percent>\d+)%\|[^|]*\|\s*(?P<rest>.*)$")
+_FOREIGN_BAR = re.compile(r"^[^|]*\d+%\|[^|]*\|")
+"""Bars of libraries, such as of loading weights: neither progress of the stage nor anything for its log."""
+_CHUNK = re.compile(r'^"(index|of)": (\d+)')
+_REUSED = re.compile(r"(\d+ of \d+ rows were|chunk \d+ of \d+ was) finished before$")
 _OURS = re.compile(r"^\s*kubealign_components\.errors\.\w+: (.*)$")
 _ANY_ERROR = re.compile(r"^\s*((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*)$")
 # What kfp's executor says of itself, and after it the dump of a task's inputs: for the log file only.
@@ -46,8 +51,12 @@ class TaskRun:
     log: Path
     ended: float | None = None
     ok: bool | None = None
-    progress: str = ""
-    """The last state of the stage's progress bar."""
+    state: State | None = None
+    """How far the stage has come, once it says so."""
+    chunk: dict[str, int] = field(default_factory=dict)
+    """Of a worker of a fan-out, ``index`` from 0 and ``of``: which of how many chunks."""
+    reused: bool = False
+    """Whether rows of earlier runs were taken: it says nothing of how fast this machine is."""
     tail: list[str] = field(default_factory=list)
     """The last lines that its stage wrote."""
     _indent: int = 0
@@ -64,6 +73,8 @@ class TaskRun:
             return False
         if self._dump is None:
             return True
+        if number := _CHUNK.match(text):
+            self.chunk[number[1]] = int(number[2])
         self._dump += text.endswith(("{", "[")) - text.startswith(("}", "]"))
         if self._dump == 0:
             self._dump = None
@@ -178,7 +189,7 @@ class Watcher(logging.Filter):
 
     def _printed(self, text: str) -> None:
         thread = threading.get_ident()
-        *lines, rest = (self._partial.pop(thread, "") + text).split("\n")
+        *lines, rest = re.split(r"[\r\n]", self._partial.pop(thread, "") + text)
         if rest:
             self._partial[thread] = rest
         for line in lines:
@@ -188,9 +199,12 @@ class Watcher(logging.Filter):
         run = self._current.get(thread)
         if run is None or not line.strip():
             return
-        if bar := _BAR.match(line.strip()):
-            run.progress = f"{bar['percent']}% {bar['rest'].partition(' [')[0]}"
+        if state := read_line(line):
+            run.state = state
             return
+        if _FOREIGN_BAR.match(line):
+            return
+        run.reused = run.reused or bool(_REUSED.search(line))
         self._files[thread].write(line + "\n")
         self._files[thread].flush()
         if run.of_stage(line):

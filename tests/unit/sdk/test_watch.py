@@ -1,7 +1,6 @@
 """Following kfp.local: a small pipeline of real tasks, two at a time, one of them failing."""
 
 import contextlib
-import re
 from pathlib import Path
 from typing import Any, Dict, List  # noqa: UP035
 
@@ -11,12 +10,13 @@ from kfp import compiler, components, dsl, local
 from kubealign.local.loops import loop_inputs_kept
 from kubealign.local.results import missing_outputs
 from kubealign.local.watcher import TaskRun, Watcher, reason_of
+from kubealign_components.progress import State
 from kubealign_pipelines.compiler import read_graph
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
 def plan(count: int) -> List[Dict]:  # noqa: UP006
-    return [{"index": i} for i in range(count)]
+    return [{"index": i, "of": count} for i in range(count)]
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
@@ -28,7 +28,8 @@ def work(chunk: dict, bad: int) -> str:
     index = int(chunk["index"])
     for _ in range(20):
         print(f"chunk {index} says hello")
-    sys.stderr.write(f"work: {index}0%|###       | {index}/9 [00:01<00:02,  1.00 rows/s]\n")
+    sys.stderr.write(f"work {index + 1}/3: {index}/9 rows, 1.50 rows/s, 01:02 left, loss=0.5\n")
+    sys.stderr.write("Loading weights: 100%|##########| 21/21 [00:00<00:00, 99.00it/s]\n")
     if index == bad:
         raise DataError(f"row {index!r} is bad; mend it")
     return str(index)
@@ -72,7 +73,19 @@ def test_every_execution_is_seen_and_its_lines_are_its_own(tmp_path: Path) -> No
         if run.task == "work":
             assert len(own) == 20, own
             assert len(set(own)) == 1, own
-            assert re.fullmatch(r"\d0% \d/9", run.progress)
+            assert run.state is not None
+            index = run.state.done
+            assert run.state == State(
+                name=f"work {index + 1}/3",
+                done=index,
+                total=9,
+                unit="rows",
+                rate=1.5,
+                left=62.0,
+                notes="loss=0.5",
+            )
+            assert "Loading weights" not in run.log.read_text()
+            assert run.chunk == {"index": index, "of": 3}
             assert "Got executor_input" in run.log.read_text()
 
 

@@ -13,17 +13,25 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import MODEL, SELECTION
 from kubealign_components.errors import ConfigError, DataError, DriftError, EngineError
+from kubealign_components.progress import read_line
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.stage import run
 from kubealign_components.training.checkpoints import MARKERS, CheckpointStore, everything
 from kubealign_components.training.curves import curves_page, training_log
 from kubealign_components.training.processes import joined
+from kubealign_components.training.step_trainer import StepProgress
 from support.tiny import build_tiny_model
 from support.training_data import make_training, score, training_rows
 
@@ -449,3 +457,23 @@ assert not BLOCKED & set(sys.modules)
 """
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
+
+
+def test_every_step_s_loss_is_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = TrainingArguments(output_dir="unused", report_to=[])
+    state, control = TrainerState(max_steps=3), TrainerControl()
+    told = StepProgress("train")
+    told.on_train_begin(arguments, state, control)
+    for step in (1, 2, 3):
+        state.global_step = step
+        logs = {"loss": 0.5 / step, "grad_norm": 1.25, "learning_rate": 1e-6, "epoch": 0.1}
+        told.on_log(arguments, state, control, logs=logs)
+    told.on_train_end(arguments, state, control)
+    lines = capsys.readouterr().err.splitlines()
+    told_lines = [line for line in lines if "step " in line]
+    assert told_lines == [
+        f"train: step {step}, loss {0.5 / step:.4g}, grad norm 1.25, learning rate 1e-06"
+        for step in (1, 2, 3)
+    ]
+    last = [state for state in map(read_line, lines) if state is not None][-1]
+    assert (last.done, last.total, last.unit, last.notes) == (3, 3, "steps", "loss=0.1667")

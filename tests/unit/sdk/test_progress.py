@@ -1,0 +1,160 @@
+"""Progress of a local run: the stages' lines, what a terminal and a pipe show of them, and the time left."""
+
+import io
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from kubealign.cli.progress import Progress, state_text
+from kubealign.local.forecast import START_SECONDS, Expected, Forecast, forecast
+from kubealign.local.watcher import TaskRun, Watcher
+from kubealign_components.progress import SECONDS, State, note, progress_bar, read_line
+from kubealign_pipelines.compiler import compile_pipeline
+from kubealign_pipelines.graph import Graph
+
+
+def a_run(task: str = "sample", seconds: float = 10.0, **settings: object) -> TaskRun:
+    """An execution under way that began ``seconds`` ago."""
+    run = TaskRun(task=task, number=1, started=time.monotonic() - seconds, log=Path("log"))
+    for name, value in settings.items():
+        setattr(run, name, value)
+    return run
+
+
+def ended(task: str, seconds: float, **settings: object) -> TaskRun:
+    return a_run(task, seconds, ended=time.monotonic(), ok=True, **settings)
+
+
+def a_state(done: int, left: float | None) -> State:
+    return State(name="x", done=done, total=100, unit="rows", rate=2.0, left=left, notes="loss=0.7")
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    parameters = {"policy": "p", "sources": [{"name": "a", "uri": "b"}], "reward_functions": ["brevity"]}
+    path = tmp_path_factory.mktemp("graph") / "pipeline.yaml"
+    return compile_pipeline("offline_alignment", path, None, parameters)
+
+
+def test_a_bar_in_a_pipe_writes_lines_that_are_read_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SECONDS, "0")
+    with progress_bar(5, "prompts", "evaluate: reference") as bar:
+        for number in range(5):
+            time.sleep(0.01)
+            bar.set_postfix(loss=f"{number}", refresh=False)
+            bar.update(1)
+            note(bar, f"said {number}")
+    written = capsys.readouterr().err
+    assert "\r" not in written
+    lines = written.splitlines()
+    assert all(line.strip() for line in lines)
+    states = [state for state in map(read_line, lines) if state is not None]
+    assert [state.done for state in states] == [0, 1, 2, 3, 4, 5]
+    assert {(s.name, s.total, s.unit) for s in states} == {("evaluate: reference", 5, "prompts")}
+    assert states[0].rate is None
+    assert states[-1].rate is not None
+    assert 10 < states[-1].rate < 110
+    assert states[-1].notes == "loss=4"
+    assert [line for line in lines if read_line(line) is None] == [f"said {i}" for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Loading weights: 100%|####| 21/21 [00:00<00:00, 99.00it/s]",
+        "sample: 3 of 4 rows were finished before",
+        "ratio: 1/2 rows",
+        "",
+    ],
+)
+def test_other_lines_are_no_progress(line: str) -> None:
+    assert read_line(line) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        (a_state(10, 45.0), "10/100 rows, 2 rows/s, 45 s left, loss=0.7"),
+        (a_state(100, 0.0), "100/100 rows, 2 rows/s, loss=0.7"),
+        (a_state(10, 3680.0), "10/100 rows, 2 rows/s, 1 h 01 min left, loss=0.7"),
+    ],
+)
+def test_a_state_has_unit_rate_and_time_left(state: State, text: str) -> None:
+    assert state_text(a_run(state=state)) == text
+
+
+def test_a_pipe_gets_lines_of_what_runs(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SECONDS, "0.05")
+    written = io.StringIO()
+    progress = Progress(console=Console(file=written, width=200))
+    watcher = Watcher(tmp_path, on_event=progress.event, on_line=progress.line)
+
+    def log(message: str) -> None:
+        watcher.filter(logging.LogRecord("kfp", logging.INFO, "", 0, message, (), None))
+
+    with progress.showing(graph, watcher, Forecast({"sample": Expected(executions=4, work=36.0)})):
+        log("Executing task 'sample'")
+        watcher.runs[0].chunk |= {"index": 1, "of": 4}
+        watcher.stream.write("  sample 2/4: 10/100 prompts, 2.00 prompts/s, 00:45 left\n")
+        time.sleep(0.2)
+        log("Task 'sample' finished with status SUCCESS")
+    lines = written.getvalue().splitlines()
+    runs = [line for line in lines if "runs" in line]
+    assert runs
+    assert "sample, chunk 2 of 4" in runs[0]
+    assert "10/100 prompts, 2 prompts/s, 45 s left; run: about " in runs[0]
+    assert all("\x1b" not in line and "\r" not in line for line in lines)
+
+
+def test_the_forecast_follows_what_this_machine_shows() -> None:
+    expected = {
+        "filter": Expected(executions=1, work=0.0),
+        "sample": Expected(executions=4, work=40.0),
+        "train": Expected(executions=1, work=100.0),
+    }
+    plan = Forecast(expected)
+    whole = 6 * START_SECONDS + 140.0
+    assert plan.total() == whole
+    assert plan.left([]) == pytest.approx(whole)
+    # A chunk that took twice what was expected doubles all that is still to come.
+    slow = [ended("filter", 2 * START_SECONDS), ended("sample", 2 * (START_SECONDS + 10), chunk={"of": 4})]
+    assert plan.left(slow) == pytest.approx(2 * (3 * (START_SECONDS + 10) + START_SECONDS + 100), rel=0.01)
+    # Rows that were there already say nothing of this machine.
+    reused = [ended("sample", 0.5, reused=True)]
+    assert plan.left(reused) == pytest.approx(whole - START_SECONDS - 10, rel=0.01)
+    # A task under way is believed once its own rate is known.
+    running = a_run("train", 10, state=a_state(20, 33.0))
+    rest = START_SECONDS + 4 * (START_SECONDS + 10)
+    assert plan.left([running]) == pytest.approx(rest + 33.0)
+    # More chunks than planned, as the worker says.
+    more = [ended("sample", START_SECONDS + 5, chunk={"of": 8})]
+    assert plan.left(more) > plan.left([ended("sample", START_SECONDS + 10, chunk={"of": 4})])
+
+
+def test_the_forecast_of_a_pipeline_counts_chunks_and_work(graph: Graph, tmp_path: Path) -> None:
+    data = tmp_path / "p.jsonl"
+    data.write_text('{"prompt": "a"}\n' * 40)
+    parameters = {name: p.default for name, p in graph.parameters.items()}
+    parameters |= {
+        "policy": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "sources": [{"name": "a", "uri": str(data)}],
+        "reward_functions": ["brevity"],
+        "work_rows_per_chunk": 10,
+    }
+
+    def total(**changed: object) -> float:
+        given: Mapping[str, object] = parameters | changed
+        return forecast(graph, given).total()
+
+    assert total() > 4 * START_SECONDS
+    assert total(sample_max_new_tokens=20) < total(sample_max_new_tokens=200)
+    assert total(work_rows_per_chunk=5) > total()
+    assert total(policy="org/Model-8B") > 5 * total()
