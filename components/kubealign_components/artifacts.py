@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.manifest import MANIFEST, Manifest
@@ -18,12 +18,15 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, SchemaMismatch
 from kubealign_components.store import beside, join, store_for
 
+if TYPE_CHECKING:
+    from kfp.dsl import Artifact, Metrics
+
 ROWS = "rows-of-"
 """How the folder of the shards, beside the artifact, is called. It does not begin with the artifact's name,
 which KFP 2.16 takes for a prefix of all that it downloads."""
 
 
-def open_dataset(artifact: Any, *schemas: str, allow_empty: bool = False) -> Dataset:
+def open_dataset(artifact: Artifact, *schemas: str, allow_empty: bool = False) -> Dataset:
     """The dataset or model behind an input artifact if it is of one of ``schemas``.
 
     It is opened by URI and never where the launcher has mounted it: what a manifest records must be found
@@ -43,12 +46,12 @@ def open_dataset(artifact: Any, *schemas: str, allow_empty: bool = False) -> Dat
     return Dataset.open(artifact.uri, *schemas, allow_empty=allow_empty)
 
 
-def local_copy(artifact: Any) -> str:
+def local_copy(artifact: Artifact) -> str:
     """Where the files of an input model are read: the launcher's copy on this machine, or else its URI."""
     return str(artifact.path) if Path(artifact.path).exists() else str(artifact.uri)
 
 
-def open_model(artifact: object, *, here: bool = True) -> Dataset:
+def open_model(artifact: Artifact, *, here: bool = True) -> Dataset:
     """The model of an input artifact; its files are read from the launcher's copy of them.
 
     Args:
@@ -61,12 +64,12 @@ def open_model(artifact: object, *, here: bool = True) -> Dataset:
     return model
 
 
-def rows_of(artifact: Any) -> str:
+def rows_of(artifact: Artifact) -> str:
     """Where a stage writes the dataset of the output ``artifact``."""
     return beside(artifact.uri, ROWS + artifact.uri.rstrip("/").rpartition("/")[2])
 
 
-def publish(artifact: Any, *pages: Any) -> Dataset:
+def publish(artifact: Artifact, *pages: Artifact) -> Dataset:
     """Publish what a stage wrote to :func:`rows_of` as the output ``artifact``.
 
     Args:
@@ -78,12 +81,12 @@ def publish(artifact: Any, *pages: Any) -> Dataset:
     return dataset
 
 
-def publish_model(artifact: Any, *pages: Any) -> None:
+def publish_model(artifact: Artifact, *pages: Artifact) -> None:
     """Describe the model that a stage wrote to the output ``artifact``, and name ``pages`` like it."""
     _describe(artifact, Dataset.open(artifact.uri).manifest, *pages)
 
 
-def write_manifest(artifact: Any, model: Any) -> None:
+def write_manifest(artifact: Artifact, model: Artifact) -> None:
     """Write the manifest of the output ``model`` to ``artifact``: it stands for the model where the model
     itself, which is large, is read by URI or not at all."""
     write_page(artifact, Dataset.open(model.uri).manifest.to_json())
@@ -102,7 +105,7 @@ def describe(manifest: Manifest) -> dict[str, object]:
     }
 
 
-def _describe(artifact: Any, manifest: Manifest, *pages: Any) -> None:
+def _describe(artifact: Artifact, manifest: Manifest, *pages: Artifact) -> None:
     artifact.metadata.update(describe(manifest))
     for page in pages:
         page.metadata["display_name"] = f"{manifest.slug} {page.uri.rpartition('/')[2]}"
@@ -128,14 +131,14 @@ def _refer(dataset: Dataset, uri: str) -> Dataset:
     return Dataset(uri, manifest)
 
 
-def log_stats(metrics: Any, stats: Stats | dict[str, float]) -> None:
+def log_stats(metrics: Metrics, stats: Stats | dict[str, float]) -> None:
     """Write every number of ``stats`` to a ``dsl.Metrics`` artifact."""
     numbers = stats.metrics() if isinstance(stats, Stats) else stats
     for name, value in numbers.items():
         metrics.log_metric(name, float(value))
 
 
-def write_page(artifact: Any, page: str) -> None:
+def write_page(artifact: Artifact, page: str) -> None:
     """Write a text, such as an HTML page, to an artifact that is one file."""
     path = Path(artifact.path)
     path.parent.mkdir(parents=True, exist_ok=True)

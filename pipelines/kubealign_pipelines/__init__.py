@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.config import require_choice
 from kubealign_pipelines.late_client import import_kfp
 from kubealign_pipelines.rules import Choice, Rules
 
 if TYPE_CHECKING:
+    from kfp.dsl.graph_component import GraphComponent
+
     from kubealign_pipelines.resources import CompileSettings
 
 __all__ = ["PIPELINES", "Choice", "CompileSettings", "Rules", "build", "rules"]
@@ -21,8 +23,8 @@ import_kfp()
 
 
 def build(
-    name: str, settings: CompileSettings | None = None, parameters: Mapping[str, Any] | None = None
-) -> Any:
+    name: str, settings: CompileSettings | None = None, parameters: Mapping[str, object] | None = None
+) -> GraphComponent:
     """The pipeline ``name`` as a KFP component, ready to compile.
 
     Args:
@@ -53,7 +55,7 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"kubealign_pipelines.{name}")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> GraphComponent:
     """Import on first use: the names of the pipelines are known without Kubeflow Pipelines."""
     if name != "CompileSettings":
         raise AttributeError(f"module 'kubealign_pipelines' has no attribute {name!r}")

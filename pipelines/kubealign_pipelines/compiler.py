@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 from google.protobuf.json_format import MessageToDict
@@ -16,6 +16,9 @@ from kubealign_pipelines.graph import CHECK, Graph, Json, Parameter
 from kubealign_pipelines.resources import CompileSettings
 from kubealign_pipelines.workflow_size import most_chunks
 
+if TYPE_CHECKING:
+    from kfp.dsl.graph_component import GraphComponent
+
 PLANNED = "max_chunks"
 """Argument of the stages that plan a fan-out: the most chunks of it."""
 
@@ -24,7 +27,7 @@ def compile_pipeline(
     name: str,
     path: Path,
     settings: CompileSettings | None = None,
-    parameters: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, object] | None = None,
     *,
     defaults: bool = False,
 ) -> Graph:
@@ -56,12 +59,12 @@ def compile_pipeline(
     return graph
 
 
-def graph_of(pipeline: Any, name: str) -> Graph:
+def graph_of(pipeline: GraphComponent, name: str) -> Graph:
     """The graph of ``pipeline``, which :func:`kubealign_pipelines.build` made by ``name``; writes nothing."""
     return _spec_of(pipeline, name)[1]
 
 
-def _spec_of(pipeline: Any, name: str) -> tuple[Json, Graph]:
+def _spec_of(pipeline: GraphComponent, name: str) -> tuple[Json, Graph]:
     spec: Json = MessageToDict(pipeline.pipeline_spec)
     whole = Graph(spec)
     others = {idle: whole.parameters[idle] for idle in _prune(spec)}
@@ -117,7 +120,7 @@ def _limit_chunks(spec: Json, wanted: int) -> None:
             planned["runtimeValue"]["constant"] = float(limit)
 
 
-def _set_defaults(spec: Json, parameters: Mapping[str, Any]) -> None:
+def _set_defaults(spec: Json, parameters: Mapping[str, object]) -> None:
     for name, declared in spec["root"].get("inputDefinitions", {}).get("parameters", {}).items():
         if name in parameters:
             declared["defaultValue"] = parameters[name]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kfp import dsl
 
 from kubealign_components.merge.component import merge
 from kubealign_pipelines.resources import Placement
+
+if TYPE_CHECKING:
+    from kfp.dsl.base_component import BaseComponent
+    from kfp.dsl.pipeline_channel import PipelineChannel
 
 CHUNKS = "Output"
 """KFP's name of what a component returns: a stage that is asked to plans the chunks of what it made."""
@@ -16,14 +20,14 @@ CHUNKS = "Output"
 
 def fan_out(
     place: Placement,
-    worker: Any,
-    made: Any,
+    worker: BaseComponent,
+    made: dsl.PipelineTask,
     *,
     about: str = "",
-    cut: Mapping[str, Any] | None = None,
-    model: Any = None,
-    **arguments: Any,
-) -> Any:
+    cut: Mapping[str, PipelineChannel] | None = None,
+    model: PipelineChannel | None = None,
+    **arguments: PipelineChannel,
+) -> dsl.PipelineTask:
     """The task that joins what ``worker`` makes of the dataset of ``made``, chunk by chunk.
 
     Args:

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Json = dict[str, Any]
+from kubealign_components.json_types import JsonObject
+
+Json = JsonObject
 CHECK = "check"
 """The function of the task that checks all parameters before the others start."""
 

@@ -13,9 +13,10 @@ and where people's labels are selected and no reward is given, nothing is reward
 # ruff: noqa: B006 (KFP reads defaults from the signature and never changes them)
 # No postponed annotations here either: KFP reads them as they stand.
 from collections.abc import Mapping
-from typing import Any
 
 from kfp import dsl
+from kfp.dsl.graph_component import GraphComponent
+from kfp.dsl.pipeline_channel import PipelineChannel
 
 from kubealign_components.config import require
 from kubealign_components.filter.component import filter
@@ -41,7 +42,7 @@ RULES = Rules(
 )
 
 
-def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
+def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object]) -> GraphComponent:
     """The pipeline with ``settings`` compiled in, and the stages that ``parameters`` ask for."""
     place = Placement(settings)
     order = RULES.choose(parameters)[LOGPROBS_ORDER.name]
@@ -55,44 +56,44 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) 
     # The Kubeflow UI sorts its form by name: parameters start with their stage's name to stand together.
     @dsl.pipeline(name="offline-alignment")
     def pipeline(
-        sources: list[dict[str, Any]],
+        sources: list[dict[str, object]],
         policy: str,
         reference: str = "",
-        reward_functions: list[Any] = [],
+        reward_functions: list[object] = [],
         reward_model: str = "",
         seed: int = 0,
         validation_fraction: float = 0.05,
         work: str = "",
         work_rows_per_chunk: int = 4096,
-        import_options: dict[str, Any] = {},
+        import_options: dict[str, object] = {},
         filter_max_seq_len: int = 4096,
         filter_max_prompt_len: int = 2048,
         filter_min_completions: int = 0,
-        filter_options: dict[str, Any] = {},
+        filter_options: dict[str, object] = {},
         sample_engine: str = "vllm",
         sample_n: int = 10,
         sample_temperature: float = 1.0,
         sample_max_new_tokens: int = 1024,
         sample_truncated: str = "keep",
-        sample_options: dict[str, Any] = {},
-        rewards_options: dict[str, Any] = {},
+        sample_options: dict[str, object] = {},
+        rewards_options: dict[str, object] = {},
         select_strategy: str = "best_worst",
         select_pairs_per_prompt: int = 1,
         select_pool: str = "reference",
-        select_options: dict[str, Any] = {},
+        select_options: dict[str, object] = {},
         logprobs_source: str = "scorer",
-        logprobs_options: dict[str, Any] = {},
+        logprobs_options: dict[str, object] = {},
         mix_training_uris: list[str] = [],
-        mix_options: dict[str, Any] = {},
+        mix_options: dict[str, object] = {},
         train_objective: str = "dpo",
         train_beta: float = 0.1,
         train_learning_rate: float = 5e-7,
         train_epochs: float = 1.0,
         train_adapter: str = "none",
-        train_options: dict[str, Any] = {},
+        train_options: dict[str, object] = {},
         evaluate_n: int = 1,
         evaluate_max_prompts: int = 256,
-        evaluate_options: dict[str, Any] = {},
+        evaluate_options: dict[str, object] = {},
     ) -> None:
         """Align a chat model on its own rewarded samples, offline.
 
@@ -150,19 +151,19 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, Any]) 
             evaluate_options: Further settings of evaluate by name, such as min_gain.
         """
         place.check_first("offline_alignment", RULES.shape(parameters), locals())
-        cut: dict[str, Any] = {
+        cut: dict[str, PipelineChannel] = {
             "work": work,
             "rows_per_chunk": work_rows_per_chunk,
             "max_chunks": settings.chunks,
         }
-        sampling: dict[str, Any] = {
+        sampling: dict[str, PipelineChannel] = {
             "engine": sample_engine,
             "n": sample_n if sampled else evaluate_n,
             "temperature": sample_temperature,
             "max_new_tokens": sample_max_new_tokens,
             "seed": seed,
         }
-        reward: dict[str, Any] = {}
+        reward: dict[str, PipelineChannel] = {}
         if rewarded:
             reward = {"reward_functions": reward_functions, "reward_model": reward_model}
 

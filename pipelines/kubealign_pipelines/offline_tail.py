@@ -6,7 +6,9 @@ select ─ logprobs ×chunks ─ merge ─ mix ─ train ─ evaluate
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from kfp.dsl import PipelineTask
+from kfp.dsl.pipeline_channel import PipelineChannel
 
 from kubealign_components.evaluate.component import evaluate
 from kubealign_components.logprobs.component import logprobs
@@ -16,20 +18,20 @@ from kubealign_components.train.component import train
 from kubealign_pipelines.fan_out import fan_out
 from kubealign_pipelines.resources import Placement
 
-Arguments = Mapping[str, Any]
+Arguments = Mapping[str, PipelineChannel]
 """Of a component, by name."""
 
 
 def align_offline(
     place: Placement,
-    rows: Any,
-    cut: Mapping[str, Any],
+    rows: PipelineTask,
+    cut: Mapping[str, PipelineChannel],
     *,
     order: str,
-    policy: Any,
-    reference: Any,
-    seed: Any,
-    validation_fraction: Any,
+    policy: PipelineChannel,
+    reference: PipelineChannel,
+    seed: PipelineChannel,
+    validation_fraction: PipelineChannel,
     select_by: Arguments,
     logprobs_by: Arguments,
     mix_by: Arguments,
@@ -55,13 +57,13 @@ def align_offline(
         evaluate_by: of ``evaluate``.
     """
 
-    def choose(made: Any, cut: Mapping[str, Any]) -> Any:
+    def choose(made: PipelineTask, cut: Mapping[str, PipelineChannel]) -> PipelineTask:
         return place(select, rewarded=made.outputs["dataset"], seed=seed, **select_by, **cut)
 
     # Training then starts at log-ratios of exactly 0.
     numbers = {"adapter": train_by.get("adapter", "none"), "train_options": train_by["options"]}
 
-    def score(made: Any) -> Any:
+    def score(made: PipelineTask) -> PipelineTask:
         own = {"policy": policy, "reference": reference, **logprobs_by}
         return fan_out(place, logprobs, made, **numbers, **own)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kfp import dsl, kubernetes
 from kfp.dsl.pipeline_channel import PipelineParameterChannel
@@ -32,6 +32,11 @@ from kubealign_pipelines.kubernetes_values import (
     require_pod_names,
     require_toleration,
 )
+
+if TYPE_CHECKING:
+    from kfp.dsl import PipelineTask
+    from kfp.dsl.base_component import BaseComponent
+    from kfp.dsl.pipeline_channel import PipelineChannel
 
 _GPU_NAME = "nvidia.com/gpu"
 _RETRY_WINDOW = "720h"
@@ -164,7 +169,6 @@ READS_OUTSIDE = ("import_prompts", "clean_prompts", "clean_pmp", "rl_prompts")
 :data:`SEEN`. All tasks that begin are of these."""
 TRAINING = ("train", "train_reward_model", "train_ppo")
 """Stages that can run on several nodes."""
-_WATCHER: dict[str, Any] = {"cpu": "500m", "memory": "4Gi", "accelerators": 0, "shared_memory": None}
 """What the pod asks for that starts a TrainJob and waits: it reads settings and the tokenizer."""
 _SCRATCH = "/scratch"
 _KEPT = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
@@ -281,11 +285,13 @@ class Placement:
         self.settings = settings
         self._check: dsl.PipelineTask | None = None
 
-    def title(self, component: object, about: str = "") -> str:
+    def title(self, component: BaseComponent, about: str = "") -> str:
         """How the UI shows a task of ``component``; ``about`` tells tasks of one stage apart."""
         return f"{_stage(component).replace('_', ' ')} {about}".rstrip()
 
-    def __call__(self, component: Any, about: str = "", **arguments: Any) -> Any:
+    def __call__(
+        self, component: BaseComponent, about: str = "", /, **arguments: PipelineChannel
+    ) -> PipelineTask:
         """A task of ``component`` under its stage's name, with image, resources, retries and labels.
 
         Args:
@@ -348,7 +354,10 @@ class Placement:
 
 def _watching(wanted: StageResources) -> StageResources:
     """What the pod gets that waits for a TrainJob, whose pods are as ``wanted``."""
-    return replace(wanted, annotations={**wanted.annotations, **_KEPT}, **_WATCHER)
+    annotations = {**wanted.annotations, **_KEPT}
+    return replace(
+        wanted, annotations=annotations, cpu="500m", memory="4Gi", accelerators=0, shared_memory=None
+    )
 
 
 def _requirements(wanted: StageResources) -> dict[str, dict[str, str]]:
@@ -362,16 +371,16 @@ def _requirements(wanted: StageResources) -> dict[str, dict[str, str]]:
     return {name: amounts for name, amounts in both.items() if amounts}
 
 
-def _image(component: Any) -> str:
+def _image(component: BaseComponent) -> str:
     """The image that ``component`` is written for; in that of data nothing needs torch."""
     return str(component.component_spec.implementation.container.image)
 
 
-def _stage(component: Any) -> str:
+def _stage(component: BaseComponent) -> str:
     return str(component.python_func.__name__)
 
 
-def _named(component: Any, title: str) -> Any:
+def _named(component: BaseComponent, title: str) -> BaseComponent:
     """``component`` under the name that its task gets: KFP would number the tasks of one component."""
     named = copy.copy(component)
     named.component_spec = replace(component.component_spec, name=title.replace(" ", "-").lower())
@@ -392,7 +401,7 @@ def _nodes(stage: str, wanted: StageResources) -> dict[str, object]:
     return {"nodes": wanted.nodes, "train_job": job}
 
 
-def _compute(task: Any, wanted: StageResources) -> None:
+def _compute(task: PipelineTask, wanted: StageResources) -> None:
     if wanted.cpu is not None:
         task.set_cpu_request(str(wanted.cpu))
     if wanted.memory is not None:
@@ -405,7 +414,7 @@ def _compute(task: Any, wanted: StageResources) -> None:
         task.set_env_variable(name, value)
 
 
-def _pod(task: Any, wanted: StageResources) -> None:
+def _pod(task: PipelineTask, wanted: StageResources) -> None:
     for name, value in sorted(wanted.labels.items()):
         kubernetes.add_pod_label(task, name, value)
     for name, value in sorted(wanted.annotations.items()):
@@ -437,7 +446,7 @@ def _pod(task: Any, wanted: StageResources) -> None:
         kubernetes.set_timeout(task, wanted.timeout)
 
 
-def _admit(task: object, settings: CompileSettings) -> None:
+def _admit(task: PipelineTask, settings: CompileSettings) -> None:
     """What the restricted pod security standard asks of a pod, and its registry; KFP sets the rest of it."""
     # The user is the image's own, or the one that an OpenShift namespace gives it.
     kubernetes.set_security_context(task, run_as_non_root=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from kubealign_components.config import require
 
@@ -41,7 +40,7 @@ class Rules:
         decided = {name: what(parameters.get(name)) for name, what in self.deciding.items()}
         return {name: value for name, value in {**chosen, **decided}.items() if value is not None}
 
-    def choose(self, parameters: Mapping[str, Any]) -> dict[str, str]:
+    def choose(self, parameters: Mapping[str, object]) -> dict[str, str]:
         """Every choice by name, as ``parameters`` have it or by default.
 
         Raises:
@@ -52,7 +51,7 @@ class Rules:
             value = parameters.get(choice.name, choice.values[0])
             expected = f"one of {', '.join(sorted(choice.values))}, fixed when the pipeline is compiled"
             require(value in choice.values, choice.name, value, expected)
-            made[choice.name] = value
+            made[choice.name] = str(value)
         return made
 
 

@@ -13,9 +13,11 @@ With ``rl: offline`` the third line is that of offline alignment, under the same
 # ruff: noqa: B006 (KFP reads defaults from the signature and never changes them)
 # No postponed annotations here either: KFP reads them as they stand.
 from collections.abc import Mapping
-from typing import Any
 
 from kfp import dsl
+from kfp.dsl import PipelineTask
+from kfp.dsl.graph_component import GraphComponent
+from kfp.dsl.pipeline_channel import PipelineChannel
 
 from kubealign_components.aggregate.component import aggregate
 from kubealign_components.clean_pmp.component import clean_pmp
@@ -43,7 +45,7 @@ RL_PROMPTS = "RL prompts"
 RULES = Rules(choices=(RL, LOGPROBS_ORDER))
 
 
-def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
+def salmon(settings: CompileSettings, parameters: Mapping[str, object]) -> GraphComponent:
     """The pipeline with ``settings`` compiled in, and the stages that ``parameters`` ask for."""
     place = Placement(settings)
     chosen = RULES.choose(parameters)
@@ -51,10 +53,10 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
     # The Kubeflow UI sorts its form by name: parameters start with their stage's name to stand together.
     @dsl.pipeline(name="salmon")
     def pipeline(
-        sources: list[dict[str, Any]],
+        sources: list[dict[str, object]],
         policy: str,
-        pmp_sources: list[dict[str, Any]],
-        rl_sources: list[dict[str, Any]] = [],
+        pmp_sources: list[dict[str, object]],
+        rl_sources: list[dict[str, object]] = [],
         principles: str = "judging",
         rl_principles: str = "rl",
         seed: int = 0,
@@ -63,30 +65,30 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
         work_rows_per_chunk: int = 4096,
         clean_prompts_languages: list[str] = [],
         clean_prompts_max_rows: int = 0,
-        clean_prompts_options: dict[str, Any] = {},
+        clean_prompts_options: dict[str, object] = {},
         filter_max_seq_len: int = 4096,
         filter_max_prompt_len: int = 2048,
-        filter_options: dict[str, Any] = {},
+        filter_options: dict[str, object] = {},
         sample_engine: str = "vllm",
         sample_n: int = 10,
         sample_temperature: float = 0.7,
         sample_max_new_tokens: int = 768,
-        sample_options: dict[str, Any] = {},
-        judge_options: dict[str, Any] = {},
+        sample_options: dict[str, object] = {},
+        judge_options: dict[str, object] = {},
         aggregate_passes: int = 4,
-        aggregate_options: dict[str, Any] = {},
+        aggregate_options: dict[str, object] = {},
         pmp_max_rows: int = 0,
         pmp_learning_rate: float = 5e-5,
         pmp_max_steps: int = 0,
-        pmp_options: dict[str, Any] = {},
+        pmp_options: dict[str, object] = {},
         reward_model_adapter: str = "lora",
         reward_model_learning_rate: float = 3e-5,
         reward_model_max_steps: int = 0,
         reward_model_batch_size: int = 64,
-        reward_model_options: dict[str, Any] = {},
+        reward_model_options: dict[str, object] = {},
         rl_prompts_max_tokens: int = 256,
         rl_prompts_max_rows: int = 0,
-        rl_prompts_options: dict[str, Any] = {},
+        rl_prompts_options: dict[str, object] = {},
         ppo_max_new_tokens: int = 1024,
         ppo_rollout_batch: int = 576,
         ppo_step_batch: int = 288,
@@ -94,19 +96,19 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
         ppo_max_steps: int = 0,
         ppo_learning_rate: float = 2e-5,
         ppo_kl_coef: float = 0.01,
-        ppo_options: dict[str, Any] = {},
-        rewards_options: dict[str, Any] = {},
-        select_options: dict[str, Any] = {},
-        logprobs_options: dict[str, Any] = {},
-        mix_options: dict[str, Any] = {},
+        ppo_options: dict[str, object] = {},
+        rewards_options: dict[str, object] = {},
+        select_options: dict[str, object] = {},
+        logprobs_options: dict[str, object] = {},
+        mix_options: dict[str, object] = {},
         train_objective: str = "dpo",
         train_beta: float = 0.1,
         train_learning_rate: float = 5e-7,
-        train_options: dict[str, Any] = {},
+        train_options: dict[str, object] = {},
         evaluate_n: int = 1,
         evaluate_max_prompts: int = 256,
-        evaluate_judge_options: dict[str, Any] = {},
-        evaluate_options: dict[str, Any] = {},
+        evaluate_judge_options: dict[str, object] = {},
+        evaluate_options: dict[str, object] = {},
     ) -> None:
         """Align a chat model by principles, without labels of its own outputs.
 
@@ -179,7 +181,7 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
             evaluate_options: Further settings of evaluate by name, such as min_gain.
         """
         place.check_first("salmon", RULES.shape(parameters), locals())
-        cut: dict[str, Any] = {
+        cut: dict[str, PipelineChannel] = {
             "work": work,
             "rows_per_chunk": work_rows_per_chunk,
             "max_chunks": settings.chunks,
@@ -192,16 +194,16 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
         }
         lengths = {"max_seq_len": filter_max_seq_len, "max_prompt_len": filter_max_prompt_len}
 
-        def tokenised(prompts: Any, about: str = "", **cut: Any) -> Any:
+        def tokenised(prompts: PipelineTask, about: str = "", **cut: PipelineChannel) -> PipelineTask:
             return place(
                 filter, about, prompts=prompts, policy=policy, **lengths, **cut, options=filter_options
             )
 
-        def sampled(prompts: Any, n: Any, about: str = "") -> Any:
+        def sampled(prompts: PipelineTask, n: PipelineChannel | int, about: str = "") -> PipelineTask:
             options = {"policy": policy, "n": n, **sampling, "options": sample_options}
             return fan_out(place, sample, prompts, about=about, cut=cut, **options)
 
-        def reward_model(about: str, **arguments: Any) -> Any:
+        def reward_model(about: str, **arguments: PipelineChannel) -> PipelineTask:
             return place(
                 train_reward_model,
                 about,
@@ -231,7 +233,11 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, Any]) -> Any:
             max_steps=pmp_max_steps,
         )
         pairs = sampled(tokenised(cleaned, **cut), 2)
-        by_principles: dict[str, Any] = {"judge": policy, "principles": principles, "options": judge_options}
+        by_principles: dict[str, PipelineChannel] = {
+            "judge": policy,
+            "principles": principles,
+            "options": judge_options,
+        }
         preferences = place(
             aggregate,
             judged=fan_out(place, judge, pairs, **by_principles).outputs["dataset"],

@@ -18,9 +18,10 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-Json = dict[str, Any]
+from kubealign_components.json_types import JsonObject
+
+Json = JsonObject
 LIMIT = 2**20
 """Bytes of a Workflow, packed: Argo's own limit, below etcd's."""
 ROOM = 0.8
@@ -190,5 +191,5 @@ def _parameters(values: Mapping[str, str]) -> Json:
     return {"parameters": [{"name": name, "value": value} for name, value in values.items()]}
 
 
-def _text(value: Any, *, sort: bool = False) -> str:
+def _text(value: object, *, sort: bool = False) -> str:
     return json.dumps(value, separators=(",", ":"), sort_keys=sort)

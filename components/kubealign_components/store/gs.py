@@ -20,12 +20,12 @@ import io
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 import google_crc32c
 import requests  # type: ignore[import-untyped]
@@ -54,6 +54,9 @@ from kubealign_components.store.base import (
     split,
     split_folder,
 )
+
+if TYPE_CHECKING:
+    from google.cloud.storage import Blob, Client
 
 CONNECTIONS = 32
 """Kept open per process: slices are read by 16 threads."""
@@ -158,7 +161,7 @@ class GoogleStore:
         pieces = spans(size, max(self._part, -(-size // MOST_PARTS)))
         names = [join(folder, f"{TEMPORARY}{uuid.uuid4().hex}") for _ in pieces]
 
-        def send(name: str, span: Span) -> Any:
+        def send(name: str, span: Span) -> Blob:
             with Window(path, span) as window:
                 return _upload(_blob(name, chunk_size=UPLOAD_CHUNK), window, span[1] - span[0])
 
@@ -180,7 +183,7 @@ class GoogleStore:
                 wait(sending)  # what is still on its way would come to stand after its name was cleared
                 list(pool.map(_discard, names))
 
-    def _fetch_parts(self, uri: str, blob: Any, path: Path) -> None:
+    def _fetch_parts(self, uri: str, blob: Blob, path: Path) -> None:
         def read(span: Span, file: IO[bytes]) -> None:
             piece = _blob(uri, generation=blob.generation)
             piece.download_to_file(file, start=span[0], end=span[1] - 1, checksum=None, **_call())
@@ -194,7 +197,7 @@ def _publish(uri: str, file: IO[bytes], size: int, crc32c: int) -> bool:
     return _commit(uri, lambda goal: _upload(goal, file, size, if_generation_match=0), crc32c)
 
 
-def _commit(uri: str, write: Callable[[Any], object], crc32c: int | None = None) -> bool:
+def _commit(uri: str, write: Callable[[Blob], object], crc32c: int | None = None) -> bool:
     """Let ``write`` make ``uri`` on condition that it is not there; whether this call made it.
 
     An answer can be lost after the object was made, and the repeated request is then refused: so what
@@ -216,19 +219,19 @@ def _commit(uri: str, write: Callable[[Any], object], crc32c: int | None = None)
     return True
 
 
-def _check(blob: Any, crc32c: int | None) -> None:
+def _check(blob: Blob, crc32c: int | None) -> None:
     """Delete ``blob``, an object of ours, and raise when the service holds other bytes than were sent."""
     if crc32c is not None and _number(blob.crc32c) != crc32c:
         blob.delete(if_generation_match=blob.generation, **_call())
         raise DataCorruption(None, f"CRC32C {blob.crc32c} arrived, not that of the bytes sent")
 
 
-def _upload(blob: Any, file: IO[bytes] | Window, size: int, **condition: Any) -> Any:
+def _upload(blob: Blob, file: IO[bytes] | Window, size: int, **condition: object) -> Blob:
     blob.upload_from_file(file, size=size, checksum="crc32c", **condition, **_call())
     return blob
 
 
-def _rewrite(origin: Any, goal: Any) -> None:
+def _rewrite(origin: Blob, goal: Blob) -> None:
     token: str | None = None
     while True:  # a large object takes several calls
         token, _, _ = goal.rewrite(origin, token=token, if_generation_match=0, **_call())
@@ -254,17 +257,17 @@ def _number(crc32c: str) -> int:
     return int.from_bytes(base64.b64decode(crc32c), "big")
 
 
-def _blob(uri: str, **options: Any) -> Any:
+def _blob(uri: str, **options: object) -> Blob:
     bucket, name = split(uri)
     return _client().bucket(bucket).blob(name, **options)
 
 
-def _call() -> dict[str, Any]:
+def _call() -> Mapping[str, object]:
     retry = DEFAULT_RETRY.with_timeout(deadline()).with_delay(initial=0.5, maximum=20.0, multiplier=2.0)
     return {"retry": retry, "timeout": (10.0, 60.0)}
 
 
-def _client() -> Any:
+def _client() -> Client:
     # One for each process, also after a fork: connections cannot be shared by two.
     names = ("STORAGE_EMULATOR_HOST", "API_ENDPOINT_OVERRIDE", "GOOGLE_APPLICATION_CREDENTIALS")
     with _LOCK:
@@ -272,7 +275,7 @@ def _client() -> Any:
 
 
 @lru_cache(maxsize=4)
-def _new_client(*_: object) -> Any:
+def _new_client(*_: object) -> Client:
     # Otherwise each bucket is asked for in the background, for traces that nobody collects.
     os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     client = storage.Client(project=None)  # anonymous when an emulator is named; no call needs a project

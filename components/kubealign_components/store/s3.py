@@ -19,16 +19,17 @@ import base64
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from heapq import heappop, heappush
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from botocore import exceptions as boto
 
 from kubealign_components.errors import NotFound, StoreError
+from kubealign_components.json_types import JsonObject
 from kubealign_components.store.base import (
     PARALLEL,
     PART,
@@ -178,17 +179,17 @@ class S3Store:
         if self.exists(uri):
             return False
 
-        def send(target: dict[str, Any], part: Part) -> str:
+        def send(target: JsonObject, part: Part) -> str:
             with Window(path, part[1]) as window:
                 return str(client(uri).upload_part(**target, PartNumber=part[0], Body=window)["ETag"])
 
         with errors("write", uri):
             return self._in_parts(uri, size, {CRC32: _crc32(path)}, send)
 
-    def _copy_parts(self, source: str, head: dict[str, Any], target: str) -> bool:
+    def _copy_parts(self, source: str, head: JsonObject, target: str) -> bool:
         bucket, name = split(source)
 
-        def send(goal: dict[str, Any], part: Part) -> str:
+        def send(goal: JsonObject, part: Part) -> str:
             number, (start, stop) = part
             answer = client(target).upload_part_copy(
                 **goal,
@@ -207,7 +208,7 @@ class S3Store:
         uri: str,
         size: int,
         metadata: dict[str, str],
-        send: Callable[[dict[str, Any], Part], str],
+        send: Callable[[JsonObject, Part], str],
     ) -> bool:
         """Publish ``uri`` from parts that ``send`` provides; nothing is left of an upload that fails."""
         bucket, name = split(uri)
@@ -230,7 +231,7 @@ class S3Store:
             raise
         return True
 
-    def _fetch_parts(self, uri: str, head: dict[str, Any], path: Path) -> None:
+    def _fetch_parts(self, uri: str, head: JsonObject, path: Path) -> None:
         def read(span: Span, file: IO[bytes]) -> None:
             for piece in _body(uri, span, head["ETag"]):
                 file.write(piece)
@@ -239,7 +240,7 @@ class S3Store:
         _check(head, _crc32(path))
 
 
-def _copy_whole(source: str, head: dict[str, Any], target: str) -> bool:
+def _copy_whole(source: str, head: JsonObject, target: str) -> bool:
     (bucket, name), (goal_bucket, goal_name) = split(source), split(target)
     writer = uuid.uuid4().hex
 
@@ -334,14 +335,14 @@ def _body(uri: str, span: Span, tag: str) -> Iterator[bytes]:
             raise boto.IncompleteReadError(actual_bytes=done, expected_bytes=stop)
 
 
-def _check(head: dict[str, Any], crc32: str) -> None:
+def _check(head: JsonObject, crc32: str) -> None:
     """Raise unless ``crc32`` of what came is that of the object, where its writer or the server keeps one."""
     expected = _expected_crc32(head)
     if expected not in (None, crc32):
         raise boto.FlexibleChecksumError(error_msg=f"its checksum CRC32 is {crc32}, expected {expected}")
 
 
-def _expected_crc32(head: dict[str, Any]) -> str | None:
+def _expected_crc32(head: JsonObject) -> str | None:
     """The whole object's CRC32 in 8 hex digits, where its writer or the server keeps one."""
     if CRC32 in head["Metadata"]:
         return str(head["Metadata"][CRC32])
@@ -357,7 +358,7 @@ def _crc32(path: Path) -> str:
     return f"{crc32:08x}"
 
 
-def _in_name_order(pages: Any, folder: str) -> Iterator[tuple[str, int, str]]:
+def _in_name_order(pages: Iterable[JsonObject], folder: str) -> Iterator[tuple[str, int, str]]:
     """The objects of ``pages`` in order of the bytes of their names, a page at a time.
 
     AWS and MinIO list in that order. SeaweedFS lists folder by folder, ``a/x`` before ``a-b``: what

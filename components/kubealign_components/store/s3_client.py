@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import boto3
 from botocore import exceptions as boto
@@ -18,7 +18,13 @@ from botocore.config import Config
 from urllib3.exceptions import HTTPError
 
 from kubealign_components.errors import NotFound, StoreError
+from kubealign_components.json_types import JsonObject
 from kubealign_components.store.base import DEADLINE, KUBEFLOW, deadline, scheme_of, split_folder
+
+if TYPE_CHECKING:
+    from botocore.awsrequest import AWSResponse
+    from botocore.client import BaseClient
+    from botocore.model import OperationModel
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +43,7 @@ _THROTTLED = {"RequestTimeout", "RequestTimeTooSkewed", "SlowDown", "Throttling"
 _BROKEN = (boto.ConnectionError, boto.HTTPClientError)
 
 
-def client(uri: str) -> Any:
+def client(uri: str) -> BaseClient:
     """The boto3 client for ``uri`` and the environment as it stands."""
     # One for each process, also after a fork: connections cannot be shared by two.
     deadline()  # checked before it is needed
@@ -69,9 +75,9 @@ def _new_client(address: str | None, *_: object) -> object:
 def _delay(
     *,
     attempts: int,
-    operation: Any,
-    request_dict: dict[str, Any],
-    response: Any = None,
+    operation: OperationModel,
+    request_dict: JsonObject,
+    response: tuple[AWSResponse, JsonObject] | None = None,
     caught_exception: Exception | None = None,
     **_: object,
 ) -> float | None:

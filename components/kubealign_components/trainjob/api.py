@@ -9,10 +9,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.errors import EngineError, Refusal
+from kubealign_components.json_types import JsonObject
 from kubealign_components.trainjob import workflow
+
+if TYPE_CHECKING:
+    from kubernetes.client import Configuration
+    from kubernetes.client.exceptions import ApiException
+    from urllib3.response import HTTPResponse
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 KUEUE, KUEUE_VERSION = "kueue.x-k8s.io", "v1beta2"
@@ -21,8 +27,6 @@ TIMEOUT = (10.0, 60.0)
 """Seconds to connect, and between two bytes of an answer."""
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 _LONGEST_PAUSE = 30.0
-
-Json = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +84,7 @@ class ClusterApi:
 
     def __init__(
         self,
-        settings: Any,
+        settings: Configuration,
         namespace: str,
         *,
         deadline: float,
@@ -101,16 +105,16 @@ class ClusterApi:
             self._settings, self.namespace, deadline=deadline, pause=self._pause, timeout=timeout
         )
 
-    def create_job(self, body: Json, *, dry_run: bool = False) -> Json | None:
+    def create_job(self, body: JsonObject, *, dry_run: bool = False) -> JsonObject | None:
         """Create a TrainJob; None where one of that name exists already."""
         how = {"body": body, "field_validation": "Strict"} | ({"dry_run": "All"} if dry_run else {})
         return self._job_call("create", self._jobs.create_namespaced_custom_object, how, absent=(409,))
 
-    def job(self, name: str) -> Json | None:
+    def job(self, name: str) -> JsonObject | None:
         """The TrainJob, or None where there is none."""
         return self._job_call("get", self._jobs.get_namespaced_custom_object, {"name": name}, absent=(404,))
 
-    def jobs(self, selector: str) -> list[Json]:
+    def jobs(self, selector: str) -> list[JsonObject]:
         """The TrainJobs with labels that ``selector`` asks for."""
         how = {"label_selector": selector}
         return _items(self._job_call("list", self._jobs.list_namespaced_custom_object, how))
@@ -127,13 +131,13 @@ class ClusterApi:
             name: of the TrainJob.
             uid: of the one that is meant, if another of that name must stay.
         """
-        options: Json = {"gracePeriodSeconds": 0, "propagationPolicy": "Background"}
+        options: JsonObject = {"gracePeriodSeconds": 0, "propagationPolicy": "Background"}
         options |= {"preconditions": {"uid": uid}} if uid else {}
         how = {"name": name, "body": options}
         delete = self._jobs.delete_namespaced_custom_object
         self._job_call("delete", delete, how, absent=(404, 409))
 
-    def workflow(self, name: str) -> Json | None:
+    def workflow(self, name: str) -> JsonObject | None:
         """The Argo Workflow, or None where there is none."""
         how = {
             "group": workflow.GROUP,
@@ -145,22 +149,22 @@ class ClusterApi:
         function = self._jobs.get_namespaced_custom_object
         return self._call(f"get {workflow.PLURAL}.{workflow.GROUP}", function, how, absent=(404,))
 
-    def pod(self, name: str) -> Json | None:
+    def pod(self, name: str) -> JsonObject | None:
         """The pod, or None where there is none."""
         how = {"namespace": self.namespace, "name": name}
         return self._call("get pods", self._core.read_namespaced_pod, how, absent=(404,))
 
-    def pods(self, selector: str) -> list[Json]:
+    def pods(self, selector: str) -> list[JsonObject]:
         """The pods with labels that ``selector`` asks for."""
         how = {"namespace": self.namespace, "label_selector": selector}
         return _items(self._call("list pods", self._core.list_namespaced_pod, how))
 
-    def events(self, uid: str) -> list[Json]:
+    def events(self, uid: str) -> list[JsonObject]:
         """What happened to the object of that uid."""
         how = {"namespace": self.namespace, "field_selector": f"involvedObject.uid={uid}"}
         return _items(self._call("list events", self._core.list_namespaced_event, how))
 
-    def workload(self, job_uid: str) -> Json | None:
+    def workload(self, job_uid: str) -> JsonObject | None:
         """Kueue's workload of the TrainJob with that uid; None where Kueue has none, or there is no Kueue."""
         how = {
             "group": KUEUE,
@@ -204,22 +208,22 @@ class ClusterApi:
     def _job_call(
         self,
         verb: str,
-        function: Callable[..., object],
-        how: Json,
+        function: Callable[..., HTTPResponse],
+        how: JsonObject,
         *,
         absent: tuple[int, ...] = (),
-    ) -> Json | None:
+    ) -> JsonObject | None:
         kind = {"group": GROUP, "version": VERSION, "plural": PLURAL, "namespace": self.namespace}
         return self._call(f"{verb} {PLURAL}.{GROUP}", function, kind | how, absent=absent)
 
     def _call(
         self,
         what: str,
-        function: Callable[..., Any],
-        how: Json,
+        function: Callable[..., HTTPResponse],
+        how: JsonObject,
         *,
         absent: tuple[int, ...] = (),
-    ) -> Json | None:
+    ) -> JsonObject | None:
         """The JSON that ``function`` answers to the arguments ``how``; None for the codes ``absent``."""
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
@@ -228,7 +232,7 @@ class ClusterApi:
         while True:
             try:
                 answer = function(**how, _preload_content=False, _request_timeout=self._timeout)
-                found: Json = json.loads(answer.data)
+                found: JsonObject = json.loads(answer.data)
                 return found
             except ApiException as error:
                 if error.status in absent:
@@ -247,7 +251,7 @@ class ClusterApi:
             time.sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _failure(self, error: Any, what: str) -> EngineError:
+    def _failure(self, error: ApiException, what: str) -> EngineError:
         """What an answer that stays the same means to the user."""
         body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body
         message = str(body or error.reason)
@@ -263,7 +267,7 @@ class ClusterApi:
         return Refused(f"the Kubernetes API server refused to {what}: {message}")
 
 
-def _items(answer: Json | None) -> list[Json]:
+def _items(answer: JsonObject | None) -> list[JsonObject]:
     return list((answer or {}).get("items") or [])
 
 
@@ -274,7 +278,7 @@ def _asked_pause(headers: Mapping[str, str] | None) -> float:
         return 0.0
 
 
-def _lines(response: Any) -> Iterator[str]:
+def _lines(response: HTTPResponse) -> Iterator[str]:
     rest = b""
     try:
         for block in response.stream(amt=None, decode_content=False):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from kubealign_components.json_types import JsonObject
 from kubealign_components.trainjob.api import ClusterApi, Forbidden
 from kubealign_components.trainjob.pods import pods_of, waits
 from kubealign_components.trainjob.states import condition
@@ -28,7 +29,7 @@ class QueueWatch:
         self.evicted = False
         """Whether Kueue took the job's quota away at some time."""
 
-    def look(self, job: Mapping[str, Any]) -> None:
+    def look(self, job: JsonObject) -> None:
         """Tell what is new about ``job``."""
         meta = job["metadata"]
         workload = self._try("workloads", lambda: self._api.workload(meta["uid"]))
@@ -69,7 +70,7 @@ class QueueWatch:
             return None
 
 
-def workload_text(workload: Mapping[str, Any]) -> str:
+def workload_text(workload: JsonObject) -> str:
     """Kueue's conditions in words."""
     queue = workload.get("spec", {}).get("queueName", "")
     parts = []

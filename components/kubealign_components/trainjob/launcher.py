@@ -8,10 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.config import from_mapping
 from kubealign_components.errors import EngineError, Refusal
+from kubealign_components.json_types import JsonObject
 from kubealign_components.preemption import Preempted
 from kubealign_components.trainjob.api import ClusterApi, connect
 from kubealign_components.trainjob.kueue import QueueWatch
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 _LAST_WORD = (0.3, 0.3)
 """Seconds to connect and for the answer, once a pod was told to end: it is gone after one."""
-
-Json = dict[str, Any]
 
 
 def launcher_for(
@@ -92,7 +91,7 @@ class _Run:
     def __init__(
         self,
         api: ClusterApi,
-        body: Json,
+        body: JsonObject,
         owner: Owner,
         settings: TrainJobSettings,
         write: Callable[[str], None],
@@ -145,7 +144,7 @@ class _Run:
         if state is State.FAILED:
             raise EngineError(self._failure(job or {}))
 
-    def _watch(self) -> tuple[Json | None, State]:
+    def _watch(self) -> tuple[JsonObject | None, State]:
         """Follow the TrainJob's states until one is final."""
         ran, before, since = False, None, time.monotonic()
         while True:
@@ -180,7 +179,7 @@ class _Run:
             return f", restart {restart_of(pods_of(self._api, self._name))}"
         return " again"
 
-    def _taken(self, found: Json) -> bool:
+    def _taken(self, found: JsonObject) -> bool:
         """Whether the TrainJob ``found`` is this run's from now on; if not, it goes."""
         state = state_of(found)
         if found["metadata"].get("deletionTimestamp"):
@@ -203,7 +202,7 @@ class _Run:
         self._say(f"adopted, {state}")
         return True
 
-    def _ours(self, job: Json | None) -> Json | None:
+    def _ours(self, job: JsonObject | None) -> JsonObject | None:
         """``job``, unless another one took its name meanwhile."""
         return job if job is not None and job["metadata"]["uid"] == self._uid else None
 
@@ -216,7 +215,7 @@ class _Run:
                 "and was deleted; the lines above say what it waited for"
             )
 
-    def _failure(self, job: Mapping[str, object]) -> str:
+    def _failure(self, job: JsonObject) -> str:
         failed = condition(job, "Failed")
         text = f"TrainJob {self._name} failed: {failed.get('message', '')}"
         if failed.get("reason") == DEADLINE:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from kubealign_components.data.fingerprint import digest
+from kubealign_components.json_types import JsonObject
 from kubealign_components.trainjob.api import GROUP, VERSION
 from kubealign_components.trainjob.settings import PodShape, TrainJobSettings
 from kubealign_components.trainjob.step_pod import StepPod
@@ -23,8 +23,6 @@ MANAGER = "kubealign.org/launcher"
 _KUEUE = "kueue.x-k8s.io/"
 _SHARED_MEMORY = "shared-memory"
 
-Json = dict[str, Any]
-
 
 def job_name(uri: str) -> str:
     """Name of the TrainJob for the training job at ``uri``; pods add up to 30 characters to it."""
@@ -39,7 +37,7 @@ def train_job_body(
     pod: StepPod,
     shape: PodShape,
     settings: TrainJobSettings,
-) -> Json:
+) -> JsonObject:
     """A ``trainer.kubeflow.org/v1alpha1`` TrainJob.
 
     Args:
@@ -50,7 +48,7 @@ def train_job_body(
         shape: what the pods get.
         settings: the rest.
     """
-    spec: Json = {
+    spec: JsonObject = {
         "runtimeRef": {
             "apiGroup": GROUP,
             "kind": settings.runtime_kind,
@@ -86,7 +84,7 @@ def train_job_body(
     }
 
 
-def _patch(pod: StepPod, shape: PodShape, settings: TrainJobSettings) -> Json:
+def _patch(pod: StepPod, shape: PodShape, settings: TrainJobSettings) -> JsonObject:
     """What the runtime's pods get on top, as a TrainJob's ``trainingRuntimeSpec``."""
     labels = {name: value for name, value in settings.labels.items() if not name.startswith(_KUEUE)}
     volumes, mounts = _shared_memory(settings)
@@ -117,7 +115,7 @@ def _patch(pod: StepPod, shape: PodShape, settings: TrainJobSettings) -> Json:
     return {"template": {"spec": {"replicatedJobs": [replicated]}}}
 
 
-def _shared_memory(settings: TrainJobSettings) -> tuple[list[Json], list[Json]]:
+def _shared_memory(settings: TrainJobSettings) -> tuple[list[JsonObject], list[JsonObject]]:
     """Volumes and mounts for /dev/shm: KFP hands an emptyDir of the task on to nobody."""
     if not settings.shared_memory:
         return [], []
@@ -126,6 +124,6 @@ def _shared_memory(settings: TrainJobSettings) -> tuple[list[Json], list[Json]]:
     return [{"name": _SHARED_MEMORY, "emptyDir": memory}], [mount]
 
 
-def _by_name(items: Sequence[Mapping[str, object]]) -> list[Json]:
+def _by_name(items: Sequence[Mapping[str, object]]) -> list[JsonObject]:
     """``items`` without those that a later one of the same name replaces."""
     return list({item["name"]: dict(item) for item in items}.values())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kubealign_components.errors import EngineError
+from kubealign_components.json_types import JsonObject
 from kubealign_components.trainjob.api import ClusterApi
 from kubealign_components.trainjob.manifest import CONTAINER, NODES
 
@@ -17,8 +17,6 @@ _OUT_OF_MEMORY = "OOMKilled"
 """The kubelet's reason for a container that the kernel ended."""
 _LATER = "9"
 """After every time that is known."""
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,25 +34,25 @@ class _End:
     """The container's memory limit."""
 
 
-def pods_of(api: ClusterApi, job: str) -> list[Json]:
+def pods_of(api: ClusterApi, job: str) -> list[JsonObject]:
     """The training pods of the TrainJob, by node."""
     selector = f"jobset.sigs.k8s.io/jobset-name={job},jobset.sigs.k8s.io/replicatedjob-name={NODES}"
     return sorted(api.pods(selector), key=lambda pod: (node_of(pod), pod["metadata"]["creationTimestamp"]))
 
 
-def node_of(pod: Mapping[str, Any]) -> int:
+def node_of(pod: JsonObject) -> int:
     """The node's number among those that train together, which is its rank's with one process each."""
     meta = pod["metadata"]
     text = (meta.get("labels") or {}).get(_INDEX) or (meta.get("annotations") or {}).get(_INDEX) or "0"
     return int(text)
 
 
-def waits(pod: Mapping[str, Any]) -> bool:
+def waits(pod: JsonObject) -> bool:
     """Whether the pod does not run yet."""
     return bool((pod.get("status") or {}).get("phase", "Pending") == "Pending")
 
 
-def restart_of(pods: Sequence[Mapping[str, Any]]) -> int:
+def restart_of(pods: Sequence[JsonObject]) -> int:
     """How often the runtime started all nodes anew, as the labels of ``pods`` say."""
     return max((int((pod["metadata"].get("labels") or {}).get(_RESTART, 0)) for pod in pods), default=0)
 
@@ -76,7 +74,7 @@ def failure(api: ClusterApi, job: str) -> str:
     return f"node {first.node} (pod {first.pod}) {ended}{why}" + (f":\n{words}" if words else "")
 
 
-def _end(pod: Mapping[str, Any]) -> _End | None:
+def _end(pod: JsonObject) -> _End | None:
     """How ``pod`` failed, if it did."""
     status, name = pod.get("status") or {}, pod["metadata"]["name"]
     for container in status.get("containerStatuses") or []:
@@ -106,7 +104,7 @@ def _end(pod: Mapping[str, Any]) -> _End | None:
     )
 
 
-def _memory_limit(pod: Mapping[str, Any]) -> str:
+def _memory_limit(pod: JsonObject) -> str:
     for container in (pod.get("spec") or {}).get("containers") or []:
         if container["name"] == CONTAINER:
             return str(((container.get("resources") or {}).get("limits") or {}).get("memory", ""))

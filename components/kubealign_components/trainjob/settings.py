@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from kubealign_components.config import require, require_choice
+from kubealign_components.json_types import JsonObject
 
 RUNTIMES = ("TrainingRuntime", "ClusterTrainingRuntime")
 
@@ -49,18 +49,18 @@ class TrainJobSettings:
 class PodShape:
     """What KFP hands on of a task's own pod, as parts of the Kubernetes pod spec in JSON."""
 
-    resources: Mapping[str, Any] = field(default_factory=dict)
-    env: Sequence[Mapping[str, Any]] = ()
-    volumes: Sequence[Mapping[str, Any]] = ()
-    volume_mounts: Sequence[Mapping[str, Any]] = ()
+    resources: Mapping[str, Mapping[str, str | int]] = field(default_factory=dict)
+    env: Sequence[Mapping[str, object]] = ()
+    volumes: Sequence[Mapping[str, object]] = ()
+    volume_mounts: Sequence[Mapping[str, object]] = ()
     node_selector: Mapping[str, str] = field(default_factory=dict)
-    tolerations: Sequence[Mapping[str, Any]] = ()
-    affinity: Mapping[str, Any] = field(default_factory=dict)
+    tolerations: Sequence[Mapping[str, object]] = ()
+    affinity: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, task: object, resources: Mapping[str, Any]) -> PodShape:
+    def of(cls, task: object, resources: Mapping[str, object]) -> PodShape:
         """Of a ``dsl.TaskConfig``; what it leaves out is empty. ``resources`` go before the task's own."""
-        given: dict[str, Any] = {f.name: getattr(task, f.name, None) for f in fields(cls)}
+        given: JsonObject = {f.name: getattr(task, f.name, None) for f in fields(cls)}
         given["resources"] = resources or given["resources"]
         return cls(**{name: value for name, value in given.items() if value})
 

@@ -6,9 +6,9 @@ was ever suspended keeps the condition Suspended=False, so that conditions alone
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+
+from kubealign_components.json_types import JsonObject
 
 
 class State(StrEnum):
@@ -36,7 +36,7 @@ SUSPENDED = (State.QUEUED, State.EVICTED)
 DEADLINE = "DeadlineExceeded"
 
 
-def state_of(job: Mapping[str, Any] | None, *, before: State | None = None, evicted: bool = False) -> State:
+def state_of(job: JsonObject | None, *, before: State | None = None, evicted: bool = False) -> State:
     """The state of ``job``.
 
     Args:
@@ -62,7 +62,7 @@ def state_of(job: Mapping[str, Any] | None, *, before: State | None = None, evic
     return State.RESUMED if suspended == "False" else State.CREATED
 
 
-def condition(one: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+def condition(one: JsonObject, kind: str) -> JsonObject:
     """The condition ``kind`` in the status of ``one``; empty where there is none."""
     for found in (one.get("status") or {}).get("conditions") or []:
         if found["type"] == kind:

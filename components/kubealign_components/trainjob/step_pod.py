@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from kubealign_components.errors import EngineError
+from kubealign_components.json_types import JsonObject
 from kubealign_components.trainjob.api import ClusterApi
 
 _CONTAINER = "main"
@@ -24,7 +24,7 @@ class Owner:
     uid: str
 
     @property
-    def reference(self) -> dict[str, Any]:
+    def reference(self) -> JsonObject:
         """As an owner reference. It blocks no deletion and controls nothing: OpenShift asks whoever sets
         ``blockOwnerDeletion`` for the right to the owner's finalizers, and Kueue queues a TrainJob by the
         label of its controller where it has one."""
@@ -70,7 +70,7 @@ def this_pod(api: ClusterApi) -> StepPod:
     )
 
 
-def _owner(meta: Mapping[str, Any]) -> Owner:
+def _owner(meta: JsonObject) -> Owner:
     for reference in meta.get("ownerReferences") or []:
         if reference.get("controller"):
             return Owner(

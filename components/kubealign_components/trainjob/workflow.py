@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from kubealign_components.json_types import JsonObject
 
 GROUP, VERSION, PLURAL, KIND = "argoproj.io", "v1alpha1", "workflows", "Workflow"
 _ENDED = ("Succeeded", "Failed", "Error")
@@ -14,7 +15,7 @@ def is_workflow(owner: Mapping[str, object]) -> bool:
     return bool(owner["kind"] == KIND and str(owner["apiVersion"]).startswith(f"{GROUP}/"))
 
 
-def why_over(workflow: Mapping[str, Any] | None, uid: str) -> str:
+def why_over(workflow: JsonObject | None, uid: str) -> str:
     """Why the Workflow ``uid`` wants none of its TrainJobs any more; empty while it does.
 
     Args:

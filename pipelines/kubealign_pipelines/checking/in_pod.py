@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 from kubealign_components.config import from_mapping
+from kubealign_components.json_types import JsonObject
 from kubealign_pipelines.checking.findings import require_usable
 from kubealign_pipelines.checking.outside import identify
 from kubealign_pipelines.checking.run import check_run
@@ -14,7 +13,7 @@ from kubealign_pipelines.first_check import OWN
 from kubealign_pipelines.resources import CompileSettings
 
 
-def check(parameters: Mapping[str, Any]) -> str:
+def check(parameters: JsonObject) -> str:
     """Check the parameters of a run, say what looks wrong, and raise on what is.
 
     Args:

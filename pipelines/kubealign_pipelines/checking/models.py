@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from kubealign_components.config import Path as SettingPath
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.errors import KubeAlignError
+from kubealign_components.json_types import JsonObject
 from kubealign_components.store import scheme_of, store_for
 from kubealign_pipelines.checking.across import room
 from kubealign_pipelines.checking.findings import Finding, error_at
@@ -53,7 +53,7 @@ class Folder:
         self.path = path.resolve()
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonObject:
         """Its ``config.json``."""
         return _read_json(self.path / "config.json")
 
@@ -99,7 +99,7 @@ class Folder:
             template = {entry["name"]: entry["template"] for entry in template}.get("default", "")
         return str(template)
 
-    def render(self, messages: list[dict[str, Any]], *, generation_prompt: bool = True) -> str:
+    def render(self, messages: list[JsonObject], *, generation_prompt: bool = True) -> str:
         """``messages`` under the template, as text."""
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -280,7 +280,7 @@ def _read_json(path: Path) -> dict[str, object]:
     return body
 
 
-def _text(token: Any) -> str:
+def _text(token: object) -> str:
     return str(token.get("content", "")) if isinstance(token, Mapping) else str(token or "")
 
 

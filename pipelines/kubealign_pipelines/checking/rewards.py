@@ -6,12 +6,13 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
+from kubealign_components.config import Path
 from kubealign_components.engines.reward_functions import LoadedFunction, RewardFunctionSpec
 from kubealign_components.engines.reward_input import Refused, RewardInput
 from kubealign_components.engines.rewards import flatten_text
 from kubealign_components.errors import ConfigError, KubeAlignError
+from kubealign_components.json_types import JsonObject
 from kubealign_pipelines.checking.findings import Finding, error_at
 from kubealign_pipelines.checking.reach import PATIENCE
 from kubealign_pipelines.checking.stages import Checked, Stage, positions
@@ -21,7 +22,7 @@ ROWS = 3
 _ANSWER = [{"role": "assistant", "content": "It is 42."}]
 
 
-def check_functions(checked: Checked, rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+def check_functions(checked: Checked, rows: Sequence[JsonObject]) -> Iterator[Finding]:
     """Findings on the reward functions of a run.
 
     Args:
@@ -38,7 +39,7 @@ def check_functions(checked: Checked, rows: Sequence[dict[str, Any]]) -> Iterato
 
 
 def _check(
-    stage: Stage, place: tuple[Any, ...], spec: RewardFunctionSpec, inputs: Sequence[RewardInput]
+    stage: Stage, place: Path, spec: RewardFunctionSpec, inputs: Sequence[RewardInput]
 ) -> Iterator[Finding]:
     path = stage.path(place)
     try:
@@ -57,7 +58,7 @@ def _check(
         function.close()
 
 
-def _input(row: dict[str, Any]) -> RewardInput:
+def _input(row: JsonObject) -> RewardInput:
     completions = row.get("completions") or ()
     messages = json.loads(completions[0]["messages"]) if completions else _ANSWER
     return RewardInput(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from typing import Any
 
 from kubealign_components.errors import ConfigError
+from kubealign_components.json_types import JsonObject
 from kubealign_pipelines import build, rules
 from kubealign_pipelines.checking.across import check_across, check_counts, secrets
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at, once
@@ -163,8 +163,8 @@ def first_rows(report: Report, number: int) -> list[str]:
     return shown
 
 
-def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _messages(row: JsonObject) -> list[JsonObject]:
     import json
 
-    messages: list[dict[str, Any]] = json.loads(row["messages"])
+    messages: list[JsonObject] = json.loads(row["messages"])
     return messages

@@ -15,17 +15,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.seeds import held_out
 from kubealign_components.data.sources.file_readers import read_rows
 from kubealign_components.data.sources.locate import Place, find_files
 from kubealign_components.errors import KubeAlignError
+from kubealign_components.json_types import JsonObject
 from kubealign_components.store import scheme_of
 from kubealign_pipelines.checking.findings import Finding, error_at, warning_at
 from kubealign_pipelines.checking.reach import in_time, near_path
 from kubealign_pipelines.checking.stages import Checked, Stage, positions
+
+if TYPE_CHECKING:
+    from kubealign_components.data.sources.locate import SourceFile
+    from kubealign_components.data.sources.source_settings import SourceSettings
 
 SMALL_BYTES = 8 * 2**20
 """Sources up to this size are imported whole."""
@@ -41,7 +46,7 @@ PROMPT_STAGES = ("import_prompts", "clean_prompts")
 class Prompts:
     """The prompts that could be read."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[JsonObject] = field(default_factory=list)
     """Of the prompts' dataset."""
     complete: bool = True
     """Whether these are all that a run would have."""
@@ -63,7 +68,7 @@ def check_sources(
     """
     prompts, findings = Prompts(), []
     for stage in checked.stages:
-        usable: list[tuple[object, Place]] = []
+        usable: list[tuple[SourceSettings, Place]] = []
         sources = getattr(stage.config, "sources", ())
         for position, source in zip(positions(stage, ("sources",), sources), sources):
             path = stage.path(("sources", position, "uri"))
@@ -93,7 +98,7 @@ def count_rows(uri: str, split: str = "train") -> int | None:
     return sum(_rows_of(file) for file in place.files)
 
 
-def _rows_of(file: Any) -> int:
+def _rows_of(file: SourceFile) -> int:
     import pyarrow.parquet as pq
 
     with tempfile.TemporaryDirectory(prefix="kubealign-count-") as scratch:
@@ -103,7 +108,7 @@ def _rows_of(file: Any) -> int:
         return sum(1 for _ in read_rows(path, file.name))
 
 
-def _locate(source: Any, *, here: bool) -> tuple[Place | None, str, bool]:
+def _locate(source: SourceSettings, *, here: bool) -> tuple[Place | None, str, bool]:
     """Where the files of a source are, else why there are none, and whether that is certain to fail."""
     local = scheme_of(source.uri) == "file"
 
@@ -132,9 +137,11 @@ def _is_hub_id(uri: str) -> bool:
     return uri.count("/") <= 1 and not uri.startswith((".", "/", "~")) and "." not in uri.rpartition("/")[2]
 
 
-def _import(stage: Stage, usable: list[tuple[Any, Place]], prompts: Prompts) -> Iterator[Finding]:
+def _import(stage: Stage, usable: list[tuple[SourceSettings, Place]], prompts: Prompts) -> Iterator[Finding]:
     """Import what is usable of the sources of ``stage`` into ``prompts``."""
-    run: Callable[..., Any] = importlib.import_module(f"kubealign_components.{stage.task.function}.stage").run
+    run: Callable[..., object] = importlib.import_module(
+        f"kubealign_components.{stage.task.function}.stage"
+    ).run
     with tempfile.TemporaryDirectory(prefix="kubealign-check-") as scratch:
         sources = []
         for number, (source, place) in enumerate(usable):
@@ -170,7 +177,7 @@ def _reason(error: KubeAlignError) -> str:
     )
 
 
-def _beginning(source: Any, place: Place, scratch: Path, number: int) -> Any:
+def _beginning(source: SourceSettings, place: Place, scratch: Path, number: int) -> SourceSettings:
     """``source`` with its first rows alone."""
     path = scratch / f"{number}.jsonl"
     file = place.files[0]

@@ -7,10 +7,10 @@ ended stays for a while, and what it started may go on holding GPUs until then.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from kubealign_components.json_types import JsonObject
 from kubealign_components.trainjob.api import ClusterApi
 from kubealign_components.trainjob.manifest import MANAGED_BY, RUN
 from kubealign_components.trainjob.states import State, condition, state_of
@@ -51,7 +51,7 @@ def left_over(
 
 def _reason(
     api: ClusterApi,
-    job: Mapping[str, Any],
+    job: JsonObject,
     keep: datetime.timedelta,
     grace: datetime.timedelta,
     now: datetime.datetime,
@@ -72,7 +72,7 @@ def _reason(
     return f"{state}, and no run has waited for it for {_hours(since)}" if since > grace else ""
 
 
-def _left(api: ClusterApi, owner: Mapping[str, Any]) -> list[datetime.datetime] | None:
+def _left(api: ClusterApi, owner: JsonObject) -> list[datetime.datetime] | None:
     """When ``owner`` stopped to wait, where that is known; None while it waits."""
     if is_workflow(owner):
         workflow = api.workflow(owner["name"])
@@ -90,7 +90,7 @@ def _left(api: ClusterApi, owner: Mapping[str, Any]) -> list[datetime.datetime] 
     return None if ended is None else [ended]
 
 
-def _ended(pod: Mapping[str, Any]) -> datetime.datetime | None:
+def _ended(pod: JsonObject) -> datetime.datetime | None:
     """When ``pod`` ended; None while it has not."""
     status = pod.get("status") or {}
     if status.get("phase") not in ("Succeeded", "Failed"):
