@@ -103,6 +103,11 @@ images: ## Build the container images (VARIANT=cpu, KINDS="data train", BASE_IMA
 	$(PYTHON) images/build.py $(KINDS) --variant $(VARIANT) $(addprefix --base-image ,$(BASE_IMAGE)) \
 	  $(addprefix --registry ,$(REGISTRY)) $(addprefix --build-arg ,$(BUILD_ARGS))
 
+.PHONY: components
+components: install ## Write the components as files that other pipelines load (REGISTRY=, OWNERS="a b")
+	$(BIN)/kubealign components --output build/components $(addprefix --registry ,$(REGISTRY)) \
+	  $(addprefix --owner ,$(OWNERS))
+
 ##@ Install
 .PHONY: install
 install: $(VENV)/.installed ## Create .venv from the CPU lock

@@ -75,6 +75,7 @@ class Graph:
         choices: Mapping[str, Parameter] | None = None,
     ) -> None:
         self.name: str = spec["pipelineInfo"]["name"]
+        self.description: str = spec["pipelineInfo"].get("description", "")
         self.parameters = {p.name: p for p in _parameters(spec["root"])}
         self.others = dict(others or {})
         self.choices = dict(choices or {})

@@ -17,6 +17,7 @@ import click
 from kubealign.cli.boundary import Boundary
 from kubealign.cli.check import check, params, schema
 from kubealign.cli.cluster import cancel, fetch, logs, output_of, retry, runs, submit, upload
+from kubealign.cli.components import components
 from kubealign.cli.connection import connected
 from kubealign.cli.doctor import doctor
 from kubealign.cli.estimate import estimate
@@ -40,7 +41,15 @@ def main() -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The YAML to write; by default PIPELINE.yaml."
 )
-def compile_(given: Given, output: Path | None) -> None:
+@click.option(
+    "--format",
+    "form",
+    default="package",
+    show_default=True,
+    type=click.Choice(["package", "kubernetes"]),
+    help="package: to upload; kubernetes: Pipeline and PipelineVersion objects, to apply.",
+)
+def compile_(given: Given, output: Path | None, form: str) -> None:
     """Compile PIPELINE (offline_alignment, salmon) to the YAML that Kubeflow Pipelines runs.
 
     Parameters of the run file become the parameters' defaults, after every stage has checked them.
@@ -50,6 +59,10 @@ def compile_(given: Given, output: Path | None) -> None:
     run = given.checked(complete=False)
     path = output or Path(f"{run.pipeline}.yaml")
     graph = compile_pipeline(run.pipeline, path, run.compile, run.parameters, defaults=True)
+    if form == "kubernetes":
+        from kubealign.cluster.objects import pipeline_objects, write_objects
+
+        write_objects(pipeline_objects(path, graph.description), path)
     click.echo(f"{path}: {graph.name}, {len(graph.tasks)} tasks, {len(graph.parameters)} parameters")
 
 
@@ -214,6 +227,7 @@ def _placed(place: str, output: str, pipeline_root: str, connect: Callable[[], A
 for _command in (
     cancel,
     check,
+    components,
     doctor,
     estimate,
     export,
