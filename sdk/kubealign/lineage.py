@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -12,12 +11,12 @@ from typing import Any
 from rich.markup import escape
 from rich.tree import Tree
 
+from kubealign.local.runs import find_run
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.lineage import LineageStep, describe, steps_of, to_json
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.errors import CorruptDataset, NotFound, StoreError
 
-RESULTS = "results.json"
 MOUNTS = {"/gcs/": "gs://", "/s3/": "s3://", "/minio/": "minio://"}
 """Where KFP's launcher shows a pod the objects of each scheme; manifests of old name ancestors so."""
 _DIGEST = re.compile("[0-9a-f]{40,64}")
@@ -36,19 +35,18 @@ class Ancestor:
 
 
 def open_place(place: str) -> Dataset:
-    """The dataset or model at ``place``, or the last one of a run folder; recipe and fingerprint are checked.
+    """The dataset or model at ``place``, or the last one of a run, or of the newest run of an output folder;
+    recipe and fingerprint are checked.
 
     Raises:
         NotFound: nothing of ours is there.
         CorruptDataset: a manifest whose recipe does not match its fingerprints.
     """
     place = place.removesuffix(f"/{MANIFEST}")
-    results = Path(place) / RESULTS
-    if results.is_file():
-        outputs = json.loads(results.read_text())["outputs"]
-        made = [output for output in outputs if output["type"] in ("system.Dataset", "system.Model")]
-        if made:
-            place = str(results.parent / made[-1]["path"])
+    run = find_run(place) if "://" not in place else None
+    if run is not None:
+        made = [output for output in run.outputs if output["type"] in ("system.Dataset", "system.Model")]
+        place = str(run.folder.path / made[-1]["path"]) if made else place
     return Dataset.open(place, allow_empty=True)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from kubealign.cli.connection import compiled, connected, placement, print_rows
+from kubealign.cli.local_runs import print_logs
 from kubealign.cli.options import Given, run_options
 from kubealign.cluster.workflows import DONE, GONE, OVER, UNENDED, states_of, told_state
 from kubealign.errors import RunFailed
@@ -122,12 +123,17 @@ def retry(run: str, wait: bool, connect: Callable[[], Any]) -> None:
 @click.option("--pipeline-root", default="", help="Where the run's outputs lie, if the run does not say.")
 @connected
 def logs(run: str, task: str, follow: bool, pipeline_root: str, connect: Callable[[], Any]) -> None:
-    """Print what the pods of RUN (id or name) wrote; of TASK, else of what failed, else of all.
+    """Print what the tasks of RUN wrote; of TASK, else of what failed, else of all.
 
-    From the cluster while its pods are there, and then from the object store, where KFP keeps it.
+    RUN is a run here (folder, or name below runs/), or one of a cluster (id or name): from the cluster while
+    its pods are there, and then from the object store, where KFP keeps it.
     """
     from kubealign.cluster.logs import log_lines
+    from kubealign.local.runs import find_run
 
+    if here := find_run(run):
+        print_logs(here, task, follow=follow)
+        return
     cluster = connect()
     found = cluster.run(run)
 

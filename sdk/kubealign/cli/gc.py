@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
+
+from kubealign.cli.local_runs import collect
 
 
 @click.command("gc")
+@click.argument("output", metavar="[OUTPUT]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--models",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Of runs here: how many of the newest keep their models.",
+)
+@click.option("--keep-failed", is_flag=True, help="Of runs here: keep what failed, to go on with it.")
+@click.option("--yes", is_flag=True, help="Of runs here: remove; without it they are only named.")
 @click.option(
     "-n",
     "--namespace",
@@ -28,8 +42,26 @@ import click
     help="How long one stays whose run is over.",
 )
 @click.option("--dry-run", is_flag=True, help="Tell what would go, and delete nothing.")
-def gc(namespace: str, keep_hours: float, grace_minutes: float, dry_run: bool) -> None:
-    """Delete the TrainJobs of runs that were stopped or lost, and those that ended long ago."""
+def gc(
+    output: Path | None,
+    models: int,
+    keep_failed: bool,
+    yes: bool,
+    namespace: str,
+    keep_hours: float,
+    grace_minutes: float,
+    dry_run: bool,
+) -> None:
+    """Delete the TrainJobs of runs that were stopped or lost, and those that ended long ago.
+
+    With OUTPUT, a folder of runs here, name instead what may go of it: failed runs, models but the newest,
+    rows that no kept run refers to, and what killed processes left; --yes removes it.
+    """
+    if output is not None:
+        from kubealign.local.gc import garbage
+
+        collect(garbage(output, models=models, keep_failed=keep_failed), remove=yes and not dry_run)
+        return
     import datetime
 
     from kubealign.cluster.gc import left_over

@@ -23,6 +23,7 @@ from kubealign.cli.doctor import doctor
 from kubealign.cli.estimate import estimate
 from kubealign.cli.export import export
 from kubealign.cli.gc import gc
+from kubealign.cli.local_runs import du, ls, open_
 from kubealign.cli.options import Given, run_options
 from kubealign.cli.schedule import schedule
 from kubealign.errors import ClusterError
@@ -112,7 +113,7 @@ def run_(
 
 @main.command("lineage")
 @click.argument("place", metavar="PATH_OR_URI_OR_RUN")
-@click.argument("output", metavar="[OUTPUT]", required=False, default="model")
+@click.argument("output", metavar="[STAGE_OR_OUTPUT]", required=False, default="")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--html", type=click.Path(path_type=Path), help="Also write a self-contained page.")
 @click.option("--pipeline-root", default="", help="Where the outputs of a cluster's run lie.")
@@ -127,7 +128,8 @@ def lineage_(
 ) -> None:
     """Tell which data, models and settings led to a dataset, a model or a run's last result.
 
-    Of a RUN of a cluster (id or name): to its OUTPUT or TASK.OUTPUT, by default the model.
+    Of a RUN here (folder or name below runs/): to what STAGE made, by default the last. Of a RUN of a cluster
+    (id or name): to its OUTPUT or TASK.OUTPUT, by default the model.
 
     Checks every fingerprint of the recipe, and whether each ancestor still lies where it was.
     """
@@ -194,14 +196,15 @@ def rerun_(place: str, output: Path | None, into: Path | None) -> None:
 
 @main.command("show")
 @click.argument("place", metavar="PATH_OR_URI_OR_RUN")
-@click.argument("output", metavar="[OUTPUT]", required=False, default="model")
+@click.argument("output", metavar="[STAGE_OR_OUTPUT]", required=False, default="")
 @click.option("--rows", default=3, show_default=True, type=click.IntRange(min=0), help="How many rows.")
 @click.option("--pipeline-root", default="", help="Where the outputs of a cluster's run lie.")
 @connected
 def show_(place: str, output: str, rows: int, pipeline_root: str, connect: Callable[[], object]) -> None:
     """Show a dataset: kind, counts, what was dropped and why, and a few rows.
 
-    Of a RUN of a cluster (id or name): of its OUTPUT or TASK.OUTPUT, by default the model.
+    Of a RUN here (folder or name below runs/): what STAGE made, by default the last. Of a RUN of a cluster
+    (id or name): of its OUTPUT or TASK.OUTPUT, by default the model.
     """
     from kubealign.cli.console import standard_console
     from kubealign.cli.show import show
@@ -212,7 +215,11 @@ def show_(place: str, output: str, rows: int, pipeline_root: str, connect: Calla
 
 
 def _placed(place: str, output: str, pipeline_root: str, connect: Callable[[], Any]) -> str:
-    """``place``, or where the ``output`` of the cluster's run of that name lies."""
+    """``place``, or where the ``output`` of the run of that name lies, here or on the cluster."""
+    from kubealign.local.runs import find_run, output_path
+
+    if "://" not in place and (run := find_run(place)):
+        return str(output_path(run, output) if output else run.folder.path)
     if "/" in place or Path(place).exists():
         return place
     try:
@@ -221,7 +228,7 @@ def _placed(place: str, output: str, pipeline_root: str, connect: Callable[[], A
         raise NotFound(
             f"{place}: there is no such path, and no cluster to ask for such a run ({error})"
         ) from error
-    return str(output_of(cluster, place, output, pipeline_root).uri)
+    return str(output_of(cluster, place, output or "model", pipeline_root).uri)
 
 
 for _command in (
@@ -229,11 +236,14 @@ for _command in (
     check,
     components,
     doctor,
+    du,
     estimate,
     export,
     fetch,
     gc,
     logs,
+    ls,
+    open_,
     params,
     retry,
     runs,

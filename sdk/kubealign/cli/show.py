@@ -21,6 +21,7 @@ SHOWN = ("label", "finish_reason", "num_tokens", "reward", "quantile_reward", "l
 
 def show(dataset: Dataset, rows: int, console: Console) -> None:
     """Print what ``dataset`` is, its counts, and its first ``rows`` rows."""
+    console.print(dataset.uri, markup=False, soft_wrap=True)  # whole, so that it can be copied
     console.print(_facts(dataset))
     counts = _counts(dataset)
     if counts.row_count:
@@ -33,7 +34,7 @@ def show(dataset: Dataset, rows: int, console: Console) -> None:
 
 def _facts(dataset: Dataset) -> Table:
     manifest = dataset.manifest
-    table = Table(title=escape(dataset.uri), title_justify="left", show_header=False)
+    table = Table(show_header=False)
     table.add_column("fact")
     table.add_column("value", overflow="fold")
     size = sum(shard.size for shard in manifest.shards)

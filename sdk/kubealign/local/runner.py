@@ -10,10 +10,8 @@ import contextlib
 import fcntl
 import itertools
 import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,13 @@ from kfp import components, local
 from kubealign.cli.console import duration
 from kubealign.cli.progress import Progress
 from kubealign.errors import RunFailed, RunStopped
-from kubealign.lineage import RESULTS
 from kubealign.local.docker import docker_runner, exit_codes_kept
 from kubealign.local.forecast import Forecast, forecast
 from kubealign.local.loops import loop_inputs_kept
 from kubealign.local.results import Results, collect, missing_outputs
+from kubealign.local.runs import LOCK, RUNS, RunFolder
+from kubealign.local.runs import WORK as WORK_FOLDER
+from kubealign.local.scratch import scratch
 from kubealign.local.stopping import Stopping
 from kubealign.local.summary import write_summary
 from kubealign.local.watcher import Watcher, reason_of
@@ -41,59 +41,6 @@ from kubealign_pipelines.graph import Graph
 
 WORK = "work"
 """Pipeline parameter for the work prefix."""
-LOCK = ".lock"
-"""File of a run's folder that the process which runs in it holds."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunFolder:
-    """Where things of one run lie."""
-
-    path: Path
-    attempt: int = 1
-    """How often it was begun, this time included."""
-
-    @classmethod
-    def of_next_attempt(cls, path: Path) -> RunFolder:
-        """The folder at ``path`` for one attempt more than it has seen."""
-        seen = [int(p.name) for p in (path / "artifacts").glob("*") if p.name.isdecimal()]
-        return cls(path=path, attempt=max(seen, default=0) + 1)
-
-    def discard_earlier(self) -> None:
-        """Remove what attempts before this one left."""
-        for earlier in range(1, self.attempt):
-            for folder in ("artifacts", "logs"):
-                shutil.rmtree(self.path / folder / str(earlier), ignore_errors=True)
-
-    @property
-    def pipeline(self) -> Path:
-        """The IR that ran."""
-        return self.path / "pipeline.yaml"
-
-    @property
-    def parameters(self) -> Path:
-        """The parameters, defaults included."""
-        return self.path / "parameters.yaml"
-
-    @property
-    def artifacts(self) -> Path:
-        """Outputs of this attempt's tasks."""
-        return self.path / "artifacts" / str(self.attempt)
-
-    @property
-    def logs(self) -> Path:
-        """One file for each execution of a task in this attempt."""
-        return self.path / "logs" / str(self.attempt)
-
-    @property
-    def results(self) -> Path:
-        """Counts, numbers and places of the outputs."""
-        return self.path / RESULTS
-
-    @property
-    def summary(self) -> Path:
-        """The run on one page."""
-        return self.path / "summary.html"
 
 
 def run_local(run: RunFile, *, output: Path, name: str = "", progress: Progress | None = None) -> Results:
@@ -114,8 +61,10 @@ def run_local(run: RunFile, *, output: Path, name: str = "", progress: Progress 
         RunFailed: a task failed or left an output out.
         RunStopped: SIGINT or SIGTERM came.
     """
-    with _claimed(output.resolve() / "runs", name) as folder:
-        return _run(run.for_local_run(), folder, output.resolve() / "work", progress or Progress.silent())
+    with _claimed(output.resolve() / RUNS, name) as folder, scratch():
+        return _run(
+            run.for_local_run(), folder, output.resolve() / WORK_FOLDER, progress or Progress.silent()
+        )
 
 
 def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Results:

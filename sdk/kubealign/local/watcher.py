@@ -226,6 +226,14 @@ class _Stream(io.TextIOBase):
         return len(text)
 
 
+def own_lines(log: str) -> Iterator[str]:
+    """The lines of a task's log that its stage wrote."""
+    run = TaskRun(task="", number=1, started=0.0, log=Path())
+    for line in log.splitlines():
+        if run.of_stage(line):
+            yield run.plain(line)
+
+
 def reason_of(run: TaskRun) -> str:
     """Why a run failed: its own error's message, else the last line that looks like an error."""
     for pattern in (_OURS, _ANY_ERROR):
