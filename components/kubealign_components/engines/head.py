@@ -5,7 +5,7 @@ on a completion; so hidden states and weights are multiplied in fp32 here, whate
 The softmax is a log-sum-exp of blocks of the vocabulary: PyTorch's fp32 ``log_softmax`` adds up a
 row in one running sum on CPUs, which on 262,144 words is off by 5e-5 nats a token, always to one side.
 
-Shape suffixes: M rows, R rows of a tile, H hidden, V vocabulary, B a block of it.
+Shape suffixes: M rows, R rows multiplied at once, H hidden, V vocabulary, B a block of it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from kubealign_components.engines.row_tiles import tile_rows, tiles
+from kubealign_components.engines.row_tiles import log_sum_exp, rows_at_once, tile_rows, tiles
 
 HEAD_BYTES = 2**26
-"""Of the largest fp32 matrix that is made beside the weights: rows of logits, or a block of the head."""
+"""Of the fp32 matrices that are made beside the weights at a time: rows of logits and a block of the head."""
+
+_WORDS = 16
+"""Words that a block holds a multiple of: whole vectors."""
 
 
 def chosen_logprobs(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
@@ -125,9 +128,9 @@ class _Logprobs(torch.autograd.Function):
         with torch.autocast(hidden_MH.device.type, enabled=False):
             for start, weight_BH, bias_B in _blocks(weight_VH, bias_V):
                 sum_M = torch.empty(len(hidden_MH), device=hidden_MH.device)
-                for first, end, hidden_RH in tiles(hidden_MH):
-                    logits_RB = _scaled(linear(hidden_RH.float(), weight_BH, bias_B), scale, softcap)
-                    sum_M[first:end] = logits_RB.logsumexp(1)[: end - first]
+                for first, end, product in tiles(hidden_MH.float(), weight_BH, bias_B):
+                    logits_RB = _scaled(product(None), scale, softcap)
+                    sum_M[first:end] = log_sum_exp(logits_RB)[: end - first]
                     inside_R, place_R = _inside(targets_M[first:end], start, len(weight_BH))
                     found_R = logits_RB[: end - first].gather(1, place_R[:, None])[:, 0]
                     chosen_M[first:end] += torch.where(inside_R, found_R, 0.0)
@@ -169,7 +172,9 @@ class _Logprobs(torch.autograd.Function):
 
 def _blocks(weight_VH: Tensor, bias_V: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     """``(first word, weights, bias)`` of blocks of the vocabulary, in fp32."""
-    size = max(1, HEAD_BYTES // (4 * max(weight_VH.shape[1], tile_rows(weight_VH.device))))
+    # Block, logits and what the softmax makes of them are four such matrices.
+    size = HEAD_BYTES // (4 * 4 * max(weight_VH.shape[1], rows_at_once(weight_VH.device)))
+    size = max(_WORDS, size // _WORDS * _WORDS)
     for start in range(0, len(weight_VH), size):
         block = slice(start, start + size)
         yield start, weight_VH[block].float(), None if bias_V is None else bias_V[block].float()

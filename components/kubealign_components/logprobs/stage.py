@@ -29,7 +29,7 @@ from kubealign_components.training.regime import Regime, regime
 if TYPE_CHECKING:
     from kubealign_components.engines.scoring import Scorer
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -51,7 +51,7 @@ def test_half_weights_are_multiplied_in_fp32(autocast: bool) -> None:
 def test_gradients_are_those_of_a_plain_head(
     monkeypatch: pytest.MonkeyPatch, bias: bool, scalings: dict[str, Any]
 ) -> None:
-    """In blocks of 25 words and tiles of 64 rows, against autograd through all logits at once."""
+    """In blocks of 16 words and tiles of 64 rows, against autograd through all logits at once."""
     monkeypatch.setattr(module, "HEAD_BYTES", 4 * 64 * 25)
     torch.manual_seed(0)
     own = nn.Linear(8, 101, bias=bias)
