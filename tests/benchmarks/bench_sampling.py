@@ -26,7 +26,7 @@ from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import COMPLETIONS
 from kubealign_components.data.seeds import seed_for
-from kubealign_components.data.worker import run_chunk
+from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.engines.generation import SamplingSpec, end_token_ids
 from kubealign_components.sample.stage import SampleConfig, SampleStage
 
@@ -50,7 +50,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-sampling-") as folder, closing(stage):
         dataset = tokenized(options.model, Path(folder), rows=options.prompts, file="alpaca_en_demo.json")
         rows = list(dataset.iter_rows())
-        list(stage.compute(iter([rows[:1]])))  # starts the engine
+        first = Missing(rows[0], ("0",), (0,))
+        list(stage.compute(iter([[first]])))  # starts the engine
         peer = bare_engine(options.model)
         ways = {
             "bare": lambda: bare(peer, config, rows),

@@ -1,7 +1,6 @@
 """A schedule's second run over prompts that grew: only the new ones are sampled, and the result is whole."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ from kubealign_components.sample.stage import SampleConfig
 from kubealign_components.sample.stage import run as run_sample
 from kubealign_components.split.stage import SplitConfig
 from kubealign_components.split.stage import run as run_split
-from kubealign_components.store import join, store_for
+from kubealign_components.store import join
 from kubealign_pipelines.fan_out import fan_out
 from kubealign_pipelines.resources import CompileSettings, Placement
+from support.slices import committed_rows
 
 OLD = [f"What is {number} times 7?" for number in range(17)]
 NEW = [f"Name a river of country {number}." for number in range(6)]
@@ -72,15 +72,8 @@ class Schedule:
 
 
 def asked(work: str) -> list[str]:
-    """Keys of the rows that engines were ever asked for: what an engine gives is committed, nothing else."""
-    return sorted(key for record in _commits(work) for key in record["keys"])
-
-
-def _commits(work: str) -> Iterator[dict[str, list[str]]]:
-    store = store_for(work)
-    for entry in store.list(join(work, "sample")):
-        if "/commits/" in entry.uri:
-            yield json.loads(store.read(entry.uri))
+    """Prompts that engines were ever asked for: what an engine gives is committed, nothing else."""
+    return committed_rows(join(work, "sample"))
 
 
 def rows(dataset: Dataset) -> list[dict[str, object]]:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -21,7 +21,7 @@ from kubealign_components.data.chunks import Chunk, Part, merge, open_chunk
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import COMPLETIONS, PROMPTS
 from kubealign_components.data.stats import Stats
-from kubealign_components.data.worker import run_chunk
+from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.errors import StoreError
 from kubealign_components.store import faulty, register
 
@@ -35,6 +35,7 @@ class Upper:
     """
 
     result_schema = pa.schema([("text", pa.string())])
+    unread: ClassVar[Sequence[str]] = ()
 
     def __init__(
         self, fail_after: int | None = None, log: Path | None = None, seconds: float = 0, salt: str = ""
@@ -42,11 +43,12 @@ class Upper:
         self.computed: list[str] = []
         self.fail_after, self.log, self.seconds, self.salt = fail_after, log, seconds, salt
 
-    def key(self, row: dict[str, Any]) -> str:
-        return str(row["prompt_id"])
+    def keys(self, row: Row) -> list[str]:
+        return [str(row["prompt_id"])]
 
-    def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
-        for rows in slices:
+    def compute(self, slices: Iterator[list[Missing]]) -> Iterator[tuple[Missing, list[Row]]]:
+        for missing in slices:
+            rows = [one.row for one in missing]
             if self.fail_after is not None and len(self.computed) >= self.fail_after:
                 raise RuntimeError("killed")
             names = [row["prompt_id"] for row in rows]
@@ -55,11 +57,11 @@ class Upper:
                 with self.log.open("a") as file:
                     file.write("".join(f"{name}\n" for name in names))
             time.sleep(self.seconds)
-            for row in rows:
-                yield row, {"text": row["prompt_id"].upper() + self.salt}
+            for one in missing:
+                yield one, [{"text": one.row["prompt_id"].upper() + self.salt}]
 
-    def apply(self, row: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-        return row | {"metadata": result["text"]}
+    def apply(self, row: Row, results: Sequence[Row]) -> Row:
+        return row | {"metadata": results[0]["text"]}
 
     def summarise(self, rows: Sequence[dict[str, Any]], stats: Stats) -> None:
         stats.counts["seen"] += len(rows)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -32,8 +33,10 @@ from kubealign_components.config import require
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.limits import MAX_CHUNKS
 from kubealign_components.data.seeds import ID_LENGTH, mix64
+from kubealign_components.data.slice_index import SliceIndex
 from kubealign_components.data.stats import Stats
-from kubealign_components.errors import ChunkError, CorruptDataset
+from kubealign_components.errors import ChunkError, CorruptDataset, KubeAlignError, NotFound
+from kubealign_components.store import join, scheme_of
 
 log = logging.getLogger(__name__)
 
@@ -156,11 +159,13 @@ def open_chunk(chunk: Chunk, *schemas: str) -> Dataset:
             f"chunk {chunk.index} was planned on {chunk.fingerprint[:12]}, but {chunk.dataset} is now "
             f"{dataset.manifest.fingerprint[:12]}; plan again"
         )
+    dataset.keep_files()
     return dataset
 
 
 def merge(parts: Sequence[Part], chunks: Sequence[Chunk], output: str) -> Dataset:
-    """Join ``parts`` into one dataset at ``output``; the store copies the shards.
+    """Join ``parts`` into one dataset at ``output``; the store copies the shards. What the workers noted of
+    their finished slices is joined as well, so that later workers find it in few reads.
 
     Raises:
         ChunkError: a part is missing, there twice, of other rows than planned, or of another recipe.
@@ -175,19 +180,49 @@ def merge(parts: Sequence[Part], chunks: Sequence[Chunk], output: str) -> Datase
             f"parts {sorted(p.index for p in parts)} do not match the planned chunks {sorted(planned)}; "
             "run the missing chunks again"
         )
-    opened = [Dataset.open(by_index[chunk.index].uri) for chunk in chunks]
+    opened = [_open_part(chunk, by_index[chunk.index]) for chunk in chunks]
     first = opened[0].manifest
     stats = Stats()
     for chunk, part in zip(chunks, opened):
         check_part(chunk, part, first.fingerprint, first.schema)
-        part.check_sizes()
         _add_json(stats, part.manifest.stats)
     stats.counts["chunks"] = len(chunks)
     stats.counts["rows_reused"] = sum(part.reused_rows for part in parts)
     stats.counts["chunks_reused"] = sum(part.reused_rows == part.rows for part in parts)
     with DatasetWriter(output, first.schema, first.provenance) as writer:
         writer.adopt(*opened)
-        return writer.commit(stats, {"chunked": True})
+        merged = writer.commit(stats, {"chunked": True})
+    for folder in {place for chunk, part in zip(chunks, opened) if (place := _slices_of(chunk, part))}:
+        try:
+            SliceIndex(folder).compact()
+        except KubeAlignError as error:
+            log.warning("the index of %s stays as it is, which costs later workers time: %s", folder, error)
+    return merged
+
+
+def _open_part(chunk: Chunk, part: Part) -> Dataset:
+    """The part of ``chunk``, whole: by the bytes of its shards where these lie on this machine, else by their
+    sizes, because a store behind a network holds its objects to checksums of its own."""
+    try:
+        dataset = Dataset.open(part.uri)
+        dataset.check_sizes()
+        if scheme_of(part.uri) == "file":
+            dataset.verify()
+    except (CorruptDataset, NotFound) as error:
+        raise CorruptDataset(
+            f"the part of chunk {chunk.index + 1} of {chunk.of} is damaged: {error}. Run again (without "
+            "the cache of Kubeflow, which would hand out the same part): its worker sets it aside and makes "
+            "it anew from the slices that it finished"
+        ) from error
+    return dataset
+
+
+def _slices_of(chunk: Chunk, part: Dataset) -> str | None:
+    """Folder of the slices that ``part`` was made of."""
+    name = part.manifest.extra.get("slices")
+    if not isinstance(name, str) or not re.fullmatch("[0-9a-f]{16}", name):
+        return None
+    return join(chunk.work, part.manifest.provenance.step["stage"], name)
 
 
 def check_part(chunk: Chunk, part: Dataset, fingerprint: str, schema: str) -> None:

@@ -7,7 +7,9 @@ follows the manifest alone.
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -53,6 +55,8 @@ class Dataset:
         self.manifest = manifest
         self.copy = uri
         """Where a model's files are read: a copy on this machine where there is one."""
+        self._kept: dict[int, Path] | None = None
+        self._kept_in = ""
 
     @classmethod
     def open(cls, uri: str, *schemas: str, allow_empty: bool = False) -> Dataset:
@@ -88,6 +92,14 @@ class Dataset:
     def home(self) -> str:
         """The folder of the shards."""
         return beside(self.uri, self.manifest.shards_in) if self.manifest.shards_in else self.uri
+
+    def keep_files(self) -> None:
+        """Fetch and verify a shard once, however often it is read: it stays on this machine until this object
+        goes."""
+        if self._kept is None:
+            self._kept = {}
+            self._kept_in = tempfile.mkdtemp(prefix="kubealign-kept-")
+            weakref.finalize(self, shutil.rmtree, self._kept_in, ignore_errors=True)
 
     def batches(
         self,
@@ -233,13 +245,20 @@ class Dataset:
             ahead: deque[Future[Path]] = deque()
             for place, number in enumerate([*numbers, *[None] * most]):
                 if number is not None:
-                    shard = self.manifest.shards[number]
-                    ahead.append(threads.submit(self._verified, shard, Path(folder, str(place))))
+                    ahead.append(threads.submit(self._file, number, Path(folder, str(place))))
                 if place >= most and ahead:
                     path = ahead.popleft().result()
                     yield path
                     if path.is_relative_to(folder):
                         path.unlink()
+
+    def _file(self, number: int, folder: Path) -> Path:
+        shard = self.manifest.shards[number]
+        if self._kept is None:
+            return self._verified(shard, folder)
+        if number not in self._kept:
+            self._kept[number] = self._verified(shard, Path(self._kept_in))
+        return self._kept[number]
 
     def _verified(self, shard: Shard, folder: Path) -> Path:
         uri = self.shard_uri(shard)
@@ -398,7 +417,7 @@ class DatasetWriter:
             path=self._shard_name(sha256), rows=self._file.rows, size=path.stat().st_size, sha256=sha256
         )
         uri = join(self.uri, shard.path)
-        store_for(uri).publish_file(path, uri)
+        _publish_shard(path, uri, sha256)
         path.unlink()
         self._shards.append(shard)
         self._file = _ShardFile(path, ROWS[self.schema])
@@ -451,6 +470,18 @@ class _ShardFile:
         writer, self._writer = self._writer, None
         writer.close()
         return file_digest(self.path)
+
+
+def _publish_shard(path: Path, uri: str, sha256: str) -> None:
+    """Publish a shard. What a killed writer left under its name is the same, or damaged, and goes."""
+    store = store_for(uri)
+    if store.publish_file(path, uri):
+        return
+    with tempfile.TemporaryDirectory(prefix="kubealign-check-") as folder, suppress(NotFound):
+        if file_digest(store.fetch(uri, Path(folder))) == sha256:
+            return
+    store.delete(uri)
+    store.publish_file(path, uri)
 
 
 def _copy(source: str, target: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,13 @@ class Provenance:
     @property
     def work_key(self) -> str:
         """Digest of the last step without its inputs: what one row's result depends on beside the row."""
-        return digest({k: v for k, v in self.step.items() if k != "inputs"})
+        return self.results_key(())
+
+    def results_key(self, unread: Collection[str]) -> str:
+        """:attr:`work_key` without the settings ``unread``, which results do not depend on; ``a.b`` is
+        setting ``b`` of group ``a``."""
+        step = {k: v for k, v in self.step.items() if k != "inputs"}
+        return digest(step | {"params": _without(step["params"], unread)})
 
 
 def derive(
@@ -146,6 +152,14 @@ def check_recipe(fingerprint: str, recipe: Recipe, where: str) -> None:
 def slug_word(text: str) -> str:
     """``text`` reduced to what is safe in a file name and a label: lower case, digits, dots, underscores."""
     return re.sub(r"[^a-z0-9._]+", "_", text.lower()).strip("_.")
+
+
+def _without(params: Mapping[str, object], names: Collection[str], group: str = "") -> dict[str, object]:
+    return {
+        name: _without(value, names, f"{group}{name}.") if isinstance(value, Mapping) else value
+        for name, value in params.items()
+        if f"{group}{name}" not in names
+    }
 
 
 def _agree(ours: dict[str, str], theirs: Mapping[str, str], uri: str) -> dict[str, str]:

@@ -1,90 +1,170 @@
 """Finished results in a work prefix.
 
-A finished slice is committed: first its data under a name made of its content, then a commit record with the
-keys of its rows, published only if absent. A row's key is a content hash, and the folder it lies in is named
-by the stage's settings and models: so a worker that starts again, another run, or a run over a grown dataset
-finds every row that was ever finished, whatever the chunk and slice sizes were.
+A stage says what a row's results are called: keys, content hashes of all that each of them depends on. The
+folder is named by the stage's settings and models. So a worker that starts again, another run, or a run over
+a grown or changed dataset finds every result that was ever finished, whatever the chunk and slice sizes were.
+
+A slice is published under a name made of its content, then committed to the index
+(:mod:`kubealign_components.data.slice_index`). It is verified when it is taken; one that is damaged is set
+aside, and its results are missing again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import io
+import logging
+import tempfile
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kubealign_components.data.chunks import Row
-from kubealign_components.data.fingerprint import digest
-from kubealign_components.errors import CorruptDataset, NotFound
-from kubealign_components.store import join, store_for
+from kubealign_components.data.fingerprint import file_digest
+from kubealign_components.data.named_objects import (
+    NAME_DIGITS,
+    DamagedObject,
+    check_named,
+    content_name,
+    publish_named,
+    set_aside,
+)
+from kubealign_components.data.slice_index import ROW_ID, SliceIndex
+from kubealign_components.errors import NotFound
+from kubealign_components.store import join, scheme_of, store_for
+
+log = logging.getLogger(__name__)
+
+KEY = "row_key"
+"""Column of a slice: the key of a result."""
+OPEN_SLICES = 8
+"""Slices whose rows are kept in memory; neighbours in a dataset were mostly made together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Results of one row."""
+
+    row_id: str
+    keys: tuple[str, ...]
+    results: tuple[Row, ...]
+    """As many as there are keys."""
 
 
 class SliceStore:
-    """Finished rows under one work prefix, by key."""
+    """Finished results in the folder ``uri``, as far as some rows need them; a context that cleans up.
 
-    def __init__(self, uri: str, schema: pa.Schema) -> None:
+    Args:
+        uri: the folder.
+        schema: columns of a result.
+        index: of the same folder.
+        rows: prompt ids of the rows in question.
+    """
+
+    def __init__(self, uri: str, schema: pa.Schema, index: SliceIndex, rows: Iterable[str]) -> None:
         self._uri = uri
-        self._schema = pa.schema([("row_key", pa.string()), *schema])
-        self._slice_of: dict[str, tuple[str, str, str]] = {}
-        self._load = lru_cache(maxsize=8)(self._read)
-        store = store_for(uri)
-        commits = [o.uri for o in store.list(join(uri, "commits")) if o.uri.endswith(".json")]
-        with ThreadPoolExecutor(16) as pool:
-            records = pool.map(lambda u: _parse_commit(store.read(u), u), commits)
-            for commit, record in zip(commits, records):
-                self._index(record, commit)
+        self._index = index
+        self._schema = pa.schema([(ROW_ID, pa.string()), (KEY, pa.string()), *schema])
+        self._files: dict[str, Path | None] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="kubealign-slices-")
+        self._keys = lru_cache(maxsize=8 * OPEN_SLICES)(self._read_keys)
+        self._results = lru_cache(maxsize=OPEN_SLICES)(self._read_results)
+        self._slices_of = index.find(rows)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._slice_of
+    def __enter__(self) -> Self:
+        return self
 
-    def __getitem__(self, key: str) -> Row:
-        return self._load(*self._slice_of[key])[key]
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
 
-    def commit(self, keys: Sequence[str], results: Sequence[Row]) -> None:
-        """Publish the results of one slice; when another worker was first, its results stand."""
-        rows = [{**result, "row_key": key} for key, result in zip(keys, results, strict=True)]
-        store = store_for(self._uri)
-        encoded = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, schema=self._schema), encoded, compression="zstd")
-        content = encoded.getvalue().to_pybytes()
-        sha256 = hashlib.sha256(content).hexdigest()
-        data = join(self._uri, "data", f"{sha256[:32]}.parquet")
-        store.publish(data, content)
-        record = {"data": data.rsplit("/", 1)[1], "sha256": sha256, "keys": list(keys)}
-        commit = join(self._uri, "commits", f"{digest(list(keys))[:32]}.json")
-        if not store.publish(commit, json.dumps(record).encode()):
-            record = _parse_commit(store.read(commit), commit)
-        self._index(record, commit)
+    def known(self, row_id: str, keys: Collection[str]) -> set[str]:
+        """Those of ``keys`` whose results are finished."""
+        found: set[str] = set()
+        for name in self._slices_of.get(row_id, ()):
+            if len(found) == len(keys):
+                break
+            found.update(self._keys(name).intersection(keys))
+        return found
 
-    def _index(self, record: dict[str, Any], commit: str) -> None:
-        for key in record["keys"]:
-            self._slice_of.setdefault(key, (record["data"], record["sha256"], commit))
+    def results(self, row_id: str, keys: Sequence[str]) -> dict[str, Row]:
+        """Results of ``keys`` as far as they are finished, by key."""
+        wanted, found = set(keys), dict[str, Row]()
+        for name in self._slices_of.get(row_id, ()):
+            if len(found) == len(wanted):
+                break
+            held = self._results(name)
+            found |= {key: held[key] for key in wanted - found.keys() if key in held}
+        return found
 
-    def _read(self, name: str, sha256: str, commit: str) -> dict[str, Row]:
-        uri = join(self._uri, "data", name)
+    def commit(self, finished: Sequence[Finished]) -> None:
+        """Publish results of some rows as one slice, and enter them in the index."""
+        lines = [
+            {**result, ROW_ID: one.row_id, KEY: key}
+            for one in finished
+            for key, result in zip(one.keys, one.results, strict=True)
+        ]
+        encoded = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(lines, schema=self._schema), encoded, compression="zstd")
+        content = encoded.getvalue()
+        name = content_name(content)
+        publish_named(self._uri_of(name), content)
+        self._index.add(name, (one.row_id for one in finished))
+        self._keep(name, content)
+        for one in finished:
+            self._slices_of[one.row_id] = [*self._slices_of.get(one.row_id, ()), name]
+
+    def _keep(self, name: str, content: bytes) -> None:
+        """Spare the transfer of what this process made, where there is room for it."""
+        if name in self._files and self._files.pop(name) is None:
+            self._forget()  # that it was lost
+        if scheme_of(self._uri) != "file":
+            with suppress(OSError):
+                path = Path(self._folder.name) / name
+                path.write_bytes(content)
+                self._files[name] = path
+
+    def _uri_of(self, name: str) -> str:
+        return join(self._uri, "data", f"{name}.parquet")
+
+    def _read_keys(self, name: str) -> frozenset[str]:
+        path = self._file(name)
+        return frozenset(pq.read_table(path, columns=[KEY])[KEY].to_pylist() if path else ())
+
+    def _read_results(self, name: str) -> dict[str, Row]:
+        path = self._file(name)
         try:
-            data = store_for(uri).read(uri)
-        except NotFound as error:
-            raise CorruptDataset(
-                f"{uri} is gone since it was committed; delete {commit} and run again"
-            ) from error
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise CorruptDataset(
-                f"{uri}: bytes changed since they were committed; delete it and {commit}, and run again"
-            )
-        return {row.pop("row_key"): row for row in pq.read_table(pa.BufferReader(data)).to_pylist()}
+            rows = pq.read_table(path).drop_columns(ROW_ID).to_pylist() if path else []
+        except (OSError, pa.ArrowException) as error:
+            log.warning("%s was whole before and is not now: %s", self._uri_of(name), error)
+            self._files[name] = None
+            self._forget()
+            return {}
+        return {row.pop(KEY): row for row in rows}
 
+    def _forget(self) -> None:
+        self._keys.cache_clear()
+        self._results.cache_clear()
 
-def _parse_commit(text: bytes, where: str) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(text)
-        if {"data", "sha256", "keys"} <= record.keys():
-            return record
-    except (ValueError, AttributeError):
-        pass
-    raise CorruptDataset(f"{where}: not a commit record; delete it and run again")
+    def _file(self, name: str) -> Path | None:
+        """The slice as a file of this machine, fetched and verified once; None when it is damaged or gone."""
+        if name not in self._files:
+            self._files[name] = self._fetched(name)
+        return self._files[name]
+
+    def _fetched(self, name: str) -> Path | None:
+        uri = self._uri_of(name)
+        try:
+            path = store_for(uri).fetch(uri, Path(self._folder.name))
+            check_named(uri, file_digest(path)[:NAME_DIGITS], path.stat().st_size)
+        except DamagedObject as damage:
+            set_aside(damage)
+            return None
+        except (NotFound, FileNotFoundError):
+            log.warning("%s is gone since it was committed; its results are made again", uri)
+            return None
+        return path

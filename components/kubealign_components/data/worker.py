@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -12,41 +14,65 @@ from kubealign_components.data.chunks import Chunk, Part, Row, check_part, row_i
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, digest
 from kubealign_components.data.manifest import MANIFEST
-from kubealign_components.data.slices import SliceStore
+from kubealign_components.data.named_objects import DamagedObject, set_aside
+from kubealign_components.data.slice_index import SliceIndex
+from kubealign_components.data.slices import Finished, SliceStore
 from kubealign_components.data.stats import Stats
-from kubealign_components.errors import ChunkError, CorruptDataset, KubeAlignError, NotFound
+from kubealign_components.errors import ChunkError, CorruptDataset, DataError, NotFound
 from kubealign_components.preemption import Preempted, preemptible
 from kubealign_components.progress import progress_bar
-from kubealign_components.store import join, store_for
+from kubealign_components.store import beside, join, store_for
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+ATTEMPTS = 3
+"""Times that a part is begun when finished results are lost while it is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A row, and which of its results are not there yet."""
+
+    row: Row
+    keys: tuple[str, ...]
+    """Of the results that are wanted, each once."""
+    places: tuple[int, ...]
+    """Where these stand among the row's keys: ``places[i]`` is the first place of ``keys[i]``."""
+
 
 class ChunkedStage(Protocol):
-    """What a chunked stage brings: how a row is keyed, computed and put together."""
+    """What a chunked stage brings: how a row's results are called, computed and put together."""
 
     result_schema: pa.Schema
-    """Columns of a row's result."""
+    """Columns of one result."""
+    unread: ClassVar[Sequence[str]]
+    """Settings of the step that no result depends on, only what becomes of it: ``a.b`` for one in a group."""
 
-    def key(self, row: Row) -> str:
-        """Content hash of everything in ``row`` that its result depends on."""
+    def keys(self, row: Row) -> list[str]:
+        """For each result that ``row`` needs a content hash of everything that it depends on."""
         ...
 
-    def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
-        """Every row with its result, as soon as it is known, in any order.
+    def compute(self, slices: Iterator[list[Missing]]) -> Iterator[tuple[Missing, list[Row]]]:
+        """What is missing, one result for each of its keys, as soon as it is known, in any order.
 
         Takes slices one by one when it has room for more rows: an engine that works on many at once need
         not run dry between two slices. Starts an engine when there is a first slice, and not before.
         """
         ...
 
-    def apply(self, row: Row, result: Row) -> Row:
-        """The output row."""
+    def apply(self, row: Row, results: Sequence[Row]) -> Row:
+        """The output row; ``results`` are those of :meth:`keys`, in their order, and not to be changed."""
         ...
 
     def summarise(self, rows: Sequence[Row], stats: Stats) -> None:
         """Count what matters in the output ``rows``."""
         ...
+
+
+class _ResultsLost(Exception):
+    """Results that were finished when the part was begun cannot be read any more."""
 
 
 def run_chunk(
@@ -62,130 +88,178 @@ def run_chunk(
 
     Args:
         chunk: the descriptor.
-        dataset: what it was cut from, from :func:`open_chunk`.
-        stage: computes the rows.
+        dataset: what it was cut from, from :func:`kubealign_components.data.chunks.open_chunk`.
+        stage: computes the results.
         schema: kind of the part.
         provenance: of the merged dataset, the same for every chunk.
         slice_rows: rows committed together; at most this many are lost with the pod.
 
     Raises:
-        CorruptDataset: committed bytes were changed, or the chunk's rows are not those planned.
+        CorruptDataset: the chunk's rows are not those planned, or the storage damages what is written to it.
         StoreError: no room for a slice or the part.
         Preempted: SIGTERM came; the process leaves with exit code 143.
     """
     name = provenance.step["stage"]
-    work = join(chunk.work, name, provenance.work_key[:16])
     part_uri = join(chunk.work, name, "parts", digest([provenance.fingerprint, chunk.row_ids])[:32])
     if _finished_part(part_uri, chunk, provenance.fingerprint, schema):
         log.info("%s chunk %d of %d was finished before", name, chunk.index + 1, chunk.of)
         return Part(index=chunk.index, uri=part_uri, rows=chunk.rows, reused_rows=chunk.rows)
+    folder = provenance.results_key(stage.unread)[:16]
     with preemptible(f"{name} chunk {chunk.index + 1} of {chunk.of}") as check:
-        slices = SliceStore(work, stage.result_schema)
-        reused = _compute_missing(chunk, dataset, stage, slices, slice_rows, name, check)
-        _write_part(part_uri, chunk, dataset, stage, slices, check, schema=schema, provenance=provenance)
+        work = _ChunkWork(chunk, dataset, stage, check, name, join(chunk.work, name, folder))
+        with work.open_slices() as slices:
+            reused = _make_part(work, slices, part_uri, schema, provenance, folder, slice_rows)
     return Part(index=chunk.index, uri=part_uri, rows=chunk.rows, reused_rows=reused)
 
 
+def _make_part(
+    work: _ChunkWork,
+    slices: SliceStore,
+    uri: str,
+    schema: str,
+    provenance: Provenance,
+    folder: str,
+    slice_rows: int,
+) -> int:
+    """Compute what is missing and write the part; gives the number of rows that missed nothing at first."""
+    reused = None
+    for _ in range(ATTEMPTS):
+        complete = work.compute_missing(slices, slice_rows)
+        reused = complete if reused is None else reused
+        try:
+            with DatasetWriter(uri, schema, provenance) as writer:
+                work.write_part(writer, slices, {"row_ids": work.chunk.row_ids, "slices": folder})
+            return reused
+        except _ResultsLost as lost:
+            log.warning("%s; what is lost is made again", lost)
+    raise CorruptDataset(
+        f"{work.uri}: finished results were lost {ATTEMPTS} times while the part was written; look after the "
+        "storage before you run again"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _ChunkWork:
+    """A chunk at work."""
+
+    chunk: Chunk
+    dataset: Dataset
+    stage: ChunkedStage
+    check: Callable[[], None]
+    """Ends the process when it was told to stop."""
+    name: str
+    uri: str
+    """Folder of the slices."""
+
+    def open_slices(self) -> SliceStore:
+        """Finished results of the chunk's rows. Chunks of one plan share no row."""
+        plan = digest([self.chunk.fingerprint, self.chunk.of])[:16]
+        index = SliceIndex(self.uri, plan, self.chunk.index)
+        batches = self.dataset.batches(["prompt_id"], spans=self.chunk.spans)
+        ids = (name for batch in batches for name in batch["prompt_id"].to_pylist())
+        return SliceStore(self.uri, self.stage.result_schema, index, ids)
+
+    def compute_missing(self, slices: SliceStore, slice_rows: int) -> int:
+        """Commit every result that is not committed yet; gives the number of rows that needed some and
+        missed none."""
+        complete = 0
+        finished: list[Finished] = []
+        label = f"{self.name} {self.chunk.index + 1}/{self.chunk.of}"
+
+        def missing() -> Iterator[Missing]:
+            nonlocal complete
+            for row in _rows(self.dataset, self.chunk):
+                keys = self.stage.keys(row)
+                wanted = _first_places(keys, slices.known(row["prompt_id"], set(keys)))
+                if wanted:
+                    # Here, where the stage asks for more: what it has computed it has given back.
+                    self.check()
+                    yield Missing(row, tuple(wanted), tuple(wanted.values()))
+                else:
+                    complete += bool(keys)
+                    bar.update(1)
+
+        def commit() -> None:
+            if finished:
+                slices.commit(finished)
+                finished.clear()
+
+        with progress_bar(self.chunk.rows, "prompts", label) as bar:
+            try:
+                for one, results in self.stage.compute(_batched(missing(), slice_rows)):
+                    finished.append(Finished(one.row["prompt_id"], one.keys, tuple(results)))
+                    bar.update(1)
+                    if len(finished) >= slice_rows:
+                        commit()
+                        self.check()
+            except Preempted:
+                commit()
+                raise
+            commit()
+        if complete:
+            log.info("%s: %d of %d rows were finished before", label, complete, self.chunk.rows)
+        return complete
+
+    def write_part(self, writer: DatasetWriter, slices: SliceStore, extra: dict[str, str]) -> None:
+        """Put rows and results together, and publish them."""
+        stats = Stats(rows_in=self.chunk.rows)
+        ids: list[str] = []
+        for batch in _batched(_rows(self.dataset, self.chunk), 256):
+            self.check()
+            rows = [self._finished(row, slices) for row in batch]
+            ids += [row["prompt_id"] for row in rows]
+            self.stage.summarise(rows, stats)
+            writer.write_rows(rows)
+        if row_ids_digest(ids) != self.chunk.row_ids:
+            raise CorruptDataset(
+                f"chunk {self.chunk.index}: {self.chunk.dataset} no longer holds the rows that were planned"
+            )
+        stats.rows_out = writer.rows
+        writer.commit(stats, extra)
+
+    def _finished(self, row: Row, slices: SliceStore) -> Row:
+        keys = self.stage.keys(row)
+        results = slices.results(row["prompt_id"], keys)
+        if lost := set(keys) - results.keys():
+            raise _ResultsLost(f"{len(lost)} results of prompt {row['prompt_id']} are gone from {self.uri}")
+        return self.stage.apply(row, [results[key] for key in keys])
+
+
+def _first_places(keys: Sequence[str], known: set[str]) -> dict[str, int]:
+    """The first place of each key that is not known."""
+    places: dict[str, int] = {}
+    for place, key in enumerate(keys):
+        if key not in known:
+            places.setdefault(key, place)
+    return places
+
+
 def _finished_part(uri: str, chunk: Chunk, fingerprint: str, schema: str) -> bool:
-    """Whether the part of ``chunk`` stands at ``uri``, whole. A damaged one is removed: its slices are there
-    to make it again."""
+    """Whether the part of ``chunk`` stands at ``uri``, whole. A damaged one is set aside: its slices are
+    there to make it again."""
     try:
         part = Dataset.open(uri, schema)
-    except NotFound:
-        return False
-    except KubeAlignError as error:
-        _remove(uri, error)
-        return False
-    try:
         check_part(chunk, part, fingerprint, schema)
         part.verify()
-    except (ChunkError, CorruptDataset, NotFound) as error:
-        _remove(uri, error)
+    except NotFound as error:
+        if store_for(uri).exists(join(uri, MANIFEST)):
+            _set_part_aside(uri, error)
+        return False
+    except (ChunkError, DataError) as error:
+        _set_part_aside(uri, error)
         return False
     return True
 
 
-def _remove(uri: str, why: Exception) -> None:
-    log.warning("a part is removed and made again from its finished slices: %s", why)
-    store = store_for(uri)
-    store.delete(join(uri, MANIFEST))  # first: without it what is left is no dataset
-    for entry in list(store.list(uri)):
-        store.delete(entry.uri)
-
-
-def _compute_missing(
-    chunk: Chunk,
-    dataset: Dataset,
-    stage: ChunkedStage,
-    slices: SliceStore,
-    slice_rows: int,
-    name: str,
-    check: Callable[[], None],
-) -> int:
-    """Commit every row of ``chunk`` that is not committed yet; gives the number that were."""
-    reused = 0
-    finished: list[tuple[Row, Row]] = []
-    label = f"{name} {chunk.index + 1}/{chunk.of}"
-
-    def missing() -> Iterator[Row]:
-        nonlocal reused
-        for row in _rows(dataset, chunk):
-            if stage.key(row) in slices:
-                reused += 1
-                bar.update(1)
-            else:
-                # Here, where the stage asks for more: what it has computed it has given back.
-                check()
-                yield row
-
-    def commit() -> None:
-        if finished:
-            slices.commit([stage.key(row) for row, _ in finished], [result for _, result in finished])
-            finished.clear()
-
-    with progress_bar(chunk.rows, "prompts", label) as bar:
-        try:
-            for pair in stage.compute(_batched(missing(), slice_rows)):
-                finished.append(pair)
-                bar.update(1)
-                if len(finished) >= slice_rows:
-                    commit()
-                    check()
-        except Preempted:
-            commit()
-            raise
-        commit()
-    if reused:
-        log.info("%s: %d of %d rows were finished before", label, reused, chunk.rows)
-    return reused
-
-
-def _write_part(
-    uri: str,
-    chunk: Chunk,
-    dataset: Dataset,
-    stage: ChunkedStage,
-    slices: SliceStore,
-    check: Callable[[], None],
-    *,
-    schema: str,
-    provenance: Provenance,
-) -> None:
-    stats = Stats(rows_in=chunk.rows)
-    ids: list[str] = []
-    with DatasetWriter(uri, schema, provenance) as writer:
-        for batch in _batched(_rows(dataset, chunk), 256):
-            check()
-            rows = [stage.apply(row, slices[stage.key(row)]) for row in batch]
-            ids += [row["prompt_id"] for row in rows]
-            stage.summarise(rows, stats)
-            writer.write_rows(rows)
-        if row_ids_digest(ids) != chunk.row_ids:
-            raise CorruptDataset(
-                f"chunk {chunk.index}: {chunk.dataset} no longer holds the rows that were planned"
-            )
-        stats.rows_out = writer.rows
-        writer.commit(stats, {"row_ids": chunk.row_ids})
+def _set_part_aside(uri: str, why: Exception) -> None:
+    log.warning("a part is set aside and made again from its finished slices: %s", why)
+    parts, _, part = uri.rpartition("/")
+    shards = [entry.uri for entry in store_for(uri).list(uri) if not entry.uri.endswith(MANIFEST)]
+    for place in (join(uri, MANIFEST), *shards):  # the manifest first: without it there is no dataset
+        name = place.rsplit("/", 1)[-1]
+        set_aside(
+            DamagedObject(place, "is of a damaged part"), join(beside(parts, "damaged"), f"{part}-{name}")
+        )
 
 
 def _rows(dataset: Dataset, chunk: Chunk) -> Iterator[Row]:
@@ -193,12 +267,6 @@ def _rows(dataset: Dataset, chunk: Chunk) -> Iterator[Row]:
         yield from batch.to_pylist()
 
 
-def _batched(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+def _batched(rows: Iterator[T], size: int) -> Iterator[list[T]]:
+    while batch := list(islice(rows, size)):
         yield batch

@@ -21,6 +21,7 @@ from kubealign_components.engines.generation import (
     check_room,
     context_limit,
     end_token_ids,
+    numbers_of,
 )
 from kubealign_components.errors import EngineError
 
@@ -50,7 +51,10 @@ class FakeEngine(GenerationEngine):
         """See :class:`GenerationEngine`."""
         for prompt in prompts:
             check_room(prompt.prompt_id, len(prompt.token_ids), self._spec.max_new_tokens, self._limit)
-            yield prompt.prompt_id, [self._sample(prompt.prompt_id, i) for i in range(self._spec.n)]
+            yield (
+                prompt.prompt_id,
+                [self._sample(prompt.prompt_id, i) for i in numbers_of(prompt, self._spec)],
+            )
 
     def close(self) -> None:
         """See :class:`GenerationEngine`."""

@@ -39,6 +39,9 @@ class Prompt:
     """Seeds its completions, together with the run's seed."""
     token_ids: Sequence[int]
     """Generation prompt included. Engines add nothing, so a BOS that is in it is the only one."""
+    numbers: Sequence[int] = ()
+    """Which of its completions are wanted, rising; the first ``n`` when empty. Each has a seed of its own, so
+    that it is the same whichever others are sampled with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,7 @@ class GenerationEngine(Protocol):
     """A loaded model that samples; a context that closes itself."""
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, list[Sampled]]]:
-        """The id of each prompt and its ``n`` completions, as prompts are finished, in any order.
+        """The id of each prompt and the completions that it wants, as prompts are finished, in any order.
 
         Takes more prompts while it works on others, as many as keep it busy. Ids are unique.
 
@@ -135,6 +138,11 @@ class GenerationEngine(Protocol):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def numbers_of(prompt: Prompt, spec: SamplingSpec) -> Sequence[int]:
+    """Numbers of the completions of ``prompt`` that are wanted."""
+    return prompt.numbers or range(spec.n)
 
 
 def open_engine(spec: SamplingSpec, model: Path, ends: Sequence[int] | None = None) -> GenerationEngine:

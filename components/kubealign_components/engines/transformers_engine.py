@@ -27,6 +27,7 @@ from kubealign_components.engines.generation import (
     check_sampled,
     context_limit,
     end_token_ids,
+    numbers_of,
     resolve_dtype,
 )
 from kubealign_components.engines.head import chosen_logprobs
@@ -85,8 +86,9 @@ class TransformersEngine(GenerationEngine):
             rows = self._decode(prompt)
         except torch.OutOfMemoryError as error:
             raise EngineError(
-                f"out of memory sampling n={self._spec.n} completions of prompt {prompt.prompt_id} with "
-                f"{len(prompt.token_ids)} tokens; lower n or max_new_tokens, or use engine=vllm"
+                f"out of memory sampling {len(numbers_of(prompt, self._spec))} completions of prompt "
+                f"{prompt.prompt_id} with {len(prompt.token_ids)} tokens; lower n or "
+                "max_new_tokens, or use engine=vllm"
             ) from error
         return [
             Sampled(
@@ -100,17 +102,18 @@ class TransformersEngine(GenerationEngine):
     @torch.inference_mode()
     def _decode(self, prompt: Prompt) -> list[_Row]:
         spec, device = self._spec, self._model.device
+        numbers = numbers_of(prompt, spec)
         noise = np.stack(
-            [generator_for(spec.seed, prompt.prompt_id, i).random(spec.max_new_tokens) for i in range(spec.n)]
+            [generator_for(spec.seed, prompt.prompt_id, i).random(spec.max_new_tokens) for i in numbers]
         )
-        rows = [_Row() for _ in range(spec.n)]
-        active = list(range(spec.n))
+        rows = [_Row() for _ in numbers]
+        active = list(range(len(numbers)))
         output = self._model(
             torch.tensor([list(prompt.token_ids)], device=device), use_cache=True, logits_to_keep=1
         )
         cache = output.past_key_values
-        cache.batch_repeat_interleave(spec.n)
-        logits = output.logits[:, -1].float().expand(spec.n, -1)
+        cache.batch_repeat_interleave(len(numbers))
+        logits = output.logits[:, -1].float().expand(len(numbers), -1)
         for step in range(spec.max_new_tokens):
             uniform = torch.from_numpy(noise[active, step]).to(device)
             tokens = choose(logits, uniform, spec.temperature, spec.top_p)

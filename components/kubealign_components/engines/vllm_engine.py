@@ -1,7 +1,8 @@
 """Sampling with vLLM: all prompts at once, token ids in and token ids out.
 
 Every prompt has its own seed. One seed for all would give every prompt the same noise, and as vLLM
-seeds completion ``i`` of a prompt with ``seed + i``, the seeds of neighbours must lie far apart. The
+seeds completion ``i`` of a prompt with ``seed + i``, the seeds of neighbours must lie far apart. For the
+same reason completions of higher numbers can be sampled by themselves: their request has a higher seed. The
 log-probabilities are vLLM's raw ones, those before temperature and top-p.
 """
 
@@ -11,7 +12,6 @@ import gc
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from kubealign_components.engines.generation import (
     check_room,
     check_sampled,
     end_token_ids,
+    numbers_of,
     resolve_dtype,
 )
 from kubealign_components.errors import EngineError
@@ -55,7 +56,7 @@ class VllmEngine(GenerationEngine):
         self._llm = _start(spec, model)
         self._limit = int(self._llm.llm_engine.model_config.max_model_len)
         sequences = int(self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
-        self._ahead = 1 + math.ceil(QUEUED * sequences / spec.n)
+        self._ahead = math.ceil(QUEUED * sequences)
         self._adapter: Any = None
 
     def use_adapter(self, folder: Path, number: int) -> None:
@@ -74,18 +75,29 @@ class VllmEngine(GenerationEngine):
         source, running = iter(prompts), dict[str, Prompt]()
         try:
             while True:
-                for prompt in islice(source, max(0, self._ahead - len(running))):
+                while self._completions(running.values()) <= self._ahead:
+                    prompt = next(source, None)
+                    if prompt is None:
+                        break
                     self._enqueue(prompt)
                     running[prompt.prompt_id] = prompt
                 if not running:
                     return
                 for output in self._step(len(running)):
                     prompt = running.pop(output.request_id)
-                    completions = sorted(output.outputs, key=lambda o: o.index)
-                    yield prompt.prompt_id, [check_sampled(prompt, _sampled(prompt, o)) for o in completions]
+                    yield prompt.prompt_id, self._wanted(prompt, output.outputs)
         finally:
             if running and self._llm is not None:
                 self._llm.llm_engine.abort_request(list(running))
+
+    def _completions(self, prompts: Iterable[Prompt]) -> int:
+        return sum(len(numbers_of(prompt, self._spec)) for prompt in prompts)
+
+    def _wanted(self, prompt: Prompt, outputs: Sequence[Any]) -> list[Sampled]:
+        """The completions that were asked for, of a request that may have filled gaps between them."""
+        by_index = {output.index: output for output in outputs}
+        numbers = numbers_of(prompt, self._spec)
+        return [check_sampled(prompt, _sampled(prompt, by_index[i - numbers[0]])) for i in numbers]
 
     def _enqueue(self, prompt: Prompt) -> None:
         """Hand ``prompt`` to vLLM, as the request of its id."""
@@ -114,12 +126,13 @@ class VllmEngine(GenerationEngine):
         from vllm.sampling_params import RequestOutputKind
 
         spec = self._spec
+        numbers = numbers_of(prompt, spec)
         return SamplingParams(
-            n=spec.n,
+            n=numbers[-1] - numbers[0] + 1,
             temperature=spec.temperature,
             top_p=spec.top_p,
             max_tokens=spec.max_new_tokens,
-            seed=seed_for(spec.seed, prompt.prompt_id),
+            seed=seed_for(spec.seed, prompt.prompt_id) + numbers[0],
             stop=list(spec.stop),
             stop_token_ids=list(self._ends),
             detokenize=bool(spec.stop),  # text is needed to find stop strings, and for nothing else

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -19,7 +19,7 @@ from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.schemas import COMPLETIONS, JUDGED, JUDGEMENT
 from kubealign_components.data.stats import Stats
-from kubealign_components.data.worker import run_chunk
+from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.engines.judge import Judgement, JudgeSpec, Pair, PairJudge
 
 VERSION = 2
@@ -68,43 +68,47 @@ def run(config: JudgeConfig, *, chunk: Chunk) -> Part:
         judge.close()
 
 
+_OF_PAIR = pa.struct([field for field in JUDGEMENT if field.name not in ("first", "second")])
+"""A judgement, wherever the two completions stand."""
+
+
 class JudgeStage:
     """Judges rows under the chunk protocol; the model is loaded when the first row needs it."""
 
-    result_schema = pa.schema([("judgements", pa.list_(JUDGEMENT)), ("over_length", pa.int32())])
+    result_schema = pa.schema([("judgements", pa.list_(_OF_PAIR))])
+    unread: ClassVar[Sequence[str]] = ()
 
     def __init__(self, judge: PairJudge, min_characters: int) -> None:
         self._judge = judge
         self._min_characters = min_characters
         self._over_length = 0
 
-    def key(self, row: Row) -> str:
-        """Hash of what is read: the prompt and every completion's text, whose ids may be of its tokens."""
-        return digest([row["prompt_id"], [[c["completion_id"], c["messages"]] for c in row["completions"]]])
+    def keys(self, row: Row) -> list[str]:
+        """For each pair a hash of what is read: the prompt and both texts."""
+        texts = [_text(c) for c in row["completions"]]
+        return [digest([row["messages"], texts[one], texts[two]]) for one, two in self._places(row)]
 
-    def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
-        """The judgements of each row: every pair under every principle, in both orders."""
-        for rows in slices:
-            places = [self._places(row) for row in rows]
-            pairs = [pair for row, found in zip(rows, places) for pair in _pairs(row, found)]
+    def compute(self, slices: Iterator[list[Missing]]) -> Iterator[tuple[Missing, list[Row]]]:
+        """The judgements of each pair under every principle, in both orders; null for one over length."""
+        for missing in slices:
+            places = [self._places(one.row) for one in missing]
+            wanted = [[found[place] for place in one.places] for one, found in zip(missing, places)]
+            pairs = [pair for one, found in zip(missing, wanted) for pair in _pairs(one.row, found)]
             judged = iter(self._judge.judge(pairs))
-            for row, found in zip(rows, places):
-                of_row = [(place, next(judged)) for place in found]
-                fitting = [(place, judgements) for place, judgements in of_row if judgements is not None]
-                yield (
-                    row,
-                    {
-                        "judgements": [
-                            _judgement(*place, one) for place, of_pair in fitting for one in of_pair
-                        ],
-                        "over_length": len(of_row) - len(fitting),
-                    },
-                )
+            for one in missing:
+                yield one, [{"judgements": _lines(next(judged))} for _ in one.places]
 
-    def apply(self, row: Row, result: Row) -> Row:
+    def apply(self, row: Row, results: Sequence[Row]) -> Row:
         """The row with its judgements."""
-        self._over_length += result["over_length"]
-        return row | {"judgements": result["judgements"]}
+        of_pairs = list(zip(self._places(row), (result["judgements"] for result in results), strict=True))
+        self._over_length += sum(judgements is None for _, judgements in of_pairs)
+        return row | {
+            "judgements": [
+                {"first": first, "second": second, **one}
+                for (first, second), judgements in of_pairs
+                for one in judgements or ()
+            ]
+        }
 
     def summarise(self, rows: Sequence[Row], stats: Stats) -> None:
         """Count pairs and what was left out; add up scores, consistency, and the liking for a position."""
@@ -132,15 +136,11 @@ def _pairs(row: Row, places: Sequence[tuple[int, int]]) -> Iterator[Pair]:
         yield Pair(messages, _text(row["completions"][one]), _text(row["completions"][two]))
 
 
-def _judgement(first: int, second: int, judgement: Judgement) -> dict[str, object]:
-    return {
-        "first": first,
-        "second": second,
-        **judgement._asdict(),
-        "score": judgement.score,
-        "consistent": judgement.consistent,
-    }
+def _lines(judgements: Sequence[Judgement] | None) -> list[Row] | None:
+    if judgements is None:
+        return None
+    return [one._asdict() | {"score": one.score, "consistent": one.consistent} for one in judgements]
 
 
-def _text(completion: dict[str, Any]) -> str:
+def _text(completion: Row) -> str:
     return "\n".join(m["content"] or "" for m in json.loads(completion["messages"])).strip()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
@@ -22,7 +22,7 @@ from kubealign_components.data.models import ModelFiles, find_model, require_pol
 from kubealign_components.data.schemas import COMPLETIONS, REWARDED, SELECTION
 from kubealign_components.data.seeds import seed_for
 from kubealign_components.data.stats import Stats
-from kubealign_components.data.worker import run_chunk
+from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.errors import DriftError, EngineError
 from kubealign_components.training.regime import Regime, regime
 
@@ -147,7 +147,8 @@ def _require_tokens(reference: ModelFiles, dataset: Dataset) -> dict[str, str]:
 class LogprobStage:
     """Scores rows under the chunk protocol; the model is loaded when the first row needs it."""
 
-    result_schema = pa.schema([("logprobs", pa.list_(pa.float64())), ("drift", pa.float64())])
+    result_schema = pa.schema([("logprob", pa.float64()), ("drift", pa.float64())])
+    unread: ClassVar[Sequence[str]] = ()
 
     def __init__(self, config: LogprobsConfig, model: ModelFiles, regime: Regime) -> None:
         self._config = config
@@ -161,31 +162,40 @@ class LogprobStage:
         if self._scorer is not None:
             self._scorer.close()
 
-    def key(self, row: Row) -> str:
-        """Hash of what is read: tokens of the prompt and of every completion, and what the sampler said."""
-        return digest([row["prompt_token_ids"], [self.completion_key(c) for c in row["completions"]]])
+    def keys(self, row: Row) -> list[str]:
+        """For each completion a hash of what is read: tokens of the prompt and its own, and what the sampler
+        said. Not its id, which may be a text's."""
+        prompt = digest(row["prompt_token_ids"])
+        return [
+            digest([prompt, c["token_ids"], repr(c["sampler_logprob"]) if self._is_taken(c) else ""])
+            for c in row["completions"]
+        ]
 
-    def completion_key(self, completion: Row) -> str:
-        """Hash of what is read of one completion beside its prompt: not its id, which may be a text's."""
-        taken = self._config.source == "sampler" and completion["reference"]
-        return digest([completion["token_ids"], repr(completion["sampler_logprob"]) if taken else ""])
+    def compute(self, slices: Iterator[list[Missing]]) -> Iterator[tuple[Missing, list[Row]]]:
+        """The log-probabilities that are missing."""
+        for missing in slices:
+            rows = [
+                one.row | {"completions": [one.row["completions"][place] for place in one.places]}
+                for one in missing
+            ]
+            yield from zip(missing, self._results(rows), strict=True)
 
-    def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
-        """One log-probability for each completion of each row."""
-        for rows in slices:
-            yield from zip(rows, self._results(rows), strict=True)
+    def _is_taken(self, completion: Row) -> bool:
+        """Whether the sampler's log-probability stands."""
+        return bool(self._config.source == "sampler" and completion["reference"])
 
-    def _results(self, rows: Sequence[Row]) -> list[Row]:
+    def _results(self, rows: Sequence[Row]) -> list[list[Row]]:
         measured = self._drift_rows(rows) if self._config.source == "sampler" else set()
         wanted = [self._to_score(row, row["prompt_id"] in measured) for row in rows]
         scored = self._score(rows, wanted)
-        return [self._result(row, sums, row["prompt_id"] in measured) for row, sums in zip(rows, scored)]
+        return [self._of_row(row, sums, row["prompt_id"] in measured) for row, sums in zip(rows, scored)]
 
-    def apply(self, row: Row, result: Row) -> Row:
+    def apply(self, row: Row, results: Sequence[Row]) -> Row:
         """The row with its log-probabilities."""
-        if result["drift"] is not None:
-            self._drift.append(result["drift"])
-        values = zip(row["completions"], result["logprobs"], strict=True)
+        drifts = [result["drift"] for result in results if result["drift"] is not None]
+        if drifts:
+            self._drift.append(sum(drifts) / len(drifts))
+        values = zip(row["completions"], (result["logprob"] for result in results), strict=True)
         return row | {"completions": [c | {"logprob": value} for c, value in values]}
 
     def summarise(self, rows: Sequence[Row], stats: Stats) -> None:
@@ -200,9 +210,7 @@ class LogprobStage:
     def _to_score(self, row: Row, measure: bool) -> dict[str, list[int]]:
         """Token ids by completion id of what the scorer has to look at, identical ones once."""
         return {
-            c["completion_id"]: c["token_ids"]
-            for c in row["completions"]
-            if measure or self._config.source == "scorer" or not c["reference"]
+            c["completion_id"]: c["token_ids"] for c in row["completions"] if measure or not self._is_taken(c)
         }
 
     def _score(self, rows: Sequence[Row], wanted: Sequence[dict[str, list[int]]]) -> list[dict[str, float]]:
@@ -228,12 +236,13 @@ class LogprobStage:
             sums[number] = dict(zip(wanted[number], values))
         return sums
 
-    def _result(self, row: Row, sums: dict[str, float], measured: bool) -> Row:
+    def _of_row(self, row: Row, sums: dict[str, float], measured: bool) -> list[Row]:
         values = [self._logprob(row, c, sums) for c in row["completions"]]
-        return {"logprobs": values, "drift": self._measure(row, sums) if measured else None}
+        drifts = self._measure(row, sums) if measured else [None] * len(values)
+        return [{"logprob": value, "drift": drift} for value, drift in zip(values, drifts, strict=True)]
 
     def _logprob(self, row: Row, completion: dict[str, Any], sums: dict[str, float]) -> float:
-        if self._config.source == "scorer" or not completion["reference"]:
+        if not self._is_taken(completion):
             return sums[completion["completion_id"]]
         value = completion["sampler_logprob"]
         if value is None or not math.isfinite(value) or value > 0:
@@ -249,13 +258,15 @@ class LogprobStage:
         below = {name for name, seed in seeds.items() if seed < self._config.drift_share * 2**62}
         return below or {min(seeds, key=seeds.__getitem__)}
 
-    def _measure(self, row: Row, sums: dict[str, float]) -> float | None:
-        """Mean |sampler − scorer| over the row's reference completions, nats per token."""
+    def _measure(self, row: Row, sums: dict[str, float]) -> list[float | None]:
+        """|sampler − scorer| of each reference completion of the row, nats per token; None of the others."""
+        drifts = [
+            abs(c["sampler_logprob"] - sums[c["completion_id"]]) / c["num_tokens"] if c["reference"] else None
+            for c in row["completions"]
+        ]
         sampled = [c for c in row["completions"] if c["reference"]]
-        if not sampled:
-            return None
-        apart = [abs(c["sampler_logprob"] - sums[c["completion_id"]]) / c["num_tokens"] for c in sampled]
-        drift = float(sum(apart) / len(apart))
+        apart = [drift for drift in drifts if drift is not None]
+        drift = sum(apart) / len(apart) if apart else 0.0
         if drift > self._config.max_drift:
             worst = sampled[max(range(len(apart)), key=apart.__getitem__)]
             raise DriftError(
@@ -264,4 +275,4 @@ class LogprobStage:
                 f"{worst['sampler_logprob']:.3f} from the sampler and {sums[worst['completion_id']]:.3f} "
                 "from the scorer. Compare their dtype and weights, or use source: scorer"
             )
-        return drift
+        return drifts

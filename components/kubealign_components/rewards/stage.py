@@ -17,7 +17,7 @@ from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
 from kubealign_components.data.stats import Stats
-from kubealign_components.data.worker import run_chunk
+from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.engines.rewards import REWARD, Rewarder, RewardSpec, reward_inputs, reward_params
 
 VERSION = 2
@@ -70,40 +70,45 @@ def run(config: RewardsConfig, *, chunk: Chunk) -> Part:
 class RewardStage:
     """Rewards rows under the chunk protocol."""
 
-    result_schema = pa.schema([("rewards", pa.list_(pa.float64())), ("refused", pa.list_(pa.string()))])
+    result_schema = pa.schema([("reward", pa.float64()), ("refused", pa.string())])
+    unread: ClassVar[Sequence[str]] = ()
 
     def __init__(self, rewarder: Rewarder) -> None:
         self._rewarder = rewarder
         self._left_out: Counter[str] = Counter()
 
-    def key(self, row: Row) -> str:
-        """Hash of what is read: the prompt and every completion's."""
-        return digest([row["prompt_id"], [self.completion_key(row, c) for c in row["completions"]]])
+    def keys(self, row: Row) -> list[str]:
+        """For each completion a hash of what is read: the texts of prompt and completion, and for a reward
+        function all that it is given.
 
-    def completion_key(self, row: Row, completion: Row) -> str:
-        """Hash of what is read of one completion: its text, and for a reward function all that it is given.
-
-        Not its id: two texts that a template renders alike share token ids.
+        Not the completion's id: two texts that a template renders alike share token ids.
         """
-        read = [completion["messages"]]
-        if self._rewarder.spec.functions:
-            read += [completion["num_tokens"], completion["finish_reason"], row["answers"], row["metadata"]]
-        return digest(read)
+        functions = bool(self._rewarder.spec.functions)
+        prompt = digest(
+            [row["messages"], row["tools"], *([row["answers"], row["metadata"]] if functions else [])]
+        )
+        return [
+            digest([prompt, c["messages"], *([c["num_tokens"], c["finish_reason"]] if functions else [])])
+            for c in row["completions"]
+        ]
 
-    def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
-        """The rewards of each row's completions; null, and why, for one that has none."""
-        for rows in slices:
-            inputs = [reward_inputs(row, row["completions"]) for row in rows]
+    def compute(self, slices: Iterator[list[Missing]]) -> Iterator[tuple[Missing, list[Row]]]:
+        """The rewards of the completions that have none yet; null, and why, for one that gets none."""
+        for missing in slices:
+            inputs = [
+                reward_inputs(one.row, [one.row["completions"][place] for place in one.places])
+                for one in missing
+            ]
             outcomes = iter(self._rewarder.outcomes([item for row in inputs for item in row]))
-            for row, of_row in zip(rows, inputs):
+            for one, of_row in zip(missing, inputs):
                 own = [next(outcomes) for _ in of_row]
-                yield row, {"rewards": [o.reward for o in own], "refused": [o.refused for o in own]}
+                yield one, [{"reward": o.reward, "refused": o.refused} for o in own]
 
-    def apply(self, row: Row, result: Row) -> Row:
+    def apply(self, row: Row, results: Sequence[Row]) -> Row:
         """The row with its rewards, without the completions that have none."""
-        rewarded = zip(row["completions"], result["rewards"], strict=True)
+        rewarded = zip(row["completions"], (result["reward"] for result in results), strict=True)
         kept = [c | {"reward": reward} for c, reward in rewarded if reward is not None]
-        self._left_out.update(reason for reason in result["refused"] if reason)
+        self._left_out.update(result["refused"] for result in results if result["refused"])
         return row | {"completions": kept}
 
     def summarise(self, rows: Sequence[Row], stats: Stats) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -31,7 +31,7 @@ from kubealign_components.data.schemas import (
     new_completion,
 )
 from kubealign_components.data.stats import Stats
-from kubealign_components.data.worker import run_chunk
+from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.engines.generation import (
     SAMPLING,
     GenerationEngine,
@@ -110,21 +110,13 @@ class SampleStage:
 
     result_schema = pa.schema(
         [
-            (
-                "sampled",
-                pa.list_(
-                    pa.struct(
-                        [
-                            ("token_ids", TOKEN_IDS),
-                            ("text", pa.string()),
-                            ("finish_reason", pa.string()),
-                            ("logprob", pa.float64()),  # nats, sum over token_ids, raw
-                        ]
-                    )
-                ),
-            )
+            ("token_ids", TOKEN_IDS),
+            ("text", pa.string()),
+            ("finish_reason", pa.string()),
+            ("logprob", pa.float64()),  # nats, sum over token_ids, raw
         ]
     )
+    unread: ClassVar[Sequence[str]] = ("sampling.n", "truncated")
 
     def __init__(
         self, config: SampleConfig, model: ModelFiles, settings: TemplateSettings | None = None
@@ -134,34 +126,35 @@ class SampleStage:
         self._settings = settings
         self._started: tuple[GenerationEngine, ChatTemplate] | None = None
 
-    def key(self, row: Row) -> str:
-        """Hash of the prompt's id, which seeds it, and of its tokens."""
-        return digest([row["prompt_id"], row["prompt_token_ids"]])
+    def keys(self, row: Row) -> list[str]:
+        """For each of ``n`` completions a hash of the prompt's id, which seeds it, and its tokens, with the
+        completion's number."""
+        prompt = digest([row["prompt_id"], row["prompt_token_ids"]])
+        return [f"{prompt}-{number}" for number in range(self._config.sampling.n)]
 
-    def compute(self, slices: Iterator[list[Row]]) -> Iterator[tuple[Row, Row]]:
-        """``n`` completions for each row: tokens, text as it was written, how it ended."""
+    def compute(self, slices: Iterator[list[Missing]]) -> Iterator[tuple[Missing, list[Row]]]:
+        """The completions that each row misses: tokens, text as it was written, how it ended."""
         first = next(slices, None)
         if first is None:
             return
         engine, template = self._start()
-        waiting: dict[str, Row] = {}
+        waiting: dict[str, Missing] = {}
 
         def prompts() -> Iterator[Prompt]:
-            for row in chain(first, chain.from_iterable(slices)):
-                waiting[row["prompt_id"]] = row
-                yield Prompt(row["prompt_id"], row["prompt_token_ids"])
+            for one in chain(first, chain.from_iterable(slices)):
+                waiting[one.row["prompt_id"]] = one
+                yield Prompt(one.row["prompt_id"], one.row["prompt_token_ids"], one.places)
 
         for prompt_id, sampled in engine.generate(prompts()):
-            yield waiting.pop(prompt_id), {"sampled": [_result(s, template) for s in sampled]}
+            yield waiting.pop(prompt_id), [_result(s, template) for s in sampled]
 
-    def apply(self, row: Row, result: Row) -> Row:
+    def apply(self, row: Row, results: Sequence[Row]) -> Row:
         """The row with its offline completions, then the sampled ones that are kept."""
-        sampled = result["sampled"]
         drop = self._config.truncated == "drop"
-        kept = [s for s in sampled if not (drop and s["finish_reason"] == "length")]
+        kept = [s for s in results if not (drop and s["finish_reason"] == "length")]
         return row | {
             "completions": [*row["completions"], *(self._completion(row, s) for s in kept)],
-            "dropped_completions": len(sampled) - len(kept),
+            "dropped_completions": len(results) - len(kept),
         }
 
     def summarise(self, rows: Sequence[Row], stats: Stats) -> None:
@@ -187,7 +180,7 @@ class SampleStage:
             self._started = (engine, template)
         return self._started
 
-    def _completion(self, row: Row, sampled: dict[str, Any]) -> Completion:
+    def _completion(self, row: Row, sampled: Row) -> Completion:
         return new_completion(
             completion_id=completion_id(row["prompt_id"], sampled["token_ids"]),
             reference=True,
@@ -200,7 +193,7 @@ class SampleStage:
         )
 
 
-def _result(sampled: Sampled, template: ChatTemplate) -> dict[str, object]:
+def _result(sampled: Sampled, template: ChatTemplate) -> Row:
     return {
         "token_ids": sampled.token_ids,
         "text": template.decode(sampled.token_ids),

@@ -139,25 +139,6 @@ def test_a_merge_that_was_killed_is_merged_again(
     assert [r["prompt_id"] for r in merged.iter_rows()] == [r["prompt_id"] for r in dataset.iter_rows()]
 
 
-@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:-3]), Path.unlink])
-def test_a_damaged_slice_names_all_that_must_go(
-    make_dataset: MakeDataset, tmp_path: Path, damage: Callable[[Path], object]
-) -> None:
-    [chunk] = plan(make_dataset(rows_of(4)), work=str(tmp_path / "work"), chunks=1)
-    with pytest.raises(RuntimeError, match="killed"):
-        run(chunk, Upper(fail_after=2))
-    [data], [commit] = ((tmp_path / "work").rglob(f"{kind}/*") for kind in ("data", "commits"))
-    damage(data)
-    with pytest.raises(CorruptDataset, match=commit.name) as caught:
-        run(chunk, Upper())
-    assert data.name in str(caught.value)
-    for path in (data, commit):
-        path.unlink(missing_ok=True)
-    again = Upper()
-    run(chunk, again)
-    assert len(again.computed) == 2
-
-
 @pytest.fixture
 def slow(make_dataset: MakeDataset, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A worker in the middle of its first slice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,15 +97,22 @@ def test_merge_refuses_missing_double_and_foreign_parts(
         merge([foreign, *parts[1:]], chunks, str(tmp_path / "c"))
 
 
-def test_changed_slices_are_refused_by_name(make_dataset: Callable[..., Dataset], tmp_path: Path) -> None:
+def test_a_changed_slice_is_set_aside_by_name_and_made_again(
+    make_dataset: Callable[..., Dataset], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     dataset = make_dataset(rows_of(4))
     [chunk] = plan(dataset, work=str(tmp_path / "work"), chunks=1)
     with pytest.raises(RuntimeError):
         run(chunk, Upper(fail_after=2))
     [data] = (tmp_path / "work").rglob("data/*.parquet")
-    data.write_bytes(data.read_bytes()[:-5])
-    with pytest.raises(CorruptDataset, match=data.name):
-        run(chunk, Upper())
+    good = data.read_bytes()
+    os.truncate(data, len(good) - 5)
+    again = Upper()
+    run(chunk, again)
+    assert len(again.computed) == 4
+    assert data.name in caplog.text
+    assert data.read_bytes() == good
+    assert (data.parent.parent / "damaged" / data.name).read_bytes() == good[:-5]
 
 
 def test_plan_bounds(make_dataset: Callable[..., Dataset], tmp_path: Path) -> None:
