@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _BOXED = re.compile(r"\\f?boxed\s*(\{|\S)")
+_FRAMED = re.compile(r"\\fbox\s*(\{|\S)")
 _HASHES = re.compile(r"#{4,}[ \t]*(\S[^\n]*)")
 
 
@@ -23,8 +24,9 @@ def reference_answer(text: str) -> str:
 
 def last_boxed(text: str) -> str | None:
     r"""What stands in the last ``\boxed{…}`` of ``text``, braces matched; None when there is none, or it
-    does not close. ``\boxed 3`` holds one character."""
-    marks = list(_BOXED.finditer(text))
+    does not close. ``\boxed 3`` holds one character. A text without any may have its answer in
+    ``\fbox{…}``."""
+    marks = list(_BOXED.finditer(text)) or list(_FRAMED.finditer(text))
     if not marks:
         return None
     found = marks[-1]

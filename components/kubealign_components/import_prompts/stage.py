@@ -17,12 +17,12 @@ from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.sources.external_sort import Entry, Spool
 from kubealign_components.data.sources.prompt_rows import merge_rows, to_row
 from kubealign_components.data.sources.prompt_writer import sample, write_prompts
-from kubealign_components.data.sources.row_formats import FORMATS, WANTED, detect, parse
+from kubealign_components.data.sources.row_formats import FORMATS, WANTED, detect, format_of, parse
 from kubealign_components.data.sources.source import SourceReader, reading_bar, report_of
 from kubealign_components.data.sources.source_settings import WeightedSource, named_sources, require_fraction
 from kubealign_components.data.stats import Stats
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +102,10 @@ def _entries(
     """The usable rows of one source for the spool; the others are counted."""
 
     def read(raw: object) -> dict[str, Any]:
-        example = parse(raw, FORMATS[reader.format], source.role_names)
+        form = reader.format if source.format != "auto" else format_of(raw, reader.format)
+        example = parse(raw, FORMATS[form], source.role_names)
+        if form != reader.format:
+            example.notes[f"rows_read_as_{form}"] += 1
         reader.note(example.notes)
         row = to_row(example, source.name, source.weight)
         for reason, count in example.refused.items():

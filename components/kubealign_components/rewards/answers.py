@@ -29,17 +29,22 @@ _NUMBER_IN_TEXT = re.compile(rf"(?<![\d.])(?:{_NUMBER})")
 _NUMERIC_ANSWER = re.compile(rf"[$€£¥=~≈\s]*({_NUMBER})(\s*[%°$€£¥./²³^a-zA-Z(),'’\s-]*)")
 # "2x" and "3 pi" are no numbers with a unit.
 _VARIABLE = re.compile(r"\s*(?:[xyznkabctpqrie]|pi|π)(?![a-zA-Z])|\s*\^")
-_MARK = re.compile(r"answer\s*(?:is|:|=)\**|####|\\f?boxed\s*(?=[{\S])", re.IGNORECASE)
+_MARK = re.compile(
+    r"answer\s*(?:is|:|=)[\s:]*\**|####|\\(?:f?boxed|fbox)\s*(?=[{\S])|\bf?boxed(?=\{)", re.IGNORECASE
+)
 _OPTION = re.compile(r"[*_\s(\[]*([A-Z])[)\].:]*[*_.]*", re.IGNORECASE)
 _GIVEN_OPTION = re.compile(
-    r"[*_\s]*(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Z])(?=[).:,*]|\s+(?:because|since|as|which|is)\b|\s*$))"
+    r"(?:[*_\s]*(?:[Oo]ption|[Cc]hoice)\b)?[*_\s]*(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Z])(?=[).:,*]|\s+(?:because|since|as|which|is)\b|\s*$))"
 )
 _BRACKETED = re.compile(r"\(([A-Z])\)")
 _MACRO_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+# A fraction of numbers that is the whole value or, behind a whole number, the rest of one.
 _SIMPLE_FRACTION = re.compile(
-    r"\\[dt]?frac\s*(?:\{\s*(-?\d+(?:\.\d+)?)\s*\}\s*\{\s*(\d+(?:\.\d+)?)\s*\}|(\d)\s*(\d))"
+    r"(?<![\w.)}^])(?:(\d{1,9})\s*)?\\[cdt]?frac\s*"
+    r"(?:\{\s*(-?\d+(?:\.\d+)?)\s*\}\s*\{\s*(\d+(?:\.\d+)?)\s*\}|(\d)\s*(\d))(?!\s*[\w\\(^{])"
 )
-_LAYOUT = re.compile(r"\\(?:(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|[!,;: ])")
+_MIXED = re.compile(r"(?<![\d.,/])(\d{1,9})[ \u00a0](\d{1,9})\s?/\s?(\d{1,9})(?!\d|[./]\d)")
+_LAYOUT = re.compile(r"(?<!\\)\\(?:(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|[!,;: ])")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree")
 
 
@@ -55,19 +60,20 @@ def gives_answer(text: str, answer: str) -> bool:
     if (number := _numeric(wanted)) is not None:
         if _gives_number(said, number, marked=marked):
             return True
-        return marked and _same_mathematics(said, wanted)
-    if (_words(wanted) or wanted) in _phrases(said, marked=marked):
-        return not is_mathematics(wanted) or _squeezed(wanted) in map(_squeezed, _lines(said, marked=marked))
-    return _same_mathematics(said, wanted) if is_mathematics(wanted) else False
+        return marked and _same_mathematics(said, wanted, marked=True)
+    if is_mathematics(wanted):
+        return _same_mathematics(said, wanted, marked=marked)
+    return (_words(wanted) or wanted) in _phrases(said, marked=marked)
 
 
 def plain(text: str) -> str:
     r"""``text`` without what LaTeX writes around an answer: ``\text{…}``, spacing, dollars."""
-    text = text.replace("\\$", "$").replace("\\%", "%").replace("{,}", ",").replace("\\,", " ")
+    text = text.replace("\\$", "$").replace("\\%", "%").replace("{,}", ",")
     if "\\" in text:
         for pattern, by in ((_MACRO_TEXT, r"\1"), (_LAYOUT, " "), (_DEGREES, "°")):
             text = pattern.sub(by, text)
-        text = _SIMPLE_FRACTION.sub(lambda m: f"{m[1] or m[3]}/{m[2] or m[4]}", text)
+        text = _SIMPLE_FRACTION.sub(lambda m: _fraction(m[1], m[2] or m[4], m[3] or m[5]), text)
+    text = _MIXED.sub(lambda m: _fraction(*m.groups()) if int(m[2]) < int(m[3]) else m[0], text)
     return text.strip().strip("$").strip()
 
 
@@ -85,6 +91,13 @@ def value_of(number: str) -> Fraction | None:
     return Fraction(top) / divisor if divisor else None
 
 
+def _fraction(whole: str | None, top: str, bottom: str) -> str:
+    """``3/2`` of one and a half, ``top/bottom`` without a whole number before it."""
+    if whole is None or not (top + bottom).isdecimal():
+        return f"{whole or ''}{top}/{bottom}"
+    return f"{int(whole) * int(bottom) + int(top)}/{bottom}"
+
+
 def _reference(answer: str) -> str:
     """The answer of a reference that may be a whole solution: read as a text is, where it has a mark."""
     said, marked = _said(answer.strip()[-MAX_TEXT:])
@@ -97,8 +110,8 @@ def _said(text: str) -> tuple[str, bool]:
     if not marks:
         return text, False
     last = marks[-1]
-    if last[0].lstrip("\\").lower().startswith(("boxed", "fboxed")):
-        boxed = last_boxed(text[last.start() :])
+    if last[0].lstrip("\\").lower().startswith(("boxed", "fbox")):
+        boxed = last_boxed("\\" + text[last.start() :].lstrip("\\"))
         if boxed is not None:
             return boxed, True
     return text[last.end() :].lstrip("{"), True
@@ -162,8 +175,10 @@ def _option(said: str, *, marked: bool) -> str | None:
     return str(bracketed[-1]) if bracketed else None
 
 
-def _same_mathematics(said: str, wanted: str) -> bool:
-    candidates = {_squeezed(line): line for line in _lines(said, marked=True) if len(line) <= MAX_ANSWER}
+def _same_mathematics(said: str, wanted: str, *, marked: bool) -> bool:
+    # Without a mark the answer may be all of the text, or its last line.
+    lines = [*_lines(said, marked=True), *([] if marked else _lines(said, marked=False))]
+    candidates = {_squeezed(line): line for line in lines if len(line) <= MAX_ANSWER}
     if _squeezed(wanted) in candidates:
         return True
     return any(equal_mathematics(line, wanted) for line in candidates.values() if is_mathematics(line))
@@ -187,6 +202,8 @@ def _phrases(said: str, *, marked: bool) -> list[str]:
     if not lines:
         return []
     candidates = [lines[0], _first_sentence(said)] if marked else [said, lines[-1]]
+    if marked:  # "yes, because" says yes
+        candidates.append(re.split(r"[,;:]|\s(?:because|since|as)\s", lines[0], maxsplit=1)[0])
     return [_words(text) or text.strip() for text in candidates]
 
 

@@ -18,12 +18,18 @@ MAX_POWER_DIGITS = 3
 SECONDS = 10.0
 """A comparison that takes longer finds the answers different."""
 
-_MATHEMATICS = re.compile(r"[\\^_{}()\[\]=+*/√π∞]|\d\s*[a-z](?![a-z])", re.IGNORECASE)
-# What sympy would work out: towers of powers, large ones, factorials, sums, integrals.
-_UNBOUNDED = re.compile(
-    rf"\^[^,;]*\^|\^\s*\{{?\s*\(?-?\d{{{MAX_POWER_DIGITS + 1},}}|\*\*|!|\d{{40,}}"
-    r"|\\(?:sum|prod|int|iint|lim|binom|dbinom|tbinom|bigcup|bigcap)(?![a-z])"
+_MATHEMATICS = re.compile(
+    r"[\\^_{}()\[\]=+*/√π∞±<>≤≥!]|\d\s*[a-z](?![a-z])|\d\s*(?:,|\s(?:and|or)\s)\s*-?\d", re.IGNORECASE
 )
+# What sympy would work out: towers of powers, large ones, factorials of more than numbers, sums, integrals.
+_UNBOUNDED = re.compile(
+    rf"\^[^,;]*\^|\^\s*\{{?\s*\(?-?\d{{{MAX_POWER_DIGITS + 1},}}|\*\*|(?<!\d)!|\d{{4,}}!|!\s*!|\d{{40,}}"
+    r"|\\(?:sum|prod|int|iint|lim|bigcup|bigcap)(?![a-z])"
+    r"|\\[dt]?binom(?!\s*\{\d{1,3}\}\s*\{\d{1,3}\})"
+)
+
+
+_AND = re.compile(r"\s*,?\s+(?:and|or)\s+")
 
 
 def is_mathematics(text: str) -> bool:
@@ -56,5 +62,6 @@ def verified(one: str, other: str) -> bool:
     from math_verify import parse, verify  # type: ignore[import-untyped]
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    one, other = (_AND.sub(", ", side) for side in (one, other))
     sides = [parse(f"${side}$", parsing_timeout=None, raise_on_error=False) for side in (other, one)]
-    return all(sides) and bool(verify(*sides, timeout_seconds=None))
+    return all(sides) and bool(verify(*sides, timeout_seconds=None, allow_set_relation_comp=True))

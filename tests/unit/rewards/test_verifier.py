@@ -33,12 +33,19 @@ EQUAL = [
     ("(1,2)", "(1, 2)"), (r"\left(1, \frac{1}{2}\right)", "(1,0.5)"), ("[1,2)", r"[1, 2)"),
     (r"(-\infty, 3]", r"\left(-\infty,3\right]"), (r"\{1,2\}", r"\{2, 1\}"), ("x^2+1", "1+x^2"),
     ("2x+1", "1+2x"), (r"\frac{x}{2}", "x/2"), (r"x \in [1,2]", "[1,2]"),
+    (r"3\sqrt{2}", r"3 \sqrt 2"), (r"\frac{1}{2}\sqrt{3}", r"\frac{\sqrt{3}}{2}"), ("2, 3", "3,2"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+    (r"1\frac{1}{2}", "1.5"), (r"1\frac12", r"\frac{3}{2}"), ("2 3/4", "11/4"),
+    ("x<3", r"(-\infty,3)"), (r"1 \leq x \leq 3", "[1,3]"),
+    (r"\pm 3", "3, -3"), (r"(5,\infty)", r"(5, +\infty)"), (r"17\text{ and }19", "19, 17"),
 ]  # fmt: skip
 DIFFERENT = [
     ("42", "43"), ("1,000", "1"), ("1 000", "000"), (".5", "5"), (r"\frac{1}{2}", r"\frac{1}{3}"),
     ("-3", "3"),
     ("2x", "2"), (r"3\pi", "3"), ("x^2", "x^3"), ("(1,2)", "(2,1)"), ("(1,2)", "[1,2]"), ("[1,2)", "[1,2]"),
     ("C", "D"), (r"\{1,2\}", r"\{1,3\}"), ("yes", "no"), (r"\sqrt{2}", "2"), ("10%", "0.2"), ("1/3", "0.3"),
+    (r"1\frac{1}{2}", "5.5"), (r"1\frac{1}{2}", "0.5"), ("2 3/4", "3/4"), ("2, 3", "2, 4"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"), ("x<3", "[3,\\infty)"),
     ("1e9", "1e8"), ("(A)", "(B)"), ("2^{10}", "2^{11}"), ("east", "west"),
 ]  # fmt: skip
 FORMS = [
@@ -92,6 +99,15 @@ def test_other_answers_are_other_both_ways(one: str, other: str) -> None:
         ("#### 1,234", "1 + 1233\n#### 1234", 1.0),
         ("12.", "12", 1.0),
         ("1.2.3", "3", 0.0),
+        ("The answer is: **B**", "B", 1.0),
+        ("The correct answer is option B.", "B", 1.0),
+        ("Answer: Choice (B)", "A", 0.0),
+        ("Answer: yes, because 2 < 3", "yes", 1.0),
+        ("Answer: no, because yes is wrong", "yes", 0.0),
+        ("so we get boxed{7}", "7", 1.0),
+        (r"so we get \boxed{5!}", "120", 1.0),
+        (r"so we get \boxed{\binom{5}{2}}", "10", 1.0),
+        (r"so we get \fbox{7}", "7", 1.0),
     ],
 )
 def test_where_answers_stand(text: str, answer: str, wanted: float) -> None:
@@ -104,6 +120,7 @@ def test_references_that_are_solutions() -> None:
     assert reference_answer(r"So $\boxed{\frac{1}{2}}$.") == r"\frac{1}{2}"
     assert last_boxed(r"\boxed{a \{ b} and \fbox{c}") == r"a \{ b"
     assert last_boxed(r"\boxed 3") == "3"
+    assert last_boxed(r"so \fbox{c}") == "c"
     assert last_boxed(r"\boxed{never closed") is None
 
 

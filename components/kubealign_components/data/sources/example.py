@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,13 @@ from kubealign_components.data.sources.values import (
     small_value,
     verdict_of,
 )
+
+_TELLING = re.compile(
+    r"(?:\A|[_ -])(?:response|completion|answer|reply|chosen|rejected|output|better|winner"
+    r"|preferred|preference|human_ref|rank(?:ing)?)s?\d*(?:[_ -]|\Z)",
+    re.IGNORECASE,
+)
+"""Names of columns that a preference file means something by."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,9 +110,12 @@ class Columns:
         return None
 
     def rest(self) -> dict[str, Any]:
-        """The other columns that are small scalars; those that are not are noted."""
+        """The other columns that are small scalars; those that are not are noted, and those whose names say
+        that they hold an answer or a verdict."""
         kept = {}
         for name, value in self._others():
+            if _TELLING.search(name):
+                self.reading.notes[f"column_not_understood_{name}"] += 1
             small = small_value(value)
             if small is not None:
                 kept[name] = small

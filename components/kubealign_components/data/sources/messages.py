@@ -69,6 +69,8 @@ def read_turns(value: object, reading: Reading | None = None) -> list[Message]:
     value = turns_from_text(value, reading.roles)
     if isinstance(value, Mapping):
         value = _transposed(value)
+    if isinstance(value, bytes):
+        raise Malformed("not_text")
     messages = [_read_turn(turn, reading) for turn in value] if isinstance(value, list) else []
     messages = [m for m in messages if not (m["role"] == "system" and not m["content"].strip())]
     if not messages:

@@ -6,7 +6,7 @@ import json
 
 from kubealign_components.data.sources.example import Columns
 from kubealign_components.data.sources.messages import Message, read_turns, turns_from_text
-from kubealign_components.data.sources.transcripts import prompt_of_transcript
+from kubealign_components.data.sources.transcripts import answer_is_due, prompt_of_transcript
 from kubealign_components.data.sources.values import Malformed, text_of
 
 PROMPT_COLUMNS = (
@@ -44,6 +44,8 @@ def explicit_prompt(row: Columns) -> list[Message] | None:
         value = "\n".join(filter(None, [text_of(row.take("passage", "context")), value]))
     if not value.strip():
         raise Malformed("no_prompt")
+    if answer_is_due(value):
+        row.reading.notes["prompts_with_marks_of_a_chat"] += 1
     return [*_history(row), {"role": "user", "content": value}]
 
 

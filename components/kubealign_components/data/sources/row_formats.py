@@ -20,7 +20,7 @@ from kubealign_components.data.sources.messages import (
 )
 from kubealign_components.data.sources.prompt_columns import agreed, explicit_prompt, with_system
 from kubealign_components.data.sources.tool_calls import read_tools
-from kubealign_components.data.sources.transcripts import transcripts_of
+from kubealign_components.data.sources.transcripts import answer_is_due, transcripts_of
 from kubealign_components.data.sources.values import Malformed, from_json_text, name_of
 
 
@@ -158,6 +158,17 @@ def detect(rows: Iterable[object]) -> str | None:
     return max(seen, key=lambda name: seen[name]) if seen else None
 
 
+def format_of(row: object, usual: str) -> str:
+    """The format of one row of a source whose format was detected: another than ``usual`` only where the
+    row has not the columns of ``usual``, not even empty ones, and has those of the other. A prompt without
+    the completions that all others have is an incomplete row of ``usual``."""
+    if not isinstance(row, Mapping) or any(row.keys() >= set(sign) for sign in _SIGNS[usual]):
+        return usual
+    own = _looks_like(row)
+    incomplete = own == "prompt" and usual in ("preference", "completions", "candidates")
+    return usual if own is None or incomplete else own
+
+
 def parse(row: object, parser: Parser, roles: Mapping[str, str] = ROLES) -> Example:
     """Read one row.
 
@@ -203,7 +214,7 @@ def _chats(
         return [read_answer(chosen, row.reading), read_answer(rejected, row.reading)]
     _note_json_chats(row, chosen, rejected)
     if prompt is None:
-        return transcripts_of(chosen, rejected) or _split_texts(chosen, rejected)
+        return transcripts_of(chosen, rejected) or _split_texts(row, chosen, rejected)
     return _repeated(prompt, chosen, rejected) or [read_answer(chosen), read_answer(rejected)]
 
 
@@ -218,7 +229,7 @@ def _repeated(prompt: list[Message], chosen: str, rejected: str) -> list[list[Me
     return chats
 
 
-def _split_texts(chosen: str, rejected: str) -> list[list[Message]]:
+def _split_texts(row: Columns, chosen: str, rejected: str) -> list[list[Message]]:
     shared = next(
         (i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected))
     )
@@ -227,6 +238,8 @@ def _split_texts(chosen: str, rejected: str) -> list[list[Message]]:
     if not chosen[:shared].strip():
         raise Malformed("no_prompt")
     prompt = {"role": "user", "content": chosen[:shared].rstrip()}
+    if answer_is_due(chosen[:shared]):
+        row.reading.notes["prompts_with_marks_of_a_chat"] += 1
     return [[prompt, {"role": "assistant", "content": text[shared:]}] for text in (chosen, rejected)]
 
 

@@ -17,7 +17,7 @@ from kubealign_components.data.sources.file_readers import UNTYPED, Unreadable, 
 from kubealign_components.data.sources.locate import Place, find_files
 from kubealign_components.data.sources.messages import turns_from_text
 from kubealign_components.data.sources.source_settings import SourceSettings
-from kubealign_components.data.sources.values import Malformed, from_json_text
+from kubealign_components.data.sources.values import Malformed, from_json_text, list_from_text
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.progress import progress_bar
@@ -214,7 +214,7 @@ class SourceReader:
             return row
         config = self.config
         if kind_of(file) in UNTYPED:
-            row = {key: turns_from_text(value, config.role_names) for key, value in row.items()}
+            row = {key: _parsed(value, config.role_names) for key, value in row.items()}
         if config.json_columns:
             row = {k: from_json_text(v) if k in config.json_columns else v for k, v in row.items()}
         if config.columns:
@@ -267,6 +267,12 @@ def _found(rows: Sequence[object]) -> str:
     if isinstance(first, Unreadable):
         return f"no row that can be read ({first.reason}): {first.text[:120]!r}"
     return f"no columns: {_SHORT.repr(first)}"
+
+
+def _parsed(cell: object, roles: Mapping[str, str]) -> object:
+    """What a cell without a type says: a chat or a list of texts in JSON, else its text."""
+    value = turns_from_text(cell, roles)
+    return list_from_text(value) if isinstance(value, str) else value
 
 
 def _find(source: SourceSettings) -> Place:

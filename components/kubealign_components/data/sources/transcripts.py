@@ -8,10 +8,14 @@ from kubealign_components.data.sources.messages import Message
 from kubealign_components.data.sources.values import Malformed
 
 _SPEAKERS = {"human": "user", "user": "user", "assistant": "assistant", "system": "system"}
-_NAMES = r"(Human|User|Assistant|System)[ \t]*:"
+_NAMES = r"(?:#{1,6}[ \t]*|\*\*)?(Human|User|Assistant|System)[ \t]*(?::\*\*|\*\*:|:)"
 _LINE_END = re.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 _MARK = re.compile(rf"^[ \t]*{_NAMES}", re.IGNORECASE | re.MULTILINE)
-_OPENING = re.compile(r"[\ufeff\s]*\n[ \t]*\n[ \t]*Human:")
+_OPENING = re.compile(r"[\ufeff\s]*\n[ \t]*\n[ \t]*(?:#{1,6}[ \t]*|\*\*)?Human:")
+_DUE = re.compile(
+    r"(?:(?:\A|\\n|\n)\W*(?:A|AI|Bot|ChatBot|Chatbot|GPT|Model|Response|Assistant|ASSISTANT|Answer)\s*:"
+    r"|<\|?\W*assistant\W*>|\[/INST\]|#{2,6}\s*(?:Response|Assistant|Answer):?)\W*\Z"
+)
 _BLANK_LINE = re.compile(rf"(?:\A|\n[ \t]*\n)\s*{_NAMES}", re.IGNORECASE)
 _ANY_LINE = re.compile(rf"(?:\A|\n)[ \t]*{_NAMES}", re.IGNORECASE)
 
@@ -21,6 +25,11 @@ def looks_like_transcript(text: str) -> bool:
     plain = _LINE_END.sub("\n", text)
     names = {_SPEAKERS[name.lower()] for name in _MARK.findall(plain)}
     return {"user", "assistant"} <= names or _OPENING.match(plain) is not None
+
+
+def answer_is_due(text: str) -> bool:
+    """Whether ``text`` ends with a mark of who speaks next: it is a chat, in a form that is not read."""
+    return _DUE.search(text[-200:]) is not None
 
 
 def read_transcript(text: str) -> list[Message]:

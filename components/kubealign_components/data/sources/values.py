@@ -121,6 +121,16 @@ def from_json_text(value: object) -> object:
     return parsed if _is_structure(parsed) else value
 
 
+def list_from_text(text: str) -> object:
+    """The texts that ``text`` is a JSON list of, more than none; other text as it is."""
+    try:
+        parsed = json.loads(text) if text[:2] in ('["', "[ ") and text[-1:] == "]" else None
+    except (ValueError, RecursionError):
+        return text
+    texts = isinstance(parsed, list) and bool(parsed) and all(isinstance(item, str) for item in parsed)
+    return parsed if texts else text
+
+
 def first_of(row: Mapping[str, object], *names: str) -> object:
     """The first of the named members that is there and not missing."""
     return next((row[name] for name in names if not is_missing(row.get(name))), None)

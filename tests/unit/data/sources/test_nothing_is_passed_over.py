@@ -291,7 +291,7 @@ def test_transcripts_with_any_line_ends(ends: str) -> None:
     [
         ("Once.\n\nHuman: a\n\nAssistant: b", "Once.\n\nHuman: a\n\nAssistant: c"),
         (HH.format("b"), "Name a fruit. c"),
-        (HH.format("b"), "## Human: Name a fruit."),
+        (HH.format("b"), "Person: Name a fruit."),
     ],
 )
 def test_texts_that_look_like_transcripts_are_no_prompts(texts: tuple[str, str]) -> None:
@@ -408,3 +408,60 @@ def test_other_encodings_are_said(imported: Import, name: str) -> None:
     latin = text.replace("Hi?", "Grüße").encode("latin-1")
     with pytest.raises((DataError, ConfigError), match=r"not UTF-8|not_utf8"):
         imported(name, latin)
+
+
+def test_a_file_whose_kind_changes_is_read_row_by_row(imported: Import) -> None:
+    pairs = [{"prompt": f"Fruit {i}?", "chosen": "A", "rejected": "B"} for i in range(70)]
+    turns = [{"role": "user", "content": "Town?"}, {"role": "assistant", "content": "Rome"}]
+    later = [{"messages": turns}, {"instruction": "Sum?", "output": "2"}]
+    rows, stats = imported("mixed.jsonl", [*pairs, *later])
+    assert stats.rows_out == 72
+    assert not stats.dropped
+    assert stats.counts["rows_read_as_messages"] == stats.counts["rows_read_as_instruction"] == 1
+    found = {row["messages"]: len(row["completions"]) for row in rows}
+    assert found['[{"role":"user","content":"Town?"}]'] == 1
+    assert stats.counts["completions"] == 142
+    # A prompt without its pair is no other kind, and a format that was named is kept to.
+    _, stats = imported("alone.jsonl", [*pairs, {"prompt": "Alone?"}, later[0]])
+    assert stats.dropped == {"no_pair": 1}
+    _, stats = imported("named.jsonl", [*pairs, later[0]], format="preference")
+    assert stats.dropped == {"no_pair": 1}
+
+
+@pytest.mark.parametrize("mark", ["### Human: {}\n### Assistant: {}", "**User:** {}\n\n**Assistant:** {}"])
+def test_decorated_transcripts_are_chats(mark: str) -> None:
+    example = read({side: mark.format("Fruit?", text) for side, text in (("chosen", "A"), ("rejected", "B"))})
+    assert example.messages == [{"role": "user", "content": "Fruit?"}]
+    assert [c.messages[0]["content"] for c in example.completions] == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    "start", ["\n\nH: Fruit?\n\nA: ", "<|user|>\nFruit?<|assistant|>\n", "[INST] Fruit? [/INST] "]
+)
+def test_chats_in_a_form_that_is_not_read_are_noted(start: str) -> None:
+    assert read({"chosen": start + "Plum", "rejected": start + "Kiwi"}).notes == {
+        "prompts_with_marks_of_a_chat": 1
+    }
+    assert read({"prompt": start}).notes == {"prompts_with_marks_of_a_chat": 1}
+    assert not read({"prompt": "Which is the answer: A or B?"}).notes
+
+
+def test_columns_that_name_an_answer_are_noted_where_nobody_reads_them() -> None:
+    example = read(
+        {"prompt": "Fruit?", "response_0": "A", "response_1": "B", "better_response_id": 1, "lang": "en"}
+    )
+    names = ("response_0", "response_1", "better_response_id")
+    assert example.notes == {f"column_not_understood_{name}": 1 for name in names}
+
+
+def test_lists_of_texts_in_cells_are_lists_where_cells_have_no_types(imported: Import) -> None:
+    cells = 'prompt,responses,answer\nFruit?,"[""Plum"", ""Kiwi""]","[""a"", ""b""]"\n'
+    (row,), stats = imported("rows.csv", cells)
+    assert stats.counts["completions"] == 2
+    assert row["answers"] == ["a", "b"]
+    assert read({"prompt": "List?", "answer": '["a", "b"]'}).answers == ['["a", "b"]']
+
+
+def test_bytes_that_are_no_text_are_named() -> None:
+    with pytest.raises(Malformed, match="not_text"):
+        read({"prompt": b"\xff", "chosen": "A", "rejected": "B"})
