@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kubealign_components.printable import SECRET_NAME, has_secret
 from kubealign_components.training.config import PAIRWISE
 from kubealign_pipelines.checking.findings import Finding, error_at, warning_at
 from kubealign_pipelines.checking.stages import Checked, Stage
@@ -25,13 +25,6 @@ USUAL_RATE = {"none": 1e-4, "lora": 1e-3, "qlora": 1e-3}
 FEW_STEPS = 10
 """Fewer optimiser steps than this hardly move a policy."""
 
-_SECRET_IN_URI = re.compile(
-    r"://[^/@\s]*:[^/@\s]+@|[?&](X-Amz-(Signature|Credential)|Signature|sig|token|access_key)=", re.I
-)
-_SECRET_TEXT = re.compile(
-    r"\b(hf_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{12,}|ghp_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AIza[\w-]{30,})"
-)
-_SECRET_NAME = re.compile(r"(^|[_-])(token|secret|password|passwd|api_?key|access_?key|credentials?)$", re.I)
 _NO_SECRET = (
     "no secret, which manifests, logs and the form would show; put it into a Kubernetes secret, and "
     "its name under compile.stages.STAGE.secrets"
@@ -57,7 +50,7 @@ def secrets(path: tuple[str | int, ...], value: object) -> Iterator[Finding]:
     """Findings on secrets that stand in settings as they are."""
     if isinstance(value, Mapping):
         for name, item in value.items():
-            named = _SECRET_NAME.search(str(name)) and isinstance(item, str) and item
+            named = SECRET_NAME.search(str(name)) and isinstance(item, str) and item
             if named and path[-1:] != ("secrets",):
                 yield error_at((*path, name), "…", _NO_SECRET)
             else:
@@ -65,7 +58,7 @@ def secrets(path: tuple[str | int, ...], value: object) -> Iterator[Finding]:
     elif isinstance(value, (list, tuple)):
         for position, item in enumerate(value):
             yield from secrets((*path, position), item)
-    elif isinstance(value, str) and (_SECRET_IN_URI.search(value) or _SECRET_TEXT.search(value)):
+    elif isinstance(value, str) and has_secret(value):
         yield error_at(path, "…", _NO_SECRET)
 
 

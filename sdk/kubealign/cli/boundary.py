@@ -10,6 +10,7 @@ import traceback
 import click
 
 from kubealign.cli.options import show_findings
+from kubealign.cli.terminal import say
 from kubealign.errors import RunStopped
 from kubealign_components.errors import ConfigError, KubeAlignError
 from kubealign_pipelines.checking.findings import BadSettings
@@ -29,28 +30,28 @@ class Boundary(click.Group):
             _say_how_many(error)
             context.exit(UNUSABLE)
         except ConfigError as error:
-            click.echo(f"Error: {error}", err=True)
+            say(f"Error: {error}", err=True)
             context.exit(UNUSABLE)
         except RunStopped as error:
-            click.echo(f"Error: {error}", err=True)
+            say(f"Error: {error}", err=True)
             context.exit(error.exit_code)
         except KubeAlignError as error:
-            click.echo(f"Error: {error}", err=True)
+            say(f"Error: {error}", err=True)
             context.exit(FAILED)
         except BrokenPipeError:
             # What reads our output has gone; Python would complain again when it flushes.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             context.exit(FAILED)
         except OSError as error:
-            click.echo(f"Error: {_of_system(error)}", err=True)
+            say(f"Error: {_of_system(error)}", err=True)
             context.exit(FAILED)
         except KeyboardInterrupt:
-            click.echo("Interrupted; finished rows are kept and a new run takes them up.", err=True)
+            say("Interrupted; finished rows are kept and a new run takes them up.", err=True)
             context.exit(INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
-            click.echo(f"Error: {_unexpected(context, error)}", err=True)
+            say(f"Error: {_unexpected(context, error)}", err=True)
             context.exit(FAILED)
 
 
@@ -58,7 +59,7 @@ def _say_how_many(error: BadSettings) -> None:
     warnings = sum(finding.warning for finding in error.findings)
     errors = len(error.findings) - warnings
     if len(error.findings) > 1:
-        click.echo(f"{errors} {'error' if errors == 1 else 'errors'}, {warnings} warnings", err=True)
+        say(f"{errors} {'error' if errors == 1 else 'errors'}, {warnings} warnings", err=True)
 
 
 def _of_system(error: OSError) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from kubealign.cli.options import Given, run_options, show_findings
+from kubealign.cli.terminal import say
 from kubealign_pipelines import PIPELINES
 
 
@@ -42,8 +43,8 @@ def check(given: Given, rows: int, here: bool, as_json: bool) -> None:
         return
     show_findings(findings)
     for number, text in enumerate(first_rows(report, rows) if report else [], start=1):
-        click.echo(f"prompt {number}: {text}")
-    click.echo(f"no errors, {len(findings)} {'warning' if len(findings) == 1 else 'warnings'}")
+        say(f"prompt {number}: {text}")
+    say(f"no errors, {len(findings)} {'warning' if len(findings) == 1 else 'warnings'}")
 
 
 @click.command("params")

@@ -13,6 +13,7 @@ import click
 from kubealign.cli.connection import compiled, connected, placement, print_rows
 from kubealign.cli.local_runs import print_logs
 from kubealign.cli.options import Given, run_options
+from kubealign.cli.terminal import say
 from kubealign.cluster.workflows import DONE, GONE, OVER, UNENDED, states_of, told_state
 from kubealign.errors import RunFailed
 from kubealign_components.config import require
@@ -37,7 +38,7 @@ def submit(
         cluster = connect()
         name = name or f"{run.pipeline} {datetime.now():%Y-%m-%d %H-%M-%S}"
         run_id = cluster.submit(package, parameters, name=name, **placed)
-    click.echo(f"{run_id}  {name}\n{cluster.link(run_id)}".rstrip())
+    say(f"{run_id}  {name}\n{cluster.link(run_id)}".rstrip())
     if wait:
         _wait(cluster, run_id)
 
@@ -63,7 +64,7 @@ def upload(
         own, digest = names_of(package)
         name, version = name or own, version or digest
         uploaded = connect().upload(package, pipeline=name, version=version, description=description)
-    click.echo(f"{uploaded.id}  {name} {version}")
+    say(f"{uploaded.id}  {name} {version}")
 
 
 @click.command("runs")
@@ -81,9 +82,7 @@ def runs(experiment: str, limit: int, as_json: bool, connect: Callable[[], Any])
     states = _states(cluster, found)
     print_rows([_run_row(run, states[str(run.run_id)]) for run in found], as_json)
     if GONE in states.values():
-        click.echo(
-            f"{GONE}: no Workflow in the cluster of the kubeconfig, if that is the one of --host", err=True
-        )
+        say(f"{GONE}: no Workflow in the cluster of the kubeconfig, if that is the one of --host", err=True)
 
 
 @click.command("cancel")
@@ -96,7 +95,7 @@ def cancel(run: str, connect: Callable[[], Any]) -> None:
     state = _state(cluster, found)
     require(state in UNENDED or state == GONE, "RUN", run, f"a run that has not ended; this one is {state}")
     cluster.cancel(found)
-    click.echo(f"{found.run_id}  {found.display_name}: canceling")
+    say(f"{found.run_id}  {found.display_name}: canceling")
 
 
 @click.command("retry")
@@ -111,7 +110,7 @@ def retry(run: str, wait: bool, connect: Callable[[], Any]) -> None:
     expected = "a run that failed or was canceled; this one"
     require(state in ("failed", "canceled"), "RUN", run, f"{expected} is {state}")
     cluster.retry(found)
-    click.echo(f"{found.run_id}  {found.display_name}: goes on")
+    say(f"{found.run_id}  {found.display_name}: goes on")
     if wait:
         _wait(cluster, found.run_id)
 
@@ -141,7 +140,7 @@ def logs(run: str, task: str, follow: bool, pipeline_root: str, connect: Callabl
         return _state(cluster, cluster.run(found.run_id)) not in UNENDED
 
     for line in log_lines(cluster, found, task, pipeline_root, over if follow else None):
-        click.echo(line)
+        say(line)
 
 
 @click.command("fetch")
@@ -158,9 +157,7 @@ def fetch(
 
     chosen = output_of(connect(), run, output_name, pipeline_root)
     place = fetch_output(chosen, output or Path(chosen.name))
-    click.echo(
-        f"{place}: {chosen.title}, {len(chosen.objects)} files, {sum(o.size for o in chosen.objects)} B"
-    )
+    say(f"{place}: {chosen.title}, {len(chosen.objects)} files, {sum(o.size for o in chosen.objects)} B")
 
 
 def output_of(cluster: Any, run: str, name: str, pipeline_root: str) -> Any:
@@ -183,7 +180,7 @@ def _wait(cluster: Any, run_id: str, seconds: float = 5.0) -> None:
         had_workflow = had_workflow or now in UNENDED
         if now != state:
             state = now
-            click.echo(state)
+            say(state)
         if state not in OVER:
             time.sleep(seconds)
     if state not in DONE:

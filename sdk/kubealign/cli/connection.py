@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from kubealign.cli.terminal import say
+
 _CONNECTION: tuple[tuple[str, str, str], ...] = (
     ("host", "KF_PIPELINES_ENDPOINT", "Address of the KFP API; without it this pod's cluster or kubeconfig."),
     ("namespace", "KUBEALIGN_NAMESPACE", "Profile, on a multi-user installation."),
@@ -83,4 +85,4 @@ def print_rows(rows: list[Mapping[str, str]] | list[dict[str, str]], as_json: bo
         return
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in (rows[0] if rows else ())}
     for row in [{name: name.upper() for name in widths}, *rows] if rows else ():
-        click.echo("  ".join(row[name].ljust(width) for name, width in widths.items()).rstrip())
+        say("  ".join(row[name].ljust(width) for name, width in widths.items()).rstrip())

@@ -6,14 +6,17 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from kubealign.local.results import Results, StageRow
+from kubealign_components.printable import for_people
 from kubealign_pipelines.checking.describe import Setting
 from kubealign_pipelines.graph import Parameter
 
@@ -21,11 +24,24 @@ PIPE_WIDTH = 120
 """Columns of a table that goes to a file."""
 
 
+class PlainConsole(Console):
+    """A console on which texts do nothing but stand there: control characters in them are written out."""
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """``text`` with its markup, as it is measured and shown."""
+        return super().render_str(for_people(text), **settings)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Segments whose texts are those of ``renderable``; rich's own control codes stay."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(for_people(segment.text), segment.style)
+
+
 def standard_console(*, stderr: bool = False) -> Console:
     """A console on today's standard output, which stays the same while prints are redirected."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else int(os.environ.get("COLUMNS") or PIPE_WIDTH)
-    return Console(file=stream, highlight=False, width=width)
+    return PlainConsole(file=stream, highlight=False, width=width)
 
 
 def stage_table(results: Results) -> Table:

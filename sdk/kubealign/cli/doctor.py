@@ -7,6 +7,7 @@ import json
 import click
 
 from kubealign.cli.options import Given, run_options
+from kubealign.cli.terminal import say
 
 
 @click.command("doctor")
@@ -49,6 +50,6 @@ def doctor(
         click.echo(json.dumps(report_json(subject, findings), indent=2, ensure_ascii=False))
     else:
         for line in report_lines(findings):
-            click.echo(line)
+            say(line)
     if any(finding.state is State.PROBLEM for finding in findings):
         context.exit(1)

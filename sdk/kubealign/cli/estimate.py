@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kubealign.cli.options import Given, run_options
+from kubealign.cli.terminal import say
 from kubealign.estimate.formulas import GIB, SHAPES, ModelShape, Throughput
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def estimate(
     assumed = Assumptions(**assumptions, reward_shape=reward_shape, throughput=throughput)
     _show(shape, assumed, estimate_run(run, shape, assumed))
     if not model_shape and not is_here(policy):
-        click.echo(f"Shape of {preset_of(policy)}, after the policy's name; --model-shape takes another.")
+        say(f"Shape of {preset_of(policy)}, after the policy's name; --model-shape takes another.")
 
 
 def _show(shape: ModelShape, assumed: Assumptions, stages: Sequence[StageEstimate]) -> None:

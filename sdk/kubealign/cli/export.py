@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from kubealign.cli.terminal import say
+
 FORMATS = ("trl", "sharegpt", "parquet")
 
 
@@ -28,6 +30,6 @@ def export(dataset: str, form: str, output: Path, repository: str) -> None:
     from kubealign_components.data import export as exporting
 
     file = exporting.export(open_place(dataset), form, output)
-    click.echo(str(file))
+    say(str(file))
     if repository:
-        click.echo(exporting.push(output, repository))
+        say(exporting.push(output, repository))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from kubealign.cli.local_runs import collect
+from kubealign.cli.terminal import say
 
 
 @click.command("gc")
@@ -80,5 +81,5 @@ def gc(
         if not dry_run:
             api.delete_job(one.name, uid=one.uid)
         run = f" (run {one.run})" if one.run else ""
-        click.echo(f"{'would delete' if dry_run else 'deleted'} {one.name}{run}: {one.reason}")
-    click.echo(f"{len(found)} TrainJobs in namespace {api.namespace}{' to delete' * dry_run}")
+        say(f"{'would delete' if dry_run else 'deleted'} {one.name}{run}: {one.reason}")
+    say(f"{len(found)} TrainJobs in namespace {api.namespace}{' to delete' * dry_run}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kubealign.cli.connection import print_rows
+from kubealign.cli.terminal import say
 from kubealign_components.errors import NotFound
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def open_(run: str) -> None:
     found = find_run(run)
     if found is None or not found.folder.summary.is_file():
         raise NotFound(f"{run}: no run here has a page of that name; `kubealign ls` lists the runs")
-    click.echo(found.folder.summary)
+    say(found.folder.summary)
     webbrowser.open(found.folder.summary.resolve().as_uri())
 
 
@@ -78,9 +79,9 @@ def print_logs(run: RunInfo, stage: str, *, follow: bool) -> None:
         for file in log_files(run, stage):
             lines = list(own_lines(file.read_text(errors="replace")))
             if file not in told:
-                click.echo(f"==> {task_of(file)} <== {file}")
+                say(f"==> {task_of(file)} <== {file}")
             for line in lines[told.get(file, 0) :]:
-                click.echo(line)
+                say(line)
             told[file] = len(lines)
         if over or not follow:
             return
@@ -92,11 +93,9 @@ def collect(found: Sequence[Garbage], *, remove: bool) -> None:
     for one in found:
         if remove:
             one.remove()
-        click.echo(
-            f"{'removed' if remove else 'would remove'} {one.path} ({size_text(one.size)}): {one.reason}"
-        )
+        say(f"{'removed' if remove else 'would remove'} {one.path} ({size_text(one.size)}): {one.reason}")
     total = size_text(sum(one.size for one in found))
-    click.echo(f"{len(found)} to remove, {total}; --yes removes them" if not remove else f"{total} freed")
+    say(f"{len(found)} to remove, {total}; --yes removes them" if not remove else f"{total} freed")
 
 
 def size_text(size: float) -> str:

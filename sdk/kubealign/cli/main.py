@@ -26,6 +26,7 @@ from kubealign.cli.gc import gc
 from kubealign.cli.local_runs import du, ls, open_
 from kubealign.cli.options import Given, run_options
 from kubealign.cli.schedule import schedule
+from kubealign.cli.terminal import say
 from kubealign.errors import ClusterError
 from kubealign_components import __version__
 from kubealign_components.errors import NotFound
@@ -64,7 +65,7 @@ def compile_(given: Given, output: Path | None, form: str) -> None:
         from kubealign.cluster.objects import pipeline_objects, write_objects
 
         write_objects(pipeline_objects(path, graph.description), path)
-    click.echo(f"{path}: {graph.name}, {len(graph.tasks)} tasks, {len(graph.parameters)} parameters")
+    say(f"{path}: {graph.name}, {len(graph.tasks)} tasks, {len(graph.parameters)} parameters")
 
 
 @main.command("run")

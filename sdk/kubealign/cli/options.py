@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ParamSpec
 import click
 
 import kubealign_pipelines
+from kubealign.cli.terminal import say
 from kubealign_pipelines import PIPELINES
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def fitted(report: Report) -> dict[str, object]:
 def show_findings(findings: Sequence[Finding]) -> None:
     """Print ``findings`` on standard error, one a line."""
     for finding in findings:
-        click.echo(str(finding), err=True)
+        say(str(finding), err=True)
 
 
 def run_options(command: Callable[P, None]) -> Callable[..., None]:

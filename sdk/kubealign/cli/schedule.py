@@ -9,6 +9,7 @@ import click
 
 from kubealign.cli.connection import compiled, connected, placement, print_rows
 from kubealign.cli.options import Given, run_options
+from kubealign.cli.terminal import say
 from kubealign_components.config import require
 
 
@@ -43,7 +44,7 @@ def apply_(
     require(bool(work), "work", work, "a prefix that the runs share, such as gs://my-bucket/kubealign/work")
     with compiled(run) as (package, parameters):
         done = connect().apply(wanted, package, parameters)
-    click.echo(f"{name}: {done}{', paused' if wanted.paused else ''}")
+    say(f"{name}: {done}{', paused' if wanted.paused else ''}")
 
 
 @schedule.command("list")
@@ -60,7 +61,7 @@ def list_(as_json: bool, connect: Callable[[], Any]) -> None:
 def pause(name: str, connect: Callable[[], Any]) -> None:
     """Start no more runs of NAME until it is resumed."""
     connect().pause(name)
-    click.echo(f"{name}: paused")
+    say(f"{name}: paused")
 
 
 @schedule.command("resume")
@@ -69,7 +70,7 @@ def pause(name: str, connect: Callable[[], Any]) -> None:
 def resume(name: str, connect: Callable[[], Any]) -> None:
     """Let NAME go on."""
     connect().pause(name, paused=False)
-    click.echo(f"{name}: resumed")
+    say(f"{name}: resumed")
 
 
 @schedule.command("delete")
@@ -78,7 +79,7 @@ def resume(name: str, connect: Callable[[], Any]) -> None:
 def delete(name: str, connect: Callable[[], Any]) -> None:
     """Delete the schedule NAME; runs that it started stay."""
     connect().delete_schedule(name)
-    click.echo(f"{name}: deleted")
+    say(f"{name}: deleted")
 
 
 def _schedule_row(found: Any) -> dict[str, str]:

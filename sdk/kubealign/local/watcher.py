@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from kubealign_components.printable import for_people
 from kubealign_components.progress import State, read_line
 
 _COLOUR = re.compile(r"\x1b\[\d+m")
@@ -204,6 +205,7 @@ class Watcher(logging.Filter):
             return
         if _FOREIGN_BAR.match(line):
             return
+        line = for_people(line)
         run.reused = run.reused or bool(_REUSED.search(line))
         self._files[thread].write(line + "\n")
         self._files[thread].flush()

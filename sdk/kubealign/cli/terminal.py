@@ -1,0 +1,12 @@
+"""The one way by which commands write lines that hold texts of others."""
+
+from __future__ import annotations
+
+import click
+
+from kubealign_components.printable import for_people
+
+
+def say(text: object = "", *, err: bool = False) -> None:
+    """Write ``text`` as a line, without secrets and with control characters written out."""
+    click.echo(for_people(str(text)), err=err)
