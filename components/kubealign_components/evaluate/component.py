@@ -72,9 +72,9 @@ def evaluate(
         write_page,
     )
     from kubealign_components.config import from_parameters
-    from kubealign_components.data.lineage import to_html
     from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
     from kubealign_components.evaluate.stage import EvaluateConfig, run
+    from kubealign_components.reports.lineage import to_html
 
     stats = run(
         from_parameters(EvaluateConfig, parameters, "evaluate"),

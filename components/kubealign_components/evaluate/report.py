@@ -1,23 +1,37 @@
-"""The evaluation as one plain page: the numbers, what looks wrong, and texts side by side."""
+"""The evaluation as one page: the numbers, what looks wrong, and texts side by side."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from markupsafe import Markup
 
 from kubealign_components.evaluate.judged import Verdict
-from kubealign_components.reports.html import bar, page, table, warning
+from kubealign_components.reports.charts import counted, histogram, scatter
+from kubealign_components.reports.html import fitting, messages_text, render
 
-TEXTS = 5
-_CLIP = 4000
+TEXTS = 60
+"""Most prompts whose texts are shown."""
+SIDES = ("reference", "aligned")
 
 _ROWS = (
     ("Mean reward", "reward_reference", "reward_aligned", "{:.4f}"),
     ("Mean length (tokens)", "length_reference", "length_aligned", "{:.1f}"),
     ("Cut at max_new_tokens", "truncated_reference", "truncated_aligned", "{:.1%}"),
 )
+
+
+class _Shown(TypedDict):
+    """The texts of a prompt."""
+
+    prompt: str
+    sides: list[tuple[str, str, str]]
+    """Name, facts and text of either model."""
+    note: str
+    difference: float | None
+    length: float
 
 
 def report_html(
@@ -37,27 +51,70 @@ def report_html(
         numbers: of the evaluation.
         verdict: of the judge, if there is one.
         warnings: what looks like a collapse.
-        rows: evaluation rows; the texts of the first :data:`TEXTS` are shown.
+        rows: evaluation rows; the texts of :data:`TEXTS`, spread over all differences, are shown.
     """
-    title = f"{model} against {reference}"
-    body = [
-        *map(warning, warnings),
-        f"<p>{escape(_verdict(numbers))}</p>",
-        _table(numbers, reference, model),
-        *(_judged(verdict) if verdict else []),
-        f"<h2>Texts of {min(TEXTS, len(rows))} held-out prompts</h2>",
-        *(_texts(row, reference, model) for row in rows[:TEXTS]),
-    ]
-    return page(title, body)
+    return render(
+        "kubealign_components/evaluate/report.html",
+        model=model,
+        reference=reference,
+        verdict=_verdict(numbers, rows),
+        warnings=warnings,
+        numbers=[
+            [name, form.format(numbers[left]), form.format(numbers[right])]
+            for name, left, right, form in _ROWS
+            if left in numbers
+        ],
+        charts=list(_charts(rows)),
+        judge=verdict,
+        judged=[("All principles", verdict.overall), *verdict.by_principle.items()] if verdict else [],
+        prompts=len(rows),
+        rewarded="reward_gain" in numbers,
+        texts=fitting(
+            (_texts(row, (reference, model)) for row in _spread(rows)),
+            lambda shown: [shown["prompt"], *(text for _, _, text in shown["sides"])],
+        ),
+    )
 
 
-def _verdict(numbers: Mapping[str, float]) -> str:
+def _spread(rows: Sequence[Any]) -> list[Any]:
+    """At most :data:`TEXTS` rows, in their order: spread evenly over all differences, ends included."""
+    if len(rows) <= TEXTS:
+        return list(rows)
+    order = sorted(range(len(rows)), key=lambda i: rows[i]["reward_difference"] or 0.0)
+    kept = np.linspace(0, len(rows) - 1, TEXTS).round().astype(int)
+    return [rows[i] for i in sorted({order[place] for place in kept})]
+
+
+def _charts(rows: Sequence[Any]) -> Iterator[Markup]:
+    differences = [row["reward_difference"] for row in rows]
+    change = [_length_change(row) for row in rows]
+    if None not in differences:
+        counts = counted(differences)
+        yield histogram("Reward differences", {"prompts": counts[0]}, *counts[1:], x="aligned − reference")
+        points = list(zip(change, differences))
+        yield scatter("Is it length?", points, x="length change (tokens)", y="reward difference", slope=True)
+    lengths = {side: [c["num_tokens"] for row in rows for c in row[side]] for side in SIDES}
+    _, low, high = counted([length for side in SIDES for length in lengths[side]])
+    counts_by_side = {
+        side: np.histogram(lengths[side], bins=24, range=(low, high))[0].tolist() for side in SIDES
+    }
+    yield histogram("Lengths", counts_by_side, low, high, x="tokens a completion")
+
+
+def _length_change(row: Mapping[str, Any]) -> float:
+    """Mean tokens of the aligned completions less those of the reference."""
+    before, after = (float(np.mean([c["num_tokens"] for c in row[side]])) for side in SIDES)
+    return after - before
+
+
+def _verdict(numbers: Mapping[str, float], rows: Sequence[Any]) -> str:
     text = f"On {numbers['prompts']:.0f} held-out prompts "
     if "reward_gain" in numbers:
         text += (
             f"the mean reward changed by {numbers['reward_gain']:+.4f} (95 % interval "
             f"{numbers['reward_gain_low']:+.4f} to {numbers['reward_gain_high']:+.4f}, bootstrap over "
-            f"prompts); the aligned completion wins {numbers['win_rate']:.1%} of comparisons, ties half."
+            f"prompts); the aligned completion wins {numbers['win_rate']:.1%} of comparisons, ties half. "
+            f"{_tally(rows)}"
         )
     else:
         text += f"the mean length went to {numbers['length_ratio']:.2f} times that of the reference."
@@ -76,64 +133,28 @@ def _verdict(numbers: Mapping[str, float]) -> str:
     return text
 
 
-def _table(numbers: Mapping[str, float], reference: str, model: str) -> str:
-    lines = [
-        f"<tr><td>{name}<td>{form.format(numbers[left])}<td>{form.format(numbers[right])}"
-        for name, left, right, form in _ROWS
-        if left in numbers
+def _tally(rows: Sequence[Any]) -> str:
+    signs = [np.sign(row["reward_difference"]) for row in rows]
+    rose, fell, stayed = (signs.count(sign) for sign in (1, -1, 0))
+    return f"The mean rose on {rose} prompts, fell on {fell} and stayed on {stayed}."
+
+
+def _texts(row: Mapping[str, Any], names: tuple[str, str]) -> _Shown:
+    difference = row["reward_difference"]
+    sides = [
+        (name, _facts(row[side][0]), messages_text(row[side][0]["messages"], roles=False))
+        for name, side in zip(names, SIDES)
     ]
-    head = f"<tr><th><th>{escape(reference)} (reference)<th>{escape(model)} (aligned)"
-    return f"<table>{head}{''.join(lines)}</table>"
-
-
-def _judged(verdict: Verdict) -> list[str]:
-    rates = {"All principles": verdict.overall, **verdict.by_principle}
-    rows = [
-        [escape(name), f"{bar(one.rate)} {one.rate:.1%}", f"{one.low:.1%} to {one.high:.1%}"]
-        for name, one in rates.items()
-    ]
-    agree = f"; they agree in {verdict.consistency:.1%}" if verdict.consistency == verdict.consistency else ""
-    return [
-        "<h2>The judge</h2>",
-        f"<p>{escape(verdict.judge)} compared aligned with reference completions of {verdict.prompts} "
-        f"prompts, in both orders{agree}. Orders that disagree are a tie, and a tie counts half. Intervals "
-        "are bootstrapped over prompts.</p>",
-        table(("Principle", "The aligned one wins", "95 % interval"), rows),
-    ]
-
-
-def _texts(row: Mapping[str, Any], reference: str, model: str) -> str:
-    messages = json.loads(row["messages"])
-    prompt = "\n".join(f"{m['role']}: {_text(m)}" for m in messages)
-    sides = "".join(
-        f"<td><b>{escape(name)}</b> {_facts(row[side][0])}<pre>{_written(row[side][0])}</pre>"
-        for name, side in ((reference, "reference"), (model, "aligned"))
-    )
-    return (
-        f"<section><pre>{escape(_clip(prompt))}</pre><table class=texts><tr>{sides}</table>"
-        f"{_difference(row['reward_difference'])}</section>"
-    )
-
-
-def _difference(reward: float | None) -> str:
-    return "" if reward is None else f"<p>Difference of the mean rewards of this prompt: {reward:+.4f}</p>"
+    note = "" if difference is None else f"Difference of the mean rewards of this prompt: {difference:+.4f}"
+    return {
+        "prompt": messages_text(row["messages"]),
+        "sides": sides,
+        "note": note,
+        "difference": difference,
+        "length": _length_change(row),
+    }
 
 
 def _facts(completion: Mapping[str, object]) -> str:
     reward = "" if completion["reward"] is None else f"reward {completion['reward']:.4f}, "
     return f"{reward}{completion['num_tokens']} tokens, {completion['finish_reason']}"
-
-
-def _written(completion: Mapping[str, Any]) -> str:
-    return escape(_clip("\n".join(_text(m) for m in json.loads(completion["messages"])))) or "<i>empty</i>"
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    content = message.get("content")
-    rest = {k: v for k, v in message.items() if k not in ("role", "content") and v}
-    plain = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-    return plain + (f"\n{json.dumps(rest, ensure_ascii=False)}" if rest else "")
-
-
-def _clip(text: str) -> str:
-    return text if len(text) <= _CLIP else f"{text[:_CLIP]}… ({len(text)} characters)"

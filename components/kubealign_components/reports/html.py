@@ -1,67 +1,73 @@
-"""Plain self-contained HTML pages: what reports have in common."""
+"""Every HTML page of KubeAlign: one shell, one style, and templates that escape what they show.
+
+A page is whole in itself: its policy forbids every request, and all that it needs stands in it. Templates lie
+beside what they show (``evaluate/report.html``) and extend ``reports/shell.html``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import escape
 
 from kubealign_components.store import join, store_for
 
+T = TypeVar("T")
+
 REPORT = "report.html"
 """A page beside the rows that it is about."""
+CLIP = 4000
+"""Most characters of one text on a page."""
+BUDGET = 1_200_000
+"""Most bytes of all texts on a page, as they stand there."""
 
 
-def page(title: str, body: Sequence[str]) -> str:
-    """A page; nothing in it is loaded from elsewhere.
-
-    Args:
-        title: plain text, which is also the page's heading.
-        body: pieces of HTML.
-    """
-    return (
-        f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
-        f"<style>{_STYLE}</style>\n<h1>{escape(title)}</h1>\n" + "\n".join(body) + "\n</html>\n"
-    )
-
-
-def warning(text: str) -> str:
-    """A sentence that must not be overlooked."""
-    return f"<p class=warning>{escape(text)}</p>"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of HTML cells under plain headings."""
-    cells = "".join("<tr>" + "".join(f"<td>{cell}" for cell in row) for row in rows)
-    return f"<table><tr>{''.join(f'<th>{escape(text)}' for text in head)}{cells}</table>"
-
-
-def bar(share: float) -> str:
-    """A horizontal bar, 0 to 1 of its cell."""
-    return f"<span class=bar style='width:{max(0.0, min(share, 1.0)) * 12:.2f}rem'></span>"
-
-
-def histogram(counts: Sequence[int], low: float, high: float, unit: str = "") -> str:
-    """Bars of ``counts`` as inline SVG; their bins cut ``low`` to ``high`` evenly.
+def render(template: str, **values: object) -> str:
+    """A page.
 
     Args:
-        counts: of each bin.
-        low: left edge of the first bin.
-        high: right edge of the last bin.
-        unit: of the axis.
+        template: package, path and name, such as ``kubealign_components/evaluate/report.html``.
+        values: what the template shows; plain text is escaped.
     """
-    most, width = max([*counts, 1]), 300 / max(len(counts), 1)
-    bars = "".join(
-        f"<rect x={i * width:.1f} y={60 - 60 * n / most:.1f} width={width - 0.5:.1f} "
-        f"height={60 * n / most:.1f} />"
-        for i, n in enumerate(counts)
-    )
-    zero = 300 * -low / (high - low) if low < 0 < high else None
-    line = "" if zero is None else f"<line x1={zero:.1f} x2={zero:.1f} y1=0 y2=60 />"
-    return (
-        f"<svg viewBox='0 0 300 74' role=img>{bars}{line}<text x=0 y=72>{low:.3g}</text>"
-        f"<text x=300 y=72 text-anchor=end>{high:.3g}{escape(unit and f' {unit}')}</text></svg>"
-    )
+    return _environment().get_template(template).render(**values)
+
+
+def clipped(text: str) -> str:
+    """``text``, cut where it is longer than :data:`CLIP`, which is said."""
+    return text if len(text) <= CLIP else f"{text[:CLIP]}… ({len(text)} characters)"
+
+
+def messages_text(messages: str | Iterable[Mapping[str, object]], *, roles: bool = True) -> str:
+    """Messages as a reader sees them, cut where they are long.
+
+    Args:
+        messages: as JSON text or as objects, with role, content and what else there is, such as tool calls.
+        roles: whether to say who speaks.
+    """
+    listed = json.loads(messages) if isinstance(messages, str) else messages
+    return clipped("\n".join((f"{m['role']}: " if roles else "") + _content(m) for m in listed))
+
+
+def fitting(entries: Iterable[T], texts: Callable[[T], Iterable[str]]) -> list[T]:
+    """The first of ``entries`` that :data:`BUDGET` has room for.
+
+    Args:
+        entries: what a page shows, each once.
+        texts: the texts of an entry.
+    """
+    kept, size = list[T](), 0
+    for entry in entries:
+        size += sum(len(escape(text).encode()) for text in texts(entry))
+        if size > BUDGET:
+            break
+        kept.append(entry)
+    return kept
 
 
 def write_report(text: str, output: str, copy: str | None) -> None:
@@ -72,14 +78,28 @@ def write_report(text: str, output: str, copy: str | None) -> None:
         Path(copy).write_text(text, encoding="utf-8")
 
 
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;
-color:#1c2330;background:#fff}
-h2{margin:1.6rem 0 .3rem;font-size:1.1rem}table{border-collapse:collapse}
-td,th{border-top:1px solid #dde1e8;padding:.2rem .8rem;text-align:left;vertical-align:top}
-table.texts{width:100%;table-layout:fixed}section{border-top:2px solid #8a93a5;margin-top:1rem}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85em;margin:.4rem 0}
-.warning{background:#fff3d6;border-left:4px solid #d79b00;padding:.4rem .8rem}
-.bar{display:inline-block;height:.7rem;background:#5b7bb0}svg{width:20rem;height:auto}
-svg rect{fill:#5b7bb0}svg line{stroke:#1c2330;stroke-dasharray:3}svg text{font-size:11px;fill:#55607a}
-"""
+def _content(message: Mapping[str, object]) -> str:
+    content = message.get("content")
+    rest = {k: v for k, v in message.items() if k not in ("role", "content") and v}
+    plain = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    return plain + (f"\n{json.dumps(rest, ensure_ascii=False)}" if rest else "")
+
+
+def _source(template: str) -> str:
+    package, _, path = template.partition("/")
+    return (files(package) / path).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(_source),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["clipped"] = clipped
+    environment.filters["spoken"] = messages_text
+    environment.globals["parts"] = environment.get_template("kubealign_components/reports/parts.html").module
+    return environment

@@ -1,14 +1,13 @@
-"""The run as one plain page: numbers, curves by step, rollouts, and answers before and after."""
+"""The run as one page: numbers, curves by step, rollouts, and answers before and after."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL
-from kubealign_components.training.curves import Panel, draw, training_log
+from kubealign_components.training.curves import Panel, draw, page, training_log
 
 _PANELS: tuple[Panel, ...] = (
     ("Score", ("score",), "mean of the rollouts"),
@@ -28,36 +27,19 @@ _PANELS: tuple[Panel, ...] = (
     ("Learning rate", ("learning_rate",), ""),
     ("Throughput", ("tokens_per_second",), "tokens/s"),
 )
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
-    "svg{width:100%;height:auto}td,th{padding:.1rem 1rem .1rem 0;text-align:left;vertical-align:top}"
-    "table.texts{width:100%;table-layout:fixed}section{border-top:2px solid #8a93a5;margin-top:1rem}"
-    "pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85em;margin:.4rem 0}"
-)
 
 
 def report_page(uri: str) -> str:
     """HTML of the aligned policy at ``uri``; nothing in it is loaded from elsewhere."""
     model = Dataset.open(uri, MODEL)
-    numbers, extra = model.manifest.stats["numbers"], model.manifest.extra
-    facts = {"Model": model.manifest.slug, "Fingerprint": model.manifest.fingerprint}
-    facts |= {name: f"{value:.6g}" for name, value in numbers.items()}
-    rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts.items())
-    shown = extra["samples"]
-    body = [
-        "<h1>PPO</h1>",
-        f"<p>{escape(_verdict(numbers))}</p>",
-        f"<table>{rows}</table>",
-        draw(training_log(model), _PANELS),
-        "<h2>Held-out prompts before and after</h2>" * bool(shown["held_out"]),
-        *map(_section, shown["held_out"]),
-        "<h2>Rollouts of the last step</h2>" * bool(shown["rollouts"]),
-        *map(_section, shown["rollouts"]),
-    ]
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>PPO</title><style>{_STYLE}</style>"
-        + "".join(body)
-        + "</html>"
+    shown = model.manifest.extra["samples"]
+    return page(
+        "kubealign_components/train_ppo/report.html",
+        model,
+        verdict=_verdict(model.manifest.stats["numbers"]),
+        charts=draw(training_log(model), _PANELS),
+        held_out=[(entry["prompt"], _sides(entry)) for entry in shown["held_out"]],
+        rollouts=[(entry["prompt"], _sides(entry)) for entry in shown["rollouts"]],
     )
 
 
@@ -72,18 +54,13 @@ def _verdict(numbers: Mapping[str, float]) -> str:
     )
 
 
-def _section(entry: Mapping[str, Any]) -> str:
-    sides = "".join(_side(side, entry[side]) for side in ("before", "after") if side in entry)
-    return (
-        f"<section><pre>{escape(entry['prompt'])}</pre><table class=texts><tr>{sides}</tr></table></section>"
-    )
+def _sides(entry: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return [(side, _facts(entry[side]), entry[side]["text"]) for side in ("before", "after") if side in entry]
 
 
-def _side(name: str, told: Mapping[str, Any]) -> str:
+def _facts(told: Mapping[str, Any]) -> str:
     parts = ", ".join(
         f"{part.replace('_', ' ')} {value:+.3f}" for part, value in told["parts"].items() if value
     )
     facts = f"score {told['score']:.3f} ({parts or 'all parts 0'}), {told['tokens']} tokens"
-    principles = f"<br>{escape(', '.join(told['principles']))}" if told["principles"] else ""
-    text = escape(told["text"]) or "<i>empty</i>"
-    return f"<td><b>{name}</b> {escape(facts)}{principles}<pre>{text}</pre></td>"
+    return facts + (f"; {', '.join(told['principles'])}" if told["principles"] else "")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from markupsafe import Markup
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL
+from kubealign_components.reports import charts
+from kubealign_components.reports.html import render
 from kubealign_components.training.metrics import bin_means
 
 Log = Sequence[tuple[int, Mapping[str, Any]]]
@@ -26,10 +28,6 @@ _PANELS: tuple[Panel, ...] = (
     ("Learning rate", ("learning_rate",), ""),
     ("Throughput", ("tokens_per_second",), "tokens/s"),
 )
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
-    "svg{width:100%;height:auto}td,th{padding:.1rem 1rem .1rem 0;text-align:left}"
-)
 
 
 def training_log(model: Dataset) -> Log:
@@ -43,64 +41,37 @@ def curves_page(uri: str) -> str:
     log = training_log(model)
     late = [m["calibration"] for _, m in log[len(log) * 4 // 5 :] if "calibration" in m]
     calibration = bin_means(late)
-    extra = [lambda axis: _calibration(axis, calibration)] if calibration else []
-    return page("Training curves", model, draw(log, _PANELS, extra))
+    extra = [_calibration(calibration)] if calibration else []
+    return page("kubealign_components/training/curves.html", model, charts=[*draw(log, _PANELS), *extra])
 
 
-def page(title: str, model: Dataset, body: str) -> str:
-    """A self-contained page: what the model is, its numbers, and ``body``, which is HTML."""
+def page(template: str, model: Dataset, **values: object) -> str:
+    """A page on a trained model: its name and numbers, and what the template makes of ``values``."""
     facts = {"Model": model.manifest.slug, "Fingerprint": model.manifest.fingerprint}
-    facts |= {name: f"{value:.6g}" for name, value in model.manifest.stats["numbers"].items()}
-    rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts.items())
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}"
-        f"</style><h1>{escape(title)}</h1><table>{rows}</table>{body}</html>"
-    )
+    facts |= {
+        name.replace("_", " "): f"{value:.6g}" for name, value in model.manifest.stats["numbers"].items()
+    }
+    return render(template, facts=list(facts.items()), **values)
 
 
-def draw(log: Log, panels: Sequence[Panel], extra: Sequence[Callable[[Any], None]] = ()) -> str:
-    """The curves as inline SVG.
-
-    Args:
-        log: of the training.
-        panels: title, names of metrics, and what they are; those that the log lacks are left out.
-        extra: draw further panels, each on a matplotlib axis.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    panels = [panel for panel in panels if any(_points(log, name) for name in panel[1])]
-    count = len(panels) + len(extra)
-    with rc_context({"svg.hashsalt": "kubealign", "axes.grid": True, "grid.alpha": 0.3}):
-        figure = Figure(figsize=(12, 3.2 * -(-count // 3)), layout="constrained")
-        axes = [figure.add_subplot(-(-count // 3), 3, i + 1) for i in range(count)]
-        for axis, (title, names, label) in zip(axes, panels):
-            _curve(axis, title, {name: _points(log, name) for name in names}, label)
-        for axis, plot in zip(axes[len(panels) :], extra):
-            plot(axis)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :]
+def draw(log: Log, panels: Sequence[Panel]) -> list[Markup]:
+    """The curves, one chart a panel; panels are left out whose metrics the log lacks."""
+    lines = [
+        (title, {name.replace("_", " "): _points(log, name) for name in names}, label)
+        for title, names, label in panels
+    ]
+    return [charts.curves(title, shown, y=label) for title, shown, label in lines if any(shown.values())]
 
 
 def _points(log: Log, name: str) -> list[tuple[int, float]]:
     return [(step, metrics[name]) for step, metrics in log if name in metrics]
 
 
-def _curve(axis: Any, title: str, lines: Mapping[str, list[tuple[int, float]]], label: str) -> None:
-    for name, points in lines.items():
-        if points:
-            axis.plot(*zip(*points), label=name.replace("_", " "), marker="." if len(points) < 30 else None)
-    axis.set(title=title, xlabel="step", ylabel=label)
-    if len(lines) > 1:
-        axis.legend(fontsize="small")
-
-
-def _calibration(axis: Any, bins: Iterable[tuple[float, float, int]]) -> None:
-    actual, implied, _ = zip(*bins)
-    axis.plot([0, 1], [0, 1], color="grey", linestyle=":")
-    axis.plot(actual, implied, marker="o")
-    axis.set(
-        title="Quantile calibration", xlabel="quantile reward", ylabel="implied by the policy (last 20 %)"
+def _calibration(bins: Iterable[tuple[float, float, int]]) -> Markup:
+    return charts.against(
+        "Quantile calibration",
+        {"bins": [(actual, implied) for actual, implied, _ in bins]},
+        x="quantile reward",
+        y="implied by the policy (last 20 %)",
+        ideal=[(0, 0), (1, 1)],
     )

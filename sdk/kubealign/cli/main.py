@@ -136,7 +136,7 @@ def lineage_(
     """
     from kubealign.cli.console import standard_console
     from kubealign.lineage import ancestors, lineage_json, lineage_tree, open_place
-    from kubealign_components.data.lineage import to_html
+    from kubealign_components.reports.lineage import to_html
 
     dataset = open_place(_placed(place, output, pipeline_root, connect))
     if html:

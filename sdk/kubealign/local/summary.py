@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from kubealign.cli.console import drop_text, duration, format_number, reuse_text
-from kubealign.local.results import Results
-from kubealign_components.data.lineage import to_html
+from kubealign.local.results import Results, StageRow
+from kubealign_components.reports.html import render
+from kubealign_components.reports.lineage import to_html
 
 MANY = 0.1
 """Share of cut completions from which a reader is told that they were kept."""
@@ -19,26 +18,31 @@ MANY = 0.1
 def write_summary(results: Results, path: Path, *, failure: str = "") -> None:
     """Write ``results`` as one HTML page that needs nothing beside itself; ``failure`` says why the run ended
     early."""
-    environment = Environment(
-        loader=PackageLoader("kubealign.local", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    page = environment.get_template("summary.html").render(
+    page = render(
+        "kubealign/local/summary.html",
         results=results,
         failure=failure,
         duration=duration(results.seconds),
         reuse=reuse_text(results),
         notes=notes_on(results),
+        stages=[_stage(row) for row in results.stages],
+        evaluation=[(name.replace("_", " "), format_number(n)) for name, n in results.evaluation.items()],
+        counted=[
+            [row.title, name.replace("_", " "), format_number(n)]
+            for row in results.stages
+            for name, n in sorted(row.counts.items())
+        ],
         pages=list(_pages(results)),
         parameters=sorted(
             (name, json.dumps(value, ensure_ascii=False)) for name, value in results.parameters.items()
         ),
-        drops=drop_text,
-        number=format_number,
     )
-    path.write_text(page)
+    path.write_text(page, encoding="utf-8")
+
+
+def _stage(row: StageRow) -> list[str]:
+    reused = "" if row.reused is None else str(row.reused)
+    return [row.title, str(row.rows_in), str(row.rows_out), reused, drop_text(row), str(row.seconds)]
 
 
 def notes_on(results: Results) -> list[str]:

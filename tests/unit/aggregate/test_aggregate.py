@@ -30,7 +30,8 @@ from kubealign_components.data.principles import load_principles
 from kubealign_components.data.schemas import JUDGED, PREFERENCES, pair_id
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError, EmptyDataset, GateError
-from kubealign_components.reports.html import REPORT, bar
+from kubealign_components.reports.html import REPORT
+from support.pages import Page
 from support.tiny import prompt_row
 
 Row = dict[str, Any]
@@ -625,14 +626,16 @@ def test_the_report_tells_rates_scores_and_what_became_of_the_pairs(aggregated: 
     rows = [*scores_of([0.25] * 8), judged_row("tied", [(-1.0, 1.0)] * 8)]
     rows[0]["judgements"].append(judgement(0, 1, "Also <judged>", 2.0, 4.0))
     _, stats, dataset = aggregated(rows, passes=1, rules=())
-    page = (Path(dataset.uri) / REPORT).read_text()
-    assert f"{8 * 21 + 1} judgements of 21 pairs of 21 prompts" in page
-    assert page.count("23.8%") == 1 + 1 + len(NAMES)  # overall, in the warning, by principle
-    assert "class=warning" in page
-    assert "Also &lt;judged&gt; <small>(judged, not drawn from)</small>" in page
-    assert f"<td>tie<td>{bar(1.0)} {stats.dropped['tie']}" in page
+    page = Page((Path(dataset.uri) / REPORT).read_text())
+    assert f"{8 * 21 + 1} judgements of 21 pairs of 21 prompts" in page.text
+    assert page.text.count("23.8%") == 1 + 1 + len(NAMES)  # overall, in the warning, by principle
+    assert "these labels are mostly noise" in page.text
+    cells = {row[0]: row[1] for row in page.rows}
+    assert cells["Also <judged> (judged, not drawn from)"] == "1"
+    assert cells["tie"] == str(stats.dropped["tie"])
     decided = max((one for one in dataset.manifest.extra["principles"]), key=lambda one: one["dominant"])
-    assert f"<td>{decided['name']}<td>{bar(1.0)} {decided['dominant']}" in page
+    assert [decided["name"], str(decided["dominant"])] in [row[:2] for row in page.rows]
+    assert f"Scores under {decided['name']}" in page.charts
 
 
 def test_the_histogram_holds_every_score() -> None:

@@ -23,6 +23,7 @@ from kubealign_components.evaluate.comparison import (
 )
 from kubealign_components.evaluate.judged import Verdict, WinRate
 from kubealign_components.evaluate.report import TEXTS, report_html
+from support.pages import Page
 
 rewards = st.lists(st.integers(-3, 3), min_size=1, max_size=6).map(lambda v: np.array(v, dtype=np.float64))
 
@@ -148,10 +149,14 @@ def test_the_report_escapes_what_it_shows() -> None:
         warnings=[f"watch {attack}"],
         rows=rows,
     )
-    assert "<script" not in page
+    assert attack not in page
     assert "after &lt;script&gt;" in page
-    assert "&amp; more" in page
-    assert page.count("<section>") == TEXTS
+    shown = Page(page)
+    assert len(shown.scripts) == 1 and "alert" not in shown.scripts[0]
+    assert f"after {attack} & more" in shown.text
+    assert shown.tags.count("section") == TEXTS
     assert "<i>empty</i>" in page
-    assert "50.0%<td>25.0% to 75.0%" in page
-    assert "changed by +1.0000 (95 % interval +1.0000 to +1.0000" in page
+    assert [attack, "50.0%", "25.0% to 75.0%"] in shown.rows
+    assert "changed by +1.0000 (95 % interval +1.0000 to +1.0000" in shown.text
+    assert {"Reward differences", "Lengths"} <= set(shown.charts)
+    assert shown.loaded == []

@@ -27,11 +27,12 @@ from kubealign_components.evaluate.component import evaluate as component
 from kubealign_components.evaluate.stage import EvaluateConfig, run
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as filter_prompts
-from kubealign_components.reports.html import REPORT, bar
+from kubealign_components.reports.html import REPORT
 from kubealign_components.rewards.stage import RewardsConfig
 from kubealign_components.rewards.stage import run as rewards
 from kubealign_components.sample.stage import SampleConfig
 from kubealign_components.sample.stage import run as sample
+from support.pages import Page
 from support.tiny import build_tiny_model, prompt_row
 
 FUNCTIONS = "kubealign_components.rewards.functions"
@@ -180,7 +181,7 @@ def test_the_report_shows_texts_of_both_sides(rewarded: Dataset, tiny_model: Pat
     )
     page = report.read_text()
     assert (output / REPORT).read_text() == page
-    assert page.count("<section>") == 5
+    assert Page(page).tags.count("section") == Dataset.open(str(output)).rows
     assert "held-out prompts the mean reward changed by +0.0000" in page
 
 
@@ -362,7 +363,7 @@ def test_the_judges_win_rate_is_that_of_its_judgements(
     assert numbers["judge_win_rate_low"] <= numbers["judge_win_rate"] <= numbers["judge_win_rate_high"]
     assert numbers["judge_consistency"] == pytest.approx(sum(agree) / len(agree))
     assert stats.counts["judged_pairs"] == 2 * numbers["judge_prompts"]
-    assert f"<td>Brief<td>{bar(brief)} {brief:.1%}" in report.read_text()
+    assert ["Brief", f"{brief:.1%}"] in [row[:2] for row in Page(report.read_text()).rows]
     assert Dataset.open(out).manifest.recipe[Dataset.open(out).manifest.fingerprint]["models"]["judge"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,11 @@ from kubealign.cli.main import main
 from kubealign.lineage import ancestors
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.lineage import steps_of, to_html
+from kubealign_components.data.lineage import steps_of
 from kubealign_components.data.schemas import PROMPTS
 from kubealign_components.data.stats import Stats
+from kubealign_components.reports.lineage import to_html
+from support.pages import Page
 from support.tiny import prompt_row
 
 
@@ -105,32 +106,24 @@ def test_show_tells_counts_drops_and_rows(diamond: Dataset) -> None:
         assert text in done.output
 
 
-class Page(HTMLParser):
-    """Collects the text and the links of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.text: list[str] = []
-        self.targets: set[str | None] = set()
-        self.ids: set[str | None] = set()
-        self.loaded: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        self.ids |= {values["id"]} if "id" in values else set()
-        self.targets |= {values["href"].removeprefix("#")} if values.get("href") else set()  # type: ignore[union-attr]
-        if tag in ("script", "link", "img") or "src" in values:
-            self.loaded.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-
 def test_the_page_is_whole_and_escapes_what_it_shows(diamond: Dataset) -> None:
-    page = Page()
-    page.feed(to_html(diamond.manifest))
-    text = " ".join(page.text)
+    page = Page(to_html(diamond.manifest))
     for wanted in ("import", "rewards", "train", "evaluate", "tiny & co", "a<b"):
-        assert wanted in text
+        assert wanted in page.text
     assert page.loaded == []
-    assert page.targets == page.ids == set(diamond.manifest.recipe)
+    assert page.targets == set(diamond.manifest.recipe) == set(page.ids) - {"arrow"}
+
+
+def test_the_picture_draws_the_edges_of_the_recipe_and_no_other(tmp_path: Path) -> None:
+    """The shape of SALMON: prompts reach the judge past the filter, and the evaluation past everything."""
+    source = make(tmp_path, "import", {})
+    filtered = make(tmp_path, "filter", {"prompts": source})
+    judged = make(tmp_path, "judge", {"completions": make(tmp_path, "sample", {"prompts": source})})
+    reward = make(tmp_path, "train_reward_model", {"preferences": judged})
+    policy = make(tmp_path, "train_ppo", {"prompts": filtered, "reward": reward})
+    last = make(tmp_path, "evaluate", {"rewarded": filtered, "again": filtered, "model": policy})
+    recipe = last.manifest.recipe
+    edges = {(parent, child) for child in recipe for parent in recipe[child]["inputs"].values()}
+    drawn = Page(to_html(last.manifest)).edges
+    assert len(drawn) == len(set(drawn)) == 7
+    assert set(drawn) == edges

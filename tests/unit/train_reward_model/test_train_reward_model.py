@@ -25,6 +25,7 @@ from kubealign_components.train_reward_model.report import report_page
 from kubealign_components.train_reward_model.stage import run
 from kubealign_components.training.checkpoints import MARKERS
 from kubealign_components.training.curves import training_log
+from support.pages import Page
 from support.preference_data import (
     LOUD,
     build_learner,
@@ -151,9 +152,9 @@ def test_a_principle_and_its_negation_are_learned(
     loud = [s for s, item in zip(rewarder.score(plain), plain) if is_loud(item.text)]
     soft = [s for s, item in zip(rewarder.score(plain), plain) if not is_loud(item.text)]
     assert min(loud) > max(soft)  # type: ignore[operator, type-var]
-    page = report_page(str(out))
-    assert all(f"<!-- {title} -->" in page for title in ("Loss", "Accuracy", "Calibration on held-out pairs"))
-    assert f"<td>{LOUD}<td>negated" in page and "src=" not in page
+    page = Page(report_page(str(out)))
+    assert {"Loss", "Accuracy", "Calibration on held-out pairs"} <= set(page.charts)
+    assert [LOUD, "negated"] in [row[:2] for row in page.rows] and not page.loaded
 
 
 def test_first_without_principles_then_with_them_from_adapters_and_head(
