@@ -125,5 +125,5 @@ def test_the_picture_draws_the_edges_of_the_recipe_and_no_other(tmp_path: Path) 
     recipe = last.manifest.recipe
     edges = {(parent, child) for child in recipe for parent in recipe[child]["inputs"].values()}
     drawn = Page(to_html(last.manifest)).edges
-    assert len(drawn) == len(set(drawn)) == 7
+    assert len(drawn) == len(set(drawn)) == 8
     assert set(drawn) == edges
