@@ -34,6 +34,9 @@ OPTIONS = "options"
 """A component's argument that holds the settings that have no argument of their own."""
 GROUPS = "GROUPS"
 """The class attribute in which a config declares its :class:`Group` members by name."""
+BORROWS = "BORROWS"
+"""The class attribute that names settings which another stage has been given too, by the argument that holds
+that stage's options."""
 SHORTHAND = "SHORTHAND"
 """The class attribute that names the field which a plain text stands for."""
 
@@ -172,7 +175,8 @@ def check_mapping(cls: type[T], values: Mapping[str, object], where: str) -> tup
 def assemble(cls: type, parameters: Mapping[str, object]) -> Assembled:
     """The settings of ``cls`` in what a component was called with.
 
-    Arguments that are settings count first, those of a group next, and ``options`` last.
+    Where several give one setting the last of these counts: an argument of its name, the options of another
+    stage that it is borrowed from, ``options``. Those of a group come after, the arguments first.
     """
     groups: Mapping[str, Group] = getattr(cls, GROUPS, {})
     made = Assembled({}, {})
@@ -180,6 +184,11 @@ def assemble(cls: type, parameters: Mapping[str, object]) -> Assembled:
     for name in _names(cls) & parameters.keys():
         if name not in groups and name not in taken:
             _put(made, (name,), parameters[name], (name,))
+    borrowed: Mapping[str, tuple[str, ...]] = getattr(cls, BORROWS, {})
+    for argument, names in borrowed.items():
+        given = _mapping(parameters.get(argument))
+        for name in (name for name in names if name in given):
+            _put(made, (name,), given[name], (argument, name))
     for name, value in _mapping(parameters.get(OPTIONS)).items():
         if name not in groups:
             _put(made, (name,), value, (OPTIONS, name))

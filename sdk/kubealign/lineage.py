@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 from rich.tree import Tree
@@ -107,7 +106,7 @@ def _facts(step: LineageStep) -> Iterator[str]:
         yield escape(_settings(settings))
 
 
-def _settings(values: Any) -> str:
+def _settings(values: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {_short(value)}" for name, value in describe(values))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from kubealign_components.engines.own_code import find_code
 from kubealign_components.engines.reward_functions import RewardFunctionSpec
@@ -80,9 +79,9 @@ def _with(mapping: object, key: str, change: Callable[[object], object]) -> obje
     return {**mapping, key: change(mapping[key])}
 
 
-def _sent(function: Any, work: str) -> Any:
-    settings = {"function": function} if isinstance(function, str) else dict(function)
-    spec = RewardFunctionSpec(function=settings["function"])
+def _sent(function: str | Mapping[str, object], work: str) -> object:
+    settings: dict[str, object] = {"function": function} if isinstance(function, str) else dict(function)
+    spec = RewardFunctionSpec(function=str(settings["function"]))
     if not spec.is_file or settings.get("source"):
         return function
     data = find_code(spec.module, spec.name).bundle()

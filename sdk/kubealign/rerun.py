@@ -6,9 +6,7 @@ origins beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from kubealign.errors import RunFailed
 from kubealign.local.results import Results
@@ -17,8 +15,9 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import digest
 from kubealign_components.data.manifest import Manifest
 from kubealign_components.errors import ConfigError, NotFound
+from kubealign_components.json_types import JsonObject
 
-Parameters = dict[str, Any]
+Parameters = dict[str, object]
 
 _ONCE = ("import_prompts", "filter", "sample", "rewards", "select", "logprobs", "mix", "train", "evaluate")
 """Stages of the pipeline that can be told from a recipe."""
@@ -27,14 +26,14 @@ _SAMPLING = ("engine", "n", "temperature", "max_new_tokens")
 _TRAINING = ("objective", "beta", "learning_rate", "epochs", "adapter")
 
 
-def run_file_of(manifest: Manifest) -> dict[str, Any]:
+def run_file_of(manifest: Manifest) -> JsonObject:
     """The run file, as plain values, of the pipeline that makes what ``manifest`` describes.
 
     Raises:
         ConfigError: it was made by stages that are not those of one run of offline_alignment, or from a
             place that the manifest does not tell.
     """
-    steps: dict[str, Any] = {}
+    steps: JsonObject = {}
     for step in manifest.recipe.values():
         stage = step["stage"]
         require(
@@ -110,7 +109,7 @@ def _place(manifest: Manifest, wanted: str) -> dict[str, str]:
     raise ConfigError("rerun", manifest.slug, f"a manifest that says where {wanted[:12]} lay")
 
 
-def _sources(step: Mapping[str, Any], manifest: Manifest) -> Parameters:
+def _sources(step: JsonObject, manifest: Manifest) -> Parameters:
     sources = []
     for source in step["params"]["sources"]:
         content = source["content"]
@@ -121,7 +120,7 @@ def _sources(step: Mapping[str, Any], manifest: Manifest) -> Parameters:
     return {"sources": sources, "import_options": options}
 
 
-def _policies(steps: Mapping[str, Any], manifest: Manifest) -> Parameters:
+def _policies(steps: JsonObject, manifest: Manifest) -> Parameters:
     made: Parameters = {"policy": _place(manifest, steps["filter"]["models"]["policy"]["digest"])["uri"]}
     reference = steps.get("logprobs", {}).get("models", {}).get("reference")
     if reference:
@@ -129,44 +128,44 @@ def _policies(steps: Mapping[str, Any], manifest: Manifest) -> Parameters:
     return made
 
 
-def _filter(step: Mapping[str, Any]) -> Parameters:
+def _filter(step: JsonObject) -> Parameters:
     params = {k: v for k, v in step["params"].items() if v not in (None, {})}
     own = {f"filter_{k}": params.pop(k) for k in ("max_seq_len", "max_prompt_len", "min_completions")}
     return own | {"filter_options": params}
 
 
-def _sample(step: Mapping[str, Any]) -> Parameters:
+def _sample(step: JsonObject) -> Parameters:
     sampling = dict(step["params"]["sampling"])
     made = {f"sample_{name}": sampling.pop(name) for name in _SAMPLING}
     own = {"seed": sampling.pop("seed"), "sample_truncated": step["params"]["truncated"]}
     return made | own | {"sample_options": {"sampling": sampling}}
 
 
-def _rewards(step: Mapping[str, Any]) -> Parameters:
+def _rewards(step: JsonObject) -> Parameters:
     params = dict(step["params"])
     return {"reward_functions": params.pop("functions"), "rewards_options": {"reward": params}}
 
 
-def _select(step: Mapping[str, Any]) -> Parameters:
+def _select(step: JsonObject) -> Parameters:
     params = dict(step["params"])
     own = {f"select_{name}": params.pop(name) for name in ("strategy", "pairs_per_prompt", "pool")}
     return own | {"seed": params.pop("seed"), "select_options": params}
 
 
-def _logprobs(step: Mapping[str, Any]) -> Parameters:
+def _logprobs(step: JsonObject) -> Parameters:
     params = dict(step["params"])
     numbers = params.pop("regime")
     own = {"logprobs_source": params.pop("source")}
     return own | {"logprobs_options": params | {"dtype": numbers["compute"]}}
 
 
-def _mix(step: Mapping[str, Any]) -> Parameters:
+def _mix(step: JsonObject) -> Parameters:
     params = dict(step["params"])
     fraction = params.pop("validation_fraction")
     return {"seed": params.pop("seed"), "validation_fraction": fraction, "mix_options": params}
 
 
-def _train(step: Mapping[str, Any]) -> Parameters:
+def _train(step: JsonObject) -> Parameters:
     params = {name: value for name, value in step["params"].items() if value is not None}
     own = {f"train_{name}": params.pop(name) for name in _TRAINING}
     return own | {"seed": params.pop("seed"), "train_options": params}

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from kubealign.places import beside
 from kubealign.yaml_source import Document, is_compiled_pipeline, merge, read_yaml
@@ -62,7 +61,7 @@ class RunFile:
 
     pipeline: str = "offline_alignment"
     """Which pipeline."""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, object] = field(default_factory=dict)
     """Pipeline parameters by name; what is left out keeps its default."""
     compile: CompileSettings = field(default_factory=CompileSettings)
     """What is fixed at compile time: images, retries, parallelism, resources, labels."""
@@ -80,7 +79,7 @@ class RunFile:
         Raises:
             ConfigError: not an assignment, or a key or position that is not there.
         """
-        parameters: Any = dict(self.parameters)
+        parameters = dict(self.parameters)
         for assignment in assignments:
             path, value = _assignment(assignment)
             parameters = _assign(parameters, path, value, assignment)
@@ -159,7 +158,7 @@ def read_run(files: Sequence[Path], pipeline: str = "", assignments: Sequence[st
         document = merge(document, _read(path))
     if not isinstance(document.values, Mapping):
         return Sourced(run=None, document=document)
-    values: Any = dict(document.values)
+    values = dict(document.values)
     if pipeline:
         values["pipeline"] = pipeline
     for assignment in assignments:
@@ -210,7 +209,7 @@ def _of_problem(problem: config.Problem, values: object) -> Finding:
     return from_problem(problem, path)
 
 
-def _assigned(document: Document, values: Any, assignment: str) -> Any:
+def _assigned(document: Document, values: dict[str, object], assignment: str) -> dict[str, object]:
     """``values`` with ``assignment``; what is wrong with it is a finding."""
     try:
         path, value = _assignment(assignment)
@@ -236,14 +235,22 @@ def _assignment(assignment: str) -> tuple[config.Path, object]:
     return tuple(name.split(".")), read.values if text else ""
 
 
-def _assign(target: Any, names: Sequence[str | int], value: Any, where: str) -> Any:
+def _assign(
+    target: Mapping[str, object], names: Sequence[str | int], value: object, where: str
+) -> dict[str, object]:
     """``target`` with ``value`` under ``names``: keys of mappings, positions in lists."""
+    first, *rest = map(str, names)
+    return {**target, first: _assign_inside(target.get(first, {}), rest, value, where)}
+
+
+def _assign_inside(target: object, names: Sequence[str], value: object, where: str) -> object:
     if not names:
         return value
-    first, *rest = map(str, names)
+    first, *rest = names
     if isinstance(target, list):
         fits = first.isdecimal() and int(first) < len(target)
         require(fits, SET, where, f"a position from 0 to {len(target) - 1} instead of {first!r}")
-        return [_assign(v, rest, value, where) if i == int(first) else v for i, v in enumerate(target)]
-    require(isinstance(target, Mapping), SET, where, f"a mapping or a list before {first!r}")
-    return {**target, first: _assign(target.get(first, {}), rest, value, where)}
+        return [_assign_inside(v, rest, value, where) if i == int(first) else v for i, v in enumerate(target)]
+    if not isinstance(target, Mapping):
+        raise ConfigError(SET, where, f"a mapping or a list before {first!r}")
+    return _assign(target, names, value, where)

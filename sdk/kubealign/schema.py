@@ -8,10 +8,10 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
 
 from kubealign.runfile import RUNNERS, LocalSettings
 from kubealign_components.config import SHORTHAND, takes_anything
+from kubealign_components.json_types import JsonObject
 from kubealign_pipelines import PIPELINES, build, rules
 from kubealign_pipelines.checking.describe import (
     Setting,
@@ -25,7 +25,7 @@ from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.graph import Graph, Parameter
 from kubealign_pipelines.resources import DEFAULTS, IMAGES, CompileSettings, StageResources
 
-Schema = dict[str, Any]
+Schema = JsonObject
 _TYPES = {"STRING": "string", "NUMBER_INTEGER": "integer", "NUMBER_DOUBLE": "number", "BOOLEAN": "boolean"}
 _SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
@@ -117,7 +117,7 @@ def _below(target: Schema, part: str) -> Schema:
     return inner
 
 
-def _of_hint(hint: Any, choices: Sequence[str] = ()) -> Schema:
+def _of_hint(hint: object, choices: Sequence[str] = ()) -> Schema:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         options = [_of_hint(arg, choices) for arg in args if arg is not type(None)]
@@ -132,6 +132,7 @@ def _of_hint(hint: Any, choices: Sequence[str] = ()) -> Schema:
     if nested is not None:
         schema = _of_config(nested)
         return {"anyOf": [schema, {"type": "string"}]} if hasattr(nested, SHORTHAND) else schema
+    assert isinstance(hint, type)
     return {"type": _SCALARS[hint]} | ({"enum": list(choices)} if choices else {})
 
 

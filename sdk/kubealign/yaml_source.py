@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import yaml
 
@@ -45,7 +44,7 @@ _Loader.add_implicit_resolver(
 class Document:
     """A text that was read."""
 
-    values: Any = None
+    values: object = None
     marks: dict[Path, Mark] = field(default_factory=dict)
     """Where every value, and where every name of a mapping stands."""
     findings: list[Finding] = field(default_factory=list)
@@ -93,12 +92,15 @@ def merge(first: Document, second: Document) -> Document:
     return Document(values, marks | second.marks, findings)
 
 
-def _joined(base: Mapping[str, Any], over: Mapping[str, Any], path: Path, marks: dict[Path, Mark]) -> Any:
+def _joined(
+    base: Mapping[str, object], over: Mapping[str, object], path: Path, marks: dict[Path, Mark]
+) -> dict[str, object]:
     joined = dict(base)
     for name, value in over.items():
         below = (*path, name)
-        if isinstance(value, Mapping) and isinstance(joined.get(name), Mapping):
-            joined[name] = _joined(joined[name], value, below, marks)
+        before = joined.get(name)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            joined[name] = _joined(before, value, below, marks)
         else:
             for place in [p for p in marks if p[: len(below)] == below]:
                 del marks[place]
@@ -109,11 +111,11 @@ def _joined(base: Mapping[str, Any], over: Mapping[str, Any], path: Path, marks:
 class _Reading:
     """Makes values of nodes, and notes where they stand."""
 
-    def __init__(self, loader: Any, source: str, document: Document) -> None:
+    def __init__(self, loader: _Loader, source: str, document: Document) -> None:
         self.loader, self.source, self.document = loader, source, document
         self.nodes = 0
 
-    def value(self, node: Any, path: Path) -> Any:
+    def value(self, node: yaml.Node, path: Path) -> object:
         """The value of ``node``, which stands at ``path``."""
         self.nodes += 1
         if self.nodes > MAX_NODES or len(path) > MAX_DEPTH:
@@ -129,8 +131,8 @@ class _Reading:
             return [self.value(item, (*path, position)) for position, item in enumerate(node.value)]
         return self.loader.construct_object(node)
 
-    def _mapping(self, node: Any, path: Path) -> dict[str, Any]:
-        given: dict[str, Any] = {}
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, object]:
+        given: dict[str, object] = {}
         for key, item in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else None
             if name is None:
@@ -143,7 +145,7 @@ class _Reading:
                 self._put(given, key, item, path)
         return given
 
-    def _put(self, given: dict[str, Any], key: Any, item: Any, path: Path) -> None:
+    def _put(self, given: dict[str, object], key: yaml.ScalarNode, item: yaml.Node, path: Path) -> None:
         below = (*path, key.value)
         if below in self.document.marks and key.value in given:
             line = self.document.marks[below].line
@@ -155,12 +157,12 @@ class _Reading:
             self._mark(key) if isinstance(item, yaml.CollectionNode) else self._mark(item)
         )
 
-    def _refuse(self, node: Any, path: Path, expected: str) -> None:
+    def _refuse(self, node: yaml.Node, path: Path, expected: str) -> None:
         self.document.findings.append(
             Finding(path=path, value=_text(node), expected=expected, mark=self._mark(node))
         )
 
-    def _mark(self, node: Any) -> Mark:
+    def _mark(self, node: yaml.Node) -> Mark:
         return Mark(self.source, node.start_mark.line + 1, node.start_mark.column + 1)
 
 
@@ -186,5 +188,7 @@ def _reason(error: yaml.MarkedYAMLError, text: str, mark: Mark) -> str:
     return f"{reason}; indent with spaces, not with tabs" if tab else reason
 
 
-def _text(node: Any) -> str:
-    return str(node.value) if isinstance(node, yaml.ScalarNode) else node.id
+def _text(node: yaml.Node) -> str:
+    if isinstance(node, yaml.ScalarNode):
+        return str(node.value)
+    return "mapping" if isinstance(node, yaml.MappingNode) else "sequence"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kubealign_components.errors import GateError
 
-BINS = 40
+if TYPE_CHECKING:
+    from kubealign_components.data.schemas import JudgedRow
 
-Row = Mapping[str, Any]
+BINS = 40
 
 
 class Opinions:
@@ -61,7 +62,7 @@ class Opinions:
         return counts.tolist(), -edge, edge
 
 
-def survey(row: Row, known: dict[str, Opinions]) -> None:
+def survey(row: JudgedRow, known: dict[str, Opinions]) -> None:
     """Add the judgements of a ``kubealign.judged/v1`` row to what is ``known`` by principle."""
     for judgement in row["judgements"] or ():
         known.setdefault(judgement["principle"], Opinions()).add(judgement["s12"], judgement["s21"])

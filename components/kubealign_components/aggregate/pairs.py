@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.aggregate.scales import require_finite
 from kubealign_components.errors import DataError
 
-Row = Mapping[str, Any]
+if TYPE_CHECKING:
+    from kubealign_components.data.schemas import Completion, JudgedRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +18,7 @@ class JudgedPair:
     """Two completions, the smaller id first, and how the judge scored them under every principle."""
 
     prompt: str
-    completions: tuple[Row, Row]
+    completions: tuple[Completion, Completion]
     s12: tuple[float, ...]
     """By position of the principle; above 0 when the first completion is preferred."""
     s21: tuple[float, ...]
@@ -48,7 +49,7 @@ class Unusable:
     reason: str
 
 
-def judged_pairs(row: Row, principles: Sequence[str]) -> Iterator[JudgedPair | Unusable]:
+def judged_pairs(row: JudgedRow, principles: Sequence[str]) -> Iterator[JudgedPair | Unusable]:
     """The pairs of a ``kubealign.judged/v1`` row.
 
     Args:
@@ -82,8 +83,8 @@ def judged_pairs(row: Row, principles: Sequence[str]) -> Iterator[JudgedPair | U
 
 def _pair(
     prompt: str,
-    first: Row,
-    second: Row,
+    first: Completion,
+    second: Completion,
     scores: Mapping[str, tuple[float, float]],
     principles: Sequence[str],
 ) -> JudgedPair | Unusable:

@@ -11,12 +11,12 @@ import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from kubealign_components.config import require
 from kubealign_components.data.language import MIN_CONFIDENCE, identifier_version, identify_language
 from kubealign_components.engines.reward_functions import import_function
 from kubealign_components.errors import ConfigError, DataError
+from kubealign_components.json_types import JsonObject
 
 SHIPPED = ("refusal_phrase", "language_mismatch")
 
@@ -25,7 +25,7 @@ SHIPPED = ("refusal_phrase", "language_mismatch")
 class RuleInput:
     """What a rule sees of a pair."""
 
-    messages: list[dict[str, Any]]
+    messages: list[JsonObject]
     """The prompt: the chat up to the turn to complete."""
     prompt: str
     """Its last user turn, as plain text."""
@@ -88,7 +88,7 @@ class RuleSpec:
     """How often the rule is asked at all."""
     flip_rate: float = 0.25
     """Label noise of the pairs that the rule decides."""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: JsonObject = field(default_factory=dict)
     """Keyword arguments of the function, plain JSON."""
 
     def __post_init__(self) -> None:

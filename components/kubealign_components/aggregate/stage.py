@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.aggregate.consistency import Opinions, check_consistency, survey
 from kubealign_components.aggregate.draws import Draw, Odds, draw
@@ -32,20 +32,27 @@ from kubealign_components.config import execution, require, require_choice, sema
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import canonical_json, derive, slug_word
 from kubealign_components.data.principles import JUDGE, REWARD_MODEL, PrincipleSet, load_principles
-from kubealign_components.data.schemas import PREFERENCES, pair_id
+from kubealign_components.data.schemas import (
+    PREFERENCES,
+    JudgedRow,
+    PreferencePrinciple,
+    pair_id,
+)
 from kubealign_components.data.seeds import is_held_out
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.rewards import flatten_text
 from kubealign_components.errors import ConfigError, EmptyDataset
+from kubealign_components.json_types import JsonObject
 from kubealign_components.progress import progress_bar
 from kubealign_components.reports.html import write_report
+
+if TYPE_CHECKING:
+    from kubealign_components.data.schemas import Completion
 
 VERSION = 1
 DROP, COIN = "drop", "coin"
 ZERO, MEAN = "zero", "mean"
 WRITE_ROWS = 256
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,8 +176,8 @@ def run(config: AggregateConfig, *, judged: Dataset, output: str, report: str | 
         DatasetWriter(output, PREFERENCES, provenance) as writer,
         progress_bar(judged.rows, "prompts", "aggregate") as bar,
     ):
-        pending: list[Row] = []
-        for row in judged.iter_rows():
+        pending: list[Mapping[str, object]] = []
+        for row in judged.iter_rows(of=JudgedRow):
             pending += maker.rows(row)
             if len(pending) >= WRITE_ROWS:
                 writer.write_rows(pending)
@@ -221,7 +228,7 @@ def _survey(
     moments = [Moments() for _ in principles]
     opinions: dict[str, Opinions] = {}
     with progress_bar(judged.rows, "prompts", "aggregate: scale") as bar:
-        for row in judged.iter_rows(["prompt_id", "completions", "judgements"]):
+        for row in judged.iter_rows(["prompt_id", "completions", "judgements"], of=JudgedRow):
             for pair in judged_pairs(row, principles.names):
                 if isinstance(pair, JudgedPair) and config.scale != NONE:
                     for known, s12, s21 in zip(moments, pair.s12, pair.s21):
@@ -256,13 +263,12 @@ class _Maker:
         self._dominant: Counter[str] = Counter()
         self._drawn: Counter[int] = Counter()
 
-    def rows(self, row: Row) -> Iterator[Row]:
+    def rows(self, row: JudgedRow) -> Iterator[Mapping[str, object]]:
         """The pairs of one prompt, in every pass."""
         config, stats = self._config, self.stats
         stats.counts["prompts"] += 1
-        shared = {name: row[name] for name in ("prompt_id", "source", "messages", "tools")}
         held_out = is_held_out(row["prompt_id"], config.validation_fraction, config.seed)
-        shared["split"] = "validation" if held_out else "train"
+        split = "validation" if held_out else "train"
         for pair in judged_pairs(row, self._principles.names):
             stats.counts["pairs"] += 1
             stats.rows_in += config.passes
@@ -272,11 +278,18 @@ class _Maker:
             verdicts = self._verdicts(row, pair)
             scores = pair.scores(self._scales, keep_inconsistent=self._config.inconsistent == MEAN)
             for number in range(config.passes):
-                made = self._row(pair, scores, verdicts, number)
-                if made is not None:
-                    yield shared | made
+                decided = self._decide(pair, scores, verdicts, number)
+                if decided is not None:
+                    yield {
+                        "prompt_id": row["prompt_id"],
+                        "source": row["source"],
+                        "split": split,
+                        "messages": row["messages"],
+                        "tools": row["tools"],
+                        **decided,
+                    }
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> JsonObject:
         """What the manifest says beside the counts."""
         return {
             "principles": [
@@ -286,7 +299,7 @@ class _Maker:
             "principles_per_draw": [self._drawn[k + 1] for k in range(self._odds.most)],
         }
 
-    def _verdicts(self, row: Row, pair: JudgedPair) -> list[Verdict]:
+    def _verdicts(self, row: JudgedRow, pair: JudgedPair) -> list[Verdict]:
         if not self._rules:
             return []
         messages = json.loads(row["messages"])
@@ -297,7 +310,9 @@ class _Maker:
         )
         return [rule.ask(asked) for rule in self._rules]
 
-    def _row(self, pair: JudgedPair, scores: list[float], verdicts: list[Verdict], number: int) -> Row | None:
+    def _decide(
+        self, pair: JudgedPair, scores: list[float], verdicts: list[Verdict], number: int
+    ) -> JsonObject | None:
         """One draw of one pair; None, counted, when it is dropped."""
         drawn = draw(self._odds, len(self._rules), self._config.seed, pair.prompt, *pair.ids, number)
         signed = [
@@ -342,7 +357,7 @@ class _Maker:
         strongest = dominant(signed)
         return self._principles.names[drawn.principles[strongest]] if signed[strongest] else None
 
-    def _shown(self, drawn: Draw) -> list[Row]:
+    def _shown(self, drawn: Draw) -> list[PreferencePrinciple]:
         chosen = [self._principles.principles[i] for i in drawn.principles]
         return [
             {"name": p.name, "negated": negated, "text": p.statement(negated=negated)}
@@ -364,5 +379,5 @@ class _Maker:
         self.stats.observe("negated", drawn.negated)
 
 
-def _text(completion: Any) -> str:
+def _text(completion: Completion) -> str:
     return flatten_text(json.loads(completion["messages"]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from kubealign_components.data.schemas import pair_id
 from kubealign_components.data.sources.example import Columns, Example, Offline
@@ -12,8 +11,9 @@ from kubealign_components.data.sources.prompt_rows import to_row
 from kubealign_components.data.sources.row_formats import FORMATS, WANTED, detect, parse
 from kubealign_components.data.sources.source import Unwanted
 from kubealign_components.data.sources.values import Malformed, number_of
+from kubealign_components.json_types import JsonObject
 
-Row = dict[str, Any]
+Row = JsonObject
 
 SHP = "shp"
 PAIR_FORMATS: dict[str, str] = {SHP: "history, human_ref_A and human_ref_B", **WANTED}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.clean_pmp.pairs import PAIR_FORMATS, detect_pairs, read_pair
 from kubealign_components.config import execution, require, require_choice
@@ -23,11 +23,17 @@ from kubealign_components.data.sources.prompt_writer import WRITE_ROWS, sample
 from kubealign_components.data.sources.source import SourceReader, reading_bar, report_of
 from kubealign_components.data.sources.source_settings import SourceSettings, named_sources, require_fraction
 from kubealign_components.data.stats import Stats
+from kubealign_components.json_types import JsonObject
 from kubealign_components.progress import progress_bar
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from tqdm import tqdm
 
 VERSION = 2
 
-Row = dict[str, Any]
+Row = JsonObject
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +110,12 @@ def run(config: CleanPmpConfig, *, output: str) -> Stats:
 
 
 def _entries(
-    config: CleanPmpConfig, source: PmpSource, reader: SourceReader, number: int, stats: Stats, bar: object
+    config: CleanPmpConfig,
+    source: PmpSource,
+    reader: SourceReader,
+    number: int,
+    stats: Stats,
+    bar: tqdm[NoReturn],
 ) -> Iterator[Entry]:
     def read(raw: object) -> Row:
         return read_pair(

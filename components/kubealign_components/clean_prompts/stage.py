@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.clean_prompts.trees import (
     USERS,
@@ -19,11 +18,16 @@ from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.language import identifier_version, identify_language
 from kubealign_components.data.sources.example import Example
 from kubealign_components.data.sources.external_sort import Entry, Spool
-from kubealign_components.data.sources.prompt_rows import to_row
+from kubealign_components.data.sources.prompt_rows import spooled, to_row
 from kubealign_components.data.sources.prompt_writer import sample, write_prompts
 from kubealign_components.data.sources.source import SourceReader, reading_bar, report_of
 from kubealign_components.data.sources.source_settings import WeightedSource, named_sources, require_fraction
 from kubealign_components.data.stats import Stats
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from tqdm import tqdm
 
 VERSION = 2
 
@@ -113,7 +117,7 @@ def run(config: CleanPromptsConfig, *, output: str) -> Stats:
     return stats
 
 
-def _read(reader: SourceReader, number: int, trees: Trees, stats: Stats, bar: object) -> None:
+def _read(reader: SourceReader, number: int, trees: Trees, stats: Stats, bar: tqdm[NoReturn]) -> None:
     """Take the messages of one source in; what does not make a tree is counted."""
     seen = Stats()
     reader.format = "trees"
@@ -138,7 +142,8 @@ def _entries(config: CleanPromptsConfig, trees: Trees, stats: Stats) -> Iterator
             stats.drop(reason)
             continue
         row = to_row(_example(root.message, language), source.name, source.weight)
-        yield row.pop("prompt_id"), root.source, root.row, json.dumps(row, ensure_ascii=False)
+        name, body = spooled(row)
+        yield name, root.source, root.row, body
 
 
 def _unwanted(
@@ -176,7 +181,7 @@ def _example(message: TreeMessage, language: str | None) -> Example:
 
 def _provenance(config: CleanPromptsConfig, readers: Sequence[SourceReader]) -> Provenance:
     names = ("min_characters", "max_characters", "min_turns", "keep_deleted", "max_rows")
-    params: dict[str, Any] = {name: getattr(config, name) for name in names}
+    params: dict[str, object] = {name: getattr(config, name) for name in names}
     params |= {
         "sources": [reader.settings() for reader in readers],
         "languages": sorted(config.languages),

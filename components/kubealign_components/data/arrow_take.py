@@ -7,7 +7,7 @@ is seen as the bytes that it lies in, without a copy, while rows are moved.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ _WIDTH = 4
 """Bytes of a token id, an int32."""
 
 
-def take(rows: Rows, index: NDArray[np.integer[Any]]) -> Rows:
+def take(rows: Rows, index: NDArray[np.int64]) -> Rows:
     """The ``rows`` at ``index``, in its order.
 
     Args:
@@ -39,7 +39,7 @@ def keep(rows: Rows, mask: NDArray[np.bool_]) -> Rows:
     return _moved(rows, lambda array: array.filter(wanted))
 
 
-def _moved(rows: Any, move: Callable[[pa.Array], pa.Array]) -> Any:
+def _moved(rows: Rows, move: Callable[[pa.Array], pa.Array]) -> Rows:
     if isinstance(rows, pa.RecordBatch):
         columns = [_moved(column, move) for column in rows.columns]
         return pa.RecordBatch.from_arrays(columns, schema=rows.schema)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -20,9 +19,10 @@ from kubealign_components.data.schemas import (
     TRAINING,
 )
 from kubealign_components.errors import ConfigError, StoreError
+from kubealign_components.json_types import JsonObject
 
-Row = Mapping[str, Any]
-Exported = dict[str, Any]
+Row = JsonObject
+Exported = JsonObject
 
 EXPORTED = (PROMPTS, TOKENIZED, REWARDED, SELECTION, TRAINING, PREFERENCES)
 """Kinds of dataset that TRL and ShareGPT have a form for."""

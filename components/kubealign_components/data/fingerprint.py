@@ -14,15 +14,26 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from kubealign_components.data.origins import Origin, origin_of
 from kubealign_components.errors import CorruptDataset
+from kubealign_components.json_types import JsonObject
 
 if TYPE_CHECKING:
     from kubealign_components.data.dataset import Dataset
 
-Step = dict[str, Any]
+
+class Step(TypedDict):
+    """One stage's part in a dataset, as its fingerprint is made of it."""
+
+    stage: str
+    version: int
+    params: JsonObject
+    models: JsonObject
+    inputs: dict[str, str]
+
+
 Recipe = dict[str, Step]
 
 
@@ -78,7 +89,7 @@ class Provenance:
         """:attr:`work_key` without the settings ``unread``, which results do not depend on; ``a.b`` is
         setting ``b`` of group ``a``."""
         step = {k: v for k, v in self.step.items() if k != "inputs"}
-        return digest(step | {"params": _without(step["params"], unread)})
+        return digest(step | {"params": _without(self.step["params"], unread)})
 
 
 def derive(

@@ -15,11 +15,11 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from kubealign_components.data.fingerprint import Provenance, Recipe, check_recipe, digest
 from kubealign_components.data.origins import Origin
 from kubealign_components.errors import CorruptDataset
+from kubealign_components.json_types import JsonObject
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 2
@@ -56,8 +56,8 @@ class Manifest:
     identity: dict[str, str] = field(default_factory=dict)
     origins: dict[str, Origin] = field(default_factory=dict)
     """Of every step of the recipe, by fingerprint: where models and sources lay, and what it ran with."""
-    stats: dict[str, Any] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
+    stats: JsonObject = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
     """What a stage has to say beside the counts, such as examples of malformed rows."""
     shards_in: str = ""
     """Name of the folder beside this one that holds the shards; empty where they lie with the manifest."""
@@ -121,7 +121,7 @@ class Manifest:
         return manifest
 
 
-def _object(text: bytes, where: str) -> dict[str, Any]:
+def _object(text: bytes, where: str) -> JsonObject:
     try:
         body = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -131,7 +131,7 @@ def _object(text: bytes, where: str) -> dict[str, Any]:
     return body
 
 
-def _check_seal(body: dict[str, Any], where: str) -> None:
+def _check_seal(body: JsonObject, where: str) -> None:
     """Take digest and signature out of ``body`` and hold them to the rest."""
     stated, signature = body.pop("digest", None), body.pop("signature", None)
     try:
@@ -158,22 +158,22 @@ def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is no JSON number")
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
-def _is_sha256(value: Any) -> bool:
+def _is_sha256(value: object) -> bool:
     return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
-def _is_inside(value: Any) -> bool:
+def _is_inside(value: object) -> bool:
     """Whether ``value`` names a file below the dataset, whatever store it lies in."""
     if not isinstance(value, str) or "\\" in value or "\0" in value or "://" in value:
         return False
     return all(part not in ("", ".", "..") for part in value.split("/"))
 
 
-def _is_shard(value: Any) -> bool:
+def _is_shard(value: object) -> bool:
     return (
         isinstance(value, dict)
         and value.keys() == set(Shard.__slots__)
@@ -184,15 +184,16 @@ def _is_shard(value: Any) -> bool:
     )
 
 
-def _is_texts(value: Any) -> bool:
+def _is_texts(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
-def _is_parent(value: Any) -> bool:
-    return _is_texts(value) and {"name", "uri", "fingerprint", "schema"} <= value.keys()
+def _is_parent(value: object) -> bool:
+    named = isinstance(value, dict) and {"name", "uri", "fingerprint", "schema"} <= value.keys()
+    return named and _is_texts(value)
 
 
-def _is_step(value: Any) -> bool:
+def _is_step(value: object) -> bool:
     return (
         isinstance(value, dict)
         and isinstance(value.get("stage"), str)
@@ -203,15 +204,15 @@ def _is_step(value: Any) -> bool:
     )
 
 
-def _is_recipe(value: Any) -> bool:
+def _is_recipe(value: object) -> bool:
     return isinstance(value, dict) and all(
         _is_sha256(name) and _is_step(step) for name, step in value.items()
     )
 
 
-def _is_stats(value: Any) -> bool:
+def _is_stats(value: object) -> bool:
     """Counts by name, numbers and sums, as :meth:`Stats.to_json` gives them."""
-    members: Mapping[str, Callable[[Any], bool]] = {
+    members: Mapping[str, Callable[[object], bool]] = {
         "rows_in": _is_count,
         "rows_out": _is_count,
         "dropped": lambda v: isinstance(v, dict) and all(map(_is_count, v.values())),
@@ -224,7 +225,7 @@ def _is_stats(value: Any) -> bool:
     )
 
 
-def _is_sum(value: Any) -> bool:
+def _is_sum(value: object) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 2
@@ -233,14 +234,14 @@ def _is_sum(value: Any) -> bool:
     )
 
 
-def _is_origin(value: dict[str, Any]) -> bool:
+def _is_origin(value: JsonObject) -> bool:
     places = value.get("places")
     return (
         isinstance(places, dict) and all(map(_is_texts, places.values())) and _is_texts(value.get("versions"))
     )
 
 
-_MEMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_MEMBERS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "schema": ("the name of a kind of dataset", lambda v: isinstance(v, str) and bool(v)),
     "rows": ("a number of rows", _is_count),
     "shards": (
@@ -263,6 +264,6 @@ _MEMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "extra": ("an object", lambda v: isinstance(v, dict)),
     "shards_in": (
         "the name of a folder beside the manifest's, or none",
-        lambda v: v == "" or (_is_inside(v) and "/" not in v),
+        lambda v: v == "" or (_is_inside(v) and "/" not in str(v)),
     ),
 }

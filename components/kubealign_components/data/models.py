@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.data.fingerprint import digest, file_digest, slug_word
 from kubealign_components.data.model_cache import fetch_hub, fetch_prefix
@@ -21,6 +21,7 @@ from kubealign_components.data.model_files import (
 )
 from kubealign_components.data.origins import found
 from kubealign_components.errors import ConfigError, EngineError
+from kubealign_components.json_types import JsonObject
 from kubealign_components.store import scheme_of
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def require_policy(policy: ModelFiles, dataset: Dataset) -> dict[str, str]:
     return identity
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> JsonObject:
     """The JSON object in a file of a model.
 
     Raises:
@@ -186,7 +187,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path) -> JsonObject:
     return {k: v for k, v in read_object(folder / CONFIG).items() if k not in _IGNORED_CONFIG}
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from kubealign_components import __version__
+from kubealign_components.json_types import JsonObject
 
-Origin = dict[str, Any]
+Origin = JsonObject
 """``places``: URI, and revision where there is one, by digest; ``versions``: of what it ran with, by name."""
 
 _LIBRARIES = ("torch", "transformers", "vllm", "peft", "pyarrow")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from importlib.resources import files
-from typing import Any
 
 import yaml
 
 from kubealign_components.config import require
 from kubealign_components.errors import ConfigError, NotFound
+from kubealign_components.json_types import JsonObject
 from kubealign_components.store import store_for
 
 HEAD = ("schema", "name", "version")
@@ -41,7 +41,7 @@ def read_shipped(
         raise ConfigError(parameter, place, expected) from error
 
 
-def parse_document(content: bytes, file: str, *, schema: str, members: Collection[str]) -> dict[str, Any]:
+def parse_document(content: bytes, file: str, *, schema: str, members: Collection[str]) -> JsonObject:
     """The members of the YAML text ``content``, its ``name`` and ``version`` among them.
 
     Args:
@@ -88,7 +88,7 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a key may stand once: the second would silently win."""
 
 
-def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[object, object]:
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     for key, (where, _) in zip(keys, node.value):
         if keys.count(key) > 1:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from kubealign_components.config import execution, require
 from kubealign_components.data.chunks import plan
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.limits import MAX_CHUNKS
+from kubealign_components.json_types import JsonObject
 from kubealign_components.store import beside
 
 
@@ -29,7 +29,7 @@ class PlanConfig:
         require(1 <= self.max_chunks <= MAX_CHUNKS, "max_chunks", self.max_chunks, most)
 
 
-def planned(config: PlanConfig, dataset: Dataset) -> list[dict[str, Any]]:
+def planned(config: PlanConfig, dataset: Dataset) -> list[JsonObject]:
     """Descriptors of the chunks of ``dataset`` as plain JSON; none where no fan-out follows.
 
     Raises:

@@ -19,12 +19,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import digest
 from kubealign_components.data.packaged import check_members, checked_text, parse_document, read_shipped
 from kubealign_components.errors import ConfigError
+from kubealign_components.json_types import JsonObject
 
 SCHEMA = "kubealign.principles/v1"
 SHIPPED = ("judging", "rl", "interventions")
@@ -119,7 +119,7 @@ class PrincipleSet:
         """SHA-256 of the content: name, version and every field of every principle, in order."""
         return digest(asdict(self))
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """What a recipe says of the set."""
         return {"name": self.name, "version": self.version, "digest": self.digest()}
 

@@ -23,12 +23,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import canonical_json, digest
 from kubealign_components.data.packaged import parse_document, read_shipped
 from kubealign_components.errors import ConfigError
+from kubealign_components.json_types import JsonObject
+
+if TYPE_CHECKING:
+    import jinja2
 
 JUDGE_SCHEMA = "kubealign.judge-template/v1"
 REWARD_SCHEMA = "kubealign.reward-template/v1"
@@ -47,11 +51,11 @@ class Template:
     version: int
     """Raised by its author whenever the text changes."""
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """What a recipe says of the template."""
         return {"name": self.name, "version": self.version, "digest": digest(asdict(self))}
 
-    def _render(self, field: str, *, trim: bool = False, **values: Any) -> str:
+    def _render(self, field: str, *, trim: bool = False, **values: object) -> str:
         """The Jinja text of ``field`` with ``values``.
 
         Raises:
@@ -76,7 +80,7 @@ class JudgeTemplate(Template):
     """Beginning of the assistant turn. The letter of the better response, a or b, is its next token."""
 
     def question(
-        self, messages: Sequence[Mapping[str, Any]], first: str, second: str, **principle: str
+        self, messages: Sequence[Mapping[str, object]], first: str, second: str, **principle: str
     ) -> str:
         """The user turn.
 
@@ -99,7 +103,7 @@ class RewardTemplate(Template):
     text: str
     """Jinja text, with the whitespace rules of chat templates (``trim_blocks`` and ``lstrip_blocks``)."""
 
-    def conversation(self, messages: Sequence[Mapping[str, Any]], principles: Sequence[Shown]) -> str:
+    def conversation(self, messages: Sequence[Mapping[str, object]], principles: Sequence[Shown]) -> str:
         """What the reward model reads of a conversation.
 
         Args:
@@ -159,7 +163,7 @@ def load_reward_template(place: str) -> RewardTemplate:
 
 def _load(
     place: str, schema: str, shipped: tuple[str, ...], texts: tuple[str, ...]
-) -> tuple[dict[str, Any], str]:
+) -> tuple[JsonObject, str]:
     """The checked members of the template at ``place``, and what errors call the file."""
     content, file = read_shipped(
         place, parameter="template", kind="template", folder="templates", names=shipped
@@ -171,7 +175,7 @@ def _load(
 
 
 @functools.cache
-def _compiled(text: str, trim: bool) -> Any:
+def _compiled(text: str, trim: bool) -> jinja2.Template:
     from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 

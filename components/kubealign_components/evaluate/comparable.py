@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from kubealign_components.data.chat import ChatTemplate, TemplateSettings
 from kubealign_components.data.dataset import Dataset
@@ -14,6 +13,7 @@ from kubealign_components.data.models import ModelFiles
 from kubealign_components.engines.generation import SamplingSpec, recorded
 from kubealign_components.engines.rewards import Rewarder, reward_params
 from kubealign_components.errors import ConfigError, DataError
+from kubealign_components.json_types import JsonObject
 
 
 def check_sampling(spec: SamplingSpec, rewarded: Dataset) -> LineageStep:
@@ -60,7 +60,7 @@ def check_split(model: Dataset, fraction: float, seed: int) -> None:
 def check_tokens(
     aligned: ModelFiles,
     ends: Sequence[int],
-    row: Mapping[str, Any],
+    row: JsonObject,
     settings: TemplateSettings | None = None,
 ) -> None:
     """Raise :class:`DataError` unless the aligned model begins and ends a turn as the reference did.
@@ -93,7 +93,7 @@ def last_step(dataset: Dataset, stage: str) -> LineageStep | None:
     return next((step for step in reversed(steps) if step.stage == stage), None)
 
 
-def _check_equal(where: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], why: str) -> None:
+def _check_equal(where: str, ours: JsonObject, theirs: JsonObject, why: str) -> None:
     for name, value in json.loads(canonical_json(ours)).items():
         if value != theirs.get(name):
             raise ConfigError(f"{where}.{name}", value, f"{theirs.get(name)!r}: {why}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kubealign_components.data.bootstrap import bootstrap_interval
+from kubealign_components.json_types import JsonObject
 
 Floats = NDArray[np.float64]
 
@@ -108,7 +108,7 @@ def win_rate(aligned: Floats, reference: Floats) -> float:
     return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
 
 
-def kl_estimate(rows: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
+def kl_estimate(rows: Sequence[Sequence[JsonObject]]) -> dict[str, float]:
     """KL(aligned || reference) in nats from completions that the aligned policy sampled.
 
     The mean of log π(y|x) − log π_ref(y|x) over y from π: unbiased for the policy itself, that is for

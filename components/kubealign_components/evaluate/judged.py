@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kubealign_components.data.bootstrap import bootstrap_interval
 from kubealign_components.data.chunks import Row
@@ -15,6 +15,7 @@ from kubealign_components.data.fingerprint import slug_word
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.judge import Judgement, Pair, PairJudge
 from kubealign_components.engines.rewards import flatten_text
+from kubealign_components.json_types import JsonObject
 from kubealign_components.progress import progress_bar
 
 _PROMPTS_AT_ONCE = 32
@@ -120,10 +121,10 @@ def _outcome(pair: Sequence[Judgement], judge: PairJudge) -> list[float]:
     return [float(one.score > 0) if one.consistent else 0.5 for one in pair]
 
 
-def _win_rate(wins: Any, seed: int) -> WinRate:
+def _win_rate(wins: NDArray[np.float64], seed: int) -> WinRate:
     low, high = bootstrap_interval(wins, seed=seed)
     return WinRate(rate=float(wins.mean()), low=low, high=high)
 
 
-def _text(completion: Mapping[str, Any]) -> str:
+def _text(completion: JsonObject) -> str:
     return flatten_text(json.loads(completion["messages"]))

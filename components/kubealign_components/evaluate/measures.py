@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kubealign_components.data.chunks import Row
+from kubealign_components.data.labels import CHOSEN, REJECTED, labelled_pairs
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.evaluate.comparison import (
     Side,
@@ -60,7 +61,7 @@ def _margins(
     rows: Sequence[Row], policy: ModelFiles, aligned: ModelFiles, dtype: str
 ) -> list[NDArray[np.float64]]:
     """By prompt with labelled pairs, each pair's chosen log-ratio minus its rejected one, in nats."""
-    labelled = [(row, [c for pair in labelled_pairs(row) for c in pair]) for row in rows]
+    labelled = [(row, [c for pair in labelled_completions(row) for c in pair]) for row in rows]
     asked = [(row, completions) for row, completions in labelled if completions]
     if not asked:
         return []
@@ -70,17 +71,12 @@ def _margins(
     return [of_prompt[::2] - of_prompt[1::2] for of_prompt in ratios]
 
 
-def labelled_pairs(row: Row) -> list[tuple[Row, Row]]:
-    """The chosen and rejected completions of a prompt as people labelled them, in the order of the source;
-    where there are more of one side, the other side's are taken in turn."""
-    chosen, rejected = (
-        [c for c in row["completions"] if c["label"] == side and c["token_ids"]]
-        for side in ("chosen", "rejected")
-    )
-    if not (chosen and rejected):
-        return []
-    turns = range(max(len(chosen), len(rejected)))
-    return [(chosen[i % len(chosen)], rejected[i % len(rejected)]) for i in turns]
+def labelled_completions(row: Row) -> list[tuple[Row, Row]]:
+    """The chosen and the rejected completion of each labelled pair of a prompt."""
+    labelled = [c for c in row["completions"] if c["label"] in (CHOSEN, REJECTED) and c["token_ids"]]
+    is_chosen = np.array([c["label"] == CHOSEN for c in labelled], dtype=np.bool_)
+    chosen, rejected = labelled_pairs(np.zeros(len(labelled), dtype=np.int64), is_chosen)
+    return [(labelled[i], labelled[j]) for i, j in zip(chosen, rejected)]
 
 
 def _logprobs(

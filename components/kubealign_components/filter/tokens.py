@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from kubealign_components.data.chat import ChatTemplate, TemplateMismatch
 from kubealign_components.data.chat.policy import RenderedCompletion
 from kubealign_components.data.schemas import completion_id
 from kubealign_components.data.stats import Stats
 from kubealign_components.filter.lengths import Limits
+from kubealign_components.json_types import JsonObject
 
-Row = dict[str, Any]
+Row = JsonObject
 
 EXAMPLES = 3
 """Of what the template cannot be used for, by reason, that the manifest keeps."""

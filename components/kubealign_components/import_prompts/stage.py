@@ -6,7 +6,6 @@ sources nor of the rows in them changes the dataset, and every chunk of it is a 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from typing import Any
 
 from kubealign_components.config import execution, require, require_choice
 from kubealign_components.data.fingerprint import Provenance, derive
+from kubealign_components.data.schemas import PromptRow
 from kubealign_components.data.sources.external_sort import Entry, Spool
-from kubealign_components.data.sources.prompt_rows import merge_rows, to_row
+from kubealign_components.data.sources.prompt_rows import merge_rows, spooled, to_row
 from kubealign_components.data.sources.prompt_writer import sample, write_prompts
 from kubealign_components.data.sources.row_formats import FORMATS, WANTED, detect, format_of, parse
 from kubealign_components.data.sources.source import SourceReader, reading_bar, report_of
@@ -101,7 +101,7 @@ def _entries(
 ) -> Iterator[Entry]:
     """The usable rows of one source for the spool; the others are counted."""
 
-    def read(raw: object) -> dict[str, Any]:
+    def read(raw: object) -> PromptRow:
         form = reader.format if source.format != "auto" else format_of(raw, reader.format)
         example = parse(raw, FORMATS[form], source.role_names)
         if form != reader.format:
@@ -114,10 +114,11 @@ def _entries(
 
     items = reader.items(read, stats, bar, formats=WANTED, wanted=source.format, detect=detect)
     for position, row in items:
-        yield row.pop("prompt_id"), number, position, json.dumps(row, ensure_ascii=False)
+        name, body = spooled(row)
+        yield name, number, position, body
 
 
-def _merge(rows: Sequence[dict[str, Any]], counts: Counter[str]) -> dict[str, Any]:
+def _merge(rows: Sequence[PromptRow], counts: Counter[str]) -> PromptRow:
     merged = merge_rows(rows, counts)
     counts["completions"] += len(merged["completions"])
     return merged

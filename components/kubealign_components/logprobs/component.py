@@ -31,8 +31,6 @@ def logprobs(
     from kubealign_components.config import from_parameters
     from kubealign_components.data.chunks import Chunk
     from kubealign_components.logprobs.stage import LogprobsConfig, run
-    from kubealign_components.training.regime import numbers_of
 
-    parameters["options"] = numbers_of(train_options) | options
     config = from_parameters(LogprobsConfig, parameters, "logprobs")
     return run(config, chunk=Chunk.from_json(chunk)).to_json()

@@ -7,7 +7,7 @@ takes it and scores only the others, measuring on some rows how far sampler and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -35,6 +35,9 @@ VERSION = 3
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogprobsConfig:
     """Settings of ``logprobs``."""
+
+    BORROWS: ClassVar[Mapping[str, tuple[str, ...]]] = {"train_options": ("dtype", "adapter")}
+    """It scores in the numbers that the training to come will compute in."""
 
     policy: str
     """Model directory, URI or hub id of the policy that the prompts were tokenised for."""

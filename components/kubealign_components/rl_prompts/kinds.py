@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from kubealign_components.data.answers import last_boxed
 from kubealign_components.data.principles import GENERAL, REASONING
@@ -14,6 +13,7 @@ from kubealign_components.data.sources.messages import Message, Reading, turns_f
 from kubealign_components.data.sources.row_formats import FORMATS, detect, parse
 from kubealign_components.data.sources.source import Unwanted
 from kubealign_components.data.sources.values import Malformed, first_of, text_of
+from kubealign_components.json_types import JsonObject
 from kubealign_components.rl_prompts.cleaning import clean
 
 BUCKETS = ("niv", "flan", "t0", "cot")
@@ -32,9 +32,9 @@ class Question:
     messages: list[Message]
     bucket: str = ""
     """The part of the source it belongs to, for a cap by part."""
-    tools: list[dict[str, Any]] | None = None
+    tools: list[JsonObject] | None = None
     answers: list[str] = field(default_factory=list)
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +110,7 @@ def dolly(row: Mapping[str, object], reading: Reading) -> Question:  # noqa: ARG
     return Question(messages=_user(text), metadata={"category": category})
 
 
-def math(row: Mapping[str, Any], reading: Reading) -> Question:  # noqa: ARG001
+def math(row: Mapping[str, object], reading: Reading) -> Question:  # noqa: ARG001
     r"""``problem``, with ``answer``, or what stands in the last ``\boxed{…}`` of ``solution``.
 
     Raises:

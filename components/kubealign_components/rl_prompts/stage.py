@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.config import execution, require, require_choice
 from kubealign_components.data.chat.tokenizer import load_tokenizer
@@ -22,20 +22,29 @@ from kubealign_components.data.principles import GENERAL, REASONING, RED_TEAMING
 from kubealign_components.data.sources.example import Example
 from kubealign_components.data.sources.external_sort import Entry, Spool
 from kubealign_components.data.sources.messages import Reading
-from kubealign_components.data.sources.prompt_rows import to_row
+from kubealign_components.data.sources.prompt_rows import spooled, to_row
 from kubealign_components.data.sources.prompt_writer import sample, write_prompts
 from kubealign_components.data.sources.source import SourceReader, Unwanted, reading_bar, report_of
 from kubealign_components.data.sources.source_settings import WeightedSource, named_sources, require_fraction
 from kubealign_components.data.sources.values import Malformed, is_media
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError
+from kubealign_components.json_types import JsonObject
 from kubealign_components.rl_prompts.kinds import KINDS, Question
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from tqdm import tqdm
+    from transformers import PreTrainedTokenizerBase
+
+    from kubealign_components.data.schemas import PromptRow
 
 VERSION = 2
 LENGTH_BONUS: Mapping[str, float] = {GENERAL: 1.0, REASONING: -0.4, RED_TEAMING: 0.0}
 """The published bonuses; the release has one for red-teaming and never applies it."""
 
-Row = dict[str, Any]
+Row = JsonObject
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +114,7 @@ class RlPromptsConfig:
         )
         require(self.max_rows >= 0, "max_rows", self.max_rows, "a number of prompts, 0 for all")
 
-    def facts(self, source: RlSource | None) -> dict[str, Any]:
+    def facts(self, source: RlSource | None) -> JsonObject:
         """Question type and length bonus of a source, or of the dataset of prompts."""
         kind = GENERAL
         if source is not None:
@@ -160,7 +169,7 @@ def run(config: RlPromptsConfig, *, prompts: Dataset | None = None, output: str)
 class _Gate:
     """Lets prompts of the right length through."""
 
-    def __init__(self, config: RlPromptsConfig, tokenizer: Any) -> None:
+    def __init__(self, config: RlPromptsConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         self._config, self._tokenizer = config, tokenizer
 
     def check(self, question: Question) -> None:
@@ -180,12 +189,12 @@ def _entries(
     first: int,
     gate: _Gate,
     stats: Stats,
-    bar: Any,
+    bar: tqdm[NoReturn],
 ) -> Iterator[Entry]:
     """The usable prompts of one source, under the numbers of its buckets, which begin at ``first``."""
     kind, facts = KINDS[source.kind], config.facts(source)
 
-    def read(raw: object) -> tuple[int, Row]:
+    def read(raw: object) -> tuple[int, PromptRow]:
         if not isinstance(raw, Mapping):
             raise Malformed("not_an_object")
         if any(is_media(str(name), value) for name, value in raw.items()):
@@ -201,7 +210,8 @@ def _entries(
         return first + kind.buckets.index(question.bucket), row
 
     for position, (bucket, row) in reader.items(read, stats, bar, wanted=source.kind):
-        yield row.pop("prompt_id"), bucket, position, json.dumps(row, ensure_ascii=False)
+        name, body = spooled(row)
+        yield name, bucket, position, body
 
 
 def _dataset_entries(config: RlPromptsConfig, prompts: Dataset, gate: _Gate, stats: Stats) -> Iterator[Entry]:
@@ -220,10 +230,11 @@ def _dataset_entries(config: RlPromptsConfig, prompts: Dataset, gate: _Gate, sta
             stats.drop(choice.reason)
             continue
         row = _row(question, config.facts(None), known["source"], known["source_weight"])
-        yield row.pop("prompt_id"), 0, number, json.dumps(row, ensure_ascii=False)
+        name, body = spooled(row)
+        yield name, 0, number, body
 
 
-def _row(question: Question, facts: Row, source: str, weight: float) -> Row:
+def _row(question: Question, facts: Row, source: str, weight: float) -> PromptRow:
     example = Example(
         messages=question.messages,
         tools=question.tools,

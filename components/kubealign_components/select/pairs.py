@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kubealign_components.data.seeds import Keys, mix64
-from kubealign_components.select.quantiles import Floats, Ints, order_by, segments, within
+from kubealign_components.data.segments import Floats, Ints, order_by, segments, within
 
 # Quantiles are ratios of small integers: differences are exact to far better than this.
 TOLERANCE = 1e-9

@@ -8,41 +8,13 @@ sorted by row, so that a row is a segment.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from kubealign_components.data.segments import Bools, Floats, Ints, changes, order_by, segments
 from kubealign_components.training.config import INCLUSIVE, MID_RANK, QUANTILE_RULES
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
 METHODS = QUANTILE_RULES
-
-
-def segments(row: Ints) -> tuple[Ints, Ints, Ints]:
-    """First index, length and own rank of each element's segment of equal ``row``; each shape (n,)."""
-    starts = np.flatnonzero(np.diff(row, prepend=-1))
-    sizes = np.diff(starts, append=len(row))
-    first = np.repeat(starts, sizes)
-    return first, np.repeat(sizes, sizes), np.arange(len(row)) - first
-
-
-def within(counts: Ints) -> Ints:
-    """``0..c-1`` for every ``c`` of ``counts``, one after the other."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-
-
-def order_by(row: Ints, *keys: NDArray[Any]) -> Ints:
-    """The stable order by ``row``, then by each key; like ``np.lexsort((*reversed(keys), row))``.
-
-    Twice as fast: NumPy sorts 16-bit integers in linear time, and a batch rarely has more elements.
-    """
-    order: Ints = np.lexsort((*(_dense(key) for key in reversed(keys)), _dense(row)))
-    return order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +40,7 @@ def rank_rewards(row: Ints, reward: Floats, reference: Bools) -> Ranks:
     order = order_by(row, reward)
     sorted_row, sorted_reward = row[order], reward[order]
     row_first, row_size, _ = segments(sorted_row)
-    group_first, group_size, _ = segments(np.cumsum(_changes(sorted_row) | _changes(sorted_reward)))
+    group_first, group_size, _ = segments(np.cumsum(changes(sorted_row) | changes(sorted_reward)))
     before = np.concatenate(([0], np.cumsum(reference[order])))
     ranks = np.empty((3, len(row)), dtype=np.int64)
     ranks[0, order] = before[group_first] - before[row_first]
@@ -108,18 +80,3 @@ def quantile_rewards(ranks: Ranks, reference: Bools, method: str) -> Floats:
             return np.asarray((below + 0.5 * equal) / total)
         itself = reference.astype(np.int64)
         return np.asarray((below + 0.5 * (equal - itself)) / (total - itself))
-
-
-def _dense(values: NDArray[Any]) -> NDArray[Any]:
-    """Ranks from 0 that order as ``values`` do; equal values share one."""
-    order = np.argsort(values)
-    ranks = np.empty(len(values), dtype=np.uint16 if len(values) <= 2**16 else np.uint32)
-    ranks[order] = np.cumsum(_changes(values[order])) - 1
-    return ranks
-
-
-def _changes(values: NDArray[Any]) -> Bools:
-    """Whether each element differs from the one before it; the first one does."""
-    changed = np.ones(len(values), dtype=np.bool_)
-    changed[1:] = values[1:] != values[:-1]
-    return changed

@@ -17,20 +17,18 @@ from kubealign_components.config import require, require_choice, semantic_params
 from kubealign_components.data.arrow_take import take
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.labels import labelled_pairs, sides
 from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import COMPLETION, PAIR, SELECTION, SELECTION_ROW
 from kubealign_components.data.seeds import id_keys
+from kubealign_components.data.segments import Bools, Floats, Ints, order_by
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
 from kubealign_components.progress import progress_bar
-from kubealign_components.select.labels import Agreement, labelled_pairs, sides
+from kubealign_components.select.labels import Agreement
 from kubealign_components.select.pairs import STRATEGIES, Pool, Rules, choose_pairs
 from kubealign_components.select.quantiles import (
     METHODS,
-    Bools,
-    Floats,
-    Ints,
-    order_by,
     quantile_rewards,
     rank_rewards,
 )

@@ -28,11 +28,6 @@ def weights_dtype(adapter: str, dtype: str) -> str:
     return {"none": "float32", "lora": dtype, "qlora": "nf4"}[adapter]
 
 
-def numbers_of(train_options: Mapping[str, object]) -> dict[str, object]:
-    """Those of the settings of ``train`` by which ``logprobs`` scores as it will train."""
-    return {name: train_options[name] for name in ("dtype", "adapter") if name in train_options}
-
-
 def regime(adapter: str, dtype: str, device: str) -> Regime:
     """That of training with ``adapter``, computed in ``dtype``, on one device of type ``device``."""
     return {

@@ -14,7 +14,6 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from kubealign_components.config import GROUPS, OPTIONS, Group, Path, check_mapping, takes_anything
 from kubealign_components.stages import config_class
@@ -35,7 +34,7 @@ class Setting:
     stage: str
     hint: object
     """Its type, as annotated."""
-    default: Any
+    default: object
     """MISSING where there is none."""
     meaning: str
     choices: tuple[str, ...]
@@ -71,7 +70,7 @@ def places_by_name(graph: Graph) -> dict[str, list[Path]]:
     return places
 
 
-def type_words(hint: Any) -> str:
+def type_words(hint: object) -> str:
     """An annotated type in words."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
@@ -82,7 +81,7 @@ def type_words(hint: Any) -> str:
         return "mapping" if takes_anything(args[1]) else f"mapping to {type_words(args[1])}"
     if dataclasses.is_dataclass(hint):
         return "mapping"
-    return _WORDS.get(hint, "anything")
+    return _WORDS.get(hint, "anything") if isinstance(hint, type) else "anything"
 
 
 def _of_task(cls: type, task: Task) -> Iterator[Setting]:
@@ -150,7 +149,7 @@ def _place(cls: type, task: Task, setting: Path) -> Path | None:
     return (PARAMETERS, options.parameter, *place[1:], *setting[1 if group else 0 :])
 
 
-def _default(entry: Any) -> Any:
+def _default(entry: dataclasses.Field[object]) -> object:
     if entry.default_factory is not dataclasses.MISSING:
         return entry.default_factory()
     return entry.default

@@ -6,7 +6,7 @@ so that a mistake is told at the place where it was written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,7 +73,7 @@ class Stage:
 class Checked:
     """What the check of a run found, and what it will run with."""
 
-    values: dict[str, Any]
+    values: dict[str, object]
     """Of the parameters that the graph has, defaults included."""
     stages: list[Stage] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -117,16 +117,17 @@ def check_stages(graph: Graph, values: Mapping[str, object], *, complete: bool =
     return checked
 
 
-def positions(stage: Stage, place: Path, items: Sequence[Any]) -> Iterator[int]:
+def positions(stage: Stage, place: Path, items: Sequence[object]) -> Iterator[int]:
     """Where in the list at ``place`` each of the config's ``items`` stands: unusable ones were left out."""
-    written: Any = stage.settings.values
+    written: object = stage.settings.values
     for name in place:
         written = written.get(name, {}) if isinstance(written, Mapping) else {}
+    entries = written if isinstance(written, (list, tuple)) else ()
     position = -1
     for item in items:
         named = set(map(str, _values(item)))
         position = next(
-            (n for n in range(position + 1, len(written)) if _named(written[n]) in named), position + 1
+            (n for n in range(position + 1, len(entries)) if _named(entries[n]) in named), position + 1
         )
         yield position
 
@@ -141,7 +142,7 @@ def _named(written: object) -> str:
     return str(written.get("uri", written.get("function"))) if isinstance(written, Mapping) else str(written)
 
 
-def arguments(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(task: Task, values: Mapping[str, object]) -> dict[str, object]:
     """What the component of ``task`` is called with; a word stands for what other tasks will make."""
     return {name: _value(source, values) for name, source in task.arguments.items()}
 
@@ -152,13 +153,14 @@ def _value(source: Source, values: Mapping[str, object]) -> object:
     return source.constant if source.parameter is None else values[source.parameter]
 
 
-def _check_plan(rows: Source, values: Mapping[str, Any]) -> Iterator[Finding]:
+def _check_plan(rows: Source, values: Mapping[str, object]) -> Iterator[Finding]:
     """0 plans no chunks, which only the pipeline itself may say."""
-    if rows.parameter is not None and values[rows.parameter] <= 0:
-        yield error_at((PARAMETERS, rows.parameter), values[rows.parameter], "a positive number of rows")
+    planned = None if rows.parameter is None else values[rows.parameter]
+    if isinstance(planned, int) and planned <= 0:
+        yield error_at((PARAMETERS, str(rows.parameter)), planned, "a positive number of rows")
 
 
-def _check_stage(graph: Graph, task: Task, checked: Checked, given: object) -> Iterator[Finding]:
+def _check_stage(graph: Graph, task: Task, checked: Checked, given: Collection[str]) -> Iterator[Finding]:
     yield from _check_plan(task.arguments.get("rows_per_chunk", Source()), checked.values)
     cls = config_class(task.function)
     if cls is None:
@@ -173,7 +175,7 @@ def _check_stage(graph: Graph, task: Task, checked: Checked, given: object) -> I
     yield from _said_twice(graph, cls, stage, given)
 
 
-def _said_twice(graph: Graph, cls: type, stage: Stage, given: Any) -> Iterator[Finding]:
+def _said_twice(graph: Graph, cls: type, stage: Stage, given: Collection[str]) -> Iterator[Finding]:
     """Options that have a parameter of their own; a stage may have another value than one it borrows from."""
     for setting, origins in stage.settings.origins.items():
         group = getattr(cls, GROUPS, {}).get(setting[0])
@@ -197,8 +199,9 @@ def _owns(task: Task, parameter: str) -> bool:
     return any(s.parameter == parameter and a not in borrowed for a, s in task.arguments.items())
 
 
-def _inside(values: Any, path: Path) -> Any:
+def _inside(values: object, path: Path) -> object:
     for name in path:
+        assert isinstance(values, dict)
         values = values[name]
     return values
 
@@ -250,13 +253,13 @@ def _missing(
             yield error_at((PARAMETERS, group[0]), None, f"a value for {' or '.join(group)}")
 
 
-def _fit(parameter: Parameter, value: Any) -> tuple[Any, list[Finding]]:
+def _fit(parameter: Parameter, value: object) -> tuple[object, list[Finding]]:
     """``value`` as the parameter's type, with a finding where it is of another."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if parameter.type == "NUMBER_DOUBLE" and number:
-        return float(value), []
-    if parameter.type == "NUMBER_INTEGER" and number and float(value).is_integer():
-        return int(value), []
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if parameter.type == "NUMBER_DOUBLE":
+            return float(value), []
+        if parameter.type == "NUMBER_INTEGER" and float(value).is_integer():
+            return int(value), []
     if isinstance(value, _TYPES[parameter.type]) and (
         parameter.type == "BOOLEAN" or not isinstance(value, bool)
     ):

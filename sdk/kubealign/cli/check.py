@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from kubealign.cli.options import Given, run_options, show_findings
 from kubealign.cli.terminal import say
 from kubealign_pipelines import PIPELINES
+
+if TYPE_CHECKING:
+    from kubealign_pipelines.checking.describe import Setting
+    from kubealign_pipelines.checking.findings import Finding
+    from kubealign_pipelines.graph import Graph, Parameter
 
 
 @click.command("check")
@@ -91,11 +96,11 @@ def schema(pipeline: str) -> None:
     click.echo(json.dumps(run_file_schema(pipeline), indent=2, ensure_ascii=False))
 
 
-def _parameters(graphs: Sequence[Any]) -> list[Any]:
+def _parameters(graphs: Sequence[Graph]) -> list[Parameter]:
     return list({p.name: p for graph in reversed(graphs) for p in graph.settings()}.values())
 
 
-def _plain(finding: Any) -> dict[str, Any]:
+def _plain(finding: Finding) -> dict[str, object]:
     mark = finding.mark
     return {
         "level": "warning" if finding.warning else "error",
@@ -107,7 +112,7 @@ def _plain(finding: Any) -> dict[str, Any]:
     }
 
 
-def _setting(setting: Any) -> dict[str, Any]:
+def _setting(setting: Setting) -> dict[str, object]:
     required = setting.default is dataclasses.MISSING
     default = None if required else setting.default
     return {

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +17,12 @@ from kubealign.cli.terminal import say
 from kubealign.cluster.workflows import DONE, GONE, OVER, UNENDED, states_of, told_state
 from kubealign.errors import RunFailed
 from kubealign_components.config import require
+
+if TYPE_CHECKING:
+    from kfp_server_api import V2beta1Run
+
+    from kubealign.cluster.client import Cluster
+    from kubealign.cluster.outputs import Output
 
 
 @click.command("submit")
@@ -29,7 +35,7 @@ def submit(
     given: Given,
     name: str,
     wait: bool,
-    connect: Callable[[], Any],
+    connect: Callable[[], Cluster],
     **placed: str,
 ) -> None:
     """Run PIPELINE on a cluster; parameters are checked before anything is sent."""
@@ -54,7 +60,7 @@ def upload(
     name: str,
     version: str,
     description: str,
-    connect: Callable[[], Any],
+    connect: Callable[[], Cluster],
 ) -> None:
     """Upload PIPELINE as a version; parameters of the run file become defaults."""
     from kubealign.cluster.client import names_of
@@ -72,7 +78,7 @@ def upload(
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="How many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @connected
-def runs(experiment: str, limit: int, as_json: bool, connect: Callable[[], Any]) -> None:
+def runs(experiment: str, limit: int, as_json: bool, connect: Callable[[], Cluster]) -> None:
     """List the runs of a cluster, newest first.
 
     A run that did not end and whose Workflow is gone is unknown: nobody can say what became of it.
@@ -88,7 +94,7 @@ def runs(experiment: str, limit: int, as_json: bool, connect: Callable[[], Any])
 @click.command("cancel")
 @click.argument("run")
 @connected
-def cancel(run: str, connect: Callable[[], Any]) -> None:
+def cancel(run: str, connect: Callable[[], Cluster]) -> None:
     """Stop RUN (id or name); finished rows and checkpoints are kept."""
     cluster = connect()
     found = cluster.run(run)
@@ -102,7 +108,7 @@ def cancel(run: str, connect: Callable[[], Any]) -> None:
 @click.argument("run")
 @click.option("--wait", is_flag=True, help="Wait for its end; exit code 1 unless it succeeds.")
 @connected
-def retry(run: str, wait: bool, connect: Callable[[], Any]) -> None:
+def retry(run: str, wait: bool, connect: Callable[[], Cluster]) -> None:
     """Let RUN (id or name) go on from the tasks that failed; what is finished stays."""
     cluster = connect()
     found = cluster.run(run)
@@ -121,7 +127,7 @@ def retry(run: str, wait: bool, connect: Callable[[], Any]) -> None:
 @click.option("--follow", is_flag=True, help="Stay, pod by pod, until the run ends.")
 @click.option("--pipeline-root", default="", help="Where the run's outputs lie, if the run does not say.")
 @connected
-def logs(run: str, task: str, follow: bool, pipeline_root: str, connect: Callable[[], Any]) -> None:
+def logs(run: str, task: str, follow: bool, pipeline_root: str, connect: Callable[[], Cluster]) -> None:
     """Print what the tasks of RUN wrote; of TASK, else of what failed, else of all.
 
     RUN is a run here (folder, or name below runs/), or one of a cluster (id or name): from the cluster while
@@ -150,7 +156,7 @@ def logs(run: str, task: str, follow: bool, pipeline_root: str, connect: Callabl
 @click.option("--pipeline-root", default="", help="Where the run's outputs lie, if the run does not say.")
 @connected
 def fetch(
-    run: str, output_name: str, output: Path | None, pipeline_root: str, connect: Callable[[], Any]
+    run: str, output_name: str, output: Path | None, pipeline_root: str, connect: Callable[[], Cluster]
 ) -> None:
     """Copy an output of RUN (id or name) here: OUTPUT or TASK.OUTPUT, by default the model."""
     from kubealign.cluster.outputs import fetch_output
@@ -160,7 +166,7 @@ def fetch(
     say(f"{place}: {chosen.title}, {len(chosen.objects)} files, {sum(o.size for o in chosen.objects)} B")
 
 
-def output_of(cluster: Any, run: str, name: str, pipeline_root: str) -> Any:
+def output_of(cluster: Cluster, run: str, name: str, pipeline_root: str) -> Output:
     """The output ``name`` of ``run`` (id or name)."""
     from kubealign.cluster.outputs import find_output, root_of
 
@@ -170,7 +176,7 @@ def output_of(cluster: Any, run: str, name: str, pipeline_root: str) -> Any:
     return find_output(found, spec, root, name, lambda: cluster.earlier(found))
 
 
-def _wait(cluster: Any, run_id: str, seconds: float = 5.0) -> None:
+def _wait(cluster: Cluster, run_id: str, seconds: float = 5.0) -> None:
     state, had_workflow = "", False
     while state not in OVER:
         run = cluster.run(run_id)
@@ -188,17 +194,17 @@ def _wait(cluster: Any, run_id: str, seconds: float = 5.0) -> None:
         raise RunFailed(f"run {run_id}", reason)
 
 
-def _states(cluster: Any, runs: Sequence[Any]) -> dict[str, str]:
+def _states(cluster: Cluster, runs: Sequence[V2beta1Run]) -> dict[str, str]:
     if not runs:
         return {}
     return states_of(runs, cluster.kubernetes, cluster.namespace_of(runs[0]))
 
 
-def _state(cluster: Any, run: Any) -> str:
+def _state(cluster: Cluster, run: V2beta1Run) -> str:
     return _states(cluster, [run])[str(run.run_id)]
 
 
-def _run_row(run: Any, state: str) -> dict[str, str]:
+def _run_row(run: V2beta1Run, state: str) -> dict[str, str]:
     seconds = (run.finished_at - run.created_at).total_seconds() if _ended(run) else None
     return {
         "id": str(run.run_id),
@@ -209,6 +215,6 @@ def _run_row(run: Any, state: str) -> dict[str, str]:
     }
 
 
-def _ended(run: Any) -> bool:
+def _ended(run: V2beta1Run) -> bool:
     # The server gives the year 1970 for a run that has not ended.
     return bool(run.created_at and run.finished_at and run.finished_at >= run.created_at)

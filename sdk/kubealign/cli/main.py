@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -30,6 +30,9 @@ from kubealign.cli.terminal import say
 from kubealign.errors import ClusterError
 from kubealign_components import __version__
 from kubealign_components.errors import NotFound
+
+if TYPE_CHECKING:
+    from kubealign.cluster.client import Cluster
 
 
 @click.group(cls=Boundary, context_settings={"help_option_names": ["-h", "--help"]})
@@ -125,7 +128,7 @@ def lineage_(
     as_json: bool,
     html: Path | None,
     pipeline_root: str,
-    connect: Callable[[], object],
+    connect: Callable[[], Cluster],
 ) -> None:
     """Tell which data, models and settings led to a dataset, a model or a run's last result.
 
@@ -201,7 +204,7 @@ def rerun_(place: str, output: Path | None, into: Path | None) -> None:
 @click.option("--rows", default=3, show_default=True, type=click.IntRange(min=0), help="How many rows.")
 @click.option("--pipeline-root", default="", help="Where the outputs of a cluster's run lie.")
 @connected
-def show_(place: str, output: str, rows: int, pipeline_root: str, connect: Callable[[], object]) -> None:
+def show_(place: str, output: str, rows: int, pipeline_root: str, connect: Callable[[], Cluster]) -> None:
     """Show a dataset: kind, counts, what was dropped and why, and a few rows.
 
     Of a RUN here (folder or name below runs/): what STAGE made, by default the last. Of a RUN of a cluster
@@ -215,7 +218,7 @@ def show_(place: str, output: str, rows: int, pipeline_root: str, connect: Calla
     show(dataset, rows, standard_console())
 
 
-def _placed(place: str, output: str, pipeline_root: str, connect: Callable[[], Any]) -> str:
+def _placed(place: str, output: str, pipeline_root: str, connect: Callable[[], Cluster]) -> str:
     """``place``, or where the ``output`` of the run of that name lies, here or on the cluster."""
     from kubealign.local.runs import find_run, output_path
 

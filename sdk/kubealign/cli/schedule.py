@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,11 @@ from kubealign.cli.connection import compiled, connected, placement, print_rows
 from kubealign.cli.options import Given, run_options
 from kubealign.cli.terminal import say
 from kubealign_components.config import require
+
+if TYPE_CHECKING:
+    from kfp_server_api import V2beta1RecurringRun
+
+    from kubealign.cluster.client import Cluster
 
 
 @click.group("schedule")
@@ -31,7 +36,7 @@ def schedule() -> None:
 def apply_(
     name: str,
     given: Given,
-    connect: Callable[[], Any],
+    connect: Callable[[], Cluster],
     **settings: Any,
 ) -> None:
     """Make the schedule NAME be as given: create it, replace it, or leave it when nothing differs."""
@@ -50,7 +55,7 @@ def apply_(
 @schedule.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @connected
-def list_(as_json: bool, connect: Callable[[], Any]) -> None:
+def list_(as_json: bool, connect: Callable[[], Cluster]) -> None:
     """List the schedules of the namespace."""
     print_rows([_schedule_row(found) for found in connect().schedules()], as_json)
 
@@ -58,7 +63,7 @@ def list_(as_json: bool, connect: Callable[[], Any]) -> None:
 @schedule.command("pause")
 @click.argument("name")
 @connected
-def pause(name: str, connect: Callable[[], Any]) -> None:
+def pause(name: str, connect: Callable[[], Cluster]) -> None:
     """Start no more runs of NAME until it is resumed."""
     connect().pause(name)
     say(f"{name}: paused")
@@ -67,7 +72,7 @@ def pause(name: str, connect: Callable[[], Any]) -> None:
 @schedule.command("resume")
 @click.argument("name")
 @connected
-def resume(name: str, connect: Callable[[], Any]) -> None:
+def resume(name: str, connect: Callable[[], Cluster]) -> None:
     """Let NAME go on."""
     connect().pause(name, paused=False)
     say(f"{name}: resumed")
@@ -76,13 +81,13 @@ def resume(name: str, connect: Callable[[], Any]) -> None:
 @schedule.command("delete")
 @click.argument("name")
 @connected
-def delete(name: str, connect: Callable[[], Any]) -> None:
+def delete(name: str, connect: Callable[[], Cluster]) -> None:
     """Delete the schedule NAME; runs that it started stay."""
     connect().delete_schedule(name)
     say(f"{name}: deleted")
 
 
-def _schedule_row(found: Any) -> dict[str, str]:
+def _schedule_row(found: V2beta1RecurringRun) -> dict[str, str]:
     trigger = found.trigger
     cron = trigger.cron_schedule.cron if trigger and trigger.cron_schedule else None
     every = trigger.periodic_schedule.interval_second if trigger and trigger.periodic_schedule else None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from kubealign.cli.console import format_number
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.json_types import JsonObject
 
 TEXT = 400
 """Characters of a message that are shown."""
@@ -66,7 +66,7 @@ def _counts(dataset: Dataset) -> Table:
     return table
 
 
-def row_lines(row: dict[str, Any]) -> Iterator[str]:
+def row_lines(row: JsonObject) -> Iterator[str]:
     """A row as lines of rich text: the chat, then each completion with its numbers."""
     for name in ("prompt_id", "source", "split", "step", "reward_difference", "metrics", "pairs"):
         if row.get(name) is not None:
@@ -90,7 +90,7 @@ def _messages(text: str, indent: str) -> Iterator[str]:
             yield f"{indent}[bold]calls:[/] {escape(calls)}"
 
 
-def _numbers(completion: Mapping[str, object]) -> str:
+def _numbers(completion: JsonObject) -> str:
     parts = ["reference" if completion["reference"] else str(completion["model"])]
     parts += [
         f"{name} {format_number(completion[name])}" for name in SHOWN if completion.get(name) is not None

@@ -14,16 +14,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
-from kfp_server_api import V2beta1Pipeline  # type: ignore[import-untyped]
+from kfp_server_api import V2beta1Pipeline, V2beta1RecurringRun, V2beta1Run
 
 from kubealign.cluster.connection import Connection, asking, open_client
 from kubealign.cluster.kube import Kubernetes
 from kubealign.cluster.schedule import Schedule
 from kubealign.errors import ClusterError
 from kubealign_components import __version__
+from kubealign_components.json_types import JsonObject
 
 PAGE = 100
 """Entries asked for at once."""
@@ -71,7 +72,7 @@ class Cluster:
         """The API server below, for what Kubeflow Pipelines does not tell: pods, Workflows, settings."""
         return Kubernetes(context=self._connection.kube_context)
 
-    def namespace_of(self, run: Any) -> str:
+    def namespace_of(self, run: V2beta1Run) -> str:
         """Where the pods of ``run`` are."""
         if self.namespace:
             return str(self.namespace)
@@ -86,7 +87,7 @@ class Cluster:
     def submit(
         self,
         package: Path,
-        parameters: Mapping[str, Any],
+        parameters: Mapping[str, object],
         *,
         name: str,
         experiment: str,
@@ -107,17 +108,17 @@ class Cluster:
             )
         return str(run.run_id)
 
-    def cancel(self, run: Any) -> None:
+    def cancel(self, run: V2beta1Run) -> None:
         """Stop ``run``; its pods get SIGTERM and what they finished is kept."""
         with self._asking(f"cancel {run.display_name!r}"):
             self._client.terminate_run(run.run_id)
 
-    def retry(self, run: Any) -> None:
+    def retry(self, run: V2beta1Run) -> None:
         """Let ``run``, which failed, go on from the tasks that failed."""
         with self._asking(f"retry {run.display_name!r}"):
             self._client.runs.run_service_retry_run(run.run_id)
 
-    def run(self, run: str) -> Any:
+    def run(self, run: str) -> V2beta1Run:
         """The run of this id, or the newest of this name."""
         if not _ID.fullmatch(run):
             found = self.runs(name=run, limit=1)
@@ -127,10 +128,10 @@ class Cluster:
         with self._asking(f"run {run!r}"):
             return self._client.get_run(run)
 
-    def runs(self, *, name: str = "", experiment: str = "", limit: int = PAGE) -> list[Any]:
+    def runs(self, *, name: str = "", experiment: str = "", limit: int = PAGE) -> list[V2beta1Run]:
         """Runs, newest first."""
         with self._asking(f"list runs of {experiment!r}" if experiment else "list runs"):
-            where: dict[str, Any] = {"namespace": self.namespace}
+            where: dict[str, object] = {"namespace": self.namespace}
             if experiment:
                 found = self._client.get_experiment(experiment_name=experiment, namespace=self.namespace)
                 where = {"experiment_id": found.experiment_id}
@@ -146,7 +147,7 @@ class Cluster:
                 limit,
             )
 
-    def earlier(self, run: Any) -> Iterator[Any]:
+    def earlier(self, run: V2beta1Run) -> Iterator[V2beta1Run]:
         """Runs of the same pipeline with the same parameters before ``run``, newest first.
 
         KFP's cache answers what such a run made, and puts nothing into the folder of ``run``.
@@ -155,7 +156,7 @@ class Cluster:
             if other.created_at < run.created_at and _computes(other) == _computes(run):
                 yield other
 
-    def pipeline_of(self, run: Any) -> dict[str, Any]:
+    def pipeline_of(self, run: V2beta1Run) -> JsonObject:
         """The IR that ``run`` runs."""
         spec = run.pipeline_spec
         reference = run.pipeline_version_reference
@@ -167,7 +168,7 @@ class Cluster:
             spec = version.pipeline_spec
         if not spec:
             raise ClusterError(f"run {run.run_id!r}: {self._place} does not tell its pipeline")
-        found: dict[str, Any] = spec.get("pipeline_spec", spec)
+        found: JsonObject = spec.get("pipeline_spec", spec)
         return found
 
     def version(self, package: Path) -> Version:
@@ -203,11 +204,11 @@ class Cluster:
             )
         return Version(pipeline=made[0].pipeline_id, id=str(uploaded.pipeline_version_id))
 
-    def _pipelines(self, name: str) -> list[Any]:
+    def _pipelines(self, name: str) -> list[V2beta1Pipeline]:
         found = self._client.list_pipelines(filter=_named(name), namespace=self.namespace)
         return [pipeline for pipeline in found.pipelines or () if pipeline.display_name == name]
 
-    def schedules(self, name: str = "") -> list[Any]:
+    def schedules(self, name: str = "") -> list[V2beta1RecurringRun]:
         """Recurring runs, or those of one name."""
         with self._asking("list schedules"):
             found = _pages(
@@ -221,7 +222,7 @@ class Cluster:
             )
         return [s for s in found if not name or s.display_name == name]
 
-    def apply(self, schedule: Schedule, package: Path, parameters: Mapping[str, Any]) -> str:
+    def apply(self, schedule: Schedule, package: Path, parameters: Mapping[str, object]) -> str:
         """Make the schedule of this name be ``schedule``: ``created``, ``replaced`` or ``unchanged``.
 
         Recurring runs cannot be edited. The new one is made paused and starts when the old one is
@@ -253,15 +254,15 @@ class Cluster:
         for found in self._existing(name):
             self._delete(found)
 
-    def _existing(self, name: str) -> list[Any]:
+    def _existing(self, name: str) -> list[V2beta1RecurringRun]:
         found = self.schedules(name)
         if not found:
             raise ClusterError(f"schedule {name!r}: {self._place} has none of that name")
         return found
 
     def _create(
-        self, schedule: Schedule, version: Version, parameters: Mapping[str, Any], digest: str
-    ) -> Any:
+        self, schedule: Schedule, version: Version, parameters: Mapping[str, object], digest: str
+    ) -> V2beta1RecurringRun:
         return self._client.create_recurring_run(
             experiment_id=self._experiment(schedule.experiment),
             job_name=schedule.name,
@@ -279,13 +280,13 @@ class Cluster:
             service_account=schedule.service_account or None,
         )
 
-    def _delete(self, schedule: Any) -> None:
+    def _delete(self, schedule: V2beta1RecurringRun) -> None:
         # By default Kubernetes deletes the Workflows of a schedule with it, those that run among them.
         delete = self._client.recurring_runs.recurring_run_service_delete_recurring_run
         with self._asking(f"delete schedule {schedule.display_name!r}"):
             delete(schedule.recurring_run_id, propagation_policy="ORPHAN")
 
-    def _switch(self, schedule: Any, *, on: bool) -> None:
+    def _switch(self, schedule: V2beta1RecurringRun, *, on: bool) -> None:
         change = self._client.enable_recurring_run if on else self._client.disable_recurring_run
         with self._asking(f"{'resume' if on else 'pause'} schedule {schedule.display_name!r}"):
             change(schedule.recurring_run_id)
@@ -297,14 +298,18 @@ class Cluster:
         return asking(what, self._place)
 
 
-def _computes(run: Any) -> Any:
+def _computes(run: V2beta1Run) -> tuple[object, object]:
     """What decides the outputs of ``run``: its pipeline and its parameters."""
     reference = run.pipeline_version_reference
     pipeline = reference.pipeline_version_id if reference else run.pipeline_spec
     return pipeline, run.runtime_config.parameters if run.runtime_config else None
 
 
-def _pages(ask: Callable[[str], Any], entries: str, limit: int | None = None) -> list[Any]:
+class _Page(Protocol):
+    next_page_token: str | None
+
+
+def _pages(ask: Callable[[str], _Page], entries: str, limit: int | None = None) -> list[Any]:
     found: list[Any] = []
     token = ""
     while limit is None or len(found) < limit:

@@ -15,7 +15,7 @@ from pathlib import Path
 import urllib3
 from kfp.client import Client
 from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
-from kfp_server_api import ApiException  # type: ignore[import-untyped]
+from kfp_server_api import ApiException
 
 from kubealign.errors import ClusterError
 from kubealign_components.errors import ConfigError

@@ -6,11 +6,15 @@ import json
 import os
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kubealign.errors import ClusterError
+from kubealign_components.json_types import JsonObject
 
-Json = dict[str, Any]
+if TYPE_CHECKING:
+    from kubernetes.client.exceptions import ApiException
+
+Json = JsonObject
 TIMEOUT = (10.0, 60.0)
 """Seconds to connect, and between two bytes of an answer."""
 PAGE = 250
@@ -143,7 +147,7 @@ def _kubeconfig() -> str | None:
     return os.environ.get("KUBECONFIG") or None
 
 
-def _message(error: Any) -> str:
+def _message(error: ApiException) -> str:
     """The server's words for an error, on one line."""
     text = error.body.decode(errors="replace") if isinstance(error.body, bytes) else str(error.body or "")
     try:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
-from kubealign.cluster.outputs import log_text, logs_of, names_task, outputs_of, plain, root_of
+from kubealign.cluster.outputs import Output, log_text, logs_of, names_task, outputs_of, plain, root_of
 from kubealign.cluster.pods import Pod, arriving, failed_of, log_of, pods_of
 from kubealign.errors import ClusterError
 from kubealign_components.config import require
 from kubealign_components.errors import KubeAlignError, NotFound
 
+if TYPE_CHECKING:
+    from kfp_server_api import V2beta1Run
+
+    from kubealign.cluster.client import Cluster
+
+
+P = TypeVar("P", Pod, Output)
+
 
 def log_lines(
-    cluster: Any, run: Any, task: str, pipeline_root: str, over: Callable[[], bool] | None
+    cluster: Cluster, run: V2beta1Run, task: str, pipeline_root: str, over: Callable[[], bool] | None
 ) -> Iterator[str]:
     """Lines of the logs of ``run``, those of each pod under a line that says whose they are.
 
@@ -55,7 +63,7 @@ def log_lines(
 
 
 def _from_pods(
-    cluster: Any,
+    cluster: Cluster,
     namespace: str,
     pods: Iterable[Pod],
     titles: Mapping[str, str],
@@ -70,7 +78,7 @@ def _from_pods(
 
 
 def _from_store(
-    cluster: Any, run: Any, task: str, pipeline_root: str, titles: Mapping[str, str], reason: str
+    cluster: Cluster, run: V2beta1Run, task: str, pipeline_root: str, titles: Mapping[str, str], reason: str
 ) -> Iterator[str]:
     try:
         spec = cluster.pipeline_of(run)
@@ -85,9 +93,7 @@ def _from_store(
         yield from log_text(log)
 
 
-def _of_task(
-    found: Sequence[Any], task: str, titles: Mapping[str, str], *, waiting: bool = False
-) -> list[Any]:
+def _of_task(found: Sequence[P], task: str, titles: Mapping[str, str], *, waiting: bool = False) -> list[P]:
     """Those of ``found`` (pods or logs) that are of ``task``, by KFP's name of it or by its title.
 
     Raises:
@@ -108,7 +114,7 @@ def _pod_title(pod: Pod, titles: Mapping[str, str]) -> str:
     return ", ".join(parts)
 
 
-def _titles(cluster: Any, run: Any) -> dict[str, str]:
+def _titles(cluster: Cluster, run: V2beta1Run) -> dict[str, str]:
     """Titles of tasks by KFP's names of them; none where the server does not tell the pipeline."""
     try:
         spec = cluster.pipeline_of(run)

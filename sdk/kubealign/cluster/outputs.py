@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kubealign.cluster.kube import Kubernetes
 from kubealign.errors import ClusterError
@@ -20,9 +20,13 @@ from kubealign_components.config import require
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.errors import ConfigError, DataError, NotFound, StoreError
+from kubealign_components.json_types import JsonObject
 from kubealign_components.store import ObjectInfo, inside, join, store_for
 from kubealign_components.store.base import name_below
 from kubealign_components.store.local import LocalStore
+
+if TYPE_CHECKING:
+    from kfp_server_api import V2beta1Run
 
 MODEL = "model"
 """Of several the one that the pipeline evaluates is meant, which is the aligned one."""
@@ -83,7 +87,7 @@ def outputs_of(root: str, pipeline: str, run_id: str) -> list[Output]:
 
 
 def find_output(
-    run: Any, spec: Mapping[str, Any], root: str, wanted: str, earlier: Callable[[], Iterable[Any]]
+    run: V2beta1Run, spec: JsonObject, root: str, wanted: str, earlier: Callable[[], Iterable[V2beta1Run]]
 ) -> Output:
     """The output called ``task.output``, or ``output`` where one task alone has it.
 
@@ -162,7 +166,7 @@ def log_text(log: Output) -> Iterator[str]:
 
 
 def root_of(
-    run: Any, spec: Mapping[str, Any], given: str, namespace: Callable[[], str], kubernetes: Kubernetes
+    run: V2beta1Run, spec: JsonObject, given: str, namespace: Callable[[], str], kubernetes: Kubernetes
 ) -> str:
     """The pipeline root of ``run``: the one given, the run's own, the pipeline's, or the namespace's.
 
@@ -204,7 +208,7 @@ def _called(wanted: str, outputs: Iterable[Output]) -> list[Output]:
     return [output for output in found if output.whole] or found
 
 
-def _evaluated(spec: Mapping[str, Any], outputs: Iterable[Output]) -> list[Output]:
+def _evaluated(spec: JsonObject, outputs: Iterable[Output]) -> list[Output]:
     """Those of ``outputs`` that the pipeline's evaluation takes."""
     tasks = spec["root"]["dag"]["tasks"].items()
     taken = {

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kubealign.cluster.kube import Kubernetes
 from kubealign.cluster.workflows import RUN
+from kubealign_components.json_types import JsonObject
 
 NODE = "workflows.argoproj.io/node-name"
 MAIN = "main"
@@ -91,7 +91,7 @@ def arriving(
             time.sleep(pause)
 
 
-def _pod(item: Mapping[str, Any]) -> Pod | None:
+def _pod(item: JsonObject) -> Pod | None:
     metadata = item["metadata"]
     *groups, node = (metadata.get("annotations") or {}).get(NODE, "").split(".")
     executor = _EXECUTOR.fullmatch(node)

@@ -6,12 +6,16 @@ Workflow tells the first, and its absence the second.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kubealign.cluster.kube import Kubernetes, NoKubernetes
 from kubealign.errors import ClusterError
+from kubealign_components.json_types import JsonObject
+
+if TYPE_CHECKING:
+    from kfp_server_api import V2beta1Run
 
 RUN = "pipeline/runid"
 """Label of Workflows and pods: the run that they belong to."""
@@ -31,7 +35,7 @@ class Workflow:
     """Whether it was told to end at once, which is how KFP terminates."""
 
 
-def states_of(runs: Iterable[Any], kubernetes: Kubernetes, namespace: str) -> dict[str, str]:
+def states_of(runs: Iterable[V2beta1Run], kubernetes: Kubernetes, namespace: str) -> dict[str, str]:
     """The state of each of ``runs`` by id, as well as it can be known from here."""
     told = {str(run.run_id): told_state(run) for run in runs}
     doubtful = [run_id for run_id, state in told.items() if state in UNENDED or state == "failed"]
@@ -47,7 +51,7 @@ def states_of(runs: Iterable[Any], kubernetes: Kubernetes, namespace: str) -> di
     }
 
 
-def told_state(run: Any) -> str:
+def told_state(run: V2beta1Run) -> str:
     """KFP's own word."""
     state = str(run.state or "").lower()
     passed = {str(status.state) for status in run.state_history or ()}
@@ -76,6 +80,6 @@ def workflows_of(kubernetes: Kubernetes, namespace: str, run_ids: Iterable[str])
     return {item["metadata"]["labels"][RUN]: _workflow(item) for item in found}
 
 
-def _workflow(item: Mapping[str, Any]) -> Workflow:
+def _workflow(item: JsonObject) -> Workflow:
     cancelled = item.get("spec", {}).get("activeDeadlineSeconds") == 0
     return Workflow(name=item["metadata"]["name"], cancelled=cancelled)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any
 
 from kubealign.cluster.kube import Json
 from kubealign.doctor.finding import Finding, Subject, ok, problem, unknown, warning
 from kubealign.errors import ClusterError
+from kubealign_components.json_types import JsonObject
 from kubealign_pipelines.resources import StageResources
 
 KUEUE = "/apis/kueue.x-k8s.io/v1beta2"
@@ -50,7 +50,7 @@ def check_queue(subject: Subject) -> Iterator[Finding]:
         yield ok(check, f"{name}: every stage fits ClusterQueue {queue}")
 
 
-def shortages(subject: Subject, queue: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+def shortages(subject: Subject, queue: JsonObject) -> Iterator[tuple[str, str, str, str]]:
     """Stage, resource, what is asked and the most there is, where the ClusterQueue ``queue`` is too small."""
     most: Amounts = {}
     for group in queue.get("resourceGroups") or ():

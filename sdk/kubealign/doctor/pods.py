@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from kubealign.cluster.kube import Json
 from kubealign.doctor.finding import Finding, Subject, ok, problem, unknown, warning
 from kubealign.errors import ClusterError
+from kubealign_components.json_types import JsonObject
 
 CACHE = "kubealign-model-cache"
 ENFORCE = "pod-security.kubernetes.io/enforce"
@@ -88,7 +88,7 @@ def check_images(subject: Subject) -> Iterator[Finding]:
         yield _image(image, known, on_nodes)
 
 
-def pod_of(subject: Subject, task: Mapping[str, Any]) -> Json:
+def pod_of(subject: Subject, task: JsonObject) -> Json:
     """The pod that Kubeflow Pipelines makes of ``task``, as far as admission looks at it."""
     settings, container = task["pod"], task["container"]
     security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
@@ -204,7 +204,7 @@ def _registry_answers(host: str, path: str) -> int:
         return 0
 
 
-def _resources(resources: Mapping[str, Any]) -> Json:
+def _resources(resources: JsonObject) -> Json:
     requests = {
         name: resources[key]
         for name, key in (("cpu", "resourceCpuRequest"), ("memory", "resourceMemoryRequest"))

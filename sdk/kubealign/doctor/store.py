@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import yaml
 
@@ -11,6 +10,7 @@ from kubealign.cluster.kube import Forbidden
 from kubealign.cluster.outputs import DEFAULT_ROOT, LAUNCHER
 from kubealign.doctor.finding import KUBEFLOW, Finding, Subject, data_of, ok, problem, unknown, warning
 from kubealign_components.errors import KubeAlignError
+from kubealign_components.json_types import JsonObject
 from kubealign_components.store import join, scheme_of, store_for
 from kubealign_components.store.base import KUBEFLOW as KUBEFLOW_STORE
 
@@ -39,7 +39,7 @@ def check_store(subject: Subject) -> Iterator[Finding]:
     yield from _pages(subject, root, scheme)
 
 
-def _keys(subject: Subject, scheme: str, provider: dict[str, Any]) -> Iterator[Finding]:
+def _keys(subject: Subject, scheme: str, provider: JsonObject) -> Iterator[Finding]:
     given = (provider.get("default") or {}).get("credentials") or {}
     named = given.get("secretRef") or {}
     if scheme == "minio" and not provider:
@@ -67,7 +67,7 @@ def _keys(subject: Subject, scheme: str, provider: dict[str, Any]) -> Iterator[F
         yield ok("store keys", f"Secret {name}")
 
 
-def _server(subject: Subject, root: str, scheme: str, provider: dict[str, Any]) -> Iterator[Finding]:
+def _server(subject: Subject, root: str, scheme: str, provider: JsonObject) -> Iterator[Finding]:
     endpoint = (provider.get("default") or {}).get("endpoint") or (
         KUBEFLOW_STORE.removeprefix("http://") if scheme == "minio" else ""
     )

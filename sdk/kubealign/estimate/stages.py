@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kubealign.estimate.formulas import (
     FULL,
@@ -35,6 +35,16 @@ from kubealign_pipelines.checking.stages import arguments
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.graph import Graph, Task
 from kubealign_pipelines.resources import DEFAULTS, TRAINING
+
+if TYPE_CHECKING:
+    from kubealign_components.evaluate.stage import EvaluateConfig
+    from kubealign_components.judge.stage import JudgeConfig
+    from kubealign_components.logprobs.stage import LogprobsConfig
+    from kubealign_components.rewards.stage import RewardsConfig
+    from kubealign_components.sample.stage import SampleConfig
+    from kubealign_components.train.config import TrainConfig
+    from kubealign_components.train_ppo.config import PpoConfig
+    from kubealign_components.train_reward_model.config import RewardModelConfig
 
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z0-9])")
 _SAME_SIZE = math.log(1.5)
@@ -205,7 +215,7 @@ def estimate(run: RunFile, shape: ModelShape, assumed: Assumptions) -> list[Stag
     return sorted(found, key=lambda stage: order.index(stage.stage))
 
 
-def stage_tokens(graph: Graph, values: Mapping[str, Any], assumed: Assumptions) -> dict[str, Tokens]:
+def stage_tokens(graph: Graph, values: Mapping[str, object], assumed: Assumptions) -> dict[str, Tokens]:
     """Tokens by kind of work of the tasks of ``graph`` that run a model, by the name of the task.
 
     Raises:
@@ -219,12 +229,12 @@ def stage_tokens(graph: Graph, values: Mapping[str, Any], assumed: Assumptions) 
     }
 
 
-def _configs(graph: Graph, values: Mapping[str, Any]) -> tuple[list[tuple[Task, Any]], Recipe]:
+def _configs(graph: Graph, values: Mapping[str, object]) -> tuple[list[tuple[Task, Any]], Recipe]:
     taken = [(task, _config(task, values)) for task in graph.tasks.values()]
     return taken, Recipe.of({task.function: config for task, config in taken}, values)
 
 
-def _config(task: Task, values: Mapping[str, Any]) -> Any:
+def _config(task: Task, values: Mapping[str, object]) -> Any:
     cls = config_class(task.function) if task.function in (*_TOKENS, "filter", "select") else None
     return None if cls is None else from_parameters(cls, arguments(task, values), task.function)
 
@@ -250,7 +260,7 @@ class Recipe:
     """Completions of each prompt whose log-probability is computed."""
 
     @classmethod
-    def of(cls, configs: Mapping[str, Any], values: Mapping[str, Any]) -> Recipe:
+    def of(cls, configs: Mapping[str, Any], values: Mapping[str, object]) -> Recipe:
         """The recipe of the stages' configs by function; ``evaluate`` samples as ``sample`` did."""
         completions = configs["evaluate"].sampling.n
         select = configs.get("select")
@@ -340,30 +350,30 @@ class _Stage:
         return sampling_memory(self.shape, gpu_bytes, config.memory_fraction, 1, longest).total
 
 
-def _sample(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
+def _sample(config: SampleConfig, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
     return {"sample": float(a.rows * config.sampling.n * a.completion_tokens)}
 
 
-def _rewards(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
+def _rewards(config: RewardsConfig, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
     return {"score": float(a.rows * (a.prompt_tokens + recipe.completions * a.completion_tokens))}
 
 
-def _logprobs(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:
+def _logprobs(config: LogprobsConfig, recipe: Recipe, a: Assumptions) -> Tokens:
     rows = a.rows * (config.drift_share if config.source == "sampler" else 1)
     return {"score": float(rows * (a.prompt_tokens + recipe.scored * a.completion_tokens))}
 
 
-def _judge(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
+def _judge(config: JudgeConfig, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
     return {"score": float(a.rows * a.questions * (a.prompt_tokens + 2 * a.completion_tokens))}
 
 
-def _evaluate(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
+def _evaluate(config: EvaluateConfig, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
     asked = min(a.rows, config.max_prompts) * config.sampling.n
     whole = a.prompt_tokens + a.completion_tokens
     return {"sample": float(asked * a.completion_tokens), "score": float(2 * asked * whole)}
 
 
-def _train(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:
+def _train(config: TrainConfig, recipe: Recipe, a: Assumptions) -> Tokens:
     completions = 2 if recipe.pairs else 1
     examples = a.rows * (recipe.pairs or recipe.selected) * config.epochs
     if config.max_steps:
@@ -371,12 +381,12 @@ def _train(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:
     return {"train": float(examples * (a.prompt_tokens + completions * a.completion_tokens))}
 
 
-def _train_reward_model(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
+def _train_reward_model(config: RewardModelConfig, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
     examples = config.max_steps * config.batch_size or a.rows * config.epochs
     return {"train": 2.0 * examples * (a.prompt_tokens + a.completion_tokens)}
 
 
-def _train_ppo(config: Any, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
+def _train_ppo(config: PpoConfig, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
     rollouts = config.max_steps * config.rollout_batch or a.rows * config.epochs
     whole = a.prompt_tokens + a.completion_tokens
     # Policy, value, reference and reward read every rollout once; policy and value are trained on it.

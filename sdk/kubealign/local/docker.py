@@ -12,13 +12,16 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kfp import local
 
 from kubealign_components import images
 from kubealign_components.config import require
 from kubealign_components.errors import ConfigError
+
+if TYPE_CHECKING:
+    from docker import DockerClient
 
 TMP = "/tmp"
 """Home and working directory in the images."""
@@ -31,7 +34,11 @@ _DEFAULTS: dict[str, object] = {
 
 
 def docker_runner(
-    parameters: Mapping[str, Any], *, artifacts: Path, writable: Sequence[Path], settings: Mapping[str, Any]
+    parameters: Mapping[str, object],
+    *,
+    artifacts: Path,
+    writable: Sequence[Path],
+    settings: Mapping[str, Any],
 ) -> local.DockerRunner:
     """A runner for one run.
 
@@ -71,7 +78,7 @@ def docker_runner(
         ) from error
 
 
-def named(parameters: Any) -> list[tuple[str, Path]]:
+def named(parameters: object) -> list[tuple[str, Path]]:
     """The files and folders here that ``parameters`` name: each as a path in the container and one here.
 
     Raises:
@@ -109,7 +116,9 @@ def exit_codes_kept() -> Iterator[None]:
         docker_task_handler.run_docker_container = before
 
 
-def run_container(client: Any, image: str, command: list[str], volumes: Any, **arguments: Any) -> int:
+def run_container(
+    client: DockerClient, image: str, command: list[str], volumes: object, **arguments: object
+) -> int:
     """Run ``command`` to its end, print what it writes, and give its exit code; nothing of it stays."""
     import docker
 

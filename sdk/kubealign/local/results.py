@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from kubealign.local.watcher import TaskRun, Watcher
 from kubealign_components.data.dataset import Dataset
@@ -49,7 +48,7 @@ class Output:
     type: str
     """Such as ``system.Dataset``."""
     path: Path
-    metadata: dict[str, Any]
+    metadata: dict[str, object]
 
     @property
     def exists(self) -> bool:
@@ -88,7 +87,7 @@ class Results:
 
     pipeline: str
     folder: Path
-    parameters: dict[str, Any]
+    parameters: dict[str, object]
     """All of them, defaults included."""
     seconds: float
     stages: list[StageRow]

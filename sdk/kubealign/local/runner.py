@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 from kfp import components, local
@@ -36,8 +36,12 @@ from kubealign.parameters import check_parameters
 from kubealign.runfile import RunFile
 from kubealign_components.config import require
 from kubealign_components.errors import ConfigError
+from kubealign_components.json_types import JsonObject
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.graph import Graph
+
+if TYPE_CHECKING:
+    from kfp.local import DockerRunner, SubprocessRunner
 
 WORK = "work"
 """Pipeline parameter for the work prefix."""
@@ -101,7 +105,7 @@ def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Res
 
 
 def _header(
-    folder: RunFolder, graph: Graph, parameters: Mapping[str, Any], expected: Forecast
+    folder: RunFolder, graph: Graph, parameters: Mapping[str, object], expected: Forecast
 ) -> Iterator[str]:
     """What will run and for how long, what is already there, and where it goes."""
     titles = list(dict.fromkeys(task.title for task in graph.tasks.values()))
@@ -175,7 +179,7 @@ def _replace(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _runner(run: RunFile, parameters: Mapping[str, Any], folder: RunFolder) -> Any:
+def _runner(run: RunFile, parameters: JsonObject, folder: RunFolder) -> SubprocessRunner | DockerRunner:
     if run.local.runner == "process":
         return local.SubprocessRunner(use_venv=False)
     work = [] if "://" in parameters[WORK] else [Path(parameters[WORK])]

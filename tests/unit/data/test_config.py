@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kubealign_components.config import (
+    assemble,
     execution,
     from_mapping,
     from_parameters,
@@ -117,3 +119,29 @@ def test_the_error_carries_the_parts() -> None:
     with pytest.raises(ConfigError) as caught:
         require(False, "n", 0, "1 or more")
     assert (caught.value.field, caught.value.value) == ("n", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A config with settings that it shares with another stage."""
+
+    BORROWS: ClassVar[Mapping[str, tuple[str, ...]]] = {"train_options": ("dtype", "adapter")}
+
+    dtype: str = "auto"
+    adapter: str = "none"
+    budget: int = 1
+
+
+def test_settings_borrowed_from_another_stage_count_over_an_argument_and_under_own_options() -> None:
+    given = {
+        "adapter": "none",
+        "train_options": {"dtype": "bfloat16", "adapter": "lora", "budget": 7},
+        "options": {"dtype": "float32"},
+    }
+    made = assemble(Scored, given)
+    assert from_mapping(Scored, made.values, "scored") == Scored(dtype="float32", adapter="lora")
+    assert made.origin(("adapter",)) == ("train_options", "adapter")
+    assert made.origin(("dtype",)) == ("options", "dtype")
+    assert assemble(Scored, {"adapter": "qlora", "train_options": {}, "options": {}}).values == {
+        "adapter": "qlora"
+    }

@@ -13,7 +13,7 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.engines.generation import SamplingSpec
 from kubealign_components.errors import ConfigError
 from kubealign_components.evaluate.comparison import preference_accuracy
-from kubealign_components.evaluate.measures import labelled_pairs
+from kubealign_components.evaluate.measures import labelled_completions
 from kubealign_components.evaluate.stage import EvaluateConfig, run
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as filter_prompts
@@ -79,5 +79,5 @@ def test_the_accuracy_counts_prompts_once_and_ties_half() -> None:
 def test_pairs_of_a_prompt_go_by_their_order() -> None:
     made = [("a", "chosen"), ("b", "rejected"), ("c", "chosen"), ("d", None)]
     row = {"completions": [{"completion_id": i, "label": label, "token_ids": [1]} for i, label in made]}
-    found = [(a["completion_id"], b["completion_id"]) for a, b in labelled_pairs(row)]
+    found = [(a["completion_id"], b["completion_id"]) for a, b in labelled_completions(row)]
     assert found == [("a", "b"), ("c", "b")]

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.labels import labelled_pairs
 from kubealign_components.data.schemas import REWARDED, SELECTION, TOKENIZED, completion_id, new_completion
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
-from kubealign_components.select.labels import labelled_pairs
 from kubealign_components.select.stage import SelectConfig, run
 from support.tiny import prompt_row
 

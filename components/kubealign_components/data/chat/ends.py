@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.errors import EngineError
+from kubealign_components.json_types import JsonObject
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def ids_of_files(model: Path) -> set[int]:
@@ -26,7 +30,7 @@ def ids_of_files(model: Path) -> set[int]:
     return ids | {token["id"] for token in added if token["content"] == content}
 
 
-def template_end(tokenizer: Any, after_answer: str) -> set[int]:
+def template_end(tokenizer: PreTrainedTokenizerBase, after_answer: str) -> set[int]:
     """The token with which a template ends the last answer, if it does: the last of those that stand there
     in a row.
 
@@ -71,15 +75,15 @@ def embedding_rows(model: Path) -> int | None:
     return rows if isinstance(rows, int) else None
 
 
-def text_config(config: dict[str, Any]) -> dict[str, Any]:
+def text_config(config: JsonObject) -> JsonObject:
     """The part of a model's config that is about text."""
-    nested: dict[str, Any] = config.get("text_config", config)
+    nested: JsonObject = config.get("text_config", config)
     return nested
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """The object in a JSON file; an empty one where there is no file."""
     if not path.is_file():
         return {}
-    body: dict[str, Any] = json.loads(path.read_text())
+    body: JsonObject = json.loads(path.read_text())
     return body

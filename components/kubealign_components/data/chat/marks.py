@@ -10,9 +10,16 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+Encode: TypeAlias = Callable[[str], list[int]]
+Tree: TypeAlias = "dict[str, Tree]"
 
 RESERVED = "\U0010fffd"
 """Begins every private name. A message that has it cannot be told from a name, and is not read."""
@@ -32,7 +39,9 @@ class Marks:
         answers: those of them that an answer may write: the template knows them.
     """
 
-    def __init__(self, tokenizer: Any, control: Collection[str], answers: Collection[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, control: Collection[str], answers: Collection[str] = ()
+    ) -> None:
         self._tokenizer = tokenizer
         spelled = sorted(set(control))
         self._names = {text: RESERVED + chr(_NAMES + i) for i, text in enumerate(spelled)}
@@ -85,12 +94,12 @@ class Marks:
         return ids
 
     @cached_property
-    def _renamed(self) -> Any:
+    def _renamed(self) -> Encode:
         """Encodes a text in which control tokens stand under their private names."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         return _renamed_fast(backend, self._names) if backend is not None else self._renamed_slow()
 
-    def _renamed_slow(self) -> Any:
+    def _renamed_slow(self) -> Encode:
         other = copy.deepcopy(self._tokenizer)
         for number, token in other._added_tokens_decoder.items():
             if token.content in self._names:
@@ -103,7 +112,7 @@ class Marks:
         return lambda text: other.encode(text, add_special_tokens=False)
 
 
-def _renamed_fast(backend: Any, names: dict[str, str]) -> Any:
+def _renamed_fast(backend: Tokenizer, names: dict[str, str]) -> Encode:
     """A copy of a tokenizer of ``tokenizers`` whose tokens have other names and the same ids."""
     from tokenizers import Tokenizer
 
@@ -129,7 +138,7 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
 
     Written as a tree of their characters: tokenizers have thousands of control tokens.
     """
-    tree: dict[str, Any] = {}
+    tree: Tree = {}
     for text in filter(None, texts):
         node = tree
         for character in text:
@@ -138,7 +147,7 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     return re.compile(_alternatives(tree) if tree else r"(?!)")
 
 
-def _alternatives(tree: dict[str, Any]) -> str:
+def _alternatives(tree: Tree) -> str:
     ends = "" in tree
     branches = [re.escape(c) + _alternatives(rest) for c, rest in tree.items() if c]
     if not branches:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from kubealign_components.data.chat.ends import checked, embedding_rows, ids_of_files, template_end
 from kubealign_components.data.chat.rendering import (
@@ -32,6 +31,7 @@ from kubealign_components.data.chat.tokenizer import load_tokenizer, one_bos, un
 from kubealign_components.data.fingerprint import digest
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.errors import EngineError
+from kubealign_components.json_types import JsonObject
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class ChatTemplate:
         """SHA-256 of the template's text, and of the settings where they change what it writes."""
         template = self.settings.text or self.tokenizer.chat_template
         text = template if isinstance(template, str) else repr(sorted(template.items()))
-        given: dict[str, Any] = {"kwargs": dict(self.settings.kwargs)} if self.settings.kwargs else {}
+        given: JsonObject = {"kwargs": dict(self.settings.kwargs)} if self.settings.kwargs else {}
         given |= {"date": self.settings.date} if self._renderer.dated else {}
         return digest({"template": text} | given) if given else hashlib.sha256(text.encode()).hexdigest()
 

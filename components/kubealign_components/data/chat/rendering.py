@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.data.chat.marks import Marks, ReservedCharacter
 from kubealign_components.data.chat.sandbox import SandboxedTemplate, TemplateRefused
 from kubealign_components.data.chat.settings import RESERVED, TemplateSettings
 from kubealign_components.errors import ConfigError, DataError, EngineError
+from kubealign_components.json_types import JsonObject
 
-Message = dict[str, Any]
-Tools = Sequence[Mapping[str, Any]] | None
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = JsonObject
+Tools = Sequence[JsonObject] | None
 
 ASKED, ANSWERED, TOLD = "kubealignasks", "kubealignanswers", "kubealigntells"
 """What the user, the assistant and the system say when a template is tried."""
@@ -72,7 +76,7 @@ class Renderer:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         name: str,
         settings: TemplateSettings | None = None,
     ) -> None:
@@ -101,7 +105,7 @@ class Renderer:
         tools: Tools = None,
         *,
         generation_prompt: bool = False,
-        **values: Any,
+        **values: object,
     ) -> str:
         """The text of a chat, with what messages spell of control tokens under private names.
 
@@ -159,7 +163,7 @@ class Renderer:
                     f"a variable of the chat template of {self.name}, which reads {', '.join(own) or 'none'}",
                 )
 
-    def _raw(self, messages: list[Message], tools: Any = None, **values: Any) -> str:
+    def _raw(self, messages: list[Message], tools: Tools = None, **values: object) -> str:
         given = {"add_generation_prompt": values.pop("generation_prompt", False), "documents": None}
         try:
             return self._template(tools).render(
@@ -302,7 +306,7 @@ def _parsed(call: Message) -> Message:
     return call | {"function": call["function"] | {"arguments": found}}
 
 
-def _arguments(call: Message) -> Any:
+def _arguments(call: Message) -> object:
     return _parsed(call)["function"].get("arguments")
 
 
@@ -312,7 +316,7 @@ def _as_code(text: str) -> bool:
     return any(sign in text for sign in code)
 
 
-def _leaves(value: Any) -> Iterator[str]:
+def _leaves(value: object) -> Iterator[str]:
     """The texts and numbers in ``value`` as JSON writes them, names of members among them."""
     if isinstance(value, Mapping):
         for key, member in value.items():
@@ -327,7 +331,9 @@ def _leaves(value: Any) -> Iterator[str]:
         yield json.dumps(value)
 
 
-def _control_tokens(tokenizer: Any, frames: Sequence[str], source: str) -> tuple[set[str], set[str]]:
+def _control_tokens(
+    tokenizer: PreTrainedTokenizerBase, frames: Sequence[str], source: str
+) -> tuple[set[str], set[str]]:
     """Texts of the tokens that no message may write, and those of them that an answer may.
 
     Control tokens are those that the tokenizer calls special, and those that the template frames turns

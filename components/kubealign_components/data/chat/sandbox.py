@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator
@@ -20,6 +20,10 @@ from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+if TYPE_CHECKING:
+    from jinja2.parser import Parser
+    from jinja2.runtime import Context
 
 MAX_CHARS = 2**24
 """Characters (or members) of the largest value that a template may build."""
@@ -66,7 +70,7 @@ class SandboxedTemplate:
         """Whether the text can depend on the date."""
         return "strftime_now" in self.variables
 
-    def render(self, values: dict[str, Any]) -> str:
+    def render(self, values: dict[str, object]) -> str:
         """The text that the template makes of ``values``.
 
         Raises:
@@ -78,6 +82,9 @@ class SandboxedTemplate:
         except Exception as error:  # a template is a program: it can fail in every way
             text = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
             raise TemplateRefused(text) from error
+
+
+V = TypeVar("V")
 
 
 class _Generator(CodeGenerator):
@@ -96,7 +103,7 @@ class _Generation(Extension):
 
     tags = frozenset({"generation"})  # type: ignore[assignment]
 
-    def parse(self, parser: Any) -> nodes.Node:
+    def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
@@ -111,7 +118,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         self.steps = 0
         self.filters = {name: _bounded(f) for name, f in self.filters.items()}
-        own: dict[str, Any] = {
+        own: dict[str, Callable[..., object]] = {
             "tojson": _bounded(_tojson),
             "random": _refuse_chance,
             "join": _bounded_join(self.filters["join"]),
@@ -130,17 +137,17 @@ class _Environment(ImmutableSandboxedEnvironment):
             found.append(part)
         return "".join(found)
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Context, __obj: object, *args: object, **kwargs: object) -> object:  # noqa: N805
         """See :class:`SandboxedEnvironment`; counted."""
         __self._step()
         method = getattr(__obj, "__wrapped__", __obj)  # Jinja wraps the format of texts
         owner = getattr(method, "__self__", None)
         if isinstance(owner, str | list | tuple):
             args = tuple(list(a) if isinstance(a, Iterator) else a for a in args)
-            _check_method(owner, method.__name__, args, kwargs)
+            _check_method(owner, str(getattr(method, "__name__", "")), args, kwargs)
         return super().call(__context, __obj, *args, **kwargs)
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> object:
         """See :class:`SandboxedEnvironment`; measured before it is computed."""
         _check_operands(operator, left, right)
         return super().call_binop(context, operator, left, right)
@@ -153,7 +160,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             loop.iter = counted
         return tree
 
-    def _counted(self, values: Any) -> Iterator[Any]:
+    def _counted(self, values: Iterable[V]) -> Iterator[V]:
         for value in values:
             self._step()
             yield value
@@ -179,7 +186,7 @@ def _check_operands(operator: str, left: Any, right: Any) -> None:
         _check_format(left)
 
 
-def _check_method(owner: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_method(owner: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, object]) -> None:
     _check_numbers((*args, *kwargs.values()))
     if name in ("format", "format_map"):
         _check_format(owner)
@@ -220,9 +227,9 @@ def _bounded(original: Callable[..., object]) -> Callable[..., object]:
     return bounded
 
 
-def _bounded_join(original: Callable[..., Any]) -> Callable[..., Any]:
+def _bounded_join(original: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(original)
-    def joined(context: Any, value: Any, d: str = "", attribute: Any = None) -> Any:
+    def joined(context: Context, value: Iterable[object], d: str = "", attribute: object = None) -> object:
         parts = list(value)
         if attribute is None:
             _check_size(sum(len(str(part)) + len(d) for part in parts))
@@ -232,7 +239,11 @@ def _bounded_join(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _tojson(
-    x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    x: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
 ) -> str:
     # Jinja's own escapes characters of HTML; this is the one that templates are written for.
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

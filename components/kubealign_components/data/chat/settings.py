@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import canonical_json
 from kubealign_components.errors import ConfigError, NotFound
+from kubealign_components.json_types import JsonObject
 from kubealign_components.store import store_for
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class TemplateSettings:
     date: str = DATE
     """Today, as YYYY-MM-DD."""
 
-    def params(self) -> dict[str, Any]:
+    def params(self) -> JsonObject:
         """What a recipe says of them, under the names of the settings."""
         return dict(zip(TEMPLATE_FIELDS, (self.text, dict(self.kwargs), self.date), strict=True))
 

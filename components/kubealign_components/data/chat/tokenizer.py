@@ -6,15 +6,18 @@ import importlib
 import importlib.metadata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from kubealign_components.errors import EngineError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def load_tokenizer(model: Path) -> Any:
+
+def load_tokenizer(model: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in the directory ``model``, without running code that lies in it.
 
     Raises:
@@ -29,7 +32,7 @@ def load_tokenizer(model: Path) -> Any:
         raise EngineError(f"cannot load the tokenizer of {model}: {reason}") from error
 
 
-def unknown_tokens(tokenizer: Any, rows: int | None, name: str, template: str) -> str:
+def unknown_tokens(tokenizer: PreTrainedTokenizerBase, rows: int | None, name: str, template: str) -> str:
     """What is wrong with a tokenizer that gives ids which the model does not know; empty when all is well.
 
     Control tokens that the template never writes may lie outside: no text becomes one of them. Several

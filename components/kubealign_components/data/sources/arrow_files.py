@@ -44,7 +44,7 @@ def read_arrow(path: Path, name: str) -> Iterator[Row]:
                     yield row, min(1.0, file.tell() / size)
 
 
-def _batches(file: Any) -> Iterator[pa.RecordBatch]:
+def _batches(file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
     if file.read(6) == b"ARROW1":
         reader = pa.ipc.open_file(file)
         yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
@@ -74,7 +74,7 @@ def _rows(batch: pa.RecordBatch) -> Iterator[object]:
         yield {name: values[number] for name, values in columns.items()}
 
 
-def _column(column: pa.Array) -> list[Any]:
+def _column(column: pa.Array) -> list[object]:
     kind = column.type
     values: list[Any] = column.to_pylist(maps_as_pydicts="lossy")
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind):
@@ -84,7 +84,7 @@ def _column(column: pa.Array) -> list[Any]:
     return [_plain(value, kind) for value in values]
 
 
-def _plain(value: Any, kind: pa.DataType) -> Any:
+def _plain(value: Any, kind: pa.DataType) -> object:
     """``value`` as JSON has values, without the null members that Arrow gives every object for the keys
     of its neighbours. Decimals stay, so that answers keep their digits."""
     if value is None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kubealign_components.data.sources.file_readers import READERS, is_readable
 from kubealign_components.data.sources.splits import CARD, splits_of
@@ -197,7 +196,7 @@ def _suffixes() -> str:
     return ", ".join(sorted(READERS))
 
 
-def _some(names: Any) -> str:
+def _some(names: Iterable[str]) -> str:
     listed = sorted(names)
     more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
     return ", ".join(listed[:5]) + more if listed else "none"

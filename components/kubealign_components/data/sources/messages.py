@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from kubealign_components.data.fingerprint import source_json
 from kubealign_components.data.sources.tool_calls import read_call, read_calls, written_calls
 from kubealign_components.data.sources.values import Malformed, first_of, from_json_text, is_media, text_of
+from kubealign_components.json_types import JsonObject
 
-Message = dict[str, Any]
+Message = JsonObject
 
 ROLES = {
     "system": "system",
@@ -180,11 +180,12 @@ def _is_turn(value: object, roles: Mapping[str, str]) -> bool:
     return known and any(key in value for key in (*_TEXT_KEYS, "tool_calls"))
 
 
-def _transposed(value: Mapping[str, Any]) -> list[Any]:
+def _transposed(value: Mapping[str, object]) -> list[object]:
     """One turn as a list, or the turns of a mapping of columns (how older datasets store lists)."""
-    if not all(isinstance(column, list) for column in value.values()):
+    lists = {name: column for name, column in value.items() if isinstance(column, list)}
+    if len(lists) != len(value):
         return [value]
-    columns = {str(k): v for k, v in value.items() if v}
+    columns = {str(name): column for name, column in lists.items() if column}
     lengths = {len(v) for v in columns.values()}
     if len(lengths) != 1:
         raise Malformed("bad_message")

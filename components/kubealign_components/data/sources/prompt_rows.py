@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from kubealign_components.data.fingerprint import canonical_json, source_json
 from kubealign_components.data.schemas import (
     ImportedCompletion,
+    PromptRow,
     new_completion,
     offline_completion_id,
     prompt_id,
@@ -17,13 +19,12 @@ from kubealign_components.data.sources.example import Example, Offline
 from kubealign_components.data.sources.values import Malformed
 
 V = TypeVar("V")
-Row = dict[str, Any]
 
 UNNAMED_MODEL = "offline"
 """Who wrote a completion when its source does not say."""
 
 
-def to_row(example: Example, source: str, weight: float) -> Row:
+def to_row(example: Example, source: str, weight: float) -> PromptRow:
     """The row of one example.
 
     Raises:
@@ -40,13 +41,22 @@ def to_row(example: Example, source: str, weight: float) -> Row:
             "tools": source_json(example.tools) if example.tools else None,
             "answers": _encodable(example.answers),
             "metadata": canonical_json(_encodable(example.metadata)) if example.metadata else None,
+            "prompt_token_ids": None,
+            "prompt_tokens": None,
             "completions": completions,
+            "dropped_completions": None,
         }
     except (TypeError, ValueError, RecursionError):  # UnicodeEncodeError is a ValueError
         raise Malformed("not_json") from None
 
 
-def merge_rows(rows: Sequence[Row], counts: Counter[str]) -> Row:
+def spooled(row: PromptRow) -> tuple[str, str]:
+    """Id and JSON of ``row`` for the spool, which is sorted by prompt ids."""
+    body = {name: value for name, value in row.items() if name != "prompt_id"}
+    return row["prompt_id"], json.dumps(body, ensure_ascii=False)
+
+
+def merge_rows(rows: Sequence[PromptRow], counts: Counter[str]) -> PromptRow:
     """One row from all rows of a prompt, in source order: the first, with everyone's completions.
 
     Identical completions become one, which keeps the first score and model that is known; one that

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from kubealign_components.data.dataset import DatasetWriter
 from kubealign_components.data.fingerprint import Provenance
-from kubealign_components.data.schemas import PROMPTS
+from kubealign_components.data.schemas import PROMPTS, PromptRow
 from kubealign_components.data.seeds import id_keys
 from kubealign_components.data.sources.external_sort import Spool
 from kubealign_components.data.sources.prompt_rows import merge_rows
@@ -24,7 +23,6 @@ from kubealign_components.progress import progress_bar
 WRITE_ROWS = 256
 ID_BATCH = 65536
 
-Row = dict[str, Any]
 Mask = NDArray[np.bool_]
 
 
@@ -66,7 +64,7 @@ def write_prompts(
     *,
     over: str,
     extra: Callable[[], Mapping[str, object]],
-    merge: Callable[[Sequence[Row], Counter[str]], Row] = merge_rows,
+    merge: Callable[[Sequence[PromptRow], Counter[str]], PromptRow] = merge_rows,
 ) -> None:
     """Publish the kept prompts of ``spool`` at ``output`` (``kubealign.prompts/v1``).
 
@@ -85,7 +83,7 @@ def write_prompts(
         DatasetWriter(output, PROMPTS, provenance) as writer,
         progress_bar(len(kept), "prompts", f"{stage}: write") as bar,
     ):
-        pending: list[Row] = []
+        pending: list[PromptRow] = []
         for keep, (name, group) in zip(kept, spool.groups(), strict=True):
             stats.drop("duplicate_prompt", len(group) - 1)
             if keep:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kubealign_components.config import semantic_params
 from kubealign_components.data.fingerprint import digest, file_digest
@@ -20,7 +20,13 @@ from kubealign_components.data.sources.source_settings import SourceSettings
 from kubealign_components.data.sources.values import Malformed, from_json_text, list_from_text
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError
+from kubealign_components.json_types import JsonObject
 from kubealign_components.progress import progress_bar
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from tqdm import tqdm
 
 T = TypeVar("T")
 
@@ -59,7 +65,7 @@ class SourceReader:
         self.format = ""
         self.rows = 0
         self.malformed: Counter[str] = Counter()
-        self.examples: list[dict[str, Any]] = []
+        self.examples: list[dict[str, object]] = []
         self.notes: Counter[str] = Counter()
         """What rows hold and the dataset does not, by name."""
         self._columns: set[str] = set()
@@ -80,7 +86,7 @@ class SourceReader:
         found(content, self.config.uri)
         return {"sha256": content}
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """The part of the recipe that is about this source; places are not in it."""
         params = semantic_params(self.config)
         own = {k: v for k, v in params.items() if k not in ("uri", "revision")}
@@ -101,7 +107,7 @@ class SourceReader:
         self,
         read: Callable[[object], T],
         stats: Stats,
-        bar: Any,
+        bar: tqdm[NoReturn],
         *,
         formats: Mapping[str, str] | None = None,
         wanted: str = "auto",
@@ -189,13 +195,15 @@ class SourceReader:
                     f"a column; the rows have the columns {', '.join(sorted(self._columns)[:24])}",
                 )
 
-    def _raw_rows(self, bar: Any) -> Iterator[tuple[str, int, object]]:
+    def _raw_rows(self, bar: tqdm[NoReturn]) -> Iterator[tuple[str, int, object]]:
         """File name, row number in the file (from 1) and row, of every file of the source."""
         for file in self.place.files:
             with tempfile.TemporaryDirectory(prefix="kubealign-source-") as folder:
                 path = file.fetch(Path(folder))
                 size, shown = _kilobytes(path.stat().st_size), 0
-                bar.total += size - _kilobytes(file.size)  # a listing does not always know sizes
+                bar.total = (
+                    (bar.total or 0) + size - _kilobytes(file.size)
+                )  # a listing does not always know sizes
                 if self.place.hub is None:
                     self.digests.append([kind_of(file.name), file_digest(path)])
                 whole = self.config.text == "file"
@@ -243,7 +251,7 @@ class SourceReader:
             )
 
 
-def reading_bar(readers: Sequence[SourceReader], stage: str) -> Any:
+def reading_bar(readers: Sequence[SourceReader], stage: str) -> tqdm[NoReturn]:
     """A progress bar over the kilobytes of all sources."""
     sizes = sum(file.size for reader in readers for file in reader.place.files)
     return progress_bar(_kilobytes(sizes), "kB", f"{stage}: read")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any
 
 import yaml
 
@@ -98,7 +97,7 @@ def _front_matter(card: str | None) -> Mapping[str, object]:
 class _PlainLoader(yaml.SafeLoader):
     """YAML without aliases: a few of them can stand for more text than fits in memory."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """The next node.
 
         Raises:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from kubealign_components.data.sources.messages import Message
 from kubealign_components.data.sources.tool_calls import read_call
@@ -21,7 +20,7 @@ class Branch:
     """What one branch says after the prompt."""
 
     turns: list[Message] = field(default_factory=list)
-    answers: list[Any] = field(default_factory=list)
+    answers: list[object] = field(default_factory=list)
     """Of its verifiable-responses parts."""
     model: str | None = None
     """Who wrote its last part."""
@@ -106,7 +105,7 @@ def _parts(message: Mapping[str, object]) -> list[Mapping[str, object]]:
     return parts
 
 
-def _text(part: Mapping[str, Any]) -> str:
+def _text(part: Mapping[str, object]) -> str:
     return text_of(part.get("content"))
 
 
@@ -114,7 +113,7 @@ def _content(value: object) -> str:
     return text_of(value.get("content") if isinstance(value, Mapping) else value)
 
 
-def _model(parts: list[Mapping[str, Any]]) -> str | None:
+def _model(parts: list[Mapping[str, object]]) -> str | None:
     metadata = from_json_text(parts[-1].get("metadata")) if parts else None
     model = metadata.get("model") if isinstance(metadata, Mapping) else None
     return model if isinstance(model, str) and model else None
