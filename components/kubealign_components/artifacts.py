@@ -17,6 +17,7 @@ from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, SchemaMismatch
 from kubealign_components.store import beside, join, store_for
+from kubealign_components.whole_file import write_whole
 
 if TYPE_CHECKING:
     from kfp.dsl import Artifact, Metrics
@@ -142,4 +143,4 @@ def write_page(artifact: Artifact, page: str) -> None:
     """Write a text, such as an HTML page, to an artifact that is one file."""
     path = Path(artifact.path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page)
+    write_whole(path, page)

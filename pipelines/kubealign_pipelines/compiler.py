@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToDict
 from kfp.compiler.pipeline_spec_builder import extract_comments_from_pipeline_spec
 
 from kubealign_components.config import require
+from kubealign_components.whole_file import whole_file
 from kubealign_pipelines import build, rules
 from kubealign_pipelines.graph import CHECK, Graph, Json, Parameter
 from kubealign_pipelines.resources import CompileSettings
@@ -52,7 +53,7 @@ def compile_pipeline(
     if defaults:
         _set_defaults(spec, parameters)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(extract_comments_from_pipeline_spec(spec, pipeline.description))
         documents = [spec, platform] if platform.get("platforms") else [spec]
         yaml.dump_all(documents, file, Dumper=yaml.CSafeDumper, sort_keys=True)

@@ -20,6 +20,7 @@ from kubealign_components.data.schemas import (
 )
 from kubealign_components.errors import ConfigError, StoreError
 from kubealign_components.json_types import JsonObject
+from kubealign_components.whole_file import whole_file, write_whole
 
 Row = JsonObject
 Exported = JsonObject
@@ -75,14 +76,14 @@ def export(dataset: Dataset, form: str, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / ("train.parquet" if form == "parquet" else "train.jsonl")
         if form == "parquet":
-            with pq.ParquetWriter(file, ROWS[dataset.manifest.schema]) as writer:
+            with whole_file(file) as part, pq.ParquetWriter(part, ROWS[dataset.manifest.schema]) as writer:
                 for batch in dataset.batches():
                     writer.write_batch(batch)
         else:
-            with file.open("w", encoding="utf-8") as lines:
+            with whole_file(file) as part, part.open("w", encoding="utf-8") as lines:
                 for row in FORMS[form](dataset):
                     lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-        (folder / "README.md").write_text(card(dataset, form, file.name), encoding="utf-8")
+        write_whole(folder / "README.md", card(dataset, form, file.name))
     except OSError as error:
         raise StoreError(f"cannot write {folder}: {error.strerror or error}") from error
     return file

@@ -17,6 +17,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import escape
 
 from kubealign_components.store import join, store_for
+from kubealign_components.whole_file import write_whole
 
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ def write_report(text: str, output: str, copy: str | None) -> None:
     store_for(output).publish(join(output, REPORT), text.encode())
     if copy is not None:
         Path(copy).parent.mkdir(parents=True, exist_ok=True)
-        Path(copy).write_text(text, encoding="utf-8")
+        write_whole(Path(copy), text)
 
 
 def _content(message: Mapping[str, object]) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from kubealign.cli.terminal import say
+
 
 @click.command("components")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
@@ -29,4 +31,4 @@ def components(output: Path, registry: str, owners: tuple[str, ...], verified: d
 
     day = (verified or datetime.now()).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=UTC)
     written = write_catalogue(output, CompileSettings(registry=registry), verified=day, owners=owners)
-    click.echo(f"{output}: {len(written)} components")
+    say(f"{output}: {len(written)} components")

@@ -30,6 +30,7 @@ from kubealign.cli.terminal import say
 from kubealign.errors import ClusterError
 from kubealign_components import __version__
 from kubealign_components.errors import NotFound
+from kubealign_components.whole_file import write_whole
 
 if TYPE_CHECKING:
     from kubealign.cluster.client import Cluster
@@ -143,7 +144,7 @@ def lineage_(
 
     dataset = open_place(_placed(place, output, pipeline_root, connect))
     if html:
-        html.write_text(to_html(dataset.manifest))
+        write_whole(html, to_html(dataset.manifest))
     if as_json:
         click.echo(json.dumps(lineage_json(dataset), indent=2, ensure_ascii=False))
         return
@@ -185,7 +186,7 @@ def rerun_(place: str, output: Path | None, into: Path | None) -> None:
     content = run_file_of(original.manifest)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     if output:
-        output.write_text(text)
+        write_whole(output, text)
     elif not into:
         click.echo(text, nl=False)
     if into:

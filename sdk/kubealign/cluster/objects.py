@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from kubealign.cluster.client import names_of
+from kubealign_components.whole_file import whole_file
 
 API = "pipelines.kubeflow.org/v2beta1"
 Object = dict[str, object]
@@ -40,7 +41,7 @@ def pipeline_objects(package: Path, description: str = "", namespace: str = "") 
 
 def write_objects(objects: list[Object], path: Path) -> None:
     """Write ``objects`` to ``path``, for ``kubectl apply`` and whoever applies what a repository holds."""
-    with path.open("w") as file:
+    with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         yaml.dump_all(objects, file, Dumper=yaml.CSafeDumper, sort_keys=True, allow_unicode=True)
 
 

@@ -37,6 +37,7 @@ from kubealign.runfile import RunFile
 from kubealign_components.config import require
 from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
+from kubealign_components.whole_file import write_whole
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.graph import Graph
 
@@ -77,7 +78,7 @@ def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Res
         graph = compile_pipeline(run.pipeline, folder.pipeline, run.compile, parameters)
         complete = check_parameters(graph, parameters)
         runner = _runner(run, complete, folder)
-    folder.parameters.write_text(yaml.safe_dump(complete, sort_keys=True, allow_unicode=True))
+    write_whole(folder.parameters, yaml.safe_dump(complete, sort_keys=True, allow_unicode=True))
     folder.logs.mkdir(parents=True, exist_ok=True)
     watcher = Watcher(
         folder.logs, on_event=progress.event, on_line=progress.line, fail_fast=not run.local.retries
@@ -163,20 +164,13 @@ def _made(runs: Path, name: str, *, new: bool) -> Path:
 def _leave(folder: RunFolder, results: Results, failure: RunFailed | None) -> None:
     """Write what a reader looks for: numbers, one page, and the outputs under their usual names."""
     written = results.to_json() | ({"failed": str(failure)} if failure else {})
-    _replace(folder.results, json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+    write_whole(folder.results, json.dumps(written, indent=1, ensure_ascii=False) + "\n")
     write_summary(results, folder.summary, failure=str(failure) if failure else "")
     for link in folder.path.iterdir():
         if link.is_symlink():
             link.unlink()
     for name, target in results.by_usual_name().items():
         (folder.path / name).symlink_to(target.relative_to(folder.path))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def _runner(run: RunFile, parameters: JsonObject, folder: RunFolder) -> SubprocessRunner | DockerRunner:

@@ -10,6 +10,7 @@ from kubealign.cli.console import drop_text, duration, format_number, reuse_text
 from kubealign.local.results import Results, StageRow
 from kubealign_components.reports.html import render
 from kubealign_components.reports.lineage import to_html
+from kubealign_components.whole_file import write_whole
 
 MANY = 0.1
 """Share of cut completions from which a reader is told that they were kept."""
@@ -37,7 +38,7 @@ def write_summary(results: Results, path: Path, *, failure: str = "") -> None:
             (name, json.dumps(value, ensure_ascii=False)) for name, value in results.parameters.items()
         ),
     )
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def _stage(row: StageRow) -> list[str]:
