@@ -45,17 +45,23 @@ def chunked(run: Callable[..., Any], config: Any, dataset: Dataset, folder: Path
     return merge([run(config, chunk=c) for c in planned], planned, str(folder / "merged"))
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("llama2", {}),
-        ("mistral-v3", {}),
-        ("gemma2", {}),
-        ("llama3.2", {"chat_template_date": "2025-12-01"}),
-        ("qwen3", {"chat_template_kwargs": {"enable_thinking": False}}),
-    ],
+SETTINGS: dict[str, dict[str, Any]] = {
+    "llama3.2": {"chat_template_date": "2025-12-01"},
+    "qwen3": {"chat_template_kwargs": {"enable_thinking": False}},
+    "alpaca": {"chat_template": "own.jinja"},
+}
+"""Of the template, for some families."""
+OWN = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}" + (
+    "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-def test_from_import_to_the_aligned_model(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_from_import_to_the_aligned_model(name: str, tmp_path: Path) -> None:
+    settings = dict(SETTINGS.get(name, {}))
+    if "chat_template" in settings:
+        settings["chat_template"] = str(tmp_path / "own.jinja")
+        (tmp_path / "own.jinja").write_text(OWN)
     policy = build_family(FAMILIES[name], tmp_path / name, weights=True)
     source = tmp_path / "rows.jsonl"
     system = [{"role": "system", "content": "Be brief."}]
@@ -104,6 +110,10 @@ def test_from_import_to_the_aligned_model(name: str, settings: dict[str, Any], t
     row = next(tokens.iter_rows())
     check_tokens(aligned, template.end_ids, row, stored_settings(tokens))
     assert end_token_ids(aligned.path) == template.end_ids
-    if settings:
+    manifest = Dataset.open(place[4]).manifest
+    assert manifest.extra["chat_template"]["of"] == ("setting" if "chat_template" in settings else "policy")
+    if "chat_template" in settings:
+        check_tokens(aligned, template.end_ids, row)
+    elif settings:
         with pytest.raises(DataError, match="tokenises prompt"):
             check_tokens(aligned, template.end_ids, row)

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from kubealign_components.data.chat import stored_settings
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import TRAINING
 from kubealign_components.data.stats import Stats
@@ -66,13 +67,21 @@ def train(run: Run[TrainConfig]) -> Trained | None:
     unset_hf_deepspeed_config()
     if not processes.first:
         return None
-    _save(run, policy, source, state)
+    template = stored_settings(training)
+    _save(run, policy, source, state, template.text)
     steps = trainer.training_log()
-    extra = {"adapter": config.adapter != "none" and not config.merge_adapter}
+    apart = config.adapter != "none" and not config.merge_adapter
+    extra = {"adapter": apart, "chat_template": template.named()}
     return Trained(steps=steps, stats=_summary(training, steps), extra=extra)
 
 
-def _save(run: Run[TrainConfig], policy: object, source: Path, state: Mapping[str, object] | None) -> None:
+def _save(
+    run: Run[TrainConfig],
+    policy: object,
+    source: Path,
+    state: Mapping[str, object] | None,
+    template: str | None,
+) -> None:
     config = run.config
     save_policy(
         policy,
@@ -83,6 +92,7 @@ def _save(run: Run[TrainConfig], policy: object, source: Path, state: Mapping[st
         merge_adapter=config.merge_adapter,
         save_dtype=config.save_dtype,
         state=state,
+        template=template,
     )
     require_changed(source, run.folder, config.learning_rate)
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
 
 STAGE = "train"
-VERSION = 3
+VERSION = 4
 
 
 def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launcher | None = None) -> Stats:

@@ -62,13 +62,19 @@ def train(run: Run[PpoConfig]) -> Trained | None:
         parts.scorer.close()
     if not processes.first:
         return None
-    save_aligned(config, parts.model, base, run.folder)
+    prompts = Dataset.open(run.job.inputs["prompts"], TOKENIZED)
+    template = stored_settings(prompts)
+    save_aligned(config, parts.model, base, run.folder, template.text)
     if not config.policy_adapter:
         require_changed(base, run.folder, config.learning_rate)
     return Trained(
         steps=outcome["log"],
-        stats=_summary(Dataset.open(run.job.inputs["prompts"], TOKENIZED), outcome),
-        extra={"adapter": not config.merge_adapter, "samples": outcome["samples"]},
+        stats=_summary(prompts, outcome),
+        extra={
+            "adapter": not config.merge_adapter,
+            "samples": outcome["samples"],
+            "chat_template": template.named(),
+        },
     )
 
 

@@ -20,7 +20,7 @@ SHOWN = 5
 _CLIP = 4000
 
 
-def save_aligned(config: PpoConfig, model: PpoModel, base: Path, target: Path) -> None:
+def save_aligned(config: PpoConfig, model: PpoModel, base: Path, target: Path, template: str | None) -> None:
     """Write the policy to ``target``: its adapter merged into the exact base, or the adapter alone.
 
     Args:
@@ -28,6 +28,7 @@ def save_aligned(config: PpoConfig, model: PpoModel, base: Path, target: Path) -
         model: trained.
         base: the directory of the base, whose tokenizer files are copied byte for byte.
         target: folder to fill.
+        template: the chat template of the prompts, where that is not the base's own.
     """
     model.peft.set_adapter(POLICY)
     save_policy(
@@ -39,6 +40,7 @@ def save_aligned(config: PpoConfig, model: PpoModel, base: Path, target: Path) -
         merge_adapter=config.merge_adapter,
         save_dtype=config.save_dtype,
         state={name: weight.detach().cpu() for name, weight in model.trained(POLICY).items()},
+        template=template,
     )
 
 

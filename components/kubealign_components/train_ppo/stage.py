@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
 
 STAGE = "train_ppo"
-VERSION = 2
+VERSION = 3
 _PLACES = ("policy", "revision", "policy_adapter", "principles", "interventions")
 
 

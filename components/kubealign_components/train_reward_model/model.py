@@ -6,7 +6,6 @@ its file, and a file without it is an error.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from kubealign_components.data.chat.tokenizer import load_tokenizer
-from kubealign_components.data.model_files import beside_weights, files_below
+from kubealign_components.data.model_files import files_below
 from kubealign_components.data.templates import RewardTemplate, Shown
 from kubealign_components.engines.loading import HEAD_KEY, load_checkpoint
 from kubealign_components.engines.packed_attention import SegmentPlan, check_windows
@@ -37,7 +36,9 @@ from kubealign_components.training.models import (
 )
 from kubealign_components.training.rehearsal import rehearse_saving
 from kubealign_components.training.saving import (
+    CHAT_TEMPLATE,
     copy_files,
+    copy_with_template,
     merged,
     save_adapter,
     save_whole,
@@ -127,17 +128,12 @@ def save_tokenizer(policy: Path, target: Path, template: RewardTemplate, own: Se
         own: principles that it goes by where a caller gives none.
     """
     target.mkdir(parents=True)
-    copy_files(policy, target, [n for n in beside_weights(files_below(policy)) if not _is_template(n)])
-    settings = target / "tokenizer_config.json"
-    if settings.is_file():
-        kept = json.loads(settings.read_text())
-        if kept.pop("chat_template", None) is not None:
-            settings.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+    copy_with_template(policy, target, "")
     tokenizer = load_tokenizer(target)
     bos = tokenizer.bos_token_id
     opens = bos is not None and tokenizer("x")["input_ids"][0] == bos
     text = template.chat_template(own, beginning=tokenizer.bos_token if opens else "")
-    (target / "chat_template.jinja").write_text(text)
+    (target / CHAT_TEMPLATE).write_text(text)
     return load_tokenizer(target)
 
 
@@ -246,10 +242,6 @@ def _merged(model: Any, trained: Mapping[str, Tensor], policy: Path) -> Any:
     fresh, _ = _load(policy, torch.float32)
     fresh.config.pad_token_id = _base(model).config.pad_token_id
     return merged(fresh, settings, trained, model.active_adapter)
-
-
-def _is_template(name: str) -> bool:
-    return name.startswith(("chat_template.", "additional_chat_templates/"))
 
 
 def _new_head(config: RewardModelConfig, model: Any) -> Tensor:

@@ -33,6 +33,7 @@ from kubealign_components.training.models import load_base, trained_weights
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """PEFT's name of an adapter's weights."""
+CHAT_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 SHARD_SIZE = "5GB"
 """Most of one file of weights."""
 _OF_KIND = ("architectures", "id2label", "label2id", "pad_token_id", "tie_word_embeddings")
@@ -49,6 +50,7 @@ def save_policy(
     merge_adapter: bool,
     save_dtype: str,
     state: Mapping[str, Tensor] | None = None,
+    template: str | None = None,
 ) -> None:
     """Write the trained ``model`` as a Hugging Face directory, with everything else of ``source``.
 
@@ -63,6 +65,7 @@ def save_policy(
             :class:`~kubealign_components.training.config.TrainerConfig`.
         state: gathered weights by name where the model's own are sharded; all of them, or only the
             trained ones of an adapter.
+        template: the chat template it was trained under, where that is not the policy's own.
     """
     target.mkdir(parents=True, exist_ok=True)
     dtype = saved_dtype(save_dtype, source)
@@ -75,7 +78,10 @@ def save_policy(
         save_whole(whole, source, target, dtype, None)
     else:
         save_adapter(model, target, name=name, state=state)
-    copy_files(source, target, beside_weights(files_below(source)))
+    if template is None:
+        copy_files(source, target, beside_weights(files_below(source)))
+    else:
+        copy_with_template(source, target, template)
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -199,6 +205,28 @@ def copy_files(source: Path, target: Path, names: Collection[str]) -> None:
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
+
+
+def copy_with_template(source: Path, target: Path, template: str) -> None:
+    """Copy what stands beside the weights of ``source``, with ``template`` in place of its chat templates.
+
+    Args:
+        source: a model's directory.
+        target: folder to fill.
+        template: text of a chat template.
+    """
+    copy_files(source, target, [n for n in beside_weights(files_below(source)) if not is_template(n)])
+    settings = target / TOKENIZER_CONFIG
+    if settings.is_file():
+        kept = read_object(settings)
+        if kept.pop("chat_template", None) is not None:
+            _write_json(settings, kept)
+    target.joinpath(CHAT_TEMPLATE).write_text(template)
+
+
+def is_template(name: str) -> bool:
+    """Whether a file beside weights holds chat templates and nothing else."""
+    return name.startswith(("chat_template.", "additional_chat_templates/"))
 
 
 def saved_dtype(name: str, source: Path) -> torch.dtype:

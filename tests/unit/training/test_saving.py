@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,24 @@ def test_auto_saves_in_the_policy_s_own_precision(tmp_path: Path, own: str) -> N
     settings = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "dtype"}))
     assert saved_dtype("auto", source) == getattr(torch, own)
+
+
+def test_a_template_of_ones_own_takes_the_place_of_all_others(
+    models: dict[bool, Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(models[True], source)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    template = "{{ messages[0].content }}"
+    (source / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "old"}))
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates/tool_use.jinja").write_text("tools")
+    (source / "notes.txt").write_text("kept")
+    config = TrainConfig(policy=str(source))
+    out = save(config, trained(config, source), source, tmp_path / "out", template=template)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.chat_template == template
+    assert tokenizer.apply_chat_template(CHAT, tools=[{"name": "f"}], tokenize=False) == "?"
+    assert json.loads((out / "tokenizer_config.json").read_text()) == settings
+    assert (out / "notes.txt").read_text() == "kept"
+    assert (out / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -85,6 +86,12 @@ class TemplateSettings:
     def params(self) -> JsonObject:
         """What a recipe says of them, under the names of the settings."""
         return dict(zip(TEMPLATE_FIELDS, (self.text, dict(self.kwargs), self.date), strict=True))
+
+    def named(self) -> dict[str, object]:
+        """What a model's manifest says of the template that the model was trained under and saved with."""
+        own = {} if self.text is None else {"sha256": hashlib.sha256(self.text.encode()).hexdigest()}
+        kwargs = {"kwargs": dict(self.kwargs)} if self.kwargs else {}
+        return {"of": "policy" if self.text is None else "setting", **own, **kwargs}
 
 
 def stored_settings(dataset: Dataset) -> TemplateSettings:
