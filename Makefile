@@ -57,6 +57,11 @@ unit: install ## Unit tests and golden pipelines: minutes
 bench: fetch ## Benchmarks against peers, ratios of one run (BENCH=scoring)
 	$(BIN)/python tests/benchmarks/bench_$(BENCH).py $(KUBEALIGN_CACHE)/smollm2
 
+.PHONY: gpu
+gpu: ## Measure scoring and training on the NVIDIA card, at most 8 minutes; without one, rehearse on tiny models
+	PYTHONPATH=components $(BIN)/python tests/benchmarks/gpu.py $$(nvidia-smi -L > /dev/null 2>&1 || echo --rehearse)
+	$(BIN)/pytest -q tests/unit/engines -m gpu
+
 .PHONY: format
 format: install ## Format the code and mend what ruff can mend
 	$(BIN)/ruff format .

@@ -142,6 +142,7 @@ def examples(pairs: list[dict[str, Any]], logprobs: list[list[float]]) -> Exampl
                 {
                     "completion_id": name,
                     "reference": False,
+                    "label": None,
                     "token_ids": pair[name],
                     "logprob": logprob,
                     "reward": None,
