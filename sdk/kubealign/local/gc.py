@@ -3,21 +3,19 @@ and what killed processes left."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kubealign.local.runs import DONE, FAILED, RUNNING, STOPPED, WORK, RunInfo, runs_below, size_of
 from kubealign.local.scratch import dead_scratch, remove, unfinished
-from kubealign_components.data.fingerprint import digest
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.errors import CorruptDataset
 from kubealign_components.stages import CONFIGS
 from kubealign_pipelines.resources import TRAINING
 
 PARTS = "parts"
-_KEY = 16
-"""Characters of a stage's key in the name of the folder of its slices."""
+"""Folder of a stage's finished chunks in the work prefix."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,37 +65,30 @@ def garbage(output: Path, *, models: int, keep_failed: bool = False) -> list[Gar
 
 
 def _unreferenced(work: Path, kept: Sequence[RunInfo], with_models: Sequence[RunInfo]) -> Iterator[Path]:
-    """Slices and parts below ``work`` that no run in ``kept`` has in its lineage, and checkpoints of models
-    that no run in ``with_models`` made."""
-    keys, fingerprints = _referred(kept)
-    models = [path / MANIFEST for run in with_models for path in run.models]
-    trained = {_read(path).fingerprint for path in models}
+    """Parts and slices below ``work`` of what no run in ``kept`` has in its lineage, and checkpoints of
+    models that no run in ``with_models`` made."""
+    referred = {name for run in kept for path in _manifests(run) for name in _read(path).recipe}
+    trained = {_read(path / MANIFEST).fingerprint for run in with_models for path in run.models}
     for stage in sorted(CONFIGS):
-        for place in sorted((work / stage).glob("*")):
-            if place.name == PARTS:
-                yield from (part for part in sorted(place.glob("*")) if _of_none(part, fingerprints))
-            elif place.name not in (trained if stage in TRAINING else keys):
-                yield place
+        places = sorted((work / stage).glob("*"))
+        parts = {part: _slices_of(part, referred) for part in sorted((work / stage / PARTS).glob("*"))}
+        yield from (part for part, slices in parts.items() if slices is None)
+        needed = trained if stage in TRAINING else {PARTS, *parts.values()}
+        yield from (place for place in places if place.name not in needed)
 
 
-def _referred(runs: Sequence[RunInfo]) -> tuple[set[str], set[str]]:
-    """Of all steps in the lineage of what ``runs`` made: keys of their rows, and fingerprints."""
-    keys: set[str] = set()
-    fingerprints: set[str] = set()
-    for run in runs:
-        for path in run.folder.artifacts.rglob(MANIFEST):
-            recipe = _read(path).recipe
-            fingerprints |= recipe.keys()
-            steps = ({k: v for k, v in step.items() if k != "inputs"} for step in recipe.values())
-            keys |= {digest(step)[:_KEY] for step in steps}
-    return keys, fingerprints
+def _manifests(run: RunInfo) -> Iterator[Path]:
+    return run.folder.artifacts.rglob(MANIFEST)
 
 
-def _of_none(part: Path, fingerprints: set[str]) -> bool:
+def _slices_of(part: Path, referred: Collection[str]) -> str | None:
+    """The folder of the slices that ``part`` was made of; None where nothing refers to it, or none can take
+    it."""
     try:
-        return _read(part / MANIFEST).fingerprint not in fingerprints
+        manifest = _read(part / MANIFEST)
     except (OSError, CorruptDataset):
-        return True  # no run can take it
+        return None
+    return str(manifest.extra.get("slices", "")) if manifest.fingerprint in referred else None
 
 
 def _read(path: Path) -> Manifest:

@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from kubealign.cli.main import main
 from kubealign.local.runs import LOCK, find_run, read_run
 from kubealign.local.scratch import dead_scratch, scratch
-from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.schemas import MODEL
+from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.schemas import MODEL, PROMPTS
+from kubealign_components.data.stats import Stats
 
 MakeDataset = Callable[..., Dataset]
 KEPT_ALWAYS = "work/code/0.json"
@@ -66,9 +67,11 @@ class Output:
             os.utime(run / "results.json", (began + 61, began + 61))
         os.utime(run / "pipeline.yaml", (began, began))
         work = self.path / "work"
-        (work / "sample" / samples.manifest.provenance.work_key[:16] / "data").mkdir(parents=True)
-        (work / "sample" / samples.manifest.provenance.work_key[:16] / "data" / "a").write_bytes(b"r" * 9000)
-        shutil.copytree(samples.uri, work / "sample" / "parts" / f"part-{seed}")
+        (work / "sample" / f"slices-{seed}" / "data").mkdir(parents=True)
+        (work / "sample" / f"slices-{seed}" / "data" / "a").write_bytes(b"r" * 9000)
+        part = str(work / "sample" / "parts" / f"part-{seed}")
+        with DatasetWriter(part, PROMPTS, samples.manifest.provenance) as writer:
+            writer.commit(Stats(), extra={"slices": f"slices-{seed}"})
         (work / "train" / model.manifest.fingerprint).mkdir(parents=True)
         (work / "train" / model.manifest.fingerprint / "state").write_text("s")
         return run

@@ -68,12 +68,15 @@ def test_what_can_be_saved_is_not_refused(families: dict[str, Path], name: str, 
 @pytest.mark.parametrize("targets", [("lm_head",), ("embed_tokens",)])
 @pytest.mark.parametrize("tied", [True, False])
 def test_adapters_on_head_and_embedding_can_be_saved(
-    tmp_path: Path, targets: tuple[str, ...], tied: bool
+    tmp_path: Path, targets: tuple[str, ...], tied: bool, no_leftovers: Path
 ) -> None:
     source = build_tiny_model(tmp_path / "model", tied=tied)
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
     config = TrainConfig(policy="p", adapter="lora", lora_targets=targets)
     for merge in (True, False):
         rehearse_saving(config, source, merge_adapter=merge)
+    assert not list(no_leftovers.iterdir())
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
 
 
 def changed(source: Path, name: str, change: dict[str, Any]) -> None:
@@ -117,8 +120,11 @@ def test_layers_that_do_not_exist_are_refused(tiny_model: Path) -> None:
 
 
 def test_a_generation_config_that_the_library_would_not_write_is_none_of_its_business(
-    tmp_path: Path,
+    tmp_path: Path, no_leftovers: Path
 ) -> None:
     source = build_tiny_model(tmp_path / "model")
-    (source / "generation_config.json").write_text('{"temperature": 0.6, "eos_token_id": 2}')
+    written = '{"temperature": 0.6, "eos_token_id": 2}'
+    (source / "generation_config.json").write_text(written)
     rehearse_saving(TrainConfig(policy="p"), source)
+    assert not list(no_leftovers.iterdir())
+    assert (source / "generation_config.json").read_text() == written
