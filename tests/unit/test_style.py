@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
+
+from kubealign_components.stages import config_class
+from kubealign_components.training.config import OptimiserConfig
+from kubealign_pipelines.checking.describe import meanings_of
 
 ROOT = Path(__file__).parents[2]
 MOST = 12
@@ -21,3 +26,21 @@ def test_values_have_types(package: str) -> None:
     assert 1000 * untyped <= MOST * lines, (
         f"{untyped} times Any in {lines} lines of {package}: name the type, or object where nothing is asked"
     )
+
+
+@pytest.mark.parametrize("stage", ["train", "train_reward_model", "train_ppo"])
+def test_a_training_stage_declares_again_only_what_it_has_otherwise(stage: str) -> None:
+    cls = config_class(stage)
+    assert cls is not None
+    assert issubclass(cls, OptimiserConfig)
+    base = next(b for b in cls.__mro__[1:] if b.__name__ in ("TrainerConfig", "OptimiserConfig"))
+    inherited = {f.name: f.default for f in dataclasses.fields(base)}
+    own, meanings, theirs = vars(cls)["__annotations__"], meanings_of(cls), meanings_of(base)
+    same = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.name in own
+        and f.name in inherited
+        and (f.default, meanings[f.name]) == (inherited[f.name], theirs[f.name])
+    ]
+    assert same == []

@@ -9,19 +9,16 @@ from dataclasses import dataclass, field
 from kubealign_components.config import execution, require, require_choice
 from kubealign_components.data.principles import GENERAL, REASONING, RED_TEAMING, TAGS
 from kubealign_components.engines.rewards import RewardFunctionSpec
+from kubealign_components.training.config import OptimiserConfig
 
 TAG_WEIGHTS: Mapping[str, float] = {GENERAL: 0.0, REASONING: 128.0, RED_TEAMING: 128.0}
 """The published extra weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PpoConfig:
+class PpoConfig(OptimiserConfig):
     """Settings of ``train_ppo``; the defaults are the published ones."""
 
-    policy: str
-    """Model directory, URI or hub id of the base policy, which the prompts were tokenised for."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub id."""
     policy_adapter: str = ""
     """Folder or URI of a PEFT adapter on the policy, from which training starts; a frozen copy of it is
     the reference then. When empty, training starts from the policy itself, and that is the reference."""
@@ -67,8 +64,6 @@ class PpoConfig:
     """Learning rate after warm-up: cosine or linear to 0, or constant."""
     warmup_steps: int = 5
     """Steps over which the learning rate rises."""
-    weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
     max_grad_norm: float = 1.0
     """Clip the gradient norms, of policy and value each, to this; 0 never clips."""
     gamma: float = 1.0
@@ -99,8 +94,6 @@ class PpoConfig:
     """Rank of the policy adapter, and of a value adapter that starts fresh."""
     lora_alpha: int = 16
     """Scale of the adapters: their output counts lora_alpha / lora_r."""
-    lora_targets: tuple[str, ...] = ()
-    """Names of the layers that get adapters; all linear layers but the head by default."""
     dtype: str = "auto"
     """Of the base: bfloat16, float32, or auto (bfloat16 on CUDA, else float32); adapters are float32."""
     save_dtype: str = "auto"
@@ -114,28 +107,15 @@ class PpoConfig:
     """Most held-out prompts that the policy answers before and after training."""
     seed: int = 0
     """Seed of prompt order, samples, principle draws and adapter initialisation."""
-    nodes: int = execution(1)
-    """Machines that train together; more than one only on a cluster."""
-    processes: int = execution(0)
-    """Training processes on each machine; 0 for one a GPU."""
     micro_batch_tokens: int = execution(8192)
     """Most tokens of one forward pass of one process; a longer rollout is one by itself."""
     generation_tokens: int = execution(65536)
     """Most tokens that transformers generates at once, every completion counted at its longest."""
     memory_fraction: float = execution(0.3)
     """Share of each GPU's memory that vLLM may take beside the training."""
-    gradient_checkpointing: bool = execution(False)
-    """Recompute activations in the backward pass: a third more time, far less memory."""
-    save_every: int = execution(0)
-    """Steps between checkpoints; 0 to go by ``save_minutes``."""
-    save_minutes: float = execution(10.0)
-    """Minutes between checkpoints, where there is a work prefix for them; 0 for none but on SIGTERM."""
-    keep_checkpoints: int = execution(1)
-    """Checkpoints to keep; older ones are removed."""
-    work: str = execution("")
-    """Work prefix; checkpoints go below it under the run's fingerprint, where a retry finds them."""
 
     def __post_init__(self) -> None:
+        OptimiserConfig.__post_init__(self)
         self._check_choices()
         self._check_ranges()
         for name, weight in self.tag_weights.items():
@@ -147,38 +127,24 @@ class PpoConfig:
             self.step_batch,
             f"at most rollout_batch ({self.rollout_batch})",
         )
-        require(
-            not self.save_every or bool(self.work),
-            "work",
-            self.work,
-            "a folder or URI for the checkpoints that save_every asks for",
-        )
-        require(
-            self.nodes == 1 or bool(self.work), "work", self.work, "a URI where several nodes find their job"
-        )
 
     def _check_choices(self) -> None:
         require_choice("engine", self.engine, ("transformers", "vllm"))
-        require_choice("schedule", self.schedule, ("cosine", "linear", "constant"))
         require_choice("kl_estimator", self.kl_estimator, ("k1_clamped", "k1", "k3"))
         require_choice("kl_controller", self.kl_controller, ("fixed", "adaptive"))
         require_choice("adapter", self.adapter, ("lora", "qlora"))
-        require_choice("dtype", self.dtype, ("auto", "bfloat16", "float32"))
-        require_choice("save_dtype", self.save_dtype, ("auto", "bfloat16", "float16", "float32"))
 
     def _check_ranges(self) -> None:
-        for name in ("temperature", "learning_rate", "epochs", "clip", "value_clip", "kl_target"):
+        for name in ("temperature", "clip", "value_clip", "kl_target"):
             require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "a positive number")
         for name in (
-            *("kl_coef", "value_coef", "weight_decay", "max_grad_norm", "warmup_steps", "max_steps"),
-            *("length_bonus_scale", "stop_penalty", "max_principles", "save_every", "save_minutes"),
-            *("processes", "seed"),
+            *("kl_coef", "value_coef", "warmup_steps", "length_bonus_scale", "stop_penalty"),
+            *("max_principles", "seed"),
         ):
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
         for name in (
-            *("max_new_tokens", "max_prompt_tokens", "rollout_batch", "step_batch", "ppo_epochs", "lora_r"),
-            *("lora_alpha", "micro_batch_tokens", "generation_tokens", "keep_checkpoints", "eval_prompts"),
-            *("kl_horizon", "nodes"),
+            *("max_new_tokens", "max_prompt_tokens", "rollout_batch", "step_batch", "ppo_epochs"),
+            *("generation_tokens", "eval_prompts", "kl_horizon"),
         ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("gamma", "gae_lambda"):

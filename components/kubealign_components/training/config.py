@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from kubealign_components.config import execution, require, require_choice
@@ -32,8 +33,8 @@ SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainerConfig:
-    """Settings of everything that is trained in optimiser steps on stored examples."""
+class OptimiserConfig:
+    """Settings of whatever is trained in steps of AdamW, on stored examples or on rollouts."""
 
     policy: str
     """Model directory, URI or hub id of the policy."""
@@ -43,16 +44,12 @@ class TrainerConfig:
     """Peak learning rate of AdamW."""
     schedule: str = "linear"
     """Learning rate after warm-up: linear or cosine to 0, or constant."""
-    warmup_ratio: float = 0.1
-    """Share of the steps over which the learning rate rises to its peak."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
     epochs: float = 1.0
     """Passes over the training split."""
     max_steps: int = 0
     """Optimiser steps, instead of ``epochs``; 0 to go by epochs."""
-    batch_size: int = 32
-    """Examples of one optimiser step, over all processes: pairs, or single completions."""
     max_grad_norm: float = 1e5
     """Clip the gradient norm to this; 0 never clips."""
     seed: int = 0
@@ -72,14 +69,8 @@ class TrainerConfig:
     """Rank of the adapters."""
     lora_alpha: int = 32
     """Scale of the adapters: their output counts lora_alpha / lora_r."""
-    lora_dropout: float = 0.0
-    """Dropout of the adapters' input. All other dropout is off."""
     lora_targets: tuple[str, ...] = ()
     """Names of the layers that get adapters; all linear layers but the head by default."""
-    eval_every: int = 0
-    """Steps between validation losses; 0 for one at the end, where there is a validation split."""
-    strategy: str = execution("none")
-    """Data parallel (none), fsdp2, or DeepSpeed zero1, zero2, zero3."""
     nodes: int = execution(1)
     """Machines that train together; more than one only on a cluster."""
     processes: int = execution(0)
@@ -102,15 +93,14 @@ class TrainerConfig:
         require_choice("schedule", self.schedule, ("linear", "cosine", "constant"))
         require_choice("dtype", self.dtype, ("auto", "bfloat16", "float32"))
         require_choice("save_dtype", self.save_dtype, ("auto", "bfloat16", "float16", "float32"))
-        require_choice("adapter", self.adapter, ("none", "lora", "qlora"))
-        require_choice("strategy", self.strategy, ("none", *SHARDED))
-        self._check_ranges()
-        require(
-            self.adapter != "qlora" or self.strategy == "none",
-            "strategy",
-            self.strategy,
-            "none with qlora: a quantised base is not sharded",
-        )
+        for name in ("learning_rate", "epochs"):
+            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "a positive number")
+        for name in (
+            *("weight_decay", "max_grad_norm", "max_steps", "save_every", "save_minutes", "processes"),
+        ):
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
+        for name in ("micro_batch_tokens", "lora_r", "lora_alpha", "keep_checkpoints", "nodes"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require(
             not self.save_every or bool(self.work),
             "work",
@@ -121,17 +111,33 @@ class TrainerConfig:
             self.nodes == 1 or bool(self.work), "work", self.work, "a URI where several nodes find their job"
         )
 
-    def _check_ranges(self) -> None:
-        for name in ("learning_rate", "epochs"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in (
-            *("weight_decay", "max_grad_norm", "max_steps", "eval_every"),
-            *("save_every", "save_minutes", "processes"),
-        ):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in (
-            *("batch_size", "micro_batch_tokens", "lora_r", "lora_alpha", "keep_checkpoints", "nodes"),
-        ):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerConfig(OptimiserConfig):
+    """Settings of everything that is trained in optimiser steps on stored examples."""
+
+    warmup_ratio: float = 0.1
+    """Share of the steps over which the learning rate rises to its peak."""
+    batch_size: int = 32
+    """Examples of one optimiser step, over all processes: pairs, or single completions."""
+    lora_dropout: float = 0.0
+    """Dropout of the adapters' input. All other dropout is off."""
+    eval_every: int = 0
+    """Steps between validation losses; 0 for one at the end, where there is a validation split."""
+    strategy: str = execution("none")
+    """Data parallel (none), fsdp2, or DeepSpeed zero1, zero2, zero3."""
+
+    def __post_init__(self) -> None:
+        OptimiserConfig.__post_init__(self)
+        require_choice("adapter", self.adapter, ("none", "lora", "qlora"))
+        require_choice("strategy", self.strategy, ("none", *SHARDED))
+        require(self.eval_every >= 0, "eval_every", self.eval_every, "0 or more")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         for name in ("warmup_ratio", "lora_dropout"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        require(
+            self.adapter != "qlora" or self.strategy == "none",
+            "strategy",
+            self.strategy,
+            "none with qlora: a quantised base is not sharded",
+        )
