@@ -58,8 +58,8 @@ def garbage(output: Path, *, models: int, keep_failed: bool = False) -> list[Gar
         ]
         taken = {path for path, _ in wanted}
         left = [path for path in unfinished(output / WORK) if taken.isdisjoint({path, *path.parents})]
-        wanted += [(path, "left by a killed process") for path in left]
-    wanted += [(path, "left by a killed process") for path in dead_scratch()]
+        wanted += [(path, "empty, or half written by a killed process") for path in left]
+    wanted += [(path, "temporary files of a killed run") for path in dead_scratch()]
     seen: set[tuple[int, int]] = set()
     return [Garbage(path=path, reason=reason, size=size_of([path], seen)) for path, reason in wanted]
 
