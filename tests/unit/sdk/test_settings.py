@@ -119,6 +119,7 @@ def test_every_flat_argument_is_a_setting_of_its_stage(graph: Graph, salmon: Gra
         "train_job",
         "training_uris",
         "work",
+        "seen",
         "rows_per_chunk",
         "max_chunks",
         "train_options",
