@@ -16,6 +16,7 @@ from kubealign import Results, RunFile, run_local
 from kubealign.cli.console import reuse_text
 from kubealign.cli.main import main
 from kubealign.local.results import StageRow
+from support.pages import Page
 
 STAGES = ["import_prompts", "filter", "sample", "rewards", "select", "logprobs", "mix", "train", "evaluate"]
 TOPICS = [
@@ -111,7 +112,16 @@ def test_the_run_folder_tells_the_run(dpo: Results) -> None:
     page = (dpo.folder / "summary.html").read_text()
     for text in ("train_learning_rate", "Lineage", "Evaluation", "brevity"):
         assert text in page
-    assert not re.search(r"(?:src|href)=.{0,6}https?:", page), "the page loads something from elsewhere"
+    shown = Page(page)
+    assert not shown.loaded, "the page loads something from elsewhere"
+    recipe = dpo.last.recipe if dpo.last else {}
+    assert set(shown.edges) == {(p, c) for c in recipe for p in recipe[c]["inputs"].values()}
+    links = re.findall(r'<li><a href="(reports/[\w-]+\.html)">', page)
+    stages = {link.partition("-")[2].removesuffix(".html").replace("-", "_") for link in links}
+    assert stages == {*STAGES, "lineage"} - {"import"}
+    for link in links:
+        assert not Page((dpo.folder / link).read_text()).loaded
+    assert "Rewards before and after" in shown.charts
     assert len(list((dpo.folder / "logs").rglob("*.log"))) >= len(STAGES)
 
 

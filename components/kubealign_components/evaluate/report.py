@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
-from markupsafe import Markup
 
 from kubealign_components.evaluate.judged import Verdict
-from kubealign_components.reports.charts import counted, histogram, scatter
 from kubealign_components.reports.html import fitting, messages_text, render
+from kubealign_components.reports.sides import SIDES, length_change, sides_charts
 
 TEXTS = 60
 """Most prompts whose texts are shown."""
-SIDES = ("reference", "aligned")
 
 _ROWS = (
     ("Mean reward", "reward_reference", "reward_aligned", "{:.4f}"),
@@ -64,7 +62,7 @@ def report_html(
             for name, left, right, form in _ROWS
             if left in numbers
         ],
-        charts=list(_charts(rows)),
+        charts=list(sides_charts(rows)),
         judge=verdict,
         judged=[("All principles", verdict.overall), *verdict.by_principle.items()] if verdict else [],
         prompts=len(rows),
@@ -83,28 +81,6 @@ def _spread(rows: Sequence[Any]) -> list[Any]:
     order = sorted(range(len(rows)), key=lambda i: rows[i]["reward_difference"] or 0.0)
     kept = np.linspace(0, len(rows) - 1, TEXTS).round().astype(int)
     return [rows[i] for i in sorted({order[place] for place in kept})]
-
-
-def _charts(rows: Sequence[Any]) -> Iterator[Markup]:
-    differences = [row["reward_difference"] for row in rows]
-    change = [_length_change(row) for row in rows]
-    if None not in differences:
-        counts = counted(differences)
-        yield histogram("Reward differences", {"prompts": counts[0]}, *counts[1:], x="aligned − reference")
-        points = list(zip(change, differences))
-        yield scatter("Is it length?", points, x="length change (tokens)", y="reward difference", slope=True)
-    lengths = {side: [c["num_tokens"] for row in rows for c in row[side]] for side in SIDES}
-    _, low, high = counted([length for side in SIDES for length in lengths[side]])
-    counts_by_side = {
-        side: np.histogram(lengths[side], bins=24, range=(low, high))[0].tolist() for side in SIDES
-    }
-    yield histogram("Lengths", counts_by_side, low, high, x="tokens a completion")
-
-
-def _length_change(row: Mapping[str, Any]) -> float:
-    """Mean tokens of the aligned completions less those of the reference."""
-    before, after = (float(np.mean([c["num_tokens"] for c in row[side]])) for side in SIDES)
-    return after - before
 
 
 def _verdict(numbers: Mapping[str, float], rows: Sequence[Any]) -> str:
@@ -151,7 +127,7 @@ def _texts(row: Mapping[str, Any], names: tuple[str, str]) -> _Shown:
         "sides": sides,
         "note": note,
         "difference": difference,
-        "length": _length_change(row),
+        "length": length_change(row),
     }
 
 

@@ -1,28 +1,57 @@
-"""A local run on one self-contained page."""
+"""A local run on one page, and the pages of its stages."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from markupsafe import Markup
+
 from kubealign.cli.console import drop_text, duration, format_number, reuse_text
-from kubealign.local.results import Results, StageRow
+from kubealign.local.results import DIRECTORIES, Results, StageRow
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.lineage import LineageStep, steps_of
+from kubealign_components.data.schemas import EVALUATION
+from kubealign_components.reports.graph import Node, picture
 from kubealign_components.reports.html import render
 from kubealign_components.reports.lineage import to_html
+from kubealign_components.reports.rows import has_page, rows_page
+from kubealign_components.reports.sides import sides_charts
 from kubealign_components.whole_file import write_whole
 
 MANY = 0.1
 """Share of cut completions from which a reader is told that they were kept."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Link:
+    """A page of the run."""
+
+    title: str
+    stage: str
+    path: str
+    """Relative to the summary."""
+
+
 def write_summary(results: Results, path: Path, *, failure: str = "") -> None:
-    """Write ``results`` as one HTML page that needs nothing beside itself; ``failure`` says why the run ended
-    early."""
+    """Write ``results`` as one HTML page, and the pages of its stages to ``reports`` beside it.
+
+    Args:
+        results: of the run.
+        path: of the page.
+        failure: why the run ended early.
+    """
+    links = write_pages(results, path.parent / "reports")
     page = render(
         "kubealign/local/summary.html",
         results=results,
         failure=failure,
+        verdict=verdict(results.evaluation),
+        charts=_charts(results),
+        graph=_graph(results, links),
+        links=links,
         duration=duration(results.seconds),
         reuse=reuse_text(results),
         notes=notes_on(results),
@@ -33,12 +62,96 @@ def write_summary(results: Results, path: Path, *, failure: str = "") -> None:
             for row in results.stages
             for name, n in sorted(row.counts.items())
         ],
-        pages=list(_pages(results)),
+        versions=_versions(results),
         parameters=sorted(
             (name, json.dumps(value, ensure_ascii=False)) for name, value in results.parameters.items()
         ),
     )
     write_whole(path, page)
+
+
+def verdict(numbers: Mapping[str, float]) -> str:
+    """The comparison in one sentence; empty where there is none."""
+    if "reward_gain" not in numbers:
+        return ""
+    low, high = numbers["reward_gain_low"], numbers["reward_gain_high"]
+    moved = "rose" if low > 0 else "fell" if high < 0 else "did not change measurably:"
+    text = (
+        f"The mean reward on {numbers['prompts']:.0f} held-out prompts {moved} from "
+        f"{numbers['reward_reference']:.4g} to {numbers['reward_aligned']:.4g} "
+        f"({numbers['reward_gain']:+.4g}, 95 % interval {low:+.4g} to {high:+.4g}), "
+        f"at {numbers['length_ratio']:.2f} times the length"
+    )
+    if "kl_per_completion" in numbers:
+        text += f" and a KL of {numbers['kl_per_completion']:.3g} nats a completion"
+    return text + "."
+
+
+def write_pages(results: Results, folder: Path) -> list[Link]:
+    """Write the pages of the run's stages to ``folder``, in the order in which they were made."""
+    links: list[Link] = []
+    for title, stage, page in _pages(results):
+        folder.mkdir(exist_ok=True)
+        name = f"{len(links) + 1:02d}-{stage.replace('_', '-')}.html"
+        write_whole(folder / name, page)
+        links.append(Link(title=title, stage=stage, path=f"{folder.name}/{name}"))
+    return links
+
+
+def _pages(results: Results) -> Iterator[tuple[str, str, str]]:
+    """Title, stage and text of every page: of rows, of what a stage itself has drawn, and the lineage."""
+    for output in results.outputs:
+        if output.type == "system.Dataset" and output.exists:
+            made = Dataset.open(str(output.path), allow_empty=True)
+            if has_page(made):
+                stage = str(made.manifest.provenance.step["stage"])
+                yield f"Rows of {stage.replace('_', ' ')}", stage, rows_page(made)
+        elif output.type == "system.HTML" and output.output != "lineage" and output.exists:
+            title = f"{output.title}: {output.output.replace('_', ' ')}"
+            yield title, output.title.replace(" ", "_"), output.path.read_text(encoding="utf-8")
+    if results.last:
+        yield "Lineage", "lineage", to_html(results.last)
+
+
+def _charts(results: Results) -> list[Markup]:
+    """Rewards and lengths before and after."""
+    for output in reversed(list(results.outputs_of("system.Dataset"))):
+        if output.exists:
+            made = Dataset.open(str(output.path), allow_empty=True)
+            if made.manifest.schema == EVALUATION and made.rows:
+                return list(sides_charts(list(made.iter_rows(["reference", "aligned", "reward_difference"]))))
+    return []
+
+
+def _graph(results: Results, links: Sequence[Link]) -> Markup:
+    """The stages that led to the last result, each with its rows and time and leading to its page."""
+    if results.last is None:
+        return Markup("")
+    made = [output for output in results.outputs if output.type in DIRECTORIES and output.exists]
+    rows = {
+        Dataset.open(str(output.path), allow_empty=True).manifest.fingerprint: row
+        for output, row in zip(made, results.stages)
+    }
+    steps = steps_of(results.last.fingerprint, results.last.recipe)
+    pages = {link.stage: link.path for link in links}
+    nodes = {step.fingerprint: _node(step, rows.get(step.fingerprint), pages) for step in steps}
+    edges = [(parent, step.fingerprint) for step in steps for parent in step.inputs.values()]
+    return picture(nodes, edges, label=f"{len(steps)} stages of the run")
+
+
+def _node(step: LineageStep, row: StageRow | None, pages: Mapping[str, str]) -> Node:
+    lines = (f"{row.rows_in:,} to {row.rows_out:,} rows", duration(row.seconds)) if row else ()
+    return Node(title=step.stage.replace("_", " "), lines=lines, link=pages.get(step.stage, ""))
+
+
+def _versions(results: Results) -> list[tuple[str, str]]:
+    """Of what the stages ran with; several where they differ."""
+    origins = results.last.origins.values() if results.last else ()
+    versions: dict[str, dict[str, None]] = {}
+    for origin in origins:
+        for name, version in origin["versions"].items():
+            versions.setdefault(name, {})[version] = None
+    return [(name, ", ".join(told)) for name, told in versions.items()]
 
 
 def _stage(row: StageRow) -> list[str]:
@@ -64,12 +177,3 @@ def notes_on(results: Results) -> list[str]:
                 "rewards are those of unfinished texts. Raise sample_max_new_tokens if that is not meant."
             )
     return notes
-
-
-def _pages(results: Results) -> Iterator[tuple[str, str]]:
-    """Titles and texts of the pages to embed: the stages' reports, then the lineage of the last result."""
-    for output in results.outputs_of("system.HTML"):
-        if output.output != "lineage" and output.exists:
-            yield f"{output.title}: {output.output.replace('_', ' ')}", output.path.read_text()
-    if results.last:
-        yield "Lineage", to_html(results.last)

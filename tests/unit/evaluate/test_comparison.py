@@ -158,5 +158,5 @@ def test_the_report_escapes_what_it_shows() -> None:
     assert "<i>empty</i>" in page
     assert [attack, "50.0%", "25.0% to 75.0%"] in shown.rows
     assert "changed by +1.0000 (95 % interval +1.0000 to +1.0000" in shown.text
-    assert {"Reward differences", "Lengths"} <= set(shown.charts)
+    assert {"Rewards before and after", "Reward differences", "Lengths before and after"} <= set(shown.charts)
     assert shown.loaded == []

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from kubealign.cli.console import format_number, reuse_text, stage_table
 from kubealign.local.results import Results, StageRow
-from kubealign.local.summary import notes_on, write_summary
+from kubealign.local.summary import notes_on, verdict, write_summary
 
 
 def stage(name: str, **counts: int) -> StageRow:
@@ -75,3 +75,23 @@ def test_the_table_and_the_page_hold_the_counts(tmp_path: Path) -> None:
 )
 def test_numbers(value: object, text: str) -> None:
     assert format_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [(0.1, 0.3, "rose"), (-0.3, -0.1, "fell"), (-0.1, 0.1, "did not change measurably")],
+)
+def test_the_verdict_goes_by_the_interval(low: float, high: float, word: str) -> None:
+    gain = (low + high) / 2
+    numbers = {
+        "prompts": 20.0,
+        "reward_reference": 0.5,
+        "reward_aligned": 0.5 + gain,
+        "reward_gain": gain,
+        "reward_gain_low": low,
+        "reward_gain_high": high,
+        "length_ratio": 1.25,
+    }
+    assert word in verdict(numbers) and "1.25 times the length" in verdict(numbers)
+    assert "KL of 3 nats" in verdict(numbers | {"kl_per_completion": 3.0})
+    assert verdict({"prompts": 20.0}) == ""

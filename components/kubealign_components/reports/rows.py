@@ -1,0 +1,232 @@
+"""The page of a dataset of prompts and completions, for every stage that makes one.
+
+What it shows goes by what the rows hold: lengths once they are counted, rewards once they are given, pairs
+once they are chosen, log-probabilities once they are computed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.schemas import MODEL, PREFERENCES, ROWS
+from kubealign_components.reports.charts import POINTS, histogram, scatter
+from kubealign_components.reports.columns import Bools, Columns, Floats, Ints, read_columns
+from kubealign_components.reports.html import fitting, messages_text, render
+
+EXAMPLES = 12
+"""Prompts whose texts are shown."""
+COMPLETIONS = 8
+"""Most completions of a prompt that are shown: the best and the worst by reward, or the first."""
+SOURCES = 50
+"""Most sources in the table, the largest."""
+BINS = 40
+Row = Mapping[str, object]
+Side = tuple[str, str, str | Markup]
+"""Name, facts and text."""
+
+
+def has_page(dataset: Dataset) -> bool:
+    """Whether the rows are prompts with completions, and there are any."""
+    names = ROWS[dataset.manifest.schema].names if dataset.manifest.schema in ROWS else []
+    return dataset.rows > 0 and "completions" in names and dataset.manifest.schema not in (MODEL, PREFERENCES)
+
+
+def rows_page(dataset: Dataset) -> str:
+    """A self-contained page about the rows of ``dataset``, made in one pass over their numbers.
+
+    Args:
+        dataset: one for which :func:`has_page` is true.
+    """
+    manifest, columns = dataset.manifest, read_columns(dataset)
+    stats = manifest.stats
+    return render(
+        "kubealign_components/reports/rows.html",
+        stage=str(manifest.provenance.step["stage"]).replace("_", " "),
+        manifest=manifest,
+        stride=columns.stride,
+        facts=[*_facts(columns), *((n.replace("_", " "), f"{v:.6g}") for n, v in stats["numbers"].items())],
+        dropped=sorted(stats["dropped"].items(), key=lambda pair: -pair[1]),
+        finish=columns.finish_reasons.most_common(10),
+        charts=list(_charts(columns)),
+        sources=_sources(columns),
+        examples=fitting(_examples(dataset), lambda shown: [shown[0], *(str(s[2]) for s in shown[1])]),
+    )
+
+
+def _facts(columns: Columns) -> Iterator[tuple[str, str]]:
+    yield "completions looked at", f"{len(columns.prompt):,}"
+    if len(columns.prompt):
+        yield "same text as another", f"{columns.repeated / len(columns.prompt):.1%}"
+    if len(columns.chosen):
+        longer = columns.tokens[columns.chosen] - columns.tokens[columns.rejected]
+        yield "pairs", f"{len(columns.chosen):,}"
+        yield "chosen is longer", f"{np.mean(longer > 0):.1%} (equal {np.mean(longer == 0):.1%})"
+
+
+def _charts(columns: Columns) -> Iterator[Markup]:
+    yield from _drawn("Prompt lengths", {"prompts": columns.prompt_tokens}, "tokens")
+    whose = {"sampled": columns.reference, "offline": ~columns.reference}
+    yield from _drawn("Completion lengths", _by(columns.tokens, whose), "tokens")
+    yield from _drawn("Rewards", _by(columns.reward, whose), "reward")
+    yield from _reward_against_length(columns)
+    yield from _drawn("Spread of a prompt's rewards", {"prompts": _spread(columns)}, "largest − smallest")
+    if len(columns.chosen):
+        sides = {"chosen": columns.chosen, "rejected": columns.rejected}
+        for title, values, unit in (
+            ("Rewards of pairs", columns.reward, "reward"),
+            ("Quantile rewards of pairs", columns.quantile_reward, "quantile reward"),
+            ("Lengths of pairs", columns.tokens, "tokens"),
+        ):
+            yield from _drawn(title, {name: values[places] for name, places in sides.items()}, unit)
+    else:
+        yield from _drawn("Quantile rewards", {"completions": columns.quantile_reward}, "quantile reward")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = columns.logprob / columns.tokens
+        drift = (columns.logprob - columns.sampler_logprob) / columns.tokens
+    yield from _drawn("Reference log-probabilities", _by(each, whose), "nats a token")
+    yield from _drawn("Drift from the sampler", {"completions": drift}, "nats a token")
+
+
+def _drawn(title: str, values: Mapping[str, Floats], unit: str) -> Iterator[Markup]:
+    """A histogram over common bins, if there is anything to draw; the outermost hold 0.1 % each at most."""
+    known = {name: those[np.isfinite(those)] for name, those in values.items()}
+    known = {name: those for name, those in known.items() if len(those)}
+    if known:
+        low, high = np.quantile(np.concatenate(list(known.values())), [0.001, 0.999])
+        low, high = (low, high) if low < high else (low - 0.5, high + 0.5)
+        counts = {
+            name: np.histogram(np.clip(those, low, high), BINS, (low, high))[0].tolist()
+            for name, those in known.items()
+        }
+        yield histogram(title, counts, float(low), float(high), x=unit)
+
+
+def _by(values: Floats, masks: Mapping[str, Bools]) -> dict[str, Floats]:
+    return {name: values[mask] for name, mask in masks.items()}
+
+
+def _reward_against_length(columns: Columns) -> Iterator[Markup]:
+    known = np.flatnonzero(np.isfinite(columns.reward) & np.isfinite(columns.tokens))
+    if len(known) > 2:
+        known = known[:: max(1, len(known) // (10 * POINTS))]
+        np.random.default_rng(0).shuffle(known)
+        points = list(zip(columns.tokens[known].tolist(), columns.reward[known].tolist()))
+        yield scatter("Reward against length", points, x="tokens", y="reward", slope=True)
+
+
+def _spread(columns: Columns) -> Floats:
+    """Largest less smallest reward of each prompt that has two or more."""
+    known = np.isfinite(columns.reward)
+    prompt, reward = columns.prompt[known], columns.reward[known]
+    low, high = np.full(len(columns.sources), np.inf), np.full(len(columns.sources), -np.inf)
+    np.minimum.at(low, prompt, reward)
+    np.maximum.at(high, prompt, reward)
+    several = np.bincount(prompt, minlength=len(columns.sources)) > 1
+    spread: Floats = high[several] - low[several]
+    return spread
+
+
+def _sources(columns: Columns) -> list[list[str]]:
+    """Name, prompts, completions, mean tokens and mean reward of the largest sources."""
+    names = Counter(columns.sources)
+    number = {name: i for i, name in enumerate(names)}
+    own = np.array([number[name] for name in columns.sources], dtype=np.int64)
+    of_completion = own[columns.prompt] if len(own) else own
+    completions = np.bincount(of_completion, minlength=len(names))
+    tokens, rewards = (_means(of_completion, v, len(names)) for v in (columns.tokens, columns.reward))
+    return [
+        [
+            name,
+            str(count),
+            str(completions[number[name]]),
+            _number(tokens[number[name]], ".1f"),
+            _number(rewards[number[name]], ".4f"),
+        ]
+        for name, count in names.most_common(SOURCES)
+    ]
+
+
+def _means(groups: Ints, values: Floats, size: int) -> Floats:
+    known = np.isfinite(values)
+    counts = np.bincount(groups[known], minlength=size)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.bincount(groups[known], values[known], minlength=size) / counts)
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if np.isfinite(value) else ""
+
+
+def _examples(dataset: Dataset) -> Iterator[tuple[str, list[Side]]]:
+    """Prompt and completions of rows that lie evenly over the shards."""
+    shards = dataset.manifest.shards
+    chosen = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), 4)).astype(int))
+    each = -(-EXAMPLES // len(chosen))
+    spans = [(int(i), 0, min(each, shards[i].rows)) for i in chosen]
+    for batch in dataset.batches(["messages", "completions", *_pairs(dataset)], spans=spans):
+        for row in batch.to_pylist():
+            yield messages_text(row["messages"]), _sides(row)
+
+
+def _pairs(dataset: Dataset) -> list[str]:
+    return [name for name in ("pairs", "split") if name in ROWS[dataset.manifest.schema].names]
+
+
+def _sides(row: Row) -> list[Side]:
+    completions = row["completions"]
+    assert isinstance(completions, list)
+    pairs = row.get("pairs")
+    if isinstance(pairs, list) and pairs:
+        return _compared(completions[pairs[0]["chosen"]], completions[pairs[0]["rejected"]])
+    if "split" in row and len(completions) == 2:
+        return _compared(*completions)
+    rewarded = [c for c in completions if c["reward"] is not None]
+    if len(completions) > COMPLETIONS and len(rewarded) == len(completions):
+        order = sorted(completions, key=lambda c: -c["reward"])
+        completions = [*order[: COMPLETIONS // 2], *order[-COMPLETIONS // 2 :]]
+    return [_side(str(c["model"] or "offline"), c, _text(c)) for c in completions[:COMPLETIONS]]
+
+
+def _compared(chosen: Row, rejected: Row) -> list[Side]:
+    texts = marked(_text(chosen), _text(rejected))
+    return [_side("chosen", chosen, texts[0]), _side("rejected", rejected, texts[1])]
+
+
+def _side(name: str, completion: Row, text: str | Markup) -> Side:
+    told = [f"{completion['num_tokens']} tokens" if completion["num_tokens"] is not None else ""]
+    told += [
+        f"{word.replace('_', ' ')} {completion[word]:.4g}"
+        for word in ("reward", "quantile_reward", "logprob")
+        if completion[word] is not None
+    ]
+    told += [str(completion[word]) for word in ("finish_reason", "label") if completion[word]]
+    return name, ", ".join(filter(None, told)), text
+
+
+def _text(completion: Row) -> str:
+    return messages_text(str(completion["messages"]), roles=False)
+
+
+def marked(one: str, other: str) -> tuple[Markup, Markup]:
+    """Both texts, with the words marked that the other one lacks."""
+    words = [re.findall(r"\s+|\w+|[^\w\s]", text) for text in (one, other)]
+    matched = difflib.SequenceMatcher(None, words[0], words[1]).get_opcodes()
+    first = [(tag, words[0][a:b]) for tag, a, b, _, _ in matched]
+    second = [(tag, words[1][c:d]) for tag, _, _, c, d in matched]
+    return _marked(first, "ins"), _marked(second, "del")
+
+
+def _marked(runs: Iterable[tuple[str, Sequence[str]]], tag: str) -> Markup:
+    opened, closed = Markup(f"<{tag}>"), Markup(f"</{tag}>")
+    pieces = (
+        opened + "".join(run) + closed if kind != "equal" and run else escape("".join(run))
+        for kind, run in runs
+    )
+    return Markup("").join(pieces)

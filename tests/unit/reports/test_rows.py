@@ -1,0 +1,131 @@
+"""The page of a dataset: its numbers are those of the rows, whatever stage made them, and it stays small."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.schemas import (
+    COMPLETIONS,
+    MODEL,
+    PROMPTS,
+    REWARDED,
+    SELECTION,
+    TRAINING,
+    new_completion,
+)
+from kubealign_components.reports import columns as columns_of
+from kubealign_components.reports.columns import read_columns
+from kubealign_components.reports.rows import has_page, marked, rows_page
+from support.pages import Page
+from support.tiny import prompt_row
+
+MakeDataset = Callable[..., Dataset]
+ATTACK = "<script>alert(1)</script>"
+
+
+def completion(i: int, reward: float | None = None, tokens: int | None = 5, **more: Any) -> dict[str, Any]:
+    text = json.dumps([{"role": "assistant", "content": f"answer {i} {ATTACK}"}])
+    fields = {"completion_id": f"c{i}", "reference": True, "model": "tiny", "finish_reason": "stop"} | more
+    return new_completion(messages=text, num_tokens=tokens, reward=reward, **fields)
+
+
+def row(i: int, completions: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    base = prompt_row(f"prompt {i} {ATTACK}", [])
+    return base | {"source": f"source-{i % 2}", "prompt_tokens": 7 + i, "completions": completions} | more
+
+
+def test_numbers_of_rewarded_rows(make_dataset: MakeDataset) -> None:
+    rows = [row(i, [completion(10 * i + k, reward=k / 4, tokens=k + 1) for k in range(3)]) for i in range(6)]
+    rows[0]["completions"][1]["completion_id"] = "c0"  # the same text twice
+    rows[5]["completions"][2]["finish_reason"] = "length"
+    dataset = make_dataset(rows, REWARDED)
+    read = read_columns(dataset)
+    assert read.reward.tolist() == [0.0, 0.25, 0.5] * 6
+    assert read.prompt.tolist() == [i for i in range(6) for _ in range(3)]
+    assert read.finish_reasons == {"stop": 17, "length": 1}
+    assert read.repeated == 1 and read.prompt_tokens.tolist() == [7, 8, 9, 10, 11, 12]
+    page = Page(rows_page(dataset))
+    for title in ("Prompt lengths", "Completion lengths", "Rewards", "Spread of a prompt's rewards"):
+        assert title in page.charts
+    assert "Reward against length (correlation +1.00)" in page.charts
+    assert not {"Drift from the sampler", "Rewards of pairs"} & set(page.charts)
+    assert ["source-0", "3", "9", "2.0", "0.2500"] in page.rows
+    assert ["length", "1"] in page.rows
+    assert f"answer 10 {ATTACK}" in page.text and page.loaded == []
+    assert page.scripts == []
+
+
+def test_pairs_of_a_selection_and_of_training_are_set_side_by_side(make_dataset: MakeDataset) -> None:
+    two = [completion(1, 0.9, 9, quantile_reward=1.0), completion(2, 0.1, 3, quantile_reward=0.0)]
+    selected = make_dataset([row(0, two[::-1], pairs=[{"chosen": 1, "rejected": 0}])] * 3, SELECTION)
+    training = make_dataset(
+        [
+            {
+                "example_id": str(i),
+                "prompt_id": "p",
+                "source": "s",
+                "split": "train",
+                "messages": row(0, [])["messages"],
+                "completions": two,
+            }
+            for i in range(3)
+        ],
+        TRAINING,
+    )
+    for dataset in (selected, training):
+        read = read_columns(dataset)
+        assert read.reward[read.chosen].tolist() == [0.9] * 3
+        assert read.reward[read.rejected].tolist() == [0.1] * 3
+        text = rows_page(dataset)
+        page = Page(text)
+        assert {"Rewards of pairs", "Quantile rewards of pairs", "Lengths of pairs"} <= set(page.charts)
+        assert "chosen is longer 100.0%" in page.text
+        assert "<ins>1</ins>" in text and "<del>2</del>" in text
+
+
+def test_log_probabilities_and_their_drift(make_dataset: MakeDataset) -> None:
+    one = completion(1, sampler_logprob=-10.0, logprob=-5.0)
+    page = Page(rows_page(make_dataset([row(0, [one, completion(2, logprob=None)])], COMPLETIONS)))
+    assert {"Reference log-probabilities", "Drift from the sampler"} <= set(page.charts)
+
+
+def test_prompts_alone_have_a_page_and_models_none(make_dataset: MakeDataset) -> None:
+    prompts = make_dataset([prompt_row("hello", [])], PROMPTS)
+    assert has_page(prompts) and Page(rows_page(prompts)).charts == []
+    assert not has_page(make_dataset([{"step": 1, "metrics": "{}"}], MODEL))
+
+
+def test_of_many_prompts_every_few_are_looked_at(
+    make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns_of, "PROMPTS", 4)
+    dataset = make_dataset([row(i, [completion(i, float(i))]) for i in range(11)], REWARDED)
+    read = read_columns(dataset)
+    assert read.stride == 3 and read.reward.tolist() == [0, 3, 6, 9]
+    assert "of every 3th prompt" in Page(rows_page(dataset)).text
+
+
+@pytest.mark.parametrize("reward", [math.inf, math.nan, None])
+def test_what_is_no_number_is_not_drawn(make_dataset: MakeDataset, reward: float | None) -> None:
+    dataset = make_dataset([row(i, [completion(i, reward)]) for i in range(3)], REWARDED)
+    assert "Rewards" not in Page(rows_page(dataset)).charts
+
+
+def test_a_page_of_long_texts_stays_small(make_dataset: MakeDataset) -> None:
+    long = json.dumps([{"role": "assistant", "content": "'" * 100_000}])
+    rows = [row(i, [completion(k, 0.5) | {"messages": long} for k in range(20)]) for i in range(12)]
+    assert len(rows_page(make_dataset(rows, REWARDED)).encode()) < 2_000_000
+
+
+def test_words_that_differ_are_marked_and_escaped() -> None:
+    one, other = marked("a <b> c", "a <b> d e")
+    assert one == "a &lt;b&gt; <ins>c</ins>"
+    assert other == "a &lt;b&gt; <del>d e</del>"
+    assert np.array_equal(marked("", ""), ("", ""))
