@@ -125,8 +125,14 @@ def counted(values: Sequence[float], bins: int = 24) -> tuple[list[int], float, 
     """Counts of equal bins over all of ``values``, and the edges of the outermost."""
     import numpy as np
 
-    counts, edges = np.histogram(np.asarray(values, dtype=np.float64), bins=bins)
-    return counts.tolist(), float(edges[0]), float(edges[-1])
+    low, high = bounds(min(values), max(values))
+    return np.histogram(np.asarray(values, dtype=np.float64), bins, (low, high))[0].tolist(), low, high
+
+
+def bounds(low: float, high: float) -> tuple[float, float]:
+    """``low`` and ``high`` as the edges of bins: apart by more than rounding, so that they can be cut."""
+    least = max(abs(low), abs(high), 1.0) * 1e-6
+    return (low, high) if high - low > least else (low - 0.5, high + 0.5)
 
 
 def _least_squares(points: Points) -> tuple[float, float, float] | None:

@@ -132,7 +132,8 @@ class _Gathered:
             return np.concatenate(self.numbers.get(name) or [np.empty(0)])
 
         def place(name: str) -> Ints:
-            return np.concatenate([*self.places[name], np.empty(0, np.int64)]).astype(np.int64)
+            joined: Ints = np.concatenate([*self.places[name], np.empty(0, np.int64)]).astype(np.int64)
+            return joined
 
         return Columns(
             stride=stride,

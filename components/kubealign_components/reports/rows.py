@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL, PREFERENCES, ROWS
-from kubealign_components.reports.charts import POINTS, histogram, scatter
+from kubealign_components.reports.charts import POINTS, bounds, histogram, scatter
 from kubealign_components.reports.columns import Bools, Columns, Floats, Ints, read_columns
 from kubealign_components.reports.html import fitting, messages_text, render
 
@@ -99,13 +99,12 @@ def _drawn(title: str, values: Mapping[str, Floats], unit: str) -> Iterator[Mark
     known = {name: those[np.isfinite(those)] for name, those in values.items()}
     known = {name: those for name, those in known.items() if len(those)}
     if known:
-        low, high = np.quantile(np.concatenate(list(known.values())), [0.001, 0.999])
-        low, high = (low, high) if low < high else (low - 0.5, high + 0.5)
+        low, high = bounds(*np.quantile(np.concatenate(list(known.values())), [0.001, 0.999]).tolist())
         counts = {
             name: np.histogram(np.clip(those, low, high), BINS, (low, high))[0].tolist()
             for name, those in known.items()
         }
-        yield histogram(title, counts, float(low), float(high), x=unit)
+        yield histogram(title, counts, low, high, x=unit)
 
 
 def _by(values: Floats, masks: Mapping[str, Bools]) -> dict[str, Floats]:

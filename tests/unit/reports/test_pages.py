@@ -60,6 +60,12 @@ def test_a_chart_does_not_grow_with_its_data() -> None:
     assert charts.thinned(line[:10]) == line[:10]
 
 
+@pytest.mark.parametrize("values", [[0.3], [0.1 + 0.2, 0.3], [1e12, 1e12 + 1e-4], [-5.0, -5.0]])
+def test_values_that_are_as_good_as_equal_have_bins(values: list[float]) -> None:
+    counts, low, high = charts.counted(values)
+    assert sum(counts) == len(values) and low < min(values) <= max(values) < high
+
+
 def test_a_line_is_drawn_only_where_there_is_one() -> None:
     assert "correlation" not in charts.scatter("A", [(1, 1), (1, 2), (1, 3)], x="a", y="b", slope=True)
 
