@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from kubealign.cli.console import format_number, reuse_text, stage_table
-from kubealign.local.results import Results, StageRow
+from kubealign.local.results import Output, Results, StageRow
 from kubealign.local.summary import notes_on, verdict, write_summary
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.schemas import EVALUATION, new_completion
+from support.pages import Page
+from support.tiny import prompt_row
 
 
 def stage(name: str, **counts: int) -> StageRow:
@@ -95,3 +102,46 @@ def test_the_verdict_goes_by_the_interval(low: float, high: float, word: str) ->
     assert word in verdict(numbers) and "1.25 times the length" in verdict(numbers)
     assert "KL of 3 nats" in verdict(numbers | {"kl_per_completion": 3.0})
     assert verdict({"prompts": 20.0}) == ""
+
+
+def test_the_page_of_a_run_shows_what_changed_and_leads_to_every_stage(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    """Rows, a stage's own page, and the lineage; the graph is that of the recipe."""
+
+    def side(reward: float) -> list[dict[str, object]]:
+        return [new_completion(messages="[]", reward=reward, num_tokens=5, finish_reason="stop")]
+
+    prompts = make_dataset([prompt_row("hello", ["fine"])], stage="import_prompts")
+    compared = [
+        {"prompt_id": str(i), "messages": "[]", "reference": side(0.0), "aligned": side(1.0)}
+        | {"reward_difference": 1.0}
+        for i in range(4)
+    ]
+    evaluation = make_dataset(compared, EVALUATION, stage="evaluate", inputs={"rewarded": prompts})
+    (tmp_path / "report").write_text("<!doctype html>the report")
+    kinds = [("import-prompts", "dataset", "system.Dataset", Path(prompts.uri))]
+    kinds += [("evaluate", "dataset", "system.Dataset", Path(evaluation.uri))]
+    kinds += [("evaluate", "report", "system.HTML", tmp_path / "report")]
+    run = replace(
+        results(stage("import_prompts"), stage("evaluate")),
+        outputs=[
+            Output(task=task, title=task.replace("-", " "), output=name, type=kind, path=path, metadata={})
+            for task, name, kind, path in kinds
+        ],
+    )
+    write_summary(run, tmp_path / "summary.html")
+    text = (tmp_path / "summary.html").read_text()
+    page = Page(text)
+    assert page.edges == [(prompts.manifest.fingerprint, evaluation.manifest.fingerprint)]
+    assert {"Rewards before and after", "Lengths before and after"} <= set(page.charts)
+    assert page.loaded == [] and "10 to 8 rows" in page.text
+    links = re.findall(r'<li><a href="([^"]+)">', text)
+    assert links == [
+        "reports/01-import-prompts.html",
+        "reports/02-evaluate.html",
+        "reports/03-lineage.html",
+    ]
+    assert all((tmp_path / link).read_text().startswith("<!doctype html>") for link in links)
+    assert "hello" in (tmp_path / links[0]).read_text()
+    assert (tmp_path / links[1]).read_text().endswith("the report")
