@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def _pages(results: Results) -> Iterator[tuple[str, str, str]]:
                 yield f"Rows of {stage.replace('_', ' ')}", stage, rows_page(made)
         elif output.type == "system.HTML" and output.output != "lineage" and output.exists:
             title = f"{output.title}: {output.output.replace('_', ' ')}"
-            yield title, output.title.replace(" ", "_"), output.path.read_text(encoding="utf-8")
+            yield title, re.sub(r"\W+", "_", output.title), output.path.read_text(encoding="utf-8")
     if results.last:
         yield "Lineage", "lineage", to_html(results.last)
 
