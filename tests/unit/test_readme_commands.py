@@ -20,7 +20,7 @@ FOLDERS = ("components", "images", "manifests", "pipelines", "sdk", "tests", "te
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", *(f"{folder}/README.md" for folder in FOLDERS))
 _FENCE = re.compile(r"^ *```(\w*)$(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _SHELL = ("", "sh", "bash", "shell", "console")
-RUNS_HERE = ("params", "compile", "check", "schema", "estimate")
+RUNS_HERE = ("params", "compile", "components", "check", "schema", "estimate")
 RUNS_HERE += ("show", "logs", "ls", "open", "du", "lineage", "gc")
 """Commands of ours that are run as they stand, in a folder with a run file and a finished run."""
 LOADS = ("run", "rerun", "submit", "upload", "schedule", "runs", "cancel", "retry", "fetch", "doctor")
