@@ -31,8 +31,9 @@ def printable(text: str) -> str:
 def redacted(text: str) -> str:
     """``text`` without passwords in URIs, signatures, tokens of known forms, and the values of this process's
     environment variables whose names are those of secrets."""
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and SECRET_NAME.search(name) and value in text:
+    secrets = {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
+    for value in sorted(secrets, key=len, reverse=True):  # one may begin with another
+        if len(value) >= _SHORTEST:
             text = text.replace(value, _HIDDEN)
     text = _IN_URI.sub(_HIDDEN, text)
     text = _IN_QUERY.sub(lambda found: found["name"] + _HIDDEN, text)
