@@ -54,6 +54,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.model
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_held_out_reward_rises(
     objective: str, output: Path, smollm2: Path, capsys: pytest.CaptureFixture[str]
