@@ -181,7 +181,7 @@ def main(arguments: Sequence[str]) -> int:
     if wanted.without_torch:
         # Where it is installed, transformers loads it for a tokenizer: 340 MiB of no use to a stage of rows.
         sys.modules["torch"] = None  # type: ignore[assignment]
-        # And would say of it, at the end of a log that somebody reads for another reason, that it was not found.
+        # And would say, at the end of logs that are read for another reason, that it was not found.
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     return _Supervisor(wanted.module, rest, wanted.retries).run()
 

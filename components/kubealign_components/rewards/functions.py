@@ -8,6 +8,7 @@ and is named in a reward spec by its short name. A change of what one of them gi
 from __future__ import annotations
 
 import json
+import math
 import re
 
 from kubealign_components.config import require, require_choice
@@ -59,7 +60,7 @@ def brevity(item: RewardInput, *, unit: str = "characters", scale: float = 256.0
         unit: ``characters`` or ``tokens``.
         scale: the length that gets 0.5.
     """
-    require(scale > 0, "scale", scale, "a positive length")
+    require(0 < scale < math.inf, "scale", scale, "a positive length")
     return scale / (scale + _length(item, unit)) if item.text.strip() else 0.0
 
 
@@ -77,7 +78,8 @@ def target_length(
         unit: ``characters`` or ``tokens``.
         finished: bonus of a completion that ended by itself.
     """
-    require(target > 0, "target", target, "a positive length")
+    require(0 < target < math.inf, "target", target, "a positive length")
+    require(math.isfinite(finished), "finished", finished, "a finite number")
     bonus = 0.0 if item.finish_reason == "length" else finished
     return bonus - abs(_length(item, unit) - target) / target
 
@@ -98,6 +100,8 @@ def format_match(
         ValueError: ``regex`` without a pattern in the settings or the metadata.
     """
     require_choice("kind", kind, FORMATS)
+    named = keys is None or (isinstance(keys, list) and all(isinstance(key, str) for key in keys))
+    require(named, "keys", keys, "a list of names")
     text = item.text.strip()
     if kind == "json":
         return float(_is_json(text, keys))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -143,3 +145,22 @@ def test_format_match_reads_the_pattern_of_the_row() -> None:
         format_match(item("ab"), kind="regex")
     with pytest.raises(ConfigError, match="kind='xml'"):
         format_match(item("ab"), kind="xml")
+
+
+@pytest.mark.parametrize(
+    ("function", "settings"),
+    [
+        (brevity, {"scale": math.inf}),
+        (target_length, {"target": math.inf}),
+        (target_length, {"target": math.nan}),
+        (target_length, {"finished": math.inf}),
+        (format_match, {"keys": [["a"]]}),
+        (format_match, {"keys": "a"}),
+    ],
+)
+def test_settings_that_no_completion_could_be_rewarded_by_are_refused(
+    function: Callable[..., float], settings: dict[str, Any]
+) -> None:
+    [(name, _)] = settings.items()
+    with pytest.raises(ConfigError, match=f"^{name}="):
+        function(item("{}"), **settings)
