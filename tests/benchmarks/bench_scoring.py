@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu import flops
 from machine import device, in_own_process, matmul_flops, peak_of, require_same
 from timing import alternate
 from transformers import AutoModelForCausalLM
@@ -167,24 +168,6 @@ def trl(trainer: Any, groups: Sequence[Group]) -> Sums:
         chosen, rejected = trainer.compute_ref_log_probs(trainer.model, batch)
         sums.append([*chosen.tolist(), *rejected.tolist()])
     return sums
-
-
-def flops(model: Any, groups: Sequence[Group], *, shared: bool) -> float:
-    """Operations of all tokens as counted; or of prompts once, and of the head on completions."""
-    body = sum(m.weight.numel() for m in model.get_decoder().modules() if isinstance(m, torch.nn.Linear))
-    head = model.get_output_embeddings().weight.numel()
-    config = model.config
-    pair = 4 * config.num_hidden_layers * config.hidden_size  # scores and weighted sum, of one query and key
-    total = 0.0
-    for group in groups:
-        prompt = len(group.prompt)
-        total += shared * (2 * body * prompt + pair * prompt**2 / 2)
-        for length in map(len, group.completions):
-            if shared:
-                total += 2 * (body + head) * length + pair * length * (prompt + length / 2)
-            else:
-                total += 2 * (body + head) * (prompt + length) + pair * (prompt + length) ** 2 / 2
-    return total
 
 
 def random_groups(prompts: int, length: int, vocabulary: int, completions: int = COMPLETIONS) -> list[Group]:
