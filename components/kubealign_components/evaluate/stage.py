@@ -24,7 +24,6 @@ from kubealign_components.data.schemas import (
     completion_id,
     new_completion,
 )
-from kubealign_components.data.seeds import is_held_out, unit_interval
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.generation import (
     SAMPLING,
@@ -46,6 +45,7 @@ from kubealign_components.evaluate.comparable import (
     last_step,
 )
 from kubealign_components.evaluate.comparison import warnings
+from kubealign_components.evaluate.held_out import held_out
 from kubealign_components.evaluate.judged import Verdict, judged
 from kubealign_components.evaluate.measures import ALIGNED, REFERENCE, measure
 from kubealign_components.evaluate.report import report_html
@@ -155,7 +155,14 @@ def run(
     require_policy(policy, rewarded)
     provenance = _provenance(config, rewarded, (model, model_uri or model), aligned, rewarder, judge)
     stats = Stats(rows_in=rewarded.rows)
-    prompts = _held_out(config, rewarded, stats)
+    prompts = held_out(
+        rewarded,
+        fraction=config.validation_fraction,
+        seed=config.split_seed,
+        most=config.max_prompts,
+        stats=stats,
+    )
+    _require_enough(len(prompts), rewarded.uri, stats)
     settings = stored_settings(rewarded)
     template = ChatTemplate(policy, settings)
     ends, drop = list(template.end_ids), False
@@ -238,20 +245,6 @@ def _provenance(
         | ({"judge": judge.identity} if judge else {}),
         slug=["evaluated"],
     )
-
-
-def _held_out(config: EvaluateConfig, rewarded: Dataset, stats: Stats) -> list[Row]:
-    """The held-out prompts that are compared, ordered by hash, with their reference completions only."""
-    ids = rewarded.table(["prompt_id"]).column("prompt_id").to_pylist()
-    seed = config.split_seed
-    held = [i for i in ids if is_held_out(i, config.validation_fraction, seed)]
-    order = sorted(held, key=lambda i: (unit_interval(seed, "validation", i), i))[: config.max_prompts]
-    stats.drop("not_held_out", len(ids) - len(held))
-    stats.drop("over_max_prompts", len(held) - len(order))
-    chosen = set(order)
-    rows = {row["prompt_id"]: row for row in rewarded.iter_rows() if row["prompt_id"] in chosen}
-    _require_enough(len(order), rewarded.uri, stats)
-    return [rows[i] for i in order]
 
 
 def _with_references(prompts: Sequence[Row], where: str, stats: Stats) -> list[Row]:

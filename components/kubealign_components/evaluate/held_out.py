@@ -1,0 +1,41 @@
+"""The held-out prompts of a dataset, of which only those that are compared become Python objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kubealign_components.data.arrow_take import keep
+from kubealign_components.data.chunks import Row
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.seeds import is_held_out, unit_interval
+from kubealign_components.data.stats import Stats
+
+
+def held_out(dataset: Dataset, *, fraction: float, seed: int, most: int, stats: Stats) -> list[Row]:
+    """Rows of the held-out prompts of ``dataset``, ordered by hash.
+
+    Args:
+        dataset: of prompts, of any kind.
+        fraction: share of prompts that is held out.
+        seed: of the split.
+        most: most rows; the same first ones, whatever the dataset grows to.
+        stats: counts what is left out and why.
+    """
+    ids = dataset.table(["prompt_id"]).column("prompt_id").to_pylist()
+    held = [i for i in ids if is_held_out(i, fraction, seed)]
+    order = sorted(held, key=lambda i: (unit_interval(seed, "validation", i), i))[:most]
+    stats.drop("not_held_out", len(ids) - len(held))
+    stats.drop("over_max_prompts", len(held) - len(order))
+    rows = {row["prompt_id"]: row for row in rows_of(dataset, order)}
+    return [rows[i] for i in order]
+
+
+def rows_of(dataset: Dataset, prompt_ids: Sequence[str]) -> Iterator[Row]:
+    """The rows of ``prompt_ids``, in the order of ``dataset``."""
+    wanted = pa.array(prompt_ids, pa.string())
+    for batch in dataset.batches(batch_rows=None):
+        chosen = pc.is_in(batch["prompt_id"], value_set=wanted)
+        yield from keep(batch, chosen.to_numpy(zero_copy_only=False)).to_pylist()
