@@ -36,11 +36,11 @@ class MemoryWatch:
 
     def _sizes(self) -> str:
         limit, peak = self._number("memory.max"), self._number("memory.peak")
-        told = [
+        sizes = [
             f"its limit is {limit // _MIB} MiB" if limit else "it has no limit of its own",
             f"its peak was {peak // _MIB} MiB" if peak else "",
         ]
-        return ", ".join(one for one in told if one)
+        return ", ".join(one for one in sizes if one)
 
     def _kills(self) -> int:
         for line in self._text("memory.events").splitlines():

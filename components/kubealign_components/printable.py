@@ -36,7 +36,7 @@ def redacted(text: str) -> str:
         if len(value) >= _SHORTEST:
             text = text.replace(value, _HIDDEN)
     text = _IN_URI.sub(_HIDDEN, text)
-    text = _IN_QUERY.sub(lambda found: found["name"] + _HIDDEN, text)
+    text = _IN_QUERY.sub(lambda match: match["name"] + _HIDDEN, text)
     return _TOKEN.sub(_HIDDEN, text)
 
 
@@ -50,6 +50,6 @@ def for_people(text: str) -> str:
     return printable(redacted(text))
 
 
-def _written_out(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _written_out(match: re.Match[str]) -> str:
+    code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -58,18 +58,18 @@ def note(bar: tqdm[Any], text: str) -> None:
 
 def read_line(line: str) -> State | None:
     """The state that a line of :func:`progress_bar` tells; None for any other line."""
-    found = _LINE.match(line.strip())
-    if found is None:
+    match = _LINE.match(line.strip())
+    if match is None:
         return None
-    rate, left = found["rate"], found["left"]
+    rate, left = match["rate"], match["left"]
     return State(
-        name=found["name"],
-        done=int(found["done"]),
-        total=int(found["total"]),
-        unit=found["unit"],
+        name=match["name"],
+        done=int(match["done"]),
+        total=int(match["total"]),
+        unit=match["unit"],
         rate=None if rate == "?" else float(rate),
         left=None if left == "?" else _seconds(left),
-        notes=found["notes"] or "",
+        notes=match["notes"] or "",
     )
 
 

@@ -46,8 +46,8 @@ def rules(name: str) -> Rules:
     Raises:
         ConfigError: no pipeline of that name.
     """
-    found: Rules = _module(name).RULES
-    return found
+    rules_of_pipeline: Rules = _module(name).RULES
+    return rules_of_pipeline
 
 
 def _module(name: str) -> ModuleType:

@@ -47,14 +47,16 @@ def write_catalogue(
     written = []
     for stage in STAGES:
         component = component_of(stage, settings)
-        place = folder / stage
-        place.mkdir(parents=True, exist_ok=True)
-        path = place / f"{stage}.component.yaml"
+        stage_folder = folder / stage
+        stage_folder.mkdir(parents=True, exist_ok=True)
+        path = stage_folder / f"{stage}.component.yaml"
         compiler.Compiler().compile(component, str(path))
-        (place / "metadata.yaml").write_text(_yaml(_metadata(stage, component.component_spec, verified)))
-        (place / "README.md").write_text(_readme(stage, component.component_spec))
+        (stage_folder / "metadata.yaml").write_text(
+            _yaml(_metadata(stage, component.component_spec, verified))
+        )
+        (stage_folder / "README.md").write_text(_readme(stage, component.component_spec))
         if owners:
-            (place / "OWNERS").write_text(_yaml({"approvers": list(owners)}))
+            (stage_folder / "OWNERS").write_text(_yaml({"approvers": list(owners)}))
         written.append(path)
     return written
 

@@ -133,15 +133,15 @@ def _parameters(root: Json) -> Iterator[Parameter]:
 
 def _arguments(task: Json, component: Json, outer: Mapping[str, Source]) -> dict[str, Source]:
     declared = component.get("inputDefinitions", {}).get("parameters", {})
-    found = {n: Source(constant=d["defaultValue"]) for n, d in declared.items() if "defaultValue" in d}
+    arguments = {n: Source(constant=d["defaultValue"]) for n, d in declared.items() if "defaultValue" in d}
     for name, value in task.get("inputs", {}).get("parameters", {}).items():
         if "runtimeValue" in value:
-            found[name] = Source(constant=value["runtimeValue"].get("constant"))
+            arguments[name] = Source(constant=value["runtimeValue"].get("constant"))
         elif value.get("componentInputParameter") in outer:
-            found[name] = outer[value["componentInputParameter"]]
+            arguments[name] = outer[value["componentInputParameter"]]
         else:
-            found[name] = Source(produced=True)
-    return found
+            arguments[name] = Source(produced=True)
+    return arguments
 
 
 def _groups(tasks: Json) -> dict[str, str]:

@@ -76,14 +76,14 @@ def most_chunks(spec: Json, most: int) -> int:
     """How many chunks every fan-out of ``spec`` may have, ``most`` at most and one at least."""
     if not any("parameterIterator" in task for task in spec["root"]["dag"]["tasks"].values()):
         return most
-    found = 1
+    chunks = 1
     for few, more in (_ROUGHLY, _CLOSELY):
         small, large = workflow_size(spec, few), workflow_size(spec, more)
         each = (large.packed - small.packed) / (more - few)
-        found = max(found, int(more + (LIMIT * ROOM - large.total) / each))
-        if found >= most:
+        chunks = max(chunks, int(more + (LIMIT * ROOM - large.total) / each))
+        if chunks >= most:
             return most
-    return found
+    return chunks
 
 
 class _Imitation:
@@ -172,8 +172,8 @@ def _executor_input(name: str, task: Json, component: Json, index: int) -> str:
 
 
 def _pod(executor_input: str, component: Json, container: Json) -> str:
-    known = ["--executor_input", executor_input, "--component_spec", _text(component)]
-    command = ["/kfp-launcher/launch", *known]
+    arguments = ["--executor_input", executor_input, "--component_spec", _text(component)]
+    command = ["/kfp-launcher/launch", *arguments]
     main = {"name": "main", "command": command, "args": [*container.get("command", []), *container["args"]]}
     return _text({"containers": [{**main, "image": container["image"]}]})
 

@@ -27,8 +27,8 @@ class RunFailed(KubeAlignError):
     """
 
     def __init__(self, task: str, reason: str, log: Path | None = None) -> None:
-        place = f"\n  log: {log}" if log else ""
-        super().__init__(f"{task} failed: {reason}{place}")
+        pointer = f"\n  log: {log}" if log else ""
+        super().__init__(f"{task} failed: {reason}{pointer}")
         self.task = task
         self.reason = reason
         self.log = log

@@ -33,20 +33,20 @@ class Ancestor:
     """``found``, ``gone``, or ``changed`` with what is there now."""
 
 
-def open_place(place: str) -> Dataset:
-    """The dataset or model at ``place``, or the last one of a run, or of the newest run of an output folder;
+def open_place(uri: str) -> Dataset:
+    """The dataset or model at ``uri``, or the last one of a run, or of the newest run of an output folder;
     recipe and fingerprint are checked.
 
     Raises:
         NotFound: nothing of ours is there.
         CorruptDataset: a manifest whose recipe does not match its fingerprints.
     """
-    place = place.removesuffix(f"/{MANIFEST}")
-    run = find_run(place) if "://" not in place else None
+    uri = uri.removesuffix(f"/{MANIFEST}")
+    run = find_run(uri) if "://" not in uri else None
     if run is not None:
         made = [output for output in run.outputs if output["type"] in ("system.Dataset", "system.Model")]
-        place = str(run.folder.path / made[-1]["path"]) if made else place
-    return Dataset.open(place, allow_empty=True)
+        uri = str(run.folder.path / made[-1]["path"]) if made else uri
+    return Dataset.open(uri, allow_empty=True)
 
 
 def ancestors(manifest: Manifest) -> Iterator[Ancestor]:
@@ -58,10 +58,10 @@ def ancestors(manifest: Manifest) -> Iterator[Ancestor]:
         if parent["uri"] in seen:
             continue
         seen.add(parent["uri"])
-        state, found = _look(parent)
+        state, parent_manifest = _look(parent)
         yield Ancestor(**{**parent, "uri": recorded(parent["uri"])}, state=state)
-        if found:
-            pending += found.parents
+        if parent_manifest:
+            pending += parent_manifest.parents
 
 
 def lineage_json(dataset: Dataset) -> dict[str, object]:
@@ -73,7 +73,7 @@ def lineage_json(dataset: Dataset) -> dict[str, object]:
 def lineage_tree(manifest: Manifest, *, settings: bool = True) -> Tree:
     """The steps as a tree, the last one at its root; a step that comes twice is told once."""
     steps = {step.fingerprint: step for step in steps_of(manifest.fingerprint, manifest.recipe)}
-    told: set[str] = set()
+    shown: set[str] = set()
     root = Tree(
         f"[bold]{escape(manifest.slug or manifest.schema)}[/]  {manifest.schema}, {manifest.rows} rows"
     )
@@ -81,10 +81,10 @@ def lineage_tree(manifest: Manifest, *, settings: bool = True) -> Tree:
     def grow(parent: Tree, name: str, role: str) -> None:
         step = steps[name]
         label = f"[bold cyan]{escape(step.stage)}[/] [dim]{name[:12]}{escape(role)}[/]"
-        if name in told:
+        if name in shown:
             parent.add(f"{label} [dim](told above)[/]")
             return
-        told.add(name)
+        shown.add(name)
         branch = parent.add(label)
         if settings:
             for line in _facts(step):
@@ -124,12 +124,12 @@ def _short(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
-def recorded(place: str) -> str:
+def recorded(path: str) -> str:
     """The URI of what a manifest names: the launcher's mounts exist in a pod alone."""
     for mount, scheme in MOUNTS.items():
-        if place.startswith(mount) and not Path(place).exists():
-            return scheme + place.removeprefix(mount)
-    return place
+        if path.startswith(mount) and not Path(path).exists():
+            return scheme + path.removeprefix(mount)
+    return path
 
 
 def _look(parent: dict[str, str]) -> tuple[str, Manifest | None]:

@@ -68,8 +68,8 @@ def read_yaml(text: str, source: str) -> Document:
     except _TooMuch as error:
         document.findings.append(_finding(source, str(error), Mark(source, 1, 1)))
     except yaml.MarkedYAMLError as error:
-        place = error.problem_mark or error.context_mark
-        mark = Mark(source, place.line + 1, place.column + 1) if place else Mark(source, 1, 1)
+        position = error.problem_mark or error.context_mark
+        mark = Mark(source, position.line + 1, position.column + 1) if position else Mark(source, 1, 1)
         document.findings.append(_finding(source, f"a YAML file ({_reason(error, text, mark)})", mark))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
@@ -102,8 +102,8 @@ def _joined(
         if isinstance(value, Mapping) and isinstance(before, Mapping):
             joined[name] = _joined(before, value, below, marks)
         else:
-            for place in [p for p in marks if p[: len(below)] == below]:
-                del marks[place]
+            for child in [p for p in marks if p[: len(below)] == below]:
+                del marks[child]
             joined[name] = value
     return joined
 

@@ -62,10 +62,10 @@ class Opinions:
         return counts.tolist(), -edge, edge
 
 
-def survey(row: JudgedRow, known: dict[str, Opinions]) -> None:
-    """Add the judgements of a ``kubealign.judged/v1`` row to what is ``known`` by principle."""
+def survey(row: JudgedRow, opinions: dict[str, Opinions]) -> None:
+    """Add the judgements of a ``kubealign.judged/v1`` row to what is ``opinions`` by principle."""
     for judgement in row["judgements"] or ():
-        known.setdefault(judgement["principle"], Opinions()).add(judgement["s12"], judgement["s21"])
+        opinions.setdefault(judgement["principle"], Opinions()).add(judgement["s12"], judgement["s21"])
 
 
 def overall(opinions: Mapping[str, Opinions], names: Sequence[str]) -> float:

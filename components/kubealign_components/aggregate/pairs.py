@@ -61,7 +61,7 @@ def judged_pairs(row: JudgedRow, principles: Sequence[str]) -> Iterator[JudgedPa
             of the same pair and principle, or that are not finite.
     """
     prompt, completions = str(row["prompt_id"]), row["completions"]
-    found: dict[tuple[int, int], dict[str, tuple[float, float]]] = {}
+    by_pair: dict[tuple[int, int], dict[str, tuple[float, float]]] = {}
     for judgement in row["judgements"] or ():
         first, second, name = judgement["first"], judgement["second"], judgement["principle"]
         if first == second or not (0 <= first < len(completions) and 0 <= second < len(completions)):
@@ -73,11 +73,11 @@ def judged_pairs(row: JudgedRow, principles: Sequence[str]) -> Iterator[JudgedPa
         s21 = require_finite(judgement["s21"], prompt, name)
         if completions[first]["completion_id"] > completions[second]["completion_id"]:
             first, second, s12, s21 = second, first, -s21, -s12
-        scores = found.setdefault((first, second), {})
+        scores = by_pair.setdefault((first, second), {})
         if name in scores:
             raise DataError(f"prompt {prompt}: completions {first} and {second} are judged twice by {name!r}")
         scores[name] = (s12, s21)
-    for (first, second), scores in found.items():
+    for (first, second), scores in by_pair.items():
         yield _pair(prompt, completions[first], completions[second], scores, principles)
 
 

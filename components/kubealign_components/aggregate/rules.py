@@ -68,11 +68,11 @@ def language_mismatch(pair: RuleInput, min_confidence: float = MIN_CONFIDENCE) -
         pair: the pair.
         min_confidence: least probability that makes a language clear, in [0, 1].
     """
-    wanted = identify_language(pair.prompt, min_confidence)
-    found = [identify_language(text, min_confidence) for text in pair.completions]
-    if wanted is None or None in found:
+    prompt_language = identify_language(pair.prompt, min_confidence)
+    languages = [identify_language(text, min_confidence) for text in pair.completions]
+    if prompt_language is None or None in languages:
         return ABSTAIN
-    fits = [language == wanted for language in found]
+    fits = [language == prompt_language for language in languages]
     if fits[0] == fits[1]:
         return ABSTAIN if fits[0] else DROP
     return Verdict(preferred=int(fits[1]))
@@ -92,8 +92,8 @@ class RuleSpec:
     """Keyword arguments of the function, plain JSON."""
 
     def __post_init__(self) -> None:
-        known = ":" in self.function or self.function in SHIPPED
-        require(known, "rules.function", self.function, f"module:function, or one of {', '.join(SHIPPED)}")
+        formed = ":" in self.function or self.function in SHIPPED
+        require(formed, "rules.function", self.function, f"module:function, or one of {', '.join(SHIPPED)}")
         for name in ("probability", "flip_rate"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"rules.{name}", value, "a probability, from 0 to 1")
@@ -157,7 +157,7 @@ class LoadedRule:
 
 def rules_identity(rules: Sequence[LoadedRule]) -> dict[str, str]:
     """What a recipe says of the rules beside their settings."""
-    found = {rule.spec.function: rule.identity() for rule in rules}
+    identities = {rule.spec.function: rule.identity() for rule in rules}
     if any(rule.spec.function == "language_mismatch" for rule in rules):
-        found["language_identifier"] = identifier_version()
-    return found
+        identities["language_identifier"] = identifier_version()
+    return identities

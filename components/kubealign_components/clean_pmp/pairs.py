@@ -125,9 +125,9 @@ def _shp(raw: object, min_score_ratio: float) -> Example:
 
 def _ratio(row: Columns, scores: list[float | None]) -> float:
     ratio = number_of(row.take("score_ratio"))
-    known = [score for score in scores if score is not None]
-    if ratio is None and len(known) == 2 and min(known) > 0:
-        ratio = max(known) / min(known)
+    given = [score for score in scores if score is not None]
+    if ratio is None and len(given) == 2 and min(given) > 0:
+        ratio = max(given) / min(given)
     if ratio is None:
         raise Malformed("no_score_ratio")
     return ratio

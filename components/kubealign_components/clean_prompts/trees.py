@@ -61,19 +61,19 @@ def read_messages(row: object) -> list[TreeMessage]:
         raise Malformed("not_an_object")
     root = row.get("prompt") if isinstance(row.get("prompt"), Mapping) else row
     assert isinstance(root, Mapping)
-    found: list[TreeMessage] = []
+    messages: list[TreeMessage] = []
     waiting = [(root, _parent(root))]
     while waiting:
         value, parent = waiting.pop()
         message = _message(value, parent)
-        found.append(message)
+        messages.append(message)
         replies = value.get("replies")
         if replies is None:
             continue
         if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
             raise Malformed("bad_replies")
         waiting += [(reply, message.id) for reply in reversed(replies)]
-    return found
+    return messages
 
 
 def _parent(value: Mapping[str, object]) -> str | None:

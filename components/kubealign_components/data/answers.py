@@ -18,8 +18,8 @@ def reference_answer(text: str) -> str:
     if boxed:
         return boxed
     last = text.strip().rpartition("\n")[2]
-    found = _HASHES.fullmatch(last.strip())
-    return found[1].strip() if found else text.strip()
+    match = _HASHES.fullmatch(last.strip())
+    return match[1].strip() if match else text.strip()
 
 
 def last_boxed(text: str) -> str | None:
@@ -29,15 +29,15 @@ def last_boxed(text: str) -> str | None:
     marks = list(_BOXED.finditer(text)) or list(_FRAMED.finditer(text))
     if not marks:
         return None
-    found = marks[-1]
-    if found[1] != "{":
-        return found[1]
+    mark = marks[-1]
+    if mark[1] != "{":
+        return mark[1]
     depth, escaped = 1, False
-    for position in range(found.end(), len(text)):
+    for position in range(mark.end(), len(text)):
         character = text[position]
         if not escaped:
             depth += {"{": 1, "}": -1}.get(character, 0)
         escaped = character == "\\" and not escaped
         if not depth:
-            return text[found.end() : position].strip()
+            return text[mark.end() : position].strip()
     return None

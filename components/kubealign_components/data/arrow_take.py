@@ -35,8 +35,8 @@ def take(rows: Rows, index: NDArray[np.int64]) -> Rows:
 
 def keep(rows: Rows, mask: NDArray[np.bool_]) -> Rows:
     """The ``rows`` where ``mask``, of shape (rows,), is true."""
-    wanted = pa.array(mask)
-    return _moved(rows, lambda array: array.filter(wanted))
+    kept = pa.array(mask)
+    return _moved(rows, lambda array: array.filter(kept))
 
 
 def _moved(rows: Rows, move: Callable[[pa.Array], pa.Array]) -> Rows:

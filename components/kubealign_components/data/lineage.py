@@ -38,13 +38,13 @@ def steps_of(fingerprint: str, recipe: Recipe) -> list[LineageStep]:
         fingerprint: of the dataset.
         recipe: of the same manifest, checked by :func:`kubealign_components.data.fingerprint.check_recipe`.
     """
-    found: dict[str, LineageStep] = {}
+    steps: dict[str, LineageStep] = {}
 
     def visit(name: str) -> int:
-        if name not in found:
+        if name not in steps:
             step = recipe[name]
             level = 1 + max((visit(parent) for parent in step["inputs"].values()), default=0)
-            found[name] = LineageStep(
+            steps[name] = LineageStep(
                 fingerprint=name,
                 stage=step["stage"],
                 version=step["version"],
@@ -53,10 +53,10 @@ def steps_of(fingerprint: str, recipe: Recipe) -> list[LineageStep]:
                 inputs=step["inputs"],
                 level=level,
             )
-        return found[name].level
+        return steps[name].level
 
     visit(fingerprint)
-    return sorted(found.values(), key=lambda step: step.level)
+    return sorted(steps.values(), key=lambda step: step.level)
 
 
 def to_json(manifest: Manifest) -> dict[str, object]:

@@ -86,20 +86,22 @@ def fetch_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted: list[str] | None = None
+    patterns: list[str] | None = None
     try:
         try:
             info = HfApi().model_info(name, revision=revision)
             revision = info.sha or revision
             names = [sibling.rfilename for sibling in info.siblings or ()]
             chosen = needed(names, lambda n: Path(hf_hub_download(name, n, revision=revision)).read_bytes())
-            wanted = [escape(file) for file in chosen]
+            patterns = [escape(file) for file in chosen]
         except (OSError, LocalEntryNotFoundError) as error:
             if isinstance(error, HfHubHTTPError):
                 raise
             log.info("the hub cannot be asked for %s, looking for a copy on this machine", name)
         return Path(
-            snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=_OTHER_FORMATS)
+            snapshot_download(
+                name, revision=revision, allow_patterns=patterns, ignore_patterns=_OTHER_FORMATS
+            )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -141,9 +143,9 @@ def _download(uri: str, names: Collection[str], folder: Path) -> None:
     store = store_for(uri)
     places = [(join(uri, name), inside(folder, name)) for name in names]
 
-    def fetch(uri: str, place: Path) -> None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        store.fetch(uri, place.parent).replace(place)
+    def fetch(uri: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.fetch(uri, target.parent).replace(target)
 
     with ThreadPoolExecutor(_THREADS, "fetch-model") as pool:
         list(pool.map(lambda each: fetch(*each), places))

@@ -63,14 +63,14 @@ def publish_named(uri: str, content: bytes) -> None:
         set_aside(DamagedObject(uri, "is damaged: it is not what was published under its name"))
 
 
-def set_aside(damage: DamagedObject, place: str = "") -> None:
-    """Move a damaged object to ``place``, or into the folder ``damaged`` beside its own, and say so."""
+def set_aside(damage: DamagedObject, target: str = "") -> None:
+    """Move a damaged object to ``target``, or into the folder ``damaged`` beside its own, and say so."""
     folder, _, name = damage.uri.rpartition("/")
-    place = place or join(beside(folder, "damaged"), name)
-    log.warning("%s; it is set aside as %s, and made again from what is good", damage, place)
+    target = target or join(beside(folder, "damaged"), name)
+    log.warning("%s; it is set aside as %s, and made again from what is good", damage, target)
     store = store_for(damage.uri)
     try:
-        store.copy(damage.uri, place)
+        store.copy(damage.uri, target)
     except KubeAlignError as error:  # a copy would have helped to find out what happened, no more
         log.warning("no copy of %s is kept: %s", damage.uri, error)
     store.delete(damage.uri)

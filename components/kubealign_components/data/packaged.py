@@ -17,12 +17,12 @@ HEAD = ("schema", "name", "version")
 
 
 def read_shipped(
-    place: str, *, parameter: str, kind: str, folder: str, names: tuple[str, ...]
+    file: str, *, parameter: str, kind: str, folder: str, names: tuple[str, ...]
 ) -> tuple[bytes, str]:
-    """The YAML file at ``place``, and what errors call it.
+    """The YAML file at ``file``, and what errors call it.
 
     Args:
-        place: one of ``names``, a path, or a ``gs://`` or ``s3://`` URI.
+        file: one of ``names``, a path, or a ``gs://`` or ``s3://`` URI.
         parameter: what errors call the parameter.
         kind: what errors call such a file.
         folder: package folder of the shipped ones.
@@ -31,14 +31,14 @@ def read_shipped(
     Raises:
         ConfigError: nothing there.
     """
-    if place in names:
-        name = f"{place}.yaml"
-        return files(f"kubealign_components.{folder}").joinpath(name).read_bytes(), name
+    if file in names:
+        file = f"{file}.yaml"
+        return files(f"kubealign_components.{folder}").joinpath(file).read_bytes(), file
     try:
-        return store_for(place).read(place), place
+        return store_for(file).read(file), file
     except NotFound as error:
         expected = f"a YAML file, or a shipped {kind}: {', '.join(names)}"
-        raise ConfigError(parameter, place, expected) from error
+        raise ConfigError(parameter, file, expected) from error
 
 
 def parse_document(content: bytes, file: str, *, schema: str, members: Collection[str]) -> JsonObject:
@@ -67,13 +67,13 @@ def parse_document(content: bytes, file: str, *, schema: str, members: Collectio
     return {**body, "name": checked_text(body["name"], f"{file}: name")}
 
 
-def check_members(value: object, known: Collection[str], needed: Collection[str], where: str) -> None:
-    """Raise :class:`ConfigError` unless ``value`` is a mapping of ``known`` members, ``needed`` ones among
-    them."""
+def check_members(value: object, fields: Collection[str], needed: Collection[str], where: str) -> None:
+    """Raise :class:`ConfigError` unless ``value`` is a mapping with members of ``fields`` only, and
+    with all that are ``needed``."""
     require(isinstance(value, Mapping), where, value, f"a mapping with {', '.join(needed)}")
     assert isinstance(value, Mapping)
     for key in value:
-        require(key in known, f"{where}: {key}", value[key], f"no such field, only {', '.join(known)}")
+        require(key in fields, f"{where}: {key}", value[key], f"no such field, only {', '.join(fields)}")
     for key in needed:
         require(value.get(key) is not None, f"{where}: {key}", value.get(key), "a value")
 

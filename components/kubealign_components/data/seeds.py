@@ -52,12 +52,12 @@ def is_held_out(prompt_id: str, fraction: float, seed: int) -> bool:
 def held_out(prompt_ids: Iterable[str], fraction: float, seed: int) -> list[bool]:
     """:func:`is_held_out` of many prompts, three times as fast."""
     begun = hashlib.sha256(f"{seed}\x1f{VALIDATION}\x1f".encode())
-    found = []
+    flags = []
     for prompt_id in prompt_ids:
         one = begun.copy()
         one.update(prompt_id.encode())
-        found.append((int.from_bytes(one.digest()[:8], "big") >> 2) / 2**62 < fraction)
-    return found
+        flags.append((int.from_bytes(one.digest()[:8], "big") >> 2) / 2**62 < fraction)
+    return flags
 
 
 def id_keys(ids: pa.Array, run_seed: int, purpose: str) -> Keys:

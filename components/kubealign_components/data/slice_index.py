@@ -87,7 +87,7 @@ class Pack:
 
 
 @dataclass(slots=True)
-class _Found:
+class _Scan:
     """What a pass over the index gave."""
 
     slices: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -115,12 +115,12 @@ class SliceIndex:
         Raises:
             CorruptDataset: the storage damages what was just mended.
         """
-        wanted = {_token(row): row for row in rows}
+        row_of = {_token(row): row for row in rows}
         for _ in range(HEALINGS):
-            found = self._scan(wanted)
-            if not found.damaged:
-                return {row: sorted(names) for row, names in found.slices.items()}
-            self._mend(found.damaged)
+            scan = self._scan(row_of)
+            if not scan.damaged:
+                return {row: sorted(names) for row, names in scan.slices.items()}
+            self._mend(scan.damaged)
         raise self._given_up()
 
     def add(self, name: str, rows: Iterable[str]) -> None:
@@ -155,52 +155,52 @@ class SliceIndex:
 
     def names(self) -> set[str]:
         """Names of all slices that the index knows."""
-        known: set[str] = set()
+        names: set[str] = set()
         for _, lines in self._read_all(self._commits()):
             if not isinstance(lines, DamagedObject):
-                known.add(json.loads(lines)["slice"])
+                names.add(json.loads(lines)["slice"])
         for _, pack in self._packs():
             if not isinstance(pack, DamagedObject):
-                known.update(pack.slices)
-        return known
+                names.update(pack.slices)
+        return names
 
     def _commit(self, name: str, rows: Iterable[str], label: str) -> None:
         tokens = b"".join(sorted({_token(row) for row in rows}))
         content = json.dumps({"slice": name, "rows": tokens.hex()}).encode()
         publish_named(join(self._uri, "commits", f"{label}-{content_name(content)}.json"), content)
 
-    def _scan(self, wanted: Mapping[bytes, str]) -> _Found:
-        found = _Found()
+    def _scan(self, row_of: Mapping[bytes, str]) -> _Scan:
+        scan = _Scan()
         for _, content in self._read_all(self._commits(own=True)):
             if isinstance(content, DamagedObject):
-                found.damaged.append(content)
+                scan.damaged.append(content)
                 continue
             record = json.loads(content)
             for token in _split(bytes.fromhex(record["rows"])):
-                if token in wanted:
-                    found.slices[wanted[token]].add(record["slice"])
+                if token in row_of:
+                    scan.slices[row_of[token]].add(record["slice"])
         for _, pack in self._packs():
             if isinstance(pack, DamagedObject):
-                found.damaged.append(pack)
+                scan.damaged.append(pack)
             else:
-                self._look_up(pack, wanted, found)
-        return found
+                self._look_up(pack, row_of, scan)
+        return scan
 
-    def _look_up(self, pack: Pack, wanted: Mapping[bytes, str], found: _Found) -> None:
+    def _look_up(self, pack: Pack, row_of: Mapping[bytes, str], scan: _Scan) -> None:
         """Add what ``pack`` knows of the rows that are wanted; only their buckets are read."""
         by_bucket: dict[int, list[bytes]] = defaultdict(list)
-        for token in wanted:
+        for token in row_of:
             by_bucket[_bucket(token, len(pack.buckets))].append(token)
         places = {pack.bucket_uri(n): tokens for n, tokens in by_bucket.items() if pack.buckets[n]}
         for uri, content in self._read_all(places, pack.uri):
             if isinstance(content, DamagedObject):
-                found.damaged += [content, DamagedObject(pack.uri, "is of no use without its buckets")]
+                scan.damaged += [content, DamagedObject(pack.uri, "is of no use without its buckets")]
                 continue
             tokens, numbers = _parse_bucket(content)
-            for place in np.flatnonzero(np.isin(tokens[:, 0], _halves(places[uri])[:, 0])).tolist():
-                row = wanted.get(content[_TOKEN * place : _TOKEN * (place + 1)])
+            for position in np.flatnonzero(np.isin(tokens[:, 0], _halves(places[uri])[:, 0])).tolist():
+                row = row_of.get(content[_TOKEN * position : _TOKEN * (position + 1)])
                 if row is not None:
-                    found.slices[row].add(pack.slices[numbers[place]])
+                    scan.slices[row].add(pack.slices[numbers[position]])
 
     def _joined(
         self, damaged: list[DamagedObject]
@@ -317,9 +317,9 @@ class SliceIndex:
         """Set ``damaged`` aside and commit again the slices that nothing else knows."""
         for one in {damage.uri: damage for damage in damaged}.values():
             set_aside(one)
-        known = self.names()
+        names = self.names()
         for entry in store_for(self._uri).list(join(self._uri, "data")):
-            if name_in(entry.uri) in known:
+            if name_in(entry.uri) in names:
                 continue
             try:
                 content = read_named(entry.uri)

@@ -84,22 +84,22 @@ class SliceStore:
 
     def known(self, row_id: str, keys: Collection[str]) -> set[str]:
         """Those of ``keys`` whose results are finished."""
-        found: set[str] = set()
+        committed: set[str] = set()
         for name in self._slices_of.get(row_id, ()):
-            if len(found) == len(keys):
+            if len(committed) == len(keys):
                 break
-            found.update(self._keys(name).intersection(keys))
-        return found
+            committed.update(self._keys(name).intersection(keys))
+        return committed
 
     def results(self, row_id: str, keys: Sequence[str]) -> dict[str, Row]:
         """Results of ``keys`` as far as they are finished, by key."""
-        wanted, found = set(keys), dict[str, Row]()
+        missing, results = set(keys), dict[str, Row]()
         for name in self._slices_of.get(row_id, ()):
-            if len(found) == len(wanted):
+            if len(results) == len(missing):
                 break
             held = self._results(name)
-            found |= {key: held[key] for key in wanted - found.keys() if key in held}
-        return found
+            results |= {key: held[key] for key in missing - results.keys() if key in held}
+        return results
 
     def commit(self, finished: Sequence[Finished]) -> None:
         """Publish results of some rows as one slice, and enter them in the index."""

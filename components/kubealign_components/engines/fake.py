@@ -62,12 +62,12 @@ class FakeEngine(GenerationEngine):
     def _sample(self, prompt_id: str, number: int) -> Sampled:
         random = generator_for(self._spec.seed, prompt_id, number)
         most = self._spec.max_new_tokens
-        wanted = int(random.geometric(min(1.0, 3 / most)))
-        token_ids = [int(token) for token in random.choice(self._words, min(wanted, most))]
-        if wanted <= most:
+        length = int(random.geometric(min(1.0, 3 / most)))
+        token_ids = [int(token) for token in random.choice(self._words, min(length, most))]
+        if length <= most:
             token_ids[-1] = self._end
         logprob = -float(random.exponential(1.5, len(token_ids)).sum())
-        return Sampled(token_ids, "stop" if wanted <= most else "length", logprob)
+        return Sampled(token_ids, "stop" if length <= most else "length", logprob)
 
 
 def _vocabulary_size(model: Path) -> int:

@@ -81,8 +81,8 @@ class Head:
         Of a plain head a row's bits depend on the row alone, see :mod:`.row_tiles`.
         """
         if self.plain:
-            place = self.linear.weight.device
-            moved = hidden_MH.to(place), self.linear.weight, self.linear.bias, targets_M.to(place)
+            device = self.linear.weight.device
+            moved = hidden_MH.to(device), self.linear.weight, self.linear.bias, targets_M.to(device)
             result: Tensor = _Logprobs.apply(*moved, self.scale, self.softcap or 0.0)
             return result.to(hidden_MH.device)
         parts = zip(hidden_MH.split(self.rows), targets_M.split(self.rows))

@@ -126,10 +126,10 @@ class LastTokens:
         expected = self._forward_padded(probe)
         try:
             use_segments(self._model)
-            found = self._forward_pack(
+            packed = self._forward_pack(
                 [Group(probe[0][:6], [ids[6:] for ids in probe[:2]]), Group((), probe[2:])]
             )
-            pairs = [(a, b) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)]
+            pairs = [(a, b) for x, y in zip(packed, expected, strict=True) for a, b in zip(x, y, strict=True)]
             apart = max(abs(a - b) / (1 + abs(b)) for a, b in pairs)
             if apart <= (1e-3 if self._model.dtype == torch.float32 else 0.1):
                 return True

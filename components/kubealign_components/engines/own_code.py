@@ -77,19 +77,19 @@ def find_code(module: str, name: str, source: str = "") -> OwnCode:
 
 def _importable(module: str, name: str) -> OwnCode:
     try:
-        found = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(module)
         problem = f"No module named {module!r}"
     except (ImportError, ValueError, AttributeError) as error:
-        found, problem = None, str(error)
-    if found is None or found.origin is None or not found.origin.endswith(".py"):
-        problem = problem if found is None else "it has no Python source, by which a change of it is noticed"
+        spec, problem = None, str(error)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        problem = problem if spec is None else "it has no Python source, by which a change of it is noticed"
         raise ConfigError(
             "function",
             f"{module}:{name}",
             f"an importable module ({problem}); install it in the image of the stage, or name its file: "
             f"path/to/{module.rpartition('.')[2]}.py:{name}",
         )
-    file = Path(found.origin)
+    file = Path(spec.origin)
     depth = module.count(".") + (file.name == "__init__.py")
     return OwnCode(root=file.parents[depth], file=file, name=name)
 
@@ -100,10 +100,10 @@ def _from_bundle(source: str, name: str) -> OwnCode:
         raise StoreError(f"{source} is not what its name says; start the run again, which publishes it anew")
     bundle = json.loads(data)
     root = Path(tempfile.mkdtemp(prefix="kubealign-own-code-"))
-    for place, text in bundle["files"].items():
-        file = (root / place).resolve()
+    for relative, text in bundle["files"].items():
+        file = (root / relative).resolve()
         if not file.is_relative_to(root.resolve()):
-            raise StoreError(f"{source} holds a file outside its folder: {place!r}")
+            raise StoreError(f"{source} holds a file outside its folder: {relative!r}")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     return OwnCode(root=root, file=root / bundle["main"], name=name)
@@ -125,26 +125,26 @@ class Used:
         """Take in ``name`` of ``file``, ``*`` for all of it, and what it refers to."""
         waiting = [(file, name)]
         while waiting:
-            place = waiting.pop()
-            if place not in self._seen:
-                self._seen.add(place)
-                waiting += self._take(*place)
+            definition = waiting.pop()
+            if definition not in self._seen:
+                self._seen.add(definition)
+                waiting += self._take(*definition)
 
     def _take(self, file: Path, name: str) -> Iterator[tuple[Path, str]]:
-        known = self._tree(file)
+        tree = self._tree(file)
         if file not in self.files:
             self.files.add(file)
             yield file, ""  # what runs on import, whatever is used
-        for node in [n for nodes in known.values() for n in nodes] if name == "*" else known.get(name, []):
+        for node in [n for nodes in tree.values() for n in nodes] if name == "*" else tree.get(name, []):
             label = "" if file == self.main else str(file.relative_to(self.root))
             self.parts.append([label, name, ast.dump(_without_docstrings(node), annotate_fields=False)])
-            yield from self._referred(file, node, known)
+            yield from self._referred(file, node, tree)
 
     def _referred(
-        self, file: Path, node: ast.stmt, known: dict[str, list[ast.stmt]]
+        self, file: Path, node: ast.stmt, tree: dict[str, list[ast.stmt]]
     ) -> Iterator[tuple[Path, str]]:
         for part in ast.walk(node):
-            if isinstance(part, ast.Name) and part.id in known:
+            if isinstance(part, ast.Name) and part.id in tree:
                 yield file, part.id
             elif isinstance(part, ast.Import):
                 for alias in part.names:
@@ -176,12 +176,12 @@ class Used:
     def _tree(self, file: Path) -> dict[str, list[ast.stmt]]:
         """The top-level statements of ``file`` by the names that they define; ``""`` for the others."""
         if file not in self._trees:
-            found: dict[str, list[ast.stmt]] = {}
+            tree: dict[str, list[ast.stmt]] = {}
             for node in _parsed(file).body:
                 if not _is_docstring(node):
                     for name in _defined(node) or [""]:
-                        found.setdefault(name, []).append(node)
-            self._trees[file] = found
+                        tree.setdefault(name, []).append(node)
+            self._trees[file] = tree
         return self._trees[file]
 
 

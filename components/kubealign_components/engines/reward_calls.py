@@ -114,12 +114,12 @@ def _from_trl(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _from_file(file: Path) -> Any:
     name = f"kubealign_own_{file.stem}"
-    found = importlib.util.spec_from_file_location(name, file)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    found.loader.exec_module(module)
+    spec.loader.exec_module(module)
     return module
 
 

@@ -52,9 +52,11 @@ class RewardFunctionSpec:
     """Where its file is when it is not on this machine; filled in when a run is sent to a cluster."""
 
     def __post_init__(self) -> None:
-        known = self.function in SHIPPED or _FILE.fullmatch(self.function) or _MODULE.fullmatch(self.function)
+        formed = (
+            self.function in SHIPPED or _FILE.fullmatch(self.function) or _MODULE.fullmatch(self.function)
+        )
         require(
-            bool(known),
+            bool(formed),
             "function",
             self.function,
             f"a shipped function ({', '.join(SHIPPED)}), path/to/file.py:function, or module:function",
@@ -169,9 +171,9 @@ class LoadedFunction:
         spec, code = self.spec, self._code
         assert code is not None
         module = "" if spec.is_file else spec.module
-        place = (str(code.root), str(code.file), module, spec.name)
+        source = (str(code.root), str(code.file), module, spec.name)
         try:
-            self._worker.call(open_function, spec.function, *place, spec.settings, seconds=OPEN_SECONDS)
+            self._worker.call(open_function, spec.function, *source, spec.settings, seconds=OPEN_SECONDS)
         except TimedOut as error:
             raise ConfigError(
                 "function", spec.function, f"a module that is imported within {OPEN_SECONDS:g} s"

@@ -31,8 +31,8 @@ _PIECE = 2**14
 """Elements of a piece: whole vectors, and below what PyTorch shares out among threads."""
 _BY_VECTORS = frozenset(
     {silu, gelu}
-    | {getattr(place, name) for place in (torch, torch.Tensor) for name in ("tanh", "sigmoid", "exp", "erf")}
-    | {getattr(place, name) for place in (torch, torch.Tensor) for name in ("cos", "sin")}
+    | {getattr(owner, name) for owner in (torch, torch.Tensor) for name in ("tanh", "sigmoid", "exp", "erf")}
+    | {getattr(owner, name) for owner in (torch, torch.Tensor) for name in ("cos", "sin")}
 )
 
 

@@ -139,11 +139,11 @@ def load_for_inference(
     cuda = _on_cuda(device)
     require(cuda or not quantise, "quantise", quantise, "false on this machine: 4 bits need a CUDA device")
     chosen = getattr(torch, resolved_dtype(dtype, device))
-    place = ("auto" if torch.cuda.device_count() > 1 else "cuda") if device == "auto" and cuda else device
+    target = ("auto" if torch.cuda.device_count() > 1 else "cuda") if device == "auto" and cuda else device
     loaded, _ = load_checkpoint(
         model,
         chosen,
-        device_map=None if place in ("auto", "cpu") and not cuda else place,
+        device_map=None if target in ("auto", "cpu") and not cuda else target,
         quantization_config=four_bits(chosen) if quantise else None,
     )
     return (loaded if adapter is None else _with_adapter(loaded, adapter)).eval()

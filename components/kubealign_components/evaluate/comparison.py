@@ -67,8 +67,8 @@ def _compare_rewards(reference: Sequence[Side], aligned: Sequence[Side], seed: i
 
 def _rewards(sides: Sequence[Side]) -> list[Floats] | None:
     """The rewards of each prompt's completions; None when they have none."""
-    known = [side.rewards for side in sides if side.rewards is not None]
-    return known if len(known) == len(sides) else None
+    given = [side.rewards for side in sides if side.rewards is not None]
+    return given if len(given) == len(sides) else None
 
 
 def mean_difference(reference: Side, aligned: Side) -> float | None:
@@ -137,35 +137,35 @@ def warnings(numbers: dict[str, float], *, dropped_truncated: bool = False) -> l
         numbers: of the evaluation.
         dropped_truncated: whether completions that were cut had been dropped.
     """
-    found = []
+    texts = []
     if dropped_truncated and numbers["truncated_reference"] + numbers["truncated_aligned"] > 0:
-        found.append(
+        texts.append(
             f"{numbers['truncated_reference']:.0%} of the reference completions and "
             f"{numbers['truncated_aligned']:.0%} of the aligned ones were cut at max_new_tokens and dropped: "
             "rewards and lengths are those of the shorter ones that ended."
         )
     if numbers["length_ratio"] < 0.5:
-        found.append(
+        texts.append(
             f"The mean length fell from {numbers['length_reference']:.0f} to "
             f"{numbers['length_aligned']:.0f} tokens: read the texts for a collapse to short answers."
         )
     if numbers["length_ratio"] > 2:
-        found.append(
+        texts.append(
             f"The mean length rose from {numbers['length_reference']:.0f} to "
             f"{numbers['length_aligned']:.0f} tokens: read the texts for padding and repetition."
         )
     if numbers["truncated_aligned"] > numbers["truncated_reference"] + 0.2:
-        found.append(
+        texts.append(
             f"{numbers['truncated_aligned']:.0%} of the aligned completions were cut at max_new_tokens, "
             f"{numbers['truncated_reference']:.0%} of the reference's: the policy may not end its turns."
         )
     if numbers.get("kl_per_token", 0.0) > 1.0:
-        found.append(
+        texts.append(
             f"KL is {numbers['kl_per_token']:.2f} nats a token, "
             f"{numbers['kl_per_completion']:.0f} a completion: the policy has left the reference far "
             "behind; a higher beta or fewer steps keep it closer."
         )
-    return found
+    return texts
 
 
 def _truncated(sides: Sequence[Side]) -> float:

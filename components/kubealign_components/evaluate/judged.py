@@ -74,16 +74,16 @@ def judged(judge: PairJudge, rows: Sequence[Row], most: int, *, seed: int, stats
         The verdict; None when every pair was left out.
     """
     outcomes: list[np.ndarray] = []
-    told: list[bool] = []
+    consistent: list[bool] = []
     with progress_bar(len(rows), "prompts", "evaluate judge") as bar:
         for start in range(0, len(rows), _PROMPTS_AT_ONCE):
             for pairs in _judge(judge, rows[start : start + _PROMPTS_AT_ONCE], most):
                 stats.counts["judged_pairs"] += len(pairs) - pairs.count(None)
                 stats.counts["judged_pairs_over_length"] += pairs.count(None)
-                told += [j.consistent for pair in pairs for j in pair or ()]
-                known = [_outcome(pair, judge) for pair in pairs if pair is not None]
-                if known:
-                    outcomes.append(np.mean(known, axis=0))
+                consistent += [j.consistent for pair in pairs for j in pair or ()]
+                outcomes_of_row = [_outcome(pair, judge) for pair in pairs if pair is not None]
+                if outcomes_of_row:
+                    outcomes.append(np.mean(outcomes_of_row, axis=0))
                 bar.update(1)
     judge.close()
     if not outcomes:
@@ -95,7 +95,7 @@ def judged(judge: PairJudge, rows: Sequence[Row], most: int, *, seed: int, stats
         by_principle={
             name: _win_rate(won, seed) for name, won in zip(judge.principles.names, wins.T, strict=True)
         },
-        consistency=float(np.mean(told)) if told else float("nan"),
+        consistency=float(np.mean(consistent)) if consistent else float("nan"),
         prompts=len(outcomes),
     )
 
@@ -104,8 +104,8 @@ def _judge(judge: PairJudge, rows: Sequence[Row], most: int) -> list[list[list[J
     """By row the judgements of its pairs, None for a pair over length; those of equal texts are empty."""
     pairs = [_pairs(row, most) for row in rows]
     different = [pair for of_row in pairs for pair in of_row if pair.first != pair.second]
-    found = iter(judge.judge(different))
-    return [[next(found) if pair.first != pair.second else [] for pair in of_row] for of_row in pairs]
+    judgements = iter(judge.judge(different))
+    return [[next(judgements) if pair.first != pair.second else [] for pair in of_row] for of_row in pairs]
 
 
 def _pairs(row: Row, most: int) -> list[Pair]:

@@ -80,7 +80,7 @@ def _spread(rows: Sequence[Any]) -> list[Any]:
         return list(rows)
     order = sorted(range(len(rows)), key=lambda i: rows[i]["reward_difference"] or 0.0)
     kept = np.linspace(0, len(rows) - 1, TEXTS).round().astype(int)
-    return [rows[i] for i in sorted({order[place] for place in kept})]
+    return [rows[i] for i in sorted({order[rank] for rank in kept})]
 
 
 def _verdict(numbers: Mapping[str, float], rows: Sequence[Any]) -> str:

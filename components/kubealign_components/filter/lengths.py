@@ -80,5 +80,5 @@ def _kept(batch: pa.RecordBatch, usable: Bools, fits: Bools, left: Ints) -> pa.R
 
 def _lengths(lists: pa.ListArray) -> Ints:
     """Lengths, shape (n,); -1 where null."""
-    found: Ints = pc.fill_null(pc.list_value_length(lists), -1).to_numpy(zero_copy_only=False)
-    return found.astype(np.int64)
+    lengths: Ints = pc.fill_null(pc.list_value_length(lists), -1).to_numpy(zero_copy_only=False)
+    return lengths.astype(np.int64)

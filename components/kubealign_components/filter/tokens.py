@@ -45,8 +45,8 @@ class Tokeniser:
         rendered = [c["rendered"] for row in prompted for c in row["completions"]]
         encoded = iter(self.template.encode_completions(rendered))
         for row in prompted:
-            found = [(c, next(encoded)) for c in row["completions"]]
-            row["completions"] = list(self._fitting(row, found))
+            pairs = [(c, next(encoded)) for c in row["completions"]]
+            row["completions"] = list(self._fitting(row, pairs))
         kept = [row for row in prompted if len(row["completions"]) >= self.limits.min_completions]
         self.stats.drop("too_few_completions", len(prompted) - len(kept))
         if kept:

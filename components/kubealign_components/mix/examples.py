@@ -52,19 +52,19 @@ def from_training(batch: pa.RecordBatch, *, validation_fraction: float, seed: in
 
 def sizes(examples: pa.RecordBatch) -> set[int]:
     """The numbers of completions that examples have: :data:`PAIR`, :data:`POINT` or both."""
-    found = set(pc.unique(pc.list_value_length(examples.column("completions"))).to_pylist())
-    if not found <= {PAIR, POINT}:
+    counts = set(pc.unique(pc.list_value_length(examples.column("completions"))).to_pylist())
+    if not counts <= {PAIR, POINT}:
         raise DataError(
-            f"examples have {sorted(found - {PAIR, POINT})} completions: expected 2 (a pair) or 1 (a point)"
+            f"examples have {sorted(counts - {PAIR, POINT})} completions: expected 2 (a pair) or 1 (a point)"
         )
-    return found
+    return counts
 
 
 def without_logprob(examples: pa.RecordBatch) -> tuple[int, int]:
     """How many completions lack a finite log-probability, and how many there are."""
     values = pc.list_flatten(examples.column("completions")).field("logprob")
-    known = pc.sum(pc.fill_null(pc.is_finite(values), False)).as_py() or 0
-    return len(values) - known, len(values)
+    finite = pc.sum(pc.fill_null(pc.is_finite(values), False)).as_py() or 0
+    return len(values) - finite, len(values)
 
 
 def _members(batch: pa.RecordBatch) -> tuple[Ints, Ints, Ints]:

@@ -44,8 +44,8 @@ def curves(title: str, lines: Mapping[str, Points], *, x: str = "step", y: str =
             axes.plot(*zip(*points), label=name, marker="." if len(points) < 30 else None)
         _label(axes, x, y, legend=len(lines) > 1)
 
-    told = [f"{name}: from {p[0][1]:.4g} to {p[-1][1]:.4g}" for name, p in lines.items()]
-    return _chart(title, f"{y} by {x}. {'; '.join(told)}.", draw)
+    ranges = [f"{name}: from {p[0][1]:.4g} to {p[-1][1]:.4g}" for name, p in lines.items()]
+    return _chart(title, f"{y} by {x}. {'; '.join(ranges)}.", draw)
 
 
 def histogram(title: str, counts: Mapping[str, Sequence[int]], low: float, high: float, *, x: str) -> Markup:
@@ -69,8 +69,8 @@ def histogram(title: str, counts: Mapping[str, Sequence[int]], low: float, high:
         axes.set_ylim(bottom=0)
         _label(axes, x, "count", legend=len(counts) > 1)
 
-    told = "; ".join(f"{name}: {sum(values)} values" for name, values in counts.items())
-    return _chart(title, f"Histogram of {x}, {low:.4g} to {high:.4g}. {told}.", draw)
+    totals = "; ".join(f"{name}: {sum(values)} values" for name, values in counts.items())
+    return _chart(title, f"Histogram of {x}, {low:.4g} to {high:.4g}. {totals}.", draw)
 
 
 def against(title: str, points: Mapping[str, Points], *, x: str, y: str, ideal: Points = ()) -> Markup:
@@ -116,9 +116,9 @@ def scatter(title: str, points: Points, *, x: str, y: str, slope: bool = False) 
             axes.plot(ends, [line[0] * end + line[1] for end in ends], color=_SERIES[1])
         _label(axes, x, y, legend=False)
 
-    told = f" The slope is {line[0]:.3g}, the correlation {line[2]:+.2f}." if line else ""
+    fit = f" The slope is {line[0]:.3g}, the correlation {line[2]:+.2f}." if line else ""
     name = f"{title} (correlation {line[2]:+.2f})" if line else title
-    return _chart(name, f"{y} against {x}, {len(points)} points.{told}", draw)
+    return _chart(name, f"{y} against {x}, {len(points)} points.{fit}", draw)
 
 
 def counted(values: Sequence[float], bins: int = 24) -> tuple[list[int], float, float]:

@@ -131,7 +131,7 @@ class _Gathered:
         def number(name: str) -> Floats:
             return np.concatenate(self.numbers.get(name) or [np.empty(0)])
 
-        def place(name: str) -> Ints:
+        def positions(name: str) -> Ints:
             joined: Ints = np.concatenate([*self.places[name], np.empty(0, np.int64)]).astype(np.int64)
             return joined
 
@@ -139,7 +139,7 @@ class _Gathered:
             stride=stride,
             sources=self.sources,
             prompt_tokens=number("prompt_tokens"),
-            prompt=place("prompt"),
+            prompt=positions("prompt"),
             finish_reasons=self.finish_reasons,
             reference=np.concatenate([*self.reference, np.empty(0, np.bool_)]),
             repeated=self.repeated,
@@ -148,8 +148,8 @@ class _Gathered:
             logprob=number("logprob"),
             reward=number("reward"),
             quantile_reward=number("quantile_reward"),
-            chosen=place("chosen"),
-            rejected=place("rejected"),
+            chosen=positions("chosen"),
+            rejected=positions("rejected"),
         )
 
 

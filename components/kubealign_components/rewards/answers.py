@@ -50,20 +50,20 @@ _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree")
 
 def gives_answer(text: str, answer: str) -> bool:
     """Whether ``text`` gives ``answer``."""
-    wanted = plain(_reference(answer))
+    reference = plain(_reference(answer))
     said, marked = _said(text[-MAX_TEXT:])
     said = plain(said)
-    if len(wanted) > MAX_ANSWER:
-        return bool(wanted) and wanted in (said.strip(), text.strip())
-    if (option := _OPTION.fullmatch(wanted)) is not None:
+    if len(reference) > MAX_ANSWER:
+        return bool(reference) and reference in (said.strip(), text.strip())
+    if (option := _OPTION.fullmatch(reference)) is not None:
         return _option(said, marked=marked) == option[1].upper()
-    if (number := _numeric(wanted)) is not None:
+    if (number := _numeric(reference)) is not None:
         if _gives_number(said, number, marked=marked):
             return True
-        return marked and _same_mathematics(said, wanted, marked=True)
-    if is_mathematics(wanted):
-        return _same_mathematics(said, wanted, marked=marked)
-    return (_words(wanted) or wanted) in _phrases(said, marked=marked)
+        return marked and _same_mathematics(said, reference, marked=True)
+    if is_mathematics(reference):
+        return _same_mathematics(said, reference, marked=marked)
+    return (_words(reference) or reference) in _phrases(said, marked=marked)
 
 
 def plain(text: str) -> str:
@@ -118,10 +118,10 @@ def _said(text: str) -> tuple[str, bool]:
 
 
 def _numeric(answer: str) -> re.Match[str] | None:
-    found = _NUMERIC_ANSWER.fullmatch(_right_side(answer))
-    if found is None or _VARIABLE.match(found[2]) or value_of(found[1]) is None:
+    match = _NUMERIC_ANSWER.fullmatch(_right_side(answer))
+    if match is None or _VARIABLE.match(match[2]) or value_of(match[1]) is None:
         return None
-    return found
+    return match
 
 
 def _right_side(text: str) -> str:
@@ -130,15 +130,15 @@ def _right_side(text: str) -> str:
     return right.strip() if equals and re.fullmatch(r"\s*\\?\w{1,8}\s*", left) else text
 
 
-def _gives_number(said: str, wanted: re.Match[str], *, marked: bool) -> bool:
-    found = _numbers(said, marked=marked)
-    right = value_of(wanted[1])
-    if found is None or right is None:
+def _gives_number(said: str, reference: re.Match[str], *, marked: bool) -> bool:
+    given = _numbers(said, marked=marked)
+    right = value_of(reference[1])
+    if given is None or right is None:
         return False
-    value, percent = found
-    wanted_percent = wanted[2].lstrip().startswith("%")
-    scaled = value / 100 if percent and not wanted_percent else value * 100
-    return value == right or (percent != wanted_percent and scaled == right)
+    value, percent = given
+    reference_percent = reference[2].lstrip().startswith("%")
+    scaled = value / 100 if percent and not reference_percent else value * 100
+    return value == right or (percent != reference_percent and scaled == right)
 
 
 def _numbers(said: str, *, marked: bool) -> tuple[Fraction, bool] | None:
@@ -148,10 +148,10 @@ def _numbers(said: str, *, marked: bool) -> tuple[Fraction, bool] | None:
         # "3 + 4 = 7" gives 7, "42 km for 3 people" gives 42, and a mark may stand on its own line.
         result = _first_sentence(said).rpartition("=")[2]
         text = result if _NUMBER_IN_TEXT.search(result) else said
-    found = list(_NUMBER_IN_TEXT.finditer(text))
-    if not found:
+    numbers = list(_NUMBER_IN_TEXT.finditer(text))
+    if not numbers:
         return None
-    chosen = found[0] if marked else found[-1]
+    chosen = numbers[0] if marked else numbers[-1]
     after = text[chosen.end() : chosen.end() + 12]
     value = value_of(chosen[0])
     # What stands in a macro's braces, or above or below, is part of an expression.
@@ -168,20 +168,20 @@ def _option(said: str, *, marked: bool) -> str | None:
         return None
     line = lines[0] if marked else lines[-1]
     whole = _OPTION.fullmatch(line.strip())
-    found = whole or (_GIVEN_OPTION.match(line) if marked else None)
-    if found is not None:
-        return next(letter for letter in found.groups() if letter).upper()
+    match = whole or (_GIVEN_OPTION.match(line) if marked else None)
+    if match is not None:
+        return next(letter for letter in match.groups() if letter).upper()
     bracketed = _BRACKETED.findall(line)
     return str(bracketed[-1]) if bracketed else None
 
 
-def _same_mathematics(said: str, wanted: str, *, marked: bool) -> bool:
+def _same_mathematics(said: str, reference: str, *, marked: bool) -> bool:
     # Without a mark the answer may be all of the text, or its last line.
     lines = [*_lines(said, marked=True), *([] if marked else _lines(said, marked=False))]
     candidates = {_squeezed(line): line for line in lines if len(line) <= MAX_ANSWER}
-    if _squeezed(wanted) in candidates:
+    if _squeezed(reference) in candidates:
         return True
-    return any(equal_mathematics(line, wanted) for line in candidates.values() if is_mathematics(line))
+    return any(equal_mathematics(line, reference) for line in candidates.values() if is_mathematics(line))
 
 
 def _lines(said: str, *, marked: bool) -> list[str]:

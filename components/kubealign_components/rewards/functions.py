@@ -107,10 +107,10 @@ def format_match(
         return float(_is_json(text, keys))
     if kind == "answer_line":
         return float(bool(text) and _ANSWER_LINE.fullmatch(text.splitlines()[-1].strip()) is not None)
-    wanted = pattern or item.metadata.get("pattern")
-    if not wanted:
+    expression = pattern or item.metadata.get("pattern")
+    if not expression:
         raise ValueError("no pattern: set one, or give rows a metadata field of that name")
-    return float(_matches(str(wanted), text, of_row=not pattern))
+    return float(_matches(str(expression), text, of_row=not pattern))
 
 
 def _length(item: RewardInput, unit: str) -> int:

@@ -42,9 +42,9 @@ def clean(text: str, counts: Counter[str]) -> str:
     while True:
         before = text
         for name, pattern in PATTERNS:
-            text, found = pattern.subn("", text)
-            if found:
-                counts[f"cleaned_{name}"] += found
+            text, count = pattern.subn("", text)
+            if count:
+                counts[f"cleaned_{name}"] += count
         text = text.strip()
         if text == before.strip():
             return text

@@ -131,14 +131,14 @@ def choose_pairs(strategy: Strategy, pool: Pool, rules: Rules) -> tuple[Ints, In
     Every pair has a strictly higher reward on the chosen side and a quantile gap of at least
     ``min_quantile_gap``; a candidate that has not makes room for the next.
     """
-    found = strategy(pool, rules)
-    better = pool.reward[found.a] >= pool.reward[found.b]
-    chosen = np.where(better, found.a, found.b)
-    rejected = np.where(better, found.b, found.a)
+    pairs = strategy(pool, rules)
+    better = pool.reward[pairs.a] >= pool.reward[pairs.b]
+    chosen = np.where(better, pairs.a, pairs.b)
+    rejected = np.where(better, pairs.b, pairs.a)
     gap = pool.quantile[chosen] - pool.quantile[rejected]
     good = (pool.reward[chosen] > pool.reward[rejected]) & (gap >= rules.min_quantile_gap - TOLERANCE)
     chosen, rejected = chosen[good], rejected[good]
-    order = order_by(pool.row[chosen], found.priority[good])
+    order = order_by(pool.row[chosen], pairs.priority[good])
     chosen, rejected = chosen[order], rejected[order]
     _, _, rank = segments(pool.row[chosen])
     taken = rank < rules.pairs_per_prompt

@@ -307,9 +307,9 @@ def _errors(action: str, *uris: str) -> Iterator[None]:
         raise StoreError(f"{what}: bytes changed on the way ({_line(error)}); try again") from error
     except (api.GoogleAPIError, InvalidResponse, requests.RequestException, ConnectionError) as error:
         host = os.environ.get("STORAGE_EMULATOR_HOST")
-        place = f"the emulator at {host}" if host else "Google Cloud Storage"
+        service = f"the emulator at {host}" if host else "Google Cloud Storage"
         raise StoreError(
-            f"{what}: {place} does not answer as it should ({_line(error)}); check the network and "
+            f"{what}: {service} does not answer as it should ({_line(error)}); check the network and "
             f"STORAGE_EMULATOR_HOST, or raise {DEADLINE} and try again"
         ) from error
     except OSError as error:  # after those of requests, which are also OSErrors

@@ -147,7 +147,7 @@ def _walk(folder: Path) -> Iterator[ObjectInfo]:
     """
     try:
         with _errors("list", folder), os.scandir(folder) as entries:
-            found = [
+            listed = [
                 (os.fsencode(e.name) + (b"/" if folded else b""), e.name, folded)
                 for e in entries
                 for folded in [e.is_dir(follow_symlinks=False)]
@@ -155,7 +155,7 @@ def _walk(folder: Path) -> Iterator[ObjectInfo]:
             ]
     except NotFound:
         return
-    for _, name, folded in sorted(found):
+    for _, name, folded in sorted(listed):
         path = folder / name
         if folded:
             yield from _walk(path)
@@ -167,10 +167,10 @@ def _file_size(path: Path) -> int | None:
     """Bytes of the file, or None when it is none or was removed since the walk."""
     try:
         with _errors("list", path):
-            found = path.stat()
+            status = path.stat()
     except NotFound:
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 @contextmanager

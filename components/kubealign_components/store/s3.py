@@ -346,8 +346,8 @@ def _expected_crc32(head: JsonObject) -> str | None:
     """The whole object's CRC32 in 8 hex digits, where its writer or the server keeps one."""
     if CRC32 in head["Metadata"]:
         return str(head["Metadata"][CRC32])
-    found = head.get("ChecksumCRC32", "")  # of parts and not of the whole when it has a dash
-    return base64.b64decode(found).hex() if found and "-" not in found else None
+    checksum = head.get("ChecksumCRC32", "")  # of parts and not of the whole when it has a dash
+    return base64.b64decode(checksum).hex() if checksum and "-" not in checksum else None
 
 
 def _crc32(path: Path) -> str:
@@ -375,8 +375,8 @@ def _in_name_order(pages: Iterable[JsonObject], folder: str) -> Iterator[tuple[s
         component = name.removeprefix(folder.encode()).partition(b"/")[0]
         passed = folder.encode() + component
         while waiting and waiting[0][0] <= passed:
-            found, size, version = heappop(waiting)
-            yield found.decode(), size, version
+            key, size, version = heappop(waiting)
+            yield key.decode(), size, version
     while waiting:
-        found, size, version = heappop(waiting)
-        yield found.decode(), size, version
+        key, size, version = heappop(waiting)
+        yield key.decode(), size, version

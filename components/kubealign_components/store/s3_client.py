@@ -109,11 +109,11 @@ def errors(action: str, *uris: str) -> Iterator[None]:
     """Turn the client's errors into ours, naming the URIs and what to do."""
     what = f"cannot {action} {' to '.join(uris)}"
     address = endpoint(scheme_of(uris[0]))
-    place = f"the S3 server at {address}" if address else "AWS S3"
+    service = f"the S3 server at {address}" if address else "AWS S3"
     try:
         yield
     except boto.ClientError as error:
-        raise _refused(what, place, uris, error) from error
+        raise _refused(what, service, uris, error) from error
     except (boto.NoCredentialsError, boto.CredentialRetrievalError, boto.ProfileNotFound) as error:
         raise StoreError(
             f"{what}: no valid AWS credentials ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
@@ -121,18 +121,18 @@ def errors(action: str, *uris: str) -> Iterator[None]:
         ) from error
     except (boto.BotoCoreError, HTTPError) as error:
         raise StoreError(
-            f"{what}: {place} does not answer as it should ({error}); check the network and "
+            f"{what}: {service} does not answer as it should ({error}); check the network and "
             f"AWS_ENDPOINT_URL, or raise {DEADLINE} and try again"
         ) from error
     except OSError as error:
         raise StoreError(f"{what}: {error.strerror or error}") from error
 
 
-def _refused(what: str, place: str, uris: tuple[str, ...], error: boto.ClientError) -> StoreError:
+def _refused(what: str, service: str, uris: tuple[str, ...], error: boto.ClientError) -> StoreError:
     code = code_of(error)
     if code in _BAD_KEYS:
         return StoreError(
-            f"{what}: {place} refuses these credentials ({code}); check AWS_ACCESS_KEY_ID, "
+            f"{what}: {service} refuses these credentials ({code}); check AWS_ACCESS_KEY_ID, "
             "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, and that they belong to this server"
         )
     if code in _DENIED:
@@ -148,8 +148,8 @@ def _refused(what: str, place: str, uris: tuple[str, ...], error: boto.ClientErr
     if code in {"NoSuchKey", "404"}:
         return NotFound(f"no object at {uris[0]}")
     return StoreError(
-        f"{what}: {place} answered {code}: {error.response['Error'].get('Message', '')}; try again, and see "
-        "the server's log if it stays so"
+        f"{what}: {service} answered {code}: {error.response['Error'].get('Message', '')}; try again, and "
+        "see the server's log if it stays so"
     )
 
 

@@ -72,12 +72,12 @@ class Mismatches:
 
     def of(self, numbers: Sequence[int]) -> Mismatched | None:
         """Those of the examples ``numbers``; None when none of them has a partner."""
-        known = [number for number in numbers if self._partner[number] >= 0]
-        if not known:
+        partnered = [number for number in numbers if self._partner[number] >= 0]
+        if not partnered:
             return None
         return Mismatched(
-            packed=pack([self._group(number) for number in known]),
-            reference_logprob_C=torch.tensor(self._reference[known], dtype=torch.float32),
+            packed=pack([self._group(number) for number in partnered]),
+            reference_logprob_C=torch.tensor(self._reference[partnered], dtype=torch.float32),
         )
 
     def _measure(self, numbers: Sequence[int], logprobs: Callable[[PackedBatch], Tensor]) -> None:

@@ -130,10 +130,10 @@ def _why_not_finite(config: TrainConfig, batch: Batch, logprob_C: Tensor, loss: 
         "the reference log-probability": batch.reference_logprob_C,
         "the policy's log-probability": logprob_C,
     }
-    known = {name: v.double().nan_to_num(0.0) for name, v in values.items() if v is not None}
-    name = max(known, key=lambda each: float(known[each].abs().max()))
-    index = int(known[name].abs().argmax())
-    value, owner = float(known[name][index]), batch.completion_ids[index]
+    values_C = {name: v.double().nan_to_num(0.0) for name, v in values.items() if v is not None}
+    name = max(values_C, key=lambda each: float(values_C[each].abs().max()))
+    index = int(values_C[name].abs().argmax())
+    value, owner = float(values_C[name][index]), batch.completion_ids[index]
     said = f"the loss of {batch.examples} examples is {loss}"
     if abs(value) < _ORDINARY:
         return (

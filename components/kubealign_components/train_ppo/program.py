@@ -86,10 +86,10 @@ def _parts(job: Job, config: PpoConfig, processes: Processes, base: Path) -> Par
     check_ids(prompt_ids, embedding_rows(base), base.name)
     scored_by = job.inputs.get("reward_model")
     reward_model = processes.find_model(scored_by).path if scored_by else None
-    place = config.policy_adapter
+    adapter = config.policy_adapter
     adapters = Adapters(
         reward=reward_model / ADAPTER_FOLDER if reward_model else None,
-        policy=processes.find_adapter(place, "policy_adapter").path if place else None,
+        policy=processes.find_adapter(adapter, "policy_adapter").path if adapter else None,
     )
     if processes.first:
         rehearse_saving(config, base, merge_adapter=config.merge_adapter)
@@ -120,9 +120,9 @@ class _Loop:
     """Steps, checkpoints and evaluations in their order."""
 
     def __init__(self, run: Run[PpoConfig], parts: Parts) -> None:
-        config, place = run.config, run.job.checkpoints
+        config, checkpoints = run.config, run.job.checkpoints
         self.config, self.parts, self.processes = config, parts, run.processes
-        self.store = CheckpointStore(uri=place, keep=config.keep_checkpoints) if place else None
+        self.store = CheckpointStore(uri=checkpoints, keep=config.keep_checkpoints) if checkpoints else None
         self.pauses = Pauses(run.processes, run.stop, every=config.save_every, minutes=config.save_minutes)
         if run.processes.count == 1:
             parts.check = run.stop  # several stop together, at the end of a step
@@ -132,11 +132,11 @@ class _Loop:
 
     def to_its_end(self) -> dict[str, Any]:
         """Train what is left to train; the log, the samples and the counts."""
-        found = self.store.newest(everything, self.processes) if self.store else None
+        checkpoint = self.store.newest(everything, self.processes) if self.store else None
         if self.processes.first:
-            log.warning("%s", going_on(found[0] if found else None))
-        if found is not None:
-            self.progress = load_state(found[1], self.trainer)
+            log.warning("%s", going_on(checkpoint[0] if checkpoint else None))
+        if checkpoint is not None:
+            self.progress = load_state(checkpoint[1], self.trainer)
         else:
             self.progress.before = self.trainer.evaluate()
         rollouts = self._train()

@@ -71,7 +71,7 @@ def load_questions(dataset: Dataset, config: PpoConfig) -> Questions:
         DataError: a prompt without token ids, or metadata that cannot be used.
         ConfigError: nothing to train on, or nothing to evaluate although that is asked for.
     """
-    found = Questions(train=[], held_out=[], too_long=0)
+    questions = Questions(train=[], held_out=[], too_long=0)
     too_long = 0
     for row in dataset.iter_rows(_COLUMNS):
         if not row["prompt_token_ids"]:
@@ -80,20 +80,20 @@ def load_questions(dataset: Dataset, config: PpoConfig) -> Questions:
             too_long += 1
             continue
         held_out = is_held_out(row["prompt_id"], config.validation_fraction, config.seed)
-        (found.held_out if held_out else found.train).append(_question(row, dataset.uri))
-    if not found.train:
+        (questions.held_out if held_out else questions.train).append(_question(row, dataset.uri))
+    if not questions.train:
         raise ConfigError(
             "prompts",
             f"{dataset.rows} rows, {too_long} longer than max_prompt_tokens={config.max_prompt_tokens}",
             "a dataset with prompts to train on",
         )
-    if config.validation_fraction and not found.held_out:
+    if config.validation_fraction and not questions.held_out:
         raise ConfigError(
             "validation_fraction",
             config.validation_fraction,
-            f"a share that holds out some of the {len(found.train)} prompts, or 0 for no evaluation",
+            f"a share that holds out some of the {len(questions.train)} prompts, or 0 for no evaluation",
         )
-    return Questions(train=found.train, held_out=_sample(found.held_out, config), too_long=too_long)
+    return Questions(train=questions.train, held_out=_sample(questions.held_out, config), too_long=too_long)
 
 
 def steps_of(config: PpoConfig, prompts: int) -> int:
@@ -106,11 +106,11 @@ def turns_of(config: PpoConfig, questions: Sequence[Question], step: int) -> lis
     first, turns, seen = step * config.rollout_batch, [], dict[str, int]()
     order: list[int] = []
     epoch = -1
-    for place in range(first, first + config.rollout_batch):
-        if place // len(questions) != epoch:
-            epoch = place // len(questions)
+    for position in range(first, first + config.rollout_batch):
+        if position // len(questions) != epoch:
+            epoch = position // len(questions)
             order = generator_for(config.seed, "order", epoch).permutation(len(questions)).tolist()
-        question = questions[order[place % len(questions)]]
+        question = questions[order[position % len(questions)]]
         times = seen[question.prompt_id] = seen.get(question.prompt_id, -1) + 1
         turns.append(Turn(question, f"{step}/{question.prompt_id}/{times}"))
     return turns
@@ -152,9 +152,9 @@ class PrincipleDraw:
 
 
 def _for_rollouts(principles: PrincipleSet, field: str) -> tuple[Principle, ...]:
-    found = principles.of_stage(RL).principles
-    require(bool(found), field, principles.name, f"a set with principles of stage {RL}")
-    return found
+    of_stage = principles.of_stage(RL).principles
+    require(bool(of_stage), field, principles.name, f"a set with principles of stage {RL}")
+    return of_stage
 
 
 def noise_for(config: PpoConfig, turn: Turn) -> np.random.Generator:

@@ -58,9 +58,9 @@ def _sides(entry: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [(side, _facts(entry[side]), entry[side]["text"]) for side in ("before", "after") if side in entry]
 
 
-def _facts(told: Mapping[str, Any]) -> str:
+def _facts(sample: Mapping[str, Any]) -> str:
     parts = ", ".join(
-        f"{part.replace('_', ' ')} {value:+.3f}" for part, value in told["parts"].items() if value
+        f"{part.replace('_', ' ')} {value:+.3f}" for part, value in sample["parts"].items() if value
     )
-    facts = f"score {told['score']:.3f} ({parts or 'all parts 0'}), {told['tokens']} tokens"
-    return facts + (f"; {', '.join(told['principles'])}" if told["principles"] else "")
+    facts = f"score {sample['score']:.3f} ({parts or 'all parts 0'}), {sample['tokens']} tokens"
+    return facts + (f"; {', '.join(sample['principles'])}" if sample["principles"] else "")

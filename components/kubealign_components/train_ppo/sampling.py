@@ -216,8 +216,8 @@ class VllmSampler:
         self._model.peft.save_pretrained(str(folder), selected_adapters=[POLICY])
         self._engine.use_adapter(folder / POLICY, self._handed)
         sampled = dict(self._engine.generate(Prompt(turn.name, turn.question.token_ids) for turn in turns))
-        found = [sampled[turn.name][0] for turn in turns]
-        return [Sample(one.token_ids, one.finish_reason == "stop") for one in found]
+        samples = [sampled[turn.name][0] for turn in turns]
+        return [Sample(one.token_ids, one.finish_reason == "stop") for one in samples]
 
     def close(self) -> None:
         """See :class:`Sampler`."""
@@ -231,11 +231,11 @@ def lora_rank_limit(rank: int) -> int:
     Raises:
         EngineError: a rank that vLLM does not take.
     """
-    known = (8, 16, 32, 64, 128, 256, 320, 512)
-    fitting = [limit for limit in known if limit >= rank]
+    limits = (8, 16, 32, 64, 128, 256, 320, 512)
+    fitting = [limit for limit in limits if limit >= rank]
     if not fitting:
         raise EngineError(
-            f"vLLM takes adapters of rank {known[-1]} at most, this one has {rank}; lower lora_r"
+            f"vLLM takes adapters of rank {limits[-1]} at most, this one has {rank}; lower lora_r"
         )
     return fitting[0]
 

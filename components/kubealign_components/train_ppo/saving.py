@@ -77,10 +77,10 @@ def samples(
     after: Sequence[Rollout | None],
 ) -> dict[str, Any]:
     """A few rollouts of the last step, and answers to held-out prompts before and after, as plain JSON."""
-    known = {q.prompt_id: q for q in (*questions.train, *questions.held_out)}
+    question_of = {q.prompt_id: q for q in (*questions.train, *questions.held_out)}
     pairs = [(a, b) for a, b in zip(before, after, strict=True) if a is not None and b is not None]
 
-    def told(rollout: Rollout) -> dict[str, object]:
+    def described(rollout: Rollout) -> dict[str, object]:
         return {
             "text": rollout.text[:_CLIP],
             "score": rollout.score,
@@ -91,10 +91,12 @@ def samples(
         }
 
     def asked(rollout: Rollout) -> str:
-        messages = known[rollout.prompt_id].messages
+        messages = question_of[rollout.prompt_id].messages
         return "\n".join(f"{m['role']}: {m.get('content')}" for m in messages)[:_CLIP]
 
     return {
-        "rollouts": [{"prompt": asked(r), "after": told(r)} for r in rollouts[:SHOWN]],
-        "held_out": [{"prompt": asked(a), "before": told(a), "after": told(b)} for a, b in pairs[:SHOWN]],
+        "rollouts": [{"prompt": asked(r), "after": described(r)} for r in rollouts[:SHOWN]],
+        "held_out": [
+            {"prompt": asked(a), "before": described(a), "after": described(b)} for a, b in pairs[:SHOWN]
+        ],
     }

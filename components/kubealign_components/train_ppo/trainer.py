@@ -216,5 +216,5 @@ class PpoTrainer:
 def _add(sums: Tensor, first: int, losses: Losses, *more: Tensor) -> None:
     """Add the sums over tokens to the running ones, from place ``first`` on."""
     columns: list[Any] = [losses.loss_X, losses.clipped_X, *more]
-    for place, column in enumerate(columns, start=first):
-        sums[place] += column.detach().double().sum().cpu()
+    for index, column in enumerate(columns, start=first):
+        sums[index] += column.detach().double().sum().cpu()

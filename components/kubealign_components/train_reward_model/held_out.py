@@ -42,13 +42,13 @@ def score_held_out(
         EngineError: the model cannot be loaded, or the device is out of memory.
     """
     splits = dataset.table(["split"])["split"].to_pylist()
-    wanted = splits.count("validation")
-    if not wanted:
+    total = splits.count("validation")
+    if not total:
         return
     # Nothing is kept for a backward pass here, so some more tokens fit.
     model = RewardModel(files, max_length=config.max_length, token_budget=2 * config.micro_batch_tokens)
     rows = (row for row in dataset.iter_rows([*COLUMNS, "metadata"]) if row["split"] == "validation")
-    with progress_bar(wanted, "pairs", "held-out pairs") as bar:
+    with progress_bar(total, "pairs", "held-out pairs") as bar:
         while some := list(islice(rows, _ROWS)):
             yield from _scored(model, some, principles)
             bar.update(len(some))
@@ -80,11 +80,11 @@ def _scored(model: RewardModel, rows: list[Row], principles: PrincipleSet | None
 
 def _opposites(row: Row, principles: PrincipleSet | None) -> Shown | None:
     """The opposite of every principle of the row; None where one is not known."""
-    known = {p.name: p for p in principles or ()}
+    by_name = {p.name: p for p in principles or ()}
     opposites: Shown = []
     for shown in row["principles"] or ():
-        found = known.get(shown["name"])
-        if found is None or found.negative is None:
+        principle = by_name.get(shown["name"])
+        if principle is None or principle.negative is None:
             return None
-        opposites.append({"name": found.name, "text": found.statement(negated=not shown["negated"])})
+        opposites.append({"name": principle.name, "text": principle.statement(negated=not shown["negated"])})
     return opposites or None

@@ -78,23 +78,23 @@ def calibration(pairs: Sequence[HeldOutPair]) -> list[tuple[float, float, int]]:
     members: dict[int, list[tuple[float, float]]] = {}
     for pair in pairs:
         confidence = 1 / (1 + math.exp(-abs(pair.margin)))
-        place = min(int((confidence - 0.5) * 2 * BINS), BINS - 1)
-        members.setdefault(place, []).append((confidence, pair.correct))
+        index = min(int((confidence - 0.5) * 2 * BINS), BINS - 1)
+        members.setdefault(index, []).append((confidence, pair.correct))
     return [
-        (sum(c for c, _ in found) / len(found), sum(a for _, a in found) / len(found), len(found))
-        for _, found in sorted(members.items())
+        (sum(c for c, _ in of_bin) / len(of_bin), sum(a for _, a in of_bin) / len(of_bin), len(of_bin))
+        for _, of_bin in sorted(members.items())
     ]
 
 
 def by_principle(pairs: Sequence[HeldOutPair]) -> list[dict[str, Any]]:
     """By each principle and way round: pairs that it decides (or all that have it, where that is not known),
     and the accuracy on them."""
-    found: dict[tuple[str, bool], list[float]] = {}
+    results: dict[tuple[str, bool], list[float]] = {}
     for pair in pairs:
         for name, negated in pair.principles:
             if pair.deciding in (None, name):
-                found.setdefault((name, negated), []).append(pair.correct)
+                results.setdefault((name, negated), []).append(pair.correct)
     return [
         {"name": name, "negated": negated, "pairs": len(values), "accuracy": sum(values) / len(values)}
-        for (name, negated), values in sorted(found.items())
+        for (name, negated), values in sorted(results.items())
     ]

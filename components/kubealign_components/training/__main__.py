@@ -33,8 +33,8 @@ PROGRAMS = {"train": _train, "train_reward_model": _train_reward_model, "train_p
 if __name__ == "__main__":
     try:
         code = run_process(sys.argv[1], PROGRAMS)
-    except SystemExit as told:  # to stop, after a checkpoint
-        code = told.code if isinstance(told.code, int) else 1
+    except SystemExit as stop:  # to stop, after a checkpoint
+        code = stop.code if isinstance(stop.code, int) else 1
     sys.stdout.flush()
     sys.stderr.flush()
     # The work is done and published. Threads of gloo and DeepSpeed now and then abort the process while

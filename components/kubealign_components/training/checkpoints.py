@@ -82,15 +82,15 @@ class CheckpointStore:
     def complete(self) -> list[Saved]:
         """The complete checkpoints, newest first."""
         store = store_for(self.uri)
-        found = []
+        checkpoints = []
         for name in sorted({match for match, _ in self._objects(MARKERS)}, reverse=True):
             try:
-                found.append(Saved(name=name, **json.loads(store.read(self._marker(name)))))
+                checkpoints.append(Saved(name=name, **json.loads(store.read(self._marker(name)))))
             except (NotFound, ValueError, TypeError) as error:
                 log.warning("%s cannot be used: its marker does not read (%s)", name, error)
-        return found
+        return checkpoints
 
-    def newest(self, wanted: Wanted, processes: Processes) -> tuple[Saved, Path] | None:
+    def newest(self, files_of: Wanted, processes: Processes) -> tuple[Saved, Path] | None:
         """The newest checkpoint that all nodes can have, and the folder with what this node needs of it.
 
         Every process calls it. None when there is none.
@@ -100,7 +100,7 @@ class CheckpointStore:
         while left := [s for s in processes.of_first(self.complete) if s.name not in unusable]:
             saved = left[0]
             folder = processes.folder / "resume" / saved.name
-            problem = self._fetch(saved, wanted, folder) if processes.first_of_node else ""
+            problem = self._fetch(saved, files_of, folder) if processes.first_of_node else ""
             problems = [each for each in processes.gather(problem) if each]
             if not problems:
                 return saved, folder
@@ -119,12 +119,12 @@ class CheckpointStore:
         with ThreadPoolExecutor(_THREADS) as pool:
             return dict(zip(sorted(paths), pool.map(upload, sorted(paths))))
 
-    def _fetch(self, saved: Saved, wanted: Wanted, folder: Path) -> str:
+    def _fetch(self, saved: Saved, files_of: Wanted, folder: Path) -> str:
         """Fetch what is wanted to ``folder``; what is wrong with it, if anything."""
         folder.mkdir(parents=True, exist_ok=True)
         have: set[str] = set()
         try:
-            while missing := set(wanted(saved, folder)) - have:
+            while missing := set(files_of(saved, folder)) - have:
                 with ThreadPoolExecutor(_THREADS) as pool:
                     for _ in pool.map(lambda path: self._fetch_file(saved, path, folder), sorted(missing)):
                         pass
@@ -135,15 +135,15 @@ class CheckpointStore:
         return ""
 
     def _fetch_file(self, saved: Saved, path: str, folder: Path) -> None:
-        place = inside(folder, path)
-        place.parent.mkdir(parents=True, exist_ok=True)
+        target = inside(folder, path)
+        target.parent.mkdir(parents=True, exist_ok=True)
         uri = join(self.uri, saved.name, path)
-        fetched = store_for(uri).fetch(uri, place.parent)
-        if fetched.parent == place.parent:
-            fetched.replace(place)
+        fetched = store_for(uri).fetch(uri, target.parent)
+        if fetched.parent == target.parent:
+            fetched.replace(target)
         else:
-            place.symlink_to(fetched.resolve())
-        if file_digest(place) != saved.files[path]:
+            target.symlink_to(fetched.resolve())
+        if file_digest(target) != saved.files[path]:
             raise ValueError(f"{path} is not what was saved")
 
     def _marker(self, name: str) -> str:

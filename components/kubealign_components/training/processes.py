@@ -86,10 +86,10 @@ class Processes:
         with self._alone():
             return find_model(name, revision)
 
-    def find_adapter(self, place: str, field: str) -> ModelFiles:
+    def find_adapter(self, uri: str, field: str) -> ModelFiles:
         """See :func:`~kubealign_components.data.models.find_adapter`; fetched by one process of a node."""
         with self._alone():
-            return find_adapter(place, field)
+            return find_adapter(uri, field)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -122,7 +122,7 @@ def _few(model: nn.Module, only: str = "") -> dict[str, Tensor]:
 def _load(folder: Path, source: Path, whole: Any, kind: Any, options: Mapping[str, Any]) -> None:
     """Load from ``folder`` what was saved there, and hold it to what it was made of."""
     load_tokenizer(folder)
-    ours, theirs = (ModelFiles(name=place.name, path=place) for place in (source, folder))
+    ours, theirs = (ModelFiles(name=path.name, path=path) for path in (source, folder))
     if ours.tokenizer_digest() != theirs.tokenizer_digest():
         raise EngineError(f"the tokenizer of {source} is not saved as it is")
     if (folder / GENERATION_CONFIG).is_file():

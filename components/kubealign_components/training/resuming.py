@@ -59,12 +59,12 @@ class Checkpoints:
             return
         store = CheckpointStore(uri=uri, keep=config.keep_checkpoints)
         self.callbacks.append(PublishCheckpoints(store, processes))
-        found = store.newest(partial(_wanted, config.strategy, processes), processes)
+        newest = store.newest(partial(_wanted, config.strategy, processes), processes)
         if processes.first:
-            log.warning("%s", going_on(found[0] if found else None))
-        if found is None:
+            log.warning("%s", going_on(newest[0] if newest else None))
+        if newest is None:
             return
-        saved, folder = found
+        saved, folder = newest
         if config.strategy.startswith("zero") and saved.processes != processes.count:
             processes.once(f"resume/{_UNIVERSAL}", partial(_convert, folder))
             self.universal = True

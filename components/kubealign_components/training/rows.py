@@ -28,8 +28,8 @@ class Rows:
 
     def take(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """The rows with these numbers, in their order."""
-        places = np.searchsorted(self._starts, numbers, side="right") - 1
+        indices = np.searchsorted(self._starts, numbers, side="right") - 1
         return [
-            self.batches[place].slice(number - int(self._starts[place]), 1).to_pylist()[0]
-            for place, number in zip(places.tolist(), numbers)
+            self.batches[index].slice(number - int(self._starts[index]), 1).to_pylist()[0]
+            for index, number in zip(indices.tolist(), numbers)
         ]

@@ -284,8 +284,8 @@ class StepProgress(TrainerCallback):
 
     def on_train_begin(self, _: TrainingArguments, state: TrainerState, *__: Any, **___: Any) -> None:
         """Open the bar on the first process."""
-        wanted = state.is_world_process_zero
-        self._bar = progress_bar(state.max_steps, "steps", self._program) if wanted else None
+        shown = state.is_world_process_zero
+        self._bar = progress_bar(state.max_steps, "steps", self._program) if shown else None
         if self._bar is not None:
             self._bar.update(state.global_step)
 

@@ -21,11 +21,11 @@ VARIABLES = {
 
 def trackers(environment: Mapping[str, str]) -> list[str]:
     """Names of the trackers that ``environment`` asks for; one that is not installed is told and left out."""
-    wanted = [name for name, keys in VARIABLES.items() if any(environment.get(key) for key in keys)]
-    missing = [name for name in wanted if not _usable(name)]
+    configured = [name for name, keys in VARIABLES.items() if any(environment.get(key) for key in keys)]
+    missing = [name for name in configured if not _usable(name)]
     for name in missing:
         log.warning("%s is asked for by its environment variables, and is not installed here", name)
-    return [name for name in wanted if name not in missing]
+    return [name for name in configured if name not in missing]
 
 
 def _usable(name: str) -> bool:

@@ -56,19 +56,19 @@ def connect(namespace: str = "", *, deadline: float, pause: float = 1.0) -> Clus
     try:
         if NAMESPACE_FILE.is_file():
             config.load_incluster_config(client_configuration=settings)
-            found = NAMESPACE_FILE.read_text().strip()
+            own = NAMESPACE_FILE.read_text().strip()
         else:
             # The library reads the variable once, when it is imported.
-            place = os.environ.get("KUBECONFIG") or None
-            config.load_kube_config(place, client_configuration=settings)
-            context = config.list_kube_config_contexts(place)[1].get("context", {})
-            found = context.get("namespace", "default")
+            path = os.environ.get("KUBECONFIG") or None
+            config.load_kube_config(path, client_configuration=settings)
+            context = config.list_kube_config_contexts(path)[1].get("context", {})
+            own = context.get("namespace", "default")
     except (config.ConfigException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise EngineError(
             f"no Kubernetes cluster to talk to ({reason}): run this in a pod, or set KUBECONFIG"
         ) from error
-    return ClusterApi(settings, namespace or found, deadline=deadline, pause=pause)
+    return ClusterApi(settings, namespace or own, deadline=deadline, pause=pause)
 
 
 class ClusterApi:
@@ -174,8 +174,8 @@ class ClusterApi:
             "label_selector": f"kueue.x-k8s.io/job-uid={job_uid}",
         }
         function = self._jobs.list_namespaced_custom_object
-        found = self._call("list workloads.kueue.x-k8s.io", function, how, absent=(404,))
-        return next(iter(_items(found)), None)
+        workloads = self._call("list workloads.kueue.x-k8s.io", function, how, absent=(404,))
+        return next(iter(_items(workloads)), None)
 
     def log_lines(self, pod: str, container: str, query: Mapping[str, object]) -> Iterator[str]:
         """Lines of a container's log as they come, until the server closes the connection.
@@ -232,8 +232,8 @@ class ClusterApi:
         while True:
             try:
                 answer = function(**how, _preload_content=False, _request_timeout=self._timeout)
-                found: JsonObject = json.loads(answer.data)
-                return found
+                decoded: JsonObject = json.loads(answer.data)
+                return decoded
             except ApiException as error:
                 if error.status in absent:
                     return None

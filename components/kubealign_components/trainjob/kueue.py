@@ -75,9 +75,9 @@ def workload_text(workload: JsonObject) -> str:
     queue = workload.get("spec", {}).get("queueName", "")
     parts = []
     for kind in _TOLD:
-        found = condition(workload, kind)
-        if found and (found["status"] == "True") == (kind == "Evicted"):
-            parts.append(f"{kind}={found['status']} ({found.get('reason', '')}): {found.get('message', '')}")
+        state = condition(workload, kind)
+        if state and (state["status"] == "True") == (kind == "Evicted"):
+            parts.append(f"{kind}={state['status']} ({state.get('reason', '')}): {state.get('message', '')}")
     again = (workload.get("status") or {}).get("requeueState") or {}
     if again.get("count"):
         parts.append(f"requeued {again['count']} times")

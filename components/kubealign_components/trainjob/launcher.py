@@ -46,11 +46,11 @@ def launcher_for(
         ConfigError: settings that cannot be used.
         EngineError: this process runs in no pod, or in no cluster.
     """
-    wanted = from_mapping(TrainJobSettings, settings or {}, "train_job")
+    options = from_mapping(TrainJobSettings, settings or {}, "train_job")
     if nodes == 1:
         return None
-    api = connect(deadline=wanted.api_timeout, pause=min(1.0, wanted.poll_seconds))
-    return train_job(api, nodes, processes, PodShape.of(task, wanted.resources), wanted)
+    api = connect(deadline=options.api_timeout, pause=min(1.0, options.poll_seconds))
+    return train_job(api, nodes, processes, PodShape.of(task, options.resources), options)
 
 
 def train_job(
@@ -110,15 +110,15 @@ class _Run:
             )
         end = time.monotonic() + self._settings.api_timeout
         while time.monotonic() < end:
-            found = self._api.job(self._name)
-            if found is None:
+            job = self._api.job(self._name)
+            if job is None:
                 self._api.create_job(self._body, dry_run=True)
                 created = self._api.create_job(self._body)
                 if created is not None:
                     self._uid = created["metadata"]["uid"]
                     self._say(f"created, {self._body['spec']['trainer']['numNodes']} nodes")
                     return
-            elif self._taken(found):
+            elif self._taken(job):
                 return
             self._pause()
         raise EngineError(f"TrainJob {self._name} of an earlier attempt is still being deleted")
@@ -179,24 +179,24 @@ class _Run:
             return f", restart {restart_of(pods_of(self._api, self._name))}"
         return " again"
 
-    def _taken(self, found: JsonObject) -> bool:
-        """Whether the TrainJob ``found`` is this run's from now on; if not, it goes."""
-        state = state_of(found)
-        if found["metadata"].get("deletionTimestamp"):
+    def _taken(self, job: JsonObject) -> bool:
+        """Whether the TrainJob ``job`` is this run's from now on; if not, it goes."""
+        state = state_of(job)
+        if job["metadata"].get("deletionTimestamp"):
             return False
         if state is State.FAILED:
             self._say("the one of an earlier attempt failed: it is deleted, to start again")
-            self._api.delete_job(self._name, uid=found["metadata"]["uid"])
+            self._api.delete_job(self._name, uid=job["metadata"]["uid"])
             return False
-        same = (found["metadata"].get("annotations") or {}).get(SPEC_DIGEST)
+        same = (job["metadata"].get("annotations") or {}).get(SPEC_DIGEST)
         if same != self._body["metadata"]["annotations"][SPEC_DIGEST] and state is not State.SUCCEEDED:
             raise EngineError(
                 f"TrainJob {self._name} in namespace {self._api.namespace} is {state} for this very "
                 f"training, with other nodes, resources or images: wait for its end, or delete it "
                 f"(kubectl -n {self._api.namespace} delete trainjob {self._name}) and run this again"
             )
-        self._uid = found["metadata"]["uid"]
-        owners = found["metadata"].get("ownerReferences") or []
+        self._uid = job["metadata"]["uid"]
+        owners = job["metadata"].get("ownerReferences") or []
         if all(owner["uid"] != self._owner.uid for owner in owners):
             self._api.own_job(self._name, [*owners, self._owner.reference])
         self._say(f"adopted, {state}")
@@ -275,11 +275,11 @@ def _raised_sigterm() -> Iterator[None]:
         yield
         return
 
-    told = False
+    stopped = False
 
     def handle(*_: object) -> None:
-        nonlocal told
-        told = True
+        nonlocal stopped
+        stopped = True
         # It may come twice, to the group and from a supervisor: what is left to do must not be cut short.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Preempted
@@ -288,7 +288,7 @@ def _raised_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        if not told:
+        if not stopped:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 

@@ -100,10 +100,10 @@ class LogStream:
 
     def _current(self) -> str:
         """The newest pod of node 0 that has started; its log is a new one."""
-        found = [pod for pod in pods_of(self._api, self._job) if node_of(pod) == 0 and not waits(pod)]
-        if not found:
+        pods = [pod for pod in pods_of(self._api, self._job) if node_of(pod) == 0 and not waits(pod)]
+        if not pods:
             return ""
-        name = str(found[-1]["metadata"]["name"])
+        name = str(pods[-1]["metadata"]["name"])
         if name != self._pod:
             self._pod, self._position = name, Position()
         return name

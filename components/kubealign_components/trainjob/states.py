@@ -64,7 +64,7 @@ def state_of(job: JsonObject | None, *, before: State | None = None, evicted: bo
 
 def condition(one: JsonObject, kind: str) -> JsonObject:
     """The condition ``kind`` in the status of ``one``; empty where there is none."""
-    for found in (one.get("status") or {}).get("conditions") or []:
-        if found["type"] == kind:
-            return dict(found)
+    for candidate in (one.get("status") or {}).get("conditions") or []:
+        if candidate["type"] == kind:
+            return dict(candidate)
     return {}

@@ -33,6 +33,6 @@ def check(parameters: JsonObject) -> str:
     for finding in report.findings:
         sys.stderr.write(f"{finding}\n")
     require_usable(report.findings)
-    found = identify(report.checked)
-    sys.stderr.write(f"check: {len(values)} parameters, no errors; data and models are {found}\n")
-    return found
+    identity = identify(report.checked)
+    sys.stderr.write(f"check: {len(values)} parameters, no errors; data and models are {identity}\n")
+    return identity

@@ -148,8 +148,8 @@ def check_models(checked: Checked, *, here: bool, mounted: tuple[str, ...] = ())
     """
     seen: dict[tuple[str, str | None], tuple[Folder | None, str, bool]] = {}
     for named in models_of(checked):
-        known = named.name and named.name != LATER and named.stage.is_known(named.setting)
-        if not known or named.name.startswith(mounted or ("\0",)):
+        is_setting = named.name and named.name != LATER and named.stage.is_known(named.setting)
+        if not is_setting or named.name.startswith(mounted or ("\0",)):
             continue
         key = (named.name, named.revision)
         if key not in seen:

@@ -26,13 +26,13 @@ WORK = "work"
 
 def identify(checked: Checked) -> str:
     """A digest of what lies at every place that the settings of a run name."""
-    found: dict[str, Facts] = {}
+    facts_of: dict[str, Facts] = {}
     for kind, name, revision in sorted(set(_places(checked))):
         facts = in_time(partial(_facts, kind, name, revision))
         if isinstance(facts, str):
             return f"not known: {name} ({facts}), {uuid.uuid4().hex}"
-        found[f"{kind} {name} {revision}"] = facts
-    return digest(found)
+        facts_of[f"{kind} {name} {revision}"] = facts
+    return digest(facts_of)
 
 
 def _places(checked: Checked) -> Iterator[tuple[str, str, str]]:
@@ -71,11 +71,11 @@ def _facts(kind: str, name: str, revision: str) -> Facts:
 
 
 def _listed(uri: str) -> Facts:
-    place = uri.removeprefix("file://").rstrip("/")
-    store = store_for(place)
-    entries = list(store.list(place))
+    root = uri.removeprefix("file://").rstrip("/")
+    store = store_for(root)
+    entries = list(store.list(root))
     if not entries:
-        entries = [entry for entry in store.list(place.rpartition("/")[0]) if entry.uri == place]
+        entries = [entry for entry in store.list(root.rpartition("/")[0]) if entry.uri == root]
     if not entries:
         raise NotFound(f"nothing is at {uri}")
     return [[entry.uri, entry.size, entry.version or Path(entry.uri).stat().st_mtime_ns] for entry in entries]

@@ -32,16 +32,16 @@ def check_functions(checked: Checked, rows: Sequence[JsonObject]) -> Iterator[Fi
     inputs = [_input(row) for row in rows[:ROWS]] or [_made_up()]
     for stage in checked.stages:
         reward = getattr(stage.config, "reward", None)
-        place: tuple[str, ...] = ("reward", "functions") if reward else ("functions",)
+        prefix: tuple[str, ...] = ("reward", "functions") if reward else ("functions",)
         specs = reward.functions if reward else getattr(stage.config, "functions", ())
-        for position, spec in zip(positions(stage, place, specs), specs):
-            yield from _check(stage, (*place, position), spec, inputs)
+        for position, spec in zip(positions(stage, prefix, specs), specs):
+            yield from _check(stage, (*prefix, position), spec, inputs)
 
 
 def _check(
-    stage: Stage, place: Path, spec: RewardFunctionSpec, inputs: Sequence[RewardInput]
+    stage: Stage, setting: Path, spec: RewardFunctionSpec, inputs: Sequence[RewardInput]
 ) -> Iterator[Finding]:
-    path = stage.path(place)
+    path = stage.path(setting)
     try:
         function = LoadedFunction(replace(spec, seconds=min(spec.seconds, PATIENCE)))
     except ConfigError as error:

@@ -65,8 +65,8 @@ def check_run(
         refused = [*refused, *_other_stages(pipeline, graph, shape, values, settings)]
         values = _given(graph, values)
     checked = check_stages(graph, values, complete=complete)
-    told = {finding.path for finding in checked.findings}
-    findings = [f for f in refused if f.path not in told] + checked.findings + list(check_across(checked))
+    paths = {finding.path for finding in checked.findings}
+    findings = [f for f in refused if f.path not in paths] + checked.findings + list(check_across(checked))
     findings += secrets(("compile",), _literal(settings))
     if not complete:
         # Compiled perhaps for another place: models and data are looked at by whoever runs it.
@@ -75,11 +75,11 @@ def check_run(
     refused_at = {finding.path for finding in findings if not finding.warning}
     models = check_models(checked, here=here, mounted=mounted)
     findings += [finding for finding in models if finding.path not in refused_at]
-    prompts, found = check_sources(checked, here=here, mounted=mounted)
-    findings += found
+    prompts, of_sources = check_sources(checked, here=here, mounted=mounted)
+    findings += of_sources
     if pipeline == "offline_alignment":
         findings += _counted(checked, prompts) if prompts.rows and prompts.complete else []
-        findings += warn_of_unread(checked) if not (prompts.rows or found) else []
+        findings += warn_of_unread(checked) if not (prompts.rows or of_sources) else []
     functions = check_functions(checked, prompts.rows)
     findings += [replace(one, warning=True) if shape is not None else one for one in functions]
     findings += _engines(checked) if process else []
@@ -99,8 +99,12 @@ def _graph(
 
 def _given(graph: Graph, values: Mapping[str, object]) -> dict[str, object]:
     """Those of ``values`` that are not as the pipeline has them by itself: its tasks get all of them."""
-    known = graph.parameters
-    return {n: v for n, v in values.items() if n not in known or known[n].required or v != known[n].default}
+    declared = graph.parameters
+    return {
+        n: v
+        for n, v in values.items()
+        if n not in declared or declared[n].required or v != declared[n].default
+    }
 
 
 def _other_stages(
@@ -115,8 +119,8 @@ def _other_stages(
     changed = [n for n in rules(pipeline).deciding if n in values and now.get(n) != shape.get(n)]
     if not changed:
         return []
-    wanted, refused = _graph(pipeline, {**shape, **values}, settings)
-    if refused or wanted.tasks.keys() == graph.tasks.keys():
+    other, refused = _graph(pipeline, {**shape, **values}, settings)
+    if refused or other.tasks.keys() == graph.tasks.keys():
         return list(refused)
     text = "what the pipeline was compiled with, which decides on its stages; or compile it with this"
     return [error_at((PARAMETERS, name), values[name], text) for name in changed]
@@ -138,15 +142,15 @@ def _literal(settings: CompileSettings) -> dict[str, object]:
 
 def _engines(checked: Checked) -> list[Finding]:
     """Findings on engines that this environment lacks."""
-    found = []
+    findings = []
     for stage in checked.stages:
         spec = getattr(stage.config, "sampling", None)
         if spec is not None and spec.engine == "vllm" and find_spec("vllm") is None:
             expected = (
                 "an engine that is installed here, transformers; or install vllm, or run with --runner docker"
             )
-            found.append(error_at(stage.path(("sampling", "engine")), spec.engine, expected))
-    return found
+            findings.append(error_at(stage.path(("sampling", "engine")), spec.engine, expected))
+    return findings
 
 
 def first_rows(report: Report, number: int) -> list[str]:

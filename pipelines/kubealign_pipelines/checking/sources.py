@@ -75,13 +75,13 @@ def check_sources(
             if source.uri.startswith(mounted or ("\0",)):
                 prompts.complete = False
                 continue
-            place, problem, certain = _locate(source, here=here)
-            if place is None:
+            files, problem, certain = _locate(source, here=here)
+            if files is None:
                 prompts.complete = False
                 finding = error_at(path, source.uri, problem)
                 findings.append(finding if certain else replace(finding, warning=True))
             else:
-                usable.append((source, place))
+                usable.append((source, files))
         if stage.task.function in PROMPT_STAGES and usable:
             findings += _import(stage, usable, prompts)
     return prompts, findings
@@ -90,12 +90,12 @@ def check_sources(
 def count_rows(uri: str, split: str = "train") -> int | None:
     """Rows of a local source; None where that cannot be said cheaply."""
     try:
-        place = find_files(uri, split=split) if scheme_of(uri) == "file" else None
+        located = find_files(uri, split=split) if scheme_of(uri) == "file" else None
     except KubeAlignError:
         return None
-    if place is None or place.hub is not None:
+    if located is None or located.hub is not None:
         return None
-    return sum(_rows_of(file) for file in place.files)
+    return sum(_rows_of(file) for file in located.files)
 
 
 def _rows_of(file: SourceFile) -> int:
@@ -115,7 +115,7 @@ def _locate(source: SourceSettings, *, here: bool) -> tuple[Place | None, str, b
     def find() -> Place:
         return find_files(source.uri, split=source.split, revision=source.revision, subset=source.subset)
 
-    found: Place | str
+    answer: Place | str
     if local and (
         Path(source.uri.removeprefix("file://")).expanduser().exists() or not _is_hub_id(source.uri)
     ):
@@ -124,13 +124,13 @@ def _locate(source: SourceSettings, *, here: bool) -> tuple[Place | None, str, b
         except KubeAlignError as error:
             reason = getattr(error, "expected", str(error))
             return None, f"{reason}{near_path(Path(source.uri))}", True
-    found = in_time(find)
-    if isinstance(found, Place):
-        return found, "", True
+    answer = in_time(find)
+    if isinstance(answer, Place):
+        return answer, "", True
     if local:
         text = "a file, a folder, or a dataset of the hub that this machine has or can fetch"
         return None, f"{text}{near_path(Path(source.uri))}", here
-    return None, f"could not be looked at from here ({found})", False
+    return None, f"could not be looked at from here ({answer})", False
 
 
 def _is_hub_id(uri: str) -> bool:
@@ -144,13 +144,13 @@ def _import(stage: Stage, usable: list[tuple[SourceSettings, Place]], prompts: P
     ).run
     with tempfile.TemporaryDirectory(prefix="kubealign-check-") as scratch:
         sources = []
-        for number, (source, place) in enumerate(usable):
-            small = place.hub is None and sum(file.size or 0 for file in place.files) <= SMALL_BYTES
+        for number, (source, files) in enumerate(usable):
+            small = files.hub is None and sum(file.size or 0 for file in files.files) <= SMALL_BYTES
             prompts.complete = prompts.complete and small
-            elsewhere = place.hub is not None or scheme_of(source.uri) != "file"
-            if elsewhere and place.files[0].size > FETCHED_BYTES:
+            elsewhere = files.hub is not None or scheme_of(source.uri) != "file"
+            if elsewhere and files.files[0].size > FETCHED_BYTES:
                 continue
-            sources.append(source if small else _beginning(source, place, Path(scratch), number))
+            sources.append(source if small else _beginning(source, files, Path(scratch), number))
         if not sources:
             return
         config = replace(stage.config, sources=tuple(sources))
@@ -177,10 +177,10 @@ def _reason(error: KubeAlignError) -> str:
     )
 
 
-def _beginning(source: SourceSettings, place: Place, scratch: Path, number: int) -> SourceSettings:
+def _beginning(source: SourceSettings, files: Place, scratch: Path, number: int) -> SourceSettings:
     """``source`` with its first rows alone."""
     path = scratch / f"{number}.jsonl"
-    file = place.files[0]
+    file = files.files[0]
     rows = islice(read_rows(file.fetch(scratch), file.name), FIRST_ROWS)
     path.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row, _ in rows))
     return replace(source, uri=str(path), revision=None, split="train", subset=None)

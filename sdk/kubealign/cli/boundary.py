@@ -65,8 +65,8 @@ def _say_how_many(error: BadSettings) -> None:
 def _of_system(error: OSError) -> str:
     """What the operating system refused, of which file, and what helps."""
     reason = error.strerror or str(error)
-    place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{reason}; name another place, make room there, or change its permissions"
+    file = f"{error.filename}: " if error.filename else ""
+    return f"{file}{reason}; name another place, make room there, or change its permissions"
 
 
 def _unexpected(context: click.Context, error: Exception) -> str:

@@ -84,9 +84,9 @@ def runs(experiment: str, limit: int, as_json: bool, connect: Callable[[], Clust
     A run that did not end and whose Workflow is gone is unknown: nobody can say what became of it.
     """
     cluster = connect()
-    found = cluster.runs(experiment=experiment, limit=limit)
-    states = _states(cluster, found)
-    print_rows([_run_row(run, states[str(run.run_id)]) for run in found], as_json)
+    rows = cluster.runs(experiment=experiment, limit=limit)
+    states = _states(cluster, rows)
+    print_rows([_run_row(run, states[str(run.run_id)]) for run in rows], as_json)
     if GONE in states.values():
         say(f"{GONE}: no Workflow in the cluster of the kubeconfig, if that is the one of --host", err=True)
 
@@ -97,11 +97,11 @@ def runs(experiment: str, limit: int, as_json: bool, connect: Callable[[], Clust
 def cancel(run: str, connect: Callable[[], Cluster]) -> None:
     """Stop RUN (id or name); finished rows and checkpoints are kept."""
     cluster = connect()
-    found = cluster.run(run)
-    state = _state(cluster, found)
+    chosen = cluster.run(run)
+    state = _state(cluster, chosen)
     require(state in UNENDED or state == GONE, "RUN", run, f"a run that has not ended; this one is {state}")
-    cluster.cancel(found)
-    say(f"{found.run_id}  {found.display_name}: canceling")
+    cluster.cancel(chosen)
+    say(f"{chosen.run_id}  {chosen.display_name}: canceling")
 
 
 @click.command("retry")
@@ -111,14 +111,14 @@ def cancel(run: str, connect: Callable[[], Cluster]) -> None:
 def retry(run: str, wait: bool, connect: Callable[[], Cluster]) -> None:
     """Let RUN (id or name) go on from the tasks that failed; what is finished stays."""
     cluster = connect()
-    found = cluster.run(run)
-    state = _state(cluster, found)
+    chosen = cluster.run(run)
+    state = _state(cluster, chosen)
     expected = "a run that failed or was canceled; this one"
     require(state in ("failed", "canceled"), "RUN", run, f"{expected} is {state}")
-    cluster.retry(found)
-    say(f"{found.run_id}  {found.display_name}: goes on")
+    cluster.retry(chosen)
+    say(f"{chosen.run_id}  {chosen.display_name}: goes on")
     if wait:
-        _wait(cluster, found.run_id)
+        _wait(cluster, chosen.run_id)
 
 
 @click.command("logs")
@@ -140,12 +140,12 @@ def logs(run: str, task: str, follow: bool, pipeline_root: str, connect: Callabl
         print_logs(here, task, follow=follow)
         return
     cluster = connect()
-    found = cluster.run(run)
+    chosen = cluster.run(run)
 
     def over() -> bool:
-        return _state(cluster, cluster.run(found.run_id)) not in UNENDED
+        return _state(cluster, cluster.run(chosen.run_id)) not in UNENDED
 
-    for line in log_lines(cluster, found, task, pipeline_root, over if follow else None):
+    for line in log_lines(cluster, chosen, task, pipeline_root, over if follow else None):
         say(line)
 
 
@@ -162,18 +162,18 @@ def fetch(
     from kubealign.cluster.outputs import fetch_output
 
     chosen = output_of(connect(), run, output_name, pipeline_root)
-    place = fetch_output(chosen, output or Path(chosen.name))
-    say(f"{place}: {chosen.title}, {len(chosen.objects)} files, {sum(o.size for o in chosen.objects)} B")
+    target = fetch_output(chosen, output or Path(chosen.name))
+    say(f"{target}: {chosen.title}, {len(chosen.objects)} files, {sum(o.size for o in chosen.objects)} B")
 
 
 def output_of(cluster: Cluster, run: str, name: str, pipeline_root: str) -> Output:
     """The output ``name`` of ``run`` (id or name)."""
     from kubealign.cluster.outputs import find_output, root_of
 
-    found = cluster.run(run)
-    spec = cluster.pipeline_of(found)
-    root = root_of(found, spec, pipeline_root, lambda: cluster.namespace_of(found), cluster.kubernetes)
-    return find_output(found, spec, root, name, lambda: cluster.earlier(found))
+    chosen = cluster.run(run)
+    spec = cluster.pipeline_of(chosen)
+    root = root_of(chosen, spec, pipeline_root, lambda: cluster.namespace_of(chosen), cluster.kubernetes)
+    return find_output(chosen, spec, root, name, lambda: cluster.earlier(chosen))
 
 
 def _wait(cluster: Cluster, run_id: str, seconds: float = 5.0) -> None:

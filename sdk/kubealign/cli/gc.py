@@ -69,7 +69,7 @@ def gc(
     from kubealign_components.trainjob.api import connect
 
     api = connect(namespace, deadline=60.0)
-    found = list(
+    jobs = list(
         left_over(
             api,
             keep=datetime.timedelta(hours=keep_hours),
@@ -77,9 +77,9 @@ def gc(
             now=datetime.datetime.now(datetime.UTC),
         )
     )
-    for one in found:
+    for one in jobs:
         if not dry_run:
             api.delete_job(one.name, uid=one.uid)
         run = f" (run {one.run})" if one.run else ""
         say(f"{'would delete' if dry_run else 'deleted'} {one.name}{run}: {one.reason}")
-    say(f"{len(found)} TrainJobs in namespace {api.namespace}{' to delete' * dry_run}")
+    say(f"{len(jobs)} TrainJobs in namespace {api.namespace}{' to delete' * dry_run}")

@@ -38,11 +38,11 @@ def open_(run: str) -> None:
     """Open the page of RUN (folder, or name below runs/) in the browser."""
     from kubealign.local.runs import find_run
 
-    found = find_run(run)
-    if found is None or not found.folder.summary.is_file():
+    listed = find_run(run)
+    if listed is None or not listed.folder.summary.is_file():
         raise NotFound(f"{run}: no run here has a page of that name; `kubealign ls` lists the runs")
-    say(found.folder.summary)
-    webbrowser.open(found.folder.summary.resolve().as_uri())
+    say(listed.folder.summary)
+    webbrowser.open(listed.folder.summary.resolve().as_uri())
 
 
 @click.command("du")
@@ -73,29 +73,29 @@ def print_logs(run: RunInfo, stage: str, *, follow: bool) -> None:
     from kubealign.local.runs import RUNNING, log_files, read_run, task_of
     from kubealign.local.watcher import own_lines
 
-    told: dict[Path, int] = {}
+    printed: dict[Path, int] = {}
     while True:
         over = read_run(run.folder.path).state != RUNNING
         for file in log_files(run, stage):
             lines = list(own_lines(file.read_text(errors="replace")))
-            if file not in told:
+            if file not in printed:
                 say(f"==> {task_of(file)} <== {file}")
-            for line in lines[told.get(file, 0) :]:
+            for line in lines[printed.get(file, 0) :]:
                 say(line)
-            told[file] = len(lines)
+            printed[file] = len(lines)
         if over or not follow:
             return
         time.sleep(1.0)
 
 
-def collect(found: Sequence[Garbage], *, remove: bool) -> None:
+def collect(garbage: Sequence[Garbage], *, remove: bool) -> None:
     """Name what may go, and remove it if that is wanted."""
-    for one in found:
+    for one in garbage:
         if remove:
             one.remove()
         say(f"{'removed' if remove else 'would remove'} {one.path} ({size_text(one.size)}): {one.reason}")
-    total = size_text(sum(one.size for one in found))
-    say(f"{len(found)} to remove, {total}; --yes removes them" if not remove else f"{total} freed")
+    total = size_text(sum(one.size for one in garbage))
+    say(f"{len(garbage)} to remove, {total}; --yes removes them" if not remove else f"{total} freed")
 
 
 def size_text(size: float) -> str:

@@ -42,14 +42,14 @@ def apply_(
     """Make the schedule NAME be as given: create it, replace it, or leave it when nothing differs."""
     from kubealign.cluster.schedule import Schedule
 
-    wanted = Schedule(name=name, **settings)
+    schedule = Schedule(name=name, **settings)
     run = given.checked()
     work = run.parameters.get("work", "")
     # Without it every run keeps its work beside its own outputs, and computes everything anew.
     require(bool(work), "work", work, "a prefix that the runs share, such as gs://my-bucket/kubealign/work")
     with compiled(run) as (package, parameters):
-        done = connect().apply(wanted, package, parameters)
-    say(f"{name}: {done}{', paused' if wanted.paused else ''}")
+        done = connect().apply(schedule, package, parameters)
+    say(f"{name}: {done}{', paused' if schedule.paused else ''}")
 
 
 @schedule.command("list")
@@ -57,7 +57,7 @@ def apply_(
 @connected
 def list_(as_json: bool, connect: Callable[[], Cluster]) -> None:
     """List the schedules of the namespace."""
-    print_rows([_schedule_row(found) for found in connect().schedules()], as_json)
+    print_rows([_schedule_row(schedule) for schedule in connect().schedules()], as_json)
 
 
 @schedule.command("pause")
@@ -87,15 +87,15 @@ def delete(name: str, connect: Callable[[], Cluster]) -> None:
     say(f"{name}: deleted")
 
 
-def _schedule_row(found: V2beta1RecurringRun) -> dict[str, str]:
-    trigger = found.trigger
+def _schedule_row(schedule: V2beta1RecurringRun) -> dict[str, str]:
+    trigger = schedule.trigger
     cron = trigger.cron_schedule.cron if trigger and trigger.cron_schedule else None
     every = trigger.periodic_schedule.interval_second if trigger and trigger.periodic_schedule else None
     return {
-        "name": str(found.display_name),
+        "name": str(schedule.display_name),
         "when": str(cron or f"every {every} s"),
-        "state": "running" if found.mode == "ENABLE" else "paused",
-        "at once": str(found.max_concurrency),
-        "catch up": "no" if found.no_catchup else "yes",
-        "id": str(found.recurring_run_id),
+        "state": "running" if schedule.mode == "ENABLE" else "paused",
+        "at once": str(schedule.max_concurrency),
+        "catch up": "no" if schedule.no_catchup else "yes",
+        "id": str(schedule.recurring_run_id),
     }

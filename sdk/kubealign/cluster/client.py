@@ -77,8 +77,8 @@ class Cluster:
         if self.namespace:
             return str(self.namespace)
         with self._asking(f"experiment {run.experiment_id!r}"):
-            found = self._client.get_experiment(experiment_id=run.experiment_id)
-        return str(found.namespace or HOME)
+            experiment = self._client.get_experiment(experiment_id=run.experiment_id)
+        return str(experiment.namespace or HOME)
 
     def link(self, run_id: str) -> str:
         """Where a person sees the run, or nothing when that is not known."""
@@ -121,10 +121,10 @@ class Cluster:
     def run(self, run: str) -> V2beta1Run:
         """The run of this id, or the newest of this name."""
         if not _ID.fullmatch(run):
-            found = self.runs(name=run, limit=1)
-            if not found:
+            runs = self.runs(name=run, limit=1)
+            if not runs:
                 raise ClusterError(f"run {run!r}: {self._place} has none of that name")
-            run = found[0].run_id
+            run = runs[0].run_id
         with self._asking(f"run {run!r}"):
             return self._client.get_run(run)
 
@@ -133,8 +133,8 @@ class Cluster:
         with self._asking(f"list runs of {experiment!r}" if experiment else "list runs"):
             where: dict[str, object] = {"namespace": self.namespace}
             if experiment:
-                found = self._client.get_experiment(experiment_name=experiment, namespace=self.namespace)
-                where = {"experiment_id": found.experiment_id}
+                chosen = self._client.get_experiment(experiment_name=experiment, namespace=self.namespace)
+                where = {"experiment_id": chosen.experiment_id}
             return _pages(
                 lambda token: self._client.list_runs(
                     page_token=token,
@@ -168,18 +168,18 @@ class Cluster:
             spec = version.pipeline_spec
         if not spec:
             raise ClusterError(f"run {run.run_id!r}: {self._place} does not tell its pipeline")
-        found: JsonObject = spec.get("pipeline_spec", spec)
-        return found
+        pipeline: JsonObject = spec.get("pipeline_spec", spec)
+        return pipeline
 
     def version(self, package: Path) -> Version:
         """The compiled ``package`` as a version of its pipeline: an equal one, or one that is added."""
         pipeline, version = names_of(package)
         with self._asking(f"look up version {version!r} of {pipeline!r}"):
-            for known in self._pipelines(pipeline):
-                found = self._client.list_pipeline_versions(known.pipeline_id, filter=_named(version))
-                for one in found.pipeline_versions or ():
+            for owner in self._pipelines(pipeline):
+                versions = self._client.list_pipeline_versions(owner.pipeline_id, filter=_named(version))
+                for one in versions.pipeline_versions or ():
                     if one.display_name == version:
-                        return Version(pipeline=known.pipeline_id, id=one.pipeline_version_id)
+                        return Version(pipeline=owner.pipeline_id, id=one.pipeline_version_id)
         return self.upload(package)
 
     def upload(
@@ -205,13 +205,13 @@ class Cluster:
         return Version(pipeline=made[0].pipeline_id, id=str(uploaded.pipeline_version_id))
 
     def _pipelines(self, name: str) -> list[V2beta1Pipeline]:
-        found = self._client.list_pipelines(filter=_named(name), namespace=self.namespace)
-        return [pipeline for pipeline in found.pipelines or () if pipeline.display_name == name]
+        page = self._client.list_pipelines(filter=_named(name), namespace=self.namespace)
+        return [pipeline for pipeline in page.pipelines or () if pipeline.display_name == name]
 
     def schedules(self, name: str = "") -> list[V2beta1RecurringRun]:
         """Recurring runs, or those of one name."""
         with self._asking("list schedules"):
-            found = _pages(
+            schedules = _pages(
                 lambda token: self._client.list_recurring_runs(
                     page_token=token,
                     page_size=PAGE,
@@ -220,7 +220,7 @@ class Cluster:
                 ),
                 "recurring_runs",
             )
-        return [s for s in found if not name or s.display_name == name]
+        return [s for s in schedules if not name or s.display_name == name]
 
     def apply(self, schedule: Schedule, package: Path, parameters: Mapping[str, object]) -> str:
         """Make the schedule of this name be ``schedule``: ``created``, ``replaced`` or ``unchanged``.
@@ -246,19 +246,19 @@ class Cluster:
 
     def pause(self, name: str, *, paused: bool = True) -> None:
         """Pause the schedule ``name``, or let it go on."""
-        for found in self._existing(name):
-            self._switch(found, on=not paused)
+        for schedule in self._existing(name):
+            self._switch(schedule, on=not paused)
 
     def delete_schedule(self, name: str) -> None:
         """Delete the schedule ``name``; its runs stay."""
-        for found in self._existing(name):
-            self._delete(found)
+        for schedule in self._existing(name):
+            self._delete(schedule)
 
     def _existing(self, name: str) -> list[V2beta1RecurringRun]:
-        found = self.schedules(name)
-        if not found:
+        schedules = self.schedules(name)
+        if not schedules:
             raise ClusterError(f"schedule {name!r}: {self._place} has none of that name")
-        return found
+        return schedules
 
     def _create(
         self, schedule: Schedule, version: Version, parameters: Mapping[str, object], digest: str
@@ -310,15 +310,15 @@ class _Page(Protocol):
 
 
 def _pages(ask: Callable[[str], _Page], entries: str, limit: int | None = None) -> list[Any]:
-    found: list[Any] = []
+    items: list[Any] = []
     token = ""
-    while limit is None or len(found) < limit:
+    while limit is None or len(items) < limit:
         page = ask(token)
-        found += getattr(page, entries) or []
+        items += getattr(page, entries) or []
         token = page.next_page_token or ""
         if not token:
             break
-    return found[:limit]
+    return items[:limit]
 
 
 def _named(name: str) -> str:

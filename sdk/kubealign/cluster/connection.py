@@ -98,17 +98,17 @@ def _token_file(path: str) -> object:
 
 
 @contextlib.contextmanager
-def asking(what: str, place: str) -> Iterator[None]:
+def asking(what: str, server: str) -> Iterator[None]:
     """What the client raises becomes one line, and what it prints and logs is not shown."""
     try:
         with contextlib.redirect_stdout(io.StringIO()), _quiet():
             yield
     except ApiException as error:
-        raise ClusterError(f"{what}: {place} answers {_answer(error)}") from error
+        raise ClusterError(f"{what}: {server} answers {_answer(error)}") from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
         reason = " ".join(str(getattr(error, "reason", error)).split())
         raise ClusterError(
-            f"{what}: cannot reach {place}: {reason}; check --host (KF_PIPELINES_ENDPOINT)"
+            f"{what}: cannot reach {server}: {reason}; check --host (KF_PIPELINES_ENDPOINT)"
         ) from error
     except ValueError as error:
         raise ClusterError(f"{what}: {' '.join(str(error).split())}") from error

@@ -72,12 +72,12 @@ class Kubernetes:
 
     def items(self, path: str, **query: str) -> list[Json] | None:
         """All of the collection at ``path``; None where the cluster does not know their kind."""
-        found: list[Json] = []
+        items: list[Json] = []
         while (page := self.get(path, limit=str(PAGE), **query)) is not None:
-            found += page.get("items") or []
+            items += page.get("items") or []
             following = page.get("metadata", {}).get("continue")
             if not following:
-                return found
+                return items
             query["continue"] = following
         return None
 
@@ -138,8 +138,8 @@ class Kubernetes:
             kind = Forbidden if error.status in (401, 403) else ClusterError
             raise kind(f"{method} {path}: Kubernetes answers {error.status}: {_message(error)}") from error
         except (HTTPError, OSError) as error:
-            place = self._client.configuration.host
-            raise NoKubernetes(f"cannot reach Kubernetes at {place} ({type(error).__name__})") from error
+            server = self._client.configuration.host
+            raise NoKubernetes(f"cannot reach Kubernetes at {server} ({type(error).__name__})") from error
 
 
 def _kubeconfig() -> str | None:

@@ -93,18 +93,18 @@ def _from_store(
         yield from log_text(log)
 
 
-def _of_task(found: Sequence[P], task: str, titles: Mapping[str, str], *, waiting: bool = False) -> list[P]:
-    """Those of ``found`` (pods or logs) that are of ``task``, by KFP's name of it or by its title.
+def _of_task(pods: Sequence[P], task: str, titles: Mapping[str, str], *, waiting: bool = False) -> list[P]:
+    """Those of ``pods`` (pods or logs) that are of ``task``, by KFP's name of it or by its title.
 
     Raises:
         ConfigError: there are none, unless one is ``waiting`` for them.
     """
-    tasks = {one.task for one in found}
+    tasks = {one.task for one in pods}
     exact = {one for one in tasks if plain(task) in (one, plain(titles.get(one, "")))}
     meant = exact or {one for one in tasks if names_task(task, one)}
-    known = ", ".join(sorted(tasks))
-    require(waiting or not task or bool(meant), "TASK", task, f"a task that has run: one of {known}")
-    return [one for one in found if not task or one.task in meant]
+    names = ", ".join(sorted(tasks))
+    require(waiting or not task or bool(meant), "TASK", task, f"a task that has run: one of {names}")
+    return [one for one in pods if not task or one.task in meant]
 
 
 def _pod_title(pod: Pod, titles: Mapping[str, str]) -> str:

@@ -46,5 +46,5 @@ def write_objects(objects: list[Object], path: Path) -> None:
 
 
 def _object(kind: str, name: str, namespace: str, spec: Object) -> Object:
-    place = {"namespace": namespace} if namespace else {}
-    return {"apiVersion": API, "kind": kind, "metadata": {"name": name, **place}, "spec": spec}
+    scope = {"namespace": namespace} if namespace else {}
+    return {"apiVersion": API, "kind": kind, "metadata": {"name": name, **scope}, "spec": spec}

@@ -63,17 +63,17 @@ class Output:
     @property
     def whole(self) -> bool:
         """Whether it has a manifest, which a stage publishes last."""
-        return any(found.uri == join(self.uri, MANIFEST) for found in self.objects)
+        return any(entry.uri == join(self.uri, MANIFEST) for entry in self.objects)
 
 
 def outputs_of(root: str, pipeline: str, run_id: str) -> list[Output]:
     """Every output that the run itself left below the root; none of tasks that the cache answered."""
     folder = join(root.partition("?")[0], pipeline, run_id)
     groups: dict[tuple[str, ...], list[ObjectInfo]] = {}
-    for found in store_for(folder).list(folder):
-        parts = name_below(found.uri, folder).split("/")
+    for entry in store_for(folder).list(folder):
+        parts = name_below(entry.uri, folder).split("/")
         if len(parts) >= DEPTH:
-            groups.setdefault(tuple(parts[:DEPTH]), []).append(found)
+            groups.setdefault(tuple(parts[:DEPTH]), []).append(entry)
     return [
         Output(
             task=plain(parts[0]),
@@ -87,7 +87,7 @@ def outputs_of(root: str, pipeline: str, run_id: str) -> list[Output]:
 
 
 def find_output(
-    run: V2beta1Run, spec: JsonObject, root: str, wanted: str, earlier: Callable[[], Iterable[V2beta1Run]]
+    run: V2beta1Run, spec: JsonObject, root: str, name: str, earlier: Callable[[], Iterable[V2beta1Run]]
 ) -> Output:
     """The output called ``task.output``, or ``output`` where one task alone has it.
 
@@ -98,24 +98,24 @@ def find_output(
         ConfigError: no output is called so, or several are.
     """
     pipeline = spec["pipelineInfo"]["name"]
-    known: list[Output] = []
+    outputs: list[Output] = []
     sources: Sequence[Callable[[], Iterable[Output]]] = (
         lambda: outputs_of(root, pipeline, run.run_id),
-        lambda: _inherited(known),
+        lambda: _inherited(outputs),
         lambda: (output for twin in earlier() for output in outputs_of(root, pipeline, twin.run_id)),
     )
     for source in sources:
-        seen = {output.title for output in known}
-        known += [output for output in source() if output.title not in seen]
-        found = _called(wanted, known)
-        if found:
-            found = (_evaluated(spec, found) if wanted == MODEL else []) or found
-            require(len({o.title for o in found}) == 1, "OUTPUT", wanted, f"one of {_titles(found)}")
-            return found[-1]
-    if not known:
-        place = join(root, pipeline, run.run_id)
-        raise NotFound(f"run {run.run_id} has no outputs at {place}; give the run's --pipeline-root")
-    raise ConfigError("OUTPUT", wanted, f"one of the run's outputs: {_titles(known)}")
+        seen = {output.title for output in outputs}
+        outputs += [output for output in source() if output.title not in seen]
+        matching = _called(name, outputs)
+        if matching:
+            matching = (_evaluated(spec, matching) if name == MODEL else []) or matching
+            require(len({o.title for o in matching}) == 1, "OUTPUT", name, f"one of {_titles(matching)}")
+            return matching[-1]
+    if not outputs:
+        folder = join(root, pipeline, run.run_id)
+        raise NotFound(f"run {run.run_id} has no outputs at {folder}; give the run's --pipeline-root")
+    raise ConfigError("OUTPUT", name, f"one of the run's outputs: {_titles(outputs)}")
 
 
 def fetch_output(output: Output, target: Path) -> Path:
@@ -133,10 +133,10 @@ def fetch_output(output: Output, target: Path) -> Path:
     store, here = store_for(output.uri), LocalStore()
     with tempfile.TemporaryDirectory(prefix=".kubealign-", dir=target.parent) as folder:
         goal = Path(folder) / "whole"
-        places = [inside(goal, name) if name else goal for name in names]
-        for found, place in zip(output.objects, places, strict=True):
-            path = store.fetch(found.uri, Path(folder) / "part")
-            here.publish_file(path, str(place))
+        copies = [inside(goal, name) if name else goal for name in names]
+        for entry, copy in zip(output.objects, copies, strict=True):
+            path = store.fetch(entry.uri, Path(folder) / "part")
+            here.publish_file(path, str(copy))
             if path.is_relative_to(folder):
                 path.unlink()
         if (goal / MANIFEST).is_file():
@@ -177,15 +177,15 @@ def root_of(
     root = given or own or spec.get("defaultPipelineRoot")
     if root:
         return str(root)
-    place = namespace()
+    owner = namespace()
     try:
-        found = kubernetes.get(f"/api/v1/namespaces/{place}/configmaps/{LAUNCHER}")
+        config_map = kubernetes.get(f"/api/v1/namespaces/{owner}/configmaps/{LAUNCHER}")
     except ClusterError as error:
         expected = "the place of the run's outputs, such as gs://bucket/root, which Kubeflow keeps in "
         raise ConfigError(
-            "--pipeline-root", "", f"{expected}the ConfigMap {LAUNCHER} of namespace {place} ({error})"
+            "--pipeline-root", "", f"{expected}the ConfigMap {LAUNCHER} of namespace {owner} ({error})"
         ) from error
-    data = (found or {}).get("data") or {}
+    data = (config_map or {}).get("data") or {}
     return str(data.get("defaultPipelineRoot") or DEFAULT_ROOT)
 
 
@@ -194,18 +194,18 @@ def plain(name: str) -> str:
     return name.lower().replace("_", "-").replace(" ", "-")
 
 
-def names_task(wanted: str, task: str) -> bool:
-    """Whether ``wanted`` is ``task`` but for the number that KFP gives tasks of one component."""
-    return plain(wanted) == re.sub(r"-\d+$", "", task)
+def names_task(name: str, task: str) -> bool:
+    """Whether ``name`` is ``task`` but for the number that KFP gives tasks of one component."""
+    return plain(name) == re.sub(r"-\d+$", "", task)
 
 
-def _called(wanted: str, outputs: Iterable[Output]) -> list[Output]:
-    """The outputs that ``wanted`` means; unfinished ones only where none is whole."""
-    task, _, name = wanted.rpartition(".")
+def _called(title: str, outputs: Iterable[Output]) -> list[Output]:
+    """The outputs that ``title`` means; unfinished ones only where none is whole."""
+    task, _, name = title.rpartition(".")
     named = [output for output in outputs if output.name == name]
-    found = [output for output in named if not task or output.task == plain(task)]
-    found = found or [output for output in named if names_task(task, output.task)]
-    return [output for output in found if output.whole] or found
+    matching = [output for output in named if not task or output.task == plain(task)]
+    matching = matching or [output for output in named if names_task(task, output.task)]
+    return [output for output in matching if output.whole] or matching
 
 
 def _evaluated(spec: JsonObject, outputs: Iterable[Output]) -> list[Output]:

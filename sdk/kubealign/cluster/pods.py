@@ -48,8 +48,8 @@ class Pod:
 
 def pods_of(kubernetes: Kubernetes, namespace: str, run_id: str) -> list[Pod]:
     """The pods that do the run's work, by task and chunk; those of KFP's drivers are left out."""
-    found = kubernetes.items(f"/api/v1/namespaces/{namespace}/pods", labelSelector=f"{RUN}={run_id}")
-    pods = [pod for item in found or () if (pod := _pod(item))]
+    items = kubernetes.items(f"/api/v1/namespaces/{namespace}/pods", labelSelector=f"{RUN}={run_id}")
+    pods = [pod for item in items or () if (pod := _pod(item))]
     first: dict[str, str] = {}
     for pod in sorted(pods, key=lambda pod: pod.created):
         first.setdefault(pod.task, pod.created)
@@ -99,7 +99,7 @@ def _pod(item: JsonObject) -> Pod | None:
         return None
     return Pod(
         task=_ATTEMPT.sub("", groups[-1]),
-        chunks=tuple(int(found[1]) for group in groups if (found := _ITERATION.fullmatch(group))),
+        chunks=tuple(int(match[1]) for group in groups if (match := _ITERATION.fullmatch(group))),
         attempt=int(executor[1] or 0),
         name=metadata["name"],
         phase=str(item.get("status", {}).get("phase", "")),

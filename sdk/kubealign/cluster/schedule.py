@@ -56,8 +56,8 @@ class Schedule:
     @property
     def seconds(self) -> int:
         """The interval."""
-        found = _EVERY.fullmatch(self.every)
-        return int(found[1]) * _UNITS[found[2]] if found else 0
+        match = _EVERY.fullmatch(self.every)
+        return int(match[1]) * _UNITS[match[2]] if match else 0
 
     def digest(self, package: Iterable[object], parameters: Mapping[str, object]) -> str:
         """Of everything that a recurring run is made of, so that one can tell whether it has changed."""

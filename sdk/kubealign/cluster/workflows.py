@@ -37,17 +37,17 @@ class Workflow:
 
 def states_of(runs: Iterable[V2beta1Run], kubernetes: Kubernetes, namespace: str) -> dict[str, str]:
     """The state of each of ``runs`` by id, as well as it can be known from here."""
-    told = {str(run.run_id): told_state(run) for run in runs}
-    doubtful = [run_id for run_id, state in told.items() if state in UNENDED or state == "failed"]
+    states = {str(run.run_id): told_state(run) for run in runs}
+    doubtful = [run_id for run_id, state in states.items() if state in UNENDED or state == "failed"]
     if not doubtful:
-        return told
+        return states
     try:
         workflows = workflows_of(kubernetes, namespace, doubtful)
     except ClusterError:
-        return told  # without the cluster's API there is only KFP's word
+        return states  # without the cluster's API there is only KFP's word
     return {
         run_id: state_with(state, workflows.get(run_id)) if run_id in doubtful else state
-        for run_id, state in told.items()
+        for run_id, state in states.items()
     }
 
 
@@ -74,10 +74,10 @@ def workflows_of(kubernetes: Kubernetes, namespace: str, run_ids: Iterable[str])
         ClusterError: they cannot be read, so that nothing follows from there being none.
     """
     path = f"/apis/argoproj.io/v1alpha1/namespaces/{namespace}/workflows"
-    found = kubernetes.items(path, labelSelector=f"{RUN} in ({','.join(run_ids)})")
-    if found is None:
+    items = kubernetes.items(path, labelSelector=f"{RUN} in ({','.join(run_ids)})")
+    if items is None:
         raise NoKubernetes(f"{path}: this cluster has no Workflows")
-    return {item["metadata"]["labels"][RUN]: _workflow(item) for item in found}
+    return {item["metadata"]["labels"][RUN]: _workflow(item) for item in items}
 
 
 def _workflow(item: JsonObject) -> Workflow:

@@ -15,11 +15,11 @@ KUEUE = "/apis/kueue.x-k8s.io/v1beta2"
 Amounts = dict[str, Decimal]
 
 
-def amounts_of(wanted: StageResources) -> Amounts:
+def amounts_of(resources: StageResources) -> Amounts:
     """What one pod of a stage requests, by resource."""
-    given: dict[str, object] = {"cpu": wanted.cpu, "memory": wanted.memory}
-    if wanted.accelerators:
-        given[wanted.accelerator or "nvidia.com/gpu"] = wanted.accelerators
+    given: dict[str, object] = {"cpu": resources.cpu, "memory": resources.memory}
+    if resources.accelerators:
+        given[resources.accelerator or "nvidia.com/gpu"] = resources.accelerators
     return {name: _quantity(value) for name, value in given.items() if value is not None}
 
 
@@ -35,14 +35,14 @@ def check_queue(subject: Subject) -> Iterator[Finding]:
         return
     queue = str(local["spec"]["clusterQueue"])
     try:
-        found = subject.kubernetes.get(f"{KUEUE}/clusterqueues/{queue}")
+        cluster_queue = subject.kubernetes.get(f"{KUEUE}/clusterqueues/{queue}")
     except ClusterError as error:
         yield unknown(check, str(error), f"look at the quotas of ClusterQueue {queue}")
         return
-    if found is None:
+    if cluster_queue is None:
         yield problem(check, f"LocalQueue {name} names no ClusterQueue that exists: {queue}", "create it")
         return
-    short = list(shortages(subject, found["spec"]))
+    short = list(shortages(subject, cluster_queue["spec"]))
     for stage, resource, asked, most in short:
         fact = f"{stage} asks for {asked} {resource}, one flavor of ClusterQueue {queue} has {most} at most"
         yield problem(check, fact, "raise its nominalQuota, or ask for less: it would wait for ever")
@@ -58,9 +58,9 @@ def shortages(subject: Subject, queue: JsonObject) -> Iterator[tuple[str, str, s
             for one in flavor["resources"]:
                 amount = _quantity(one["nominalQuota"]) + _quantity(one.get("borrowingLimit") or 0)
                 most[one["name"]] = max(amount, most.get(one["name"], Decimal(0)))
-    for stage, wanted in subject.stages:
-        for resource, amount in amounts_of(wanted).items():
-            asked = amount * (wanted.nodes or 1)
+    for stage, resources in subject.stages:
+        for resource, amount in amounts_of(resources).items():
+            asked = amount * (resources.nodes or 1)
             if asked > most.get(resource, Decimal(0)):
                 yield stage, resource, _text(asked), _text(most.get(resource, Decimal(0)))
 
@@ -76,17 +76,17 @@ def check_quotas(subject: Subject) -> Iterator[Finding]:
         for limit in item["spec"].get("limits") or ():
             for name, value in (limit.get("max") or {}).items():
                 hard[name] = min(_quantity(value), hard.get(name, Decimal("Infinity")))
-    found = False
-    for stage, wanted in subject.stages:
-        for resource, amount in amounts_of(wanted).items():
+    any_quota = False
+    for stage, resources in subject.stages:
+        for resource, amount in amounts_of(resources).items():
             if resource in hard and amount > hard[resource]:
-                found = True
+                any_quota = True
                 asked, most = _text(amount), _text(hard[resource])
                 fact = f"a pod of {stage} asks for {asked} {resource}, the namespace allows {most}"
                 yield problem(
                     "namespace quota", fact, "raise the ResourceQuota or LimitRange, or ask for less"
                 )
-    if not found:
+    if not any_quota:
         yield ok("namespace quota", f"{'fits' if hard else 'none is set'}")
 
 
@@ -99,8 +99,8 @@ def check_nodes(subject: Subject) -> Iterator[Finding]:
         return
     sizes = [_allocatable(node) for node in nodes if not node["spec"].get("unschedulable")]
     none = True
-    for stage, wanted in subject.stages:
-        asked = amounts_of(wanted)
+    for stage, resources in subject.stages:
+        asked = amounts_of(resources)
         if not any(all(size.get(name, 0) >= amount for name, amount in asked.items()) for size in sizes):
             none = False
             text = ", ".join(f"{_text(amount)} {name}" for name, amount in asked.items())

@@ -113,13 +113,13 @@ class Subject:
     @property
     def labels(self) -> dict[str, str]:
         """Labels that every pod of the run gets."""
-        found = [task["pod"].get("podMetadata", {}).get("labels", {}).items() for task in self.tasks]
-        return dict(set.intersection(*map(set, found))) if found else {}
+        by_task = [task["pod"].get("podMetadata", {}).get("labels", {}).items() for task in self.tasks]
+        return dict(set.intersection(*map(set, by_task))) if by_task else {}
 
     @property
     def multi_node(self) -> bool:
         """Whether a stage trains on several nodes."""
-        return any((wanted.nodes or 1) > 1 for _, wanted in self.stages)
+        return any((resources.nodes or 1) > 1 for _, resources in self.stages)
 
     @property
     def queue(self) -> str:
@@ -135,14 +135,14 @@ def require_namespace(subject: Subject) -> None:
         NoKubernetes: the cluster cannot be reached.
     """
     try:
-        found = subject.kubernetes.get(f"/api/v1/namespaces/{subject.namespace}")
+        namespace = subject.kubernetes.get(f"/api/v1/namespaces/{subject.namespace}")
     except ClusterError as error:
         if "403" not in str(error):
             raise
         return
-    require(found is not None, "--namespace", subject.namespace, "a namespace of the cluster")
+    require(namespace is not None, "--namespace", subject.namespace, "a namespace of the cluster")
 
 
-def data_of(found: Any) -> dict[str, str]:
+def data_of(resource: Any) -> dict[str, str]:
     """The data of a ConfigMap or Secret that may be none."""
-    return (found or {}).get("data") or {}
+    return (resource or {}).get("data") or {}

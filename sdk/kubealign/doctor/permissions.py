@@ -34,9 +34,9 @@ def check_permissions(subject: Subject) -> Iterator[Finding]:
         remedy = "apply an overlay of manifests/, or name another with --service-account"
         yield problem("service account", f"there is no {subject.account} in {subject.namespace}", remedy)
         return
-    wanted = RUN + (TRAIN if subject.multi_node else ())
+    rights = RUN + (TRAIN if subject.multi_node else ())
     try:
-        refused = [one for one in wanted if not _may(subject, user, one)]
+        refused = [one for one in rights if not _may(subject, user, one)]
     except ClusterError as error:
         yield unknown(
             "permissions", f"cannot ask as {user} ({error})", "run this as someone who may impersonate it"
@@ -46,7 +46,7 @@ def check_permissions(subject: Subject) -> Iterator[Finding]:
         what = f"{verb} {resource}{f'.{group}' if group else ''}"
         yield problem("permissions", f"{subject.account} may not {what}", "apply an overlay of manifests/")
     if not refused:
-        yield ok("permissions", f"{subject.account} has all {len(wanted)} that the run needs")
+        yield ok("permissions", f"{subject.account} has all {len(rights)} that the run needs")
 
 
 def _may(subject: Subject, user: str, permission: Permission) -> bool:

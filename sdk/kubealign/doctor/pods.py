@@ -38,8 +38,8 @@ def check_admission(subject: Subject) -> Iterator[Finding]:
 
 def check_pod_security(subject: Subject) -> Iterator[Finding]:
     """The standard that the namespace enforces."""
-    found = subject.kubernetes.get(f"/api/v1/namespaces/{subject.namespace}") or {}
-    level = (found.get("metadata", {}).get("labels") or {}).get(ENFORCE, "privileged")
+    namespace = subject.kubernetes.get(f"/api/v1/namespaces/{subject.namespace}") or {}
+    level = (namespace.get("metadata", {}).get("labels") or {}).get(ENFORCE, "privileged")
     if level == "restricted":
         fact = f"{subject.namespace} enforces {level}: the job that opens the model cache is refused"
         yield warning(
@@ -82,10 +82,10 @@ def check_images(subject: Subject) -> Iterator[Finding]:
     """Whether the machines have the images, or their registry gives them out."""
     accounts = subject.kubernetes.get(subject.of_namespace(f"serviceaccounts/{subject.account}")) or {}
     secrets = {one["name"] for one in accounts.get("imagePullSecrets") or ()}
-    known = {name for name in secrets if subject.kubernetes.get(subject.of_namespace(f"secrets/{name}"))}
+    existing = {name for name in secrets if subject.kubernetes.get(subject.of_namespace(f"secrets/{name}"))}
     on_nodes = _on_nodes(subject)
     for image in sorted({task["container"]["image"] for task in subject.tasks}):
-        yield _image(image, known, on_nodes)
+        yield _image(image, existing, on_nodes)
 
 
 def pod_of(subject: Subject, task: JsonObject) -> Json:
@@ -163,8 +163,8 @@ def _on_nodes(subject: Subject) -> set[str]:
 
 
 def _image(image: str, secrets: set[str], on_nodes: set[str]) -> Finding:
-    found = _REFERENCE.fullmatch(image)
-    host, path = (found["host"], found["path"]) if found else ("docker.io", image)
+    match = _REFERENCE.fullmatch(image)
+    host, path = (match["host"], match["path"]) if match else ("docker.io", image)
     if f"{host}/{path}" in on_nodes or image in on_nodes:
         return ok("images", f"{image} is on a machine")
     status = _registry_answers(host, path)

@@ -53,12 +53,12 @@ def _keys(subject: Subject, scheme: str, provider: JsonObject) -> Iterator[Findi
         yield unknown("store keys", fact, f"make sure that {subject.account} may use the bucket")
         return
     name = named["secretName"]
-    found = subject.kubernetes.get(subject.of_namespace(f"secrets/{name}"))
+    secret = subject.kubernetes.get(subject.of_namespace(f"secrets/{name}"))
     keys = {str(named[key]) for key in ("accessKeyKey", "secretKeyKey") if named.get(key)}
-    missing = sorted(keys - set(data_of(found)))
-    if found is None or missing:
+    missing = sorted(keys - set(data_of(secret)))
+    if secret is None or missing:
         fact = (
-            f"Secret {name} is not there" if found is None else f"Secret {name} has no {', '.join(missing)}"
+            f"Secret {name} is not there" if secret is None else f"Secret {name} has no {', '.join(missing)}"
         )
         yield problem(
             "store keys", fact, f"create it in namespace {subject.namespace}: see manifests/README.md"

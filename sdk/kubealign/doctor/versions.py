@@ -78,11 +78,11 @@ def check_retries(subject: Subject) -> Iterator[Finding]:
     """Which attempts Argo repeats: what KFP's configuration adds to every template."""
     check = "retry policy"
     path = f"/api/v1/namespaces/{KUBEFLOW}/configmaps/workflow-controller-configmap"
-    found = subject.kubernetes.get(path)
-    if found is None:
+    config_map = subject.kubernetes.get(path)
+    if config_map is None:
         yield unknown(check, f"there is no {path}", "see how this installation configures Argo")
         return
-    spec = (yaml.safe_load(data_of(found).get("workflowDefaults") or "") or {}).get("spec") or {}
+    spec = (yaml.safe_load(data_of(config_map).get("workflowDefaults") or "") or {}).get("spec") or {}
     strategy = (spec.get("templateDefaults") or {}).get("retryStrategy") or {}
     policy = strategy.get("retryPolicy", "")
     if policy == "Always" or (strategy and not policy):
@@ -104,21 +104,21 @@ def check_retries(subject: Subject) -> Iterator[Finding]:
 def _part(subject: Subject, part: Part) -> Iterator[Finding]:
     path = f"/apis/apps/v1/namespaces/{part.namespace}/deployments/{part.deployment}"
     try:
-        found = subject.kubernetes.get(path)
+        deployment = subject.kubernetes.get(path)
     except Forbidden:
-        found = None
+        deployment = None
     kind = _kind(subject, part)
     if kind is None and part.crd:
         yield problem(part.name, f"the cluster has no {part.crd}", f"install {part.name} {_text(part.least)}")
         return
-    version = _version(found)
+    version = _version(deployment)
     least = f"install {_text(part.least)} or later"
     if kind and part.field and part.field not in kind:
         yield problem(part.name, f"its {part.crd} has no spec.{part.field}", least)
     elif version is None:
-        place = f"deployment {part.namespace}/{part.deployment}"
+        where = f"deployment {part.namespace}/{part.deployment}"
         yield unknown(
-            part.name, f"no version is seen at {place}", f"make sure that it is {_text(part.least)} or later"
+            part.name, f"no version is seen at {where}", f"make sure that it is {_text(part.least)} or later"
         )
     elif version < part.least:
         yield problem(part.name, f"version {_text(version)}", least)
@@ -137,25 +137,25 @@ def _kind(subject: Subject, part: Part) -> str | None:
         return ""
     path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{part.crd}"
     try:
-        found = subject.kubernetes.get(path)
+        definition = subject.kubernetes.get(path)
     except ClusterError:
         return ""
-    return None if found is None else str(found.get("spec") or {})
+    return None if definition is None else str(definition.get("spec") or {})
 
 
 def _version(deployment: dict[str, object] | None) -> Number | None:
     text = str((deployment or {}).get("spec") or "")
     for image in re.findall(r"'image': '([^']+)'", text):
-        found = _TAG.fullmatch(image.rpartition(":")[2][: _end(image.rpartition(":")[2])])
-        if found:
-            return int(found[1]), int(found[2])
+        match = _TAG.fullmatch(image.rpartition(":")[2][: _end(image.rpartition(":")[2])])
+        if match:
+            return int(match[1]), int(match[2])
     return None
 
 
 def _end(tag: str) -> int:
     """Where the first two numbers of a version end."""
-    found = _TAG.match(tag)
-    return found.end() if found else 0
+    match = _TAG.match(tag)
+    return match.end() if match else 0
 
 
 def _text(version: Number) -> str:

@@ -63,9 +63,9 @@ def docker_runner(
         raise ConfigError("runner", "docker", f"a Docker Engine that answers ({error})") from error
     for folder in (artifacts, *writable):
         folder.mkdir(parents=True, exist_ok=True)
-    inputs = [(place, path) for place, path in named(parameters) if path not in writable]
+    inputs = [(target, path) for target, path in named(parameters) if path not in writable]
     mounts = [Mount(TMP, None, type="volume")]
-    mounts += [Mount(place, str(path), type="bind", read_only=True) for place, path in inputs]
+    mounts += [Mount(target, str(path), type="bind", read_only=True) for target, path in inputs]
     mounts += [Mount(str(folder), str(folder), type="bind") for folder in writable]
     mounts += [Mount(**mount) for mount in settings.get("mounts", ())]
     try:
@@ -84,7 +84,7 @@ def named(parameters: object) -> list[tuple[str, Path]]:
     Raises:
         ConfigError: a relative path that leaves the current folder.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for text in _texts(parameters):
         name = text.removeprefix("file://")
         if not name.strip("./") or not _exists(name):
@@ -95,8 +95,8 @@ def named(parameters: object) -> list[tuple[str, Path]]:
             text,
             "an absolute path for containers",
         )
-        found[os.path.join(TMP, name)] = Path(name).absolute()  # noqa: PTH118 - keeps an absolute name
-    return sorted(found.items())
+        files[os.path.join(TMP, name)] = Path(name).absolute()  # noqa: PTH118 - keeps an absolute name
+    return sorted(files.items())
 
 
 @contextlib.contextmanager

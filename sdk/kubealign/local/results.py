@@ -150,7 +150,7 @@ class Results:
 def find_outputs(graph: Graph, artifacts: Path, runs: Sequence[TaskRun]) -> list[Output]:
     """The output artifacts of the tasks that ended well, in the order of their ends."""
     ended = {run.task: run.ended or 0.0 for run in runs if run.ok}
-    found: list[Output] = []
+    outputs: list[Output] = []
     for path in artifacts.rglob("executor_output.json"):
         task = graph.tasks.get(path.parent.name)
         if task is None or task.name not in ended:
@@ -158,7 +158,7 @@ def find_outputs(graph: Graph, artifacts: Path, runs: Sequence[TaskRun]) -> list
         written = json.loads(path.read_text()).get("artifacts", {})
         for name, kind in task.outputs.items():
             metadata = written.get(name, {}).get("artifacts", [{}])[0].get("metadata", {})
-            found.append(
+            outputs.append(
                 Output(
                     task=task.name,
                     title=task.title,
@@ -168,7 +168,7 @@ def find_outputs(graph: Graph, artifacts: Path, runs: Sequence[TaskRun]) -> list
                     metadata=metadata,
                 )
             )
-    return sorted(found, key=lambda output: ended[output.task])
+    return sorted(outputs, key=lambda output: ended[output.task])
 
 
 def missing_outputs(graph: Graph, artifacts: Path, watcher: Watcher) -> list[Output]:
@@ -176,15 +176,15 @@ def missing_outputs(graph: Graph, artifacts: Path, watcher: Watcher) -> list[Out
 
     KFP's local runner does not look, and one of its runners can take a failure for a success.
     """
-    found = find_outputs(graph, artifacts, watcher.runs)
-    told = {output.task for output in found}
-    silent = {run.task: graph.tasks[run.task] for run in watcher.runs if run.ok and run.task not in told}
+    outputs = find_outputs(graph, artifacts, watcher.runs)
+    seen = {output.task for output in outputs}
+    silent = {run.task: graph.tasks[run.task] for run in watcher.runs if run.ok and run.task not in seen}
     never = [
         Output(task=task.name, title=task.title, output=name, type=kind, path=artifacts, metadata={})
         for task in silent.values()
         for name, kind in task.outputs.items()
     ]
-    return [output for output in found if not output.exists] + never
+    return [output for output in outputs if not output.exists] + never
 
 
 def collect(

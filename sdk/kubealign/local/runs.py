@@ -123,8 +123,8 @@ def runs_below(output: Path) -> list[RunInfo]:
         raise NotFound(
             f"{output}: no runs are below it; name the folder that `kubealign run` had as --output"
         )
-    found = [read_run(path) for path in folder.iterdir() if is_run(path)]
-    return sorted(found, key=lambda run: run.began, reverse=True)
+    runs = [read_run(path) for path in folder.iterdir() if is_run(path)]
+    return sorted(runs, key=lambda run: run.began, reverse=True)
 
 
 def read_run(path: Path) -> RunInfo:
@@ -171,8 +171,8 @@ def output_path(run: RunInfo, stage: str) -> Path:
     made: dict[str, str] = {
         o["task"]: o["path"] for o in run.outputs if o["type"] in ("system.Dataset", "system.Model")
     }
-    wanted = stage.replace("_", "-").replace(" ", "-")
-    for task in (wanted, f"merge-{wanted}"):  # of a fan-out, what its parts were merged to
+    task_name = stage.replace("_", "-").replace(" ", "-")
+    for task in (task_name, f"merge-{task_name}"):  # of a fan-out, what its parts were merged to
         if task in made and (run.folder.path / made[task]).is_dir():
             return run.folder.path / made[task]
     names = sorted({*(p.name for p in run.folder.path.iterdir() if p.is_symlink()), *made})
@@ -189,8 +189,8 @@ def log_files(run: RunInfo, stage: str = "") -> list[Path]:
     if not stage:
         failed = [file for file in files if str(file) in str(run.results.get("failed", ""))]
         return failed if run.state == FAILED and failed else files
-    wanted = stage.replace("_", "-").replace(" ", "-")
-    of_stage = [file for file in files if task_of(file) == wanted]
+    task_name = stage.replace("_", "-").replace(" ", "-")
+    of_stage = [file for file in files if task_of(file) == task_name]
     if not of_stage:
         tasks = dict.fromkeys(map(task_of, files))
         raise NotFound(f"run {run.name} has no log of {stage!r}; it has those of {', '.join(tasks)}")
@@ -238,4 +238,4 @@ def size_of(paths: Iterator[Path] | Sequence[Path], seen: set[tuple[int, int]] |
 
 def _attempts(path: Path) -> list[int]:
     places = [*(path / "artifacts").glob("*"), *(path / "logs").glob("*")]
-    return [int(place.name) for place in places if place.name.isdecimal()]
+    return [int(folder.name) for folder in places if folder.name.isdecimal()]

@@ -40,9 +40,9 @@ def scratch() -> Iterator[Path]:
 
 def dead_scratch() -> list[Path]:
     """The folders of runs that were killed, of this user."""
-    found = Path(tempfile.gettempdir()).glob(f"{_PREFIX}*")
+    folders = Path(tempfile.gettempdir()).glob(f"{_PREFIX}*")
     return [
-        path for path in found if _is_mine(path) and (path / LOCK).exists() and not is_locked(path / LOCK)
+        path for path in folders if _is_mine(path) and (path / LOCK).exists() and not is_locked(path / LOCK)
     ]
 
 
@@ -51,13 +51,13 @@ def unfinished(work: Path) -> list[Path]:
 
     To be asked when no run is under way that shares it.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for folder, below, files in os.walk(work, topdown=False):
-        found += [Path(folder, name) for name in files if name.startswith(TEMPORARY)]
+        paths += [Path(folder, name) for name in files if name.startswith(TEMPORARY)]
         kept = [name for name in files if not name.startswith(TEMPORARY)]
-        if not kept and all(Path(folder, name) in found for name in below) and Path(folder) != work:
-            found.append(Path(folder))
-    return found
+        if not kept and all(Path(folder, name) in paths for name in below) and Path(folder) != work:
+            paths.append(Path(folder))
+    return paths
 
 
 def remove(path: Path) -> None:

@@ -78,12 +78,12 @@ def descendants(parent: int) -> list[int]:
             # The name stands in brackets and may hold anything; state and parent follow it.
             above = int(entry.read_text().rpartition(")")[2].split()[1])
             children.setdefault(above, []).append(int(entry.parent.name))
-    found: list[int] = []
+    processes: list[int] = []
     waiting = children.get(parent, [])
     while waiting:
-        found += waiting
+        processes += waiting
         waiting = [below for process in waiting for below in children.get(process, [])]
-    return found
+    return processes
 
 
 def _send(process: int, number: signal.Signals) -> None:

@@ -152,7 +152,7 @@ def _versions(results: Results) -> list[tuple[str, str]]:
     for origin in origins:
         for name, version in origin["versions"].items():
             versions.setdefault(name, {})[version] = None
-    return [(name, ", ".join(told)) for name, told in versions.items()]
+    return [(name, ", ".join(values)) for name, values in versions.items()]
 
 
 def _stage(row: StageRow) -> list[str]:

@@ -240,6 +240,6 @@ def reason_of(run: TaskRun) -> str:
     """Why a run failed: its own error's message, else the last line that looks like an error."""
     for pattern in (_OURS, _ANY_ERROR):
         for line in reversed(run.tail):
-            if found := pattern.match(line):
-                return found[1]
+            if match := pattern.match(line):
+                return match[1]
     return run.tail[-1].strip() if run.tail else "it ended without a word: killed, perhaps for lack of memory"

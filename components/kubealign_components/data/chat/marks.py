@@ -62,8 +62,8 @@ class Marks:
             ReservedCharacter: see :data:`RESERVED`.
         """
         if isinstance(value, str):
-            found = (self._in_answers if answer else self._all).search(value)
-            return value if found is None else self._hide(value, answer)
+            match = (self._in_answers if answer else self._all).search(value)
+            return value if match is None else self._hide(value, answer)
         if isinstance(value, dict):
             return {self.hidden(k, answer=answer): self.hidden(v, answer=answer) for k, v in value.items()}
         return [self.hidden(v, answer=answer) for v in value] if isinstance(value, list) else value

@@ -215,11 +215,11 @@ class ChatTemplate:
         """The completion, then other ways to write its reasoning that the template has a place for."""
         yield list(completion)
         *before, last = completion
-        found = _REASONING.match(last.get("content") or "")
-        thought = last.get("reasoning_content") or (found[1] if found else "")
+        match = _REASONING.match(last.get("content") or "")
+        thought = last.get("reasoning_content") or (match[1] if match else "")
         if not thought:
             return
-        content = found[2] if found and "reasoning_content" not in last else last.get("content") or ""
+        content = match[2] if match and "reasoning_content" not in last else last.get("content") or ""
         bare = {k: v for k, v in last.items() if k != "reasoning_content"} | {"content": content}
         for name in _REASONING_MEMBERS:
             if re.search(rf"\b{name}\b", self._renderer.source):
@@ -314,10 +314,10 @@ def end_token_ids(model: Path, settings: TemplateSettings | None = None) -> tupl
 def _said(message: Message) -> Message:
     """A message of a completion with its reasoning apart: its first mark may stand in the prompt."""
     content = message.get("content") or ""
-    found = _REASONING.match(content)
-    if found is None:
+    match = _REASONING.match(content)
+    if match is None:
         return message | {"content": content.lstrip().removeprefix("<think>")}
-    return message | {"content": found[2], "reasoning_content": found[1]}
+    return message | {"content": match[2], "reasoning_content": match[1]}
 
 
 def _as_history(message: Message) -> Message:

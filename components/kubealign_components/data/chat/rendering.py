@@ -114,11 +114,11 @@ class Renderer:
         """
         try:
             shown = [self._shown(message) for message in self._turns(messages)]
-            known = {name: self.marks.hidden(value) for name, value in values.items()}
+            hidden_values = {name: self.marks.hidden(value) for name, value in values.items()}
             hidden_tools = self.marks.hidden(list(tools)) if tools else None
         except ReservedCharacter:
             raise TemplateMismatch("reserved_character", "a text holds the character U+10FFFD") from None
-        return self._raw(shown, hidden_tools, generation_prompt=generation_prompt, **known)
+        return self._raw(shown, hidden_tools, generation_prompt=generation_prompt, **hidden_values)
 
     def missing(self, messages: Sequence[Message], text: str) -> str:
         """The part of ``messages`` that ``text`` does not show: content, reasoning, tool_calls or nothing."""
@@ -153,10 +153,10 @@ class Renderer:
             raise EngineError(f"{self.name} has no chat template by default: {error}; {REMEDY}") from error
 
     def _check_kwargs(self) -> None:
-        known = self._template(None).variables
+        variables = self._template(None).variables
         for name, value in self._settings.kwargs.items():
-            if name not in known:
-                own = sorted(known - RESERVED - self.tokenizer.special_tokens_map.keys())
+            if name not in variables:
+                own = sorted(variables - RESERVED - self.tokenizer.special_tokens_map.keys())
                 raise ConfigError(
                     f"chat_template_kwargs.{name}",
                     value,
@@ -201,15 +201,15 @@ class Renderer:
 
     def _frames(self) -> list[str]:
         """What the template writes around a system turn, a question, an answer and the next question."""
-        found = []
+        frames = []
         for chat in ([USER, ANSWER], [SYSTEM, USER, ANSWER], [SYSTEM, USER], [USER, ANSWER, USER]):
             asks = chat[-1] is USER
             try:
                 turns = [in_form(m, self.form) for m in self._turns(chat)]
-                found.append(self._raw(turns, generation_prompt=asks))
+                frames.append(self._raw(turns, generation_prompt=asks))
             except TemplateMismatch:
                 continue
-        return found
+        return frames
 
     def _turns(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with the system turns that the template wants."""
@@ -300,10 +300,10 @@ def _parsed(call: Message) -> Message:
     if not isinstance(arguments, str):
         return call
     try:
-        found = json.loads(arguments) if arguments.strip() else {}
+        parsed = json.loads(arguments) if arguments.strip() else {}
     except (ValueError, RecursionError):
         return call
-    return call | {"function": call["function"] | {"arguments": found}}
+    return call | {"function": call["function"] | {"arguments": parsed}}
 
 
 def _arguments(call: Message) -> object:

@@ -130,12 +130,12 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def concat(self, parts: Iterable[str]) -> str:
         """What a template writes, or joins with ``~``."""
-        found, size = [], 0
+        texts, size = [], 0
         for part in parts:
             size += len(part)
             _check_size(size)
-            found.append(part)
-        return "".join(found)
+            texts.append(part)
+        return "".join(texts)
 
     def call(__self, __context: Context, __obj: object, *args: object, **kwargs: object) -> object:  # noqa: N805
         """See :class:`SandboxedEnvironment`; counted."""

@@ -102,10 +102,10 @@ class Columns:
     def verdict(self, *names: str) -> str | None:
         """The first of the columns as a verdict; noted, and left to the metadata, when it is none."""
         for name in filter(self.has, names):
-            found = verdict_of(self._row[name])
-            if found is not None:
+            verdict = verdict_of(self._row[name])
+            if verdict is not None:
                 self._taken.add(name)
-                return found
+                return verdict
             self.reading.notes["labels_not_understood"] += 1
         return None
 

@@ -21,10 +21,10 @@ class _KeyTwice(ValueError):
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         raise _KeyTwice
-    return found
+    return members
 
 
 def _number(text: str) -> float | None:
@@ -95,11 +95,13 @@ class _Text:
 
     def expect(self, characters: str) -> str:
         """The next character that is no space, which must be one of ``characters``."""
-        found = self.peek()
-        if not found or found not in characters:
-            raise self._damaged(f"expected one of {characters!r}, found {found or 'the end of the file'!r}")
+        character = self.peek()
+        if not character or character not in characters:
+            raise self._damaged(
+                f"expected one of {characters!r}, found {character or 'the end of the file'!r}"
+            )
         self._at += 1
-        return found
+        return character
 
     def item(self) -> object:
         """The next JSON value."""

@@ -176,8 +176,8 @@ def _is_turn(value: object, roles: Mapping[str, str]) -> bool:
     if not isinstance(value, Mapping):
         return False
     role = first_of(value, *_ROLE_KEYS)
-    known = isinstance(role, str) and role.lower() in roles
-    return known and any(key in value for key in (*_TEXT_KEYS, "tool_calls"))
+    has_role = isinstance(role, str) and role.lower() in roles
+    return has_role and any(key in value for key in (*_TEXT_KEYS, "tool_calls"))
 
 
 def _transposed(value: Mapping[str, object]) -> list[object]:

@@ -113,8 +113,8 @@ def swissai_row(row: Columns) -> Example:
         Offline(messages=turns, score=row.read_number(branch.get("reward")), model=r.model)
         for (branch, r), turns in zip(going_on, ends)
     ]
-    found = [answer for r in read for answer in r.answers]
-    return Example(messages=prompt, completions=offered, answers=answers_of(found))
+    answers = [answer for r in read for answer in r.answers]
+    return Example(messages=prompt, completions=offered, answers=answers_of(answers))
 
 
 Parser = Callable[[Columns], Example]
@@ -245,8 +245,8 @@ def _split_texts(row: Columns, chosen: str, rejected: str) -> list[list[Message]
 
 def _note_json_chats(row: Columns, *texts: str) -> None:
     """Text stays text where a file has types, but texts that are chats in JSON are worth a note."""
-    found = [text for text in texts if turns_from_text(text) is not text]
-    row.reading.notes.update("texts_that_are_json_chats" for _ in found)
+    chats = [text for text in texts if turns_from_text(text) is not text]
+    row.reading.notes.update("texts_that_are_json_chats" for _ in chats)
 
 
 def _completion(row: Columns) -> list[Message]:

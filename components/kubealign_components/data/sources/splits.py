@@ -54,9 +54,9 @@ def splits_of(
     if named:
         return _grouped(named)
     for parts in (_folder_words, _file_words):
-        found = [(n, split) for n in data for split in _keyword_splits(parts(n))]
-        if found:
-            return _grouped(found)
+        pairs = [(n, split) for n in data for split in _keyword_splits(parts(n))]
+        if pairs:
+            return _grouped(pairs)
     return {"train": data} if data else {}
 
 
@@ -86,9 +86,9 @@ def _configuration(card: str | None, subset: str | None) -> Mapping[str, object]
 
 
 def _front_matter(card: str | None) -> Mapping[str, object]:
-    found = re.match(r"\s{0,99}---\r?\n(.*?)\r?\n---", (card or "")[:CARD_BYTES], re.DOTALL)
+    match = re.match(r"\s{0,99}---\r?\n(.*?)\r?\n---", (card or "")[:CARD_BYTES], re.DOTALL)
     try:
-        body = yaml.load(found[1], Loader=_PlainLoader) if found else None  # noqa: S506
+        body = yaml.load(match[1], Loader=_PlainLoader) if match else None  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
         return {}
     return body if isinstance(body, Mapping) else {}
@@ -116,10 +116,10 @@ def _declared(data: Sequence[str], config: Mapping[str, object]) -> dict[str, li
     if not declared:
         return _below(folder, inside)
     if isinstance(declared, list) and all(isinstance(entry, Mapping) for entry in declared):
-        wanted = {_word(entry.get("split", "train")): entry.get("path") for entry in declared}
+        patterns_of = {_word(entry.get("split", "train")): entry.get("path") for entry in declared}
     else:
-        wanted = dict(declared) if isinstance(declared, Mapping) else {"train": declared}
-    return {_word(split): _matching(inside, patterns, folder) for split, patterns in wanted.items()}
+        patterns_of = dict(declared) if isinstance(declared, Mapping) else {"train": declared}
+    return {_word(split): _matching(inside, patterns, folder) for split, patterns in patterns_of.items()}
 
 
 def _word(value: object) -> str:
@@ -130,8 +130,8 @@ def _word(value: object) -> str:
 
 
 def _below(folder: str, names: Sequence[str]) -> dict[str, list[str]]:
-    found = splits_of(n.removeprefix(f"{folder}/") for n in names)
-    return {split: [f"{folder}/{n}" for n in files] for split, files in found.items()}
+    splits = splits_of(n.removeprefix(f"{folder}/") for n in names)
+    return {split: [f"{folder}/{n}" for n in files] for split, files in splits.items()}
 
 
 def _matching(names: Sequence[str], patterns: object, folder: str) -> list[str]:
@@ -161,48 +161,48 @@ def matches(name: str, glob: Sequence[str]) -> bool:
     All places in the glob that fit what has been read are followed at once, so that the time is at most
     the length of the name times that of the glob, whatever both are.
     """
-    places = _closure({0}, glob, at_start=True)
+    states = _closure({0}, glob, at_start=True)
     for position, character in enumerate(name):
         moved = set()
-        for place in places:
-            if place < len(glob):
-                moved |= _step(place, glob[place], character)
-        places = _closure(moved, glob, at_start=name[position] == "/")
-    return len(glob) in places
+        for state in states:
+            if state < len(glob):
+                moved |= _step(state, glob[state], character)
+        states = _closure(moved, glob, at_start=name[position] == "/")
+    return len(glob) in states
 
 
-def _step(place: int, piece: str, character: str) -> set[int]:
-    """Places after ``character`` was read at ``place``."""
+def _step(state: int, piece: str, character: str) -> set[int]:
+    """Places after ``character`` was read at ``state``."""
     if piece in ("**", "**/"):
-        return {place}
+        return {state}
     if piece == "*":
-        return {place} if character != "/" else set()
+        return {state} if character != "/" else set()
     if piece == "?":
-        return {place + 1} if character != "/" else set()
+        return {state + 1} if character != "/" else set()
     fits = _in_class(piece[1:-1], character) if len(piece) > 1 else piece == character
-    return {place + 1} if fits else set()
+    return {state + 1} if fits else set()
 
 
-def _closure(places: set[int], glob: Sequence[str], *, at_start: bool) -> set[int]:
-    """``places``, and those after wildcards that may stand for nothing more."""
-    found, waiting = set(places), list(places)
+def _closure(states: set[int], glob: Sequence[str], *, at_start: bool) -> set[int]:
+    """``states``, and those after wildcards that may stand for nothing more."""
+    closure, waiting = set(states), list(states)
     while waiting:
-        place = waiting.pop()
-        piece = glob[place] if place < len(glob) else ""
+        state = waiting.pop()
+        piece = glob[state] if state < len(glob) else ""
         # "**/" stands for whole folders: it may end only where a name of one begins.
         ends = piece in ("*", "**") or (piece == "**/" and at_start)
-        if ends and place + 1 not in found:
-            found.add(place + 1)
-            waiting.append(place + 1)
-    return found
+        if ends and state + 1 not in closure:
+            closure.add(state + 1)
+            waiting.append(state + 1)
+    return closure
 
 
 def _in_class(members: str, character: str) -> bool:
     """Whether ``character`` is one of a glob's ``[a-z]`` or, after ``!``, none of them."""
     negated = members.startswith("!") and len(members) > 1
     pairs = re.findall(r"(.)-(.)|(.)", members[negated:], re.DOTALL)
-    found = any(first <= character <= last if first else character == one for first, last, one in pairs)
-    return character != "/" and found is not negated
+    listed = any(first <= character <= last if first else character == one for first, last, one in pairs)
+    return character != "/" and listed is not negated
 
 
 def _folder_words(name: str) -> list[str]:
@@ -214,8 +214,8 @@ def _file_words(name: str) -> list[str]:
 
 
 def _keyword_splits(words: Sequence[str]) -> list[str]:
-    found = {piece for word in words for piece in re.split(r"[-._ 0-9]+", word)}
-    return [split for split, keywords in _KEYWORDS.items() if found.intersection(keywords)]
+    pieces = {piece for word in words for piece in re.split(r"[-._ 0-9]+", word)}
+    return [split for split, keywords in _KEYWORDS.items() if pieces.intersection(keywords)]
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

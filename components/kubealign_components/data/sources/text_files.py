@@ -87,8 +87,8 @@ def _again(first: Sequence[str], lines: io.TextIOWrapper) -> Iterator[str]:
 def _delimiter(header: Sequence[str], name: str) -> str:
     usual = "\t" if ".tsv" in name.lower() else ","
     text = header[0] if header else ""
-    found = {mark: len(next(csv.reader([text], delimiter=mark), [])) for mark in _DELIMITERS}
-    return usual if found[usual] > 1 else max(found, key=lambda mark: (found[mark], mark == usual))
+    widths = {mark: len(next(csv.reader([text], delimiter=mark), [])) for mark in _DELIMITERS}
+    return usual if widths[usual] > 1 else max(widths, key=lambda mark: (widths[mark], mark == usual))
 
 
 def _header(cells: list[str], name: str) -> list[str]:
