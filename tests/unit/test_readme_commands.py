@@ -21,7 +21,7 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", *(f"{folder}/README.md" for folder 
 _FENCE = re.compile(r"^ *```(\w*)$(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _SHELL = ("", "sh", "bash", "shell", "console")
 RUNS_HERE = ("params", "compile", "components", "check", "schema", "estimate")
-RUNS_HERE += ("show", "logs", "ls", "open", "du", "lineage", "gc")
+RUNS_HERE += ("show", "logs", "ls", "open", "du", "lineage", "compare", "gc")
 """Commands of ours that are run as they stand, in a folder with a run file and a finished run."""
 LOADS = ("run", "rerun", "submit", "upload", "schedule", "runs", "cancel", "retry", "fetch", "doctor")
 """Commands of ours that run models or speak to a cluster: tests/local and test_cluster.py run them; here
@@ -100,8 +100,8 @@ def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
     written = {"pipeline": "offline_alignment", "parameters": parameters}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(written))
     (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
-    for run in (tmp_path / "runs" / "runs" / "NAME", tmp_path / "runs" / "first" / "runs" / "NAME"):
-        finished_run(run)
+    for run in ("runs/runs/OTHER", "runs/runs/NAME", "runs/first/runs/NAME"):
+        finished_run(tmp_path / run)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("webbrowser.open", lambda address: True)
     return tmp_path

@@ -17,6 +17,7 @@ import click
 from kubealign.cli.boundary import Boundary
 from kubealign.cli.check import check, params, schema
 from kubealign.cli.cluster import cancel, fetch, logs, output_of, retry, runs, submit, upload
+from kubealign.cli.compare import compare
 from kubealign.cli.components import components
 from kubealign.cli.connection import connected
 from kubealign.cli.doctor import doctor
@@ -239,6 +240,7 @@ def _placed(place: str, output: str, pipeline_root: str, connect: Callable[[], C
 for _command in (
     cancel,
     check,
+    compare,
     components,
     doctor,
     du,

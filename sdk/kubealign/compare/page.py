@@ -1,0 +1,146 @@
+"""Runs beside each other on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypedDict
+
+import numpy as np
+from markupsafe import Markup
+
+from kubealign.cli.console import duration, format_number
+from kubealign.compare.runs import ComparedRun, Comparison, Floats
+from kubealign_components.data.schemas import EvaluationRow, RewardedCompletion
+from kubealign_components.reports.charts import bounds, histogram
+from kubealign_components.reports.html import fitting, messages_text, render
+
+BINS = 24
+TEXTS = 40
+"""Most prompts whose texts are shown."""
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+class SharedTexts(TypedDict):
+    """What the runs answered to one prompt."""
+
+    prompt: str
+    sides: list[tuple[str, str, str]]
+    """Name, facts and text."""
+    spread: float
+    """Largest less smallest mean reward of the aligned models."""
+
+
+def compare_page(comparison: Comparison) -> str:
+    """A self-contained page."""
+    shared = comparison.shared()
+    return render(
+        "kubealign/compare/page.html",
+        names=comparison.names,
+        runs=[run_row(run) for run in comparison.runs],
+        notes=comparison.notes(),
+        differences=difference_rows(comparison),
+        settings=[[name, *(v or "" for v in values)] for name, values in comparison.settings().items()],
+        evaluation=number_rows(comparison.evaluation()),
+        stages=number_rows(comparison.stages()),
+        charts=list(_charts(comparison.runs)),
+        quantiles=quantile_rows(comparison.runs),
+        shared=len(shared),
+        texts=fitting(
+            (shared_texts(comparison.runs, name) for name in spread_evenly(shared, TEXTS)),
+            lambda shown: [shown["prompt"], *(text for _, _, text in shown["sides"])],
+        ),
+    )
+
+
+def run_row(run: ComparedRun) -> list[str]:
+    """Name, pipeline, state, begin and time of a run."""
+    seconds = run.info.results.get("seconds")
+    return [
+        run.name,
+        run.settings["pipeline"],
+        run.info.state,
+        f"{run.info.began:%Y-%m-%d %H:%M}",
+        "" if seconds is None else duration(seconds),
+    ]
+
+
+def number_rows(numbers: Mapping[str, Sequence[float | None]]) -> list[list[str]]:
+    """Name and values of each number; two runs have their difference as well."""
+    rows = []
+    for name, values in numbers.items():
+        texts = ["" if value is None else format_number(value) for value in values]
+        if len(values) == 2:
+            before, after = values
+            texts.append("" if before is None or after is None else f"{after - before:+.4g}")
+        rows.append([name.replace("_", " "), *texts])
+    return rows
+
+
+def difference_rows(comparison: Comparison) -> list[list[str]]:
+    """Each other run against the first: difference of the mean rewards, its interval, prompts."""
+    return [
+        [one.name, f"{one.mean:+.4g}", f"{one.low:+.4g} to {one.high:+.4g}", str(one.prompts)]
+        for one in comparison.differences()
+    ]
+
+
+def quantile_rows(runs: Sequence[ComparedRun]) -> list[list[str]]:
+    """Quantiles and mean of the rewards of each run's models."""
+    return [
+        [f"{run.name}, {side}", *(f"{v:.4g}" for v in (*np.quantile(rewards, QUANTILES), rewards.mean()))]
+        for run in runs
+        for side, rewards in run.rewards.items()
+        if len(rewards)
+    ]
+
+
+def spread_evenly(names: Sequence[str], most: int) -> list[str]:
+    """At most ``most`` of ``names``, in their order, evenly over all."""
+    places = np.unique(np.linspace(0, len(names) - 1, min(len(names), most)).round().astype(int))
+    return [names[place] for place in places] if names else []
+
+
+def shared_texts(runs: Sequence[ComparedRun], prompt_id: str) -> SharedTexts:
+    """The reference's answer, and the first of each run that evaluated the prompt."""
+    rows = {run.name: run.rows[prompt_id] for run in runs if prompt_id in run.rows}
+    first_run, first = next(iter(rows.items()))
+    same = len({row["reference"][0]["messages"] for row in rows.values()}) == 1
+    sides = [_side("reference" if same else f"reference of {first_run}", first["reference"][0])]
+    sides += [_side(name, row["aligned"][0]) for name, row in rows.items()]
+    return {"prompt": messages_text(first["messages"]), "sides": sides, "spread": _spread(rows.values())}
+
+
+def _side(name: str, completion: RewardedCompletion) -> tuple[str, str, str]:
+    reward: float | None = completion["reward"]  # there is none where nothing was rewarded
+    facts = "" if reward is None else f"reward {reward:.4g}, "
+    facts += f"{completion['num_tokens']} tokens, {completion['finish_reason']}"
+    return name, facts, messages_text(completion["messages"], roles=False)
+
+
+def _spread(rows: Iterable[EvaluationRow]) -> float:
+    rewards = [[c["reward"] for c in row["aligned"]] for row in rows]
+    if any(reward is None for of_row in rewards for reward in of_row):
+        return 0.0
+    means = [float(np.mean(of_row)) for of_row in rewards]
+    return max(means) - min(means)
+
+
+def _charts(runs: Sequence[ComparedRun]) -> Iterator[Markup]:
+    """The rewards of every run, those of one reward over the same bins."""
+    for reward in dict.fromkeys(run.reward for run in runs if run.reward):
+        yield from _histograms("Rewards of", {r.name: r.rewards for r in runs if r.reward == reward})
+    sampled = {run.name: {"sampled": run.sampled_rewards} for run in runs if len(run.sampled_rewards)}
+    yield from _histograms("Rewards of samples of", sampled)
+
+
+def _histograms(title: str, values: Mapping[str, Mapping[str, Floats]]) -> Iterator[Markup]:
+    everything = [those for of_run in values.values() for those in of_run.values()]
+    if not everything:
+        return
+    low, high = bounds(*np.quantile(np.concatenate(everything), [0.001, 0.999]).tolist())
+    for name, of_run in values.items():
+        counts = {
+            side: np.histogram(np.clip(those, low, high), BINS, (low, high))[0].tolist()
+            for side, those in of_run.items()
+        }
+        yield histogram(f"{title} {name}", counts, low, high, x="reward")
