@@ -70,7 +70,8 @@ def kind(command: Command) -> str:
     if program in SYNTAX:
         return "syntax"
     if program == "kubealign" and rest and rest[0] in (*RUNS_HERE, *LOADS):
-        cluster = {"RUN", "--dry-run"} & set(rest)  # of a cluster: a run by id, TrainJobs
+        # Of a cluster: a run by id, TrainJobs, a prefix of a store.
+        cluster = {"RUN", "--dry-run", "gs://bucket/work"} & set(rest)
         return "here" if rest[0] in RUNS_HERE and not cluster else "loads"
     return ""
 

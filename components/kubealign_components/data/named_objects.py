@@ -12,6 +12,8 @@ log = logging.getLogger(__name__)
 
 NAME_DIGITS = 32
 """Hex digits of a SHA-256 that make up a name: 128 bits."""
+DAMAGED = "damaged"
+"""The folder of what was set aside."""
 
 
 class DamagedObject(Exception):
@@ -64,9 +66,9 @@ def publish_named(uri: str, content: bytes) -> None:
 
 
 def set_aside(damage: DamagedObject, target: str = "") -> None:
-    """Move a damaged object to ``target``, or into the folder ``damaged`` beside its own, and say so."""
+    """Move a damaged object to ``target``, or into the folder :data:`DAMAGED` beside its own, and say so."""
     folder, _, name = damage.uri.rpartition("/")
-    target = target or join(beside(folder, "damaged"), name)
+    target = target or join(beside(folder, DAMAGED), name)
     log.warning("%s; it is set aside as %s, and made again from what is good", damage, target)
     store = store_for(damage.uri)
     try:

@@ -53,6 +53,9 @@ READERS = 16
 HEALINGS = 5
 """Times that damage is mended before the storage is given up."""
 
+PACKS, BUCKETS = "packs", "buckets"
+"""Folders of the heads and of what they name."""
+
 _TOKEN = 16
 _LINE = _TOKEN + 4  # bytes of a row in a bucket: its token, and the number of its slice
 
@@ -73,7 +76,7 @@ class Pack:
 
     def bucket_uri(self, number: int) -> str:
         """Where bucket ``number`` lies."""
-        return join(self.uri.rsplit("/", 2)[0], "buckets", f"{name_in(self.uri)}-{self.buckets[number]}.bin")
+        return join(self.uri.rsplit("/", 2)[0], BUCKETS, f"{name_in(self.uri)}-{self.buckets[number]}.bin")
 
     def places(self) -> list[str]:
         """Where all buckets lie."""
@@ -266,7 +269,7 @@ class SliceIndex:
 
         buckets = [content_name(content(n)) if bounds[n] < bounds[n + 1] else "" for n in range(count)]
         head = json.dumps({"rows": len(tokens), "slices": list(names), "buckets": buckets}).encode()
-        pack = Pack.parse(join(self._uri, "packs", f"{content_name(head)}.json"), head)
+        pack = Pack.parse(join(self._uri, PACKS, f"{content_name(head)}.json"), head)
         with ThreadPoolExecutor(READERS, "publish-bucket") as pool:
             filled = [n for n, name in enumerate(buckets) if name]
             list(pool.map(lambda n: publish_named(pack.bucket_uri(n), content(n)), filled))
@@ -284,7 +287,7 @@ class SliceIndex:
         """Every pack, those included that take the place of others meanwhile."""
         seen: set[str] = set()
         while True:
-            listed = [o.uri for o in store_for(self._uri).list(join(self._uri, "packs"))]
+            listed = [o.uri for o in store_for(self._uri).list(join(self._uri, PACKS))]
             fresh = [uri for uri in listed if uri not in seen]
             if not fresh:
                 return
@@ -346,6 +349,11 @@ class SliceIndex:
 def _token(row: str) -> bytes:
     """What stands for a row in the index: evenly spread, whatever ids look like."""
     return hashlib.sha256(row.encode()).digest()[:_TOKEN]
+
+
+def pack_of(bucket: str) -> str:
+    """Name of the pack that the bucket at the URI ``bucket`` is of."""
+    return bucket.rsplit("/", 1)[-1].partition("-")[0]
 
 
 def _split(tokens: bytes) -> Iterator[bytes]:

@@ -10,9 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kubealign_components.errors import ConfigError
-from kubealign_components.store.base import ObjectInfo, Store, beside, inside, join, name_below, scheme_of
+from kubealign_components.store.base import (
+    Leftover,
+    ObjectInfo,
+    Store,
+    beside,
+    inside,
+    join,
+    name_below,
+    scheme_of,
+)
 
 __all__ = [
+    "Leftover",
     "ObjectInfo",
     "Store",
     "beside",

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -49,6 +49,22 @@ class ObjectInfo:
     version: str = ""
     """Changes whenever the object is written: its generation (gs://) or ETag (s3://); empty where the store
     has no such thing."""
+    written: float = field(default=0.0, compare=False)
+    """When it was written, seconds since 1970; 0 where a store does not say so."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leftover:
+    """What is no object: half of one, of a writer that was killed or has not ended yet."""
+
+    uri: str
+    """Of the object that it was to become, or of what is there of it."""
+    size: int
+    """Bytes that it takes."""
+    since: float
+    """When it was last written or, where a store does not say so, begun; seconds since 1970."""
+    upload: str = ""
+    """What a store calls an upload that was begun; empty where the half is a file or object of its own."""
 
 
 class Store(Protocol):
@@ -105,6 +121,14 @@ class Store(Protocol):
 
     def delete(self, uri: str) -> None:
         """Remove the object; nothing happens when it is not there."""
+        ...
+
+    def leftovers(self, prefix: str) -> Iterator[Leftover]:
+        """What is half written below the folder ``prefix``, also by writers that live: tell by its age."""
+        ...
+
+    def discard(self, leftover: Leftover) -> None:
+        """Remove what :meth:`leftovers` gave; nothing happens when it is gone."""
         ...
 
 

@@ -6,10 +6,11 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from kubealign_components.errors import StoreError
-from kubealign_components.store.base import TEMPORARY, ObjectInfo
+from kubealign_components.store.base import TEMPORARY, Leftover, ObjectInfo
 from kubealign_components.store.local import LocalStore
 
 SCHEME = "faulty"
@@ -60,7 +61,14 @@ class FaultyStore:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         for entry in self._inner.list(_path(prefix)):
-            yield ObjectInfo(f"{SCHEME}://{entry.uri}", entry.size, entry.version)
+            yield replace(entry, uri=f"{SCHEME}://{entry.uri}")
+
+    def leftovers(self, prefix: str) -> Iterator[Leftover]:
+        for found in self._inner.leftovers(_path(prefix)):
+            yield replace(found, uri=f"{SCHEME}://{found.uri}")
+
+    def discard(self, leftover: Leftover) -> None:
+        self._inner.delete(_path(leftover.uri))
 
     def exists(self, uri: str) -> bool:
         return self._inner.exists(_path(uri))

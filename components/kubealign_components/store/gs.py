@@ -43,6 +43,7 @@ from kubealign_components.store.base import (
     PART_WORKERS,
     TEMPORARY,
     WRITER,
+    Leftover,
     ObjectInfo,
     Span,
     Window,
@@ -129,19 +130,18 @@ class GoogleStore:
             return land(uri, directory, write)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        bucket, folder = split_folder(prefix)
-        with _errors("list", prefix):
-            blobs = _client().list_blobs(
-                bucket,
-                prefix=folder,
-                page_size=1000,
-                fields="items(name,size,generation),nextPageToken",
-                **_call(),
-            )
-            for blob in blobs:
-                name = blob.name.rpartition("/")[2]
-                if name and not name.startswith(TEMPORARY):  # no name: a console's marker for a folder
-                    yield ObjectInfo(f"gs://{bucket}/{blob.name}", int(blob.size), str(blob.generation or ""))
+        for uri, blob in _listed(prefix):
+            name = uri.rpartition("/")[2]
+            if name and not name.startswith(TEMPORARY):  # no name: a console's marker for a folder
+                yield ObjectInfo(uri, int(blob.size), str(blob.generation or ""), _written(blob))
+
+    def leftovers(self, prefix: str) -> Iterator[Leftover]:
+        for uri, blob in _listed(prefix):
+            if uri.rpartition("/")[2].startswith(TEMPORARY):
+                yield Leftover(uri=uri, size=int(blob.size), since=_written(blob))
+
+    def discard(self, leftover: Leftover) -> None:
+        self.delete(leftover.uri)
 
     def exists(self, uri: str) -> bool:
         try:
@@ -191,6 +191,25 @@ class GoogleStore:
         fetch_parts(path, blob.size, self._part, read)
         if _crc32c(path) != _number(blob.crc32c):
             raise DataCorruption(None, f"CRC32C is not {blob.crc32c}")
+
+
+def _listed(prefix: str) -> Iterator[tuple[str, Blob]]:
+    """Every object below the folder ``prefix``, and where it lies."""
+    bucket, folder = split_folder(prefix)
+    with _errors("list", prefix):
+        blobs = _client().list_blobs(
+            bucket,
+            prefix=folder,
+            page_size=1000,
+            fields="items(name,size,generation,updated),nextPageToken",
+            **_call(),
+        )
+        for blob in blobs:
+            yield f"gs://{bucket}/{blob.name}", blob
+
+
+def _written(blob: Blob) -> float:
+    return float(blob.updated.timestamp()) if blob.updated else 0.0
 
 
 def _publish(uri: str, file: IO[bytes], size: int, crc32c: int) -> bool:

@@ -7,12 +7,12 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import copyfile
 
 from kubealign_components.errors import NotFound, StoreError
-from kubealign_components.store.base import TEMPORARY, ObjectInfo
+from kubealign_components.store.base import TEMPORARY, Leftover, ObjectInfo
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -59,6 +59,16 @@ class LocalStore:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         return _walk(_path(prefix))
+
+    def leftovers(self, prefix: str) -> Iterator[Leftover]:
+        for folder, _, names in os.walk(_path(prefix)):
+            for path in (Path(folder, name) for name in sorted(names) if name.startswith(TEMPORARY)):
+                with suppress(FileNotFoundError):  # its writer has ended meanwhile
+                    status = path.lstat()
+                    yield Leftover(uri=str(path), size=status.st_size, since=status.st_mtime)
+
+    def discard(self, leftover: Leftover) -> None:
+        self.delete(leftover.uri)
 
     def exists(self, uri: str) -> bool:
         path = _path(uri)
@@ -159,18 +169,18 @@ def _walk(folder: Path) -> Iterator[ObjectInfo]:
         path = folder / name
         if folded:
             yield from _walk(path)
-        elif (size := _file_size(path)) is not None:
-            yield ObjectInfo(str(path), size)
+        elif (status := _file_status(path)) is not None:
+            yield ObjectInfo(str(path), status.st_size, written=status.st_mtime)
 
 
-def _file_size(path: Path) -> int | None:
-    """Bytes of the file, or None when it is none or was removed since the walk."""
+def _file_status(path: Path) -> os.stat_result | None:
+    """What the system says of the file, or None when it is none or was removed since the walk."""
     try:
         with _errors("list", path):
             status = path.stat()
     except NotFound:
         return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 @contextmanager

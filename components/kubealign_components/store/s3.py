@@ -16,6 +16,7 @@ store that Kubeflow Pipelines brings along; everything else from the usual AWS s
 from __future__ import annotations
 
 import base64
+import itertools
 import time
 import uuid
 import zlib
@@ -35,6 +36,7 @@ from kubealign_components.store.base import (
     PART,
     PART_WORKERS,
     WRITER,
+    Leftover,
     ObjectInfo,
     Span,
     Window,
@@ -143,9 +145,36 @@ class S3Store:
         bucket, folder = split_folder(prefix)
         with errors("list", prefix):
             pages = client(prefix).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder)
-            for name, size, version in _in_name_order(pages, folder):
-                if not name.endswith("/"):  # a console's marker for an empty folder
-                    yield ObjectInfo(f"{self._scheme}://{bucket}/{name}", size, version)
+            for item in _in_name_order(pages, folder):
+                if not item["Key"].endswith("/"):  # a console's marker for an empty folder
+                    yield ObjectInfo(
+                        f"{self._scheme}://{bucket}/{item['Key']}",
+                        item["Size"],
+                        item.get("ETag", ""),
+                        item["LastModified"].timestamp(),
+                    )
+
+    def leftovers(self, prefix: str) -> Iterator[Leftover]:
+        bucket, folder = split_folder(prefix)
+        with errors("list", prefix):
+            pages = client(prefix).get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=bucket, Prefix=folder):
+                for begun in page.get("Uploads", []):
+                    yield Leftover(
+                        uri=f"{self._scheme}://{bucket}/{begun['Key']}",
+                        size=_size_of_parts(prefix, bucket, begun),
+                        since=begun["Initiated"].timestamp(),
+                        upload=begun["UploadId"],
+                    )
+
+    def discard(self, leftover: Leftover) -> None:
+        bucket, name = split(leftover.uri)
+        with errors("delete", leftover.uri):
+            try:
+                client(leftover.uri).abort_multipart_upload(Bucket=bucket, Key=name, UploadId=leftover.upload)
+            except boto.ClientError as error:
+                if code_of(error) != "NoSuchUpload":  # it was completed or aborted meanwhile
+                    raise
 
     def exists(self, uri: str) -> bool:
         bucket, name = split(uri)
@@ -358,25 +387,35 @@ def _crc32(path: Path) -> str:
     return f"{crc32:08x}"
 
 
-def _in_name_order(pages: Iterable[JsonObject], folder: str) -> Iterator[tuple[str, int, str]]:
+def _size_of_parts(uri: str, bucket: str, begun: JsonObject) -> int:
+    """Bytes that have arrived of an upload; 0 where it has ended meanwhile."""
+    target = {"Bucket": bucket, "Key": begun["Key"], "UploadId": begun["UploadId"]}
+    try:
+        pages = list(client(uri).get_paginator("list_parts").paginate(**target))
+    except boto.ClientError as error:
+        if code_of(error) != "NoSuchUpload":
+            raise
+        return 0
+    return sum(part["Size"] for page in pages for part in page.get("Parts", []))
+
+
+def _in_name_order(pages: Iterable[JsonObject], folder: str) -> Iterator[JsonObject]:
     """The objects of ``pages`` in order of the bytes of their names, a page at a time.
 
     AWS and MinIO list in that order. SeaweedFS lists folder by folder, ``a/x`` before ``a-b``: what
     lies in a subfolder waits until names are seen that come after all of it. In either order every
     name still to come is greater than the first path component of the last one seen.
     """
-    waiting: list[tuple[bytes, int, str]] = []
+    waiting: list[tuple[bytes, int, JsonObject]] = []
+    count = itertools.count()  # names differ, but what is compared must be comparable
     for page in pages:
         for item in page.get("Contents", []):
-            name = item["Key"].encode()
-            heappush(waiting, (name, item["Size"], item.get("ETag", "")))
+            heappush(waiting, (item["Key"].encode(), next(count), item))
         if not waiting or not page.get("Contents"):
             continue
-        component = name.removeprefix(folder.encode()).partition(b"/")[0]
+        component = item["Key"].encode().removeprefix(folder.encode()).partition(b"/")[0]
         passed = folder.encode() + component
         while waiting and waiting[0][0] <= passed:
-            key, size, version = heappop(waiting)
-            yield key.decode(), size, version
+            yield heappop(waiting)[2]
     while waiting:
-        key, size, version = heappop(waiting)
-        yield key.decode(), size, version
+        yield heappop(waiting)[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from kubealign_components.config import from_mapping
+from kubealign_components.data.leftovers import collect
 from kubealign_components.json_types import JsonObject
 from kubealign_pipelines.checking.findings import require_usable
 from kubealign_pipelines.checking.outside import identify
@@ -14,7 +15,8 @@ from kubealign_pipelines.resources import CompileSettings
 
 
 def check(parameters: JsonObject) -> str:
-    """Check the parameters of a run, say what looks wrong, and raise on what is.
+    """Check the parameters of a run, say what looks wrong, and raise on what is; then clear the work prefix
+    of what the dead have left.
 
     Args:
         parameters: of the pipeline, and the component's own inputs beside them; None for one that the
@@ -33,6 +35,8 @@ def check(parameters: JsonObject) -> str:
     for finding in report.findings:
         sys.stderr.write(f"{finding}\n")
     require_usable(report.findings)
+    if work := values.get("work"):
+        collect(str(work))
     identity = identify(report.checked)
     sys.stderr.write(f"check: {len(values)} parameters, no errors; data and models are {identity}\n")
     return identity

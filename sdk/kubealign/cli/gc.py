@@ -11,7 +11,7 @@ from kubealign.cli.terminal import say
 
 
 @click.command("gc")
-@click.argument("output", metavar="[OUTPUT]", required=False, type=click.Path(path_type=Path))
+@click.argument("output", metavar="[OUTPUT_OR_URI]", required=False)
 @click.option(
     "--models",
     default=3,
@@ -20,7 +20,7 @@ from kubealign.cli.terminal import say
     help="Of runs here: how many of the newest keep their models.",
 )
 @click.option("--keep-failed", is_flag=True, help="Of runs here: keep what failed, to go on with it.")
-@click.option("--yes", is_flag=True, help="Of runs here: remove; without it they are only named.")
+@click.option("--yes", is_flag=True, help="With OUTPUT or URI: remove; without it they are only named.")
 @click.option(
     "-n",
     "--namespace",
@@ -33,7 +33,7 @@ from kubealign.cli.terminal import say
     default=168.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="How long a TrainJob that ended stays.",
+    help="How long a TrainJob that ended stays; with a URI, what was written since then.",
 )
 @click.option(
     "--grace-minutes",
@@ -44,7 +44,7 @@ from kubealign.cli.terminal import say
 )
 @click.option("--dry-run", is_flag=True, help="Tell what would go, and delete nothing.")
 def gc(
-    output: Path | None,
+    output: str | None,
     models: int,
     keep_failed: bool,
     yes: bool,
@@ -57,11 +57,20 @@ def gc(
 
     With OUTPUT, a folder of runs here, name instead what may go of it: failed runs, models but the newest,
     rows that no kept run refers to, and what killed processes left; --yes removes it.
+
+    With the URI of a work prefix (gs://, s3://, minio://): unfinished uploads, halves of objects, and what
+    was damaged and set aside, if nobody has written to it for --keep-hours.
     """
+    remove = yes and not dry_run
+    if output is not None and "://" in output:
+        from kubealign_components.data.leftovers import stale
+
+        collect(stale(output, older=keep_hours * 3600), remove=remove)
+        return
     if output is not None:
         from kubealign.local.gc import garbage
 
-        collect(garbage(output, models=models, keep_failed=keep_failed), remove=yes and not dry_run)
+        collect(garbage(Path(output), models=models, keep_failed=keep_failed), remove=remove)
         return
     import datetime
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from kubealign_components.errors import NotFound
 if TYPE_CHECKING:
     from kubealign.local.gc import Garbage
     from kubealign.local.runs import RunInfo
+    from kubealign_components.data.leftovers import Stale
 
 _OUTPUT = click.argument("output", required=False, default=Path("runs"), type=click.Path(path_type=Path))
 
@@ -88,14 +89,16 @@ def print_logs(run: RunInfo, stage: str, *, follow: bool) -> None:
         time.sleep(1.0)
 
 
-def collect(garbage: Sequence[Garbage], *, remove: bool) -> None:
+def collect(garbage: Iterable[Garbage | Stale], *, remove: bool) -> None:
     """Name what may go, and remove it if that is wanted."""
+    count = total = 0
     for one in garbage:
         if remove:
             one.remove()
-        say(f"{'removed' if remove else 'would remove'} {one.path} ({size_text(one.size)}): {one.reason}")
-    total = size_text(sum(one.size for one in garbage))
-    say(f"{len(garbage)} to remove, {total}; --yes removes them" if not remove else f"{total} freed")
+        say(f"{'removed' if remove else 'would remove'} {one.uri} ({size_text(one.size)}): {one.reason}")
+        count, total = count + 1, total + one.size
+    freed = size_text(total)
+    say(f"{count} to remove, {freed}; --yes removes them" if not remove else f"{freed} freed")
 
 
 def size_text(size: float) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kubealign.local.runs import DONE, FAILED, RUNNING, STOPPED, WORK, RunInfo, runs_below, size_of
 from kubealign.local.scratch import dead_scratch, remove, unfinished
+from kubealign_components.data.leftovers import stale
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.errors import CorruptDataset
 from kubealign_components.stages import CONFIGS
@@ -26,6 +27,11 @@ class Garbage:
     reason: str
     size: int
     """Bytes on the disk."""
+
+    @property
+    def uri(self) -> str:
+        """Its path."""
+        return str(self.path)
 
     def remove(self) -> None:
         """Let it go."""
@@ -57,8 +63,9 @@ def garbage(output: Path, *, models: int, keep_failed: bool = False) -> list[Gar
             for path in _unreferenced(output / WORK, kept, with_models[:models])
         ]
         taken = {path for path, _ in wanted}
-        left = [path for path in unfinished(output / WORK) if taken.isdisjoint({path, *path.parents})]
-        wanted += [(path, "empty, or half written by a killed process") for path in left]
+        left = [(path, "empty, or half written by a killed process") for path in unfinished(output / WORK)]
+        left += [(Path(one.uri), one.reason) for one in stale(str(output / WORK), older=0) if not one.half]
+        wanted += [(path, why) for path, why in left if taken.isdisjoint({path, *path.parents})]
     wanted += [(path, "temporary files of a killed run") for path in dead_scratch()]
     seen: set[tuple[int, int]] = set()
     return [Garbage(path=path, reason=reason, size=size_of([path], seen)) for path, reason in wanted]
