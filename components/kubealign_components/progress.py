@@ -19,7 +19,7 @@ _LINE = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class State:
+class BarState:
     """How far a stage has come, as one of its lines says."""
 
     name: str
@@ -56,13 +56,13 @@ def note(bar: tqdm[Any], text: str) -> None:
         bar.write(text, file=sys.stderr)
 
 
-def read_line(line: str) -> State | None:
+def read_line(line: str) -> BarState | None:
     """The state that a line of :func:`progress_bar` tells; None for any other line."""
     match = _LINE.match(line.strip())
     if match is None:
         return None
     rate, left = match["rate"], match["left"]
-    return State(
+    return BarState(
         name=match["name"],
         done=int(match["done"]),
         total=int(match["total"]),

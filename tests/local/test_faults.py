@@ -6,19 +6,16 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kubealign_components.data.chunks import merge, plan
-from kubealign_components.data.dataset import Dataset
 from kubealign_components.store import faulty, register
 from support import chunk_worker
 from support.chunk_worker import Upper, run
+from support.datasets import MakeDataset
 from support.tiny import prompt_row
-
-MakeDataset = Callable[..., Dataset]
 
 
 @pytest.mark.timeout(300)

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from kubealign.local.stopping import descendants
+from support.small_run import small_run
 
 KILLS = int(os.environ.get("KUBEALIGN_TEST_KILLS", "3"))
 """How often the run is ended at a random moment; more by hand than for every change."""
@@ -38,38 +39,27 @@ def start(folder: Path, *options: str) -> subprocess.Popen[str]:
 def made(folder: Path) -> dict[str, str]:
     """Digests of what a run made, by the names in its folder: rows and weights."""
     run = folder / "out" / "runs" / "x"
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for name in ("samples", "selected", "training", "model", "evaluation"):
         manifest = json.loads((run / name / "manifest.json").read_text())
-        found[name] = manifest["fingerprint"]
-        found |= {
+        digests[name] = manifest["fingerprint"]
+        digests |= {
             f"{name} rows {i}": s["sha256"] for i, s in enumerate(manifest["shards"]) if name != "model"
         }
     weights = (run / "model" / "model.safetensors").read_bytes()
-    return found | {"weights": hashlib.sha256(weights).hexdigest()}
+    return digests | {"weights": hashlib.sha256(weights).hexdigest()}
 
 
 @pytest.fixture
 def folders(tiny_model: Path, tmp_path: Path) -> tuple[Path, Path]:
     """Two folders with the same run in them."""
     rows = [{"prompt": f"Question {i}, please?"} for i in range(24)]
-    data = tmp_path / "prompts.jsonl"
-    data.write_text("\n".join(map(json.dumps, rows)))
-    parameters = {
-        "sources": [{"name": "questions", "uri": str(data)}],
-        "policy": str(tiny_model),
-        "reward_functions": ["brevity"],
-        "validation_fraction": 0.4,
-        "work_rows_per_chunk": 12,
-        "filter_max_seq_len": 256,
-        "filter_max_prompt_len": 128,
-        "sample_engine": "transformers",
-        "sample_n": 3,
-        "sample_max_new_tokens": 10,
-        "train_learning_rate": 1e-3,
-        "train_options": {"batch_size": 4, "max_steps": 6, "save_every": 2},
-        "evaluate_max_prompts": 6,
-    }
+    parameters = small_run(
+        tiny_model,
+        tmp_path / "prompts.jsonl",
+        rows,
+        train_options={"batch_size": 4, "max_steps": 6, "save_every": 2},
+    )
     both = (tmp_path / "undisturbed", tmp_path / "killed")
     for folder in both:
         folder.mkdir()

@@ -13,7 +13,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.store import store_for
 from kubealign_components.train.config import TrainConfig
@@ -23,7 +22,6 @@ from kubealign_components.train_reward_model.config import RewardModelConfig
 from kubealign_components.train_reward_model.model import load_head
 from kubealign_components.train_reward_model.stage import run as train_reward_model
 from kubealign_components.training.checkpoints import MARKERS
-from kubealign_components.training.curves import training_log
 from kubealign_components.training.launch import ERROR_FILE
 from support.multi_node import Nodes
 from support.ppo import ENDING, log_of, tokenised_prompts
@@ -31,7 +29,7 @@ from support.ppo import settings as ppo_settings
 from support.ppo import weights as ppo_weights
 from support.preference_data import build_learner, make_preferences, preference_rows, write_files
 from support.store_servers import ACCESS, BUCKET, seaweedfs
-from support.training_data import make_training, score, training_rows
+from support.training_data import losses, make_training, score, training_rows
 
 pytestmark = [
     pytest.mark.slow,
@@ -72,10 +70,6 @@ def settings(policy: Path, work: str, strategy: str) -> TrainConfig:
         keep_checkpoints=99,
         work=work,
     )
-
-
-def losses(model: str) -> list[float]:
-    return [m["loss"] for _, m in training_log(Dataset.open(model, MODEL)) if "loss" in m]
 
 
 def weights(model: str, folder: Path) -> dict[str, torch.Tensor]:

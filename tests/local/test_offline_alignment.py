@@ -17,6 +17,7 @@ from kubealign.cli.console import reuse_text
 from kubealign.cli.main import main
 from kubealign.local.results import StageRow
 from support.pages import Page
+from support.small_run import small_run
 
 STAGES = ["import_prompts", "filter", "sample", "rewards", "select", "logprobs", "mix", "train", "evaluate"]
 TOPICS = [
@@ -44,32 +45,14 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFile:
     """Two dozen prompts with an offline pair each, in two chunks; three completions of at most ten tokens."""
-    path = tmp_path_factory.mktemp("data") / "preferences.jsonl"
     rows = [
         {"prompt": f"Tell me about {topic}, please ({i}).", "chosen": f"{topic} are fine.", "rejected": "No."}
         for i in range(2)
         for topic in TOPICS
     ]
-    path.write_text("\n".join(map(json.dumps, rows)))
-    return RunFile(
-        parameters={
-            "sources": [{"name": "topics", "uri": str(path)}],
-            "policy": str(tiny_model),
-            "reward_functions": [
-                {"function": "kubealign_components.rewards.functions:brevity", "settings": {"scale": 8}}
-            ],
-            "validation_fraction": 0.4,
-            "work_rows_per_chunk": 12,
-            "filter_max_seq_len": 256,
-            "filter_max_prompt_len": 128,
-            "sample_engine": "transformers",
-            "sample_n": 3,
-            "sample_max_new_tokens": 10,
-            "train_learning_rate": 1e-3,
-            "train_options": {"batch_size": 8, "max_steps": 2},
-            "evaluate_max_prompts": 6,
-        }
-    )
+    reward = {"function": "kubealign_components.rewards.functions:brevity", "settings": {"scale": 8}}
+    source = tmp_path_factory.mktemp("data") / "preferences.jsonl"
+    return RunFile(parameters=small_run(tiny_model, source, rows, reward_functions=[reward]))
 
 
 @pytest.fixture(scope="module")

@@ -12,21 +12,16 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.schemas import MODEL
 from kubealign_components.train_reward_model.config import RewardModelConfig
 from kubealign_components.train_reward_model.model import load_head
 from kubealign_components.train_reward_model.stage import run
-from kubealign_components.training.curves import training_log
 from support.preference_data import build_learner, make_preferences, preference_rows, write_files
+from support.training_data import losses
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need no GPU or two"),
 ]
-
-
-def losses(model: Path) -> list[float]:
-    return [m["loss"] for _, m in training_log(Dataset.open(str(model), MODEL)) if "loss" in m]
 
 
 def weights(model: Path) -> dict[str, torch.Tensor]:

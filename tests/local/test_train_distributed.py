@@ -13,14 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import DriftError
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.stage import run
 from kubealign_components.training.checkpoints import MARKERS
-from kubealign_components.training.curves import training_log
 from support.tiny import build_tiny_model
-from support.training_data import make_training, score, training_rows
+from support.training_data import losses, make_training, score, training_rows
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,10 +41,6 @@ def settings(policy: Path) -> TrainConfig:
         dtype="float32",
         processes=1,
     )
-
-
-def losses(model: Path) -> list[float]:
-    return [m["loss"] for _, m in training_log(Dataset.open(str(model), MODEL)) if "loss" in m]
 
 
 def weights(model: Path) -> dict[str, torch.Tensor]:

@@ -19,9 +19,8 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import DriftError
 from kubealign_components.train.component import train
-from kubealign_components.training.curves import training_log
 from support.fake_kubernetes import LAUNCHER, FakeKubernetes, Job, granted_by
-from support.training_data import make_training, score, training_rows
+from support.training_data import losses, make_training, score, training_rows
 
 ROLE = Path(__file__).parents[2] / "manifests" / "base" / "role-train.yaml"
 
@@ -127,14 +126,14 @@ def test_two_nodes_publish_the_model_that_one_would(
     assert {"name": "FROM_TASK", "value": "1"} in body["spec"]["trainer"]["env"]
     assert artifacts["model"].metadata["schema"] == MODEL
     model = Dataset.open(artifacts["model"].uri, MODEL)
-    together = [m["loss"] for _, m in training_log(model) if "loss" in m]
+    together = losses(model.uri)
     assert (tmp_path / "curves.html").read_text().startswith("<!")
     shown = capsys.readouterr().out
     assert re.search(r"\[TrainJob kubealign-\w+\] succeeded", shown)
 
     alone = artifacts | {"model": dsl.Model(uri=str(tmp_path / "alone"))}
     run(alone, tiny_model, tmp_path / "work-alone", nodes=1, strategy="none")
-    single = [m["loss"] for _, m in training_log(Dataset.open(alone["model"].uri, MODEL)) if "loss" in m]
+    single = losses(alone["model"].uri)
     assert together == pytest.approx(single, rel=1e-5)
     assert len(cluster.jobs) == 1
     # A retry of the step finds the model and starts nothing.

@@ -21,7 +21,7 @@ from kubealign_components.data.templates import load_reward_template
 from kubealign_components.engines.rewards import RewardFunctionSpec, RewardInput
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.model import PpoModel
-from kubealign_components.train_ppo.prompts import Question
+from kubealign_components.train_ppo.prompts import PpoPrompt
 from support.tiny import prompt_row
 
 TIMES = ("sampling_seconds", "training_seconds", "tokens_per_second")
@@ -101,9 +101,9 @@ def build_reward_model(
         return writer.commit(Stats(rows_in=1, rows_out=1))
 
 
-def question(prompt_id: str = "0" * 32, kind: str = "general", bonus: float = 0.0) -> Question:
+def question(prompt_id: str = "0" * 32, kind: str = "general", bonus: float = 0.0) -> PpoPrompt:
     """A prompt of four tokens."""
-    return Question(
+    return PpoPrompt(
         prompt_id=prompt_id,
         token_ids=(1, 50, 51, 2),
         messages=[{"role": "user", "content": "ab"}],

@@ -12,7 +12,7 @@ from kubealign_components.errors import EngineError
 from kubealign_components.trainjob.api import ClusterApi
 from kubealign_components.trainjob.launcher import train_job
 from kubealign_components.trainjob.settings import PodShape, TrainJobSettings
-from kubealign_components.trainjob.states import State
+from kubealign_components.trainjob.states import JobState
 from support.fake_kubernetes import NAMESPACE, FakeKubernetes, Job
 
 ROLE = Path(__file__).parents[2] / "manifests" / "base" / "role-train.yaml"
@@ -52,7 +52,7 @@ def failing(server: FakeKubernetes, **settings: Any) -> str:
 
 def states(lines: list[str]) -> list[str]:
     words = [line.split("] ", 1)[1] for line in lines if line.startswith("[TrainJob")]
-    return [word for word in words if word in set(State)]
+    return [word for word in words if word in set(JobState)]
 
 
 def succeed(server: FakeKubernetes, job: Job) -> None:

@@ -13,6 +13,7 @@ from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import (
+    MODEL,
     TRAINING,
     canonical_json,
     completion_id,
@@ -21,6 +22,7 @@ from kubealign_components.data.schemas import (
 )
 from kubealign_components.engines.packing import LogprobModel
 from kubealign_components.train.data import collate
+from kubealign_components.training.curves import training_log
 
 PLAIN_TOKENS = range(3, 259)
 """Byte tokens of the tiny model: no special ones."""
@@ -95,3 +97,8 @@ def make_training(
 
 def _with_empty_logprobs(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"completions": [c | {"logprob": None} for c in row["completions"]]}
+
+
+def losses(model: str | Path) -> list[float]:
+    """Training loss of the model at ``model``, step by step."""
+    return [m["loss"] for _, m in training_log(Dataset.open(str(model), MODEL)) if "loss" in m]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.data.schemas import PROMPTS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset
+from support.datasets import MakeDataset
 from support.tiny import prompt_row
 
-MakeDataset = Callable[..., Dataset]
 ROWS = [prompt_row(f"question {i}") for i in range(4)]
 
 

@@ -105,7 +105,7 @@ class AlignmentTrainer(StepTrainer):
         logprob_C = self._logprobs(model, batch)
         loss, log_ratio_C, reward_C = _losses(self.config, batch, logprob_C, self.reference_point, self.rule)
         if not torch.isfinite(loss):
-            raise EngineError(_why_not_finite(self.config, batch, logprob_C.detach(), float(loss)))
+            raise EngineError(_why_not_finite(self.config, batch, logprob_C.detach(), loss.item()))
         if batch.step_examples:
             _measure(self.meter, self.config, batch, loss, log_ratio_C, reward_C)
         return loss

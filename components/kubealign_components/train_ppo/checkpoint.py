@@ -21,7 +21,7 @@ _WEIGHTS, _OPTIMIZER, _STATE = "adapters.safetensors", "optimizer.pt", "state.js
 
 
 @dataclass(kw_only=True, slots=True)
-class Progress:
+class LoopState:
     """How far a run is."""
 
     step: int = 0
@@ -32,7 +32,7 @@ class Progress:
     """The answers to the held-out prompts before the first step."""
 
 
-def save_state(folder: Path, trainer: PpoTrainer, progress: Progress) -> None:
+def save_state(folder: Path, trainer: PpoTrainer, progress: LoopState) -> None:
     """Write the state of ``trainer`` to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
@@ -46,7 +46,7 @@ def save_state(folder: Path, trainer: PpoTrainer, progress: Progress) -> None:
     (folder / _STATE).write_text(json.dumps(body))
 
 
-def load_state(folder: Path, trainer: PpoTrainer) -> Progress:
+def load_state(folder: Path, trainer: PpoTrainer) -> LoopState:
     """Put ``trainer`` into the state that was saved to ``folder``."""
     weights = safetensors.torch.load_file(folder / _WEIGHTS)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def load_state(folder: Path, trainer: PpoTrainer) -> Progress:
     body = json.loads((folder / _STATE).read_text())
     trainer.kl.coefficient = body["kl_coef"]
     saved = body["progress"]
-    return Progress(
+    return LoopState(
         step=saved["step"],
         log=[(step, metrics) for step, metrics in saved["log"]],
         before=[None if rollout is None else _rollout(rollout) for rollout in saved["before"]],

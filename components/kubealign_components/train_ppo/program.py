@@ -19,12 +19,12 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.engines.reward_model import ADAPTER_FOLDER
 from kubealign_components.preemption import Preempted
 from kubealign_components.progress import note, progress_bar
-from kubealign_components.train_ppo.checkpoint import Progress, load_state, save_state
+from kubealign_components.train_ppo.checkpoint import LoopState, load_state, save_state
+from kubealign_components.train_ppo.collectives import Collectives
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.model import Adapters, PpoModel
-from kubealign_components.train_ppo.prompts import PrincipleDraw, load_questions, steps_of
-from kubealign_components.train_ppo.ranks import Ranks
-from kubealign_components.train_ppo.rollouts import Rollout, Scorer
+from kubealign_components.train_ppo.prompts import PrincipleDraw, load_prompts, steps_of
+from kubealign_components.train_ppo.rollouts import Rollout, RolloutScorer
 from kubealign_components.train_ppo.sampling import open_sampler
 from kubealign_components.train_ppo.saving import compare, samples, save_aligned
 from kubealign_components.train_ppo.trainer import Parts, PpoTrainer
@@ -79,9 +79,9 @@ def train(run: Run[PpoConfig]) -> Trained | None:
 
 
 def _parts(job: Job, config: PpoConfig, processes: Processes, base: Path) -> Parts:
-    ranks = Ranks(processes)
+    collectives = Collectives(processes)
     prompts = Dataset.open(job.inputs["prompts"], TOKENIZED)
-    questions = load_questions(prompts, config)
+    questions = load_prompts(prompts, config)
     prompt_ids = (q.token_ids for q in (*questions.train, *questions.held_out))
     check_ids(prompt_ids, embedding_rows(base), base.name)
     scored_by = job.inputs.get("reward_model")
@@ -93,14 +93,14 @@ def _parts(job: Job, config: PpoConfig, processes: Processes, base: Path) -> Par
     )
     if processes.first:
         rehearse_saving(config, base, merge_adapter=config.merge_adapter)
-    model = PpoModel(config, base, adapters, ranks.device)
+    model = PpoModel(config, base, adapters, collectives.device)
     template = ChatTemplate(ModelFiles(name=base.name, path=base), stored_settings(prompts))
     return Parts(
         model=model,
-        sampler=open_sampler(config, model, base, ranks.count, template.end_ids),
-        scorer=Scorer(config, model, template, PrincipleDraw(config), reward_model),
+        sampler=open_sampler(config, model, base, collectives.count, template.end_ids),
+        scorer=RolloutScorer(config, model, template, PrincipleDraw(config), reward_model),
         questions=questions,
-        ranks=ranks,
+        collectives=collectives,
     )
 
 
@@ -128,7 +128,7 @@ class _Loop:
             parts.check = run.stop  # several stop together, at the end of a step
         self.steps = steps_of(config, len(parts.questions.train))
         self.trainer = PpoTrainer(config, parts, self.steps)
-        self.progress = Progress()
+        self.progress = LoopState()
 
     def to_its_end(self) -> dict[str, Any]:
         """Train what is left to train; the log, the samples and the counts."""
@@ -154,9 +154,8 @@ class _Loop:
     def _train(self) -> list[Rollout]:
         """The steps that are left; gives the rollouts of the last one."""
         rollouts: list[Rollout] = []
-        with (
-            progress_bar(self.steps, "steps", "train_ppo") if self.parts.ranks.first else nullcontext() as bar
-        ):
+        shown = self.parts.collectives.first
+        with progress_bar(self.steps, "steps", "train_ppo") if shown else nullcontext() as bar:
             if bar is not None:
                 bar.update(self.progress.step)
             for number in range(self.progress.step, self.steps):

@@ -30,7 +30,7 @@ Shown = dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+class PpoPrompt:
     """A prompt with what its rewards need to know."""
 
     prompt_id: str
@@ -46,11 +46,11 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Questions:
+class PpoPrompts:
     """The prompts of a dataset, each in the dataset's order."""
 
-    train: list[Question]
-    held_out: list[Question]
+    train: list[PpoPrompt]
+    held_out: list[PpoPrompt]
     too_long: int
     """Prompts that were dropped."""
 
@@ -59,19 +59,19 @@ class Questions:
 class Turn:
     """One rollout to make."""
 
-    question: Question
+    question: PpoPrompt
     name: str
     """Seeds its sample and its principles: the prompt's id, and which time it is in the step."""
 
 
-def load_questions(dataset: Dataset, config: PpoConfig) -> Questions:
+def load_prompts(dataset: Dataset, config: PpoConfig) -> PpoPrompts:
     """The usable prompts of ``dataset`` (``kubealign.tokenized/v1``), split by the hash of their ids.
 
     Raises:
         DataError: a prompt without token ids, or metadata that cannot be used.
         ConfigError: nothing to train on, or nothing to evaluate although that is asked for.
     """
-    questions = Questions(train=[], held_out=[], too_long=0)
+    questions = PpoPrompts(train=[], held_out=[], too_long=0)
     too_long = 0
     for row in dataset.iter_rows(_COLUMNS):
         if not row["prompt_token_ids"]:
@@ -93,7 +93,7 @@ def load_questions(dataset: Dataset, config: PpoConfig) -> Questions:
             config.validation_fraction,
             f"a share that holds out some of the {len(questions.train)} prompts, or 0 for no evaluation",
         )
-    return Questions(train=questions.train, held_out=_sample(questions.held_out, config), too_long=too_long)
+    return PpoPrompts(train=questions.train, held_out=_sample(questions.held_out, config), too_long=too_long)
 
 
 def steps_of(config: PpoConfig, prompts: int) -> int:
@@ -101,7 +101,7 @@ def steps_of(config: PpoConfig, prompts: int) -> int:
     return config.max_steps or max(1, int(config.epochs * prompts / config.rollout_batch))
 
 
-def turns_of(config: PpoConfig, questions: Sequence[Question], step: int) -> list[Turn]:
+def turns_of(config: PpoConfig, questions: Sequence[PpoPrompt], step: int) -> list[Turn]:
     """The rollouts of ``step``: the next prompts of an order that is drawn anew for every epoch."""
     first, turns, seen = step * config.rollout_batch, [], dict[str, int]()
     order: list[int] = []
@@ -162,7 +162,7 @@ def noise_for(config: PpoConfig, turn: Turn) -> np.random.Generator:
     return generator_for(config.seed, "sample", turn.name)
 
 
-def _question(row: Mapping[str, Any], uri: str) -> Question:
+def _question(row: Mapping[str, Any], uri: str) -> PpoPrompt:
     metadata = json.loads(row["metadata"]) if row["metadata"] else {}
     kind, bonus = metadata.get("question_type", GENERAL), metadata.get("length_bonus", 0.0)
     usable = isinstance(bonus, int | float) and not isinstance(bonus, bool)
@@ -171,7 +171,7 @@ def _question(row: Mapping[str, Any], uri: str) -> Question:
             f"{uri}: prompt {row['prompt_id']} has question_type={kind!r} and length_bonus={bonus!r} in its "
             f"metadata, expected one of {', '.join(TAGS)}, and a number"
         )
-    return Question(
+    return PpoPrompt(
         prompt_id=row["prompt_id"],
         token_ids=tuple(row["prompt_token_ids"]),
         messages=json.loads(row["messages"]),
@@ -183,7 +183,7 @@ def _question(row: Mapping[str, Any], uri: str) -> Question:
     )
 
 
-def _sample(questions: list[Question], config: PpoConfig) -> list[Question]:
+def _sample(questions: list[PpoPrompt], config: PpoConfig) -> list[PpoPrompt]:
     """At most ``eval_prompts`` of them, those that ``evaluate`` takes first: by hash."""
     by_hash = sorted(questions, key=lambda q: unit_interval(config.seed, "validation", q.prompt_id))
     return by_hash[: config.eval_prompts]

@@ -59,7 +59,7 @@ class Rollout:
         return len(self.prompt) + len(self.completion)
 
 
-class Scorer:
+class RolloutScorer:
     """Scores rollouts.
 
     Args:

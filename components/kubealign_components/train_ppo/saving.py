@@ -11,7 +11,7 @@ import numpy as np
 from kubealign_components.data.bootstrap import bootstrap_interval
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.model import POLICY, PpoModel
-from kubealign_components.train_ppo.prompts import Questions
+from kubealign_components.train_ppo.prompts import PpoPrompts
 from kubealign_components.train_ppo.rollouts import Rollout
 from kubealign_components.training.saving import save_policy
 
@@ -71,7 +71,7 @@ def compare(before: Sequence[Rollout | None], after: Sequence[Rollout | None], s
 
 
 def samples(
-    questions: Questions,
+    questions: PpoPrompts,
     rollouts: Sequence[Rollout],
     before: Sequence[Rollout | None],
     after: Sequence[Rollout | None],

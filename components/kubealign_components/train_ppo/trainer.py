@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kubealign_components.data.seeds import generator_for
 from kubealign_components.engines.packing import PackedBatch
 from kubealign_components.errors import EngineError
+from kubealign_components.train_ppo.collectives import Collectives
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.experience import Experience, experience
 from kubealign_components.train_ppo.model import POLICY, REFERENCE, VALUE, PpoModel, pack_rollouts
@@ -28,9 +29,8 @@ from kubealign_components.train_ppo.objectives import (
     policy_loss,
     value_loss,
 )
-from kubealign_components.train_ppo.prompts import Questions, Turn, turns_of
-from kubealign_components.train_ppo.ranks import Ranks
-from kubealign_components.train_ppo.rollouts import Rollout, Scorer, batches
+from kubealign_components.train_ppo.prompts import PpoPrompts, Turn, turns_of
+from kubealign_components.train_ppo.rollouts import Rollout, RolloutScorer, batches
 from kubealign_components.train_ppo.sampling import Sampler
 from kubealign_components.training.schedule import learning_rate_factor
 
@@ -43,9 +43,9 @@ class Parts:
 
     model: PpoModel
     sampler: Sampler
-    scorer: Scorer
-    questions: Questions
-    ranks: Ranks
+    scorer: RolloutScorer
+    questions: PpoPrompts
+    collectives: Collectives
     check: Callable[[], None] = field(default=lambda: None)
     """Called while nothing is half trained; raises when the process has to stop."""
 
@@ -101,14 +101,14 @@ class PpoTrainer:
 
     def _rollouts(self, turns: Sequence[Turn], *, measure: bool) -> list[Rollout | None]:
         parts = self.parts
-        own = parts.ranks.share(turns)
+        own = parts.collectives.share(turns)
         samples = parts.sampler.sample(own)
         parts.check()
         scored = parts.scorer.score(own, samples) if own else []
         if measure:
             self._measure([rollout for rollout in scored if rollout is not None])
         parts.check()
-        return parts.ranks.gather(scored)
+        return parts.collectives.gather(scored)
 
     @torch.no_grad()
     def _measure(self, rollouts: Sequence[Rollout]) -> None:
@@ -147,7 +147,7 @@ class PpoTrainer:
             for picked in np.array_split(order, -(-count // config.step_batch)):
                 self._update(data, picked.tolist(), sums, norms)
         tokens = int(data.mask_BL.sum()) * config.ppo_epochs
-        means = dict(zip(_SUMS, (self.parts.ranks.sum(sums) / tokens).tolist(), strict=True))
+        means = dict(zip(_SUMS, (self.parts.collectives.sum(sums) / tokens).tolist(), strict=True))
         grad_norms = {f"{part}_grad_norm": sum(seen) / len(seen) for part, seen in norms.items()}
         return means | grad_norms | {"learning_rate": rate}
 
@@ -157,7 +157,7 @@ class PpoTrainer:
         """One optimiser step on the rollouts ``picked``, of which this process runs its share."""
         tokens = sum(len(data.rollouts[i].completion) for i in picked)
         by_length = sorted(picked, key=lambda i: -data.rollouts[i].tokens)
-        own = self.parts.ranks.share(by_length)
+        own = self.parts.collectives.share(by_length)
         self.optimizer.zero_grad()
         for part, loss in ((POLICY, self._policy_loss), (VALUE, self._value_loss)):
             with self.parts.model.acting(part):
@@ -202,7 +202,7 @@ class PpoTrainer:
     def _clip(self, part: str) -> float:
         """Add the gradients of ``part`` up over processes and clip them; their norm before that."""
         weights: Iterable[nn.Parameter] = self.weights[part].values()
-        self.parts.ranks.sum_gradients(weights)
+        self.parts.collectives.sum_gradients(weights)
         limit = self.config.max_grad_norm or float("inf")
         norm = float(nn.utils.clip_grad_norm_(weights, limit))
         if not np.isfinite(norm):

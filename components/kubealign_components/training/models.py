@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -143,12 +144,29 @@ def adapted(model: Any, settings: Any, named: Sequence[str], adapter: str = "def
     Raises:
         ConfigError: ``lora_targets`` name no layer of it.
     """
-    from peft import get_peft_model
-
     try:
-        return get_peft_model(model, settings, adapter_name=adapter)
+        return under_peft(model, settings, adapter)
     except ValueError as error:
         raise ConfigError("lora_targets", named, f"names of the model's layers ({error})") from error
+
+
+def under_peft(model: Any, settings: Any, adapter: str) -> Any:
+    """``model`` with adapters of these ``settings``, which change nothing yet.
+
+    PEFT's warnings are left out: of adapters on tied layers, which are saved and merged as they were trained;
+    of Conv1D, for which it sets what is right; and of ranks that it has itself noted for layers that the
+    settings do not name.
+    """
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        for message in (
+            r"Model has `tie_word_embeddings=True`",
+            "fan_in_fan_out is",
+            "The following .*_pattern",
+        ):
+            warnings.filterwarnings("ignore", message)
+        return get_peft_model(model, settings, adapter_name=adapter)
 
 
 def lora_config(

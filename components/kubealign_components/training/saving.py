@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -29,7 +30,7 @@ from kubealign_components.data.model_files import (
 )
 from kubealign_components.data.models import read_object
 from kubealign_components.errors import EngineError
-from kubealign_components.training.models import load_base, trained_weights
+from kubealign_components.training.models import load_base, trained_weights, under_peft
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """PEFT's name of an adapter's weights."""
@@ -101,14 +102,14 @@ def merged(base: Any, settings: Any, trained: Mapping[str, Tensor], adapter: str
     Raises:
         EngineError: trained weights that ``base`` has no place for.
     """
-    from peft import get_peft_model
-
-    model = get_peft_model(base, settings, adapter_name=adapter)
+    model = under_peft(base, settings, adapter)
     _untie(base)
     left = model.load_state_dict({name: w.float() for name, w in trained.items()}, strict=False)
     if left.unexpected_keys:
         raise EngineError(f"trained weights do not fit the policy: {', '.join(left.unexpected_keys[:3])}, …")
-    whole = model.merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Model with `tie_word_embeddings=True`")  # they are apart now
+        whole = model.merge_and_unload()
     _own_to_tying(whole)
     return whole
 

@@ -35,7 +35,7 @@ class Forbidden(Refusal):
     """The service account lacks a permission."""
 
 
-class Refused(Refusal):
+class Rejected(Refusal):
     """The API server did not accept a request, and will not."""
 
 
@@ -264,7 +264,7 @@ class ClusterApi:
             )
         if error.status == 401:
             return Forbidden(f"the API server does not know who asks to {what}: {message}")
-        return Refused(f"the Kubernetes API server refused to {what}: {message}")
+        return Rejected(f"the Kubernetes API server refused to {what}: {message}")
 
 
 def _items(answer: JsonObject | None) -> list[JsonObject]:

@@ -20,7 +20,7 @@ from kubealign_components.trainjob.logs import LogStream
 from kubealign_components.trainjob.manifest import SPEC_DIGEST, train_job_body
 from kubealign_components.trainjob.pods import failure, pods_of, restart_of
 from kubealign_components.trainjob.settings import PodShape, TrainJobSettings
-from kubealign_components.trainjob.states import DEADLINE, WAITING, State, condition, state_of
+from kubealign_components.trainjob.states import DEADLINE, WAITING, JobState, condition, state_of
 from kubealign_components.trainjob.step_pod import Owner, this_pod
 from kubealign_components.trainjob.workflow import is_workflow, why_over
 
@@ -139,12 +139,12 @@ class _Run:
             log.finish(2 * self._settings.poll_seconds)
         finally:
             log.stop()
-        if state is State.CANCELLED:
+        if state is JobState.CANCELLED:
             raise Refusal(f"TrainJob {self._name} was deleted while this run waited for it")
-        if state is State.FAILED:
+        if state is JobState.FAILED:
             raise EngineError(self._failure(job or {}))
 
-    def _watch(self) -> tuple[JsonObject | None, State]:
+    def _watch(self) -> tuple[JsonObject | None, JobState]:
         """Follow the TrainJob's states until one is final."""
         ran, before, since = False, None, time.monotonic()
         while True:
@@ -156,20 +156,20 @@ class _Run:
             if state is not before:
                 self._say(self._told(state, before))
                 # Out of the queue and not running is still waiting; being evicted starts it anew.
-                since = time.monotonic() if before is State.RUNNING else since
+                since = time.monotonic() if before is JobState.RUNNING else since
                 before = state
-            if state not in (*WAITING, State.RUNNING):
+            if state not in (*WAITING, JobState.RUNNING):
                 return job, state
-            ran = ran or state is State.RUNNING
+            ran = ran or state is JobState.RUNNING
             if state in WAITING:
                 self._check_wait(time.monotonic() - since, state)
             self._pause()
 
-    def _told(self, state: State, before: State | None) -> str:
+    def _told(self, state: JobState, before: JobState | None) -> str:
         """The ``state`` in words, with why all nodes start anew, and how often they did."""
-        if state is State.RESTARTING:
+        if state is JobState.RESTARTING:
             return f"{state}, since a node was lost. {failure(self._api, self._name)}".rstrip()
-        if state is State.RUNNING and before is State.RESTARTING:
+        if state is JobState.RUNNING and before is JobState.RESTARTING:
             number = self._restart()
             return f"{state}{number}: all nodes go on from their last checkpoint"
         return str(state)
@@ -184,12 +184,12 @@ class _Run:
         state = state_of(job)
         if job["metadata"].get("deletionTimestamp"):
             return False
-        if state is State.FAILED:
+        if state is JobState.FAILED:
             self._say("the one of an earlier attempt failed: it is deleted, to start again")
             self._api.delete_job(self._name, uid=job["metadata"]["uid"])
             return False
         same = (job["metadata"].get("annotations") or {}).get(SPEC_DIGEST)
-        if same != self._body["metadata"]["annotations"][SPEC_DIGEST] and state is not State.SUCCEEDED:
+        if same != self._body["metadata"]["annotations"][SPEC_DIGEST] and state is not JobState.SUCCEEDED:
             raise EngineError(
                 f"TrainJob {self._name} in namespace {self._api.namespace} is {state} for this very "
                 f"training, with other nodes, resources or images: wait for its end, or delete it "
@@ -206,7 +206,7 @@ class _Run:
         """``job``, unless another one took its name meanwhile."""
         return job if job is not None and job["metadata"]["uid"] == self._uid else None
 
-    def _check_wait(self, waited: float, state: State) -> None:
+    def _check_wait(self, waited: float, state: JobState) -> None:
         limit = self._settings.queue_timeout
         if limit and waited > limit:
             self._api.delete_job(self._name, uid=self._uid)

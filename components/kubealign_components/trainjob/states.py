@@ -11,7 +11,7 @@ from enum import StrEnum
 from kubealign_components.json_types import JsonObject
 
 
-class State(StrEnum):
+class JobState(StrEnum):
     """States of a TrainJob."""
 
     CREATED = "created"
@@ -31,12 +31,12 @@ class State(StrEnum):
     """Deleted, by another hand than ours."""
 
 
-WAITING = (State.CREATED, State.QUEUED, State.RESUMED, State.RESTARTING, State.EVICTED)
-SUSPENDED = (State.QUEUED, State.EVICTED)
+WAITING = (JobState.CREATED, JobState.QUEUED, JobState.RESUMED, JobState.RESTARTING, JobState.EVICTED)
+SUSPENDED = (JobState.QUEUED, JobState.EVICTED)
 DEADLINE = "DeadlineExceeded"
 
 
-def state_of(job: JsonObject | None, *, before: State | None = None, evicted: bool = False) -> State:
+def state_of(job: JsonObject | None, *, before: JobState | None = None, evicted: bool = False) -> JobState:
     """The state of ``job``.
 
     Args:
@@ -45,21 +45,21 @@ def state_of(job: JsonObject | None, *, before: State | None = None, evicted: bo
         evicted: whether it is known to have run, or to have been admitted, before.
     """
     if job is None:
-        return State.CANCELLED
-    for name, state in (("Complete", State.SUCCEEDED), ("Failed", State.FAILED)):
+        return JobState.CANCELLED
+    for name, state in (("Complete", JobState.SUCCEEDED), ("Failed", JobState.FAILED)):
         if condition(job, name).get("status") == "True":
             return state
     if job["metadata"].get("deletionTimestamp"):
-        return State.CANCELLED
+        return JobState.CANCELLED
     suspended = condition(job, "Suspended").get("status")
     if suspended == "True" or job["spec"].get("suspend"):
-        return State.EVICTED if evicted else State.QUEUED
+        return JobState.EVICTED if evicted else JobState.QUEUED
     counts = (job.get("status") or {}).get("jobsStatus") or []
     if any(one.get("ready", 0) or one.get("succeeded", 0) for one in counts):
-        return State.RUNNING
-    if before in (State.RUNNING, State.RESTARTING):
-        return State.RESTARTING
-    return State.RESUMED if suspended == "False" else State.CREATED
+        return JobState.RUNNING
+    if before in (JobState.RUNNING, JobState.RESTARTING):
+        return JobState.RESTARTING
+    return JobState.RESUMED if suspended == "False" else JobState.CREATED
 
 
 def condition(one: JsonObject, kind: str) -> JsonObject:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
 
     from kubealign.cluster.client import Cluster
-    from kubealign.cluster.outputs import Output
+    from kubealign.cluster.outputs import StoredOutput
 
 
 @click.command("submit")
@@ -166,7 +166,7 @@ def fetch(
     say(f"{target}: {chosen.title}, {len(chosen.objects)} files, {sum(o.size for o in chosen.objects)} B")
 
 
-def output_of(cluster: Cluster, run: str, name: str, pipeline_root: str) -> Output:
+def output_of(cluster: Cluster, run: str, name: str, pipeline_root: str) -> StoredOutput:
     """The output ``name`` of ``run`` (id or name)."""
     from kubealign.cluster.outputs import find_output, root_of
 

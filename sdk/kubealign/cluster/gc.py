@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from kubealign_components.json_types import JsonObject
 from kubealign_components.trainjob.api import ClusterApi
 from kubealign_components.trainjob.manifest import MANAGED_BY, RUN
-from kubealign_components.trainjob.states import State, condition, state_of
+from kubealign_components.trainjob.states import JobState, condition, state_of
 from kubealign_components.trainjob.workflow import is_workflow, why_over
 
-ENDED = (State.SUCCEEDED, State.FAILED)
+ENDED = (JobState.SUCCEEDED, JobState.FAILED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,7 @@ def _reason(
     """Why ``job`` is to go; empty where it stays."""
     state = state_of(job)
     if state in ENDED:
-        kind = "Complete" if state is State.SUCCEEDED else "Failed"
+        kind = "Complete" if state is JobState.SUCCEEDED else "Failed"
         since = now - _time(condition(job, kind)["lastTransitionTime"])
         return f"{state} {_hours(since)} ago" if since > keep else ""
     left = [_time(job["metadata"]["creationTimestamp"])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from kubealign.cluster.outputs import Output, log_text, logs_of, names_task, outputs_of, plain, root_of
+from kubealign.cluster.outputs import StoredOutput, log_text, logs_of, names_task, outputs_of, plain, root_of
 from kubealign.cluster.pods import Pod, arriving, failed_of, log_of, pods_of
 from kubealign.errors import ClusterError
 from kubealign_components.config import require
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kubealign.cluster.client import Cluster
 
 
-P = TypeVar("P", Pod, Output)
+P = TypeVar("P", Pod, StoredOutput)
 
 
 def log_lines(

@@ -39,7 +39,7 @@ _LOG = re.compile(r"executor-logs(-\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Output:
+class StoredOutput:
     """An output artifact of a run: a folder or an object."""
 
     task: str
@@ -66,7 +66,7 @@ class Output:
         return any(entry.uri == join(self.uri, MANIFEST) for entry in self.objects)
 
 
-def outputs_of(root: str, pipeline: str, run_id: str) -> list[Output]:
+def outputs_of(root: str, pipeline: str, run_id: str) -> list[StoredOutput]:
     """Every output that the run itself left below the root; none of tasks that the cache answered."""
     folder = join(root.partition("?")[0], pipeline, run_id)
     groups: dict[tuple[str, ...], list[ObjectInfo]] = {}
@@ -75,7 +75,7 @@ def outputs_of(root: str, pipeline: str, run_id: str) -> list[Output]:
         if len(parts) >= DEPTH:
             groups.setdefault(tuple(parts[:DEPTH]), []).append(entry)
     return [
-        Output(
+        StoredOutput(
             task=plain(parts[0]),
             execution=parts[1],
             name=parts[2],
@@ -88,7 +88,7 @@ def outputs_of(root: str, pipeline: str, run_id: str) -> list[Output]:
 
 def find_output(
     run: V2beta1Run, spec: JsonObject, root: str, name: str, earlier: Callable[[], Iterable[V2beta1Run]]
-) -> Output:
+) -> StoredOutput:
     """The output called ``task.output``, or ``output`` where one task alone has it.
 
     What the run made comes first, then what its datasets were made from, then what earlier runs of the same
@@ -98,8 +98,8 @@ def find_output(
         ConfigError: no output is called so, or several are.
     """
     pipeline = spec["pipelineInfo"]["name"]
-    outputs: list[Output] = []
-    sources: Sequence[Callable[[], Iterable[Output]]] = (
+    outputs: list[StoredOutput] = []
+    sources: Sequence[Callable[[], Iterable[StoredOutput]]] = (
         lambda: outputs_of(root, pipeline, run.run_id),
         lambda: _inherited(outputs),
         lambda: (output for twin in earlier() for output in outputs_of(root, pipeline, twin.run_id)),
@@ -118,7 +118,7 @@ def find_output(
     raise ConfigError("OUTPUT", name, f"one of the run's outputs: {_titles(outputs)}")
 
 
-def fetch_output(output: Output, target: Path) -> Path:
+def fetch_output(output: StoredOutput, target: Path) -> Path:
     """Copy ``output`` to ``target``, whole or not at all; datasets and models are checked.
 
     Raises:
@@ -145,7 +145,7 @@ def fetch_output(output: Output, target: Path) -> Path:
     return target
 
 
-def _with_rows(output: Output) -> Output:
+def _with_rows(output: StoredOutput) -> StoredOutput:
     """``output``, or the folder of its rows, which has the same manifest, where those lie beside it."""
     if not output.whole:
         return output
@@ -155,12 +155,12 @@ def _with_rows(output: Output) -> Output:
     return replace(output, uri=home, objects=tuple(store_for(home).list(home)))
 
 
-def logs_of(outputs: Iterable[Output]) -> list[Output]:
+def logs_of(outputs: Iterable[StoredOutput]) -> list[StoredOutput]:
     """The logs among ``outputs``, by task, execution and attempt."""
     return sorted((o for o in outputs if o.is_log), key=lambda o: (o.task, o.execution, _number(o.name)))
 
 
-def log_text(log: Output) -> Iterator[str]:
+def log_text(log: StoredOutput) -> Iterator[str]:
     """Lines of a stored log."""
     yield from store_for(log.uri).read(log.uri).decode(errors="replace").splitlines()
 
@@ -199,7 +199,7 @@ def names_task(name: str, task: str) -> bool:
     return plain(name) == re.sub(r"-\d+$", "", task)
 
 
-def _called(title: str, outputs: Iterable[Output]) -> list[Output]:
+def _called(title: str, outputs: Iterable[StoredOutput]) -> list[StoredOutput]:
     """The outputs that ``title`` means; unfinished ones only where none is whole."""
     task, _, name = title.rpartition(".")
     named = [output for output in outputs if output.name == name]
@@ -208,7 +208,7 @@ def _called(title: str, outputs: Iterable[Output]) -> list[Output]:
     return [output for output in matching if output.whole] or matching
 
 
-def _evaluated(spec: JsonObject, outputs: Iterable[Output]) -> list[Output]:
+def _evaluated(spec: JsonObject, outputs: Iterable[StoredOutput]) -> list[StoredOutput]:
     """Those of ``outputs`` that the pipeline's evaluation takes."""
     tasks = spec["root"]["dag"]["tasks"].items()
     taken = {
@@ -221,7 +221,7 @@ def _evaluated(spec: JsonObject, outputs: Iterable[Output]) -> list[Output]:
     return [output for output in outputs if (output.task, output.name) in taken]
 
 
-def _inherited(outputs: Iterable[Output]) -> Iterator[Output]:
+def _inherited(outputs: Iterable[StoredOutput]) -> Iterator[StoredOutput]:
     """What the datasets and models among ``outputs`` were made from, where other runs left it."""
     seen: set[str] = set()
     for output in outputs:
@@ -238,12 +238,12 @@ def _inherited(outputs: Iterable[Output]) -> Iterator[Output]:
                 yield _at(ancestor.uri, *parts[-DEPTH:])
 
 
-def _at(uri: str, task: str, execution: str, name: str) -> Output:
+def _at(uri: str, task: str, execution: str, name: str) -> StoredOutput:
     objects = tuple(store_for(uri).list(uri))
-    return Output(task=plain(task), execution=execution, name=name, uri=uri, objects=objects)
+    return StoredOutput(task=plain(task), execution=execution, name=name, uri=uri, objects=objects)
 
 
-def _titles(outputs: Iterable[Output]) -> str:
+def _titles(outputs: Iterable[StoredOutput]) -> str:
     return ", ".join(sorted({output.title for output in outputs if not output.is_log}))
 
 

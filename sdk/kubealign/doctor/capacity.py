@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 
 from kubealign.cluster.kube import Json
-from kubealign.doctor.finding import Finding, Subject, ok, problem, unknown, warning
+from kubealign.doctor.diagnosis import Diagnosis, Subject, ok, problem, unknown, warning
 from kubealign.errors import ClusterError
 from kubealign_components.json_types import JsonObject
 from kubealign_pipelines.resources import StageResources
@@ -23,7 +23,7 @@ def amounts_of(resources: StageResources) -> Amounts:
     return {name: _quantity(value) for name, value in given.items() if value is not None}
 
 
-def check_queue(subject: Subject) -> Iterator[Finding]:
+def check_queue(subject: Subject) -> Iterator[Diagnosis]:
     """Whether Kueue can ever admit each stage: the pods of a job all take one flavor of a resource."""
     check, name = "queue", subject.queue
     if not name:
@@ -65,7 +65,7 @@ def shortages(subject: Subject, queue: JsonObject) -> Iterator[tuple[str, str, s
                 yield stage, resource, _text(asked), _text(most.get(resource, Decimal(0)))
 
 
-def check_quotas(subject: Subject) -> Iterator[Finding]:
+def check_quotas(subject: Subject) -> Iterator[Diagnosis]:
     """ResourceQuotas and LimitRanges of the namespace."""
     hard: Amounts = {}
     for item in subject.kubernetes.items(subject.of_namespace("resourcequotas")) or ():
@@ -90,7 +90,7 @@ def check_quotas(subject: Subject) -> Iterator[Finding]:
         yield ok("namespace quota", f"{'fits' if hard else 'none is set'}")
 
 
-def check_nodes(subject: Subject) -> Iterator[Finding]:
+def check_nodes(subject: Subject) -> Iterator[Diagnosis]:
     """Whether a machine that is there now could hold a pod of each stage."""
     try:
         nodes = subject.kubernetes.items("/api/v1/nodes") or []

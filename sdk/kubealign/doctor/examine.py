@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
 from kubealign.doctor.capacity import check_nodes, check_queue, check_quotas
-from kubealign.doctor.finding import Finding, State, Subject, unknown
+from kubealign.doctor.diagnosis import Diagnosis, Outcome, Subject, unknown
 from kubealign.doctor.permissions import check_permissions
 from kubealign.doctor.pods import check_admission, check_images, check_pod_security, check_volumes
 from kubealign.doctor.store import check_store
@@ -15,7 +15,7 @@ from kubealign.doctor.versions import check_retries, check_versions
 from kubealign.errors import ClusterError
 from kubealign_components import __version__
 
-CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[Subject], Iterator[Diagnosis]], ...] = (
     check_versions,
     check_retries,
     check_store,
@@ -30,7 +30,7 @@ CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
 )
 
 
-def examine(subject: Subject) -> Iterator[Finding]:
+def examine(subject: Subject) -> Iterator[Diagnosis]:
     """What each check finds; one that may not look says so."""
     for check in CHECKS:
         try:
@@ -40,7 +40,7 @@ def examine(subject: Subject) -> Iterator[Finding]:
             yield unknown(name, str(error), "run this as someone who may read it")
 
 
-def report_json(subject: Subject, findings: Sequence[Finding]) -> dict[str, object]:
+def report_json(subject: Subject, findings: Sequence[Diagnosis]) -> dict[str, object]:
     """Everything that an issue about this cluster needs, without a secret's content."""
     return {
         "kubealign": __version__,
@@ -49,12 +49,12 @@ def report_json(subject: Subject, findings: Sequence[Finding]) -> dict[str, obje
         "installation": subject.run.compile.installation,
         "namespace": subject.namespace,
         "service_account": subject.account,
-        "problems": sum(finding.state is State.PROBLEM for finding in findings),
+        "problems": sum(finding.state is Outcome.PROBLEM for finding in findings),
         "findings": [asdict(finding) for finding in findings],
     }
 
 
-def report_lines(findings: Sequence[Finding]) -> Iterator[str]:
+def report_lines(findings: Sequence[Diagnosis]) -> Iterator[str]:
     """A line for each finding, and one below it with what to do."""
     width = max((len(finding.check) for finding in findings), default=0)
     for finding in findings:

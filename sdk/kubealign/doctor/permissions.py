@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kubealign.doctor.finding import Finding, Subject, ok, problem, unknown
+from kubealign.doctor.diagnosis import Diagnosis, Subject, ok, problem, unknown
 from kubealign.errors import ClusterError
 
 Permission = tuple[str, str, str]
@@ -27,7 +27,7 @@ NAMED = {"configmaps": "kfp-launcher"}
 """The one object that a permission is for."""
 
 
-def check_permissions(subject: Subject) -> Iterator[Finding]:
+def check_permissions(subject: Subject) -> Iterator[Diagnosis]:
     """Each permission, asked as the service account itself."""
     user = f"system:serviceaccount:{subject.namespace}:{subject.account}"
     if subject.kubernetes.get(subject.of_namespace(f"serviceaccounts/{subject.account}")) is None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from kubealign.cluster.kube import Json
-from kubealign.doctor.finding import Finding, Subject, ok, problem, unknown, warning
+from kubealign.doctor.diagnosis import Diagnosis, Subject, ok, problem, unknown, warning
 from kubealign.errors import ClusterError
 from kubealign_components.json_types import JsonObject
 
@@ -15,7 +15,7 @@ ENFORCE = "pod-security.kubernetes.io/enforce"
 _REFERENCE = re.compile(r"(?P<host>[^/]+\.[^/]+|[^/]+:\d+|localhost)/(?P<path>.+)")
 
 
-def check_admission(subject: Subject) -> Iterator[Finding]:
+def check_admission(subject: Subject) -> Iterator[Diagnosis]:
     """Each kind of pod, offered to the API server without being made: pod security, quotas, PodDefaults."""
     check = "admission"
     admitted: list[Json] = []
@@ -36,7 +36,7 @@ def check_admission(subject: Subject) -> Iterator[Finding]:
     yield from _pod_defaults(subject, admitted)
 
 
-def check_pod_security(subject: Subject) -> Iterator[Finding]:
+def check_pod_security(subject: Subject) -> Iterator[Diagnosis]:
     """The standard that the namespace enforces."""
     namespace = subject.kubernetes.get(f"/api/v1/namespaces/{subject.namespace}") or {}
     level = (namespace.get("metadata", {}).get("labels") or {}).get(ENFORCE, "privileged")
@@ -49,7 +49,7 @@ def check_pod_security(subject: Subject) -> Iterator[Finding]:
         yield ok("pod security", level)
 
 
-def check_volumes(subject: Subject) -> Iterator[Finding]:
+def check_volumes(subject: Subject) -> Iterator[Diagnosis]:
     """The volume claims of the pods: there, shared where pods run side by side, and writable."""
     mounts = [claim for task in subject.tasks for claim in task["pod"].get("pvcMount", [])]
     names = {str(claim.get("constant") or claim.get("pvcName")) for claim in mounts} | (
@@ -78,7 +78,7 @@ def check_volumes(subject: Subject) -> Iterator[Finding]:
         yield from _writable(subject)
 
 
-def check_images(subject: Subject) -> Iterator[Finding]:
+def check_images(subject: Subject) -> Iterator[Diagnosis]:
     """Whether the machines have the images, or their registry gives them out."""
     accounts = subject.kubernetes.get(subject.of_namespace(f"serviceaccounts/{subject.account}")) or {}
     secrets = {one["name"] for one in accounts.get("imagePullSecrets") or ()}
@@ -114,7 +114,7 @@ def pod_of(subject: Subject, task: JsonObject) -> Json:
     }
 
 
-def _pod_defaults(subject: Subject, admitted: list[Json]) -> Iterator[Finding]:
+def _pod_defaults(subject: Subject, admitted: list[Json]) -> Iterator[Diagnosis]:
     if subject.standalone:
         return
     volumes = [{one["name"] for one in pod["spec"].get("volumes") or ()} for pod in admitted]
@@ -129,7 +129,7 @@ def _pod_defaults(subject: Subject, admitted: list[Json]) -> Iterator[Finding]:
     yield problem("PodDefaults", fact, remedy)
 
 
-def _writable(subject: Subject) -> Iterator[Finding]:
+def _writable(subject: Subject) -> Iterator[Diagnosis]:
     job = subject.kubernetes.get(f"/apis/batch/v1/namespaces/{subject.namespace}/jobs/{CACHE}")
     status = (job or {}).get("status") or {}
     if status.get("succeeded"):
@@ -162,7 +162,7 @@ def _on_nodes(subject: Subject) -> set[str]:
     }
 
 
-def _image(image: str, secrets: set[str], on_nodes: set[str]) -> Finding:
+def _image(image: str, secrets: set[str], on_nodes: set[str]) -> Diagnosis:
     match = _REFERENCE.fullmatch(image)
     host, path = (match["host"], match["path"]) if match else ("docker.io", image)
     if f"{host}/{path}" in on_nodes or image in on_nodes:

@@ -8,7 +8,7 @@ import yaml
 
 from kubealign.cluster.kube import Forbidden
 from kubealign.cluster.outputs import DEFAULT_ROOT, LAUNCHER
-from kubealign.doctor.finding import KUBEFLOW, Finding, Subject, data_of, ok, problem, unknown, warning
+from kubealign.doctor.diagnosis import KUBEFLOW, Diagnosis, Subject, data_of, ok, problem, unknown, warning
 from kubealign_components.errors import KubeAlignError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.store import join, scheme_of, store_for
@@ -19,7 +19,7 @@ OWN = "minio://mlpipeline/"
 """KFP's own bucket."""
 
 
-def check_store(subject: Subject) -> Iterator[Finding]:
+def check_store(subject: Subject) -> Iterator[Diagnosis]:
     """Scheme, keys and server of the pipeline root; the prefix for work; what the UI needs."""
     data = data_of(subject.kubernetes.get(subject.of_namespace(f"configmaps/{LAUNCHER}")))
     root = data.get("defaultPipelineRoot") or DEFAULT_ROOT
@@ -39,7 +39,7 @@ def check_store(subject: Subject) -> Iterator[Finding]:
     yield from _pages(subject, root, scheme)
 
 
-def _keys(subject: Subject, scheme: str, provider: JsonObject) -> Iterator[Finding]:
+def _keys(subject: Subject, scheme: str, provider: JsonObject) -> Iterator[Diagnosis]:
     given = (provider.get("default") or {}).get("credentials") or {}
     named = given.get("secretRef") or {}
     if scheme == "minio" and not provider:
@@ -67,7 +67,7 @@ def _keys(subject: Subject, scheme: str, provider: JsonObject) -> Iterator[Findi
         yield ok("store keys", f"Secret {name}")
 
 
-def _server(subject: Subject, root: str, scheme: str, provider: JsonObject) -> Iterator[Finding]:
+def _server(subject: Subject, root: str, scheme: str, provider: JsonObject) -> Iterator[Diagnosis]:
     endpoint = (provider.get("default") or {}).get("endpoint") or (
         KUBEFLOW_STORE.removeprefix("http://") if scheme == "minio" else ""
     )
@@ -93,7 +93,7 @@ def _server(subject: Subject, root: str, scheme: str, provider: JsonObject) -> I
         yield ok("store server", f"{root} can be listed from here")
 
 
-def _work(subject: Subject, root: str) -> Iterator[Finding]:
+def _work(subject: Subject, root: str) -> Iterator[Diagnosis]:
     work = str(subject.run.parameters.get("work") or "")
     own = f"private-artifacts/{subject.namespace}/"
     bucket = work.removeprefix("s3://mlpipeline/").removeprefix(OWN)
@@ -111,7 +111,7 @@ def _work(subject: Subject, root: str) -> Iterator[Finding]:
         yield ok("work", work)
 
 
-def _pages(subject: Subject, root: str, scheme: str) -> Iterator[Finding]:
+def _pages(subject: Subject, root: str, scheme: str) -> Iterator[Diagnosis]:
     if scheme == "minio" and not root.startswith(OWN) and subject.namespace != KUBEFLOW:
         yield warning(
             "pages in the UI", f"{root}: the UI has keys for {OWN}", "see manifests/README.md, The store"

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import yaml
 
 from kubealign.cluster.kube import Forbidden
-from kubealign.doctor.finding import KUBEFLOW, Finding, Subject, data_of, ok, problem, unknown, warning
+from kubealign.doctor.diagnosis import KUBEFLOW, Diagnosis, Subject, data_of, ok, problem, unknown, warning
 from kubealign.errors import ClusterError
 
 Number = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
+class Software:
     """A part of Kubeflow: where its version is seen, and which versions are known to do."""
 
     name: str
@@ -31,14 +31,14 @@ class Part:
     """A field of that kind's spec that earlier versions do not have."""
 
 
-PIPELINES = Part(
+PIPELINES = Software(
     name="Kubeflow Pipelines",
     namespace=KUBEFLOW,
     deployment="ml-pipeline",
     least=(2, 16),
     tried=((2, 16), (2, 17)),
 )
-TRAINER = Part(
+TRAINER = Software(
     name="Kubeflow Trainer",
     namespace="kubeflow-system",
     deployment="kubeflow-trainer-controller-manager",
@@ -47,14 +47,14 @@ TRAINER = Part(
     crd="trainjobs.trainer.kubeflow.org",
     field="runtimePatches",
 )
-JOBSET = Part(
+JOBSET = Software(
     name="JobSet",
     namespace="kubeflow-system",
     deployment="jobset-controller-manager",
     least=(0, 8),
     crd="jobsets.jobset.x-k8s.io",
 )
-KUEUE = Part(
+KUEUE = Software(
     name="Kueue",
     namespace="kueue-system",
     deployment="kueue-controller-manager",
@@ -64,7 +64,7 @@ KUEUE = Part(
 _TAG = re.compile(r"v?(\d+)\.(\d+)")
 
 
-def check_versions(subject: Subject) -> Iterator[Finding]:
+def check_versions(subject: Subject) -> Iterator[Diagnosis]:
     """The parts that the run needs, each against the versions that are known to do."""
     yield from _part(subject, PIPELINES)
     if subject.multi_node:
@@ -74,7 +74,7 @@ def check_versions(subject: Subject) -> Iterator[Finding]:
         yield from _part(subject, KUEUE)
 
 
-def check_retries(subject: Subject) -> Iterator[Finding]:
+def check_retries(subject: Subject) -> Iterator[Diagnosis]:
     """Which attempts Argo repeats: what KFP's configuration adds to every template."""
     check = "retry policy"
     path = f"/api/v1/namespaces/{KUBEFLOW}/configmaps/workflow-controller-configmap"
@@ -101,7 +101,7 @@ def check_retries(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def _part(subject: Subject, part: Part) -> Iterator[Finding]:
+def _part(subject: Subject, part: Software) -> Iterator[Diagnosis]:
     path = f"/apis/apps/v1/namespaces/{part.namespace}/deployments/{part.deployment}"
     try:
         deployment = subject.kubernetes.get(path)
@@ -131,7 +131,7 @@ def _part(subject: Subject, part: Part) -> Iterator[Finding]:
         yield ok(part.name, f"version {_text(version)}")
 
 
-def _kind(subject: Subject, part: Part) -> str | None:
+def _kind(subject: Subject, part: Software) -> str | None:
     """The schema of the part's kind as text; empty where it may not be read, None where there is none."""
     if not part.crd:
         return ""

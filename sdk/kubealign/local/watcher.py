@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TextIO
 
 from kubealign_components.printable import for_people
-from kubealign_components.progress import State, read_line
+from kubealign_components.progress import BarState, read_line
 
 _COLOUR = re.compile(r"\x1b\[\d+m")
 _STARTED = re.compile(r"^Executing task '(.+)'$")
@@ -52,7 +52,7 @@ class TaskRun:
     log: Path
     ended: float | None = None
     ok: bool | None = None
-    state: State | None = None
+    state: BarState | None = None
     """How far the stage has come, once it says so."""
     chunk: dict[str, int] = field(default_factory=dict)
     """Of a worker of a fan-out, ``index`` from 0 and ``of``: which of how many chunks."""

@@ -12,27 +12,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kubealign_components.data.chunks import Chunk, Part, merge, plan
-from kubealign_components.data.dataset import Dataset
 from kubealign_components.errors import ChunkError, CorruptDataset, StoreError
 from kubealign_components.preemption import EXIT_CODE, preemptible
 from kubealign_components.store import faulty, register
 from support import chunk_worker
 from support.chunk_worker import Upper, run
-from support.tiny import prompt_row
+from support.datasets import MakeDataset, flip_a_bit, questions
 
-MakeDataset = Callable[..., Dataset]
 WRITES = 6  # of a chunk of two slices: data and record of each, shard, manifest
-
-
-def rows_of(count: int) -> list[dict[str, Any]]:
-    return [prompt_row(f"question {i}") for i in range(count)]
 
 
 def worker(
@@ -54,7 +47,7 @@ def computed(folder: Path) -> Counter[str]:
 def test_killed_at_a_commit_boundary(
     make_dataset: MakeDataset, tmp_path: Path, write: int, moment: str
 ) -> None:
-    dataset = make_dataset(rows_of(4))
+    dataset = make_dataset(questions(4))
     [chunk] = plan(dataset, work=f"faulty://{tmp_path}/work", chunks=1)
     killed = worker(chunk, tmp_path, write=write, moment=moment)
     killed.communicate()
@@ -92,7 +85,7 @@ def test_any_schedule_of_refusals_gives_the_same_rows(
 ) -> None:
     """Every attempt has faults, a slice size and a number of chunks of its own."""
     folder = tmp_path_factory.mktemp("schedule")
-    dataset = make_dataset(rows_of(rows))
+    dataset = make_dataset(questions(rows))
     for faults, slice_rows, chunks in [*schedule, ({}, 2, 2)]:
         store = faulty.FaultyStore(faults)
         register(faulty.SCHEME, lambda store=store: store)
@@ -107,7 +100,7 @@ def test_any_schedule_of_refusals_gives_the_same_rows(
 
 
 def test_two_workers_on_one_chunk_publish_one_part(make_dataset: MakeDataset, tmp_path: Path) -> None:
-    [chunk] = plan(make_dataset(rows_of(12)), work=str(tmp_path / "work"), chunks=1)
+    [chunk] = plan(make_dataset(questions(12)), work=str(tmp_path / "work"), chunks=1)
     racing = [worker(chunk, tmp_path, seconds=0.05, salt=salt) for salt in "xy"]
     parts = [Part.from_json(process.communicate()[0]) for process in racing]
     assert parts[0].uri == parts[1].uri
@@ -125,7 +118,7 @@ def test_a_merge_that_was_killed_is_merged_again(
     make_dataset: MakeDataset, tmp_path: Path, write: int, moment: str
 ) -> None:
     register(faulty.SCHEME, lambda: faulty.FaultyStore({}))
-    dataset = make_dataset(rows_of(6))
+    dataset = make_dataset(questions(6))
     chunks = plan(dataset, work=f"faulty://{tmp_path}/work", chunks=2)
     parts = [run(chunk, Upper()) for chunk in chunks]
     planned = {"parts": [p.to_json() for p in parts], "chunks": [c.to_json() for c in chunks]}
@@ -142,7 +135,7 @@ def test_a_merge_that_was_killed_is_merged_again(
 @pytest.fixture
 def slow(make_dataset: MakeDataset, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A worker in the middle of its first slice."""
-    [chunk] = plan(make_dataset(rows_of(8)), work=str(tmp_path / "work"), chunks=1)
+    [chunk] = plan(make_dataset(questions(8)), work=str(tmp_path / "work"), chunks=1)
     process = worker(chunk, tmp_path, seconds=1)
     while not (tmp_path / "computed").exists():
         time.sleep(0.02)
@@ -198,18 +191,11 @@ def test_nothing_planned_is_nothing_to_merge(tmp_path: Path) -> None:
         merge([], [], str(tmp_path))
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.unlink()  # what is published is read-only
-    path.write_bytes(data)
-
-
 DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "flipped shard": ("shard-*", flip),
+    "flipped shard": ("shard-*", flip_a_bit),
     "missing shard": ("shard-*", Path.unlink),
     "cut shard": ("shard-*", lambda p: os.truncate(p, 40)),
-    "flipped manifest": ("manifest.json", flip),
+    "flipped manifest": ("manifest.json", flip_a_bit),
     "cut manifest": ("manifest.json", lambda p: os.truncate(p, 40)),
     "empty manifest": ("manifest.json", lambda p: os.truncate(p, 0)),
 }
@@ -219,7 +205,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
 def test_a_damaged_part_is_made_again_from_its_slices(
     make_dataset: MakeDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    dataset = make_dataset(rows_of(6))
+    dataset = make_dataset(questions(6))
     chunks = plan(dataset, work=str(tmp_path / "work"), chunks=2)
     for chunk in chunks:
         run(chunk, Upper())
@@ -238,7 +224,7 @@ def test_a_damaged_part_is_made_again_from_its_slices(
 def test_a_part_that_is_cut_between_chunk_and_merge_is_named(
     make_dataset: MakeDataset, tmp_path: Path
 ) -> None:
-    chunks = plan(make_dataset(rows_of(6)), work=str(tmp_path / "work"), chunks=2)
+    chunks = plan(make_dataset(questions(6)), work=str(tmp_path / "work"), chunks=2)
     parts = [run(chunk, Upper()) for chunk in chunks]
     shard = next((tmp_path / "work").rglob("parts/*/shard-*"))
     os.truncate(shard, 40)
@@ -248,7 +234,7 @@ def test_a_part_that_is_cut_between_chunk_and_merge_is_named(
 
 
 def test_published_files_have_many_names_and_no_writer(make_dataset: MakeDataset, tmp_path: Path) -> None:
-    chunks = plan(make_dataset(rows_of(4)), work=str(tmp_path / "work"), chunks=1)
+    chunks = plan(make_dataset(questions(4)), work=str(tmp_path / "work"), chunks=1)
     merge([run(chunk, Upper()) for chunk in chunks], chunks, str(tmp_path / "merged"))
     published = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ""]
     assert published

@@ -16,11 +16,8 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.errors import ChunkError, ConfigError, CorruptDataset
 from support.chunk_worker import Upper, run
+from support.datasets import questions
 from support.tiny import prompt_row
-
-
-def rows_of(count: int) -> list[dict[str, Any]]:
-    return [prompt_row(f"question {i}") for i in range(count)]
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -36,7 +33,7 @@ def test_any_chunking_gives_the_same_rows_and_fingerprint(
     shards: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("work")
-    dataset = make_dataset(rows_of(rows), shards=shards)
+    dataset = make_dataset(questions(rows), shards=shards)
     planned = [Chunk.from_json(c.to_json()) for c in plan(dataset, work=str(folder / "work"), chunks=chunks)]
     parts = [Part.from_json(run(c, Upper(), slice_rows).to_json()) for c in planned]
     merged = merge(parts, planned, str(folder / "merged"))
@@ -51,7 +48,7 @@ def test_any_chunking_gives_the_same_rows_and_fingerprint(
 def test_a_killed_chunk_repeats_only_the_slice_in_flight(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:
-    dataset = make_dataset(rows_of(10))
+    dataset = make_dataset(questions(10))
     [chunk] = plan(dataset, work=str(tmp_path / "work"), chunks=1)
     first = Upper(fail_after=6)
     with pytest.raises(RuntimeError, match="killed"):
@@ -71,9 +68,9 @@ def test_a_grown_dataset_computes_only_its_new_rows(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:
     work = str(tmp_path / "work")
-    [chunk] = plan(make_dataset(rows_of(7)), work=work, chunks=1)
+    [chunk] = plan(make_dataset(questions(7)), work=work, chunks=1)
     run(chunk, Upper(), 3)
-    grown = make_dataset(list(reversed(rows_of(12))))
+    grown = make_dataset(list(reversed(questions(12))))
     again = [(c, Upper()) for c in plan(grown, work=work, chunks=3)]
     parts = [run(c, stage, 2) for c, stage in again]
     assert sum(len(stage.computed) for _, stage in again) == 5
@@ -85,9 +82,9 @@ def test_a_grown_dataset_computes_only_its_new_rows(
 def test_merge_refuses_missing_double_and_foreign_parts(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:
-    chunks = plan(make_dataset(rows_of(6)), work=str(tmp_path / "work"), chunks=3)
+    chunks = plan(make_dataset(questions(6)), work=str(tmp_path / "work"), chunks=3)
     parts = [run(c, Upper()) for c in chunks]
-    other = plan(make_dataset(rows_of(9)), work=str(tmp_path / "work"), chunks=3)
+    other = plan(make_dataset(questions(9)), work=str(tmp_path / "work"), chunks=3)
     foreign = run(other[0], Upper())
     with pytest.raises(ChunkError, match="do not match the planned chunks"):
         merge(parts[:2], chunks, str(tmp_path / "a"))
@@ -100,7 +97,7 @@ def test_merge_refuses_missing_double_and_foreign_parts(
 def test_a_changed_slice_is_set_aside_by_name_and_made_again(
     make_dataset: Callable[..., Dataset], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    dataset = make_dataset(rows_of(4))
+    dataset = make_dataset(questions(4))
     [chunk] = plan(dataset, work=str(tmp_path / "work"), chunks=1)
     with pytest.raises(RuntimeError):
         run(chunk, Upper(fail_after=2))
@@ -116,7 +113,7 @@ def test_a_changed_slice_is_set_aside_by_name_and_made_again(
 
 
 def test_plan_bounds(make_dataset: Callable[..., Dataset], tmp_path: Path) -> None:
-    dataset = make_dataset(rows_of(250))
+    dataset = make_dataset(questions(250))
     assert len(plan(dataset, work="w", rows_per_chunk=1)) == 100
     assert len(plan(dataset, work="w", chunks=3)) == 3
     assert len(plan(dataset, work="w", rows_per_chunk=1000)) == 1

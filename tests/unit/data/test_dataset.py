@@ -21,9 +21,8 @@ from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import COMPLETIONS, PROMPT_ROW, PROMPTS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch, StoreError
+from support.datasets import MakeDataset
 from support.tiny import prompt_row
-
-MakeDataset = Callable[..., Dataset]
 
 
 def rows_of(count: int) -> list[dict[str, Any]]:

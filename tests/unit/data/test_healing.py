@@ -14,22 +14,15 @@ from kubealign_components.data.chunks import Chunk, merge, plan
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.errors import CorruptDataset
 from support.chunk_worker import Upper, run
+from support.datasets import MakeDataset, flip_a_bit
 from support.tiny import prompt_row
 from support.watched_store import WatchedStore
 
 ROWS, SLICE, CHUNKS = 12, 2, 2
-MakeDataset = Callable[..., Dataset]
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.unlink()  # what is published is read-only
-    path.write_bytes(content)
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "flipped": flip,
+    "flipped": flip_a_bit,
     "cut": lambda path: os.truncate(path, 9),
     "empty": lambda path: os.truncate(path, 0),
     "gone": Path.unlink,
@@ -114,7 +107,7 @@ def test_a_flipped_byte_between_chunk_and_merge_is_named_and_healed_by_the_next_
     chunks = plan(dataset, work=str(tmp_path / "work"), chunks=CHUNKS)
     parts = [run(chunk, Upper(), SLICE) for chunk in chunks]
     shard = next((tmp_path / "work").rglob("parts/*/shard-*"))
-    flip(shard)
+    flip_a_bit(shard)
     with pytest.raises(CorruptDataset, match=f"part of chunk . of 2 is damaged.*{shard.name}.*Run again"):
         merge(parts, chunks, str(tmp_path / "merged"))
     again = Upper()
@@ -128,7 +121,7 @@ def test_a_damaged_shard_that_a_killed_writer_left_is_replaced(
     [chunk] = plan(make_dataset([prompt_row("one")]), work=str(tmp_path / "work"), chunks=1)
     part = Path(run(chunk, Upper(), SLICE).uri)
     (part / "manifest.json").unlink()  # as if it had not been published yet
-    flip(next(part.glob("shard-*")))
+    flip_a_bit(next(part.glob("shard-*")))
     Dataset.open(run(chunk, Upper(), SLICE).uri).verify()
 
 

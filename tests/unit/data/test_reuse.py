@@ -29,9 +29,9 @@ from kubealign_components.rewards.stage import RewardsConfig
 from kubealign_components.rewards.stage import run as rewards
 from kubealign_components.sample.stage import SampleConfig
 from kubealign_components.sample.stage import run as sample
+from support.datasets import MakeDataset
 from support.tiny import prompt_row
 
-MakeDataset = Callable[..., Dataset]
 Row = dict[str, Any]
 PROMPTS = 3
 

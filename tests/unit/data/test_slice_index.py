@@ -20,6 +20,7 @@ from kubealign_components.data import slice_index
 from kubealign_components.data.named_objects import content_name, publish_named
 from kubealign_components.data.slice_index import ROW_ID, SliceIndex
 from kubealign_components.store import join
+from support.datasets import flip_a_bit
 from support.watched_store import WatchedStore
 
 Known = dict[str, list[str]]
@@ -178,15 +179,8 @@ def committed_more(folder: str, label: str, slices: int) -> Known:
     return {row: [commit(folder, [row])] for row in (f"{label} {number}" for number in range(slices))}
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.unlink()
-    path.write_bytes(content)
-
-
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "flipped": flip,
+    "flipped": flip_a_bit,
     "cut": lambda path: os.truncate(path, 9),
     "empty": lambda path: os.truncate(path, 0),
 }
@@ -216,8 +210,8 @@ def test_compaction_mends_as_well(store: WatchedStore, folder: str) -> None:
     known = committed(folder, 4)
     SliceIndex(folder).compact()
     known |= committed_more(folder, "late", 30)
-    flip(objects(folder, "buckets")[0])
-    flip(objects(folder, "commits")[0])
+    flip_a_bit(objects(folder, "buckets")[0])
+    flip_a_bit(objects(folder, "commits")[0])
     SliceIndex(folder).compact()
     assert SliceIndex(folder).find(known) == known
 

@@ -19,9 +19,9 @@ from kubealign_components.data.schemas import COMPLETIONS, PROMPTS, TOKENIZED, c
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError, EngineError
 from kubealign_components.filter.stage import FilterConfig, run
+from support.datasets import MakeDataset
 from support.tiny import CHATML, prompt_row
 
-MakeDataset = Callable[..., Dataset]
 Row = dict[str, Any]
 START, END = 1, 2  # <|im_start|> (also BOS) and <|im_end|> (also EOS) of the tiny model
 

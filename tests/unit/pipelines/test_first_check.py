@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from kfp import components, local
 
 from kubealign_components.config import from_mapping
 from kubealign_components.errors import FINAL_CODE, ConfigError
 from kubealign_pipelines.checking.outside import identify
 from kubealign_pipelines.checking.stages import Checked
-from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.resources import CompileSettings
+from support.compiled import compile_ir
 from support.pipeline_shapes import SHAPES
 
 BREVITY = "kubealign_components.rewards.functions:brevity"
@@ -26,11 +25,10 @@ BREVITY = "kubealign_components.rewards.functions:brevity"
 
 def compiled(folder: Path, parameters: dict[str, Any], **settings: Any) -> tuple[Path, dict[str, Any]]:
     """A compiled offline alignment, and its IR."""
-    path = folder / "pipeline.yaml"
-    compile_pipeline(
-        "offline_alignment", path, from_mapping(CompileSettings, settings, "compile"), parameters
+    spec, _ = compile_ir(
+        folder, "offline_alignment", from_mapping(CompileSettings, settings, "compile"), parameters
     )
-    return path, next(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
+    return folder / "pipeline.yaml", spec
 
 
 @pytest.fixture
@@ -97,8 +95,7 @@ def the_python_of_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_other_task_comes_after_the_check(shape: str, tmp_path: Path) -> None:
     pipeline, parameters, _ = SHAPES[shape]
-    compile_pipeline(pipeline, tmp_path / "p.yaml", parameters=parameters)
-    spec = next(yaml.load_all((tmp_path / "p.yaml").read_text(), Loader=yaml.CSafeLoader))
+    spec, _ = compile_ir(tmp_path, pipeline, parameters=parameters)
     tasks = spec["root"]["dag"]["tasks"]
     assert "dependentTasks" not in tasks["check"]
     assert not tasks["check"]["cachingOptions"].get("enableCache")

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from kubealign_components.errors import ConfigError
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.graph import Graph
+from support.compiled import compile_ir, read_ir
 from support.pipeline_shapes import SHAPES
 
 
@@ -20,7 +20,7 @@ def shape(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, Any
     pipeline, parameters, stages = SHAPES[request.param]
     path = tmp_path / "pipeline.yaml"
     graph = compile_pipeline(pipeline, path, parameters=parameters)
-    return next(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader)), graph, stages
+    return read_ir(path)[0], graph, stages
 
 
 def test_the_top_level_shows_the_whole_recipe(shape: tuple[dict[str, Any], Graph, set[str]]) -> None:
@@ -49,9 +49,7 @@ def test_a_run_is_asked_for_nothing_that_no_stage_reads(
 
 def test_scoring_stands_where_it_was_asked_for(tmp_path: Path) -> None:
     for order, first in (("after", "select"), ("before", "merge-rewards")):
-        path = tmp_path / f"{order}.yaml"
-        compile_pipeline("offline_alignment", path, parameters={"logprobs_order": order})
-        spec = next(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
+        spec, _ = compile_ir(tmp_path, "offline_alignment", parameters={"logprobs_order": order})
         [loop] = [t for t in spec["root"]["dag"]["tasks"].values() if t["taskInfo"]["name"] == "logprobs"]
         assert _reaches(spec["root"]["dag"]["tasks"], loop, first)
         assert _reaches(spec["root"]["dag"]["tasks"], loop, "select") == (order == "after")

@@ -6,22 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from kubealign_components.errors import ConfigError
 from kubealign_pipelines import PIPELINES
-from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.resources import CompileSettings
+from support.compiled import compile_ir
 
 KEYS = {"AWS_ACCESS_KEY_ID": "accesskey", "AWS_SECRET_ACCESS_KEY": "secretkey"}
 
 
 def compiled(folder: Path, pipeline: str, settings: CompileSettings) -> list[tuple[Any, Any]]:
     """Environment and pod settings of every task."""
-    path = folder / "pipeline.yaml"
-    compile_pipeline(pipeline, path, settings)
-    spec, *platforms = yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader)
-    pods = platforms[0]["platforms"]["kubernetes"]["deploymentSpec"]["executors"] if platforms else {}
+    spec, pods = compile_ir(folder, pipeline, settings)
     return [
         ({one["name"]: one["value"] for one in executor["container"].get("env", [])}, pods.get(name, {}))
         for name, executor in spec["deploymentSpec"]["executors"].items()

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from kubealign_pipelines.compiler import compile_pipeline
+from support.compiled import compile_ir
 from support.pipeline_shapes import SHAPES
 
 Artifact = tuple[str, str]
@@ -52,8 +51,7 @@ def _producer(value: dict[str, Any]) -> Artifact:
 @pytest.fixture(params=SHAPES)
 def graph(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Artifacts, dict[str, Any]]:
     pipeline, parameters, _ = SHAPES[request.param]
-    compile_pipeline(pipeline, tmp_path / "p.yaml", parameters=parameters)
-    spec = next(yaml.load_all((tmp_path / "p.yaml").read_text(), Loader=yaml.CSafeLoader))
+    spec, _ = compile_ir(tmp_path, pipeline, parameters=parameters)
     return Artifacts(spec), spec
 
 

@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from click.testing import CliRunner
 
 import kubealign_pipelines
 from kubealign.cli.main import main
 from kubealign.runfile import RunFile, load_run_file
 from kubealign_components.config import from_mapping
-from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.resources import READS_OUTSIDE, CompileSettings
+from support.compiled import compile_ir
 
 RUN_FILES = sorted((Path(kubealign_pipelines.__file__).parent / "params").glob("*.yaml"))
 LABEL = "app.kubernetes.io/part-of"
@@ -22,11 +21,9 @@ LABEL = "app.kubernetes.io/part-of"
 
 def compiled(run: RunFile, folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The IR, and containers and pod settings by executor."""
-    path = folder / "pipeline.yaml"
-    compile_pipeline(run.pipeline, path, run.compile, run.parameters)
-    spec, platform = yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader)
+    spec, pods = compile_ir(folder, run.pipeline, run.compile, run.parameters)
     containers = {name: one["container"] for name, one in spec["deploymentSpec"]["executors"].items()}
-    return spec, containers, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return spec, containers, pods
 
 
 def shared_memory(pod: dict[str, Any]) -> list[str]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import (
     COMPLETIONS,
     MODEL,
@@ -23,10 +21,10 @@ from kubealign_components.data.schemas import (
 from kubealign_components.reports import columns as columns_of
 from kubealign_components.reports.columns import read_columns
 from kubealign_components.reports.rows import has_page, marked, rows_page
+from support.datasets import MakeDataset
 from support.pages import Page
 from support.tiny import prompt_row
 
-MakeDataset = Callable[..., Dataset]
 ATTACK = "<script>alert(1)</script>"
 
 

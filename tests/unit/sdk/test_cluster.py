@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kubealign.cli.main import main
-from kubealign.cluster.outputs import Output, fetch_output
+from kubealign.cluster.outputs import StoredOutput, fetch_output
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import PROMPTS
@@ -332,7 +332,7 @@ def dataset(place: Path, **inputs: Dataset) -> Dataset:
 def test_an_object_that_leads_out_of_its_folder_is_not_fetched(tmp_path: Path) -> None:
     for name in ("../../evil", "a//b", "/etc/evil"):
         uri = f"s3://b/r/p/run/train/u/model/{name}"
-        output = Output(
+        output = StoredOutput(
             task="train", execution="u", name="model", uri="s3://b/r/p/run/train/u/model",
             objects=(ObjectInfo(uri, 1),),
         )  # fmt: skip

@@ -17,7 +17,7 @@ from golden.update import MANIFESTS, built
 from kubealign.cli.main import main
 from kubealign.cluster.kube import Kubernetes
 from kubealign.doctor.capacity import shortages
-from kubealign.doctor.finding import Subject
+from kubealign.doctor.diagnosis import Subject
 from kubealign.doctor.permissions import RUN, TRAIN
 from kubealign.runfile import load_run_file
 from support.fake_kfp import Kube

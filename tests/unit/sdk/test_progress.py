@@ -12,7 +12,7 @@ from rich.console import Console
 from kubealign.cli.progress import Progress, state_text
 from kubealign.local.forecast import START_SECONDS, Expected, Forecast, forecast
 from kubealign.local.watcher import TaskRun, Watcher
-from kubealign_components.progress import SECONDS, State, note, progress_bar, read_line
+from kubealign_components.progress import SECONDS, BarState, note, progress_bar, read_line
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.graph import Graph
 
@@ -29,8 +29,8 @@ def ended(task: str, seconds: float, **settings: object) -> TaskRun:
     return a_run(task, seconds, ended=time.monotonic(), ok=True, **settings)
 
 
-def a_state(done: int, left: float | None) -> State:
-    return State(name="x", done=done, total=100, unit="rows", rate=2.0, left=left, notes="loss=0.7")
+def a_state(done: int, left: float | None) -> BarState:
+    return BarState(name="x", done=done, total=100, unit="rows", rate=2.0, left=left, notes="loss=0.7")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_other_lines_are_no_progress(line: str) -> None:
         (a_state(10, 3680.0), "10/100 rows, 2 rows/s, 1 h 01 min left, loss=0.7"),
     ],
 )
-def test_a_state_has_unit_rate_and_time_left(state: State, text: str) -> None:
+def test_a_state_has_unit_rate_and_time_left(state: BarState, text: str) -> None:
     assert state_text(a_run(state=state)) == text
 
 

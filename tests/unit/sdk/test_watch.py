@@ -10,7 +10,7 @@ from kfp import compiler, components, dsl, local
 from kubealign.local.loops import loop_inputs_kept
 from kubealign.local.results import missing_outputs
 from kubealign.local.watcher import TaskRun, Watcher, reason_of
-from kubealign_components.progress import State
+from kubealign_components.progress import BarState
 from kubealign_pipelines.compiler import read_graph
 
 
@@ -75,7 +75,7 @@ def test_every_execution_is_seen_and_its_lines_are_its_own(tmp_path: Path) -> No
             assert len(set(own)) == 1, own
             assert run.state is not None
             index = run.state.done
-            assert run.state == State(
+            assert run.state == BarState(
                 name=f"work {index + 1}/3",
                 done=index,
                 total=9,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,7 @@ from kubealign_components.errors import ChunkError, ConfigError, EmptyDataset, S
 from kubealign_components.merge.stage import run as merge
 from kubealign_components.split.stage import SplitConfig
 from kubealign_components.split.stage import run as split
-from support.tiny import prompt_row
-
-MakeDataset = Callable[..., Dataset]
-
-
-def rows_of(count: int) -> list[dict[str, Any]]:
-    return [prompt_row(f"question {i}") for i in range(count)]
+from support.datasets import MakeDataset, questions
 
 
 def part_of(chunk: Chunk, dataset: Dataset, folder: Path, *, step: str = "work") -> Part:
@@ -44,7 +37,7 @@ def part_of(chunk: Chunk, dataset: Dataset, folder: Path, *, step: str = "work")
 
 
 def test_chunks_cover_every_row_once(make_dataset: MakeDataset) -> None:
-    dataset = make_dataset(rows_of(23), shards=4)
+    dataset = make_dataset(questions(23), shards=4)
     for config in (SplitConfig(chunks=5), SplitConfig(rows_per_chunk=4), SplitConfig(rows_per_chunk=1000)):
         chunks = split(config, dataset=dataset)
         ids = [
@@ -53,7 +46,7 @@ def test_chunks_cover_every_row_once(make_dataset: MakeDataset) -> None:
             for batch in dataset.batches(spans=chunk.spans)
             for row in batch.to_pylist()
         ]
-        assert ids == [row["prompt_id"] for row in rows_of(23)]
+        assert ids == [row["prompt_id"] for row in questions(23)]
         sizes = [chunk.rows for chunk in chunks]
         assert sum(sizes) == 23
         assert max(sizes) - min(sizes) <= 1
@@ -81,7 +74,7 @@ def test_settings_are_checked_by_name(settings: dict[str, Any], message: str) ->
 
 
 def test_descriptors_survive_kfp(make_dataset: MakeDataset) -> None:
-    for chunk in split(SplitConfig(chunks=3), dataset=make_dataset(rows_of(8), shards=2)):
+    for chunk in split(SplitConfig(chunks=3), dataset=make_dataset(questions(8), shards=2)):
         # KFP hands integers on as floats.
         through = json.loads(json.dumps(chunk.to_json()), parse_int=float)
         assert Chunk.from_json(through) == chunk
@@ -89,7 +82,7 @@ def test_descriptors_survive_kfp(make_dataset: MakeDataset) -> None:
 
 
 def test_merge_copies_shards_and_adds_up_counts(make_dataset: MakeDataset, tmp_path: Path) -> None:
-    dataset = make_dataset(rows_of(10), shards=3)
+    dataset = make_dataset(questions(10), shards=3)
     chunks = split(SplitConfig(chunks=4), dataset=dataset)
     parts = [part_of(chunk, dataset, tmp_path) for chunk in chunks]
     merged = merge(parts=list(reversed(parts)), chunks=chunks, output=str(tmp_path / "merged"))
@@ -106,7 +99,7 @@ def test_merge_copies_shards_and_adds_up_counts(make_dataset: MakeDataset, tmp_p
 
 
 def test_merge_refuses_parts_of_another_recipe(make_dataset: MakeDataset, tmp_path: Path) -> None:
-    dataset = make_dataset(rows_of(6))
+    dataset = make_dataset(questions(6))
     chunks = split(SplitConfig(chunks=2), dataset=dataset)
     parts = [part_of(chunks[0], dataset, tmp_path), part_of(chunks[1], dataset, tmp_path, step="other")]
     with pytest.raises(ChunkError, match="parts of one dataset share one recipe"):
@@ -120,7 +113,7 @@ def test_components_run_the_stages(make_dataset: MakeDataset, tmp_path: Path) ->
     from kubealign_components.merge.component import merge as merge_component
     from kubealign_components.split.component import split as split_component
 
-    source = make_dataset(rows_of(7))
+    source = make_dataset(questions(7))
     artifact = dsl.Dataset(name="prompts", uri=source.uri, metadata={"schema": PROMPTS})
     planned = split_component.python_func(dataset=artifact, work=str(tmp_path / "work"), chunks=3)
     assert isinstance(planned, list)
@@ -139,7 +132,7 @@ def test_components_run_the_stages(make_dataset: MakeDataset, tmp_path: Path) ->
 
 
 def test_merge_takes_the_dataset_that_was_cut(make_dataset: MakeDataset, tmp_path: Path) -> None:
-    dataset, other = make_dataset(rows_of(6)), make_dataset(rows_of(5))
+    dataset, other = make_dataset(questions(6)), make_dataset(questions(5))
     chunks = split(SplitConfig(chunks=2), dataset=dataset)
     parts = [part_of(chunk, dataset, tmp_path) for chunk in chunks]
     with pytest.raises(ChunkError, match="the chunks were planned on"):
@@ -155,6 +148,6 @@ def test_an_empty_or_other_dataset_is_refused_before_planning(make_dataset: Make
     empty = dsl.Dataset(name="prompts", uri=make_dataset([]).uri, metadata={})
     with pytest.raises(EmptyDataset, match="none came in"):
         component.python_func(dataset=empty)
-    other = dsl.Dataset(name="prompts", uri=make_dataset(rows_of(1)).uri, metadata={"schema": PROMPTS})
+    other = dsl.Dataset(name="prompts", uri=make_dataset(questions(1)).uri, metadata={"schema": PROMPTS})
     with pytest.raises(SchemaMismatch, match=f"prompts is {PROMPTS}, expected {COMPLETIONS}"):
         open_dataset(other, COMPLETIONS)

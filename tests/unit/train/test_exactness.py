@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,10 @@ from kubealign_components.training.arguments import training_arguments
 from kubealign_components.training.curves import training_log
 from kubealign_components.training.models import attach_adapter, ready_to_train
 from kubealign_components.training.rows import Rows
+from support.datasets import MakeDataset
 from support.tiny import build_tiny_model, prompt_row
 from support.training_data import training_rows
 
-MakeDataset = Callable[..., Dataset]
 Sums = dict[str, float]
 
 LN_2 = struct.unpack("f", struct.pack("f", math.log(2)))[0]

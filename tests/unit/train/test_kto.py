@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,9 +22,8 @@ from kubealign_components.train.kto import Mismatches, partners
 from kubealign_components.train.stage import run
 from kubealign_components.training.curves import training_log
 from kubealign_components.training.objectives import kto_loss
+from support.datasets import MakeDataset
 from support.training_data import make_training, score, training_rows
-
-MakeDataset = Callable[..., Dataset]
 
 
 def trl_loss(logprob: torch.Tensor, reference: torch.Tensor, good: torch.Tensor, kl: float) -> float:

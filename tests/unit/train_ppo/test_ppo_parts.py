@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from kubealign_components.data.chat import ChatTemplate
-from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
 from kubealign_components.data.seeds import is_held_out
 from kubealign_components.engines.reward_model import RewardModel
@@ -25,16 +23,16 @@ from kubealign_components.train_ppo.model import POLICY, REFERENCE, VALUE, Adapt
 from kubealign_components.train_ppo.prompts import (
     PrincipleDraw,
     Turn,
-    load_questions,
+    load_prompts,
     steps_of,
     turns_of,
 )
-from kubealign_components.train_ppo.rollouts import Scorer
+from kubealign_components.train_ppo.rollouts import RolloutScorer
 from kubealign_components.train_ppo.sampling import Sample, TransformersSampler, lora_rank_limit
+from support.datasets import MakeDataset
 from support.ppo import LETTERS, build_reward_model, jolt, question, settings, tokenised_prompts
 from support.tiny import build_tiny_model
 
-MakeDataset = Callable[..., Dataset]
 CPU = torch.device("cpu")
 ROLLOUTS = [([1, 7, 9], [20, 21, 2]), ([1, 8, 8, 8, 9], [30, 2]), ([1, 9], [40, 41, 42, 43])]
 
@@ -55,13 +53,13 @@ def test_prompts_are_split_by_hash_and_long_ones_dropped(make_dataset: MakeDatas
     data = tokenised_prompts(make_dataset, tiny_model, 120, question_type="reasoning", length_bonus=-0.4)
     longest = max(row["prompt_tokens"] for row in data.iter_rows())
     config = settings(tiny_model, max_prompt_tokens=longest - 1)
-    found = load_questions(data, config)
+    found = load_prompts(data, config)
     assert found.too_long == 20
     assert len(found.train) + len(found.held_out) == 100
     assert all(is_held_out(q.prompt_id, 0.25, 0) for q in found.held_out)
     assert not any(is_held_out(q.prompt_id, 0.25, 0) for q in found.train)
     assert {(q.question_type, q.length_bonus) for q in found.train} == {("reasoning", -0.4)}
-    few = load_questions(data, replace(config, eval_prompts=2)).held_out
+    few = load_prompts(data, replace(config, eval_prompts=2)).held_out
     assert len(few) == 2 and {q.prompt_id for q in few} <= {q.prompt_id for q in found.held_out}
 
 
@@ -73,7 +71,7 @@ def test_metadata_that_cannot_be_used_is_named(
 ) -> None:
     data = tokenised_prompts(make_dataset, tiny_model, 2, **metadata)
     with pytest.raises(DataError, match=next(iter(metadata))):
-        load_questions(data, settings(tiny_model))
+        load_prompts(data, settings(tiny_model))
 
 
 def test_every_epoch_has_every_prompt_once_in_another_order(tiny_model: Path) -> None:
@@ -301,10 +299,10 @@ def test_lora_ranks_that_vllm_knows(rank: int, limit: int) -> None:
     assert lora_rank_limit(rank) == limit
 
 
-def scorer(config: PpoConfig, tiny_model: Path, reward: Path | None) -> Scorer:
+def scorer(config: PpoConfig, tiny_model: Path, reward: Path | None) -> RolloutScorer:
     model = PpoModel(config, tiny_model, Adapters(reward=reward / "adapter" if reward else None), CPU)
     template = ChatTemplate(find_model(str(tiny_model)))
-    return Scorer(config, model, template, PrincipleDraw(config), reward)
+    return RolloutScorer(config, model, template, PrincipleDraw(config), reward)
 
 
 def test_the_parts_of_a_score(tiny_model: Path) -> None:

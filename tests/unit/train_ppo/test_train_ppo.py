@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,10 @@ from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.report import report_page
 from kubealign_components.train_ppo.stage import run
 from kubealign_components.training.checkpoints import MARKERS
+from support.datasets import MakeDataset
 from support.pages import Page
 from support.ppo import build_reward_model, log_of, settings, tokenised_prompts, weights
 from support.tiny import build_tiny_model
-
-MakeDataset = Callable[..., Dataset]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from kubealign_components.trainjob.logs import LogStream
 from kubealign_components.trainjob.manifest import MANAGER, job_name, train_job_body
 from kubealign_components.trainjob.pods import failure, node_of, pods_of, restart_of, waits
 from kubealign_components.trainjob.settings import PodShape, TrainJobSettings
-from kubealign_components.trainjob.states import State, state_of
+from kubealign_components.trainjob.states import JobState, state_of
 from kubealign_components.trainjob.step_pod import Owner, StepPod, this_pod
 from kubealign_components.trainjob.workflow import is_workflow, why_over
 from support.argo_retries import ERROR, FAILED, Attempt, Retries
@@ -56,7 +56,7 @@ def server(cluster: Callable[..., FakeKubernetes]) -> FakeKubernetes:
 def test_a_job_that_ended_well_and_its_pods(server: FakeKubernetes) -> None:
     job = recorded("train-job")
     name = job["metadata"]["name"]
-    assert state_of(job) is State.SUCCEEDED
+    assert state_of(job) is JobState.SUCCEEDED
     assert name == job_name(job["metadata"]["annotations"]["kubealign/job"])
     api = api_of(server)
     pods = pods_of(api, name)
@@ -68,9 +68,9 @@ def test_a_job_before_its_end_as_its_conditions_were(server: FakeKubernetes) -> 
     job = recorded("train-job")
     job["status"]["conditions"] = job["status"]["conditions"][:1]
     job["status"]["jobsStatus"][0] |= {"succeeded": 0, "ready": 1, "active": 1}
-    assert state_of(job) is State.RUNNING
+    assert state_of(job) is JobState.RUNNING
     job["status"]["jobsStatus"][0]["ready"] = 0
-    assert state_of(job) is State.RESUMED and state_of(job, before=State.RUNNING) is State.RESTARTING
+    assert state_of(job) is JobState.RESUMED and state_of(job, before=JobState.RUNNING) is JobState.RESTARTING
 
 
 def test_the_queue_and_the_events_of_it(server: FakeKubernetes) -> None:

@@ -12,7 +12,7 @@ import pytest
 from kubealign_components.errors import EngineError
 from kubealign_components.trainjob.manifest import JOB_URI, job_name
 from kubealign_components.trainjob.settings import PodShape
-from kubealign_components.trainjob.states import State, state_of
+from kubealign_components.trainjob.states import JobState, state_of
 from support.fake_kubernetes import LAUNCHER, WORKFLOW, FakeKubernetes, Job
 from support.train_jobs import LABELS, SHAPE, URI, failing, left_running, run, states, succeed
 
@@ -125,11 +125,11 @@ def test_a_job_that_was_ever_suspended_is_seen_to_run() -> None:
         "spec": {"suspend": False},
         "status": {"conditions": [{"type": "Suspended", "status": "False", "reason": "Resumed"}]},
     }
-    assert state_of(job) is State.RESUMED
+    assert state_of(job) is JobState.RESUMED
     job["status"]["jobsStatus"] = [{"name": "node", "ready": 0, "active": 1}]
-    assert state_of(job) is State.RESUMED
+    assert state_of(job) is JobState.RESUMED
     job["status"]["jobsStatus"] = [{"name": "node", "ready": 1, "active": 1}]
-    assert state_of(job) is State.RUNNING
+    assert state_of(job) is JobState.RUNNING
 
 
 def test_evicted_waits_for_its_turn_again_and_time_in_the_queue_starts_anew(

@@ -21,7 +21,7 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 """Label of pods that wait for quota: the LocalQueue."""
 
 
-class State(StrEnum):
+class Outcome(StrEnum):
     """How a check ended."""
 
     OK = "ok"
@@ -34,29 +34,29 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
+class Diagnosis:
     """One fact about the cluster, and what to do about it."""
 
     check: str
-    state: State
+    state: Outcome
     fact: str
     remedy: str = ""
 
 
-def ok(check: str, fact: str) -> Finding:
-    return Finding(check=check, state=State.OK, fact=fact)
+def ok(check: str, fact: str) -> Diagnosis:
+    return Diagnosis(check=check, state=Outcome.OK, fact=fact)
 
 
-def problem(check: str, fact: str, remedy: str) -> Finding:
-    return Finding(check=check, state=State.PROBLEM, fact=fact, remedy=remedy)
+def problem(check: str, fact: str, remedy: str) -> Diagnosis:
+    return Diagnosis(check=check, state=Outcome.PROBLEM, fact=fact, remedy=remedy)
 
 
-def warning(check: str, fact: str, remedy: str) -> Finding:
-    return Finding(check=check, state=State.WARNING, fact=fact, remedy=remedy)
+def warning(check: str, fact: str, remedy: str) -> Diagnosis:
+    return Diagnosis(check=check, state=Outcome.WARNING, fact=fact, remedy=remedy)
 
 
-def unknown(check: str, fact: str, remedy: str) -> Finding:
-    return Finding(check=check, state=State.UNKNOWN, fact=fact, remedy=remedy)
+def unknown(check: str, fact: str, remedy: str) -> Diagnosis:
+    return Diagnosis(check=check, state=Outcome.UNKNOWN, fact=fact, remedy=remedy)
 
 
 class Subject:

@@ -14,7 +14,7 @@ from kubealign_components.training.processes import Processes
 T = TypeVar("T")
 
 
-class Ranks:
+class Collectives:
     """This process among those of the run.
 
     Args:
