@@ -12,7 +12,8 @@ KubeAlignError
 ├── EngineError          a model that cannot be loaded or gives unusable numbers
 │   └── Refusal          what a cluster does not allow
 ├── DriftError           two computations of one log-probability disagree
-└── GateError            a quality gate of the run was not met
+├── GateError            a quality gate of the run was not met
+└── Unexpected           an error of nobody's, at the end of the process that it ended
 """
 
 from __future__ import annotations
@@ -89,6 +90,10 @@ class DriftError(KubeAlignError):
 
 class GateError(KubeAlignError):
     """A quality gate that the user asked for was not met."""
+
+
+class Unexpected(KubeAlignError):
+    """An error that nobody foresaw, or of code that a user brought; its traceback is in the log."""
 
 
 def error_kinds() -> list[type[KubeAlignError]]:

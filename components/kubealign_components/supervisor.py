@@ -14,15 +14,18 @@ import argparse
 import ctypes
 import os
 import runpy
+import select
 import signal
 import sys
+import threading
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from kubealign_components.errors import FINAL, FINAL_CODE
+from kubealign_components.boundary import reported
+from kubealign_components.clean_output import CleanOutput
+from kubealign_components.errors import FINAL_CODE
 from kubealign_components.memory import MemoryWatch
 from kubealign_components.preemption import EXIT_CODE
 
@@ -32,6 +35,8 @@ PAUSE_VARIABLE = "KUBEALIGN_RETRY_SECONDS"
 """Environment variable with the seconds before the first time; each pause is twice the one before."""
 _PAUSE, _LONGEST_PAUSE = 10.0, 300.0
 _INTERRUPTED = 128 + signal.SIGINT
+_FUNCTION = "--function_to_execute"
+"""Option of KFP's executor: the component's function, which is named like the stage."""
 _PARENT_DEATH_SIGNAL = 1
 """``PR_SET_PDEATHSIG`` of Linux's ``prctl``."""
 
@@ -81,6 +86,7 @@ class _Supervisor:
     def run(self) -> int:
         """Run to the end; the exit code of the last attempt."""
         signal.signal(signal.SIGTERM, self._stop)
+        threading.Thread(target=_stop_without_reader, name="reader", daemon=True).start()
         pause = float(os.environ.get(PAUSE_VARIABLE, _PAUSE))
         for restart in range(self._retries + 1):
             memory = MemoryWatch()
@@ -99,13 +105,20 @@ class _Supervisor:
 
     def _attempt(self, restart: int) -> _End:
         parent = os.getpid()
+        outputs = [CleanOutput(descriptor) for descriptor in (1, 2)]
         self._child = os.fork()
         if not self._child:
+            for output in outputs:
+                output.take()
             _become(self._module, self._arguments, restart, parent)
+        for output in outputs:
+            output.follow()
         if self._stopped:  # between the fork and its answer
             self._pass_on()
         _, status, usage = os.wait4(self._child, 0)
         self._child = 0
+        for output in outputs:
+            output.finish()
         killed_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         code = 128 + killed_by if killed_by else os.WEXITSTATUS(status)
         return _End(code=code, killed_by=killed_by, peak=usage.ru_maxrss // 1024)
@@ -130,26 +143,43 @@ def _become(module: str, arguments: Sequence[str], restart: int, parent: int) ->
     """In the child: run ``module`` and leave with a code that says whether another attempt can help."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _end_with(parent)
+    end_with(parent)
     if restart:
         os.environ[RESTART_VARIABLE] = str(restart)
     sys.argv = [module, *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except FINAL:
-        traceback.print_exc()
-        sys.exit(FINAL_CODE)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
+    except SystemExit as end:
+        if end.code == EXIT_CODE:  # it was told to stop
+            raise
+        sys.exit(reported(end, _stage(arguments)))
+    except Exception as error:  # the boundary of the process: whoever raised it
+        sys.exit(reported(error, _stage(arguments)))
     sys.exit(0)
 
 
-def _end_with(parent: int) -> None:
+def _stage(arguments: Sequence[str]) -> str:
+    """What KFP's executor was asked to run."""
+    named = list(arguments).index(_FUNCTION) + 1 if _FUNCTION in arguments else len(arguments)
+    return arguments[named] if named < len(arguments) else "the stage"
+
+
+def end_with(parent: int) -> None:
     """Get SIGTERM when the parent is gone: whoever kills the supervisor means the stage."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _stop_without_reader() -> None:
+    """Send this process SIGTERM when whoever started it, and reads its output, has gone."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # an error is told without being asked for
+    if any(event & select.POLLERR for _, event in output.poll()):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def _told(end: _End, memory: MemoryWatch) -> str:

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,20 +41,27 @@ class Stage:
             f"{STAGE}\nacts = {acts!r}\nexec(acts[min(number, len(acts) - 1)])\n"
         )
 
-    def start(self, retries: int = 2, pause: float = 0.05) -> subprocess.Popen[str]:
+    def start(
+        self,
+        retries: int = 2,
+        pause: float = 0.05,
+        stdout: int | None = None,
+        arguments: Sequence[str] = ("--flag", "x"),
+    ) -> subprocess.Popen[str]:
         path = os.pathsep.join([str(self.folder), *sys.path])
         command = ["-m", "kubealign_components.supervisor", "--retries", str(retries)]
         return subprocess.Popen(
             # As KFP's executor is called: an option comes first.
-            [sys.executable, *command, "-m", "a_stage", "--flag", "x", str(self.folder / "attempts")],
+            [sys.executable, *command, "-m", "a_stage", *arguments, str(self.folder / "attempts")],
             env=os.environ | {"PYTHONPATH": path, "KUBEALIGN_RETRY_SECONDS": str(pause)},
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def run(self, retries: int = 2, pause: float = 0.05) -> tuple[int, str]:
+    def run(self, retries: int = 2, pause: float = 0.05, **started: Any) -> tuple[int, str]:
         """Exit code, and what was written."""
-        process = self.start(retries, pause)
+        process = self.start(retries, pause, **started)
         text = process.communicate(timeout=60)[1]
         return process.returncode, text
 
@@ -160,8 +169,101 @@ def test_a_stage_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
     stage = Stage(tmp_path, "print('ready', file=sys.stderr)\ntime.sleep(60)")
     process = stage.start()
     assert process.stderr is not None and process.stderr.readline() == "ready\n"
+    child = int((tmp_path / "attempts").read_text().split()[0])
     process.kill()
-    assert process.stderr.read() == ""  # the stage held the other end
+    assert is_gone(child)
+
+
+def is_gone(process: int) -> bool:
+    """Whether it ends in time; one that has ended and that nobody waits for counts."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        status = Path(f"/proc/{process}/stat")
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_nor_whoever_started_it_and_read_what_it_wrote(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "print('ready', file=sys.stderr)\ntime.sleep(60)")
+    process = stage.start(stdout=subprocess.PIPE)
+    assert process.stderr is not None and process.stderr.readline() == "ready\n"
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(20) == 143 and len(stage.attempts()) == 1
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "words"),
+    [
+        ("open('/no/such/file')", "StoreError", "'/no/such/file': No such file or directory; see that"),
+        ("open('/proc/self/mem', 'rb').read()", "StoreError", "sample: Input/output error; look after"),
+        (
+            "raise OSError(28, 'full', 'shard.parquet')",
+            "StoreError",
+            "'shard.parquet': No space left on device; free",
+        ),
+        ("raise OSError(30, 'x', '/data/out')", "StoreError", "'/data/out': Read-only file system; change"),
+        ("raise MemoryError", "EngineError", "sample: out of memory"),
+        ("[].pop()", "Unexpected", "sample: IndexError: pop from empty list; the traceback in the log"),
+        ("int('9' * 5000)", "Unexpected", "sample: ValueError: Exceeds the limit"),
+        ("def f(): f()\nf()", "Unexpected", "sample: RecursionError: maximum recursion depth"),
+        ("raise UnicodeError", "Unexpected", "sample: UnicodeError: no reason given"),
+        ("sys.exit(0)", "Unexpected", "sample: something that it runs called sys.exit(0)"),
+        ("sys.exit('enough')", "Unexpected", "called sys.exit('enough')"),
+        ("raise TimeoutError('no answer')", "Unexpected", "sample: TimeoutError: no answer"),
+    ],
+)
+def test_whatever_reaches_the_end_is_named_with_stage_file_and_remedy(
+    tmp_path: Path, act: str, kind: str, words: str
+) -> None:
+    code, text = Stage(tmp_path, act).run(0, arguments=("--function_to_execute", "sample"))
+    assert code == 1
+    *_, last, supervisors = text.splitlines()
+    assert last.startswith(f"kubealign_components.errors.{kind}: sample: ") and words in last
+    assert "Traceback" in text or "SystemExit" in text
+    assert supervisors == "supervisor: the stage's process ended with exit code 1, as said above"
+
+
+def test_no_secret_and_no_control_character_gets_into_a_pod_s_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hush-hush-hush")
+    below = "import os; print('below', os.environ['HF_TOKEN'], flush=True)"
+    stage = Stage(
+        tmp_path,
+        "print('stdout', os.environ['HF_TOKEN'], flush=True)\n"
+        "import subprocess\n"
+        f"subprocess.run([sys.executable, '-c', {below!r}])\n"
+        "os.write(2, 's3://AKIA:key@bucket é\\n10%\\r20%\\r'.encode())\n"
+        "os.write(2, b'\\x1b]0;title\\x07 \\x1b[31mred\\x1b[0m')\n"
+        "raise ValueError('s3://a:' + os.environ['HF_TOKEN'] + '@b')",
+    )
+    process = stage.start(0, stdout=subprocess.PIPE)
+    stdout, stderr = process.communicate(timeout=60)
+    assert stdout.split("\n") == ["stdout …", "below …", ""]
+    assert "s3://…@bucket é\n" in stderr
+    assert "hush" not in stderr and "\x1b" not in stderr and "\\x1b]0;title\\x07 red" in stderr
+    assert "Unexpected: the stage: ValueError: s3://…@b" in stderr
+
+
+def test_what_is_written_is_passed_on_whole(tmp_path: Path) -> None:
+    stage = Stage(
+        tmp_path, "for n in range(30000): print(f'line {n} ' + 'x' * (n % 90))\nprint('end', end='')"
+    )
+    process = stage.start(0, stdout=subprocess.PIPE)
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert stdout == "".join(f"line {n} {'x' * (n % 90)}\n" for n in range(30000)) + "end"
+
+
+def test_one_that_lives_on_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "import subprocess\nsubprocess.Popen(['sleep', '30'])")
+    process = stage.start(0)
+    began = time.monotonic()
+    assert process.wait(20) == 0
+    assert time.monotonic() - began < 15
 
 
 def test_the_executor_of_a_component_is_what_is_supervised() -> None:

@@ -22,6 +22,8 @@ MANAGER = "kubealign.org/launcher"
 """Who made a TrainJob's patch of its runtime; Trainer wants a path below a domain."""
 _KUEUE = "kueue.x-k8s.io/"
 _SHARED_MEMORY = "shared-memory"
+_SUPERVISED = ("-m", "kubealign_components.supervisor")
+"""Here it starts nothing again, which is the runtime's part, but keeps secrets out of the pod's log."""
 
 
 def job_name(uri: str) -> str:
@@ -57,7 +59,7 @@ def train_job_body(
         "trainer": {
             "image": pod.image,
             # The runtime's PET_ variables are torchrun's arguments.
-            "command": ["python", "-m", "kubealign_components.training.node", uri],
+            "command": ["python", *_SUPERVISED, "-m", "kubealign_components.training.node", uri],
             "env": _by_name([{"name": "PYTHONSAFEPATH", "value": "1"}, *shape.env]),
             "numNodes": nodes,
             "numProcPerNode": processes,

@@ -60,7 +60,10 @@ def test_the_object_has_what_the_launching_pod_and_its_task_have(
     }
     assert spec["trainer"] == {
         "image": "registry.example.com/kubealign/train@sha256:ab",
-        "command": ["python", "-m", "kubealign_components.training.node", URI],
+        "command": [
+            *("python", "-m", "kubealign_components.supervisor"),
+            *("-m", "kubealign_components.training.node", URI),
+        ],
         "env": [{"name": "PYTHONSAFEPATH", "value": "1"}, {"name": "AWS_REGION", "value": "us"}],
         "numNodes": 3,
         "numProcPerNode": 8,
