@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from markupsafe import Markup, escape
 
+from kubealign_components.data.agreement import agreements
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL, PREFERENCES, ROWS
 from kubealign_components.reports.charts import POINTS, bounds, histogram, scatter
@@ -46,6 +47,7 @@ def rows_page(dataset: Dataset) -> str:
     """
     manifest, columns = dataset.manifest, read_columns(dataset)
     stats = manifest.stats
+    agreement = agreements(stats["sums"])
     return render(
         "kubealign_components/reports/rows.html",
         stage=str(manifest.provenance.step["stage"]).replace("_", " "),
@@ -53,6 +55,8 @@ def rows_page(dataset: Dataset) -> str:
         stride=columns.stride,
         facts=[*_facts(columns), *((n.replace("_", " "), f"{v:.6g}") for n, v in stats["numbers"].items())],
         dropped=sorted(stats["dropped"].items(), key=lambda pair: -pair[1]),
+        warnings=[f"{text[0].upper()}{text[1:]}." for one in agreement if (text := one.warning)],
+        agreement=[[one.source or "all", str(one.pairs), f"{one.share:.1%}"] for one in agreement],
         finish=columns.finish_reasons.most_common(10),
         charts=list(_charts(columns)),
         sources=_sources(columns),

@@ -10,11 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 from kubealign_components.config import Group, execution, require
+from kubealign_components.data.agreement import count_agreement
 from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk
 from kubealign_components.data.fingerprint import derive, digest
+from kubealign_components.data.labels import CHOSEN, REJECTED
 from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.worker import Missing, run_chunk
@@ -112,7 +115,7 @@ class RewardStage:
         return row | {"completions": kept}
 
     def summarise(self, rows: Sequence[Row], stats: Stats) -> None:
-        """Count completions, and add up the rewards of reference and offline ones."""
+        """Count completions, add up rewards of reference and offline ones, and compare them with labels."""
         for name, wanted in (("reference", True), ("offline", False)):
             rewards = [
                 c["reward"] for row in rows for c in row["completions"] if bool(c["reference"]) is wanted
@@ -124,6 +127,20 @@ class RewardStage:
             stats.counts[f"completions_{reason}"] += count
         stats.counts["prompts_all_tied"] += sum(_all_tied(row) for row in rows)
         self._left_out.clear()
+        _count_agreement(rows, stats)
+
+
+def _count_agreement(rows: Sequence[Row], stats: Stats) -> None:
+    completions = [(i, c) for i, row in enumerate(rows) for c in row["completions"]]
+    labels = np.array([str(c["label"]) for _, c in completions])
+    count_agreement(
+        stats,
+        [row["source"] for row in rows],
+        np.array([i for i, _ in completions], dtype=np.int64),
+        labels == CHOSEN,
+        labels == REJECTED,
+        np.array([c["reward"] for _, c in completions], dtype=np.float64),
+    )
 
 
 def _all_tied(row: Row) -> bool:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kubealign_components.config import require, require_choice, semantic_params
+from kubealign_components.data.agreement import agreements, count_agreement
 from kubealign_components.data.arrow_take import take
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
@@ -25,7 +26,6 @@ from kubealign_components.data.segments import Bools, Floats, Ints, order_by
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
 from kubealign_components.progress import progress_bar
-from kubealign_components.select.labels import Agreement
 from kubealign_components.select.pairs import STRATEGIES, Pool, Rules, choose_pairs
 from kubealign_components.select.quantiles import (
     METHODS,
@@ -123,9 +123,9 @@ def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
     completions that form a pair. By labels, it is dropped when nothing in it has a label or no chosen
     completion has a rejected one beside it.
 
-    Where completions have both labels and rewards, the metrics hold ``label_agreement``, the share of
-    labelled pairs whose chosen completion has the higher reward (ties half), over all and by source, and a
-    warning is logged where it is below one half.
+    Where completions have both labels and rewards, the metrics hold ``label_agreement_mean``, the share of
+    labelled pairs whose chosen completion has the higher reward (ties half), and the same by source; a
+    warning is logged, and stands on the page of the rows, where it is below one half.
 
     The metrics hold ``pairs`` and ``completions`` (what is trained on), the means ``references_mean``,
     ``quantile_reward_mean`` and ``quantile_gap_mean``, and ``reference_tied_mean``, the share of
@@ -143,22 +143,22 @@ def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
     provenance = derive(
         "select", VERSION, semantic_params(config), inputs={"rewarded": rewarded}, slug=config.slug
     )
-    stats, agreement = Stats(), Agreement()
+    stats = Stats()
     with (
         DatasetWriter(output, SELECTION, provenance) as writer,
         progress_bar(rewarded.rows, "prompts", "select") as bar,
     ):
         for batch in read_ahead(rewarded.batches(batch_rows=None)):
             work = _Batch(batch, config, stats)
-            agreement.add(batch.column("source"), work.row, work.chosen, work.rejected, work.reward)
+            work.count_agreement()
             selected = work.select()
             stats.rows_in += batch.num_rows
             stats.rows_out += selected.num_rows
             writer.write(selected)
             bar.update(batch.num_rows)
-        stats.numbers.update(agreement.numbers())
-        for text in agreement.warnings():
-            log.warning(text)
+        for one in agreements(stats.sums):
+            if one.warning:
+                log.warning(one.warning)
         note = "" if config.by_labels else _note(stats, config.quantile)
         writer.commit(stats, {"pairwise": config.pairwise, "note": note})
     return stats
@@ -208,6 +208,11 @@ class _Batch:
         self.ranks = rank_rewards(self.row, filled, self.reference_reward)
         quantile = quantile_rewards(self.ranks, self.reference_reward, config.quantile)
         self.quantile: Floats = np.where(self.known & (self.references[self.row] > 0), quantile, np.nan)
+
+    def count_agreement(self) -> None:
+        """Count how often reward and labels agree, whatever is selected."""
+        sources = self.batch.column("source").to_pylist()
+        count_agreement(self.stats, sources, self.row, self.chosen, self.rejected, self.reward)
 
     def select(self) -> pa.RecordBatch:
         """The output rows."""

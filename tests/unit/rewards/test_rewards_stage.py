@@ -23,8 +23,12 @@ from kubealign_components.data.schemas import (
     new_completion,
 )
 from kubealign_components.errors import SchemaMismatch
+from kubealign_components.reports.rows import rows_page
 from kubealign_components.rewards.component import rewards as component
 from kubealign_components.rewards.stage import RewardsConfig, run
+from kubealign_components.select.stage import SelectConfig
+from kubealign_components.select.stage import run as select
+from support.pages import Page
 from support.tiny import prompt_row
 
 BREVITY = "kubealign_components.rewards.functions:brevity"
@@ -98,6 +102,42 @@ def test_rewards_are_those_of_the_functions(make_dataset: Callable[..., Dataset]
         tmp_path,
     ).iter_rows()
     assert [c["reward"] for c in row["completions"]] == [0.5, 256 / 260 + 0.5, 256 / 260]
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_the_page_says_where_the_reward_contradicts_people(
+    make_dataset: Callable[..., Dataset], tmp_path: Path, chunks: int
+) -> None:
+    def labelled(number: int, source: str, *sizes: int) -> dict[str, Any]:
+        row = sampled_row(number, ["x" * size for size in sizes], offline=2) | {"source": source}
+        for completion, label in zip(row["completions"], ("chosen", "rejected")):
+            completion["label"] = label
+        return row
+
+    rows = [
+        *(labelled(i, "long/物語", 40, 4, 9) for i in range(3)),
+        labelled(3, "long/物語", 4, 40),
+        labelled(4, "short", 4, 40),
+        labelled(5, "short", 8, 8),
+        sampled_row(6, ["without", "any label"]),
+    ]
+    rewarded = reward_all(make_dataset(rows, COMPLETIONS), config(BREVITY), tmp_path, chunks)
+    page = Page(rows_page(rewarded))
+    assert ["all", "6", "41.7%"] in page.rows
+    assert ["long/物語", "4", "25.0%"] in page.rows and ["short", "2", "75.0%"] in page.rows
+    assert "rejected in 75% of 4 labelled pairs of source 'long/物語'" in page.text
+    assert "of source 'short'" not in page.text
+    select(SelectConfig(pool="offline", min_references=1), rewarded=rewarded, output=str(tmp_path / "pairs"))
+    selected = Page(rows_page(Dataset.open(str(tmp_path / "pairs"))))
+    assert ["long/物語", "4", "25.0%"] in selected.rows
+    assert "rejected in 75% of 4 labelled pairs of source 'long/物語'" in selected.text
+
+
+def test_without_labels_the_page_has_nothing_of_agreement(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    page = Page(rows_page(reward_all(make_dataset(rows_of(2), COMPLETIONS), config(BREVITY), tmp_path)))
+    assert "labels" not in page.text
 
 
 @pytest.mark.parametrize(
