@@ -10,12 +10,20 @@ from kubealign_components.engines.own_code import find_code
 from kubealign_components.engines.reward_functions import RewardFunctionSpec
 from kubealign_components.store import store_for
 
-_PLACES = ("policy", "judge", "reward_model", "principles")
-"""Parameters that are a path, a URI, a hub id or a name: a path where there is something at it."""
+_PLACES = {
+    *("policy", "judge", "reward_model", "model", "reference", "adapter"),
+    *("principles", "rl_principles", "template", "chat_template"),
+}
+"""Settings that are a path, a URI, a hub id or a name, of a pipeline or in the options of a stage: a path
+where there is something at it."""
 _NEW_PLACES = ("work",)
 """Parameters that are a folder, whether it is there or not."""
-_FUNCTIONS = ("reward_functions",)
+_FUNCTIONS = ("reward_functions", "functions")
 _SOURCES = "sources"
+_KINDS = ("none", "lora", "qlora")
+"""What the adapter of a training stage may be: a kind and no place."""
+_USERS = ("chat_template_kwargs", "settings")
+"""Settings whose members have names that a template or function gave them."""
 
 
 def beside(content: Mapping[str, object], folder: Path) -> dict[str, object]:
@@ -35,11 +43,7 @@ def send_code(parameters: Mapping[str, object]) -> dict[str, object]:
         ConfigError: no such file, or one that is no Python.
         StoreError: the work prefix cannot be written.
     """
-    sent = dict(parameters)
-    for name in _FUNCTIONS:
-        if isinstance(listed := parameters.get(name), list):
-            sent[name] = [_sent(function, str(parameters.get("work", ""))) for function in listed]
-    return sent
+    return _with_code_sent(parameters, str(parameters.get("work", "")))
 
 
 def _beside(name: str, value: object, folder: Path) -> object:
@@ -51,12 +55,14 @@ def _beside(name: str, value: object, folder: Path) -> object:
         return [_with(source, "uri", lambda uri: _absolute(uri, folder)) for source in value]
     if name in _FUNCTIONS and isinstance(value, list):
         return [_own_function(function, folder) for function in value]
+    if isinstance(value, Mapping) and name not in _USERS:
+        return {key: _beside(str(key), member, folder) for key, member in value.items()}
     return value
 
 
 def _absolute(value: object, folder: Path, *, always: bool = False) -> object:
     """``value`` below ``folder``, if it is a relative path that is meant to be one."""
-    if not isinstance(value, str) or not value or "://" in value or value.startswith("~"):
+    if not isinstance(value, str) or not value or "://" in value or value.startswith("~") or value in _KINDS:
         return value
     path = Path(value)
     if path.is_absolute():
@@ -77,6 +83,16 @@ def _with(mapping: object, key: str, change: Callable[[object], object]) -> obje
     if not isinstance(mapping, Mapping) or key not in mapping:
         return mapping
     return {**mapping, key: change(mapping[key])}
+
+
+def _with_code_sent(settings: Mapping[str, object], work: str) -> dict[str, object]:
+    sent = dict(settings)
+    for name, value in settings.items():
+        if name in _FUNCTIONS and isinstance(value, list):
+            sent[name] = [_sent(function, work) for function in value]
+        elif isinstance(value, Mapping) and name not in _USERS:
+            sent[name] = _with_code_sent(value, work)
+    return sent
 
 
 def _sent(function: str | Mapping[str, object], work: str) -> object:

@@ -30,10 +30,10 @@ def policy(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real prompts."""
-    path = shutil.copy(
-        quickstart.preferences() / "alpaca_en_demo.json", tmp_path_factory.mktemp("data") / "alpaca.json"
-    )
+    """Real prompts, and beside them a reward function of one's own."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "rewards.py").write_text("def near(item, target): return -abs(len(item.text) - target)\n")
+    path = shutil.copy(quickstart.preferences() / "alpaca_en_demo.json", folder / "alpaca.json")
     path.chmod(0o644)
     return path
 
@@ -42,9 +42,7 @@ def parameters(policy: Path, source: Path) -> dict[str, Any]:
     return {
         "policy": str(policy),
         "sources": [{"name": "alpaca", "uri": str(source), "max_rows": 16}],
-        "reward_functions": [
-            {"function": "kubealign_components.rewards.functions:target_length", "settings": {"target": 80}}
-        ],
+        "reward_functions": [{"function": f"{source.parent}/rewards.py:near", "settings": {"target": 80}}],
         "validation_fraction": 0.4,
         "filter_max_seq_len": 512,
         "filter_max_prompt_len": 120,

@@ -33,6 +33,7 @@ from kubealign.local.stopping import Stopping
 from kubealign.local.summary import write_summary
 from kubealign.local.watcher import Watcher, reason_of
 from kubealign.parameters import check_parameters
+from kubealign.places import send_code
 from kubealign.runfile import RunFile
 from kubealign_components.config import require
 from kubealign_components.errors import ConfigError
@@ -77,6 +78,9 @@ def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Res
     with _discarded_on_error(folder):
         graph = compile_pipeline(run.pipeline, folder.pipeline, run.compile, parameters)
         complete = check_parameters(graph, parameters)
+        given = {name: complete[name] for name in graph.given(parameters)}
+        if run.local.runner == "docker":  # a container sees the work prefix, but not the files of functions
+            given = send_code(given)
         runner = _runner(run, complete, folder)
     write_whole(folder.parameters, yaml.safe_dump(complete, sort_keys=True, allow_unicode=True))
     folder.logs.mkdir(parents=True, exist_ok=True)
@@ -91,7 +95,6 @@ def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Res
     failure: RunFailed | None = None
     try:
         with stopping.handled(), progress.showing(graph, watcher, expected):
-            given = {name: complete[name] for name in graph.given(parameters)}
             _execute(folder, given, watcher, graph, runner)
     except RunFailed as error:
         failure = error

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from kubealign import run_local
 from kubealign.local.docker import named
 from kubealign.runfile import LocalSettings, RunFile
+from kubealign_components.engines.reward_functions import LoadedFunction, RewardFunctionSpec
+from kubealign_components.engines.reward_input import RewardInput
 from kubealign_components.errors import ConfigError
 
 
@@ -33,6 +36,30 @@ def test_relative_paths_lie_below_the_working_directory(
     assert named({"uri": "data"}) == [("/tmp/data", tmp_path / "data")]
     with pytest.raises(ConfigError, match=r"'\.\./.*expected an absolute path"):
         named({"uri": f"../{tmp_path.name}/data"})
+
+
+def test_functions_of_files_are_put_where_containers_see_them(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no-engine-here")
+    code, rows = tmp_path / "rewards.py", tmp_path / "rows.jsonl"
+    code.write_text("def short(item): return -len(item.text)\n")
+    rows.write_text('{"prompt": "Hi"}\n')
+    run = RunFile(
+        parameters={
+            "policy": str(tiny_model),
+            "sources": [{"uri": str(rows)}],
+            "reward_functions": [f"{code}:short"],
+        },
+        local=LocalSettings(runner="docker"),
+    )
+    with pytest.raises(ConfigError, match="a Docker Engine that answers"):
+        run_local(run, output=tmp_path / "runs")
+    [bundle] = (tmp_path / "runs/work/code").iterdir()
+    code.unlink()
+    found = LoadedFunction(RewardFunctionSpec(function="rewards.py:short", source=str(bundle)))
+    assert found(RewardInput(messages=[], completion=[], text="abc")) == -3.0
+    found.close()
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,20 @@ PARAMETERS = {
         {"uri": "./gone.jsonl"},
     ],
     "reward_functions": ["brevity", "rewards.py:short", {"function": "lib.rewards:f", "weight": 2.0}],
+    "train_adapter": "lora",
+    "ppo_options": {"adapter": "lora", "functions": ["rewards.py:short"], "reward": {"model": "models/tiny"}},
+    "filter_options": {
+        "chat_template": "data/chat.jinja",
+        "chat_template_kwargs": {"template": "data/chat.jinja"},
+    },
+    "judge_options": {"template": "judge", "adapter": "models/tiny"},
 }
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
-    for place in ("models/tiny/config.json", "data/a.jsonl"):
+    for place in ("models/tiny/config.json", "data/a.jsonl", "data/chat.jinja", "lora/config.json"):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_text("{}")
     (folder / "helpers.py").write_text("def count(text): return len(text)\n")
@@ -55,12 +62,24 @@ def test_relative_paths_go_by_the_run_file(project: Path) -> None:
             f"{project}/rewards.py:short",
             {"function": "lib.rewards:f", "weight": 2.0},
         ],
+        "train_adapter": "lora",
+        "ppo_options": {
+            "adapter": "lora",
+            "functions": [f"{project}/rewards.py:short"],
+            "reward": {"model": str(project / "models/tiny")},
+        },
+        "filter_options": {
+            "chat_template": str(project / "data/chat.jinja"),
+            "chat_template_kwargs": {"template": "data/chat.jinja"},
+        },
+        "judge_options": {"template": "judge", "adapter": str(project / "models/tiny")},
     }
 
 
 def test_functions_of_files_travel_by_content(project: Path) -> None:
     sent = send_code(load_run_file(project / "run.yaml").parameters)
     shipped, own, module = sent["reward_functions"]
+    assert sent["ppo_options"]["functions"] == [own]
     assert (shipped, module) == ("brevity", PARAMETERS["reward_functions"][2])  # type: ignore[index]
     assert own["function"] == "rewards.py:short"
     assert own["source"].startswith(str(project / "mywork"))
