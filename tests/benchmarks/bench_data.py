@@ -92,7 +92,7 @@ def small_policy(folder: Path) -> Path:
     """A model directory that is quick to identify: hashing weights is not what is measured."""
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors").write_bytes(b"\2" + bytes(7) + b"{}")  # no weights
     return folder
 
 

@@ -20,6 +20,7 @@ from kubealign_components.data.model_files import (
     weights_among,
 )
 from kubealign_components.data.origins import found
+from kubealign_components.data.weight_files import check_weights, require_fetched
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.store import scheme_of
@@ -106,7 +107,8 @@ def find_model(name: str, revision: str | None = None) -> ModelFiles:
 
     Raises:
         ConfigError: nothing of that name.
-        EngineError: its config cannot be read, or shards of its weights are missing.
+        EngineError: its config cannot be read, it is an encoder-decoder, or files of its weights are missing,
+            cut, pointers of Git LFS, or of another vocabulary than its config's.
     """
     short = name.rstrip("/").rsplit("/", 1)[-1]
     if scheme_of(name) != "file":
@@ -125,13 +127,21 @@ def find_model(name: str, revision: str | None = None) -> ModelFiles:
 
 def _checked(model: ModelFiles) -> ModelFiles:
     """``model``, which is one and is whole."""
-    read_object(model.path / CONFIG)
+    require_fetched(model.path, [CONFIG])
+    config = read_object(model.path / CONFIG)
+    if config.get("is_encoder_decoder") is True:
+        raise EngineError(
+            f"{model.path} is an encoder-decoder ({config.get('model_type', 'by its config')}), expected a "
+            "model that reads and writes one text, such as …ForCausalLM"
+        )
     if (model.path / ADAPTER_CONFIG).is_file():
         raise EngineError(
             f"{model.path} holds {ADAPTER_CONFIG} beside {CONFIG}: transformers would load the adapter's "
             "base in the place of these weights; merge the adapter, or move it to a folder of its own"
         )
-    model.weights()
+    weights = model.weights()
+    require_fetched(model.path, [*weights, *deciding_tokens(files_below(model.path))])
+    check_weights(model.path, weights, config)
     return model
 
 
@@ -144,14 +154,23 @@ def find_adapter(place: str, field: str) -> ModelFiles:
 
     Raises:
         ConfigError: no adapter there.
+        EngineError: its weights are cut, or pointers of Git LFS.
     """
     short = place.rstrip("/").rsplit("/", 1)[-1]
     if scheme_of(place) != "file":
-        return ModelFiles(name=short, path=fetch_prefix(place, ADAPTER_CONFIG, field), uri=place)
+        return _whole(ModelFiles(name=short, path=fetch_prefix(place, ADAPTER_CONFIG, field), uri=place))
     path = Path(place.removeprefix("file://")).expanduser()
     if not (path / ADAPTER_CONFIG).is_file():
         raise ConfigError(field, place, f"a PEFT adapter: a folder with {ADAPTER_CONFIG}")
-    return ModelFiles(name=short, path=path.resolve())
+    return _whole(ModelFiles(name=short, path=path.resolve()))
+
+
+def _whole(adapter: ModelFiles) -> ModelFiles:
+    """``adapter``, whose files are what they seem."""
+    weights = adapter.weights()
+    require_fetched(adapter.path, [ADAPTER_CONFIG, *weights])
+    check_weights(adapter.path, weights, {})
+    return adapter
 
 
 def require_policy(policy: ModelFiles, dataset: Dataset) -> dict[str, str]:

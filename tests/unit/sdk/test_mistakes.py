@@ -21,6 +21,8 @@ MISTAKES = Path(__file__).parent / "mistakes"
 FILES = sorted(path.stem for path in MISTAKES.glob("*.yaml") if path.stem != "whole")
 WHOLE = yaml.safe_load((MISTAKES / "whole.yaml").read_text())
 MARK = re.compile(r"# (error|warning): (.+)$")
+NO_WEIGHTS = b"\2" + bytes(7) + b"{}"
+"""A whole safetensors file without a weight."""
 REWARDS = """
 def raises(item):
     raise KeyError("gold")
@@ -52,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     for name, body in (("classifier", classifier), ("untemplated", config)):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(body))
-        (folder / name / "model.safetensors").touch()
+        (folder / name / "model.safetensors").write_bytes(NO_WEIGHTS)
         (folder / name / "tokenizer.json").write_text("{}")
     (folder / "own_rewards.py").write_text(REWARDS)
     return folder
