@@ -15,7 +15,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from kubealign_components.data.chat.tokenizer import load_tokenizer
@@ -74,6 +74,20 @@ class PairScores(nn.Module):
             # The head computes in what its weights are: fp32, or what DeepSpeed makes of them.
             scores_K1 = base.score(hidden_KH.to(base.score.weight.dtype)).float()
         return scores_K1.reshape(-1, 2)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase, rows: int | None) -> int | None:
+    """The id that a reward model is padded with: the tokenizer's, else its end of text.
+
+    A padding token that was added to a tokenizer alone is none for the model, which could then be saved and
+    never be loaded again.
+
+    Args:
+        tokenizer: of the policy.
+        rows: tokens that the policy knows; None where its config does not say.
+    """
+    known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
+    return next((i for i in known if rows is None or i < rows), None)
 
 
 def load_reward_model(

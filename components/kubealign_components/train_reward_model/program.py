@@ -10,6 +10,7 @@ from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from kubealign_components.config import require
+from kubealign_components.data.chat.ends import embedding_rows
 from kubealign_components.data.chat.tokenizer import load_tokenizer
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import ModelFiles
@@ -31,6 +32,7 @@ from kubealign_components.train_reward_model.measures import (
 from kubealign_components.train_reward_model.model import (
     PairScores,
     load_reward_model,
+    padding_id,
     rehearse_reward_model,
     save_reward_model,
     save_tokenizer,
@@ -95,7 +97,7 @@ def _train(run: Run[RewardModelConfig], policy: Path, pairs: Path) -> Log:
     train, validation = (Pairs(pairs / f"{split}.arrow") for split in ("train", "validation"))
     set_seed(config.seed)
     tokenizer = load_tokenizer(pairs / _TOKENIZER)
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad = padding_id(tokenizer, embedding_rows(policy))
     reward_model = load_reward_model(config, policy, start, pad)
     model = PairScores(reward_model)
     # What FSDP wraps one by one: without the names it would gather the whole model at once.

@@ -20,6 +20,7 @@ from kubealign_components.engines.reward_model import HEAD_FILE, HEAD_KEY, load_
 from kubealign_components.engines.rewards import Rewarder, RewardInput, RewardSpec
 from kubealign_components.errors import ConfigError, DataError, EngineError
 from kubealign_components.train_reward_model.config import RewardModelConfig
+from kubealign_components.train_reward_model.model import padding_id
 from kubealign_components.train_reward_model.pairs import conversations, shown_principles
 from kubealign_components.train_reward_model.report import report_page
 from kubealign_components.train_reward_model.stage import run
@@ -361,3 +362,16 @@ def test_settings_that_do_not_fit_are_named(place: Path, some: Dataset, change: 
 def test_qlora_needs_cuda(place: Path, some: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="4-bit weights need a CUDA device"):
         run(settings(place, adapter="qlora"), preferences=some, output=str(tmp_path / "out"))
+
+
+def test_a_padding_token_that_the_model_does_not_know_is_none(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    rows = len(tokenizer)
+    assert padding_id(tokenizer, rows) == tokenizer.pad_token_id
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == rows
+    assert padding_id(tokenizer, rows) == tokenizer.eos_token_id
+    assert padding_id(tokenizer, rows + 1) == padding_id(tokenizer, None) == rows
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.config.pad_token_id = padding_id(tokenizer, rows)
+    AutoModelForSequenceClassification.from_config(model.config)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kubealign_components.data.models import read_object
 from kubealign_components.errors import EngineError
 from kubealign_components.json_types import JsonObject
 
@@ -18,16 +18,31 @@ def ids_of_files(model: Path) -> set[int]:
 
     Both are needed: the generation config of some chat models lists only the end of text, and that of
     others ends of turn that their tokenizer does not name.
+
+    Raises:
+        EngineError: a file cannot be read, or names an end that is no token id.
     """
     generation, config = read_json(model / "generation_config.json"), read_json(model / "config.json")
     named = generation.get("eos_token_id")
     if named is None:
         named = text_config(config).get("eos_token_id", config.get("eos_token_id"))
-    ids = set(named if isinstance(named, list) else [] if named is None else [named])
+    ids = _ids(named, model)
     eos = read_json(model / "tokenizer_config.json").get("eos_token")
     content = eos.get("content") if isinstance(eos, dict) else eos
     added = read_json(model / "tokenizer.json").get("added_tokens", ())
     return ids | {token["id"] for token in added if token["content"] == content}
+
+
+def _ids(named: object, model: Path) -> set[int]:
+    """The token ids that ``eos_token_id`` names; a negative one stands for none."""
+    listed = named if isinstance(named, list) else [] if named is None else [named]
+    ids = [one for one in listed if isinstance(one, int) and not isinstance(one, bool)]
+    if len(ids) < len(listed):
+        raise EngineError(
+            f"{model} ends turns with {named!r}, expected a token id or a list of them; mend eos_token_id in "
+            "its generation_config.json or config.json"
+        )
+    return {one for one in ids if one >= 0}
 
 
 def template_end(tokenizer: PreTrainedTokenizerBase, after_answer: str) -> set[int]:
@@ -77,13 +92,14 @@ def embedding_rows(model: Path) -> int | None:
 
 def text_config(config: JsonObject) -> JsonObject:
     """The part of a model's config that is about text."""
-    nested: JsonObject = config.get("text_config", config)
-    return nested
+    nested = config.get("text_config")
+    return nested if isinstance(nested, dict) else config
 
 
 def read_json(path: Path) -> JsonObject:
-    """The object in a JSON file; an empty one where there is no file."""
-    if not path.is_file():
-        return {}
-    body: JsonObject = json.loads(path.read_text())
-    return body
+    """The object in a JSON file; an empty one where there is no file.
+
+    Raises:
+        EngineError: it cannot be read, or is something else.
+    """
+    return read_object(path) if path.is_file() else {}
