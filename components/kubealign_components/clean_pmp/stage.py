@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-VERSION = 2
+VERSION = 3
 
 Row = JsonObject
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kubealign_components.data.labels import labelled_pairs
-from kubealign_components.data.segments import Bools, Floats, Ints
+from kubealign_components.data.segments import Floats, Ints
 from kubealign_components.data.stats import Stats
 
 AGREEMENT = "label_agreement"
@@ -43,7 +42,7 @@ class Agreement:
 
 
 def count_agreement(
-    stats: Stats, sources: Sequence[str], row: Ints, chosen: Bools, rejected: Bools, reward: Floats
+    stats: Stats, sources: Sequence[str], row: Ints, pairs: tuple[Ints, Ints], reward: Floats
 ) -> None:
     """Add the labelled pairs of some prompts, whose two completions have rewards, to ``stats``.
 
@@ -51,17 +50,16 @@ def count_agreement(
         stats: where they are counted.
         sources: of each prompt, shape (rows,).
         row: shape (n,), ascending: the prompt of each completion.
-        chosen: shape (n,).
-        rejected: shape (n,).
+        pairs: of :func:`~kubealign_components.data.labels.preferred_pairs`.
         reward: shape (n,), NaN where there is none.
     """
-    members = np.flatnonzero((chosen | rejected) & np.isfinite(reward))
-    first, second = labelled_pairs(row[members], chosen[members])
-    if not len(first):
+    first, second = pairs
+    gap = reward[first] - reward[second]
+    known = np.isfinite(gap)
+    if not known.any():
         return
-    gap = reward[members[first]] - reward[members[second]]
-    wins = (gap > 0) + 0.5 * (gap == 0)
-    names = np.array([sources[i] for i in row[members[first]]])
+    wins = ((gap > 0) + 0.5 * (gap == 0))[known]
+    names = np.array([sources[i] for i in row[first[known]]])
     stats.counts[PAIRS] += len(wins)
     stats.observe(AGREEMENT, wins.tolist())
     for name in np.unique(names).tolist():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.labels import CHOSEN, REJECTED
 from kubealign_components.data.schemas import (
     PREFERENCES,
     PROMPTS,
@@ -158,17 +159,21 @@ def _side(side: str, completion: Row) -> Exported:
 
 
 def _pairs(row: Row, completions: list[Row]) -> list[tuple[int, int]]:
-    """Positions of chosen and rejected: as selected, preferred, put in order for training, or labelled."""
+    """Positions of chosen and rejected: as selected, preferred, put in order for training, or compared."""
     if "pairs" in row:
         return [(pair["chosen"], pair["rejected"]) for pair in row["pairs"] or ()]
     if "preferred" in row:
         return [(row["preferred"], 1 - row["preferred"])]
     if "example_id" in row:
         return [(0, 1)] if len(completions) == 2 else []
-    labels = [completion["label"] for completion in completions]
-    if labels.count("chosen") == labels.count("rejected") == 1:
-        return [(labels.index("chosen"), labels.index("rejected"))]
-    return []
+    if not any(completion["wins"] for completion in completions):
+        labels = [completion["label"] for completion in completions]
+        if labels.count(CHOSEN) == labels.count(REJECTED) == 1:
+            return [(labels.index(CHOSEN), labels.index(REJECTED))]
+        return []
+    losers = {n: i for i, completion in enumerate(completions) for n in completion["losses"] or ()}
+    won = [(i, n) for i, completion in enumerate(completions) for n in completion["wins"] or ()]
+    return [(i, losers[n]) for i, n in won if n in losers]
 
 
 def _spoken(message: Row) -> Exported:

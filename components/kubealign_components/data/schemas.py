@@ -52,7 +52,9 @@ COMPLETION = pa.struct(
         ("reference", pa.bool_()),  # sampled from the reference policy, so its reward is a reference reward
         ("model", pa.string()),  # who wrote it: policy name, or what the source says
         ("messages", pa.string()),  # JSON: the assistant messages
-        ("label", pa.string()),  # the source's own verdict: chosen, rejected or null
+        ("label", pa.string()),  # the source's own verdict: chosen, rejected or null (none, or both)
+        ("wins", TOKEN_IDS),  # numbers of the prompt's comparisons in which people preferred it, or null
+        ("losses", TOKEN_IDS),  # numbers of those in which they preferred another one, or null
         ("score", pa.float64()),  # the source's own score, or null
         ("token_ids", TOKEN_IDS),  # the completion's own tokens, end-of-turn included
         ("num_tokens", pa.int32()),  # len(token_ids)
@@ -170,6 +172,8 @@ class _CompletionText(TypedDict):
     model: str | None
     messages: str
     label: str | None
+    wins: list[int] | None
+    losses: list[int] | None
     score: float | None
     sampler_logprob: float | None
     logprob: float | None
@@ -441,6 +445,8 @@ class _Given(TypedDict, total=False):
     model: str | None
     messages: str
     label: str | None
+    wins: list[int] | None
+    losses: list[int] | None
     score: float | None
     sampler_logprob: float | None
     logprob: float | None

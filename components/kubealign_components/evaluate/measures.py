@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kubealign_components.data.chunks import Row
-from kubealign_components.data.labels import CHOSEN, REJECTED, labelled_pairs
+from kubealign_components.data.labels import preferred_pairs, verdicts_of
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.evaluate.comparison import (
     Side,
@@ -73,10 +73,9 @@ def _margins(
 
 def labelled_completions(row: Row) -> list[tuple[Row, Row]]:
     """The chosen and the rejected completion of each labelled pair of a prompt."""
-    labelled = [c for c in row["completions"] if c["label"] in (CHOSEN, REJECTED) and c["token_ids"]]
-    is_chosen = np.array([c["label"] == CHOSEN for c in labelled], dtype=np.bool_)
-    chosen, rejected = labelled_pairs(np.zeros(len(labelled), dtype=np.int64), is_chosen)
-    return [(labelled[i], labelled[j]) for i, j in zip(chosen, rejected)]
+    there = [c for c in row["completions"] if c["token_ids"]]
+    chosen, rejected = preferred_pairs(verdicts_of(there), np.zeros(len(there), dtype=np.int64))
+    return [(there[i], there[j]) for i, j in zip(chosen, rejected)]
 
 
 def _logprobs(

@@ -17,7 +17,7 @@ from kubealign_components.config import Group, execution, require
 from kubealign_components.data.agreement import count_agreement
 from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk
 from kubealign_components.data.fingerprint import derive, digest
-from kubealign_components.data.labels import CHOSEN, REJECTED
+from kubealign_components.data.labels import preferred_pairs, verdicts_of
 from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.worker import Missing, run_chunk
@@ -131,16 +131,12 @@ class RewardStage:
 
 
 def _count_agreement(rows: Sequence[Row], stats: Stats) -> None:
-    completions = [(i, c) for i, row in enumerate(rows) for c in row["completions"]]
-    labels = np.array([str(c["label"]) for _, c in completions])
-    count_agreement(
-        stats,
-        [row["source"] for row in rows],
-        np.array([i for i, _ in completions], dtype=np.int64),
-        labels == CHOSEN,
-        labels == REJECTED,
-        np.array([c["reward"] for _, c in completions], dtype=np.float64),
-    )
+    completions = [c for row in rows for c in row["completions"]]
+    counts = np.array([len(row["completions"]) for row in rows], dtype=np.int64)
+    of = np.repeat(np.arange(len(rows)), counts)
+    reward = np.array([c["reward"] for c in completions], dtype=np.float64)
+    pairs = preferred_pairs(verdicts_of(completions), of)
+    count_agreement(stats, [row["source"] for row in rows], of, pairs, reward)
 
 
 def _all_tied(row: Row) -> bool:

@@ -18,7 +18,7 @@ from kubealign_components.data.agreement import agreements, count_agreement
 from kubealign_components.data.arrow_take import take
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.labels import labelled_pairs, sides
+from kubealign_components.data.labels import compared, fewer, preferred_pairs, sides
 from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import COMPLETION, PAIR, SELECTION, SELECTION_ROW
 from kubealign_components.data.seeds import id_keys
@@ -34,7 +34,7 @@ from kubealign_components.select.quantiles import (
 )
 from kubealign_components.training.config import INCLUSIVE, LEAVE_ONE_OUT
 
-VERSION = 1
+VERSION = 2
 
 ALL = "all"
 """The pointwise strategy: every completion of the pool, no pairs."""
@@ -52,9 +52,10 @@ class SelectConfig:
 
     strategy: str = "best_worst"
     """best_worst, best_random, random_pairs, quantile_bands or top_bottom_k make pairs by reward; all keeps
-    every completion of the pool, for pointwise objectives. labels makes pairs as people labelled them and
-    labelled keeps every completion with a label, for pointwise objectives on labels (kto): for these two
-    no reward is needed, and pool, quantile gap and references do not count."""
+    every completion of the pool, for pointwise objectives. labels makes pairs as people compared them (of
+    verdicts on single completions, a prompt's i-th good one with its i-th bad one) and labelled keeps every
+    completion with a label, for pointwise objectives on labels (kto): for these two no reward is needed, and
+    pool, quantile gap and references do not count."""
     quantile: str = INCLUSIVE
     """inclusive (the published rule), mid_rank or leave_one_out; they differ in ties and in whether a
     reference completion counts itself."""
@@ -197,7 +198,8 @@ class _Batch:
         self.reference: Bools = pc.fill_null(self.completions.field("reference"), False).to_numpy(
             zero_copy_only=False
         )
-        self.chosen, self.rejected = sides(self.completions.field("label"))
+        self.preferred = preferred_pairs(self.completions, self.row)
+        self.stand_in: Ints = np.arange(len(self.row))  # of equal completions, the one that is selected
         self.known: Bools = np.isfinite(self.reward)
         if not config.by_labels:
             self._check_rewards()
@@ -212,7 +214,7 @@ class _Batch:
     def count_agreement(self) -> None:
         """Count how often reward and labels agree, whatever is selected."""
         sources = self.batch.column("source").to_pylist()
-        count_agreement(self.stats, sources, self.row, self.chosen, self.rejected, self.reward)
+        count_agreement(self.stats, sources, self.row, self.preferred, self.reward)
 
     def select(self) -> pa.RecordBatch:
         """The output rows."""
@@ -239,7 +241,9 @@ class _Batch:
             "both": np.ones(len(self.row), dtype=np.bool_),
         }[self.config.pool]
         if self.config.by_labels:
-            pool = self.chosen | self.rejected
+            pool = np.logical_or(*sides(self.completions.field("label")))
+            if self.config.pairwise:
+                pool |= compared(self.completions)
         self.stats.counts["completions_in"] += len(pool)
         again = self._repeated(np.flatnonzero(pool))
         self.stats.counts["completions_duplicate"] += len(again)
@@ -256,6 +260,8 @@ class _Batch:
         order = members[order_by(self.row[members], code[members], ~self.reference[members])]
         same = (np.diff(self.row[order]) == 0) & (np.diff(code[order]) == 0)
         again: Ints = order[1:][same]
+        leads = np.concatenate([[True], ~same]) if len(order) else np.empty(0, np.bool_)
+        self.stand_in[order] = order[np.maximum.accumulate(np.where(leads, np.arange(len(order)), 0))]
         return again
 
     def _usable(self, pool: Bools) -> Bools:
@@ -287,14 +293,20 @@ class _Batch:
         np.maximum.at(high, row, reward)
         return np.asarray(low >= high)
 
+    def _preferred(self) -> tuple[Ints, Ints]:
+        """The pairs by labels, each once; none of a completion with itself, or that is there both ways."""
+        first, second = (self.stand_in[side] for side in self.preferred)
+        pairs, back = (a * len(self.row) + b for a, b in ((first, second), (second, first)))
+        once = np.isin(np.arange(len(pairs)), np.unique(pairs, return_index=True)[1])
+        kept = once & ~np.isin(pairs, back)
+        key = id_keys(self.ids, self.config.seed, "select")
+        return fewer(first[kept], second[kept], self.row, key, self.config.pairs_per_prompt)
+
     def _pairs(self, members: Ints) -> tuple[Ints, Ints]:
         config = self.config
-        key = id_keys(self.ids.take(pa.array(members)), config.seed, "select")
         if config.by_labels:
-            first, second = labelled_pairs(
-                self.row[members], self.chosen[members], key, config.pairs_per_prompt
-            )
-            return members[first], members[second]
+            return self._preferred()
+        key = id_keys(self.ids.take(pa.array(members)), config.seed, "select")
         pool = Pool(
             row=self.row[members],
             reward=self.reward[members],

@@ -10,6 +10,7 @@ import pytest
 
 from kubealign_components.config import from_mapping
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.schemas import new_completion
 from kubealign_components.engines.generation import SamplingSpec
 from kubealign_components.errors import ConfigError
 from kubealign_components.evaluate.comparison import preference_accuracy
@@ -78,6 +79,20 @@ def test_the_accuracy_counts_prompts_once_and_ties_half() -> None:
 
 def test_pairs_of_a_prompt_go_by_their_order() -> None:
     made = [("a", "chosen"), ("b", "rejected"), ("c", "chosen"), ("d", None)]
-    row = {"completions": [{"completion_id": i, "label": label, "token_ids": [1]} for i, label in made]}
+    completions = [{**new_completion(completion_id=i, label=label), "token_ids": [1]} for i, label in made]
+    row = {"completions": completions}
     found = [(a["completion_id"], b["completion_id"]) for a, b in labelled_completions(row)]
     assert found == [("a", "b"), ("c", "b")]
+
+
+def test_pairs_of_a_prompt_are_the_comparisons_whose_sides_are_there() -> None:
+    made = {"a": ([0], []), "b": ([1], [0]), "c": ([2], [1]), "empty": ([], [2])}
+    completions = [
+        {**new_completion(completion_id=name, wins=wins, losses=losses), "token_ids": [1] * (name != "empty")}
+        for name, (wins, losses) in made.items()
+    ]
+    found = [
+        (a["completion_id"], b["completion_id"])
+        for a, b in labelled_completions({"completions": completions})
+    ]
+    assert found == [("a", "b"), ("b", "c")]

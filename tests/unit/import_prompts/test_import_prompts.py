@@ -215,8 +215,24 @@ def test_duplicates_are_merged_and_the_first_source_names_them(imported: Import)
     ]
     assert rows["Other?"]["source"] == "source1"
     assert stats.dropped == {"duplicate_prompt": 2}
-    assert stats.counts["completions_label_conflict"] == 1
+    assert stats.counts["completions_chosen_and_rejected"] == 1
+    assert [(c["wins"], c["losses"]) for c in merged["completions"]] == [([0], []), ([1], [0]), ([], [1])]
     assert stats.counts["completions_duplicate"] == 3
+
+
+def test_overlapping_comparisons_are_all_kept_and_nobody_else_s_are_made(imported: Import) -> None:
+    pairs = ["AB", "BC", "AB", "DE", "AD", "FG", "GF"]
+    rows = [{"prompt": "Hi?", "chosen": f"{a}.", "rejected": f"{b}."} for a, b in pairs]
+    dataset, stats = imported(rows[:4], rows[4:])
+    [row] = dataset.iter_rows()
+    texts = [json.loads(c["messages"])[0]["content"][0] for c in row["completions"]]
+    winners = {n: text for text, c in zip(texts, row["completions"]) for n in c["wins"]}
+    losers = {n: text for text, c in zip(texts, row["completions"]) for n in c["losses"]}
+    assert sorted(winners[n] + losers[n] for n in winners) == ["AB", "AD", "BC", "DE"]
+    assert sorted(winners) == sorted(losers) == [0, 1, 2, 3]
+    assert stats.counts["comparisons_contradicted"] == 2
+    labels = dict(zip(texts, (c["label"] for c in row["completions"])))
+    assert labels["A"] == "chosen" and labels["C"] == "rejected" and labels["B"] is labels["D"] is None
 
 
 def test_tools_make_another_prompt(imported: Import) -> None:

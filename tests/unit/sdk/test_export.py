@@ -67,6 +67,18 @@ def again(file: Path, folder: Path) -> Dataset:
     return Dataset.open(str(folder / "made"))
 
 
+def test_every_comparison_is_a_row(tmp_path: Path) -> None:
+    pairs = [("A", "B"), ("B", "C"), ("A", "D")]
+    source = tmp_path / "pairs.jsonl"
+    lines = [json.dumps({"prompt": "Hi?", "chosen": a, "rejected": b}) + "\n" for a, b in pairs]
+    source.write_text("".join(lines))
+    run(ImportConfig(sources=(SourceConfig(uri=str(source)),)), output=str(tmp_path / "made"))
+    file = exported(Dataset.open(str(tmp_path / "made")), tmp_path / "trl", "trl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    found = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows]
+    assert sorted(found) == sorted(pairs)
+
+
 def test_trl_rows_say_the_same(dataset: Dataset, tmp_path: Path) -> None:
     file = exported(dataset, tmp_path / "trl", "trl")
     assert said(again(file, tmp_path / "again")) == said(dataset)

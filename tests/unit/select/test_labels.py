@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.labels import labelled_pairs
+from kubealign_components.data.labels import fewer, in_turn, preferred_pairs, verdicts_of
 from kubealign_components.data.schemas import REWARDED, SELECTION, TOKENIZED, completion_id, new_completion
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
@@ -131,20 +131,62 @@ def test_by_reward_a_missing_reward_is_named_with_the_way_out(tmp_path: Path) ->
         select(tmp_path, rows, SelectConfig(pool="offline"))
 
 
+def compared_row(name: str, completions: int, comparisons: Sequence[tuple[int, int]]) -> Row:
+    """A prompt whose completions, tokens 0, 1, …, people compared: (winner, loser), by their places."""
+    row = row_of(name, [(token, None, None) for token in range(completions)])
+    for place, completion in enumerate(row["completions"]):
+        completion["wins"] = [n for n, (winner, _) in enumerate(comparisons) if winner == place]
+        completion["losses"] = [n for n, (_, loser) in enumerate(comparisons) if loser == place]
+    return row
+
+
+def test_a_completion_may_win_one_comparison_and_lose_another(tmp_path: Path) -> None:
+    chain = compared_row("a", 3, [(0, 1), (1, 2)])
+    star = compared_row("b", 5, [(0, 1), (0, 3), (2, 4)])
+    selected, stats = select(tmp_path, [chain, star])
+    assert [pairs_of(row) for row in selected] == [[(0, 1), (1, 2)], [(0, 1), (0, 3), (2, 4)]]
+    assert stats.counts["pairs"] == 5
+
+
+def test_what_is_left_of_a_comparison_is_set_against_nothing_else(tmp_path: Path) -> None:
+    row = compared_row("a", 5, [(0, 1), (2, 3)])
+    row["completions"][4]["label"] = "rejected"
+    row["completions"][0]["label"] = "chosen"
+    del row["completions"][1]  # it was too long
+    selected, _ = select(tmp_path, [row])
+    assert [pairs_of(one) for one in selected] == [[(2, 3)]]
+
+
+def test_comparisons_of_answers_that_became_one(tmp_path: Path) -> None:
+    row = compared_row("a", 5, [(0, 2), (1, 3), (0, 1), (4, 0), (1, 4)])
+    row["completions"][1] |= {name: row["completions"][0][name] for name in ("completion_id", "token_ids")}
+    selected, _ = select(tmp_path, [row])  # (0, 1) is of one answer, (4, 0) and (1, 4) contradict each other
+    assert [pairs_of(one) for one in selected] == [[(0, 2), (0, 3)]]
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=8), max_size=5))
+def test_pairs_are_the_comparisons(prompts: list[list[tuple[int, int]]]) -> None:
+    rows = [compared_row(str(i), 6, comparisons) for i, comparisons in enumerate(prompts)]
+    completions = [c for row in rows for c in row["completions"]]
+    first, second = preferred_pairs(verdicts_of(completions), np.repeat(np.arange(len(rows)), 6))
+    expected = [(6 * i + a, 6 * i + b) for i, comparisons in enumerate(prompts) for a, b in comparisons]
+    assert list(zip(first.tolist(), second.tolist())) == expected
+
+
 @given(st.lists(st.lists(st.booleans(), max_size=8), max_size=6), st.integers(1, 5), st.integers(0, 9))
 def test_every_pair_is_of_one_prompt_and_no_label_is_left_over(
     prompts: list[list[bool]], most: int, seed: int
 ) -> None:
     row = np.repeat(np.arange(len(prompts)), [len(labels) for labels in prompts])
     chosen = np.array([label for labels in prompts for label in labels], dtype=np.bool_)
-    first, second = labelled_pairs(row, chosen)
+    first, second = in_turn(row, chosen)
     assert chosen[first].all() and not chosen[second].any()
     assert (row[first] == row[second]).all() and (np.diff(row[first]) >= 0).all()
     for number, labels in enumerate(prompts):
         used = set(first[row[first] == number]) | set(second[row[second] == number])
         assert len(used) == (len(labels) if len(set(labels)) == 2 else 0)
     key = np.random.default_rng(seed).integers(0, 2**63, len(row), dtype=np.uint64)
-    kept = {(int(a), int(b)) for a, b in zip(*labelled_pairs(row, chosen, key, most))}
+    kept = {(int(a), int(b)) for a, b in zip(*fewer(first, second, row, key, most))}
     assert kept <= set(zip(first.tolist(), second.tolist()))
     for number in range(len(prompts)):
         every = int((row[first] == number).sum())

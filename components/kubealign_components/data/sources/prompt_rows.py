@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from kubealign_components.data.fingerprint import canonical_json, source_json
+from kubealign_components.data.labels import CHOSEN, REJECTED
 from kubealign_components.data.schemas import (
     ImportedCompletion,
     PromptRow,
@@ -33,6 +34,7 @@ def to_row(example: Example, source: str, weight: float) -> PromptRow:
     try:
         name = prompt_id(example.messages, example.tools)
         completions = [_completion(name, offline) for offline in example.completions]
+        _number_comparisons(completions)
         return {
             "prompt_id": name,
             "source": source,
@@ -59,10 +61,12 @@ def spooled(row: PromptRow) -> tuple[str, str]:
 def merge_rows(rows: Sequence[PromptRow], counts: Counter[str]) -> PromptRow:
     """One row from all rows of a prompt, in source order: the first, with everyone's completions.
 
-    Identical completions become one, which keeps the first score and model that is known; one that
-    is chosen here and rejected there has no label (counted as ``completions_label_conflict``).
+    Identical completions become one, which keeps the first score and model that is known; one that is
+    chosen here and rejected there has no label (counted as ``completions_chosen_and_rejected``). All
+    comparisons stay, each once, but those of two completions of which now the one is preferred and now the
+    other (counted as ``comparisons_contradicted``).
     """
-    merged = rows[0]
+    merged, comparisons = rows[0], _comparisons(rows, counts)
     completions: dict[str, ImportedCompletion] = {}
     for completion in (c for row in rows for c in row["completions"]):
         known = completions.setdefault(completion["completion_id"], completion)
@@ -72,19 +76,50 @@ def merge_rows(rows: Sequence[PromptRow], counts: Counter[str]) -> PromptRow:
     merged["completions"] = list(completions.values())
     merged["answers"] = list(dict.fromkeys(answer for row in rows for answer in row["answers"]))
     for completion in merged["completions"]:
-        if completion["label"] == _CONFLICT:
+        if completion["label"] == _BOTH:
             completion["label"] = None
+        completion["wins"], completion["losses"] = [], []
+    for number, (winner, loser) in enumerate(comparisons):
+        _compare(completions[winner], completions[loser], number)
     return merged
 
 
-_CONFLICT = "conflict"
+_BOTH = "chosen and rejected"
+
+
+def _comparisons(rows: Sequence[PromptRow], counts: Counter[str]) -> list[tuple[str, str]]:
+    """Ids of winner and loser of every comparison in ``rows``."""
+    found = dict[tuple[str, str], None]()
+    for row in rows:
+        losers = {number: c["completion_id"] for c in row["completions"] for number in c["losses"] or ()}
+        for completion in row["completions"]:
+            for number in completion["wins"] or ():
+                found.setdefault((completion["completion_id"], losers[number]))
+    kept = [pair for pair in found if pair[::-1] not in found]
+    if len(kept) < len(found):
+        counts["comparisons_contradicted"] += len(found) - len(kept)
+    return kept
+
+
+def _number_comparisons(completions: Sequence[ImportedCompletion]) -> None:
+    """Fill in who won which comparison, where a source sets chosen and rejected side by side: the i-th
+    against the i-th, and where there are more of one side, the other side's are taken in turn."""
+    chosen, rejected = ([c for c in completions if c["label"] == side] for side in (CHOSEN, REJECTED))
+    if chosen and rejected:
+        for number in range(max(len(chosen), len(rejected))):
+            _compare(chosen[number % len(chosen)], rejected[number % len(rejected)], number)
+
+
+def _compare(winner: ImportedCompletion, loser: ImportedCompletion, number: int) -> None:
+    winner["wins"] = [*(winner["wins"] or ()), number]
+    loser["losses"] = [*(loser["losses"] or ()), number]
 
 
 def _unite(known: ImportedCompletion, other: ImportedCompletion, counts: Counter[str]) -> None:
     labels = {known["label"], other["label"]} - {None}
-    if len(labels) > 1 and known["label"] != _CONFLICT:
-        counts["completions_label_conflict"] += 1
-        known["label"] = _CONFLICT
+    if len(labels) > 1 and known["label"] != _BOTH:
+        counts["completions_chosen_and_rejected"] += 1
+        known["label"] = _BOTH
     elif known["label"] is None:
         known["label"] = other["label"]
     if known["score"] is None:
@@ -100,6 +135,8 @@ def _completion(prompt: str, offline: Offline) -> ImportedCompletion:
         model=_encodable(offline.model or UNNAMED_MODEL),
         messages=source_json(offline.messages),
         label=offline.label,
+        wins=[],
+        losses=[],
         score=offline.score,
     )
 
