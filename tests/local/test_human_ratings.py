@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kubealign import load_run_file, quickstart, run_local
@@ -17,6 +18,8 @@ CHARACTERS = 96
 """Of an answer: how it begins tells a refusal from compliance, and a byte is a token of the tiny model."""
 APART = 0.75
 """Least difference of the two ratings of a pair, of a scale from 0 to 1."""
+Z = 1.96
+"""Standard errors that an interval of 95 % reaches to each side."""
 
 
 def pairs(ratings: Path) -> Iterator[dict[str, str]]:
@@ -32,14 +35,10 @@ def pairs(ratings: Path) -> Iterator[dict[str, str]]:
                 yield {"prompt": prompt[:CHARACTERS], "chosen": chosen, "rejected": rejected}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_held_out_people_are_agreed_with(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    source = tmp_path / "people.jsonl"
-    rows = list(pairs(quickstart.ratings() / "harm.jsonl"))
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def trained_on(source: Path, folder: Path, seed: int) -> Mapping[str, float]:
+    """What ``evaluate`` says of a run on ``source``: its model, split and order of examples are the seed's."""
     settings = {
-        "policy": str(build_tiny_model(tmp_path / "model", seed=seed)),
+        "policy": str(build_tiny_model(folder / "model", seed=seed)),
         "sources.0.uri": str(source),
         "validation_fraction": "0.4",
         "seed": str(seed),
@@ -47,10 +46,22 @@ def test_held_out_people_are_agreed_with(tmp_path: Path, seed: int, monkeypatch:
         "sample_max_new_tokens": "2",
         "train_adapter": "none",
         "train_learning_rate": "0.002",
-        "train_options": f"{{batch_size: 16, max_steps: 24, seed: {seed}}}",
+        "train_options": "{batch_size: 16, max_steps: 24}",
     }
     run = load_run_file(SHIPPED).with_parameters([f"{name}={value}" for name, value in settings.items()])
-    told = run_local(run, output=tmp_path / "runs").evaluation
-    assert told["preference_pairs"] > 40
-    assert told["preference_accuracy"] > 0.55
-    assert told["preference_accuracy_low"] > 0.5
+    return run_local(run, output=folder / "runs").evaluation
+
+
+def test_held_out_people_are_agreed_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over two seeds, each with 40 % of the prompts held out; intervals are by prompt."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    source = tmp_path / "people.jsonl"
+    rows = list(pairs(quickstart.ratings() / "harm.jsonl"))
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = [trained_on(source, tmp_path / str(seed), seed) for seed in (0, 1)]
+    held = np.array([t["preference_pairs"] for t in told])
+    accuracy = np.array([t["preference_accuracy"] for t in told])
+    error = (accuracy - np.array([t["preference_accuracy_low"] for t in told])) / Z
+    share = held / held.sum()
+    assert held.min() > 20
+    assert share @ accuracy - Z * np.sqrt(share**2 @ error**2) > 0.5
