@@ -36,7 +36,7 @@ def pairs(ratings: Path) -> Iterator[dict[str, str]]:
 
 
 def trained_on(source: Path, folder: Path, seed: int) -> Mapping[str, float]:
-    """What ``evaluate`` says of a run on ``source``: its model, split and order of examples are the seed's."""
+    """What ``evaluate`` says of a run on ``source`` whose model, split and order are the seed's."""
     settings = {
         "policy": str(build_tiny_model(folder / "model", seed=seed)),
         "sources.0.uri": str(source),
