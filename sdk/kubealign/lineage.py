@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.tree import Tree
 
-from kubealign.local.runs import find_run
+from kubealign.local.runs import RunInfo, find_run
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.lineage import LineageStep, describe, steps_of, to_json
 from kubealign_components.data.manifest import MANIFEST, Manifest
@@ -43,10 +43,18 @@ def open_place(uri: str) -> Dataset:
     """
     uri = uri.removesuffix(f"/{MANIFEST}")
     run = find_run(uri) if "://" not in uri else None
-    if run is not None:
-        made = [output for output in run.outputs if output["type"] in ("system.Dataset", "system.Model")]
-        uri = str(run.folder.path / made[-1]["path"]) if made else uri
-    return Dataset.open(uri, allow_empty=True)
+    return Dataset.open(uri, allow_empty=True) if run is None else last_made(run)
+
+
+def last_made(run: RunInfo) -> Dataset:
+    """The last dataset or model that ``run`` made.
+
+    Raises:
+        NotFound: it made none, or that is gone.
+    """
+    made = [output for output in run.outputs if output["type"] in ("system.Dataset", "system.Model")]
+    path = run.folder.path / made[-1]["path"] if made else run.folder.path
+    return Dataset.open(str(path), allow_empty=True)
 
 
 def ancestors(manifest: Manifest) -> Iterator[Ancestor]:

@@ -74,7 +74,7 @@ def add_run(
             | {"aligned": completions(text, [value]), "reward_difference": value}
             for prompt, value in aligned.items()
         ]
-        params = {"reward": {"functions": [reward]}}
+        params = {"reward": {"functions": [{"function": f"functions:{reward}"}]}}
         inputs = {"rewarded": made["merge-rewards"]}
         made["evaluate"] = make(rows, EVALUATION, stage="evaluate", params=params, inputs=inputs)
     outputs = []

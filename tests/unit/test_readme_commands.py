@@ -23,8 +23,8 @@ _SHELL = ("", "sh", "bash", "shell", "console")
 RUNS_HERE = ("params", "compile", "components", "check", "schema", "estimate")
 RUNS_HERE += ("show", "logs", "ls", "open", "du", "lineage", "compare", "gc")
 """Commands of ours that are run as they stand, in a folder with a run file and a finished run."""
-LOADS = ("run", "rerun", "submit", "upload", "schedule", "runs", "cancel", "retry", "fetch", "doctor")
-"""Commands of ours that run models or speak to a cluster: tests/local and test_cluster.py run them; here
+LOADS = ("run", "rerun", "submit", "upload", "schedule", "runs", "cancel", "retry", "fetch", "doctor", "ui")
+"""Commands of ours that run models, serve or speak to a cluster: other tests run them; here
 their words are held against their options, and the run file is compiled."""
 SYNTAX = ("kubectl", "kind", "docker", "export", "for")
 """What needs a cluster or a Docker Engine: bash reads it, and folders of ours that it names are there."""

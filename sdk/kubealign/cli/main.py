@@ -28,6 +28,7 @@ from kubealign.cli.local_runs import du, ls, open_
 from kubealign.cli.options import Given, run_options
 from kubealign.cli.schedule import schedule
 from kubealign.cli.terminal import say
+from kubealign.cli.ui import ui
 from kubealign.errors import ClusterError
 from kubealign_components import __version__
 from kubealign_components.errors import NotFound
@@ -257,6 +258,7 @@ for _command in (
     schedule,
     schema,
     submit,
+    ui,
     upload,
 ):
     main.add_command(_command)

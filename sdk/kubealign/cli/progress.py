@@ -68,11 +68,11 @@ class Progress:
             if self.console.is_terminal:
                 with (
                     self.console.status("") as status,
-                    _every(0.5, lambda: status.update(self._now(watcher))),
+                    every(0.5, lambda: status.update(self._now(watcher))),
                 ):
                     yield
             else:
-                with _every(float(given or PIPE_SECONDS), lambda: self._tell(watcher)):
+                with every(float(given or PIPE_SECONDS), lambda: self._tell(watcher)):
                     yield
 
     def _now(self, watcher: Watcher) -> Text:
@@ -89,17 +89,22 @@ class Progress:
         return f"run: about {rough(self._forecast.left(list(watcher.runs)))} left"
 
     def _title(self, run: TaskRun) -> str:
-        task = self._graph.tasks[run.task] if self._graph else None
-        title = task.title if task else run.task
-        if not task or "chunk" not in task.arguments:
-            return f"{title} {run.number}" if run.number > 1 else title
-        of = f" of {run.chunk['of']}" if "of" in run.chunk else ""
-        return f"{title}, chunk {run.chunk.get('index', run.number - 1) + 1}{of}"
+        return title_of(run, self._graph)
 
     def _write(self, word: str, style: str, run: TaskRun, detail: str) -> None:
         elapsed, title = _clock(time.monotonic() - self._started), escape(self._title(run))
         line = f"[dim]{elapsed}[/]  [{style}]{word:<8}[/]{title:<28} {escape(detail)}"
         self.console.print(line.rstrip(), soft_wrap=True)
+
+
+def title_of(run: TaskRun, graph: Graph | None) -> str:
+    """The task as the UI shows it, with its chunk or how manieth execution it is."""
+    task = graph.tasks[run.task] if graph else None
+    title = task.title if task else run.task
+    if not task or "chunk" not in task.arguments:
+        return f"{title} {run.number}" if run.number > 1 else title
+    of = f" of {run.chunk['of']}" if "of" in run.chunk else ""
+    return f"{title}, chunk {run.chunk.get('index', run.number - 1) + 1}{of}"
 
 
 def state_text(run: TaskRun) -> str:
@@ -139,7 +144,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
+def every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
     """Call ``action`` from a thread of its own until the block ends."""
     stop = threading.Event()
 

@@ -24,6 +24,7 @@ from kubealign.cli.progress import Progress
 from kubealign.errors import RunFailed, RunStopped
 from kubealign.local.docker import docker_runner, exit_codes_kept
 from kubealign.local.forecast import Forecast, forecast
+from kubealign.local.live import state_written
 from kubealign.local.loops import loop_inputs_kept
 from kubealign.local.results import Results, collect, missing_outputs
 from kubealign.local.runs import LOCK, RUNS, RunFolder
@@ -94,7 +95,11 @@ def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Res
     started = time.monotonic()
     failure: RunFailed | None = None
     try:
-        with stopping.handled(), progress.showing(graph, watcher, expected):
+        with (
+            stopping.handled(),
+            progress.showing(graph, watcher, expected),
+            state_written(folder.progress, graph, watcher, expected),
+        ):
             _execute(folder, given, watcher, graph, runner)
     except RunFailed as error:
         failure = error

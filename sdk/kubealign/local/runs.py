@@ -73,6 +73,11 @@ class RunFolder:
         return self.path / RESULTS
 
     @property
+    def progress(self) -> Path:
+        """How far the run has come."""
+        return self.path / "progress.json"
+
+    @property
     def summary(self) -> Path:
         """The run on one page."""
         return self.path / "summary.html"

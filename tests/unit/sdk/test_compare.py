@@ -99,7 +99,7 @@ def test_what_is_printed_shows_texts_of_prompts_that_all_have(three: list[Path])
 def test_the_page_holds_the_same_and_runs_nothing(three: list[Path], tmp_path: Path) -> None:
     call(*three, "--html", tmp_path / "page.html")
     page = Page((tmp_path / "page.html").read_text())
-    assert page.loaded == [] and len(page.scripts) == 1 and "alert" not in page.scripts[0]
+    assert page.loaded == [] and len(page.scripts) == 2 and "alert" not in "".join(page.scripts)
     assert "<script>alert(1)</script>" in page.text
     assert ["train_beta", "0.1", "0.2", "0.1"] in page.rows
     assert {"Rewards of one", "Rewards of two", "Rewards of other"} <= set(page.charts)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from kubealign.cli.progress import Progress, state_text
 from kubealign.local.forecast import START_SECONDS, Expected, Forecast, forecast
+from kubealign.local.live import read_state, state_written
 from kubealign.local.watcher import TaskRun, Watcher
 from kubealign_components.progress import SECONDS, BarState, note, progress_bar, read_line
 from kubealign_pipelines.compiler import compile_pipeline
@@ -158,3 +159,25 @@ def test_the_forecast_of_a_pipeline_counts_chunks_and_work(graph: Graph, tmp_pat
     assert total(sample_max_new_tokens=20) < total(sample_max_new_tokens=200)
     assert total(work_rows_per_chunk=5) > total()
     assert total(policy="org/Model-8B") > 5 * total()
+
+
+def test_other_processes_read_how_far_a_run_has_come(graph: Graph, tmp_path: Path) -> None:
+    watcher = Watcher(tmp_path, on_event=lambda run: None, on_line=lambda run, line: None)
+    path = tmp_path / "progress.json"
+    with state_written(path, graph, watcher, Forecast({"train": Expected(executions=1, work=100.0)})):
+        assert read_state(path)["tasks"] == [] and read_state(path)["left"] > 100
+        watcher.runs += [
+            ended("filter", 4.0),
+            a_run("sample", state=a_state(50, 3.0), chunk={"index": 1, "of": 3}),
+        ]
+    filtered, sampled = read_state(path)["tasks"]
+    assert (filtered["title"], filtered["state"], filtered["detail"]) == ("filter", "done", "")
+    assert (sampled["title"], sampled["state"]) == ("sample, chunk 2 of 3", "running")
+    assert sampled["detail"].startswith("50/100 rows") and sampled["seconds"] >= 10
+
+
+def test_a_state_that_cannot_be_written_stops_no_run(graph: Graph, tmp_path: Path) -> None:
+    watcher = Watcher(tmp_path, on_event=lambda run: None, on_line=lambda run, line: None)
+    with state_written(tmp_path / "gone" / "progress.json", graph, watcher, Forecast({})):
+        pass
+    assert list(tmp_path.iterdir()) == []

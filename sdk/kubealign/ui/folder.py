@@ -1,0 +1,77 @@
+"""The runs below a folder by name, and the pages of a run: names are looked up, and never become paths."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from kubealign.local.runs import RUNS, RunInfo, is_run, read_run
+from kubealign_components.errors import NotFound
+
+_PATTERNS = (f"{RUNS}/*", "*", f"*/{RUNS}/*")
+"""Where runs lie below an output folder, a folder of runs, and a folder of output folders."""
+_LARGEST = 16 * 2**20
+"""Bytes of a page that is shown."""
+
+
+def runs_in(folder: Path) -> dict[str, RunInfo]:
+    """The runs below ``folder``, newest first, by their paths there, without ``runs``.
+
+    Links that lead elsewhere are left out, and so are outputs that lie elsewhere.
+    """
+    root = folder.resolve()
+    found = {_name(root, path): _inside(root, read_run(path)) for path in _folders(root)}
+    return dict(sorted(found.items(), key=lambda pair: pair[1].began, reverse=True))
+
+
+def page_of(run: RunInfo, root: Path, *names: str) -> bytes:
+    """The bytes of a page in the run's folder.
+
+    Args:
+        run: the run.
+        root: the folder that is shown.
+        names: of the folders below the run's that lead to it, and its own.
+
+    Raises:
+        NotFound: there is no such regular file inside ``root``.
+    """
+    place = run.folder.path
+    for name in names:
+        place = next((path for path in _entries(place) if path.name == name), place / "\0")
+    if place.suffix != ".html" or not _is_file(place) or not place.resolve().is_relative_to(root.resolve()):
+        raise NotFound(f"{'/'.join(names)}: no such page of {run.name}")
+    with place.open("rb") as file:
+        return file.read(_LARGEST)
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    for pattern in _PATTERNS:
+        for path in root.glob(pattern):
+            if is_run(path) and path.resolve().is_relative_to(root):
+                yield path
+
+
+def _name(root: Path, path: Path) -> str:
+    return "/".join(part for part in path.relative_to(root).parts if part != RUNS) or path.name
+
+
+def _inside(root: Path, run: RunInfo) -> RunInfo:
+    """``run`` without outputs that lie outside ``root``."""
+    kept = [o for o in run.outputs if (run.folder.path / o["path"]).resolve().is_relative_to(root)]
+    return replace(run, results={**run.results, "outputs": kept}) if run.results else run
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except (OSError, ValueError):
+        return []
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (OSError, ValueError):
+        return False
