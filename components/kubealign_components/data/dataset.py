@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, overload
@@ -56,7 +57,6 @@ class Dataset:
         self.copy = uri
         """Where a model's files are read: a copy on this machine where there is one."""
         self._kept: dict[int, Path] | None = None
-        self._kept_in = ""
 
     @classmethod
     def open(cls, uri: str, *schemas: str, allow_empty: bool = False) -> Dataset:
@@ -98,8 +98,13 @@ class Dataset:
         goes."""
         if self._kept is None:
             self._kept = {}
-            self._kept_in = tempfile.mkdtemp(prefix="kubealign-kept-")
-            weakref.finalize(self, shutil.rmtree, self._kept_in, ignore_errors=True)
+
+    @cached_property
+    def _kept_in(self) -> str:
+        """The folder for shards that are kept; made when there is one to fetch, or a kill leaves it empty."""
+        folder = tempfile.mkdtemp(prefix="kubealign-kept-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
     def batches(
         self,
@@ -257,7 +262,8 @@ class Dataset:
         if self._kept is None:
             return self._verified(shard, folder)
         if number not in self._kept:
-            self._kept[number] = self._verified(shard, Path(self._kept_in))
+            here = scheme_of(self.uri) == "file"
+            self._kept[number] = self._verified(shard, folder if here else Path(self._kept_in))
         return self._kept[number]
 
     def _verified(self, shard: Shard, folder: Path) -> Path:

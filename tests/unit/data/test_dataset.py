@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch, StoreError
 from support.datasets import MakeDataset
 from support.tiny import prompt_row
+from support.watched_store import WatchedStore
 
 
 def rows_of(count: int) -> list[dict[str, Any]]:
@@ -47,6 +50,30 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
     del body["digest"]
     path.write_text(json.dumps(body | {"digest": digest(body)}))
     return str(folder)
+
+
+def test_a_folder_for_shards_that_are_kept_is_made_with_the_first_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+
+    def made() -> list[str]:
+        return [path.name.rsplit("-", 1)[0] for path in (tmp_path / "temporary").iterdir()]
+
+    here = write(tmp_path / "d", rows_of(7))
+    here.keep_files()
+    assert len(list(here.iter_rows())) == 7
+    assert made() == []
+    WatchedStore()
+    elsewhere = Dataset.open(f"faulty://{tmp_path}/d")
+    elsewhere.keep_files()
+    assert made() == []
+    assert len(list(elsewhere.iter_rows())) == 7
+    assert made() == ["kubealign-kept"]
+    del elsewhere
+    gc.collect()
+    assert made() == []
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
