@@ -25,14 +25,14 @@ ACCESS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "correct-horse
 
 
 @contextmanager
-def fake_gcs_server(folder: Path | None = None) -> Iterator[str]:
-    """Address of a fake-gcs-server that holds :data:`BUCKET`, in memory or in ``folder``."""
+def fake_gcs_server(folder: Path | None = None, bucket: str = BUCKET) -> Iterator[str]:
+    """Address of a fake-gcs-server that holds ``bucket``, in memory or in ``folder``."""
     [port] = _free_ports(1)
     address = f"http://127.0.0.1:{port}"
     command = [fake_gcs._get_binary_path(), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
     command += ["-filesystem-root", str(folder)] if folder else ["-backend", "memory"]
     with _serving([*command, "-external-url", address], f"{address}/storage/v1/b"):
-        _post(f"{address}/storage/v1/b", {"name": BUCKET})
+        _post(f"{address}/storage/v1/b", {"name": bucket})
         yield address
 
 

@@ -14,6 +14,12 @@ import yaml
 from click.testing import CliRunner
 
 from kubealign.cli.main import main
+from kubealign_components.data.dataset import DatasetWriter
+from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.schemas import MODEL
+from kubealign_components.data.stats import Stats
+from support.fake_kfp import Kfp, Kube
+from support.store_servers import fake_gcs_server
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("components", "images", "manifests", "pipelines", "sdk", "tests", "tests/benchmarks")
@@ -23,9 +29,13 @@ _SHELL = ("", "sh", "bash", "shell", "console")
 RUNS_HERE = ("params", "compile", "components", "check", "schema", "estimate")
 RUNS_HERE += ("show", "logs", "ls", "open", "du", "lineage", "compare", "gc")
 """Commands of ours that are run as they stand, in a folder with a run file and a finished run."""
-LOADS = ("run", "rerun", "submit", "upload", "schedule", "runs", "cancel", "retry", "fetch", "doctor", "ui")
-"""Commands of ours that run models, serve or speak to a cluster: other tests run them; here
-their words are held against their options, and the run file is compiled."""
+SERVED = ("submit", "upload", "schedule", "runs", "cancel", "retry", "fetch", "doctor")
+"""Commands of ours that speak to a cluster: they are run as they stand, servers on this machine answer."""
+LOADS = ("run", "rerun", "ui")
+"""Commands of ours that run models, which tests/local/test_readme_runs.py runs as they stand, or that serve;
+here their words are held against their options, and the run file is compiled."""
+OF_CLUSTER = {"RUN", "--dry-run", "gs://bucket/work"}
+"""Where such a word stands, a command for runs of this machine as well speaks of a cluster or a store."""
 SYNTAX = ("kubectl", "kind", "docker", "export", "for")
 """What needs a cluster or a Docker Engine: bash reads it, and folders of ours that it names are there."""
 PROGRAMS = ("kubealign", "make", *SYNTAX, "pip", "python", "uv", "git", "curl", "cd", "source")
@@ -69,11 +79,11 @@ def kind(command: Command) -> str:
         return "make"
     if program in SYNTAX:
         return "syntax"
-    if program == "kubealign" and rest and rest[0] in (*RUNS_HERE, *LOADS):
-        # Of a cluster: a run by id, TrainJobs, a prefix of a store.
-        cluster = {"RUN", "--dry-run", "gs://bucket/work"} & set(rest)
-        return "here" if rest[0] in RUNS_HERE and not cluster else "loads"
-    return ""
+    if program != "kubealign" or not rest:
+        return ""
+    if rest[0] in SERVED or (rest[0] in RUNS_HERE and OF_CLUSTER & set(rest)):
+        return "served"
+    return "here" if rest[0] in RUNS_HERE else "loads" if rest[0] in LOADS else ""
 
 
 def of_kind(name: str) -> list[Command]:
@@ -82,7 +92,7 @@ def of_kind(name: str) -> list[Command]:
 
 def test_every_command_has_a_class() -> None:
     assert [str(command) for command in ALL if not kind(command)] == []
-    assert {kind(command) for command in ALL} == {"make", "syntax", "here", "loads"}
+    assert {kind(command) for command in ALL} == {"make", "syntax", "here", "served", "loads"}
     assert len(ALL) > 60
 
 
@@ -109,11 +119,6 @@ def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def finished_run(path: Path) -> None:
-    from kubealign_components.data.dataset import DatasetWriter
-    from kubealign_components.data.fingerprint import derive
-    from kubealign_components.data.schemas import MODEL
-    from kubealign_components.data.stats import Stats
-
     (path / "logs" / "1").mkdir(parents=True)
     (path / "pipeline.yaml").write_text("")
     (path / "summary.html").write_text("page")
@@ -140,31 +145,96 @@ def test_a_command_does_what_the_document_says(command: Command, folder: Path) -
         assert Path(words[words.index("-o") + 1]).exists()
 
 
-def alternatives(command: Command) -> Iterator[list[str]]:
-    """The ways to read ``list | pause NAME`` and ``[TASK]``."""
-    words = [word.strip("[]") for word in command.words[1:]]
-    text = " ".join(shlex.quote(word) if word != "|" else word for word in words)
-    first, *rest = text.split(" | ")
-    yield shlex.split(first)
-    for other in rest:
-        yield [*shlex.split(first)[:1], *shlex.split(other)]
+def alternatives(command: Command) -> list[list[str]]:
+    """The commands that ``list | pause NAME`` stands for, each without what is optional."""
+    words = [word for word in command.words[1:] if not re.fullmatch(r"\[.*\]", word)]
+    found: list[list[str]] = [[]]
+    for word in words:
+        if word == "|":
+            found.append(words[:1])
+        else:
+            found[-1].append(word)
+    return found
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[str]:
+    """Address of Google Cloud Storage, with a bucket of that name."""
+    with fake_gcs_server(bucket="bucket") as address:
+        yield address
+
+
+@pytest.fixture
+def cluster(folder: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kfp]:
+    """Kubeflow with a run RUN, a schedule NAME, and the run's model in the store; a run file for it."""
+    api, kube = Kfp(), Kube()
+    monkeypatch.setenv("KUBECONFIG", str(kube.kubeconfig(folder / "kubeconfig")))
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", api.host)
+    written = yaml.safe_load((folder / "run.yaml").read_text())
+    written["parameters"] |= {"policy": "org/model", "sources": [{"name": "a", "uri": "org/data"}]}
+    written["parameters"]["work"] = "gs://bucket/work"
+    (folder / "run.yaml").write_text(yaml.safe_dump(written))
+    pods = "/api/v1/namespaces/kubeflow/pods"
+    kube.collections = {pods: [], "/apis/trainer.kubeflow.org/v1alpha1/namespaces/default/trainjobs": []}
+    kube.objects = {f"/api/v1/namespaces/{name}": {"metadata": {}} for name in ("kubeflow", "kubealign")}
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", store)
+    with api.serving(), kube.serving():
+        leave_run(api, kube, pods)
+        yield api
+    assert not api.problems
+
+
+def leave_run(api: Kfp, kube: Kube, pods: str) -> None:
+    """A schedule NAME, and a run RUN that trained: its pod, its log, and its model in the store."""
+    root = ["--pipeline-root", "gs://bucket/root"]
+    for words in (
+        ["submit", "-f", "run.yaml", "--name", "RUN", *root],
+        ["schedule", "apply", "NAME", "-f", "run.yaml", "--every", "6h"],
+    ):
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 0, done.output
+    (run,) = api.held["runs"]
+    metadata = {"name": "t", "creationTimestamp": "2026-11-26T19:50:00Z"}
+    metadata["labels"] = {"pipeline/runid": run["run_id"]}
+    metadata["annotations"] = {"workflows.argoproj.io/node-name": "w(0).root(0).train(0).executor(0)"}
+    kube.collections[pods] = [{"metadata": metadata, "status": {"phase": "Failed"}}]
+    kube.logs = {"t": "loss 0.5\n"}
+    model = f"gs://bucket/root/offline-alignment/{run['run_id']}/train/1/model"
+    with DatasetWriter(model, MODEL, derive("train", 1, {})) as writer:
+        writer.commit(Stats())
+
+
+@pytest.mark.parametrize("command", of_kind("served"), ids=str)
+def test_a_command_for_a_cluster_does_what_the_document_says(
+    command: Command, cluster: Kfp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run,) = cluster.held["runs"]
+    run["state"] = {"retry": "FAILED", "cancel": "RUNNING"}.get(command.words[1], "SUCCEEDED")
+
+    def finish(_: float) -> None:
+        for each in cluster.held["runs"]:
+            each["state"] = "SUCCEEDED"
+
+    monkeypatch.setattr("kubealign.cli.cluster.time.sleep", finish)
+    for words in alternatives(command):
+        if "--host" in words:  # of a port that the page has opened before
+            words[words.index("--host") + 1] = cluster.host
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 0 or (words[0] == "doctor" and done.exit_code == 1), done.output
+        assert done.output
+        assert "Traceback" not in done.output
 
 
 @pytest.mark.parametrize("command", of_kind("loads"), ids=str)
-def test_a_command_that_loads_a_model_or_a_cluster_is_well_said(command: Command, folder: Path) -> None:
-    for words in alternatives(command):
-        context = click.Context(main)
-        name, found, rest = main.resolve_command(context, words)
-        assert found is not None
-        if isinstance(found, click.Group):
-            name, found, rest = found.resolve_command(context, rest)
-            assert found is not None
-        found.make_context(str(name), rest)
-        if "-f" in rest:
-            given = rest[rest.index("-f") + 1]
-            assert Path(given).is_file()
-            result = CliRunner().invoke(main, ["compile", "-f", given, "-o", "checked.yaml"])
-            assert result.exit_code == 0, result.output
+def test_a_command_that_runs_models_is_well_said(command: Command, folder: Path) -> None:
+    name, used, rest = main.resolve_command(click.Context(main), command.words[1:])
+    assert used is not None
+    used.make_context(str(name), rest)
+    if "-f" in rest:
+        given = rest[rest.index("-f") + 1]
+        assert Path(given).is_file()
+        result = CliRunner().invoke(main, ["compile", "-f", given, "-o", "checked.yaml"])
+        assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("command", of_kind("make"), ids=str)
