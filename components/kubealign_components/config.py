@@ -330,11 +330,13 @@ class _Fitting:
             if name not in fields:
                 self._refuse((*path, name), values[name], self._known(cls, name, path))
         for name, entry in fields.items():
-            absent = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-            if absent and name not in values:
+            if not _has_default(entry) and name not in values:
                 self._refuse((*path, name), None, "a value: this setting has no default")
-        known_values = {name: value for name, value in values.items() if name in fields}
-        fitted = {name: self.value(hints[name], value, (*path, name)) for name, value in known_values.items()}
+        fitted = {
+            name: self.value(hints[name], value, (*path, name))
+            for name, value in values.items()
+            if name in fields and not _keeps_default(fields[name], hints[name], value)
+        }
         if len(self.problems) > before:
             return _UNUSABLE
         return self._built(cls, fitted, path)
@@ -417,6 +419,16 @@ class _Fitting:
 
     def _text(self, path: Path) -> str:
         return text_of((self.where, *path))
+
+
+def _has_default(field: dataclasses.Field[object]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+def _keeps_default(field: dataclasses.Field[object], hint: object, value: object) -> bool:
+    """Whether ``value`` is the null by which recipes say that a setting decided nothing."""
+    may_be_null = takes_anything(hint) or type(None) in typing.get_args(hint)
+    return value is None and _has_default(field) and not may_be_null
 
 
 def _below(path: Path, field: str) -> Path:

@@ -9,5 +9,7 @@ from kubealign_components import __version__
 DATA = f"kubealign/data:{__version__}"
 SAMPLE = f"kubealign/sample:{__version__}"
 TRAIN = f"kubealign/train:{__version__}"
+IMAGE_VARIABLE = "KUBEALIGN_IMAGE"
+"""Environment variable of a task: the image that it runs in, for the manifest of what it makes."""
 USER = 10001
 """The user of all images, in group 0; a container may run as any other."""

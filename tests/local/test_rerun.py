@@ -5,17 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 import yaml
 from click.testing import CliRunner
 
 from kubealign.cli.main import main
 from kubealign.local.runner import run_local
-from kubealign.rerun import run_file_of
 from kubealign.runfile import RunFile
-from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.manifest import Manifest
-from kubealign_components.errors import ConfigError
 
 
 def test_a_whole_run_is_made_again_from_the_models_manifest(tiny_model: Path, tmp_path: Path) -> None:
@@ -49,17 +44,3 @@ def test_a_whole_run_is_made_again_from_the_models_manifest(tiny_model: Path, tm
     assert "The same again" in checked.output
     weights = [next(tmp_path.glob(f"{run}/**/model.safetensors")).read_bytes() for run in ("first", "again")]
     assert weights[0] == weights[1]
-
-
-def test_what_another_pipeline_made_is_refused() -> None:
-    provenance = derive("train_ppo", 1, {})
-    manifest = Manifest(
-        schema="kubealign.model/v1",
-        rows=0,
-        shards=(),
-        fingerprint=provenance.fingerprint,
-        recipe=provenance.recipe,
-        slug="ppo",
-    )
-    with pytest.raises(ConfigError, match="'train_ppo' that is none of that pipeline's"):
-        run_file_of(manifest)

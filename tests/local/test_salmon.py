@@ -6,9 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import kubealign_pipelines
 from kubealign import Results, RunFile, run_local
+from kubealign.cli.main import main
+from kubealign.rerun import run_file_of
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.errors import NotFound
 
 TREES = Path(kubealign_pipelines.__file__).parent / "examples" / "trees.jsonl"
 
@@ -112,3 +117,27 @@ def test_offline_alignment_reuses_what_was_sampled_and_judged(
     assert by_stage["train"].counts["steps"] == 1
     assert offline.evaluation["reward_gain_low"] <= offline.evaluation["reward_gain"]
     assert ppo.model != offline.model
+
+
+def test_every_output_tells_the_settings_of_its_run(ppo: Results, tiny_model: Path, tmp_path: Path) -> None:
+    given = run_file(tiny_model, tmp_path, "ppo").parameters
+    told: dict[str, object] = {}
+    for output in ppo.outputs:
+        try:
+            manifest = Dataset.open(str(output.path), allow_empty=True).manifest
+        except NotFound:
+            continue
+        content = run_file_of(manifest)
+        assert content["pipeline"] == "salmon"
+        told |= content["parameters"]
+    for name in ("policy", "clean_prompts_max_rows", "filter_max_seq_len", "sample_max_new_tokens"):
+        assert told[name] == given[name], name
+    for name in ("reward_model_batch_size", "pmp_max_steps", "reward_model_max_steps", "ppo_rollout_batch"):
+        assert told[name] == given[name], name
+    assert (told["principles"], told["rl_principles"]) == ("judging", "rl")
+
+
+def test_the_aligned_policy_is_made_again_from_its_manifest(ppo: Results, tmp_path: Path) -> None:
+    checked = CliRunner().invoke(main, ["rerun", str(ppo.model), "--check", str(tmp_path / "again")])
+    assert checked.exit_code == 0, checked.output
+    assert "The same again" in checked.output

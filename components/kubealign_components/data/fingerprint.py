@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -126,7 +126,7 @@ def derive(
     }
     fingerprint = digest(step)
     recipe: Recipe = {}
-    origins = {fingerprint: origin_of(step)}
+    origins = {fingerprint: origin_of(_named(step))}
     merged = dict(identity or {})
     for dataset in inputs.values():
         recipe.update(dataset.manifest.recipe)
@@ -171,6 +171,22 @@ def _without(params: Mapping[str, object], names: Collection[str], group: str = 
         for name, value in params.items()
         if f"{group}{name}" not in names
     }
+
+
+def _named(value: object) -> Iterator[str]:
+    """Every text in ``value``, which may be a digest, and the digest of every text, list and mapping: what a
+    step holds whole, such as the text of a template, came from somewhere, too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for member in value.values():
+            yield from _named(member)
+    elif isinstance(value, list | tuple):
+        for member in value:
+            yield from _named(member)
+    else:
+        return
+    yield digest(value)
 
 
 def _agree(ours: dict[str, str], theirs: Mapping[str, str], uri: str) -> dict[str, str]:

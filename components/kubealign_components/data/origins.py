@@ -6,11 +6,13 @@ places too: a manifest keeps them beside the recipe, for its own step and for ev
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 from kubealign_components import __version__
+from kubealign_components.images import IMAGE_VARIABLE
 from kubealign_components.json_types import JsonObject
 
 Origin = JsonObject
@@ -26,10 +28,10 @@ def found(digest: str, uri: str, revision: str = "") -> None:
     _FOUND[digest] = {"uri": uri} | ({"revision": revision} if revision else {})
 
 
-def origin_of(step: Mapping[str, object]) -> Origin:
-    """Where what ``step`` names was found by this process, and the versions of what it runs with."""
-    named = {text: _FOUND[text] for text in _texts(step) if text in _FOUND}
-    return {"places": named, "versions": _versions()}
+def origin_of(digests: Iterable[str]) -> Origin:
+    """Where this process found what has one of ``digests``, and what it runs with."""
+    places = {digest: _FOUND[digest] for digest in digests if digest in _FOUND}
+    return {"places": places, "versions": _versions()}
 
 
 def version_of(library: str) -> str | None:
@@ -45,15 +47,6 @@ def version_of(library: str) -> str | None:
 def _versions() -> dict[str, str]:
     found_here = {name: version_of(name) for name in _LIBRARIES}
     versions = {"kubealign": __version__, "python": platform.python_version()}
+    if image := os.environ.get(IMAGE_VARIABLE):
+        versions["image"] = image
     return versions | {name: text for name, text in found_here.items() if text is not None}
-
-
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for member in value.values():
-            yield from _texts(member)
-    elif isinstance(value, list | tuple):
-        for member in value:
-            yield from _texts(member)

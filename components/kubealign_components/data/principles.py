@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, fields
 
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import digest
+from kubealign_components.data.origins import found
 from kubealign_components.data.packaged import check_members, checked_text, parse_document, read_shipped
 from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
@@ -139,8 +140,10 @@ def load_principles(place: str) -> PrincipleSet:
         ConfigError: nothing there, or a file that breaks the format; names the file, the principle and
             the field.
     """
-    found = read_shipped(place, parameter="principles", kind="set", folder="principles", names=SHIPPED)
-    return parse_principles(*found)
+    read = read_shipped(place, parameter="principles", kind="set", folder="principles", names=SHIPPED)
+    principles = parse_principles(*read)
+    found(principles.digest(), place)
+    return principles
 
 
 def parse_principles(content: bytes, file: str) -> PrincipleSet:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import canonical_json, digest
+from kubealign_components.data.origins import found
 from kubealign_components.data.packaged import parse_document, read_shipped
 from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
@@ -140,6 +141,7 @@ def load_judge_template(place: str) -> JudgeTemplate:
     asked = template.question([{"role": "user", "content": "<m>"}], "<1>", "<2>", name="<n>", text="<t>")
     for part in ("<m>", "<1>", "<2>", "<t>"):
         require(part in asked, f"{file}: user", template.user, "messages, first, second and principle.text")
+    found(digest(asdict(template)), place)
     return template
 
 
@@ -158,6 +160,7 @@ def load_reward_template(place: str) -> RewardTemplate:
     in_order = -1 not in places and sorted(places) == places
     require(in_order, f"{file}: text", template.text, "messages, and after them the text of each principle")
     require(bool(template.conversation(turns, [])), f"{file}: text", template.text, "text without principles")
+    found(digest(asdict(template)), place)
     return template
 
 

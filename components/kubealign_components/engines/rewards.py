@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.fingerprint import canonical_json, digest, source_json
 from kubealign_components.data.models import ModelFiles, find_model
+from kubealign_components.data.origins import found
 from kubealign_components.data.principles import JUDGE, load_principles
 from kubealign_components.engines.reward_functions import (
     LoadedFunction,
@@ -132,7 +133,9 @@ def chosen_principles(place: str, names: Sequence[str] = ()) -> list[dict[str, s
     known = load_principles(place)
     chosen = list(known.only(names)) if names else [p for p in known if p.stages != (JUDGE,)]
     require(bool(chosen), "principles", place, "a set with principles for a reward model or RL, or names")
-    return [{"name": p.name, "text": p.statement()} for p in chosen]
+    shown = [{"name": p.name, "text": p.statement()} for p in chosen]
+    found(digest(principles_identity(shown)), place)
+    return shown
 
 
 def principles_identity(principles: Sequence[Mapping[str, str]]) -> list[list[str]]:

@@ -9,7 +9,8 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from kubealign_components.config import require
-from kubealign_components.data.fingerprint import canonical_json
+from kubealign_components.data.fingerprint import canonical_json, digest
+from kubealign_components.data.origins import found
 from kubealign_components.errors import ConfigError, NotFound
 from kubealign_components.json_types import JsonObject
 from kubealign_components.store import store_for
@@ -111,4 +112,5 @@ def _read(place: str) -> str:
     except UnicodeDecodeError as error:
         raise ConfigError("chat_template", place, f"a text in UTF-8 ({error})") from error
     require(bool(text.strip()), "chat_template", place, "a file with a chat template, not an empty one")
+    found(digest(text), place)
     return text

@@ -1,0 +1,301 @@
+"""The parameters of each pipeline, from the steps of what one of its runs made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kubealign.rerun.parameters import Parameters
+from kubealign.rerun.story import Story
+from kubealign_components.data.chat.settings import TEMPLATE_FIELDS
+from kubealign_components.data.fingerprint import Step
+
+Settings = dict[str, object]
+
+_SAMPLING = {
+    "engine": "sample_engine",
+    "temperature": "sample_temperature",
+    "max_new_tokens": "sample_max_new_tokens",
+    "seed": "seed",
+}
+_TRAINING = {
+    "objective": "train_objective",
+    "beta": "train_beta",
+    "learning_rate": "train_learning_rate",
+    "seed": "seed",
+}
+_LENGTHS = {"max_seq_len": "filter_max_seq_len", "max_prompt_len": "filter_max_prompt_len"}
+
+
+def offline_alignment(story: Story) -> dict[str, object]:
+    """Of ``offline_alignment``."""
+    made = _Rerun(story)
+    made.policy()
+    made.sources("import_prompts", "sources", "import_options", {"seed": "seed"})
+    for step in story.all("filter"):
+        made.filter(step, {**_LENGTHS, "min_completions": "filter_min_completions"})
+    sampled = story.one("sample")
+    if sampled:
+        made.sample(sampled, {"n": "sample_n", "truncated": "sample_truncated"})
+    else:
+        made.parameters.values["sample_n"] = 0
+    for step in story.all("rewards"):
+        made.rewards(step, {"functions": "reward_functions"}, model="reward_model")
+    names = ("strategy", "pairs_per_prompt", "pool")
+    made.tail({name: f"select_{name}" for name in names}, {"source": "logprobs_source"})
+    made.train({**_TRAINING, "epochs": "train_epochs", "adapter": "train_adapter"})
+    reward = {"functions": "reward_functions"}
+    made.evaluate("" if sampled else "evaluate_n", reward=reward, judge="evaluate_options")
+    return made.parameters.values
+
+
+def salmon(story: Story) -> dict[str, object]:
+    """Of ``salmon``."""
+    made = _Rerun(story)
+    made.policy()
+    answered = [step for step in story.all("sample") if _of_rl_prompts(story, step)]
+    offline = answered or story.stages & {"rewards", "select", "logprobs", "mix", "train"}
+    made.parameters.values["rl"] = "offline" if offline else "ppo"
+    own = {"languages": "clean_prompts_languages", "max_rows": "clean_prompts_max_rows", "seed": "seed"}
+    made.sources("clean_prompts", "sources", "clean_prompts_options", own)
+    made.sources("clean_pmp", "pmp_sources", "pmp_options", {"max_rows": "pmp_max_rows", "seed": "seed"})
+    own = {"max_tokens": "rl_prompts_max_tokens", "max_rows": "rl_prompts_max_rows", "seed": "seed"}
+    made.sources("rl_prompts", "rl_sources", "rl_prompts_options", own)
+    for step in story.all("filter"):
+        made.filter(step, _LENGTHS)
+    for step in story.all("sample"):
+        made.sample(step, {"n": "sample_n"} if step in answered else {}, fixed=step not in answered)
+    made.judgements()
+    made.reward_models()
+    for step in story.all("train_ppo"):
+        made.ppo(step)
+    for step in story.all("rewards"):
+        made.rewards(step, {}, model="")
+    made.tail({}, {})
+    made.train(_TRAINING)
+    n = "evaluate_n" if story.one("train_ppo") else ""
+    made.evaluate(n, reward={}, judge="evaluate_judge_options")
+    return made.parameters.values
+
+
+def _of_rl_prompts(story: Story, sample: Step) -> bool:
+    """Whether it answered the prompts that are aligned on, and not those whose answers are judged."""
+    tokenised = story.manifest.recipe[sample["inputs"]["prompts"]]
+    return story.feeding(tokenised, "prompts") == "rl_prompts"
+
+
+def _without(settings: Mapping[str, object], *names: str) -> Settings:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+class _Rerun:
+    """Gathers parameters, stage by stage."""
+
+    def __init__(self, story: Story) -> None:
+        self.story = story
+        self.parameters = Parameters(story.manifest.slug)
+        self._revision: str | None = None
+
+    def policy(self) -> None:
+        """Policy, reference, and the revision of a hub's policy, which every stage is told."""
+        holders = (
+            *(("filter", "policy"), ("judge", "judge"), ("train_reward_model", "policy")),
+            *(("train_ppo", "policy"), ("train", "policy")),
+        )
+        for stage, role in holders:
+            for step in self.story.all(stage):
+                place = self.story.place(step["models"][role]["digest"])
+                self.parameters.values.setdefault("policy", place["uri"])
+                self._revision = self._revision or place.get("revision")
+        for step in self.story.all("logprobs"):
+            reference = step["models"].get("reference")
+            if reference and (place := self.story.place(reference["digest"])):
+                self.parameters.values["reference"] = place["uri"]
+                self._reference_at(place.get("revision"))
+
+    def sources(self, stage: str, parameter: str, options: str, named: Mapping[str, str]) -> None:
+        """Sources and settings of a stage that reads them."""
+        for step in self.story.all(stage):
+            made = [self._source(source, stage) for source in step["params"]["sources"]]
+            self.parameters.values[parameter] = made
+            unset = ("sources", "language_identifier", "prompts")
+            self._put(options, _without(step["params"], *unset), named)
+            if facts := step["params"].get("prompts"):
+                bonus = {facts["question_type"]: facts["length_bonus"]}
+                self._put(options, {"length_bonus": bonus}, {})
+            if stage == "rl_prompts":
+                self._at_revision(options)
+
+    def _source(self, source: Mapping[str, object], stage: str) -> Settings:
+        content = source["content"]
+        assert isinstance(content, Mapping)
+        place = self.story.place(content.get("sha256") or content["commit"])
+        # Where the kind of rows is no setting, the recipe says what they were all the same.
+        recorded = ("content", "format") if stage in ("clean_prompts", "rl_prompts") else ("content",)
+        kept = {k: v for k, v in _without(source, *recorded).items() if v not in (None, {}, [])}
+        return kept | dict(place)
+
+    def filter(self, step: Step, named: Mapping[str, str]) -> None:
+        """Lengths, and the template."""
+        params = self._with_template(step["params"])
+        if "min_completions" not in named and not params["min_completions"]:
+            params.pop("min_completions")
+        self._put("filter_options", params, named)
+        self._at_revision("filter_options")
+
+    def sample(self, step: Step, named: Mapping[str, str], *, fixed: bool = False) -> None:
+        """How completions were sampled; ``fixed`` where the pipeline says how many."""
+        params = step["params"]
+        sampling = _without(params["sampling"], *(["n"] if fixed else []))
+        self._put("sample_options", {"truncated": params["truncated"]}, named)
+        self._put("sample_options", sampling, {**_SAMPLING, **named}, "sampling")
+        self._at_revision("sample_options")
+
+    def rewards(self, step: Step, named: Mapping[str, str], model: str) -> None:
+        """How completions were rewarded, by a model that lies at the parameter ``model`` or that the run
+        made."""
+        self._reward(step["params"], step["models"]["reward"], named, model)
+
+    def _reward(
+        self, params: Settings, identity: Mapping[str, object], named: Mapping[str, str], model: str
+    ) -> None:
+        settings = dict(params)
+        if not settings.get("functions") and "functions" not in named:
+            settings.pop("functions", None)
+        used = identity.get("model")
+        if model and isinstance(used, Mapping):
+            place = self.story.place(used["digest"])
+            self.parameters.values[model] = place["uri"]
+            settings["model_revision"] = place.get("revision")
+        shown = identity.get("principles")
+        if isinstance(shown, list) and shown:
+            settings |= {
+                "principles": self.story.place_of(shown),
+                "principle_names": [name for name, _ in shown],
+            }
+        self._put("rewards_options", settings, named, "reward")
+
+    def tail(self, select: Mapping[str, str], logprobs: Mapping[str, str]) -> None:
+        """select, logprobs and mix, and which of the first two came first."""
+        for step in self.story.all("select"):
+            self._put("select_options", step["params"], {**select, "seed": "seed"})
+            before = self.story.feeding(step, "rewarded") == "logprobs"
+            self.parameters.values["logprobs_order"] = "before" if before else "after"
+        for step in self.story.all("logprobs"):
+            params = _without(step["params"], "regime")
+            self._put("logprobs_options", params | {"dtype": step["params"]["regime"]["compute"]}, logprobs)
+            self._at_revision("logprobs_options")
+        own = {"seed": "seed", "validation_fraction": "validation_fraction"}
+        for step in self.story.all("mix"):
+            self._put("mix_options", step["params"], own)
+
+    def train(self, named: Mapping[str, str]) -> None:
+        """How the policy was trained."""
+        for step in self.story.all("train"):
+            self._put("train_options", step["params"], named)
+            self._at_revision("train_options")
+
+    def evaluate(self, n: str, *, reward: Mapping[str, str], judge: str) -> None:
+        """What was compared, and on how many prompts."""
+        for step in self.story.all("evaluate"):
+            params, models = step["params"], step["models"]
+            named = {**_SAMPLING, **({"n": n} if n else {})}
+            skipped = () if n else ("n",)
+            self._put("sample_options", _without(params["sampling"], *skipped), named, "sampling")
+            if params["reward"] and not self.story.all("rewards"):
+                self._reward(params["reward"], models["reward"], reward, "")
+            own = {
+                "max_prompts": "evaluate_max_prompts",
+                "validation_fraction": "validation_fraction",
+                "split_seed": "seed",
+            }
+            self._put("evaluate_options", _without(params, "sampling", "reward", "judge"), own)
+            if params["judge"]:
+                self._judge_of_evaluation(params["judge"], models["judge"], judge)
+            self._at_revision("evaluate_options")
+
+    def _judge_of_evaluation(self, params: Settings, identity: Mapping[str, object], options: str) -> None:
+        if options == "evaluate_judge_options":
+            self._put(options, self._judge_settings(params, identity), {})
+            return
+        place = self.story.place(str(identity["digest"]))
+        own = {"judge": place["uri"], "revision": place.get("revision")}
+        self._put(options, self._judge_settings(params, identity) | own, {}, "judge")
+
+    def judgements(self) -> None:
+        """judge and aggregate."""
+        for step in self.story.all("judge"):
+            settings = self._judge_settings(step["params"], step["models"]["judge"])
+            self._put("judge_options", settings, {"principles": "principles"})
+            self._at_revision("judge_options")
+        for step in self.story.all("aggregate"):
+            params = _without(step["params"], "rule_functions")
+            params["principles"] = self.story.place(step["params"]["principles"]["digest"])["uri"]
+            own = {"principles": "principles", "passes": "aggregate_passes", "seed": "seed"}
+            self._put("aggregate_options", params, own)
+
+    def _judge_settings(self, params: Settings, identity: Mapping[str, object]) -> Settings:
+        settings = self._with_template(params)
+        statements, template = params["principles"], params["template"]
+        assert isinstance(statements, list) and isinstance(template, Mapping)
+        settings |= {
+            "principles": self.story.place_of(statements),
+            "principle_names": [name for name, _ in statements],
+            "template": self.story.place(template["digest"])["uri"],
+        }
+        if adapter := identity.get("adapter"):
+            assert isinstance(adapter, Mapping)
+            settings["adapter"] = self.story.place(adapter["digest"])["uri"]
+        return settings
+
+    def reward_models(self) -> None:
+        """Both trainings of the reward model: on people's preferences, and on those by principles."""
+        for step in self.story.all("train_reward_model"):
+            first = self.story.feeding(step, "preferences") == "clean_pmp"
+            prefix = "pmp" if first else "reward_model"
+            settings = dict(step["params"])
+            kind, _, head = str(settings.pop("head")).partition(", ")
+            shown, template = settings.pop("own_principles"), settings["template"]
+            settings["template"] = self.story.place(template["digest"])["uri"]
+            settings["principles"] = self.story.place_of(shown) if shown else ""
+            settings["principle_names"] = [name for name, _ in shown]
+            settings["head"] = head if kind == "new" else None
+            named = {name: f"{prefix}_{name}" for name in ("learning_rate", "max_steps")}
+            named |= {name: f"reward_model_{name}" for name in ("adapter", "batch_size")}
+            own = {"principles": "principles", "seed": "seed"}
+            self._put("reward_model_options", settings, named | own)
+            self._at_revision("reward_model_options")
+
+    def ppo(self, step: Step) -> None:
+        """train_ppo."""
+        settings, models = dict(step["params"]), step["models"]
+        for role in ("principles", "interventions"):
+            if "principles" in models:
+                settings[role] = self.story.place(models[role]["digest"])["uri"] if role in models else ""
+        if adapter := models.get("policy_adapter"):
+            settings["policy_adapter"] = self.story.place(adapter["digest"])["uri"]
+        if not settings["functions"]:
+            settings.pop("functions")
+        names = ("max_new_tokens", "rollout_batch", "step_batch", "epochs", "max_steps", "learning_rate")
+        named = {name: f"ppo_{name}" for name in (*names, "kl_coef")}
+        shared = {"principles": "rl_principles", "validation_fraction": "validation_fraction", "seed": "seed"}
+        self._put("ppo_options", settings, named | shared)
+        self._at_revision("ppo_options")
+
+    def _with_template(self, params: Settings) -> Settings:
+        """``params`` with the place of the template in the place of its text."""
+        settings = {k: v for k, v in params.items() if v not in (None, {}) or k not in TEMPLATE_FIELDS}
+        if TEMPLATE_FIELDS[0] in settings:
+            settings[TEMPLATE_FIELDS[0]] = self.story.place_of(settings[TEMPLATE_FIELDS[0]])
+        return settings
+
+    def _put(
+        self, options: str, settings: Mapping[str, object], named: Mapping[str, str], group: str = ""
+    ) -> None:
+        self.parameters.put(options, settings, named, group)
+
+    def _at_revision(self, options: str) -> None:
+        self._put(options, {"revision": self._revision}, {})
+
+    def _reference_at(self, revision: str | None) -> None:
+        for options in ("logprobs_options", "train_options"):
+            self._put(options, {"reference_revision": revision}, {})

@@ -1,0 +1,177 @@
+"""Run files from manifests alone: the settings in them make the same dataset again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from kubealign.rerun import run_file_of
+from kubealign_components.clean_pmp.stage import CleanPmpConfig
+from kubealign_components.clean_pmp.stage import run as clean_pmp
+from kubealign_components.config import from_mapping, from_parameters
+from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import derive, digest
+from kubealign_components.data.manifest import Manifest
+from kubealign_components.data.origins import found
+from kubealign_components.data.schemas import TOKENIZED
+from kubealign_components.data.stats import Stats
+from kubealign_components.engines.rewards import chosen_principles, principles_identity
+from kubealign_components.errors import ConfigError
+from kubealign_components.images import IMAGE_VARIABLE
+from kubealign_components.import_prompts.stage import ImportConfig
+from kubealign_components.import_prompts.stage import run as import_prompts
+from kubealign_components.rl_prompts.stage import RlPromptsConfig
+from kubealign_components.rl_prompts.stage import run as rl_prompts
+
+OWN = """
+schema: kubealign.principles/v1
+name: own
+version: 1
+principles:
+  - {name: Brief, positive: The response is brief., negative: The response is long.}
+"""
+POLICY = "a" * 64
+
+
+def manifest_of(provenance: object) -> Manifest:
+    kept = ("fingerprint", "recipe", "slug", "origins")
+    return Manifest(schema=TOKENIZED, rows=0, shards=(), **{name: getattr(provenance, name) for name in kept})
+
+
+def parameters_of(manifest: Manifest) -> Mapping[str, object]:
+    parameters = run_file_of(manifest)["parameters"]
+    assert isinstance(parameters, Mapping)
+    return json.loads(json.dumps(parameters))
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> str:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def test_imported_prompts_are_told_with_every_setting(tmp_path: Path) -> None:
+    uri = write(tmp_path / "own.jsonl", [{"frage": f"question {i}"} for i in range(20)])
+    source = {"name": "s", "uri": uri, "columns": {"frage": "prompt"}, "max_rows": 5}
+    given = {"sources": [source], "seed": 4, "options": {"max_rows": 3}}
+    import_prompts(from_parameters(ImportConfig, given, "import"), output=str(tmp_path / "first"))
+    manifest = Dataset.open(str(tmp_path / "first")).manifest
+    told = parameters_of(manifest)
+    again = {"sources": told["sources"], "seed": told["seed"], "options": told["import_options"]}
+    import_prompts(from_parameters(ImportConfig, again, "import"), output=str(tmp_path / "again"))
+    assert Dataset.open(str(tmp_path / "again")).manifest.fingerprint == manifest.fingerprint
+
+
+def test_human_preferences_are_told_as_salmon_has_them(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Say {i}.", "chosen": f"{i}, gladly.", "rejected": "No."} for i in range(20)]
+    source = {"name": "human", "uri": write(tmp_path / "pairs.jsonl", rows), "max_rows": 9}
+    given = {"sources": [source], "max_rows": 7, "seed": 2, "options": {"validation_fraction": 0.4}}
+    clean_pmp(from_parameters(CleanPmpConfig, given, "clean_pmp"), output=str(tmp_path / "first"))
+    manifest = Dataset.open(str(tmp_path / "first")).manifest
+    told = parameters_of(manifest)
+    assert run_file_of(manifest)["pipeline"] == "salmon"
+    again = {
+        "sources": told["pmp_sources"],
+        "max_rows": told["pmp_max_rows"],
+        "seed": told["seed"],
+        "options": told["pmp_options"],
+    }
+    clean_pmp(from_parameters(CleanPmpConfig, again, "clean_pmp"), output=str(tmp_path / "again"))
+    assert Dataset.open(str(tmp_path / "again")).manifest.fingerprint == manifest.fingerprint
+
+
+def test_prompts_for_reinforcement_learning_are_told(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n} and {n + 1}?", "answer": str(2 * n + 1)} for n in range(12)]
+    source = {"name": "sums", "uri": write(tmp_path / "sums.jsonl", rows), "kind": "any"}
+    given = {
+        "policy": str(tiny_model),
+        "sources": [source | {"question_type": "reasoning"}],
+        "max_tokens": 99,
+        "options": {"min_tokens": 3},
+    }
+    rl_prompts(from_parameters(RlPromptsConfig, given, "rl_prompts"), output=str(tmp_path / "first"))
+    manifest = Dataset.open(str(tmp_path / "first")).manifest
+    told = parameters_of(manifest)
+    again = {
+        "policy": str(tiny_model),
+        "sources": told["rl_sources"],
+        "max_tokens": told["rl_prompts_max_tokens"],
+        "options": told["rl_prompts_options"],
+    }
+    rl_prompts(from_parameters(RlPromptsConfig, again, "rl_prompts"), output=str(tmp_path / "again"))
+    assert Dataset.open(str(tmp_path / "again")).manifest.fingerprint == manifest.fingerprint
+
+
+def filtered(**params: object) -> Manifest:
+    settings = {"max_seq_len": 512, "max_prompt_len": 128, "min_completions": 0, **params}
+    return manifest_of(derive("filter", 1, settings, models={"policy": {"digest": POLICY}}))
+
+
+def test_every_stage_is_told_the_commit_of_a_policy_from_the_hub() -> None:
+    found(POLICY, "org/policy", "c0ffee")
+    told = parameters_of(filtered())
+    assert told["policy"] == "org/policy"
+    assert told["filter_options"] == {"revision": "c0ffee"}
+
+
+def test_a_template_is_told_by_its_place() -> None:
+    text = "{{ messages }}"
+    found(POLICY, "/models/policy")
+    found(digest(text), "/own/template.jinja")
+    options = parameters_of(filtered(chat_template=text))["filter_options"]
+    assert options == {"chat_template": "/own/template.jinja"}
+
+
+def test_principles_of_ones_own_are_told_by_their_place(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(OWN)
+    shown = principles_identity(chosen_principles(str(tmp_path / "own.yaml")))
+    origins = derive("test", 1, {"own_principles": shown}).origins
+    places = [place["uri"] for origin in origins.values() for place in origin["places"].values()]
+    assert str(tmp_path / "own.yaml") in places
+
+
+def test_two_trainings_of_one_run_must_agree(tmp_path: Path) -> None:
+    """Settings that the pipeline gives to both of its stages cannot be two."""
+    found(POLICY, "/models/policy")
+    models = {"policy": {"digest": POLICY}}
+    made = []
+    for name, date in (("a", "2024-01-01"), ("b", "2025-01-01")):
+        params = {"max_seq_len": 512, "max_prompt_len": 128, "min_completions": 0, "chat_template_date": date}
+        source = derive("rl_prompts" if name == "a" else "clean_prompts", 1, {"sources": []})
+        with DatasetWriter(str(tmp_path / f"source-{name}"), TOKENIZED, source) as writer:
+            inputs = {"prompts": writer.commit(Stats())}
+        step = derive("filter", 1, params, inputs=inputs, models=models)
+        with DatasetWriter(str(tmp_path / name), TOKENIZED, step) as writer:
+            made.append(writer.commit(Stats()))
+    both = derive("train_ppo", 1, {}, inputs={"prompts": made[0], "other": made[1]}, models=models)
+    with pytest.raises(ConfigError, match="two steps have chat_template_date"):
+        run_file_of(manifest_of(both))
+
+
+def test_a_recipe_of_no_pipeline_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'invented' that is none of that pipeline's"):
+        run_file_of(manifest_of(derive("invented", 1, {})))
+
+
+def test_a_manifest_names_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(IMAGE_VARIABLE, "registry/data@sha256:1")
+    made = derive("test", 1, {})
+    assert made.origins[made.fingerprint]["versions"]["image"] == "registry/data@sha256:1"
+    monkeypatch.delenv(IMAGE_VARIABLE)
+    other = derive("test", 1, {})
+    assert "image" not in other.origins[other.fingerprint]["versions"]
+    assert other.fingerprint == made.fingerprint
+
+
+def test_null_keeps_a_default() -> None:
+    """Recipes say null of a setting that decided nothing; given back, it is no mistake."""
+    source = {"uri": "prompts.jsonl", "name": "s", "subset": None, "max_rows": None}
+    config = from_mapping(ImportConfig, {"sources": [source], "seed": None}, "import_prompts")
+    assert (config.seed, config.sources[0].max_rows) == (0, 0)
+
+
+def test_null_is_no_value_where_there_is_no_default() -> None:
+    with pytest.raises(ConfigError, match="sources"):
+        from_mapping(ImportConfig, {"sources": None}, "import_prompts")
