@@ -20,7 +20,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from kubealign_components.config import require
 from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import Provenance
 from kubealign_components.data.limits import MAX_CHUNKS
 from kubealign_components.data.seeds import ID_LENGTH, mix64
 from kubealign_components.data.slice_index import SliceIndex
@@ -189,7 +190,7 @@ def merge(parts: Sequence[Part], chunks: Sequence[Chunk], output: str) -> Datase
     stats.counts["chunks"] = len(chunks)
     stats.counts["rows_reused"] = sum(part.reused_rows for part in parts)
     stats.counts["chunks_reused"] = sum(part.reused_rows == part.rows for part in parts)
-    with DatasetWriter(output, first.schema, first.provenance) as writer:
+    with DatasetWriter(output, first.schema, _of_this_run(first.provenance, chunks[0])) as writer:
         writer.adopt(*opened)
         merged = writer.commit(stats, {"chunked": True})
     for folder in {place for chunk, part in zip(chunks, opened) if (place := _slices_of(chunk, part))}:
@@ -198,6 +199,16 @@ def merge(parts: Sequence[Part], chunks: Sequence[Chunk], output: str) -> Datase
         except KubeAlignError as error:
             log.warning("the index of %s stays as it is, which costs later workers time: %s", folder, error)
     return merged
+
+
+def _of_this_run(provenance: Provenance, chunk: Chunk) -> Provenance:
+    """``provenance`` of a part, with the place of the dataset that ``chunk`` was cut from: the run that made
+    the part may have been an earlier one, and gone."""
+    parents = (
+        parent | ({"uri": chunk.dataset} if parent["fingerprint"] == chunk.fingerprint else {})
+        for parent in provenance.parents
+    )
+    return replace(provenance, parents=tuple(parents))
 
 
 def _open_part(chunk: Chunk, part: Part) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
@@ -23,6 +24,9 @@ class Boundary(click.Group):
 
     def invoke(self, context: click.Context) -> object:
         """Run the command, and turn what it raises into a message and an exit code."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # texts hold what not every terminal can show
         try:
             return super().invoke(context)
         except BadSettings as error:

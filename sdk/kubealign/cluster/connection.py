@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import urllib3
+from google.auth.exceptions import GoogleAuthError
 from kfp.client import Client
 from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 from kfp_server_api import ApiException
@@ -109,6 +110,11 @@ def asking(what: str, server: str) -> Iterator[None]:
         reason = " ".join(str(getattr(error, "reason", error)).split())
         raise ClusterError(
             f"{what}: cannot reach {server}: {reason}; check --host (KF_PIPELINES_ENDPOINT)"
+        ) from error
+    except GoogleAuthError as error:
+        raise ClusterError(
+            f"{what}: {server} asks for an identity of Google's: {' '.join(str(error).split())}; run `gcloud "
+            "auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
         ) from error
     except ValueError as error:
         raise ClusterError(f"{what}: {' '.join(str(error).split())}") from error

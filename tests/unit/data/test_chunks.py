@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,19 @@ def test_any_chunking_gives_the_same_rows_and_fingerprint(
         r["prompt_id"].upper() for r in dataset.iter_rows()
     ]
     assert merged.manifest.stats["counts"]["seen"] == rows
+
+
+def test_lineage_leads_to_the_dataset_of_this_run_and_not_of_an_earlier_one(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        dataset = make_dataset(questions(6))
+        chunks = plan(dataset, work=str(tmp_path / "work"), chunks=2)
+        parts = [run(chunk, Upper()) for chunk in chunks]
+        merged = merge(parts, chunks, str(tmp_path / f"merged-{number}"))
+        assert [parent["uri"] for parent in merged.manifest.provenance.parents] == [dataset.uri]
+        shutil.rmtree(dataset.uri)
+    assert sum(part.reused_rows for part in parts) == 6
 
 
 def test_a_killed_chunk_repeats_only_the_slice_in_flight(
