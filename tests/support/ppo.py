@@ -24,7 +24,7 @@ from kubealign_components.train_ppo.model import PpoModel
 from kubealign_components.train_ppo.prompts import PpoPrompt
 from support.tiny import prompt_row
 
-TIMES = ("sampling_seconds", "training_seconds", "tokens_per_second")
+TIMES = ("sampling_seconds", "training_seconds", "tokens_per_second", "memory_gib")
 LETTERS = RewardFunctionSpec(function="support.ppo:letters")
 ENDING = RewardFunctionSpec(
     function="kubealign_components.rewards.functions:brevity", settings={"unit": "tokens", "scale": 4}

@@ -26,6 +26,7 @@ _PANELS: tuple[Panel, ...] = (
     ("Gradient norms", ("policy_grad_norm", "value_grad_norm"), "before clipping"),
     ("Learning rate", ("learning_rate",), ""),
     ("Throughput", ("tokens_per_second",), "tokens/s"),
+    ("Memory", ("memory_gib",), "most so far, GiB"),
 )
 
 

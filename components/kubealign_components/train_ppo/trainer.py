@@ -32,6 +32,7 @@ from kubealign_components.train_ppo.objectives import (
 from kubealign_components.train_ppo.prompts import PpoPrompts, Turn, turns_of
 from kubealign_components.train_ppo.rollouts import Rollout, RolloutScorer, batches
 from kubealign_components.train_ppo.sampling import Sampler
+from kubealign_components.training.metrics import peak_memory_gib
 from kubealign_components.training.schedule import learning_rate_factor
 
 _SUMS = ("policy_loss", "policy_clip_fraction", "approx_kl", "value_loss", "value_clip_fraction")
@@ -92,6 +93,7 @@ class PpoTrainer:
             "sampling_seconds": sampled - started,
             "training_seconds": ended - sampled,
             "tokens_per_second": tokens / (ended - started),
+            "memory_gib": peak_memory_gib(),
         }, rollouts
 
     def evaluate(self) -> list[Rollout | None]:

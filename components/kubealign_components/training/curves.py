@@ -27,6 +27,7 @@ _PANELS: tuple[Panel, ...] = (
     ("Gradient norm", ("grad_norm",), "before clipping"),
     ("Learning rate", ("learning_rate",), ""),
     ("Throughput", ("tokens_per_second",), "tokens/s"),
+    ("Memory", ("memory_gib",), "most so far, GiB"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,13 @@ NAMES = (
 
 BINS = 10
 """Bins of the calibration: quantile rewards in [0, 0.1), … [0.9, 1]."""
+
+
+def peak_memory_gib() -> float:
+    """The most memory that this process has had so far, in GiB: on its GPU in tensors, without one in all."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # in KiB on Linux
 
 
 class Meter:

@@ -25,7 +25,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from kubealign_components.errors import EngineError
 from kubealign_components.progress import note, progress_bar
 from kubealign_components.training.config import TrainerConfig
-from kubealign_components.training.metrics import NAMES, Meter
+from kubealign_components.training.metrics import NAMES, Meter, peak_memory_gib
 from kubealign_components.training.microbatches import (
     StepBatch,
     StepExamples,
@@ -196,6 +196,7 @@ class StepTrainer(Trainer):
             measured = self.meter.drain(self._sum)
             now = time.perf_counter()
             measured["tokens_per_second"] = measured.pop("tokens") / (now - self._logged_at)
+            measured["memory_gib"] = peak_memory_gib()
             self._logged_at = now
             logs = measured | logs
             if not math.isfinite(logs["loss"]):

@@ -326,8 +326,21 @@ def test_the_curves_page_shows_everything_and_needs_nothing(
     config = settings(tiny_model, objective="qrpo", eval_every=2, max_steps=4)
     run(config, training=pairs, output=str(tmp_path / "out"))
     page = Page(curves_page(str(tmp_path / "out")))
-    titles = ("Loss", "Reward margin", "KL estimate", "Gradient norm", "Throughput", "Quantile calibration")
-    assert set(titles) <= set(page.charts)
+    assert page.charts == [
+        "Loss",
+        "Reward margin",
+        "Reward accuracy",
+        "Log-ratio",
+        "KL estimate",
+        "Gradient norm",
+        "Learning rate",
+        "Throughput",
+        "Memory",
+        "Quantile calibration",
+    ]
+    peaks = [metrics["memory_gib"] for _, metrics in training_log(Dataset.open(str(tmp_path / "out"), MODEL))]
+    assert len(peaks) == 4 and peaks == sorted(peaks)
+    assert 0.1 < peaks[-1] < 24  # of this process, which holds torch
     assert not page.loaded
     assert "qrpo_identity-beta0.1-lr0.001" in page.text
 
