@@ -14,6 +14,8 @@ from kubealign.cli.main import main
 from kubealign.rerun import run_file_of
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.errors import NotFound
+from support.drawn import compiled_edges, drawn_edges
+from support.pages import Page
 
 TREES = Path(kubealign_pipelines.__file__).parent / "examples" / "trees.jsonl"
 
@@ -104,6 +106,8 @@ def test_the_aligned_policy_knows_the_whole_story(ppo: Results) -> None:
     stages = [step["stage"] for step in ppo.last.recipe.values()]
     assert stages.count("train_reward_model") == 2
     assert {"clean_prompts", "clean_pmp", "judge", "aggregate", "rl_prompts", "train_ppo"} <= set(stages)
+    page = Page((ppo.folder / "summary.html").read_text())
+    assert drawn_edges(ppo, page) == compiled_edges(ppo)
 
 
 def test_offline_alignment_reuses_what_was_sampled_and_judged(
@@ -117,6 +121,8 @@ def test_offline_alignment_reuses_what_was_sampled_and_judged(
     assert by_stage["train"].counts["steps"] == 1
     assert offline.evaluation["reward_gain_low"] <= offline.evaluation["reward_gain"]
     assert ppo.model != offline.model
+    page = Page((offline.folder / "summary.html").read_text())
+    assert drawn_edges(offline, page) == compiled_edges(offline)
 
 
 def test_every_output_tells_the_settings_of_its_run(ppo: Results, tiny_model: Path, tmp_path: Path) -> None:

@@ -7,45 +7,15 @@ from typing import Any
 
 import pytest
 
-from support.compiled import compile_ir
+from support.compiled import Artifacts, compile_ir
 from support.pipeline_shapes import SHAPES
 
-Artifact = tuple[str, str]
-"""Task and output."""
 OUTSIDE = {"import-prompts", "clean-prompts", "clean-pmp"}
 """Tasks that read what no task of the run has made."""
 SMALL = {"system.Dataset", "system.Artifact"}
 """Types of artifacts of which a manifest is all that lies under their URI."""
 READ_WHOLE = {("evaluate", "model"), ("train-ppo", "reward_model"), ("train-reward-model", "start")}
 """Inputs that are models, whose files the task reads anyway."""
-
-
-class Artifacts:
-    """What each task of a compiled pipeline takes and makes, as Kubeflow's metadata store records it."""
-
-    def __init__(self, spec: dict[str, Any]) -> None:
-        self.types: dict[Artifact, str] = {}
-        self.inputs: dict[str, dict[str, Artifact]] = {}
-        for name, task in spec["root"]["dag"]["tasks"].items():
-            component = spec["components"][task["componentRef"]["name"]]
-            made = component.get("outputDefinitions", {}).get("artifacts", {})
-            if "dag" in component:
-                assert not made, "a fan-out passes on no artifacts"
-            self.types |= {(name, key): one["artifactType"]["schemaTitle"] for key, one in made.items()}
-            taken = task.get("inputs", {}).get("artifacts", {})
-            self.inputs[name] = {key: _producer(one["taskOutputArtifact"]) for key, one in taken.items()}
-
-    def of_type(self, kind: str) -> set[Artifact]:
-        return {artifact for artifact, title in self.types.items() if title == kind}
-
-    def ancestors(self, task: str) -> set[str]:
-        """The tasks that the explorer reaches from what ``task`` made, and ``task``."""
-        before = [self.ancestors(producer) for producer, _ in self.inputs[task].values()]
-        return {task}.union(*before)
-
-
-def _producer(value: dict[str, Any]) -> Artifact:
-    return value["producerTask"], value["outputArtifactKey"]
 
 
 @pytest.fixture(params=SHAPES)
