@@ -16,6 +16,7 @@ from kubealign import Results, RunFile, run_local
 from kubealign.cli.console import reuse_text
 from kubealign.cli.main import main
 from kubealign.local.results import StageRow
+from support.browser import faults_of, needs_browser, opened_browser
 from support.drawn import compiled_edges, drawn_edges
 from support.pages import Page
 from support.small_run import small_run
@@ -106,6 +107,14 @@ def test_the_run_folder_tells_the_run(dpo: Results) -> None:
         assert not Page((dpo.folder / link).read_text()).loaded
     assert "Rewards before and after" in shown.charts
     assert len(list((dpo.folder / "logs").rglob("*.log"))) >= len(STAGES)
+
+
+@needs_browser
+def test_every_page_of_the_run_stands_in_a_browser(dpo: Results) -> None:
+    pages = [dpo.folder / "summary.html", *(dpo.folder / "reports").iterdir()]
+    assert len(pages) > len(STAGES)
+    with opened_browser() as browser:
+        assert [fault for page in pages for fault in faults_of(browser, page.as_uri())] == []
 
 
 def test_lineage_leads_from_the_evaluation_to_the_data(dpo: Results) -> None:

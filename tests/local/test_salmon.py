@@ -14,6 +14,7 @@ from kubealign.cli.main import main
 from kubealign.rerun import run_file_of
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.errors import NotFound
+from support.browser import faults_of, needs_browser, opened_browser
 from support.drawn import compiled_edges, drawn_edges
 from support.pages import Page
 
@@ -108,6 +109,13 @@ def test_the_aligned_policy_knows_the_whole_story(ppo: Results) -> None:
     assert {"clean_prompts", "clean_pmp", "judge", "aggregate", "rl_prompts", "train_ppo"} <= set(stages)
     page = Page((ppo.folder / "summary.html").read_text())
     assert drawn_edges(ppo, page) == compiled_edges(ppo)
+
+
+@needs_browser
+def test_every_page_of_the_run_stands_in_a_browser(ppo: Results) -> None:
+    pages = [ppo.folder / "summary.html", *(ppo.folder / "reports").iterdir()]
+    with opened_browser() as browser:
+        assert [fault for page in pages for fault in faults_of(browser, page.as_uri())] == []
 
 
 def test_offline_alignment_reuses_what_was_sampled_and_judged(
