@@ -39,7 +39,7 @@ BINS = 10
 def peak_memory_gib() -> float:
     """The most memory that this process has had so far, in GiB: on its GPU in tensors, without one in all."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**30
+        return float(torch.cuda.max_memory_allocated()) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # in KiB on Linux
 
 
