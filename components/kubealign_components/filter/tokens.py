@@ -63,6 +63,8 @@ class Tokeniser:
             if len(ids) > self.limits.max_prompt_len:
                 self.stats.drop("prompt_too_long")
                 continue
+            if not self.template.says(ids, row["prompt_text"]):
+                self.stats.counts["prompts_with_text_lost_in_tokens"] += 1
             row["prompt_token_ids"], row["prompt_tokens"] = ids, len(ids)
             yield row
 

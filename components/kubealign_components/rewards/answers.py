@@ -1,6 +1,7 @@
 r"""Whether a text gives an answer: the same reading of both sides, in bounded time.
 
-An answer stands in the last ``\boxed{…}``, behind the last ``####`` or "answer is"; without such a mark a
+An answer stands after the reasoning, in the last ``\boxed{…}``, behind the last ``####``, ``<answer>`` or
+"answer is"; without such a mark a
 number is the text's last one, and other answers are its last line or all of it. Numbers are compared by
 value, options by their letter, mathematics by math-verify, all else by its words.
 """
@@ -30,7 +31,9 @@ _NUMERIC_ANSWER = re.compile(rf"[$€£¥=~≈\s]*({_NUMBER})(\s*[%°$€£¥./�
 # "2x" and "3 pi" are no numbers with a unit.
 _VARIABLE = re.compile(r"\s*(?:[xyznkabctpqrie]|pi|π)(?![a-zA-Z])|\s*\^")
 _MARK = re.compile(
-    r"answer\s*(?:is|:|=)[\s:]*\**|####|\\(?:f?boxed|fbox)\s*(?=[{\S])|\bf?boxed(?=\{)", re.IGNORECASE
+    r"answer\s*(?:is(?!\s+not\b)|:|=)[\s:]*\**|<answer>|####"
+    r"|\\(?:f?boxed|fbox)\s*(?=[{\S])|\bf?boxed(?=\{)",
+    re.IGNORECASE,
 )
 _OPTION = re.compile(r"[*_\s(\[]*([A-Z])[)\].:]*[*_.]*", re.IGNORECASE)
 _GIVEN_OPTION = re.compile(
@@ -45,13 +48,15 @@ _SIMPLE_FRACTION = re.compile(
 )
 _MIXED = re.compile(r"(?<![\d.,/])(\d{1,9})[ \u00a0](\d{1,9})\s?/\s?(\d{1,9})(?!\d|[./]\d)")
 _LAYOUT = re.compile(r"(?<!\\)\\(?:(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|[!,;: ])")
+_SPACED_COMMA = re.compile(r",\\!\s*(?=\d)")
+"""How MATH writes the commas of 11,111."""
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree")
 
 
 def gives_answer(text: str, answer: str) -> bool:
     """Whether ``text`` gives ``answer``."""
     reference = plain(_reference(answer))
-    said, marked = _said(text[-MAX_TEXT:])
+    said, marked = _said(_after_reasoning(text)[-MAX_TEXT:])
     said = plain(said)
     if len(reference) > MAX_ANSWER:
         return bool(reference) and reference in (said.strip(), text.strip())
@@ -69,6 +74,7 @@ def gives_answer(text: str, answer: str) -> bool:
 def plain(text: str) -> str:
     r"""``text`` without what LaTeX writes around an answer: ``\text{…}``, spacing, dollars."""
     text = text.replace("\\$", "$").replace("\\%", "%").replace("{,}", ",")
+    text = _SPACED_COMMA.sub(",", text)
     if "\\" in text:
         for pattern, by in ((_MACRO_TEXT, r"\1"), (_LAYOUT, " "), (_DEGREES, "°")):
             text = pattern.sub(by, text)
@@ -114,7 +120,13 @@ def _said(text: str) -> tuple[str, bool]:
         boxed = last_boxed("\\" + text[last.start() :].lstrip("\\"))
         if boxed is not None:
             return boxed, True
-    return text[last.end() :].lstrip("{"), True
+    return text[last.end() :].partition("</answer>")[0].lstrip("{"), True
+
+
+def _after_reasoning(text: str) -> str:
+    """What stands after the reasoning, where something does."""
+    spoken = text.rpartition("</think>")[2]
+    return spoken if spoken.strip() else text
 
 
 def _numeric(answer: str) -> re.Match[str] | None:

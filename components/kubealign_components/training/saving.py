@@ -165,9 +165,9 @@ def save_whole(
     """
     weights = model.to(dtype).state_dict() if state is None else state
     tied = getattr(model, "all_tied_weights_keys", {}) if model.config.tie_word_embeddings else {}
-    kept = {name: _by_itself(weight.to(dtype)) for name, weight in weights.items() if name not in tied}
+    kept = {name: weight.to(dtype) for name, weight in weights.items() if name not in tied}
     save_torch_state_dict(
-        revert_weight_conversion(model, kept),
+        {name: _by_itself(weight) for name, weight in revert_weight_conversion(model, kept).items()},
         target,
         max_shard_size=SHARD_SIZE,
         metadata={"format": "pt"},
@@ -177,9 +177,10 @@ def save_whole(
 
 
 def _by_itself(weight: Tensor) -> Tensor:
-    """``weight`` with memory of its own: sharded training leaves views of one buffer, which are not saved."""
+    """``weight`` with memory of its own, where it is a view of a buffer with others, which are not saved:
+    sharded training leaves such, and experts that are one weight in memory are several in a file."""
     shared = weight.untyped_storage().nbytes() != weight.numel() * weight.element_size()
-    return weight.clone() if shared else weight
+    return weight.to("cpu", copy=True) if shared else weight
 
 
 def config_to_save(model: Any, source: Path, dtype: torch.dtype) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from kubealign_components.engines.reward_model import RewardChat
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.filter.stage import FilterConfig, run
 from support.families import FAMILIES, build_family, build_tokenizer
-from support.tiny import CHATML, prompt_row
+from support.tiny import CHATML, build_tiny_model, prompt_row
 
 ASK = [{"role": "user", "content": "Name a fruit."}]
 START, END = 1, 2  # of the tiny model
@@ -234,6 +234,11 @@ def test_arguments_of_calls_come_as_the_template_wants_them(
             "tool_calls_not_shown",
         ),
         (
+            [{"role": "assistant", "content": "", "tool_calls": [
+                {"type": "function", "function": {"name": "now", "arguments": {}}}]}],
+            "tool_calls_not_shown",
+        ),
+        (
             [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"},
              {"role": "assistant", "content": "c"}],
             "several_turns",
@@ -245,6 +250,17 @@ def test_what_a_completion_loses_is_named(completion: list[dict[str, Any]], reas
     with pytest.raises(TemplateMismatch) as raised:
         chat(CHATML).completion_ids(ASK, completion)
     assert raised.value.reason == reason
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+
+
+def test_a_template_that_hides_tools_drops_the_prompt(chat: Any) -> None:
+    with pytest.raises(TemplateMismatch, match="does not show the tool 'add'") as raised:
+        chat(CHATML).prompt_text(ASK, [TOOL])
+    assert raised.value.reason == "template_hides_tools"
+    shown = chat("{{ tools | tojson if tools else '' }}" + CHATML)
+    assert '"name": "add"' in shown.prompt_text(ASK, [TOOL])
 
 
 CUTS = CHATML.replace("message['content']", "message['content'].split('</think>')[-1]")
@@ -533,3 +549,36 @@ def test_other_kinds_of_tokenizers(kind: str, tmp_path: Path) -> None:
     whole = of.tokenizer.apply_chat_template(plain, tokenize=True, return_dict=False)
     ids = of.prompt_ids(plain[:1]) + of.completion_ids(plain[:1], plain[1:])
     assert whole[: len(ids)] == ids
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "kept", "lost"),
+    [
+        ("lower", "plum, é 🙂", "Plum"),
+        ("nfkc", "x² ﬁt é 🙂", None),
+        ("words", "plum plum", "plum 🙂"),
+    ],
+)
+def test_what_tokens_do_not_say_is_dropped(
+    normalizer: str, kept: str, lost: str | None, tmp_path: Path
+) -> None:
+    """A tokenizer that writes other letters than it reads, or has none for them, would train on other texts."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    model = build_tiny_model(tmp_path / "model")
+    body = json.loads((model / "tokenizer.json").read_text())
+    backend = Tokenizer.from_str(json.dumps(body))
+    if normalizer == "words":
+        known = {token["content"]: token["id"] for token in body["added_tokens"]}
+        words = {"user": 100, "assistant": 101, "plum": 102, "Name": 103, "a": 104, "fruit": 105, ".": 106}
+        backend.model = models.WordLevel({**known, **words, "<unk>": 107}, unk_token="<unk>")
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.Whitespace(), None
+    else:
+        backend.normalizer = {"lower": normalizers.Lowercase, "nfkc": normalizers.NFKC}[normalizer]()
+    backend.save(str(model / "tokenizer.json"))
+    of = ChatTemplate(ModelFiles(name="lossy", path=model))
+    assert of.completion_ids(ASK, [{"role": "assistant", "content": kept}])[-1] in of.end_ids
+    if lost is not None:
+        with pytest.raises(TemplateMismatch) as raised:
+            of.completion_ids(ASK, [{"role": "assistant", "content": lost}])
+        assert raised.value.reason == "lost_in_tokens"

@@ -49,6 +49,7 @@ class Marks:
         self._other = self._names | {name: text for text, name in self._names.items()}
         self._all = _any_of([*spelled, RESERVED])
         self._in_answers = _any_of([*(set(spelled) - set(answers)), RESERVED])
+        self._private = _any_of(self._names.values())
         self._swapped = _any_of([*self._names, *self._names.values()])
 
     def hidden(self, value: Any, *, answer: bool = False) -> Any:
@@ -70,7 +71,7 @@ class Marks:
 
     def spelled(self, text: str) -> str:
         """``text`` as people read it, private names spelled out."""
-        return self._swapped.sub(lambda m: self._other[m[0]], text) if RESERVED in text else text
+        return self._private.sub(lambda m: self._other[m[0]], text) if RESERVED in text else text
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of rendered texts. Of what messages say nothing becomes a control token."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,6 +116,10 @@ class ChatTemplate:
             TemplateMismatch: the template refuses the messages, or does not show what they say.
         """
         text = self._renderer.render(messages, tools, generation_prompt=True)
+        if name := self._renderer.hidden_tool(tools, text):
+            raise TemplateMismatch(
+                "template_hides_tools", f"the template of {self.model.name} does not show the tool {name!r}"
+            )
         history = [_as_history(message) for message in messages]
         if missing := self._renderer.missing(history, text):
             raise TemplateMismatch(
@@ -175,7 +180,10 @@ class ChatTemplate:
         """Token ids of completions, each with one end token, its last; or why there are none."""
         texts = [text for c in completions for text in (c.prompt, c.whole)]
         encoded = self._renderer.marks.encode(texts)
-        return [self._cut(prompt, whole) for prompt, whole in zip(encoded[::2], encoded[1::2], strict=True)]
+        return [
+            self._cut(completion, prompt, whole)
+            for completion, prompt, whole in zip(completions, encoded[::2], encoded[1::2], strict=True)
+        ]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of a completion as it was written: special tokens too, but for the end of its turn."""
@@ -190,7 +198,15 @@ class ChatTemplate:
 
     def _text(self, ids: list[int]) -> str:
         slow = {} if self.tokenizer.is_fast else {"spaces_between_special_tokens": False}
-        return str(self.tokenizer.decode(ids, skip_special_tokens=False, **slow))
+        exact = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return str(self.tokenizer.decode(ids, **exact, **slow))
+
+    def says(self, ids: list[int], text: str) -> bool:
+        """Whether tokens say what a rendered ``text`` says, whitespace and compatible characters aside.
+
+        They do not where the tokenizer lacks characters, or writes others than it reads (lower case).
+        """
+        return _comparable(self._text(ids)) == _comparable(self.spelled(text))
 
     def _completion_text(
         self, prompt: str, conversation: Sequence[Message], said: Sequence[Message], tools: Tools
@@ -227,13 +243,17 @@ class ChatTemplate:
         if "</think>" in self._renderer.source:
             yield [*before, bare | {"content": f"<think>\n{thought.strip()}\n</think>\n\n{content.lstrip()}"}]
 
-    def _cut(self, prompt: list[int], whole: list[int]) -> list[int] | TemplateMismatch:
+    def _cut(
+        self, completion: RenderedCompletion, prompt: list[int], whole: list[int]
+    ) -> list[int] | TemplateMismatch:
         if whole[: len(prompt)] != prompt:
             return TemplateMismatch(
                 "crosses_token", "a token begins in the prompt and ends in the completion"
             )
         ids = whole[len(prompt) :]
         end = next((i for i, token in enumerate(ids) if token in self.end_ids), None)
+        if not self._says_all(ids if end is None else ids[: end + 1], completion):
+            return TemplateMismatch("lost_in_tokens", "its tokens do not say what the completion says")
         if end is None:
             return [*ids, self._end]
         after = tuple(ids[end + 1 :])
@@ -244,6 +264,14 @@ class ChatTemplate:
         if not self._blank[after]:
             return TemplateMismatch("several_turns", "the completion goes on after the end of a turn")
         return ids[: end + 1]
+
+    def _says_all(self, ids: list[int], completion: RenderedCompletion) -> bool:
+        """Whether the ids of a completion, its end with them, say all of its text up to there."""
+        text = completion.whole[len(completion.prompt) :]
+        if ids and ids[-1] in self.end_ids:
+            said, end, _ = text.partition(str(self.tokenizer.convert_ids_to_tokens(ids[-1])))
+            text = said + end
+        return self.says(ids, text)
 
     @property
     def _end(self) -> int:
@@ -309,6 +337,10 @@ def end_token_ids(model: Path, settings: TemplateSettings | None = None) -> tupl
         return ChatTemplate(ModelFiles(name=model.name, path=model), settings).end_ids
     except EngineError:
         return checked(ids_of_files(model), model)
+
+
+def _comparable(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).split())
 
 
 def _said(message: Message) -> Message:

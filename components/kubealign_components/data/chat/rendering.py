@@ -131,9 +131,14 @@ class Renderer:
             if not shows(text, thought):
                 return "reasoning"
             calls = self.marks.hidden(message.get("tool_calls") or [], answer=answer)
-            if not all(shows(text, leaf) for call in calls for leaf in _leaves(_arguments(call))):
+            if not all(shows(text, leaf) for call in calls for leaf in _call_texts(call)):
                 return "tool_calls"
         return ""
+
+    def hidden_tool(self, tools: Tools, text: str) -> str:
+        """The name of a tool that ``text`` does not show; empty when it shows all."""
+        names = [tool["function"]["name"] for tool in tools or ()]
+        return next((name for name in names if not shows(text, self.marks.hidden(name))), "")
 
     def _template(self, tools: Tools) -> SandboxedTemplate:
         text = self._settings.text or self._own_text(tools)
@@ -308,6 +313,12 @@ def _parsed(call: Message) -> Message:
 
 def _arguments(call: Message) -> object:
     return _parsed(call)["function"].get("arguments")
+
+
+def _call_texts(call: Message) -> Iterator[str]:
+    """What must be shown of a tool call."""
+    yield call["function"]["name"]
+    yield from _leaves(_arguments(call))
 
 
 def _as_code(text: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from kubealign_components.data.fingerprint import source_json
 from kubealign_components.data.sources.tool_calls import read_call, read_calls, written_calls
-from kubealign_components.data.sources.values import Malformed, first_of, from_json_text, is_media, text_of
+from kubealign_components.data.sources.values import Malformed, first_of, from_json_text, is_media, is_missing, text_of
 from kubealign_components.json_types import JsonObject
 
 Message = JsonObject
@@ -137,8 +137,11 @@ def _read_turn(turn: object, reading: Reading) -> Message:
         raise Malformed("unknown_role")
     if any(is_media(str(key), value) for key, value in turn.items()):
         raise Malformed("not_text")
-    reading.notes.update(f"turn_field_not_kept_{k}" for k, v in turn.items() if k not in _TURN_KEYS and v)
+    others = (k for k, v in turn.items() if k not in _TURN_KEYS and not is_missing(v))
+    reading.notes.update(f"turn_field_not_kept_{k}" for k in others if turn[k] not in ("", [], {}))
     content = first_of(turn, *_TEXT_KEYS)
+    if role == "assistant" and isinstance(content, list):
+        turn, content = _thought_apart(turn, content)
     if role == "call":
         return {"role": "assistant", "content": "", "tool_calls": written_calls(content)}
     if role == "tool" and isinstance(content, Mapping):
@@ -151,6 +154,15 @@ def _read_turn(turn: object, reading: Reading) -> Message:
     if role == "user" and not message["content"].strip():
         raise Malformed("empty_turn")
     return message
+
+
+def _thought_apart(turn: Mapping[str, object], parts: list[object]) -> tuple[Mapping[str, object], object]:
+    """The turn with what its parts of reasoning say as its reasoning, and the other parts."""
+    thoughts = [p for p in parts if isinstance(p, Mapping) and p.get("type") in _REASONING_KEYS]
+    if not thoughts or any(turn.get(key) for key in _REASONING_KEYS):
+        return turn, parts
+    said = "".join(text_of(first_of(p, *_REASONING_KEYS, "text")) for p in thoughts)
+    return {**turn, _REASONING_KEYS[0]: said}, [p for p in parts if p not in thoughts]
 
 
 def _assistant_parts(turn: Mapping[str, object]) -> Message:

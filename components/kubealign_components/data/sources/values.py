@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
@@ -19,6 +20,9 @@ _MEDIA = re.compile(
 )
 _YES = ("true", "yes", "y", "t", "1", "1.0", "chosen", "preferred", "desirable", "good", "accepted", "accept")
 _NO = ("false", "no", "n", "f", "0", "0.0", "-1", "rejected", "dispreferred", "undesirable", "bad", "reject")
+
+
+_BETWEEN_ROWS = re.compile(r"\}\s*\n\s*\{")
 
 
 class Malformed(Exception):
@@ -111,14 +115,25 @@ def small_value(value: object) -> object:
 
 
 def from_json_text(value: object) -> object:
-    """Lists and objects that a source keeps as JSON text, as CSV and some Parquet files must."""
+    """Lists and objects that a source keeps as JSON text, as CSV and some Parquet files must, or as Python
+    prints them, which is what pandas writes of them."""
     if not isinstance(value, str) or value[:1] not in ("[", "{"):
         return value
     try:
         parsed = json.loads(value, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
-        return value
+        parsed = _printed(value) if value.startswith(("[{'", "{'")) else value
     return parsed if _is_structure(parsed) else value
+
+
+def _printed(text: str) -> object:
+    """The value that Python prints as ``text``; other text as it is."""
+    # Arrays are printed without commas, and a text never has a line's end in it.
+    text = _BETWEEN_ROWS.sub("}, {", text)
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
 
 
 def list_from_text(text: str) -> object:

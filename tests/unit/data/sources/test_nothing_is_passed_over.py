@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gzip
 import json
 from collections.abc import Callable
 from decimal import Decimal
@@ -408,6 +409,66 @@ def test_other_encodings_are_said(imported: Import, name: str) -> None:
     latin = text.replace("Hi?", "Grüße").encode("latin-1")
     with pytest.raises((DataError, ConfigError), match=r"not UTF-8|not_utf8"):
         imported(name, latin)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "what"),
+    [
+        ("a.jsonl", gzip.compress(b'{"prompt": "Hi?"}'), r"gzip; call it a\.jsonl\.gz"),
+        ("a.csv", b"PK\x03\x04\x14\0", "ZIP archive"),
+        ("a.txt", b"\x28\xb5\x2f\xfd\0", r"zstd; call it a\.txt\.zst"),
+        ("a.json", b"PAR1\x15\x04", "Parquet"),
+    ],
+)
+def test_files_that_are_no_text_are_said(imported: Import, name: str, head: bytes, what: str) -> None:
+    with pytest.raises(DataError, match=rf"{name} is expected to be text, and is .*{what}"):
+        imported(name, head)
+
+
+@pytest.mark.parametrize("between", [", ", "\n "], ids=["list", "array"])
+def test_chats_that_pandas_printed_are_read_from_csv(imported: Import, between: str) -> None:
+    """``to_csv`` writes lists as Python prints them, and arrays without commas."""
+    said = {"content": "It's \"good\"}\n {fine.", "role": "assistant"}
+    cells = [f"[{USER!r}{between}{turn!r}]".replace('"', '""') for turn in (said, BAD)]
+    [row], stats = imported("a.csv", 'chosen,rejected\n"{}","{}"\n'.format(*cells))
+    assert json.loads(row["messages"]) == [USER]
+    assert texts(row) == [said["content"], "Bad."]
+    typed = {"prompt": "Hi?", "chosen": f"[{GOOD!r}]", "rejected": "Bad."}
+    [row], stats = imported("a.jsonl", [typed])
+    assert texts(row)[0] == typed["chosen"]
+    assert stats.counts["texts_that_are_json_chats"] == 1
+
+
+@pytest.mark.parametrize("text", ["[{'role': 'assistant'", "{'role'}", "[{'a': open('x')}]", "[{'" * 500])
+def test_what_only_begins_like_a_printed_chat_is_text(imported: Import, text: str) -> None:
+    [row], _ = imported("a.csv", f'prompt,chosen,rejected\nHi?,"{text}",Bad.\n')
+    assert texts(row) == [text, "Bad."]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "thinking", "thinking": "Well."},
+        {"type": "thinking", "thinking": [{"type": "text", "text": "Well."}], "closed": True},
+        {"type": "reasoning", "text": "Well."},
+    ],
+)
+def test_parts_of_reasoning_are_the_reasoning(part: dict[str, Any]) -> None:
+    answer = {"role": "assistant", "content": [part, {"type": "text", "text": "Good."}]}
+    [completion] = read({"messages": [USER, answer]}).completions
+    assert completion.messages == [GOOD | {"reasoning_content": "Well."}]
+
+
+def test_values_that_are_false_are_noticed_as_well() -> None:
+    turns = [USER | {"weight": 0}, GOOD | {"train": False, "annotations": [], "refusal": None}]
+    example = read({"messages": turns})
+    assert dict(example.notes) == {"turn_field_not_kept_weight": 1, "turn_field_not_kept_train": 1}
+
+
+@pytest.mark.parametrize("name", ["reasoning", "Complex_CoT", "model_thoughts", "rationale"])
+def test_reasoning_in_a_column_of_its_own_is_noticed(name: str) -> None:
+    example = read({"prompt": "Hi?", "response": "Good.", name: "Well."})
+    assert dict(example.notes) == {f"column_not_understood_{name}": 1}
 
 
 def test_a_file_whose_kind_changes_is_read_row_by_row(imported: Import) -> None:
