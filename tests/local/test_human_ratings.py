@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from kubealign import load_run_file, quickstart, run_local
@@ -18,8 +17,6 @@ CHARACTERS = 96
 """Of an answer: how it begins tells a refusal from compliance, and a byte is a token of the tiny model."""
 APART = 0.75
 """Least difference of the two ratings of a pair, of a scale from 0 to 1."""
-Z = 1.96
-"""Standard errors that an interval of 95 % reaches to each side."""
 
 
 def pairs(ratings: Path) -> Iterator[dict[str, str]]:
@@ -35,13 +32,17 @@ def pairs(ratings: Path) -> Iterator[dict[str, str]]:
                 yield {"prompt": prompt[:CHARACTERS], "chosen": chosen, "rejected": rejected}
 
 
-def trained_on(source: Path, folder: Path, seed: int) -> Mapping[str, float]:
-    """What ``evaluate`` says of a run on ``source`` whose model, split and order are the seed's."""
+def test_held_out_people_are_agreed_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 40 % of the prompts held out, and an interval by prompt. Of seeds 0 to 3, which choose them, the
+    model's weights and the order of examples, accuracies were 0.73 to 0.81 and lower bounds 0.59 to 0.69."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    source = tmp_path / "people.jsonl"
+    rows = list(pairs(quickstart.ratings() / "harm.jsonl"))
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
-        "policy": str(build_tiny_model(folder / "model", seed=seed)),
+        "policy": str(build_tiny_model(tmp_path / "model")),
         "sources.0.uri": str(source),
         "validation_fraction": "0.4",
-        "seed": str(seed),
         "sample_engine": "transformers",
         "sample_max_new_tokens": "2",
         "train_adapter": "none",
@@ -49,19 +50,6 @@ def trained_on(source: Path, folder: Path, seed: int) -> Mapping[str, float]:
         "train_options": "{batch_size: 16, max_steps: 24}",
     }
     run = load_run_file(SHIPPED).with_parameters([f"{name}={value}" for name, value in settings.items()])
-    return run_local(run, output=folder / "runs").evaluation
-
-
-def test_held_out_people_are_agreed_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over two seeds, each with 40 % of the prompts held out; intervals are by prompt."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    source = tmp_path / "people.jsonl"
-    rows = list(pairs(quickstart.ratings() / "harm.jsonl"))
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = [trained_on(source, tmp_path / str(seed), seed) for seed in (0, 1)]
-    held = np.array([t["preference_pairs"] for t in told])
-    accuracy = np.array([t["preference_accuracy"] for t in told])
-    error = (accuracy - np.array([t["preference_accuracy_low"] for t in told])) / Z
-    share = held / held.sum()
-    assert held.min() > 20
-    assert share @ accuracy - Z * np.sqrt(share**2 @ error**2) > 0.5
+    told = run_local(run, output=tmp_path / "runs").evaluation
+    assert told["preference_pairs"] > 40
+    assert told["preference_accuracy_low"] > 0.5

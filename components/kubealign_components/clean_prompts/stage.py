@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,7 +26,7 @@ from kubealign_components.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

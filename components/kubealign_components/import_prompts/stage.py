@@ -22,7 +22,7 @@ from kubealign_components.data.sources.source import SourceReader, reading_bar, 
 from kubealign_components.data.sources.source_settings import WeightedSource, named_sources, require_fraction
 from kubealign_components.data.stats import Stats
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

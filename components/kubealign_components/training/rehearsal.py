@@ -1,7 +1,8 @@
 """Saving is rehearsed before the first step: what would refuse it at the end refuses it now.
 
 A stand-in of the model, with shapes and no weights, goes through all that a trained one will: adapters,
-merging, config, tokenizer, templates, files beside the weights. A few small weights stand for all of them.
+merging, config, tokenizer, templates, files beside the weights. All weights are brought into the shapes of
+files, and a few small ones are written.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from kubealign_components.engines.loading import load_config
 from kubealign_components.errors import EngineError, KubeAlignError
 from kubealign_components.training.models import LoraSettings, adapted, lora_config
 from kubealign_components.training.saving import (
+    as_in_files,
     copy_files,
     merged,
     save_adapter,
@@ -84,6 +86,7 @@ def rehearse_saving(
             save_adapter(trained, folder, name=config.policy, state=_few(trained, only="lora_"))
         else:
             whole = _merged(trained, kind, source, options) if config.adapter != "none" else model
+            as_in_files(whole, dict(whole.named_parameters()))
             save_whole(whole, source, folder, dtype, _few(whole))
         copy_files(source, folder, beside_weights(files_below(source)))
         _load(folder, source, None if alone else whole, kind, options)

@@ -167,13 +167,19 @@ def save_whole(
     tied = getattr(model, "all_tied_weights_keys", {}) if model.config.tie_word_embeddings else {}
     kept = {name: weight.to(dtype) for name, weight in weights.items() if name not in tied}
     save_torch_state_dict(
-        {name: _by_itself(weight) for name, weight in revert_weight_conversion(model, kept).items()},
+        {name: _by_itself(weight) for name, weight in as_in_files(model, kept).items()},
         target,
         max_shard_size=SHARD_SIZE,
         metadata={"format": "pt"},
         shared_tensors_to_discard=list(getattr(model, "all_tied_weights_keys", {})),
     )
     _write_json(target / CONFIG, config_to_save(model, source, dtype))
+
+
+def as_in_files(model: Any, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """``weights`` of ``model`` under the names and in the shapes of its kind in files: experts apart."""
+    converted: dict[str, Tensor] = revert_weight_conversion(model, dict(weights))
+    return converted
 
 
 def _by_itself(weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kubealign_components.data.models import find_model
 from kubealign_components.train.config import TrainConfig
@@ -170,6 +170,29 @@ def test_everything_beside_the_weights_is_taken_over_byte_for_byte(
         tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
         shown = AutoTokenizer.from_pretrained(out).apply_chat_template(CHAT, tools=tools, tokenize=False)
         assert shown.startswith("tools")
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+@pytest.mark.parametrize("gathered", [True, False], ids=["gathered", "whole"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_are_saved_one_by_one(tmp_path: Path, family: str, adapter: str, gathered: bool) -> None:
+    """They are one weight in memory, and in files under the names that the source has."""
+    source = build_tiny_model(tmp_path / "model")
+    config = AutoConfig.for_model(
+        family, vocab_size=259, hidden_size=16, intermediate_size=32, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=2, num_key_value_heads=1, num_experts=4, num_local_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(source)
+    settings = TrainConfig(policy=str(source), adapter=adapter)
+    model = trained(settings, source)
+    expected = logits(model)
+    state = {name: weight.clone() for name, weight in trained_state(model).items()} if gathered else None
+    whole = save(settings, model, source, tmp_path / "whole", state=state)
+    assert torch.allclose(logits(loaded(whole)), expected, atol=1e-4)
+    weights = "model.safetensors"
+    kept, original = (safetensors.torch.load_file(folder / weights) for folder in (whole, source))
+    assert {n: w.shape for n, w in kept.items()} == {n: w.shape for n, w in original.items()}
 
 
 @pytest.mark.parametrize("own", ["bfloat16", "float16", "float32"])

@@ -22,7 +22,8 @@ from kubealign_components.data.sources.values import (
 
 _TELLING = re.compile(
     r"(?:\A|[_ -])(?:response|completion|answer|reply|chosen|rejected|output|better|winner"
-    r"|preferred|preference|human_ref|rank(?:ing)?|reasoning|thinking|thought|cot|rationale)s?\d*(?:[_ -]|\Z)",
+    r"|preferred|preference|human_ref|rank(?:ing)?|reasoning|thinking|thought|cot|rationale)s?\d*"
+    r"(?:[_ -]|\Z)",
     re.IGNORECASE,
 )
 """Names of columns that a file of answers or preferences means something by."""

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 
 from kubealign_components.data.fingerprint import source_json
 from kubealign_components.data.sources.tool_calls import read_call, read_calls, written_calls
-from kubealign_components.data.sources.values import Malformed, first_of, from_json_text, is_media, is_missing, text_of
+from kubealign_components.data.sources.values import (
+    Malformed,
+    first_of,
+    from_json_text,
+    is_media,
+    is_missing,
+    text_of,
+)
 from kubealign_components.json_types import JsonObject
 
 Message = JsonObject

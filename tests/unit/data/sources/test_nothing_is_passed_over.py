@@ -428,7 +428,7 @@ def test_files_that_are_no_text_are_said(imported: Import, name: str, head: byte
 @pytest.mark.parametrize("between", [", ", "\n "], ids=["list", "array"])
 def test_chats_that_pandas_printed_are_read_from_csv(imported: Import, between: str) -> None:
     """``to_csv`` writes lists as Python prints them, and arrays without commas."""
-    said = {"content": "It's \"good\"}\n {fine.", "role": "assistant"}
+    said = {"content": 'It\'s "good"}\n {fine.', "role": "assistant"}
     cells = [f"[{USER!r}{between}{turn!r}]".replace('"', '""') for turn in (said, BAD)]
     [row], stats = imported("a.csv", 'chosen,rejected\n"{}","{}"\n'.format(*cells))
     assert json.loads(row["messages"]) == [USER]
