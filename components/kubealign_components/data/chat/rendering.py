@@ -316,9 +316,9 @@ def _arguments(call: Message) -> object:
 
 
 def _call_texts(call: Message) -> Iterator[str]:
-    """What must be shown of a tool call."""
-    yield call["function"]["name"]
-    yield from _leaves(_arguments(call))
+    """What must be shown of a tool call: its arguments, or its name where it has none."""
+    leaves = list(_leaves(_arguments(call)))
+    yield from leaves or [call["function"]["name"]]
 
 
 def _as_code(text: str) -> bool:
