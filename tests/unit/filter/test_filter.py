@@ -165,7 +165,9 @@ def test_system_turns_that_a_template_refuses_or_hides_begin_the_users_turn(
 
 
 def test_tools_reach_the_template(filtered: Any, tiny_model: Path, tmp_path: Path) -> None:
-    policy = with_template(tiny_model, tmp_path / "tools", "{{ tools[0].function.name if tools else '-' }}" + CHATML)
+    policy = with_template(
+        tiny_model, tmp_path / "tools", "{{ tools[0].function.name if tools else '-' }}" + CHATML
+    )
     template = ChatTemplate(find_model(str(policy)))
     plain = prompt_row("a")
     tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
