@@ -74,13 +74,13 @@ class Manifest:
             origins=self.origins,
         )
 
-    def to_json(self) -> str:
-        """Stable JSON text, with its digest and, where :data:`KEY` is set, its signature."""
+    def to_json(self, *, signed: bool = True) -> str:
+        """Stable JSON text, with its digest and, where :data:`KEY` is set, its signature if ``signed``."""
         body = {name: getattr(self, name) for name in self.__slots__}
         body["shards"] = [{name: getattr(s, name) for name in Shard.__slots__} for s in self.shards]
         body = {"version": MANIFEST_VERSION, **body}
         seal = {"digest": digest(body)}
-        if key := os.environ.get(KEY):
+        if signed and (key := os.environ.get(KEY)):
             seal["signature"] = _signature(key, seal["digest"])
         return json.dumps(body | seal, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 

@@ -29,6 +29,7 @@ from kubealign.cli.options import Given, run_options
 from kubealign.cli.schedule import schedule
 from kubealign.cli.terminal import say
 from kubealign.cli.ui import ui
+from kubealign.cli.verify import verify
 from kubealign.errors import ClusterError
 from kubealign_components import __version__
 from kubealign_components.errors import NotFound
@@ -260,6 +261,7 @@ for _command in (
     submit,
     ui,
     upload,
+    verify,
 ):
     main.add_command(_command)
 

@@ -1,0 +1,42 @@
+"""The command that holds datasets and models to their manifests."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from kubealign.cli.terminal import say
+from kubealign_components.errors import CorruptDataset, NotFound
+
+
+@click.command("verify")
+@click.argument("place", metavar="PATH_OR_URI_OR_RUN")
+@click.argument("stage", required=False, default="")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(place: str, stage: str, as_json: bool) -> None:
+    """Recompute every digest and row count of a dataset or model, and of every ancestor that is still there.
+
+    Of a RUN here (folder or name below runs/): of what STAGE made, by default the last. Exit code 1 where a
+    single byte is not what it was; ancestors that are gone are told.
+    """
+    from kubealign.lineage import open_place
+    from kubealign.local.runs import find_run, output_path
+    from kubealign.verify import DAMAGED, GONE, verify
+
+    run = find_run(place) if "://" not in place else None
+    uri = str(output_path(run, stage)) if run and stage else place
+    looked_at = []
+    for one in verify(open_place(uri).uri if run and not stage else uri):
+        looked_at.append(one)
+        if not as_json:
+            said = one.reason or f"{one.stage}, {one.rows} rows, {one.files} files"
+            say(f"{one.state:<8}{one.uri}: {said}")
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in looked_at], indent=2, ensure_ascii=False))
+    damaged = [one for one in looked_at if one.state == DAMAGED]
+    if looked_at[0].state == GONE:
+        raise NotFound(looked_at[0].reason)
+    if damaged:
+        raise CorruptDataset(f"{len(damaged)} of {len(looked_at)} are not what their manifests say")
