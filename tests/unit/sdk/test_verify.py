@@ -89,7 +89,7 @@ def test_an_ancestor_that_is_another_one_is_damage_and_one_that_is_gone_is_told(
     kept = select.rename(select.with_name("kept"))
     shutil.copytree(other.uri, select)
     run = call(model)
-    assert run.exit_code == 1 and "is no ancestor of it" in run.output
+    assert run.exit_code == 1 and "is not the ancestor that was taken" in run.output
     shutil.rmtree(select)
     kept.rename(select)
     shutil.rmtree(prompts)
