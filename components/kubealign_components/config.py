@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kubealign_components.errors import ConfigError
@@ -215,11 +216,23 @@ def text_of(path: Path) -> str:
 def nested_configs(cls: type) -> dict[str, type]:
     """The fields of ``cls`` that are configs themselves, and their classes."""
     found: dict[str, type] = {}
-    for name, hint in typing.get_type_hints(cls).items():
+    for name, hint in hints_of(cls).items():
         for option in typing.get_args(hint) or (hint,):
             if dataclasses.is_dataclass(option) and isinstance(option, type):
                 found[name] = option
     return {name: config for name, config in found.items() if name in _names(cls)}
+
+
+@cache
+def hints_of(cls: type) -> Mapping[str, object]:
+    """The annotations of the config ``cls``, read once: each is a text that Python has to compile."""
+    return typing.get_type_hints(cls)
+
+
+def config_in(hint: object) -> type | None:
+    """The config that the annotation ``hint`` is, holds in a list, or allows beside nothing."""
+    options = [hint, *typing.get_args(hint)]
+    return next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
 
 
 def _follows(path: Path, known: Path) -> bool:
@@ -325,7 +338,7 @@ class _Fitting:
         """An instance of the dataclass ``cls``."""
         before = len(self.problems)
         fields = {f.name: f for f in dataclasses.fields(cls)}
-        hints = typing.get_type_hints(cls)
+        hints = hints_of(cls)
         for name in values:
             if name not in fields:
                 self._refuse((*path, name), values[name], self._known(cls, name, path))

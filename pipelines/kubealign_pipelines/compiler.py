@@ -13,6 +13,8 @@ from kfp.compiler.pipeline_spec_builder import extract_comments_from_pipeline_sp
 from kubealign_components.config import require
 from kubealign_components.whole_file import whole_file
 from kubealign_pipelines import build, rules
+from kubealign_pipelines.checking.describe import options_text
+from kubealign_pipelines.flat import fold
 from kubealign_pipelines.graph import CHECK, Graph, Json, Parameter
 from kubealign_pipelines.resources import CompileSettings
 from kubealign_pipelines.workflow_size import most_chunks
@@ -49,9 +51,11 @@ def compile_pipeline(
     pipeline = build(name, settings, parameters)
     spec, graph = _spec_of(pipeline, name)
     platform: Json = MessageToDict(pipeline.platform_spec)
+    described = f"{graph.description}\n\nOptions by name, with their defaults:\n{options_text(graph)}"
+    spec["pipelineInfo"]["description"] = described
     _limit_chunks(spec, (settings or CompileSettings()).chunks)
     if defaults:
-        _set_defaults(spec, parameters)
+        _set_defaults(spec, fold(graph, parameters).values)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(extract_comments_from_pipeline_spec(spec, pipeline.description))

@@ -24,7 +24,7 @@ from kubealign_components.import_prompts.component import import_prompts
 from kubealign_components.rewards.component import rewards
 from kubealign_components.sample.component import sample
 from kubealign_pipelines.fan_out import fan_out
-from kubealign_pipelines.offline_tail import align_offline
+from kubealign_pipelines.offline_tail import OFFLINE_STAGES, align_offline
 from kubealign_pipelines.resources import CompileSettings, Placement
 from kubealign_pipelines.rules import LOGPROBS_ORDER, Rules
 
@@ -39,6 +39,10 @@ RULES = Rules(
         **dict.fromkeys(REWARDS, lambda given: True if given else None),
     },
     one_of=(REWARDS,),
+    options={
+        "import": "import_prompts",
+        **{stage: stage for stage in ("filter", "sample", "rewards", *OFFLINE_STAGES)},
+    },
 )
 
 
@@ -66,41 +70,31 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
         work: str = "",
         work_rows_per_chunk: int = 4096,
         import_options: dict[str, object] = {},
-        filter_max_seq_len: int = 4096,
-        filter_max_prompt_len: int = 2048,
-        filter_min_completions: int = 0,
         filter_options: dict[str, object] = {},
-        sample_engine: str = "vllm",
         sample_n: int = 10,
-        sample_temperature: float = 1.0,
-        sample_max_new_tokens: int = 1024,
-        sample_truncated: str = "keep",
         sample_options: dict[str, object] = {},
         rewards_options: dict[str, object] = {},
         select_strategy: str = "best_worst",
-        select_pairs_per_prompt: int = 1,
-        select_pool: str = "reference",
         select_options: dict[str, object] = {},
-        logprobs_source: str = "scorer",
         logprobs_options: dict[str, object] = {},
-        mix_training_uris: list[str] = [],
         mix_options: dict[str, object] = {},
         train_objective: str = "dpo",
         train_beta: float = 0.1,
         train_learning_rate: float = 5e-7,
         train_epochs: float = 1.0,
-        train_adapter: str = "none",
         train_options: dict[str, object] = {},
-        evaluate_n: int = 1,
-        evaluate_max_prompts: int = 256,
         evaluate_options: dict[str, object] = {},
     ) -> None:
         """Align a chat model on its own rewarded samples, offline.
 
-        Required are policy, sources, and reward_functions or reward_model, for example: policy
-        HuggingFaceTB/SmolLM2-1.7B-Instruct, sources [{"uri": "trl-lib/ultrafeedback_binarized"}],
-        reward_functions ["brevity"]. What has no box of its own goes by name into the options of its
-        stage, as train_options {"batch_size": 64}.
+        Required are policy, sources, and reward_functions or reward_model. To paste, for a first run on GPUs:
+
+            policy: HuggingFaceTB/SmolLM2-1.7B-Instruct
+            sources: [{"uri": "trl-lib/ultrafeedback_binarized"}]
+            reward_functions: ["brevity"]
+            train_options: {"batch_size": 64, "adapter": "lora"}
+
+        What has no box of its own goes by name into the options of its stage.
 
         Args:
             sources: Prompt datasets. Each is a mapping with uri (path, gs://, s3:// or hub id) and, where
@@ -115,40 +109,25 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
             validation_fraction: Share of the prompts, by hash, that is held out for evaluation.
             work: URI of the work prefix. Runs that share it reuse each other's finished rows.
             work_rows_per_chunk: Most prompts of a pod, while no more pods are needed than run at once.
-            import_options: Further settings of import_prompts by name.
-            filter_max_seq_len: Most tokens of prompt and completion together.
-            filter_max_prompt_len: Most tokens of a prompt.
-            filter_min_completions: Fewest offline completions a prompt must keep; 0 to sample from prompts
-                alone.
-            filter_options: Further settings of filter by name, such as chat_template_kwargs.
-            sample_engine: vllm, transformers, or fake to try a pipeline out.
+            import_options: Settings of import_prompts by name.
+            filter_options: Settings of filter by name, such as max_prompt_len.
             sample_n: Completions sampled of each prompt; 0 leaves sampling out of the pipeline when it is
                 compiled.
-            sample_temperature: Sampling temperature; 1 samples from the policy itself.
-            sample_max_new_tokens: Most tokens of a completion.
-            sample_truncated: What becomes of completions cut at sample_max_new_tokens, keep or drop.
-            sample_options: Further settings of sample by name; those of the engine, such as top_p, stop and
-                tensor_parallel_size, under sampling.
-            rewards_options: Further settings of rewards by name; those of the reward, such as model_weight
-                and over_length, under reward.
+            sample_options: Further settings of sample by name; those of the engine, such as engine,
+                temperature and max_new_tokens, under sampling. The evaluation samples by them, too.
+            rewards_options: Settings of rewards by name; those of the reward, such as model_weight and
+                over_length, under reward.
             select_strategy: best_worst, best_random, random_pairs, quantile_bands, top_bottom_k, all for
                 pointwise objectives, or labels for pairs as people labelled them.
-            select_pairs_per_prompt: Most pairs of a prompt.
-            select_pool: Which completions may be selected, reference, offline or both.
-            select_options: Further settings of select by name.
-            logprobs_source: scorer computes all of them; sampler keeps those of the policy's own samples.
-            logprobs_options: Further settings of logprobs by name.
-            mix_training_uris: Training datasets of earlier runs to mix in.
-            mix_options: Further settings of mix by name, such as weights and caps of sources.
+            select_options: Further settings of select by name, such as pairs_per_prompt and pool.
+            logprobs_options: Settings of logprobs by name.
+            mix_options: Settings of mix by name, such as training_uris, weights and caps of sources.
             train_objective: dpo, dpo_norm, qrpo, ipo, simpo or rebel.
             train_beta: Pull to the reference policy; its scale depends on the objective.
             train_learning_rate: Peak learning rate.
             train_epochs: Passes over the training examples.
-            train_adapter: none trains all weights; lora or qlora trains adapters.
-            train_options: Further settings of train by name, such as batch_size, strategy, dtype.
-            evaluate_n: Completions of each held-out prompt where sample_n is 0; else there are sample_n.
-            evaluate_max_prompts: Most held-out prompts that are compared.
-            evaluate_options: Further settings of evaluate by name, such as min_gain.
+            train_options: Further settings of train by name, such as adapter, batch_size, strategy.
+            evaluate_options: Settings of evaluate by name, such as min_gain and max_prompts.
         """
         place.check_first("offline_alignment", RULES.shape(parameters), locals())
         cut: dict[str, PipelineChannel] = {
@@ -156,13 +135,7 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
             "rows_per_chunk": work_rows_per_chunk,
             "max_chunks": settings.chunks,
         }
-        sampling: dict[str, PipelineChannel] = {
-            "engine": sample_engine,
-            "n": sample_n if sampled else evaluate_n,
-            "temperature": sample_temperature,
-            "max_new_tokens": sample_max_new_tokens,
-            "seed": seed,
-        }
+        sampling: dict[str, PipelineChannel] = {"n": sample_n if sampled else 1, "seed": seed}
         reward: dict[str, PipelineChannel] = {}
         if rewarded:
             reward = {"reward_functions": reward_functions, "reward_model": reward_model}
@@ -173,14 +146,11 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
             filter,
             prompts=imported.outputs["dataset"],
             policy=policy,
-            max_seq_len=filter_max_seq_len,
-            max_prompt_len=filter_max_prompt_len,
-            min_completions=filter_min_completions,
             options=filter_options,
             **(cut if sampled or rewarded or before else {}),
         )
         if sampled:
-            answers = {**sampling, "truncated": sample_truncated, "options": sample_options}
+            answers = {**sampling, "options": sample_options}
             again = cut if rewarded or before else {}
             rows = fan_out(place, sample, rows, cut=again, policy=policy, **answers)
         if rewarded:
@@ -197,18 +167,15 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
             validation_fraction=validation_fraction,
             select_by={
                 "strategy": select_strategy if rewarded or strategy else LABELS[0],
-                "pairs_per_prompt": select_pairs_per_prompt,
-                "pool": select_pool,
                 "options": select_options,
             },
-            logprobs_by={"source": logprobs_source, "options": logprobs_options},
-            mix_by={"training_uris": mix_training_uris, "options": mix_options},
+            logprobs_by={"options": logprobs_options},
+            mix_by={"options": mix_options},
             train_by={
                 "objective": train_objective,
                 "beta": train_beta,
                 "learning_rate": train_learning_rate,
                 "epochs": train_epochs,
-                "adapter": train_adapter,
                 "options": train_options,
             },
             evaluate_by={
@@ -216,7 +183,6 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
                 "sample_options": sample_options,
                 **reward,
                 **({"rewards_options": rewards_options} if rewarded else {}),
-                "max_prompts": evaluate_max_prompts,
                 "options": evaluate_options,
             },
         )

@@ -18,6 +18,8 @@ from kubealign_components.train.component import train
 from kubealign_pipelines.fan_out import fan_out
 from kubealign_pipelines.resources import Placement
 
+OFFLINE_STAGES = ("select", "logprobs", "mix", "train", "evaluate")
+"""In their order."""
 Arguments = Mapping[str, PipelineChannel]
 """Of a component, by name."""
 
@@ -61,7 +63,7 @@ def align_offline(
         return place(select, rewarded=made.outputs["dataset"], seed=seed, **select_by, **cut)
 
     # Training then starts at log-ratios of exactly 0.
-    numbers = {"adapter": train_by.get("adapter", "none"), "train_options": train_by["options"]}
+    numbers = {"train_options": train_by["options"]}
 
     def score(made: PipelineTask) -> PipelineTask:
         own = {"policy": policy, "reference": reference, **logprobs_by}

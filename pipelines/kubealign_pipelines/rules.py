@@ -33,6 +33,8 @@ class Rules:
     that leaves the stages as they are."""
     one_of: tuple[tuple[str, ...], ...] = ()
     """Groups of parameters of which at least one must be given and not be empty, in a graph that has them."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The stage whose further settings the parameter ``NAME_options`` holds, by ``NAME``."""
 
     def shape(self, parameters: Mapping[str, object]) -> dict[str, object]:
         """What of ``parameters`` decides which stages there are: with it alone, the same are built."""

@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 
 from kubealign.runfile import RUNNERS, LocalSettings
-from kubealign_components.config import SHORTHAND, takes_anything
+from kubealign_components.config import SHORTHAND, config_in, hints_of, takes_anything
 from kubealign_components.json_types import JsonObject
 from kubealign_pipelines import PIPELINES, build, rules
 from kubealign_pipelines.checking.describe import (
     Setting,
     choices_of,
-    config_in,
     describe,
     meanings_of,
 )
@@ -76,7 +75,9 @@ def _parameters(graphs: Sequence[Graph]) -> Schema:
         properties[name]["enum"] = list(choice.values)
     for setting in settings_of(graphs):
         _put(properties, setting)
-    return _closed(properties)
+        if setting.flat:
+            properties[setting.flat] = _leaf(setting)
+    return _closed(dict(sorted(properties.items())))
 
 
 def _of_parameter(parameter: Parameter) -> Schema:
@@ -101,11 +102,15 @@ def _put(properties: dict[str, Schema], setting: Setting) -> None:
         return
     for part in rest[:-1]:
         target = _below(target, str(part))
+    target.setdefault("properties", {})[str(rest[-1])] = _leaf(setting)
+
+
+def _leaf(setting: Setting) -> Schema:
     leaf: Schema = {"description": setting.meaning} | _of_hint(setting.hint, setting.choices)
     default = setting.default
     if default is not dataclasses.MISSING and _plain(default):
         leaf["default"] = list(default) if isinstance(default, tuple) else default
-    target.setdefault("properties", {})[str(rest[-1])] = leaf
+    return leaf
 
 
 def _below(target: Schema, part: str) -> Schema:
@@ -138,7 +143,7 @@ def _of_hint(hint: object, choices: Sequence[str] = ()) -> Schema:
 
 def _of_config(cls: type) -> Schema:
     """The schema of a config's own settings."""
-    hints, meanings = typing.get_type_hints(cls), meanings_of(cls)
+    hints, meanings = hints_of(cls), meanings_of(cls)
     properties = {
         entry.name: {"description": meanings.get(entry.name, "")}
         | _of_hint(hints[entry.name], choices_of(cls, entry.name))

@@ -46,7 +46,7 @@ def mix(
     stats = run(
         config,
         selections=[open_dataset(selection, SELECTION)],
-        training=[Dataset.open(uri, TRAINING) for uri in training_uris],
+        training=[Dataset.open(uri, TRAINING) for uri in config.training_uris],
         output=rows_of(dataset),
     )
     publish(dataset)

@@ -61,6 +61,8 @@ class MixConfig:
     """Share of prompts that are held out."""
     seed: int = 0
     """Decides what stays, the split and the order."""
+    training_uris: tuple[str, ...] = execution(())
+    """Training datasets of earlier runs to mix in; the recipe knows them by what they hold."""
     require_logprobs: bool = True
     """Refuse completions without a log-probability of the reference policy; off for objectives that need
     none, such as simpo."""

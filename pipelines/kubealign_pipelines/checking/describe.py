@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 import textwrap
 import types
 import typing
@@ -15,10 +16,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from kubealign_components.config import GROUPS, OPTIONS, Group, Path, check_mapping, takes_anything
+from kubealign_components.config import (
+    GROUPS,
+    OPTIONS,
+    Group,
+    Path,
+    check_mapping,
+    config_in,
+    hints_of,
+    takes_anything,
+)
 from kubealign_components.stages import config_class
 from kubealign_pipelines.checking.findings import PARAMETERS
-from kubealign_pipelines.graph import Graph, Task
+from kubealign_pipelines.flat import flat_names
+from kubealign_pipelines.graph import Graph, Source, Task
 
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 _PROBE = "\x00"
@@ -32,18 +43,36 @@ class Setting:
     path: Path
     """In the run file; ``[]`` stands for every item of a list."""
     stage: str
+    field: Path
+    """In the stage's config."""
     hint: object
     """Its type, as annotated."""
     default: object
     """MISSING where there is none."""
-    meaning: str
+    config: type
+    """Whose field it is."""
     choices: tuple[str, ...]
     """What a text may be; empty where it may be anything."""
+    described: str = ""
+    """What the pipeline says of it, where it is a parameter of its own."""
+    flat: str = ""
+    """Its one name in a run file, where it stands in options."""
+
+    @property
+    def place(self) -> str:
+        """Where the pipeline takes it."""
+        return ".".join(map(str, self.path[1:])).replace(".[]", "[]")
 
     @property
     def name(self) -> str:
-        """As its user writes it."""
-        return ".".join(map(str, self.path[1:])).replace(".[]", "[]")
+        """As its user writes it in a run file."""
+        return self.flat or self.place
+
+    @property
+    def meaning(self) -> str:
+        """What it does."""
+        field = next(str(part) for part in reversed(self.field) if part != "[]")
+        return self.described or meanings_of(self.config).get(field, "")
 
     @property
     def type(self) -> str:
@@ -54,12 +83,33 @@ class Setting:
 def describe(graph: Graph) -> list[Setting]:
     """The settings of every stage of ``graph``, each place once, in the order of the run file's names."""
     found: dict[Path, Setting] = {}
+    names = flat_names(graph)
     for task in graph.tasks.values():
         cls = config_class(task.function)
         if cls is not None:
             for setting in _of_task(cls, task):
-                found.setdefault(setting.path, _with_parameter(setting, graph))
+                flat = names.get(tuple(map(str, setting.path[1:])), "")
+                found.setdefault(
+                    setting.path, dataclasses.replace(_with_parameter(setting, graph), flat=flat)
+                )
     return sorted(found.values(), key=lambda setting: setting.name)
+
+
+def options_text(graph: Graph) -> str:
+    """What the parameters of options take: each key with its default and, in brackets, what it may be."""
+    keys: dict[str, list[str]] = {}
+    for setting in describe(graph):
+        _, parameter, *inner = map(str, setting.path)
+        if inner and parameter.endswith(f"_{OPTIONS}"):
+            keys.setdefault(parameter, []).append(_key(".".join(inner).replace(".[]", "[]"), setting))
+    return "\n".join(f"{parameter}: {', '.join(sorted(listed))}." for parameter, listed in keys.items())
+
+
+def _key(name: str, setting: Setting) -> str:
+    plain = isinstance(setting.default, (str, int, float)) and setting.default != ""
+    allowed = " | ".join(setting.choices) or ("" if plain else setting.type)
+    default = f" {json.dumps(setting.default)}" if plain else ""
+    return f"{name}{default}" + (f" ({allowed})" if allowed else "")
 
 
 def places_by_name(graph: Graph) -> dict[str, list[Path]]:
@@ -88,7 +138,18 @@ def _of_task(cls: type, task: Task) -> Iterator[Setting]:
     for place, setting in _fields(cls, ()):
         path = _place(cls, task, place)
         if path is not None:
-            yield dataclasses.replace(setting, path=path, stage=task.function)
+            yield dataclasses.replace(
+                setting, path=path, stage=task.function, default=_set_by_pipeline(cls, task, place, setting)
+            )
+
+
+def _set_by_pipeline(cls: type, task: Task, place: Path, setting: Setting) -> object:
+    """The default of ``setting``, which is the pipeline's where that gives the component another value."""
+    source = task.arguments.get(_argument(cls, place) or "", Source())
+    constant = source.constant
+    if constant is None:
+        return setting.default
+    return int(constant) if setting.hint is int and isinstance(constant, float) else constant
 
 
 def _with_parameter(setting: Setting, graph: Graph) -> Setting:
@@ -97,12 +158,12 @@ def _with_parameter(setting: Setting, graph: Graph) -> Setting:
         return setting
     parameter = graph.parameters[str(setting.path[1])]
     default = dataclasses.MISSING if parameter.required else parameter.default
-    return dataclasses.replace(setting, default=default, meaning=parameter.description)
+    return dataclasses.replace(setting, default=default, described=parameter.description)
 
 
 def _fields(cls: type, path: Path) -> Iterator[tuple[Path, Setting]]:
     """The settings of ``cls`` and of the configs in it."""
-    hints, meanings = typing.get_type_hints(cls), meanings_of(cls)
+    hints = hints_of(cls)
     for entry in dataclasses.fields(cls):
         hint, below = hints[entry.name], (*path, entry.name)
         nested = config_in(hint)
@@ -117,36 +178,43 @@ def _fields(cls: type, path: Path) -> Iterator[tuple[Path, Setting]]:
             Setting(
                 path=below,
                 stage="",
+                field=below,
                 hint=hint,
                 default=default,
-                meaning=meanings.get(entry.name, ""),
+                config=cls,
                 choices=choices,
             ),
         )
 
 
-def config_in(hint: object) -> type | None:
-    """The config that ``hint`` is, holds in a list, or allows beside nothing."""
-    options = [hint, *typing.get_args(hint)]
-    return next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
-
-
 def _place(cls: type, task: Task, setting: Path) -> Path | None:
     """Where the run file has ``setting``; None where the pipeline leaves no place for it."""
-    groups: Mapping[str, Group] = getattr(cls, GROUPS, {})
-    group = groups.get(str(setting[0]))
-    names = {value: name for name, value in group.arguments.items()} if group else {}
-    argument = names.get(str(setting[1])) if group and len(setting) > 1 else str(setting[0])
+    group = _group(cls, setting)
+    argument = _argument(cls, setting)
     source = task.arguments.get(argument) if argument else None
     if source is not None and source.parameter:
         return (PARAMETERS, source.parameter, *setting[2 if group else 1 :])
     if source is not None and source.produced:
         return None
-    place = group.options[0].split(".") if group else [OPTIONS]
-    options = task.arguments.get(place[0])
-    if options is None or not options.parameter:
-        return None
-    return (PARAMETERS, options.parameter, *place[1:], *setting[1 if group else 0 :])
+    for place in group.options if group else (OPTIONS,):
+        options, *inner = place.split(".")
+        parameter = task.arguments.get(options, Source()).parameter
+        if parameter:
+            return (PARAMETERS, parameter, *inner, *setting[1 if group else 0 :])
+    return None
+
+
+def _group(cls: type, setting: Path) -> Group | None:
+    groups: Mapping[str, Group] = getattr(cls, GROUPS, {})
+    return groups.get(str(setting[0]))
+
+
+def _argument(cls: type, setting: Path) -> str | None:
+    """The component's argument for ``setting``, if it has one."""
+    group = _group(cls, setting)
+    if group is None or len(setting) == 1:
+        return str(setting[0])
+    return {value: name for name, value in group.arguments.items()}.get(str(setting[1]))
 
 
 def _default(entry: dataclasses.Field[object]) -> object:
@@ -179,10 +247,10 @@ def _own_meanings(cls: type) -> dict[str, str]:
 @cache
 def choices_of(cls: type, field: str) -> tuple[str, ...]:
     """What the text ``field`` of ``cls`` may be: as its own check tells when it is none of them."""
-    if str not in (hint := typing.get_type_hints(cls)[field], *typing.get_args(hint)):
+    if str not in (hint := hints_of(cls)[field], *typing.get_args(hint)):
         return ()
     values = {
-        entry.name: _least(typing.get_type_hints(cls)[entry.name])
+        entry.name: _least(hints_of(cls)[entry.name])
         for entry in dataclasses.fields(cls)
         if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
     }
@@ -203,6 +271,6 @@ def _least(hint: object) -> object:
     if typing.get_origin(hint) is tuple:
         return []
     if nested is not None:
-        hints = typing.get_type_hints(nested)
+        hints = hints_of(nested)
         return {e.name: _least(hints[e.name]) for e in dataclasses.fields(nested)}
     return {}

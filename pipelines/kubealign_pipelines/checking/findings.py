@@ -11,6 +11,9 @@ from kubealign_components.errors import ConfigError, shown
 PARAMETERS = "parameters"
 """The section of a run file whose names stand alone in messages, as on a form."""
 
+A_VALUE = "a value; leave the setting out to keep its default"
+"""What stands in place of a null."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:

@@ -7,7 +7,7 @@ so that a mistake is told at the place where it was written.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kubealign_components.config import (
@@ -24,7 +24,8 @@ from kubealign_components.config import (
 from kubealign_components.stages import config_class
 from kubealign_pipelines import rules
 from kubealign_pipelines.checking.describe import places_by_name
-from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at, from_problem, once
+from kubealign_pipelines.checking.findings import A_VALUE, PARAMETERS, Finding, error_at, from_problem, once
+from kubealign_pipelines.flat import Folded, flat_names, fold
 from kubealign_pipelines.graph import Graph, Parameter, Source, Task
 from kubealign_pipelines.resources import DEFAULTS
 
@@ -56,12 +57,14 @@ class Stage:
     config: Any
     """None where the settings cannot be used."""
     settings: Assembled
+    written: Folded
 
     def path(self, setting: Path) -> Path:
         """Where the run file has, or would have, the ``setting`` of the stage."""
         argument, *rest = self.settings.origin(setting) or (OPTIONS, *setting)
         source = self.task.arguments.get(str(argument), Source())
-        return (PARAMETERS, source.parameter, *rest) if source.parameter else (PARAMETERS, *setting)
+        path = (PARAMETERS, source.parameter, *rest) if source.parameter else (PARAMETERS, *setting)
+        return self.written.as_written(path)
 
     def is_known(self, setting: Path) -> bool:
         """Whether the setting is given before a run, by a user or by default."""
@@ -75,6 +78,8 @@ class Checked:
 
     values: dict[str, object]
     """Of the parameters that the graph has, defaults included."""
+    written: Folded
+    """What of the parameters the run file has at another place."""
     stages: list[Stage] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -91,6 +96,8 @@ def check_stages(graph: Graph, values: Mapping[str, object], *, complete: bool =
         values: by parameter name.
         complete: whether required parameters must be there, or may be given when the pipeline runs.
     """
+    folded = fold(graph, values)
+    values = folded.values
     findings = [*_unknown(graph, values), *_nulls((PARAMETERS,), values)]
     every = graph.parameters | graph.others
     fitted = {}
@@ -106,14 +113,15 @@ def check_stages(graph: Graph, values: Mapping[str, object], *, complete: bool =
         missing |= set(group) if not any(usable.get(name) for name in group) else set()
     later = {n: LATER for n in missing & graph.parameters.keys() if graph.parameters[n].type == "STRING"}
     defaults = {p.name: p.default for p in graph.parameters.values() if not p.required}
-    checked = Checked(values=defaults | later | usable)
+    checked = Checked(values=defaults | later | usable, written=folded)
     for task in _in_order(graph):
         if {s.parameter for s in task.arguments.values() if s.parameter} <= checked.values.keys():
             findings += _check_stage(graph, task, checked, values.keys())
     by_place: dict[Path, Finding] = {}
-    for finding in findings:
+    for finding in [*folded.findings, *findings]:
         by_place.setdefault(finding.path, finding)
-    checked.findings = once(by_place.values())
+    found = by_place.values()
+    checked.findings = once(replace(one, path=folded.as_written(one.path)) for one in found)
     return checked
 
 
@@ -167,7 +175,7 @@ def _check_stage(graph: Graph, task: Task, checked: Checked, given: Collection[s
         return
     settings = assemble(cls, arguments(task, checked.values))
     config, problems = check_mapping(cls, settings.values, task.function)
-    stage = Stage(task, config, settings)
+    stage = Stage(task, config, settings, checked.written)
     checked.stages.append(stage)
     for problem in problems:
         finding = from_problem(problem, stage.path(problem.path))
@@ -226,6 +234,7 @@ def _unknown(graph: Graph, values: Mapping[str, object]) -> Iterator[Finding]:
     known = {p.name for p in graph.settings()}
     for name, value in values.items():
         if name not in known:
+            known |= set(flat_names(graph).values())
             near = near_name(name, known)
             expected = f"a parameter of {graph.name}{did_you_mean(name, known)}"
             if not near:
@@ -279,7 +288,7 @@ def _nulls(path: Path, value: object) -> Iterator[Finding]:
         for position, item in enumerate(value):
             yield from _nulls((*path, position), item)
     elif value is None:
-        yield error_at(path, value, "a value; leave the setting out to keep its default")
+        yield error_at(path, value, A_VALUE)
 
 
 def _in_order(graph: Graph) -> list[Task]:

@@ -117,6 +117,7 @@ def _setting(setting: Setting) -> dict[str, object]:
     default = None if required else setting.default
     return {
         "name": setting.name,
+        "place": setting.place,
         "stage": setting.stage,
         "type": setting.type,
         "required": required,

@@ -70,13 +70,14 @@ def compiled(run: Any, *, as_defaults: bool = False) -> Iterator[tuple[Path, dic
     from kubealign.parameters import check_parameters
     from kubealign.places import send_code
     from kubealign_pipelines.compiler import compile_pipeline
+    from kubealign_pipelines.flat import fold
 
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
         graph = compile_pipeline(run.pipeline, package, run.compile, run.parameters, defaults=as_defaults)
         check_parameters(graph, run.parameters, complete=not as_defaults)
         parameters = run.parameters if as_defaults else send_code(run.parameters)
-        yield package, graph.given(parameters)
+        yield package, graph.given(fold(graph, parameters).values)
 
 
 def print_rows(rows: list[Mapping[str, str]] | list[dict[str, str]], as_json: bool) -> None:

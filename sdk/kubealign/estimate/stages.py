@@ -229,6 +229,16 @@ def stage_tokens(graph: Graph, values: Mapping[str, object], assumed: Assumption
     }
 
 
+def longest_completion(graph: Graph, values: Mapping[str, object]) -> int:
+    """Most tokens of a completion that is sampled.
+
+    Raises:
+        ConfigError: parameters that a stage refuses.
+    """
+    taken, _ = _configs(graph, values)
+    return max(config.sampling.max_new_tokens for _, config in taken if hasattr(config, "sampling"))
+
+
 def _configs(graph: Graph, values: Mapping[str, object]) -> tuple[list[tuple[Task, Any]], Recipe]:
     taken = [(task, _config(task, values)) for task in graph.tasks.values()]
     return taken, Recipe.of({task.function: config for task, config in taken}, values)

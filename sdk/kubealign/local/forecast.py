@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from kubealign.estimate.formulas import SHAPES, ModelShape, Throughput
-from kubealign.estimate.stages import Assumptions, Tokens, preset_of, rows_of, shape_from_config, stage_tokens
+from kubealign.estimate.stages import (
+    Assumptions,
+    Tokens,
+    longest_completion,
+    preset_of,
+    rows_of,
+    shape_from_config,
+    stage_tokens,
+)
 from kubealign.local.watcher import TaskRun
 from kubealign_components.errors import KubeAlignError
 from kubealign_pipelines.graph import Graph
@@ -99,10 +107,9 @@ def _left_of(run: TaskRun, expected: float) -> float:
 
 
 def _tokens(graph: Graph, parameters: Mapping[str, Any], rows: int) -> dict[str, Tokens]:
-    length = int(parameters.get("sample_max_new_tokens") or Assumptions().completion_tokens)
-    assumed = Assumptions(rows=rows, completion_tokens=min(length, Assumptions().completion_tokens))
     try:
-        return stage_tokens(graph, parameters, assumed)
+        length = min(longest_completion(graph, parameters), Assumptions().completion_tokens)
+        return stage_tokens(graph, parameters, Assumptions(rows=rows, completion_tokens=length))
     except KubeAlignError:  # a pipeline that is not estimated: its tasks count alike
         return {}
 

@@ -41,6 +41,7 @@ from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.whole_file import write_whole
 from kubealign_pipelines.compiler import compile_pipeline
+from kubealign_pipelines.flat import fold
 from kubealign_pipelines.graph import Graph
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Res
     with _discarded_on_error(folder):
         graph = compile_pipeline(run.pipeline, folder.pipeline, run.compile, parameters)
         complete = check_parameters(graph, parameters)
-        given = {name: complete[name] for name in graph.given(parameters)}
+        given = {name: complete[name] for name in graph.given(fold(graph, parameters).values)}
         if run.local.runner == "docker":  # a container sees the work prefix, but not the files of functions
             given = send_code(given)
         runner = _runner(run, complete, folder)

@@ -153,8 +153,9 @@ def test_every_setting_is_listed_with_its_meaning(pipeline: str) -> None:
     names = {one["name"]: one for one in listed}
     adapter = names["train_adapter" if pipeline == "offline_alignment" else "reward_model_adapter"]
     assert adapter["choices"] == ["lora", "none", "qlora"]
-    assert names["train_options.max_grad_norm"]["default"] == 100000.0
-    assert names["train_options.schedule"]["choices"] == ["constant", "cosine", "linear"]
+    assert names["train_max_grad_norm"]["default"] == 100000.0
+    assert names["train_schedule"]["choices"] == ["constant", "cosine", "linear"]
+    assert names["train_schedule"]["place"] == "train_options.schedule"
     assert names["sources[].uri"]["required"]
     table = kubealign("params", pipeline, "--all").output
     assert "max_grad_norm" in table.replace("\n", "")

@@ -188,7 +188,7 @@ def test_compile_leaves_nothing_behind_when_settings_are_bad(tmp_path: Path) -> 
 def test_params_lists_names_defaults_and_meanings() -> None:
     done = CliRunner().invoke(main, ["params", "offline_alignment"])
     assert done.exit_code == 0, done.output
-    assert "sample_temperature" in done.output
+    assert "train_epochs" in done.output
     assert "required" in done.output
     assert "logprobs_order" in done.output
     assert "compile time" in done.output

@@ -1,0 +1,120 @@
+"""Settings by one name each: ``train_batch_size`` is what ``batch_size`` is in ``train_options``.
+
+A form has a box for what changes between runs. A run file may say any setting beside these, by the name of
+its options and its own; here, and only here, it is put where the pipeline takes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from kubealign_components.config import GROUPS, OPTIONS, Group, Path, config_in, hints_of
+from kubealign_components.stages import config_class
+from kubealign_pipelines import rules
+from kubealign_pipelines.checking.findings import A_VALUE, PARAMETERS, Finding, error_at
+from kubealign_pipelines.graph import Graph
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Folded:
+    """Values of a run file as the pipeline's own parameters take them."""
+
+    values: dict[str, object]
+    """By parameter; names that belong nowhere stay as they were."""
+    names: Mapping[Path, str]
+    """The name that was written, by the place that its value was put at."""
+    findings: tuple[Finding, ...]
+    """Settings that were given at both places, or have none to go to."""
+
+    def as_written(self, path: Path) -> Path:
+        """Where the run file has what is at ``path``, which begins with the section of parameters."""
+        for length in range(len(path), 1, -1):
+            name = self.names.get(path[1:length])
+            if name is not None:
+                return (PARAMETERS, name, *path[length:])
+        return path
+
+
+def fold(graph: Graph, values: Mapping[str, object]) -> Folded:
+    """``values`` with every setting that is no parameter of ``graph`` put into its stage's options."""
+    own = {parameter.name for parameter in graph.settings()}
+    places = {name: place for name in values.keys() - own if (place := place_of(graph, name))}
+    folded = {name: value for name, value in values.items() if name not in places}
+    names: dict[Path, str] = {}
+    findings: list[Finding] = []
+    for name, place in places.items():
+        if values[name] is None:
+            findings.append(error_at((PARAMETERS, name), None, A_VALUE))
+        elif (there := _put(folded, place, values[name], findings)) is None:
+            names[place] = name
+        else:
+            text = f"nothing here: it is the parameter {name}; give it there, and once"
+            findings.append(error_at((PARAMETERS, *place), there, text))
+    return Folded(values=folded, names=names, findings=tuple(findings))
+
+
+def place_of(graph: Graph, name: str) -> tuple[str, ...] | None:
+    """The parameter, and the keys in it, of the setting ``name``; None where there is no such setting."""
+    options = _options(graph)
+    for prefix in sorted(options, key=len, reverse=True):
+        inner = _settings(options[prefix]).get(name.removeprefix(f"{prefix}_"))
+        if name.startswith(f"{prefix}_") and inner is not None:
+            return (f"{prefix}_{OPTIONS}", *inner)
+    return None
+
+
+def flat_names(graph: Graph) -> dict[tuple[str, ...], str]:
+    """The one name of every setting that stands in options, by its place among the parameters."""
+    own = {parameter.name for parameter in graph.settings()}
+    found: dict[tuple[str, ...], str] = {}
+    for prefix, stage in _options(graph).items():
+        for name, inner in _settings(stage).items():
+            if (flat := f"{prefix}_{name}") not in own:
+                found.setdefault((f"{prefix}_{OPTIONS}", *inner), flat)
+    return found
+
+
+def _options(graph: Graph) -> Mapping[str, str]:
+    return rules(graph.name.replace("-", "_")).options
+
+
+@cache
+def _settings(stage: str) -> dict[str, tuple[str, ...]]:
+    """The keys below the options of ``stage`` by the name of a setting; its own come before a group's."""
+    cls = config_class(stage)
+    assert cls is not None
+    groups: Mapping[str, Group] = getattr(cls, GROUPS, {})
+    hints = hints_of(cls)
+    own = {entry.name: (entry.name,) for entry in dataclasses.fields(cls) if entry.name not in groups}
+    of_groups = {
+        name: place
+        for group, declared in groups.items()
+        for name, place in _of_group(group, declared, hints[group])
+    }
+    return of_groups | own
+
+
+def _of_group(name: str, group: Group, hint: object) -> Iterator[tuple[str, tuple[str, ...]]]:
+    own = [place.split(".")[1:] for place in group.options if place.startswith(f"{OPTIONS}.")]
+    nested = config_in(hint)
+    if own and nested is not None:
+        yield f"{name}_{OPTIONS}", tuple(own[-1])
+        for entry in dataclasses.fields(nested):
+            yield entry.name, (*own[-1], entry.name)
+
+
+def _put(values: dict[str, object], place: Sequence[str], value: object, findings: list[Finding]) -> object:
+    """Put ``value`` at ``place``, or give what is there already; what bars the way there is a finding."""
+    target = values
+    for length, name in enumerate(place[:-1], start=1):
+        inner = target.get(name, {})
+        if not isinstance(inner, Mapping):
+            findings.append(error_at((PARAMETERS, *place[:length]), inner, "a mapping of settings"))
+            inner = {}
+        target[name] = target = dict(inner)
+    there = target.get(place[-1])
+    target.setdefault(place[-1], value)
+    return there
