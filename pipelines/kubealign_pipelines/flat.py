@@ -7,9 +7,11 @@ its options and its own; here, and only here, it is put where the pipeline takes
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 
 from kubealign_components.config import GROUPS, OPTIONS, Group, Path, config_in, hints_of
 from kubealign_components.stages import config_class
@@ -83,25 +85,29 @@ def _options(graph: Graph) -> Mapping[str, str]:
 
 @cache
 def _settings(stage: str) -> dict[str, tuple[str, ...]]:
-    """The keys below the options of ``stage`` by the name of a setting; its own come before a group's."""
+    """The keys below the options of ``stage`` by the name of a setting; a group's have the group's name
+    before theirs where others have the same."""
     cls = config_class(stage)
     assert cls is not None
     groups: Mapping[str, Group] = getattr(cls, GROUPS, {})
     hints = hints_of(cls)
     own = {entry.name: (entry.name,) for entry in dataclasses.fields(cls) if entry.name not in groups}
-    of_groups = {
-        name: place
-        for group, declared in groups.items()
-        for name, place in _of_group(group, declared, hints[group])
+    of_groups = {name: dict(_of_group(declared, hints[name])) for name, declared in groups.items()}
+    count = Counter([*own, *chain.from_iterable(of_groups.values())])
+    named = {
+        f"{group}_{name or OPTIONS}" if count[name] > 1 or not name else name: place
+        for group, settings in of_groups.items()
+        for name, place in settings.items()
     }
-    return of_groups | own
+    return named | own
 
 
-def _of_group(name: str, group: Group, hint: object) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _of_group(group: Group, hint: object) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The places of a group's settings below the options; of the whole group under an empty name."""
     own = [place.split(".")[1:] for place in group.options if place.startswith(f"{OPTIONS}.")]
     nested = config_in(hint)
     if own and nested is not None:
-        yield f"{name}_{OPTIONS}", tuple(own[-1])
+        yield "", tuple(own[-1])
         for entry in dataclasses.fields(nested):
             yield entry.name, (*own[-1], entry.name)
 

@@ -21,6 +21,7 @@ from kubealign_pipelines.checking.describe import (
 )
 from kubealign_pipelines.checking.findings import PARAMETERS
 from kubealign_pipelines.compiler import graph_of
+from kubealign_pipelines.flat import flat_names
 from kubealign_pipelines.graph import Graph, Parameter
 from kubealign_pipelines.resources import DEFAULTS, IMAGES, CompileSettings, StageResources
 
@@ -75,8 +76,9 @@ def _parameters(graphs: Sequence[Graph]) -> Schema:
         properties[name]["enum"] = list(choice.values)
     for setting in settings_of(graphs):
         _put(properties, setting)
-        if setting.flat:
-            properties[setting.flat] = _leaf(setting)
+    for place, name in flat_names(graphs[0]).items():
+        if (schema := _at(properties, place)) is not None:
+            properties[name] = schema
     return _closed(dict(sorted(properties.items())))
 
 
@@ -91,6 +93,13 @@ def _of_parameter(parameter: Parameter) -> Schema:
     if not parameter.required and parameter.type in _TYPES:
         schema["default"] = parameter.default
     return schema
+
+
+def _at(properties: Mapping[str, Schema], place: Sequence[str]) -> Schema | None:
+    """The schema of what stands at ``place`` below ``properties``, if something does."""
+    first, *rest = place
+    schema = properties.get(first)
+    return schema if schema is None or not rest else _at(schema.get("properties", {}), rest)
 
 
 def _put(properties: dict[str, Schema], setting: Setting) -> None:
