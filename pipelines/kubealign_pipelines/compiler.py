@@ -53,7 +53,7 @@ def compile_pipeline(
     platform: Json = MessageToDict(pipeline.platform_spec)
     described = f"{graph.description}\n\nOptions by name, with their defaults:\n{options_text(graph)}"
     spec["pipelineInfo"]["description"] = described
-    _limit_chunks(spec, (settings or CompileSettings()).chunks)
+    _limit_chunks(spec)
     if defaults:
         _set_defaults(spec, fold(graph, parameters).values)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,13 +116,17 @@ def _prune(spec: Json) -> list[str]:
     return idle
 
 
-def _limit_chunks(spec: Json, wanted: int) -> None:
+def _limit_chunks(spec: Json) -> None:
     """Let every stage that plans a fan-out plan what the object of a run has room for."""
-    limit = most_chunks(spec, wanted)
-    for task in spec["root"]["dag"]["tasks"].values():
-        planned = task.get("inputs", {}).get("parameters", {}).get(PLANNED)
-        if planned:
-            planned["runtimeValue"]["constant"] = float(limit)
+    tasks = spec["root"]["dag"]["tasks"].values()
+    planned = [
+        p[PLANNED]["runtimeValue"]
+        for t in tasks
+        if PLANNED in (p := t.get("inputs", {}).get("parameters", {}))
+    ]
+    limit = most_chunks(spec, max((int(value["constant"]) for value in planned), default=1))
+    for value in planned:
+        value["constant"] = float(min(value["constant"], limit))
 
 
 def _set_defaults(spec: Json, parameters: Mapping[str, object]) -> None:

@@ -41,7 +41,7 @@ def fan_out(
     """
     title = place.title(worker, about)
     chunks = made.outputs[CHUNKS]
-    with dsl.ParallelFor(chunks, parallelism=place.settings.parallelism, name=title) as chunk:
+    with dsl.ParallelFor(chunks, parallelism=place.at_once(worker), name=title) as chunk:
         part = place(worker, about, chunk=chunk, **arguments)
     return place(
         merge,

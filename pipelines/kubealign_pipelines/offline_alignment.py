@@ -15,12 +15,14 @@ and where people's labels are selected and no reward is given, nothing is reward
 from collections.abc import Mapping
 
 from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
 from kfp.dsl.graph_component import GraphComponent
 from kfp.dsl.pipeline_channel import PipelineChannel
 
 from kubealign_components.config import require
 from kubealign_components.filter.component import filter
 from kubealign_components.import_prompts.component import import_prompts
+from kubealign_components.logprobs.component import logprobs
 from kubealign_components.rewards.component import rewards
 from kubealign_components.sample.component import sample
 from kubealign_pipelines.fan_out import fan_out
@@ -108,7 +110,7 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
             seed: Seed of the run.
             validation_fraction: Share of the prompts, by hash, that is held out for evaluation.
             work: URI of the work prefix. Runs that share it reuse each other's finished rows.
-            work_rows_per_chunk: Most prompts of a pod, while no more pods are needed than run at once.
+            work_rows_per_chunk: Most prompts of a GPU, while no more pods are needed than run at once.
             import_options: Settings of import_prompts by name.
             filter_options: Settings of filter by name, such as max_prompt_len.
             sample_n: Completions sampled of each prompt; 0 leaves sampling out of the pipeline when it is
@@ -130,36 +132,36 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
             evaluate_options: Settings of evaluate by name, such as min_gain and max_prompts.
         """
         place.check_first("offline_alignment", RULES.shape(parameters), locals())
-        cut: dict[str, PipelineChannel] = {
-            "work": work,
-            "rows_per_chunk": work_rows_per_chunk,
-            "max_chunks": settings.chunks,
-        }
+
+        def cut(worker: BaseComponent) -> dict[str, PipelineChannel]:
+            return place.cut(worker, work=work, rows_per_chunk=work_rows_per_chunk)
+
         sampling: dict[str, PipelineChannel] = {"n": sample_n if sampled else 1, "seed": seed}
         reward: dict[str, PipelineChannel] = {}
         if rewarded:
             reward = {"reward_functions": reward_functions, "reward_model": reward_model}
 
         imported = place(import_prompts, sources=sources, seed=seed, options=import_options)
-        before = order == "before"
+        first = [(sample, sampled), (rewards, rewarded), (logprobs, order == "before")]
+        workers = [worker for worker, there in first if there]
         rows = place(
             filter,
             prompts=imported.outputs["dataset"],
             policy=policy,
             options=filter_options,
-            **(cut if sampled or rewarded or before else {}),
+            **(cut(workers[0]) if workers else {}),
         )
         if sampled:
             answers = {**sampling, "options": sample_options}
-            again = cut if rewarded or before else {}
+            again = cut(workers[1]) if workers[1:] else {}
             rows = fan_out(place, sample, rows, cut=again, policy=policy, **answers)
         if rewarded:
-            again = cut if before else {}
+            again = cut(logprobs) if order == "before" else {}
             rows = fan_out(place, rewards, rows, cut=again, **reward, options=rewards_options)
         align_offline(
             place,
             rows,
-            cut,
+            cut(logprobs),
             order=order,
             policy=policy,
             reference=reference,

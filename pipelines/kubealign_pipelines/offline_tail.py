@@ -46,7 +46,7 @@ def align_offline(
         place: makes tasks.
         rows: task that made rewarded completions, or others where nothing is rewarded. It has planned
             a fan-out if log-probabilities are computed before selection.
-        cut: how a fan-out is planned.
+        cut: how the fan-out of ``logprobs`` is planned.
         order: whether log-probabilities are computed "before" or "after" selection.
         policy: of all stages.
         reference: of ``logprobs`` and ``train``; empty where it is the policy.

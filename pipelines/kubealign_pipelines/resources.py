@@ -185,10 +185,12 @@ class CompileSettings:
     """How often a stage that died is started again: its process in its pod, and a pod that is lost. Finished
     slices of its work are not repeated."""
     parallelism: int = 16
-    """Most chunks of a fan-out that run at once."""
+    """Most GPUs of a fan-out that work at once, or pods where these have none. A pod's GPUs have an engine
+    each, or one between them where that needs them all: pods with 8 are an eighth as many."""
     max_chunks: int = 0
-    """Most chunks of a fan-out; 0 for as many as run at once. In any case no more than the object of a run
-    has room for. Chunks grow with the data: a pod that is lost loses a slice and not its chunk."""
+    """Most chunks of a fan-out, each a pod's; 0 for as many as run at once. In any case no more than the
+    object of a run has room for. Chunks grow with the data: a pod that is lost loses a slice and not its
+    chunk."""
     check: bool = True
     """Whether a task checks all parameters of a run as ``kubealign check`` does, before any other starts."""
     caching: bool = True
@@ -222,8 +224,8 @@ class CompileSettings:
 
     def __post_init__(self) -> None:
         require(self.retries >= 0, "retries", self.retries, "0 or more")
-        require(self.parallelism > 0, "parallelism", self.parallelism, "a positive number of chunks")
-        most = f"0 (as parallelism) to {MAX_CHUNKS}"
+        require(self.parallelism > 0, "parallelism", self.parallelism, "a positive number")
+        most = f"0 (as many as run at once) to {MAX_CHUNKS}"
         require(0 <= self.max_chunks <= MAX_CHUNKS, "max_chunks", self.max_chunks, most)
         require_choice("when_nothing_new", self.when_nothing_new, NOTHING_NEW)
         stops = self.when_nothing_new == "stop"
@@ -239,10 +241,17 @@ class CompileSettings:
             where, which = f"stages.{stage}.nodes", " or ".join(TRAINING)
             require(not several or stage in TRAINING, where, wanted.nodes, f"1: only {which} takes several")
 
-    @property
-    def chunks(self) -> int:
-        """Most chunks of a fan-out, if the object of a run has room for them."""
-        return min(self.max_chunks or self.parallelism, MAX_CHUNKS)
+    def engines(self, stage: str) -> int:
+        """GPUs of a pod of ``stage``, or 1 for the processors of one that has none."""
+        return self.resources(stage).accelerators or 1
+
+    def at_once(self, stage: str) -> int:
+        """Most pods of a fan-out of ``stage`` that run at once."""
+        return max(self.parallelism // self.engines(stage), 1)
+
+    def chunks(self, stage: str) -> int:
+        """Most chunks of a fan-out of ``stage``, if the object of a run has room for them."""
+        return min(self.max_chunks or self.at_once(stage), MAX_CHUNKS)
 
     def of_stages(self) -> dict[str, object]:
         """What a check of the parameters must know of this section: where pods see volumes, and nodes."""
@@ -290,6 +299,22 @@ class Placement:
     def title(self, component: BaseComponent, about: str = "") -> str:
         """How the UI shows a task of ``component``; ``about`` tells tasks of one stage apart."""
         return f"{_stage(component).replace('_', ' ')} {about}".rstrip()
+
+    def at_once(self, worker: BaseComponent) -> int:
+        """Most pods of ``worker`` that run at once."""
+        return self.settings.at_once(_stage(worker))
+
+    def cut(
+        self, worker: BaseComponent, *, work: PipelineChannel, rows_per_chunk: PipelineChannel
+    ) -> dict[str, PipelineChannel]:
+        """Arguments of a stage after which ``worker`` takes chunks: how these are planned."""
+        stage = _stage(worker)
+        return {
+            "work": work,
+            "rows_per_chunk": rows_per_chunk,
+            "max_chunks": self.settings.chunks(stage),
+            "engines": self.settings.engines(stage),
+        }
 
     def __call__(
         self, component: BaseComponent, about: str = "", /, **arguments: PipelineChannel

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from kfp import dsl
 from kfp.dsl import PipelineTask
+from kfp.dsl.base_component import BaseComponent
 from kfp.dsl.graph_component import GraphComponent
 from kfp.dsl.pipeline_channel import PipelineChannel
 
@@ -25,6 +26,7 @@ from kubealign_components.clean_prompts.component import clean_prompts
 from kubealign_components.evaluate.component import evaluate
 from kubealign_components.filter.component import filter
 from kubealign_components.judge.component import judge
+from kubealign_components.logprobs.component import logprobs
 from kubealign_components.rewards.component import rewards
 from kubealign_components.rl_prompts.component import rl_prompts
 from kubealign_components.sample.component import sample
@@ -124,7 +126,7 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, object]) -> Graph
             seed: Seed of the run.
             validation_fraction: Share of the prompts, by hash, that is held out for evaluation.
             work: URI of the work prefix. Runs that share it reuse each other's finished rows.
-            work_rows_per_chunk: Most prompts of a pod, while no more pods are needed than run at once.
+            work_rows_per_chunk: Most prompts of a GPU, while no more pods are needed than run at once.
             clean_prompts_options: Settings of clean_prompts by name, such as languages and max_rows.
             filter_options: Settings of filter by name, such as max_prompt_len.
             sample_n: Completions sampled of each prompt that is aligned on offline; the judge compares two.
@@ -152,23 +154,24 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, object]) -> Graph
             train_beta: Pull to the reference policy.
             train_learning_rate: Peak learning rate of train.
             train_options: Further settings of train by name, such as adapter and batch_size.
-            evaluate_options: Settings of evaluate by name, such as min_gain; how the policy as it was compares
-                both sides, such as principles and token_budget, under judge.
+            evaluate_options: Settings of evaluate by name, such as min_gain; how the policy as it was
+                compares both sides, such as principles and token_budget, under judge.
         """
         place.check_first("salmon", RULES.shape(parameters), locals())
-        cut: dict[str, PipelineChannel] = {
-            "work": work,
-            "rows_per_chunk": work_rows_per_chunk,
-            "max_chunks": settings.chunks,
-        }
+
+        def cut(worker: BaseComponent) -> dict[str, PipelineChannel]:
+            return place.cut(worker, work=work, rows_per_chunk=work_rows_per_chunk)
+
         sampling = {"temperature": 0.7, "max_new_tokens": 768, "seed": seed}
 
-        def tokenised(prompts: PipelineTask, about: str = "", **cut: PipelineChannel) -> PipelineTask:
-            return place(filter, about, prompts=prompts, policy=policy, **cut, options=filter_options)
+        def tokenised(prompts: PipelineTask, about: str = "", **again: PipelineChannel) -> PipelineTask:
+            return place(filter, about, prompts=prompts, policy=policy, **again, options=filter_options)
 
-        def sampled(prompts: PipelineTask, n: PipelineChannel | int, about: str = "") -> PipelineTask:
+        def sampled(
+            prompts: PipelineTask, n: PipelineChannel | int, before: BaseComponent, about: str = ""
+        ) -> PipelineTask:
             options = {"policy": policy, "n": n, **sampling, "options": sample_options}
-            return fan_out(place, sample, prompts, about=about, cut=cut, **options)
+            return fan_out(place, sample, prompts, about=about, cut=cut(before), **options)
 
         def reward_model(about: str, **arguments: PipelineChannel) -> PipelineTask:
             return place(
@@ -195,7 +198,7 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, object]) -> Graph
             learning_rate=pmp_learning_rate,
             max_steps=pmp_max_steps,
         )
-        pairs = sampled(tokenised(cleaned, **cut), 2)
+        pairs = sampled(tokenised(cleaned, **cut(sample)), 2, judge)
         by_principles: dict[str, PipelineChannel] = {
             "judge": policy,
             "principles": principles,
@@ -224,7 +227,7 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, object]) -> Graph
             options=rl_prompts_options,
         )
         offline, order = chosen[RL.name] == "offline", chosen[LOGPROBS_ORDER.name]
-        questions = tokenised(gathered.outputs["dataset"], RL_PROMPTS, **(cut if offline else {}))
+        questions = tokenised(gathered.outputs["dataset"], RL_PROMPTS, **(cut(sample) if offline else {}))
 
         reward = preference_model.outputs["Output"]
         comparison = {
@@ -236,14 +239,14 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, object]) -> Graph
             "options": evaluate_options,
         }
         if offline:
-            answers = sampled(questions, sample_n, RL_PROMPTS)
+            answers = sampled(questions, sample_n, rewards, RL_PROMPTS)
             rewarding = {"reward_model": reward, "options": rewards_options}
-            again = cut if order == "before" else {}
+            again = cut(logprobs) if order == "before" else {}
             named = preference_model.outputs["manifest"]
             align_offline(
                 place,
                 fan_out(place, rewards, answers, cut=again, model=named, **rewarding),
-                cut,
+                cut(logprobs),
                 order=order,
                 policy=policy,
                 reference="",

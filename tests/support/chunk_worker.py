@@ -3,26 +3,31 @@
 python chunk_worker.py chunk.json SLICE_ROWS LOG WRITE MOMENT SECONDS SALT
 python chunk_worker.py merge parts.json OUTPUT WRITE MOMENT
 python chunk_worker.py soak chunks.json NUMBER SEED
+python chunk_worker.py share chunk.json LOGS PROCESSES SECONDS
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from kubealign_components.data.chunks import Chunk, Part, merge, open_chunk
+from kubealign_components.data.engine_processes import engines
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import COMPLETIONS, PROMPTS
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.worker import Missing, run_chunk
-from kubealign_components.errors import StoreError
+from kubealign_components.errors import DataError, EngineError, StoreError
 from kubealign_components.store import faulty, register
 
 Row = dict[str, Any]
@@ -74,6 +79,60 @@ def run(chunk: Chunk, stage: Upper, slice_rows: int = 2) -> Part:
     return run_chunk(chunk, dataset, stage, schema=COMPLETIONS, provenance=provenance, slice_rows=slice_rows)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SharedConfig:
+    """Of :func:`run_shared`."""
+
+    log: str
+    """Folder for the ids of computed rows, in a file for each process."""
+    processes: int
+    seconds: float = 0.0
+    """Of each slice."""
+    fails: str = ""
+    """The id of a row at which something goes wrong, and what, after a colon."""
+
+
+class Failing(Upper):
+    """Goes wrong at one row."""
+
+    def __init__(self, config: SharedConfig) -> None:
+        super().__init__(log=Path(config.log) / str(os.getpid()), seconds=config.seconds)
+        self._fails = config.fails.split(":") if config.fails else ["", ""]
+
+    def compute(self, slices: Iterator[list[Missing]]) -> Iterator[tuple[Missing, list[Row]]]:
+        for missing in slices:
+            if self._fails[0] in [one.row["prompt_id"] for one in missing]:
+                if self._fails[1] == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise {"data": DataError, "engine": EngineError}[self._fails[1]]("the row is at fault")
+            yield from super().compute(iter([missing]))
+
+
+def run_shared(config: SharedConfig, *, chunk: Chunk) -> Part:
+    """The part of ``chunk``, worked on by several processes."""
+    dataset = open_chunk(chunk, PROMPTS)
+    return run_chunk(
+        chunk,
+        dataset,
+        Failing(config),
+        schema=COMPLETIONS,
+        provenance=derive("upper", 1, {}, inputs={"prompts": dataset}),
+        slice_rows=2,
+        engines=engines(run_shared, config, chunk, processes=config.processes),
+    )
+
+
+def share(place: str, log: str, processes: str, seconds: str) -> None:
+    """Run one chunk in several processes."""
+    # By its name, and not as a function of __main__: that is what the processes look for.
+    from support import chunk_worker
+
+    config = chunk_worker.SharedConfig(log=log, processes=int(processes), seconds=float(seconds))
+    print(
+        chunk_worker.run_shared(config, chunk=Chunk.from_json(json.loads(Path(place).read_text()))).to_json()
+    )
+
+
 def main(place: str, slice_rows: str, log: str, write: str, moment: str, seconds: str, salt: str) -> None:
     store = faulty.FaultyStore({int(write): moment}, faulty.kill)
     register(faulty.SCHEME, lambda: store)
@@ -110,6 +169,6 @@ def soak(places: str, number: str, seed: str) -> None:
 
 
 if __name__ == "__main__":
-    MODES = {"soak": soak, "merge": join}
+    MODES = {"soak": soak, "merge": join, "share": share}
     mode = MODES.get(sys.argv[1])
     mode(*sys.argv[2:]) if mode else main(*sys.argv[1:])

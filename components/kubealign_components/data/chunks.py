@@ -1,11 +1,12 @@
 """Cutting a dataset into chunks for the pods of a fan-out, and joining what these made of them.
 
-The four pieces of a fan-out:
+The pieces of a fan-out:
 
 * a *span* is a run of rows of one shard of a dataset;
 * a *chunk* is the work of one pod: the spans that make up its share of the rows, as a small descriptor;
 * a *slice* is what a worker commits together while it is at it: the results of some rows of its chunk, kept
   in the work prefix for any later run that needs the same (:mod:`kubealign_components.data.slices`);
+* a *share* is what one of several processes of a pod works on: some rows of its chunk;
 * a *part* is what a worker makes of its whole chunk: a dataset, put together from rows and results
   (:mod:`kubealign_components.data.worker`).
 
@@ -20,7 +21,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -72,6 +73,16 @@ class Chunk:
         spans = tuple((int(a), int(b), int(c)) for a, b, c in value["spans"])
         numbers = {name: int(value[name]) for name in ("index", "of", "rows")}
         return cls(**{**value, **numbers, "spans": spans})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share(Chunk):
+    """What one of several processes of a pod works on: it finishes its rows' results and makes no part."""
+
+    number: int
+    """From 0."""
+    count: int
+    """Of the processes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,6 +157,30 @@ def plan(
         )
         for i, (start, stop) in enumerate(pairwise(starts))
     ]
+
+
+def shares(chunk: Chunk, count: int) -> list[Share]:
+    """``chunk`` in ``count`` shares of nearly equal row counts, in order; at most one for each row."""
+    whole = {entry.name: getattr(chunk, entry.name) for entry in fields(Chunk)}
+    starts = [chunk.rows * i // count for i in range(count + 1)]
+    return [
+        Share(
+            **whole | {"spans": tuple(_cut(chunk.spans, start, stop)), "rows": stop - start},
+            number=number,
+            count=count,
+        )
+        for number, (start, stop) in enumerate(pairwise(starts))
+    ]
+
+
+def _cut(spans: Sequence[tuple[int, int, int]], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Rows ``start`` to ``stop`` of those that ``spans`` hold, as spans."""
+    first = 0
+    for shard, low, high in spans:
+        begin, end = max(low, low + start - first), min(high, low + stop - first)
+        if begin < end:
+            yield shard, begin, end
+        first += high - low
 
 
 def open_chunk(chunk: Chunk, *schemas: str) -> Dataset:

@@ -77,6 +77,14 @@ class ModelFiles:
             raise EngineError(f"{self.path} holds no tokenizer; save one beside the model")
         return digest(self._digests(files))
 
+    def weight_bytes(self) -> int:
+        """Bytes of the files of weights.
+
+        Raises:
+            EngineError: shards are missing.
+        """
+        return sum((self.path / name).stat().st_size for name in self.weights())
+
     def weights(self) -> list[str]:
         """Names of the files of weights that are loaded.
 

@@ -19,12 +19,15 @@ class PlanConfig:
     work: str = execution("")
     """URI of the work prefix that runs share to reuse each other's rows; empty: beside the dataset."""
     rows_per_chunk: int = execution(0)
-    """Most rows in a chunk while no more than ``max_chunks`` are needed; 0 where no fan-out follows."""
+    """Most rows of an engine while no more than ``max_chunks`` are needed; 0 where no fan-out follows."""
+    engines: int = execution(1)
+    """Engines of a pod of the fan-out: a chunk has up to ``rows_per_chunk`` rows for each."""
     max_chunks: int = execution(MAX_CHUNKS)
     """Most chunks: what the object of a run has room for."""
 
     def __post_init__(self) -> None:
         require(self.rows_per_chunk >= 0, "rows_per_chunk", self.rows_per_chunk, "0 or more rows")
+        require(self.engines >= 1, "engines", self.engines, "1 or more")
         most = f"1 to {MAX_CHUNKS} chunks"
         require(1 <= self.max_chunks <= MAX_CHUNKS, "max_chunks", self.max_chunks, most)
 
@@ -39,5 +42,6 @@ def planned(config: PlanConfig, dataset: Dataset) -> list[JsonObject]:
     if not config.rows_per_chunk:
         return []
     work = config.work or beside(dataset.uri, "work")
-    chunks = plan(dataset, work=work, rows_per_chunk=config.rows_per_chunk, most=config.max_chunks)
+    rows = config.rows_per_chunk * config.engines
+    chunks = plan(dataset, work=work, rows_per_chunk=rows, most=config.max_chunks)
     return [chunk.to_json() for chunk in chunks]

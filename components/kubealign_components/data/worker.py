@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar, Protocol, TypeVar
 
 import pyarrow as pa
 
-from kubealign_components.data.chunks import Chunk, Part, Row, check_part, row_ids_digest
+from kubealign_components.child_processes import OWN_END
+from kubealign_components.data.chunks import Chunk, Part, Row, Share, check_part, row_ids_digest
 from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.engine_processes import EngineProcesses
 from kubealign_components.data.fingerprint import Provenance, digest
 from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.data.named_objects import DamagedObject, set_aside
@@ -19,7 +21,7 @@ from kubealign_components.data.slice_index import SliceIndex
 from kubealign_components.data.slices import Finished, SliceStore
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ChunkError, CorruptDataset, DataError, NotFound
-from kubealign_components.preemption import Preempted, preemptible
+from kubealign_components.preemption import Preempted, Stop, grace_seconds, preemptible
 from kubealign_components.progress import progress_bar
 from kubealign_components.store import beside, join, store_for
 
@@ -83,8 +85,11 @@ def run_chunk(
     schema: str,
     provenance: Provenance,
     slice_rows: int,
+    engines: EngineProcesses | None = None,
 ) -> Part:
     """Compute what is missing of ``chunk``, slice by slice, and publish its part.
+
+    Of a :class:`~kubealign_components.data.chunks.Share` what is missing is computed, and no part is made.
 
     Args:
         chunk: the descriptor.
@@ -93,6 +98,7 @@ def run_chunk(
         schema: kind of the part.
         provenance: of the merged dataset, the same for every chunk.
         slice_rows: rows committed together; at most this many are lost with the pod.
+        engines: processes that share the work where there are several; None for this one alone.
 
     Raises:
         CorruptDataset: the chunk's rows are not those planned, or the storage damages what is written to it.
@@ -100,16 +106,37 @@ def run_chunk(
         Preempted: SIGTERM came; the process leaves with exit code 143.
     """
     name = provenance.step["stage"]
+    folder = provenance.results_key(stage.unread)[:16]
+    uri = join(chunk.work, name, folder)
+    if isinstance(chunk, Share):
+        return _finish_share(chunk, dataset, stage, name, uri, slice_rows)
     part_uri = join(chunk.work, name, "parts", digest([provenance.fingerprint, chunk.row_ids])[:32])
     if _finished_part(part_uri, chunk, provenance.fingerprint, schema):
         log.info("%s chunk %d of %d was finished before", name, chunk.index + 1, chunk.of)
         return Part(index=chunk.index, uri=part_uri, rows=chunk.rows, reused_rows=chunk.rows)
-    folder = provenance.results_key(stage.unread)[:16]
-    with preemptible(f"{name} chunk {chunk.index + 1} of {chunk.of}") as check:
-        work = _ChunkWork(chunk, dataset, stage, check, name, join(chunk.work, name, folder))
+    shared = engines.of(chunk) if engines is not None else []
+    # The processes' grace begins with this one's, and they have to be gone before it ends.
+    grace = grace_seconds() + (OWN_END if shared else 0)
+    with preemptible(f"{name} chunk {chunk.index + 1} of {chunk.of}", grace=grace) as check:
+        work = _ChunkWork(chunk, dataset, stage, check, name, uri)
+        before = None
+        if engines is not None and shared and work.misses_any():
+            before = engines.compute(shared, check)
         with work.open_slices() as slices:
             reused = _make_part(work, slices, part_uri, schema, provenance, folder, slice_rows)
-    return Part(index=chunk.index, uri=part_uri, rows=chunk.rows, reused_rows=reused)
+    complete = reused if before is None else before
+    return Part(index=chunk.index, uri=part_uri, rows=chunk.rows, reused_rows=complete)
+
+
+def _finish_share(
+    share: Share, dataset: Dataset, stage: ChunkedStage, name: str, uri: str, slice_rows: int
+) -> Part:
+    """Compute what is missing of ``share``; tells how many of its rows missed nothing."""
+    with preemptible(f"{name} chunk {share.index + 1} of {share.of}, process {share.number + 1}") as check:
+        work = _ChunkWork(share, dataset, stage, check, name, uri)
+        with work.open_slices() as slices:
+            reused = work.compute_missing(slices, slice_rows)
+    return Part(index=share.index, uri="", rows=share.rows, reused_rows=reused)
 
 
 def _make_part(
@@ -145,7 +172,7 @@ class _ChunkWork:
     chunk: Chunk
     dataset: Dataset
     stage: ChunkedStage
-    check: Callable[[], None]
+    check: Stop
     """Ends the process when it was told to stop."""
     name: str
     uri: str
@@ -153,18 +180,33 @@ class _ChunkWork:
 
     def open_slices(self) -> SliceStore:
         """Finished results of the chunk's rows. Chunks of one plan share no row."""
-        plan = digest([self.chunk.fingerprint, self.chunk.of])[:16]
-        index = SliceIndex(self.uri, plan, self.chunk.index)
+        chunk = self.chunk
+        index = SliceIndex(self.uri, digest([chunk.fingerprint, chunk.of])[:16], chunk.index)
+        if isinstance(chunk, Share):  # a plan of its own: the chunk's worker looks for what is committed here
+            plan = digest([chunk.fingerprint, chunk.of, chunk.count])[:16]
+            index = SliceIndex(self.uri, plan, chunk.index * chunk.count + chunk.number)
         batches = self.dataset.batches(["prompt_id"], spans=self.chunk.spans)
         ids = (name for batch in batches for name in batch["prompt_id"].to_pylist())
         return SliceStore(self.uri, self.stage.result_schema, index, ids)
+
+    def misses_any(self) -> bool:
+        """Whether a result of any row is not finished."""
+        with self.open_slices() as slices:
+            for row in _rows(self.dataset, self.chunk):
+                keys = set(self.stage.keys(row))
+                if keys - slices.known(row["prompt_id"], keys):
+                    return True
+        return False
 
     def compute_missing(self, slices: SliceStore, slice_rows: int) -> int:
         """Commit every result that is not committed yet; gives the number of rows that needed some and
         missed none."""
         complete = 0
         finished: list[Finished] = []
-        label = f"{self.name} {self.chunk.index + 1}/{self.chunk.of}"
+        chunk = self.chunk
+        label = f"{self.name} {chunk.index + 1}/{chunk.of}"
+        if isinstance(chunk, Share):
+            label += f" process {chunk.number + 1}/{chunk.count}"
 
         def missing() -> Iterator[Missing]:
             nonlocal complete

@@ -105,6 +105,14 @@ class SamplingSpec:
         _check_engine(self)
 
     @property
+    def gpus(self) -> int:
+        """GPUs of an engine; 0 where it needs none, or spreads over all there are."""
+        if self.engine == "fake" or "device_map" in self.engine_args:
+            return 0
+        stages = self.engine_args.get("pipeline_parallel_size", 1)
+        return self.tensor_parallel_size * (stages if isinstance(stages, int) else 1)
+
+    @property
     def slug(self) -> list[str]:
         """The settings that tell datasets apart, as words of a slug."""
         return [

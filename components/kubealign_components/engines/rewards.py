@@ -175,6 +175,12 @@ class Rewarder:
             chosen_principles(spec.principles, spec.principle_names) if spec.principles else None
         )
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the model's weights in memory; 0 without a model."""
+        factor = 2 if self.spec.dtype == "float32" else 1
+        return factor * self._files.weight_bytes() if self._files else 0
+
     @cached_property
     def identity(self) -> dict[str, object]:
         """What the functions are, and digests of the model's weights, tokenizer and template, and of the

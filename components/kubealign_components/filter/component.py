@@ -19,6 +19,7 @@ def filter(
     work: str = "",
     rows_per_chunk: int = 0,
     max_chunks: int = 100,
+    engines: int = 1,
     options: dict = {},
 ) -> List[Dict]:
     """Tokenise prompts and completions under the policy's chat template and drop what is too long.
@@ -34,6 +35,7 @@ def filter(
         work: work prefix of the fan-out that follows; empty: beside the dataset.
         rows_per_chunk: most rows in a chunk of the fan-out that follows; 0 where none does.
         max_chunks: most chunks of it; they grow when more would be needed.
+        engines: of a pod of it: a chunk has up to rows_per_chunk rows for each.
         options: further settings of the stage by name.
 
     Returns:
@@ -48,7 +50,7 @@ def filter(
     from kubealign_components.filter.stage import FilterConfig, run
 
     config = from_parameters(FilterConfig, parameters, "filter")
-    plan = PlanConfig(work=work, rows_per_chunk=rows_per_chunk, max_chunks=max_chunks)
+    plan = PlanConfig(work=work, rows_per_chunk=rows_per_chunk, max_chunks=max_chunks, engines=engines)
     rows = open_dataset(prompts, PROMPTS, TOKENIZED, COMPLETIONS, REWARDED)
     stats = run(config, prompts=rows, output=rows_of(dataset))
     log_stats(metrics, stats)

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from kubealign_components.config import execution, require
 from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk
+from kubealign_components.data.engine_processes import engines
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.schemas import COMPLETIONS, JUDGED, JUDGEMENT
 from kubealign_components.data.stats import Stats
@@ -33,11 +34,15 @@ class JudgeConfig(JudgeSpec):
     """Completions of a text shorter than this are compared with none."""
     slice_rows: int = execution(64)
     """Prompts committed together; at most this many are lost with the pod."""
+    processes: int = execution(0)
+    """Engine processes of a pod, each with its own GPUs and share of the rows; 0 for as many as there are
+    GPUs for."""
 
     def __post_init__(self) -> None:
         JudgeSpec.__post_init__(self)
         require(self.min_characters >= 1, "min_characters", self.min_characters, "1 or more")
         require(self.slice_rows > 0, "slice_rows", self.slice_rows, "a positive number")
+        require(self.processes >= 0, "processes", self.processes, "0 or more")
 
 
 def run(config: JudgeConfig, *, chunk: Chunk) -> Part:
@@ -62,7 +67,19 @@ def run(config: JudgeConfig, *, chunk: Chunk) -> Part:
     stage = JudgeStage(judge, config.min_characters)
     try:
         return run_chunk(
-            chunk, dataset, stage, schema=JUDGED, provenance=provenance, slice_rows=config.slice_rows
+            chunk,
+            dataset,
+            stage,
+            schema=JUDGED,
+            provenance=provenance,
+            slice_rows=config.slice_rows,
+            engines=engines(
+                run,
+                config,
+                chunk,
+                processes=config.processes,
+                weights=(2 if config.dtype == "float32" else 1) * judge.files.weight_bytes(),
+            ),
         )
     finally:
         judge.close()

@@ -17,6 +17,7 @@ from kubealign_components.config import execution, require, require_choice, sema
 from kubealign_components.data.chat import ChatTemplate, stored_settings
 from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.engine_processes import engines
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.models import ModelFiles, find_model, require_policy
 from kubealign_components.data.schemas import COMPLETIONS, REWARDED, SELECTION
@@ -67,6 +68,9 @@ class LogprobsConfig:
     """Tokens in one forward pass."""
     slice_rows: int = execution(256)
     """Prompts committed together; at most this many are lost with the pod."""
+    processes: int = execution(0)
+    """Engine processes of a pod, each with its own GPUs and share of the rows; 0 for as many as there are
+    GPUs for."""
 
     def __post_init__(self) -> None:
         require_choice("source", self.source, ("sampler", "scorer"))
@@ -82,6 +86,7 @@ class LogprobsConfig:
         require(0 < self.drift_share <= 1, "drift_share", self.drift_share, "a share above 0, at most 1")
         require(self.token_budget > 0, "token_budget", self.token_budget, "a positive number of tokens")
         require(self.slice_rows > 0, "slice_rows", self.slice_rows, "a positive number of prompts")
+        require(self.processes >= 0, "processes", self.processes, "0 or more")
 
 
 def run(config: LogprobsConfig, *, chunk: Chunk) -> Part:
@@ -120,9 +125,17 @@ def run(config: LogprobsConfig, *, chunk: Chunk) -> Part:
             schema=dataset.manifest.schema,
             provenance=provenance,
             slice_rows=config.slice_rows,
+            engines=engines(
+                run, config, chunk, processes=config.processes, weights=_held(config) * model.weight_bytes()
+            ),
         )
     finally:
         stage.close()
+
+
+def _held(config: LogprobsConfig) -> int:
+    """Bytes in memory of a byte of weights as they are mostly saved, in 16 bits."""
+    return 2 if config.adapter == "none" or config.dtype == "float32" else 1
 
 
 def _params(config: LogprobsConfig) -> dict[str, object]:

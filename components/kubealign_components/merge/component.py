@@ -18,6 +18,7 @@ def merge(
     work: str = "",
     rows_per_chunk: int = 0,
     max_chunks: int = 100,
+    engines: int = 1,
 ) -> List[Dict]:
     """Join the parts of a fan-out; none may be missing and none there twice.
 
@@ -31,6 +32,7 @@ def merge(
         work: work prefix of the fan-out that follows; empty: beside the dataset.
         rows_per_chunk: most rows in a chunk of the fan-out that follows; 0 where none does.
         max_chunks: most chunks of it; they grow when more would be needed.
+        engines: of a pod of it: a chunk has up to rows_per_chunk rows for each.
 
     Returns:
         Chunk descriptors for the fan-out that follows.
@@ -40,7 +42,7 @@ def merge(
     from kubealign_components.data.planning import PlanConfig, planned
     from kubealign_components.merge.stage import run
 
-    plan = PlanConfig(work=work, rows_per_chunk=rows_per_chunk, max_chunks=max_chunks)
+    plan = PlanConfig(work=work, rows_per_chunk=rows_per_chunk, max_chunks=max_chunks, engines=engines)
     merged = run(
         parts=[Part.from_json(part) for part in parts],
         chunks=[Chunk.from_json(chunk) for chunk in chunks],

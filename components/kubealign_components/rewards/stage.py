@@ -16,6 +16,7 @@ import pyarrow as pa
 from kubealign_components.config import Group, execution, require
 from kubealign_components.data.agreement import count_agreement
 from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk
+from kubealign_components.data.engine_processes import engines
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.labels import preferred_pairs, verdicts_of
 from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
@@ -36,9 +37,13 @@ class RewardsConfig:
     """The reward functions and the reward model."""
     slice_rows: int = execution(256)
     """Prompts committed together; at most this many are lost with the pod."""
+    processes: int = execution(0)
+    """Engine processes of a pod, each with its own GPUs and share of the rows; 0 for as many as there are
+    GPUs for."""
 
     def __post_init__(self) -> None:
         require(self.slice_rows > 0, "slice_rows", self.slice_rows, "a positive number of prompts")
+        require(self.processes >= 0, "processes", self.processes, "0 or more")
 
 
 def run(config: RewardsConfig, *, chunk: Chunk) -> Part:
@@ -67,6 +72,7 @@ def run(config: RewardsConfig, *, chunk: Chunk) -> Part:
         schema=REWARDED,
         provenance=provenance,
         slice_rows=config.slice_rows,
+        engines=engines(run, config, chunk, processes=config.processes, weights=rewarder.weight_bytes),
     )
 
 

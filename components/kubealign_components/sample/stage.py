@@ -20,6 +20,7 @@ from kubealign_components.data.chat.ends import embedding_rows
 from kubealign_components.data.chat.tokenizer import check_column
 from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.engine_processes import engines
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive, digest
 from kubealign_components.data.models import ModelFiles, find_model, require_policy
 from kubealign_components.data.schemas import (
@@ -68,10 +69,14 @@ class SampleConfig:
     reference rewards towards short completions; the number dropped is kept with each prompt."""
     slice_rows: int = execution(256)
     """Prompts committed together; at most this many are lost with the pod."""
+    processes: int = execution(0)
+    """Engine processes of a pod, each with its own GPUs and share of the rows; 0 for as many as there are
+    GPUs for."""
 
     def __post_init__(self) -> None:
         require_choice("truncated", self.truncated, ("keep", "drop"))
         require(self.slice_rows > 0, "slice_rows", self.slice_rows, "a positive number of prompts")
+        require(self.processes >= 0, "processes", self.processes, "0 or more")
 
 
 def run(config: SampleConfig, *, chunk: Chunk) -> Part:
@@ -102,6 +107,7 @@ def run(config: SampleConfig, *, chunk: Chunk) -> Part:
             schema=COMPLETIONS,
             provenance=provenance,
             slice_rows=config.slice_rows,
+            engines=engines(run, config, chunk, processes=config.processes, each=config.sampling.gpus),
         )
 
 

@@ -22,6 +22,7 @@ def select(
     work: str = "",
     rows_per_chunk: int = 0,
     max_chunks: int = 100,
+    engines: int = 1,
     options: dict = {},
 ) -> List[Dict]:
     """Compute quantile rewards and choose the completions that are trained on.
@@ -42,6 +43,7 @@ def select(
         work: work prefix of the fan-out that follows; empty: beside the dataset.
         rows_per_chunk: most rows in a chunk of the fan-out that follows; 0 where none does.
         max_chunks: most chunks of it; they grow when more would be needed.
+        engines: of a pod of it: a chunk has up to rows_per_chunk rows for each.
         options: further settings of the stage by name.
 
     Returns:
@@ -56,7 +58,7 @@ def select(
     from kubealign_components.select.stage import SelectConfig, run
 
     config = from_parameters(SelectConfig, parameters, "select")
-    plan = PlanConfig(work=work, rows_per_chunk=rows_per_chunk, max_chunks=max_chunks)
+    plan = PlanConfig(work=work, rows_per_chunk=rows_per_chunk, max_chunks=max_chunks, engines=engines)
     rows = open_dataset(rewarded, REWARDED, COMPLETIONS, TOKENIZED)
     stats = run(config, rewarded=rows, output=rows_of(dataset))
     log_stats(metrics, stats)

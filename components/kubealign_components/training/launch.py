@@ -21,6 +21,7 @@ import torch
 
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import canonical_json, digest
+from kubealign_components.error_reports import error_from, report_of
 from kubealign_components.errors import (
     FINAL,
     FINAL_CODE,
@@ -29,7 +30,6 @@ from kubealign_components.errors import (
     KubeAlignError,
     NotFound,
     StoreError,
-    error_kinds,
 )
 from kubealign_components.store import join, store_for
 from kubealign_components.training.local_processes import LocalProcesses
@@ -41,8 +41,6 @@ C = TypeVar("C", bound="DataclassInstance")
 
 JOB_FILE = "job.json"
 ERROR_FILE = "error.json"
-_ERRORS = {kind.__name__: kind for kind in error_kinds()}
-"""What a process may leave behind, by name."""
 
 log = logging.getLogger(__name__)
 
@@ -166,28 +164,18 @@ def reported_to(job: str) -> Iterator[dict[str, int]]:
 def _leave(error: KubeAlignError, folder: str) -> None:
     """Write ``error`` down: the first one stays, unless another attempt would have mended that one alone."""
     uri = join(folder, ERROR_FILE)
-    report = json.dumps({"kind": type(error).__name__, "arguments": _arguments(error)}).encode()
+    report = json.dumps(report_of(error)).encode()
     stands = not store_for(uri).publish(uri, report)
     if stands and isinstance(error, FINAL) and not isinstance(error_of(uri), FINAL):
         store_for(uri).delete(uri)
         store_for(uri).publish(uri, report)
 
 
-def _arguments(error: KubeAlignError) -> list[object]:
-    """What makes ``error`` anew, as JSON values."""
-    if not isinstance(error, ConfigError):
-        return [str(error)]
-    value = error.value
-    plain = value is None or isinstance(value, str | int | float)
-    return [error.field, value if plain else repr(value), error.expected]
-
-
 def error_of(job: str) -> KubeAlignError | None:
     """The error that a training process left of the job at the URI ``job``, if one did."""
     uri = join(job.rsplit("/", 1)[0], ERROR_FILE)
     try:
-        report = json.loads(store_for(uri).read(uri))
-        return _ERRORS[report["kind"]](*report["arguments"])
+        return error_from(json.loads(store_for(uri).read(uri)))
     except NotFound:
         return None
     except StoreError as unreachable:

@@ -28,6 +28,7 @@ from kubealign.parameters import check_parameters
 from kubealign.runfile import RunFile
 from kubealign_components.config import from_parameters, require
 from kubealign_components.errors import ConfigError
+from kubealign_components.gpus import Gpus
 from kubealign_components.stages import config_class
 from kubealign_pipelines import rules
 from kubealign_pipelines.checking.sources import count_rows
@@ -333,7 +334,15 @@ class _Stage:
                 self.shape, gpu_bytes, spec.memory_fraction, spec.tensor_parallel_size, longest
             )
         budget = self.config.reward.token_budget if function == "rewards" else self.config.token_budget
-        return scoring_memory(self.shape, budget, self.gpus)
+        return scoring_memory(self.shape, budget, self._of_engine(gpu_bytes))
+
+    def _of_engine(self, gpu_bytes: float) -> int:
+        """GPUs of each engine process of a pod."""
+        if self.config.processes:
+            return max(self.gpus // self.config.processes, 1)
+        weights = (FULL if self.task.function == "logprobs" else HALF) * self.shape.parameters
+        gpus = Gpus(names=tuple(map(str, range(self.gpus))), memory=int(gpu_bytes))
+        return gpus.for_weights(int(weights))
 
     def _training(self, gpu_bytes: float) -> Memory:
         config, ppo = self.config, self.task.function == "train_ppo"

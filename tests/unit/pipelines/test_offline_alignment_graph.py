@@ -91,8 +91,7 @@ def test_a_run_file_places_pods(tmp_path: Path) -> None:
         for task in dag.get("dag", {}).get("tasks", {}).values()
         if "parameterIterator" in task
     ]
-    assert loops == [7] * len(loops)
-    assert loops
+    assert sorted(loops) == [1, 7, 7], "seven GPUs: one pod of four, or seven of one or none"
 
 
 PARAMS = Path(kubealign_pipelines.__file__).parent / "params"

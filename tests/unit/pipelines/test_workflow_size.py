@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ import yaml
 
 from kubealign.runfile import RunFile
 from kubealign_components.config import from_mapping
+from kubealign_components.data import planning
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.planning import PlanConfig
 from kubealign_components.errors import ConfigError
 from kubealign_pipelines.compiler import compile_pipeline
-from kubealign_pipelines.resources import CompileSettings
+from kubealign_pipelines.resources import CompileSettings, StageResources
 from kubealign_pipelines.workflow_size import LIMIT, most_chunks, workflow_size
 from support.pipeline_shapes import SHAPES
+from support.tiny import prompt_row
 
 
 def compiled(shape: str, folder: Path, **settings: Any) -> dict[str, Any]:
@@ -38,6 +43,34 @@ def test_a_run_with_all_of_its_retries_fits(shape: str, tmp_path: Path) -> None:
     size = workflow_size(spec, most)
     assert size.total <= LIMIT
     assert most >= 16, "fewer chunks at once than the default"
+
+
+def test_pods_are_fewer_and_chunks_larger_by_the_gpus_of_a_pod(tmp_path: Path) -> None:
+    stages = {"sample": StageResources(accelerators=8), "rewards": StageResources(accelerators=0)}
+    spec = compiled("scored after", tmp_path, parallelism=32, stages=stages)
+    inputs = {
+        name: {
+            n: v["runtimeValue"]["constant"] for n, v in parameters.items() if n in ("max_chunks", "engines")
+        }
+        for name, task in spec["root"]["dag"]["tasks"].items()
+        if "max_chunks" in (parameters := task.get("inputs", {}).get("parameters", {}))
+    }
+    assert inputs == {
+        "filter": {"max_chunks": 4, "engines": 8},
+        "merge-sample": {"max_chunks": 32, "engines": 1},
+        "select": {"max_chunks": 32, "engines": 1},
+    }
+
+
+@pytest.mark.parametrize(("engines", "chunks"), [(1, 5), (2, 3), (8, 1)])
+def test_a_chunk_has_so_many_rows_for_each_engine(
+    make_dataset: Callable[..., Dataset], tmp_path: Path, engines: int, chunks: int
+) -> None:
+    dataset = make_dataset([prompt_row(f"question {i}") for i in range(10)])
+    config = PlanConfig(work=str(tmp_path / "work"), rows_per_chunk=2, engines=engines)
+    made = planning.planned(config, dataset)
+    assert len(made) == chunks
+    assert sum(chunk["rows"] for chunk in made) == 10
 
 
 def test_more_chunks_than_there_is_room_for_are_not_planned(tmp_path: Path) -> None:

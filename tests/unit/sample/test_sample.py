@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,17 @@ def test_any_chunk_and_slice_size_gives_the_same_samples(
     )
     assert list(cut.iter_rows()) == list(whole.iter_rows())
     assert cut.manifest.fingerprint == whole.manifest.fingerprint
+
+
+def test_several_engine_processes_give_the_same_samples(
+    tokenized: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    config = config_of(tiny_model)
+    one = sample(config, tokenized, tmp_path / "one")
+    two = sample(replace(config, processes=2), tokenized, tmp_path / "two")
+    assert list(one.iter_rows()) == list(two.iter_rows())
+    assert one.manifest.fingerprint == two.manifest.fingerprint
+    assert [shard.sha256 for shard in one.manifest.shards] == [s.sha256 for s in two.manifest.shards]
 
 
 def test_a_run_that_was_interrupted_goes_on_with_the_same_samples(

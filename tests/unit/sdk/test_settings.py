@@ -122,6 +122,7 @@ def test_every_flat_argument_is_a_setting_of_its_stage(graph: Graph, salmon: Gra
         "seen",
         "rows_per_chunk",
         "max_chunks",
+        "engines",
         "train_options",
     }
     for task in [*graph.tasks.values(), *salmon.tasks.values()]:

@@ -1,0 +1,35 @@
+"""One engine process of a pod: ``python -m kubealign_components.data.engine_process FOLDER PARENT``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import sys
+from pathlib import Path
+
+from kubealign_components.data.engine_processes import JOB, REPORT
+from kubealign_components.error_reports import report_of
+from kubealign_components.errors import FINAL, FINAL_CODE, KubeAlignError
+from kubealign_components.supervisor import end_with
+from kubealign_components.whole_file import write_whole
+
+log = logging.getLogger(__name__)
+
+
+def work(folder: Path) -> int:
+    """Finish the results that the job in ``folder`` is about, and leave what came of it; the exit code."""
+    run, config, share = pickle.loads((folder / JOB).read_bytes())
+    code = 0
+    try:
+        report: dict[str, object] = {"reused_rows": run(config, chunk=share).reused_rows}
+    except KubeAlignError as error:
+        log.error("engine process %d: %s: %s", share.number + 1, type(error).__name__, error)
+        report, code = {"error": report_of(error)}, FINAL_CODE if isinstance(error, FINAL) else 1
+    write_whole(folder / REPORT, json.dumps(report))
+    return code
+
+
+if __name__ == "__main__":
+    end_with(int(sys.argv[2]))
+    sys.exit(work(Path(sys.argv[1])))
