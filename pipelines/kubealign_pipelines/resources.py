@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from kfp import dsl, kubernetes
+from kfp import dsl
 from kfp.dsl.pipeline_channel import PipelineParameterChannel
 
 from kubealign_components import images
@@ -32,12 +32,14 @@ from kubealign_pipelines.kubernetes_values import (
     require_pod_names,
     require_toleration,
 )
+from kubealign_pipelines.late_client import kfp_kubernetes
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
     from kfp.dsl.base_component import BaseComponent
     from kfp.dsl.pipeline_channel import PipelineChannel
 
+kubernetes = kfp_kubernetes()
 _GPU_NAME = "nvidia.com/gpu"
 _RETRY_WINDOW = "720h"
 """Argo retries nothing that fails later than this after its first pod was made, time in a queue included."""

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from kubealign.estimate.formulas import GIB
-from kubealign.estimate.stages import Assumptions, estimate, shape_from_config
 from kubealign.runfile import RunFile, Sourced
 from kubealign_components.errors import KubeAlignError
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, once, warning_at
@@ -54,6 +53,8 @@ def _memory(run: RunFile) -> Iterator[Finding]:
     folder = find_folder(policy, None, here=False)[0] if policy else None
     if folder is None:
         return
+    from kubealign.estimate.stages import Assumptions, estimate, shape_from_config
+
     try:
         assumed = Assumptions()
         stages = estimate(run, shape_from_config(folder.config), assumed)

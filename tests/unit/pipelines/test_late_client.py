@@ -12,14 +12,17 @@ from pathlib import Path
 import tempfile
 from kubealign_pipelines.compiler import compile_pipeline
 compile_pipeline("salmon", Path(tempfile.mkdtemp()) / "p.yaml")
-heavy = {"kfp.client", "torch", "transformers"} & set(sys.modules)
+heavy = {"kfp.client", "kubernetes", "torch", "transformers"} & set(sys.modules)
 assert not heavy, heavy
 """
 WHOLE = """
-import kubealign_pipelines, os
+import kubealign_pipelines.resources, os
 assert "_KFP_RUNTIME" not in os.environ
 import kfp
 assert kfp.Client.__name__ == "Client" and kfp.components.load_component_from_file and kfp.dsl.pipeline
+from kfp import kubernetes as of_kfp
+import kubernetes
+assert of_kfp.node_affinity.client.V1Pod is kubernetes.client.V1Pod, "what it holds is the client, late"
 try:
     kfp.nothing
 except AttributeError as error:
