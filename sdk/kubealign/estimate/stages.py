@@ -237,7 +237,7 @@ def longest_completion(graph: Graph, values: Mapping[str, object]) -> int:
         ConfigError: parameters that a stage refuses.
     """
     taken, _ = _configs(graph, values)
-    return max(config.sampling.max_new_tokens for _, config in taken if hasattr(config, "sampling"))
+    return max(int(config.sampling.max_new_tokens) for _, config in taken if hasattr(config, "sampling"))
 
 
 def _configs(graph: Graph, values: Mapping[str, object]) -> tuple[list[tuple[Task, Any]], Recipe]:
@@ -339,7 +339,7 @@ class _Stage:
     def _of_engine(self, gpu_bytes: float) -> int:
         """GPUs of each engine process of a pod."""
         if self.config.processes:
-            return max(self.gpus // self.config.processes, 1)
+            return max(self.gpus // int(self.config.processes), 1)
         weights = (FULL if self.task.function == "logprobs" else HALF) * self.shape.parameters
         gpus = Gpus(names=tuple(map(str, range(self.gpus))), memory=int(gpu_bytes))
         return gpus.for_weights(int(weights))
