@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from typing import Any
 
 from kubealign_components.json_types import JsonObject
@@ -83,7 +84,8 @@ class Graph:
         outer = {name: Source(parameter=name) for name in self.parameters}
         tasks = list(self._walk(spec["root"]["dag"], outer, None))
         self.tasks = {task.name: task for task in tasks if task.function != CHECK}
-        """All but the one that checks parameters, which is no stage and reads whatever others read."""
+        """In the order in which they can run; all but the one that checks parameters, which is no stage and
+        reads whatever others read."""
 
     def settings(self) -> list[Parameter]:
         """All that a run file may set, in whatever shape of the pipeline."""
@@ -95,7 +97,8 @@ class Graph:
 
     def _walk(self, dag: Json, outer: Mapping[str, Source], loop: str | None) -> Iterator[Task]:
         groups = _groups(dag["tasks"])
-        for name, task in dag["tasks"].items():
+        for name in _in_order(dag["tasks"]):
+            task = dag["tasks"][name]
             component = self._spec["components"][task["componentRef"]["name"]]
             arguments = _arguments(task, component, outer)
             if "dag" in component:
@@ -129,6 +132,13 @@ def _parameters(root: Json) -> Iterator[Parameter]:
             required=default is None and not value.get("isOptional", False),
             default=int(default) if kind == "NUMBER_INTEGER" and default is not None else default,
         )
+
+
+def _in_order(tasks: Json) -> Iterator[str]:
+    """The names of ``tasks``, each after those that it waits for; the IR is a map, in no order of its own."""
+    return iter(
+        TopologicalSorter({n: tasks[n].get("dependentTasks", ()) for n in sorted(tasks)}).static_order()
+    )
 
 
 def _arguments(task: Json, component: Json, outer: Mapping[str, Source]) -> dict[str, Source]:

@@ -37,9 +37,9 @@ def shapes(pipeline: str) -> list[Graph]:
     return [graph_of(build(pipeline, CompileSettings(), dict(chosen)), pipeline) for chosen in sets]
 
 
-def settings_of(graphs: Sequence[Graph]) -> list[Setting]:
-    """The settings of all ``graphs``, each once, by name."""
-    found = {setting.path: setting for graph in reversed(graphs) for setting in describe(graph)}
+def settings_of(graphs: Sequence[Graph], *, everywhere: bool = False) -> list[Setting]:
+    """The settings of all ``graphs``, each once, by name; ``everywhere`` as :func:`describe` has it."""
+    found = {s.path: s for graph in reversed(graphs) for s in describe(graph, everywhere=everywhere)}
     return sorted(found.values(), key=lambda setting: setting.name)
 
 
@@ -74,7 +74,7 @@ def _parameters(graphs: Sequence[Graph]) -> Schema:
     choices = {choice.name: choice for choice in rules(graphs[0].name.replace("-", "_")).choices}
     for name, choice in choices.items():
         properties[name]["enum"] = list(choice.values)
-    for setting in settings_of(graphs):
+    for setting in settings_of(graphs, everywhere=True):
         _put(properties, setting)
     for place, name in flat_names(graphs[0]).items():
         if (schema := _at(properties, place)) is not None:

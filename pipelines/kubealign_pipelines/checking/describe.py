@@ -80,14 +80,19 @@ class Setting:
         return type_words(self.hint)
 
 
-def describe(graph: Graph) -> list[Setting]:
-    """The settings of every stage of ``graph``, each place once, in the order of the run file's names."""
+def describe(graph: Graph, *, everywhere: bool = False) -> list[Setting]:
+    """The settings of every stage of ``graph``, each place once, in the order of the run file's names.
+
+    Args:
+        graph: of a compiled pipeline.
+        everywhere: whether what a stage borrows of another's settings stands in its own options, too.
+    """
     found: dict[Path, Setting] = {}
     names = flat_names(graph)
     for task in graph.tasks.values():
         cls = config_class(task.function)
         if cls is not None:
-            for setting in _of_task(cls, task):
+            for setting in _of_task(cls, task, everywhere):
                 flat = names.get(tuple(map(str, setting.path[1:])), "")
                 found.setdefault(
                     setting.path, dataclasses.replace(_with_parameter(setting, graph), flat=flat)
@@ -134,10 +139,10 @@ def type_words(hint: object) -> str:
     return _WORDS.get(hint, "anything") if isinstance(hint, type) else "anything"
 
 
-def _of_task(cls: type, task: Task) -> Iterator[Setting]:
+def _of_task(cls: type, task: Task, everywhere: bool) -> Iterator[Setting]:
     for place, setting in _fields(cls, ()):
-        path = _place(cls, task, place)
-        if path is not None:
+        paths = list(_places(cls, task, place))
+        for path in paths if everywhere else paths[:1]:
             yield dataclasses.replace(
                 setting, path=path, stage=task.function, default=_set_by_pipeline(cls, task, place, setting)
             )
@@ -187,21 +192,22 @@ def _fields(cls: type, path: Path) -> Iterator[tuple[Path, Setting]]:
         )
 
 
-def _place(cls: type, task: Task, setting: Path) -> Path | None:
-    """Where the run file has ``setting``; None where the pipeline leaves no place for it."""
+def _places(cls: type, task: Task, setting: Path) -> Iterator[Path]:
+    """Where the run file has ``setting``; last, of one that is borrowed, the stage's own options."""
     group = _group(cls, setting)
     argument = _argument(cls, setting)
-    source = task.arguments.get(argument) if argument else None
-    if source is not None and source.parameter:
-        return (PARAMETERS, source.parameter, *setting[2 if group else 1 :])
-    if source is not None and source.produced:
-        return None
-    for place in group.options if group else (OPTIONS,):
-        options, *inner = place.split(".")
-        parameter = task.arguments.get(options, Source()).parameter
+    source = task.arguments.get(argument or "", Source())
+    if source.produced:
+        return
+    options = group.options if group else (OPTIONS,)
+    if source.parameter:
+        yield (PARAMETERS, source.parameter, *setting[2 if group else 1 :])
+        options = options[1:]
+    for place in options:
+        name, *inner = place.split(".")
+        parameter = task.arguments.get(name, Source()).parameter
         if parameter:
-            return (PARAMETERS, parameter, *inner, *setting[1 if group else 0 :])
-    return None
+            yield (PARAMETERS, parameter, *inner, *setting[1 if group else 0 :])
 
 
 def _group(cls: type, setting: Path) -> Group | None:

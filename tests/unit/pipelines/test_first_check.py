@@ -16,6 +16,7 @@ from kubealign_components.config import from_mapping
 from kubealign_components.errors import FINAL_CODE, ConfigError
 from kubealign_pipelines.checking.outside import identify
 from kubealign_pipelines.checking.stages import Checked
+from kubealign_pipelines.flat import Folded
 from kubealign_pipelines.resources import CompileSettings
 from support.compiled import compile_ir
 from support.pipeline_shapes import SHAPES
@@ -40,9 +41,8 @@ def sound(tmp_path: Path, tiny_model: Path) -> dict[str, Any]:
         "policy": str(tiny_model),
         "sources": [{"uri": str(tmp_path / "prompts.jsonl"), "name": "mine"}],
         "reward_functions": [BREVITY],
-        "sample_engine": "transformers",
-        "sample_max_new_tokens": 10,
-        "filter_max_prompt_len": 1024,
+        "sample_options": {"sampling": {"engine": "transformers", "max_new_tokens": 10}},
+        "filter_options": {"max_prompt_len": 1024},
         "validation_fraction": 0.3,
         "train_options": {"batch_size": 2},
     }
@@ -202,7 +202,7 @@ def test_nobody_knows_that_nothing_is_new_without_check_and_cache(beside: dict[s
 
 def test_what_lies_at_a_place_is_known_by_names_sizes_and_times(tmp_path: Path) -> None:
     def word(**values: Any) -> str:
-        return identify(Checked(values=values))
+        return identify(Checked(values=values, written=Folded(values=values, names={}, findings=())))
 
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "a.jsonl").write_text("{}")

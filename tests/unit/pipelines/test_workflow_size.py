@@ -87,7 +87,7 @@ def test_a_fan_out_has_as_many_chunks_as_run_at_once(tmp_path: Path) -> None:
     assert planned(compiled("scored after", tmp_path, parallelism=7, max_chunks=14)) == {14}
     assert planned(compiled("scored after", tmp_path)) == {16}
     local = RunFile().for_local_run()
-    assert local.compile.chunks == 100, "here chunks are not made for pods"
+    assert local.compile.chunks("sample") == 100, "here chunks are not made for pods"
 
 
 def test_sizes_are_those_that_were_seen(tmp_path: Path) -> None:

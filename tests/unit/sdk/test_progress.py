@@ -156,7 +156,8 @@ def test_the_forecast_of_a_pipeline_counts_chunks_and_work(graph: Graph, tmp_pat
         return forecast(graph, given).total()
 
     assert total() > 4 * START_SECONDS
-    assert total(sample_max_new_tokens=20) < total(sample_max_new_tokens=200)
+    short, long = ({"sampling": {"max_new_tokens": n}} for n in (20, 200))
+    assert total(sample_options=short) < total(sample_options=long)
     assert total(work_rows_per_chunk=5) > total()
     assert total(policy="org/Model-8B") > 5 * total()
 
