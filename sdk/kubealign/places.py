@@ -31,7 +31,8 @@ def beside(content: Mapping[str, object], folder: Path) -> dict[str, object]:
     parameters = content.get("parameters")
     if not isinstance(parameters, Mapping):
         return dict(content)
-    return {**content, "parameters": {k: _beside(str(k), v, folder) for k, v in parameters.items()}}
+    placed = {name: _beside(_last_of(str(name)), value, folder) for name, value in parameters.items()}
+    return {**content, "parameters": placed}
 
 
 def send_code(parameters: Mapping[str, object]) -> dict[str, object]:
@@ -44,6 +45,12 @@ def send_code(parameters: Mapping[str, object]) -> dict[str, object]:
         StoreError: the work prefix cannot be written.
     """
     return _with_code_sent(parameters, str(parameters.get("work", "")))
+
+
+def _last_of(name: str) -> str:
+    """What the parameter ``name`` is called inside options, if it is one of those that matter here."""
+    known = (*_PLACES, *_FUNCTIONS, *_USERS)
+    return next((own for own in known if name.endswith(f"_{own}")), name)
 
 
 def _beside(name: str, value: object, folder: Path) -> object:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 import sys
 from pathlib import Path
 
+from kubealign_components.boundary import named, reported
 from kubealign_components.data.engine_processes import JOB, REPORT
 from kubealign_components.error_reports import report_of
-from kubealign_components.errors import FINAL, FINAL_CODE, KubeAlignError
 from kubealign_components.supervisor import end_with
 from kubealign_components.whole_file import write_whole
-
-log = logging.getLogger(__name__)
 
 
 def work(folder: Path) -> int:
@@ -23,9 +20,10 @@ def work(folder: Path) -> int:
     code = 0
     try:
         report: dict[str, object] = {"reused_rows": run(config, chunk=share).reused_rows}
-    except KubeAlignError as error:
-        log.error("engine process %d: %s: %s", share.number + 1, type(error).__name__, error)
-        report, code = {"error": report_of(error)}, FINAL_CODE if isinstance(error, FINAL) else 1
+    except Exception as error:  # the boundary of the process: whoever raised it
+        what = f"engine process {share.number + 1}"
+        code = reported(error, what)
+        report = {"error": report_of(named(error, what))}
     write_whole(folder / REPORT, json.dumps(report))
     return code
 

@@ -76,8 +76,8 @@ def compiled(run: Any, *, as_defaults: bool = False) -> Iterator[tuple[Path, dic
         package = Path(folder) / "pipeline.yaml"
         graph = compile_pipeline(run.pipeline, package, run.compile, run.parameters, defaults=as_defaults)
         check_parameters(graph, run.parameters, complete=not as_defaults)
-        parameters = run.parameters if as_defaults else send_code(run.parameters)
-        yield package, graph.given(fold(graph, parameters).values)
+        parameters = fold(graph, run.parameters).values
+        yield package, graph.given(parameters if as_defaults else send_code(parameters))
 
 
 def print_rows(rows: list[Mapping[str, str]] | list[dict[str, str]], as_json: bool) -> None:

@@ -30,6 +30,9 @@ PARAMETERS = {
         "chat_template_kwargs": {"template": "data/chat.jinja"},
     },
     "judge_options": {"template": "judge", "adapter": "models/tiny"},
+    "sample_adapter": "models/tiny",
+    "ppo_functions": ["rewards.py:short"],
+    "sample_chat_template_kwargs": {"template": "data/chat.jinja"},
 }
 
 
@@ -73,6 +76,9 @@ def test_relative_paths_go_by_the_run_file(project: Path) -> None:
             "chat_template_kwargs": {"template": "data/chat.jinja"},
         },
         "judge_options": {"template": "judge", "adapter": str(project / "models/tiny")},
+        "sample_adapter": str(project / "models/tiny"),
+        "ppo_functions": [f"{project}/rewards.py:short"],
+        "sample_chat_template_kwargs": {"template": "data/chat.jinja"},
     }
 
 
