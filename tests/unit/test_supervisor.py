@@ -70,6 +70,12 @@ class Stage:
         return [line.split(" ", 1)[1] for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def ended(process: subprocess.Popen[str]) -> int:
+    """The exit code of ``process``; its pipes are closed."""
+    with process:
+        return process.wait(20)
+
+
 @pytest.mark.parametrize(
     "death", ["raise ZeroDivisionError", "sys.exit(7)", "os.kill(os.getpid(), 11)", "os._exit(1)", "memory()"]
 )
@@ -141,7 +147,7 @@ def test_sigterm_reaches_the_stage_and_nothing_begins_after_it(tmp_path: Path) -
     process = stage.start()
     assert process.stderr is not None and process.stderr.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 143 and len(stage.attempts()) == 1
+    assert ended(process) == 143 and len(stage.attempts()) == 1
 
 
 def test_sigterm_ends_a_pause(tmp_path: Path) -> None:
@@ -151,7 +157,7 @@ def test_sigterm_ends_a_pause(tmp_path: Path) -> None:
     while "next one begins" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 143 and len(stage.attempts()) == 1
+    assert ended(process) == 143 and len(stage.attempts()) == 1
 
 
 def test_ctrl_c_is_not_tried_again(tmp_path: Path) -> None:
@@ -161,7 +167,7 @@ def test_ctrl_c_is_not_tried_again(tmp_path: Path) -> None:
     child = int((tmp_path / "attempts").read_text().split()[0])
     for pid in (process.pid, child):
         os.kill(pid, signal.SIGINT)
-    assert process.wait(20) == 130 and len(stage.attempts()) == 1
+    assert ended(process) == 130 and len(stage.attempts()) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a child of its parent's death")
@@ -170,7 +176,8 @@ def test_a_stage_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
     process = stage.start()
     assert process.stderr is not None and process.stderr.readline() == "ready\n"
     child = int((tmp_path / "attempts").read_text().split()[0])
-    process.kill()
+    with process:
+        process.kill()
     assert is_gone(child)
 
 
@@ -191,7 +198,7 @@ def test_nor_whoever_started_it_and_read_what_it_wrote(tmp_path: Path) -> None:
     assert process.stderr is not None and process.stderr.readline() == "ready\n"
     assert process.stdout is not None
     process.stdout.close()
-    assert process.wait(20) == 143 and len(stage.attempts()) == 1
+    assert ended(process) == 143 and len(stage.attempts()) == 1
 
 
 @pytest.mark.parametrize(
@@ -262,7 +269,7 @@ def test_one_that_lives_on_does_not_hold_up_the_end(tmp_path: Path) -> None:
     stage = Stage(tmp_path, "import subprocess\nsubprocess.Popen(['sleep', '30'])")
     process = stage.start(0)
     began = time.monotonic()
-    assert process.wait(20) == 0
+    assert ended(process) == 0
     assert time.monotonic() - began < 15
 
 

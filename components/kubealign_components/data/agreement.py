@@ -55,11 +55,11 @@ def count_agreement(
     """
     first, second = pairs
     gap = reward[first] - reward[second]
-    known = np.isfinite(gap)
-    if not known.any():
+    finite = np.isfinite(gap)
+    if not finite.any():
         return
-    wins = ((gap > 0) + 0.5 * (gap == 0))[known]
-    names = np.array([sources[i] for i in row[first[known]]])
+    wins = ((gap > 0) + 0.5 * (gap == 0))[finite]
+    names = np.array([sources[i] for i in row[first[finite]]])
     stats.counts[PAIRS] += len(wins)
     stats.observe(AGREEMENT, wins.tolist())
     for name in np.unique(names).tolist():

@@ -145,8 +145,8 @@ def _of_row(row: Row) -> Iterator[Exported]:
         if number not in paired:
             label = {"chosen": True, "rejected": False}.get(completion["label"])
             score = completion["score"] if completion["reward"] is None else completion["reward"]
-            known = {"label": label, "score": score}
-            own = {name: value for name, value in known.items() if value is not None}
+            values = {"label": label, "score": score}
+            own = {name: value for name, value in values.items() if value is not None}
             yield start | {"completion": json.loads(completion["messages"])} | own
     if not completions:
         yield start

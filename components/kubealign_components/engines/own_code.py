@@ -148,7 +148,7 @@ class Used:
                 yield file, part.id
             elif isinstance(part, ast.Import):
                 for alias in part.names:
-                    yield from ((found, "*") for found in self._own(file, alias.name, 0))
+                    yield from ((module_file, "*") for module_file in self._own(file, alias.name, 0))
             elif isinstance(part, ast.ImportFrom):
                 yield from self._imported(file, part)
 
@@ -157,10 +157,10 @@ class Used:
             below = ".".join(filter(None, [node.module, alias.name]))
             submodule = list(self._own(file, below, node.level))
             if submodule:
-                yield from ((found, "*") for found in submodule)
+                yield from ((module_file, "*") for module_file in submodule)
                 continue
-            for found in self._own(file, node.module or "", node.level):
-                yield found, alias.name
+            for module_file in self._own(file, node.module or "", node.level):
+                yield module_file, alias.name
 
     def _own(self, file: Path, module: str, level: int) -> Iterator[Path]:
         """The file of ``module`` when it is one of the user's own."""

@@ -35,7 +35,7 @@ def held_out(dataset: Dataset, *, fraction: float, seed: int, most: int, stats: 
 
 def rows_of(dataset: Dataset, prompt_ids: Sequence[str]) -> Iterator[Row]:
     """The rows of ``prompt_ids``, in the order of ``dataset``."""
-    wanted = pa.array(prompt_ids, pa.string())
+    ids = pa.array(prompt_ids, pa.string())
     for batch in dataset.batches(batch_rows=None):
-        chosen = pc.is_in(batch["prompt_id"], value_set=wanted)
+        chosen = pc.is_in(batch["prompt_id"], value_set=ids)
         yield from keep(batch, chosen.to_numpy(zero_copy_only=False)).to_pylist()

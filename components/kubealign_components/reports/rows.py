@@ -100,13 +100,13 @@ def _charts(columns: Columns) -> Iterator[Markup]:
 
 def _drawn(title: str, values: Mapping[str, Floats], unit: str) -> Iterator[Markup]:
     """A histogram over common bins, if there is anything to draw; the outermost hold 0.1 % each at most."""
-    known = {name: those[np.isfinite(those)] for name, those in values.items()}
-    known = {name: those for name, those in known.items() if len(those)}
-    if known:
-        low, high = bounds(*np.quantile(np.concatenate(list(known.values())), [0.001, 0.999]).tolist())
+    finite = {name: those[np.isfinite(those)] for name, those in values.items()}
+    finite = {name: those for name, those in finite.items() if len(those)}
+    if finite:
+        low, high = bounds(*np.quantile(np.concatenate(list(finite.values())), [0.001, 0.999]).tolist())
         counts = {
             name: np.histogram(np.clip(those, low, high), BINS, (low, high))[0].tolist()
-            for name, those in known.items()
+            for name, those in finite.items()
         }
         yield histogram(title, counts, low, high, x=unit)
 
@@ -116,18 +116,18 @@ def _by(values: Floats, masks: Mapping[str, Bools]) -> dict[str, Floats]:
 
 
 def _reward_against_length(columns: Columns) -> Iterator[Markup]:
-    known = np.flatnonzero(np.isfinite(columns.reward) & np.isfinite(columns.tokens))
-    if len(known) > 2:
-        known = known[:: max(1, len(known) // (10 * POINTS))]
-        np.random.default_rng(0).shuffle(known)
-        points = list(zip(columns.tokens[known].tolist(), columns.reward[known].tolist()))
+    shown = np.flatnonzero(np.isfinite(columns.reward) & np.isfinite(columns.tokens))
+    if len(shown) > 2:
+        shown = shown[:: max(1, len(shown) // (10 * POINTS))]
+        np.random.default_rng(0).shuffle(shown)
+        points = list(zip(columns.tokens[shown].tolist(), columns.reward[shown].tolist()))
         yield scatter("Reward against length", points, x="tokens", y="reward", slope=True)
 
 
 def _spread(columns: Columns) -> Floats:
     """Largest less smallest reward of each prompt that has two or more."""
-    known = np.isfinite(columns.reward)
-    prompt, reward = columns.prompt[known], columns.reward[known]
+    finite = np.isfinite(columns.reward)
+    prompt, reward = columns.prompt[finite], columns.reward[finite]
     low, high = np.full(len(columns.sources), np.inf), np.full(len(columns.sources), -np.inf)
     np.minimum.at(low, prompt, reward)
     np.maximum.at(high, prompt, reward)
@@ -157,10 +157,10 @@ def _sources(columns: Columns) -> list[list[str]]:
 
 
 def _means(groups: Ints, values: Floats, size: int) -> Floats:
-    known = np.isfinite(values)
-    counts = np.bincount(groups[known], minlength=size)
+    finite = np.isfinite(values)
+    counts = np.bincount(groups[finite], minlength=size)
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.bincount(groups[known], values[known], minlength=size) / counts)
+        return np.asarray(np.bincount(groups[finite], values[finite], minlength=size) / counts)
 
 
 def _number(value: float, form: str) -> str:
@@ -203,14 +203,14 @@ def _compared(chosen: Row, rejected: Row) -> list[Side]:
 
 
 def _side(name: str, completion: Row, text: str | Markup) -> Side:
-    told = [f"{completion['num_tokens']} tokens" if completion["num_tokens"] is not None else ""]
-    told += [
+    facts = [f"{completion['num_tokens']} tokens" if completion["num_tokens"] is not None else ""]
+    facts += [
         f"{word.replace('_', ' ')} {completion[word]:.4g}"
         for word in ("reward", "quantile_reward", "logprob")
         if completion[word] is not None
     ]
-    told += [str(completion[word]) for word in ("finish_reason", "label") if completion[word]]
-    return name, ", ".join(filter(None, told)), text
+    facts += [str(completion[word]) for word in ("finish_reason", "label") if completion[word]]
+    return name, ", ".join(filter(None, facts)), text
 
 
 def _text(completion: Row) -> str:

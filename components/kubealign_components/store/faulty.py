@@ -64,8 +64,8 @@ class FaultyStore:
             yield replace(entry, uri=f"{SCHEME}://{entry.uri}")
 
     def leftovers(self, prefix: str) -> Iterator[Leftover]:
-        for found in self._inner.leftovers(_path(prefix)):
-            yield replace(found, uri=f"{SCHEME}://{found.uri}")
+        for entry in self._inner.leftovers(_path(prefix)):
+            yield replace(entry, uri=f"{SCHEME}://{entry.uri}")
 
     def discard(self, leftover: Leftover) -> None:
         self._inner.delete(_path(leftover.uri))

@@ -86,8 +86,8 @@ def padding_id(tokenizer: PreTrainedTokenizerBase, rows: int | None) -> int | No
         tokenizer: of the policy.
         rows: tokens that the policy knows; None where its config does not say.
     """
-    known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
-    return next((i for i in known if rows is None or i < rows), None)
+    candidates = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
+    return next((i for i in candidates if rows is None or i < rows), None)
 
 
 def load_reward_model(
@@ -220,12 +220,12 @@ def _resume_adapter(config: RewardModelConfig, model: Any, folder: Path) -> Any:
     from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
 
     lora = LoraConfig.from_pretrained(str(folder))
-    for name, wanted, found in (
+    for name, value, trained in (
         ("lora_r", config.lora_r, lora.r),
         ("lora_alpha", config.lora_alpha, lora.lora_alpha),
     ):
-        if wanted != found:
-            raise ConfigError(name, wanted, f"{found}, as the adapters that training starts from have it")
+        if value != trained:
+            raise ConfigError(name, value, f"{trained}, as the adapters that training starts from have it")
     targets = set(lora.target_modules)
     if config.lora_targets and set(config.lora_targets) != targets:
         raise ConfigError(

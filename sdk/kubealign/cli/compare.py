@@ -34,11 +34,11 @@ def compare(runs: tuple[str, ...], rows: int, as_json: bool, html: Path | None) 
     from kubealign.compare.runs import compared
     from kubealign.local.runs import find_run
 
-    found = [(name, find_run(name)) for name in runs]
-    missing = [name for name, run in found if run is None]
+    named = [(name, find_run(name)) for name in runs]
+    missing = [name for name, run in named if run is None]
     if missing:
         raise NotFound(f"{', '.join(missing)}: no such run here; `kubealign ls` lists the runs")
-    comparison = compared([run for _, run in found if run is not None])
+    comparison = compared([run for _, run in named if run is not None])
     if html:
         write_whole(html, compare_page(comparison))
     if as_json:

@@ -165,19 +165,17 @@ class Comparison:
         return list(_notes(self))
 
 
-def compared(found: Sequence[RunInfo]) -> Comparison:
-    """The comparison of ``found``.
+def compared(runs: Sequence[RunInfo]) -> Comparison:
+    """The comparison of ``runs``.
 
     Raises:
         ConfigError: too few or too many, or one twice.
     """
-    paths = [run.folder.path.resolve() for run in found]
+    paths = [run.folder.path.resolve() for run in runs]
     names = [str(path) for path in paths]
-    require(FEWEST <= len(found) <= MOST, "runs", names, f"{FEWEST} to {MOST} runs")
+    require(FEWEST <= len(runs) <= MOST, "runs", names, f"{FEWEST} to {MOST} runs")
     require(len(set(paths)) == len(paths), "runs", names, "each run once")
-    return Comparison(
-        runs=[ComparedRun(name=name, info=run) for name, run in zip(_short_names(paths), found)]
-    )
+    return Comparison(runs=[ComparedRun(name=name, info=run) for name, run in zip(_short_names(paths), runs)])
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -22,8 +22,8 @@ def runs_in(folder: Path) -> dict[str, RunInfo]:
     Links that lead elsewhere are left out, and so are outputs that lie elsewhere.
     """
     root = folder.resolve()
-    found = {_name(root, path): _inside(root, read_run(path)) for path in _folders(root)}
-    return dict(sorted(found.items(), key=lambda pair: pair[1].began, reverse=True))
+    runs = {_name(root, path): _inside(root, read_run(path)) for path in _folders(root)}
+    return dict(sorted(runs.items(), key=lambda pair: pair[1].began, reverse=True))
 
 
 def page_of(run: RunInfo, root: Path, *names: str) -> bytes:
@@ -37,12 +37,12 @@ def page_of(run: RunInfo, root: Path, *names: str) -> bytes:
     Raises:
         NotFound: there is no such regular file inside ``root``.
     """
-    place = run.folder.path
+    page = run.folder.path
     for name in names:
-        place = next((path for path in _entries(place) if path.name == name), place / "\0")
-    if place.suffix != ".html" or not _is_file(place) or not place.resolve().is_relative_to(root.resolve()):
+        page = next((path for path in _entries(page) if path.name == name), page / "\0")
+    if page.suffix != ".html" or not _is_file(page) or not page.resolve().is_relative_to(root.resolve()):
         raise NotFound(f"{'/'.join(names)}: no such page of {run.name}")
-    with place.open("rb") as file:
+    with page.open("rb") as file:
         return file.read(_LARGEST)
 
 

@@ -51,13 +51,13 @@ def live_page(name: str, run: RunInfo) -> str:
 
 def step_charts(lines: Sequence[str]) -> Iterator[Markup]:
     """A curve of every number that a training stage has told by step."""
-    told: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for line in lines:
-        if found := _STEP.match(line.strip()):
-            for name, value in _NUMBER.findall(found["numbers"]):
-                told.setdefault((found["program"], name), []).append((float(found["step"]), float(value)))
-    for (program, name), points in told.items():
-        yield curves(f"{program}: {name}", {name: points}, y=name)
+        if match := _STEP.match(line.strip()):
+            for name, value in _NUMBER.findall(match["numbers"]):
+                points.setdefault((match["program"], name), []).append((float(match["step"]), float(value)))
+    for (program, name), steps in points.items():
+        yield curves(f"{program}: {name}", {name: steps}, y=name)
 
 
 def _row(task: TaskState) -> list[str]:

@@ -106,8 +106,8 @@ def _facts(run: RunInfo) -> list[str]:
 def _gain(numbers: Mapping[str, float]) -> str:
     if "reward_gain" not in numbers:
         return ""
-    known = "reward_gain_low" in numbers
-    interval = f" [{numbers['reward_gain_low']:+.3g}, {numbers['reward_gain_high']:+.3g}]" if known else ""
+    bounded = "reward_gain_low" in numbers
+    interval = f" [{numbers['reward_gain_low']:+.3g}, {numbers['reward_gain_high']:+.3g}]" if bounded else ""
     return f"{numbers['reward_gain']:+.3g}{interval}"
 
 

@@ -230,8 +230,8 @@ def test_sigterm_keeps_the_step_and_the_next_attempt_goes_on(
     assert step >= 3 and not output.exists()
     again = started(tiny_model, data.uri, work, output, 3000, processes)
     until(again, f"going on from step {step}")
-    again.kill()
-    again.wait()
+    with again:
+        again.kill()
 
 
 def listening(pid: int) -> set[str]:

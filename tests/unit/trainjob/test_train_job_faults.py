@@ -177,18 +177,19 @@ def signalled(
 
     server.story = story
     environment = os.environ | {"KUBECONFIG": str(server.kubeconfig(tmp_path / "config"))}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, URI], env=environment, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    while process.stdout.readline() != "step 1\n":
-        assert process.poll() is None
-    before()
-    began = time.monotonic()
-    process.send_signal(how)
-    process.wait(10)
-    assert process.returncode == (143 if how is signal.SIGTERM else -signal.SIGINT)
-    return process.stdout.read(), time.monotonic() - began
+    ) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "step 1\n":
+            assert process.poll() is None
+        before()
+        began = time.monotonic()
+        process.send_signal(how)
+        process.wait(10)
+        took = time.monotonic() - began
+        assert process.returncode == (143 if how is signal.SIGTERM else -signal.SIGINT)
+        return process.stdout.read(), took
 
 
 CANCELLED = {

@@ -58,10 +58,10 @@ def template_end(tokenizer: PreTrainedTokenizerBase, after_answer: str) -> set[i
         for number, token in tokenizer.added_tokens_decoder.items()
         if token.content.strip() and not token.content.isalnum()
     }
-    rest, found = after_answer.lstrip(), set[int]()
+    rest, ids = after_answer.lstrip(), set[int]()
     while mark := max((text for text in marks if rest.startswith(text)), key=len, default=""):
-        found, rest = {marks[mark]}, rest.removeprefix(mark)
-    return found
+        ids, rest = {marks[mark]}, rest.removeprefix(mark)
+    return ids
 
 
 def checked(ids: set[int], model: Path) -> tuple[int, ...]:

@@ -69,10 +69,10 @@ def merge_rows(rows: Sequence[PromptRow], counts: Counter[str]) -> PromptRow:
     merged, comparisons = rows[0], _comparisons(rows, counts)
     completions: dict[str, ImportedCompletion] = {}
     for completion in (c for row in rows for c in row["completions"]):
-        known = completions.setdefault(completion["completion_id"], completion)
-        if known is not completion:
+        first = completions.setdefault(completion["completion_id"], completion)
+        if first is not completion:
             counts["completions_duplicate"] += 1
-            _unite(known, completion, counts)
+            _unite(first, completion, counts)
     merged["completions"] = list(completions.values())
     merged["answers"] = list(dict.fromkeys(answer for row in rows for answer in row["answers"]))
     for completion in merged["completions"]:
@@ -89,15 +89,15 @@ _BOTH = "chosen and rejected"
 
 def _comparisons(rows: Sequence[PromptRow], counts: Counter[str]) -> list[tuple[str, str]]:
     """Ids of winner and loser of every comparison in ``rows``."""
-    found = dict[tuple[str, str], None]()
+    pairs = dict[tuple[str, str], None]()
     for row in rows:
         losers = {number: c["completion_id"] for c in row["completions"] for number in c["losses"] or ()}
         for completion in row["completions"]:
             for number in completion["wins"] or ():
-                found.setdefault((completion["completion_id"], losers[number]))
-    kept = [pair for pair in found if pair[::-1] not in found]
-    if len(kept) < len(found):
-        counts["comparisons_contradicted"] += len(found) - len(kept)
+                pairs.setdefault((completion["completion_id"], losers[number]))
+    kept = [pair for pair in pairs if pair[::-1] not in pairs]
+    if len(kept) < len(pairs):
+        counts["comparisons_contradicted"] += len(pairs) - len(kept)
     return kept
 
 
@@ -115,17 +115,17 @@ def _compare(winner: ImportedCompletion, loser: ImportedCompletion, number: int)
     loser["losses"] = [*(loser["losses"] or ()), number]
 
 
-def _unite(known: ImportedCompletion, other: ImportedCompletion, counts: Counter[str]) -> None:
-    labels = {known["label"], other["label"]} - {None}
-    if len(labels) > 1 and known["label"] != _BOTH:
+def _unite(first: ImportedCompletion, other: ImportedCompletion, counts: Counter[str]) -> None:
+    labels = {first["label"], other["label"]} - {None}
+    if len(labels) > 1 and first["label"] != _BOTH:
         counts["completions_chosen_and_rejected"] += 1
-        known["label"] = _BOTH
-    elif known["label"] is None:
-        known["label"] = other["label"]
-    if known["score"] is None:
-        known["score"] = other["score"]
-    if known["model"] == UNNAMED_MODEL:
-        known["model"] = other["model"]
+        first["label"] = _BOTH
+    elif first["label"] is None:
+        first["label"] = other["label"]
+    if first["score"] is None:
+        first["score"] = other["score"]
+    if first["model"] == UNNAMED_MODEL:
+        first["model"] = other["model"]
 
 
 def _completion(prompt: str, offline: Offline) -> ImportedCompletion:
