@@ -341,11 +341,11 @@ class Placement:
         task.set_caching_options(self.settings.caching and not unseen)
         if self._check is not None and stage in READS_OUTSIDE:
             task.after(self._check)
+        # It retries the process in its pod: what Kubeflow retries of failed pods differs by its release.
         rows_only = _image(component) == images.DATA
-        if wanted.retries or rows_only:
-            # Of its process in its pod: what Kubeflow retries of failed pods differs between its releases.
-            command, retries = task.container_spec.command, wanted.retries or 0
-            task.container_spec.command = supervised(command, retries, torch=not rows_only)
+        task.container_spec.command = supervised(
+            task.container_spec.command, wanted.retries or 0, torch=not rows_only
+        )
         if wanted.retries:
             task.set_retry(
                 wanted.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration=_RETRY_WINDOW

@@ -41,6 +41,14 @@ def test_every_pod_is_selected_admitted_and_has_room_to_talk(path: Path, tmp_pat
         assert len(shared_memory(pod)) == (accelerators > 0), name
 
 
+@pytest.mark.parametrize("retries", [0, 1])
+def test_every_process_has_a_supervisor(retries: int, tmp_path: Path) -> None:
+    """It names what ends the process, and keeps secrets out of the pod's log: without retries as well."""
+    _, containers, _ = compiled(RunFile(compile=CompileSettings(retries=retries)), tmp_path)
+    for name, container in containers.items():
+        assert "kubealign_components.supervisor --retries " in " ".join(container["command"]), name
+
+
 def test_a_run_file_sets_what_all_pods_have(tmp_path: Path) -> None:
     settings = {
         "image_pull_secrets": ["registry"],
