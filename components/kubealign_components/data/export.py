@@ -28,6 +28,8 @@ Exported = JsonObject
 
 EXPORTED = (PROMPTS, TOKENIZED, REWARDED, SELECTION, TRAINING, PREFERENCES)
 """Kinds of dataset that TRL and ShareGPT have a form for."""
+START, END = "<!-- made by KubeAlign -->", "<!-- end of what KubeAlign made -->"
+"""Around what a card says of the rows; people write what else they like."""
 _SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
 
 
@@ -104,15 +106,22 @@ def push(folder: Path, repository: str) -> str:
         loaded = datasets.load_dataset(kind, data_files={"train": str(file)}, split="train")
         loaded.push_to_hub(repository)
         datasets.utils.logging.disable_progress_bar()
-        from huggingface_hub import DatasetCard
+        from huggingface_hub import DatasetCard, constants
 
-        text = DatasetCard.load(repository, repo_type="dataset").content
-        own = (folder / "README.md").read_text(encoding="utf-8").partition("---\n")[2].partition("---\n")[2]
-        DatasetCard(f"{text.rstrip()}\n{own}").push_to_hub(repository)
+        theirs = DatasetCard.load(repository, repo_type="dataset").content
+        DatasetCard(_with_own(theirs, (folder / "README.md").read_text("utf-8"))).push_to_hub(repository)
     except Exception as error:  # the hub client lets the errors of its HTTP library through
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StoreError(f"cannot push to {repository}: {reason}") from error
-    return f"https://huggingface.co/datasets/{repository}"
+    return f"{constants.ENDPOINT}/datasets/{repository}"
+
+
+def _with_own(theirs: str, card_text: str) -> str:
+    """The card of a repository with what ``card_text`` tells of the rows, in place of what it told before."""
+    own = START + card_text.partition(START)[2]
+    before, told, rest = theirs.partition(START)
+    after = rest.partition(END)[2] if told else "\n"
+    return f"{before.rstrip()}\n\n{own.partition(END)[0]}{END}{after}"
 
 
 def card(dataset: Dataset, form: str, file: str) -> str:
@@ -123,9 +132,9 @@ def card(dataset: Dataset, form: str, file: str) -> str:
     )
     return (
         f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {file}\n---\n\n"
-        f"# {manifest.slug}\n\n{manifest.rows} rows of `{manifest.schema}`, written by KubeAlign in the form "
-        f"`{form}`. Fingerprint: `{manifest.fingerprint}`.\n\n"
-        f"| stage | version | fingerprint |\n|---|---|---|\n{steps}\n"
+        f"{START}\n# {manifest.slug}\n\n{manifest.rows} rows of `{manifest.schema}`, written by KubeAlign in "
+        f"the form `{form}`. Fingerprint: `{manifest.fingerprint}`.\n\n"
+        f"| stage | version | fingerprint |\n|---|---|---|\n{steps}\n{END}\n"
     )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from click.testing import CliRunner
 from kubealign.cli.main import main
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run
+from support.fake_hub import TOKEN, FakeHub, fake_hub
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
@@ -114,3 +118,52 @@ def test_what_cannot_be_done_is_said(dataset: Dataset, tmp_path: Path) -> None:
         main, ["export", dataset.uri, "-o", str(tmp_path / "new"), "--push", "nobody/none"]
     )
     assert (result.exit_code, "cannot push to nobody/none" in result.output) == (1, True)
+
+
+def hub_run(hub: FakeHub, folder: Path, code: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    """A Python of its own, because the client reads its settings once; large files go as they did before Xet,
+    a protocol of binary chunks that no test server speaks."""
+    settings = {"HF_ENDPOINT": hub.address, "HF_TOKEN": token, "HF_HOME": str(folder / "hf")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | settings
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"HF_HUB_DISABLE_XET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def pushed(hub: FakeHub, dataset: Dataset, folder: Path, **options: str) -> subprocess.CompletedProcess[str]:
+    command = ["export", dataset.uri, "-o", str(folder / "out"), "--push", "me/mine"]
+    return hub_run(hub, folder, f"from kubealign.cli.main import main; main({command})", **options)
+
+
+def test_what_is_pushed_can_be_loaded_from_the_hub(dataset: Dataset, tmp_path: Path) -> None:
+    """The hub's own client pushes and loads, against a server that answers as the hub does."""
+    with fake_hub() as hub:
+        for number in ("first", "second"):
+            done = pushed(hub, dataset, tmp_path / number)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.split()[-1] == f"{hub.address}/datasets/me/mine"
+        files = hub.files("me/mine")
+        assert sum(path.endswith(".parquet") for path in files) == 1
+        text = files["README.md"].decode()
+        assert text.count(dataset.manifest.fingerprint) == 1  # the second push tells it in place of the first
+        assert text.startswith("---\n") and "num_examples: 4" in text
+        code = "import datasets, json; print(json.dumps(datasets.load_dataset('me/mine')['train'].to_list()))"
+        loaded = hub_run(hub, tmp_path / "reader", code)
+    assert loaded.returncode == 0, loaded.stderr
+    own = [json.loads(line) for line in (tmp_path / "first/out/train.jsonl").read_text().splitlines()]
+    rows = [{k: v for k, v in row.items() if v is not None} for row in json.loads(loaded.stdout)]
+    assert rows == own
+
+
+def test_a_hub_that_refuses_is_one_line(dataset: Dataset, tmp_path: Path) -> None:
+    with fake_hub() as hub:
+        done = pushed(hub, dataset, tmp_path, token="hf_of_nobody")
+        assert not hub.repositories
+    assert done.returncode == 1
+    assert "cannot push to me/mine" in done.stderr and "401" in done.stderr
+    assert "Traceback" not in done.stderr and "hf_of_nobody" not in done.stderr

@@ -15,10 +15,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from kubealign_components.data.chat import ChatTemplate, stored_settings
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import ConfigError, EngineError
+from kubealign_components.filter.stage import FilterConfig
+from kubealign_components.filter.stage import run as run_filter
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.report import report_page
 from kubealign_components.train_ppo.stage import run
@@ -26,7 +29,7 @@ from kubealign_components.training.checkpoints import MARKERS
 from support.datasets import MakeDataset
 from support.pages import Page
 from support.ppo import build_reward_model, log_of, settings, tokenised_prompts, weights
-from support.tiny import build_tiny_model
+from support.tiny import CHATML, build_tiny_model, prompt_row
 
 
 @pytest.fixture
@@ -105,6 +108,7 @@ CHILD = """
 import json, os, sys, threading, time
 from pathlib import Path
 from kubealign_components.config import from_mapping
+from kubealign_components.data.chat import ChatTemplate, stored_settings
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.stage import run
@@ -195,6 +199,31 @@ def test_the_output_is_a_policy_like_the_one_it_was(
         start = AutoModelForCausalLM.from_pretrained(tiny_model)(ids).logits
     torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=1e-4)
     assert (merged - start).abs().max() > 0.01
+
+
+def test_an_own_template_goes_from_the_prompts_into_the_policy(
+    make_dataset: MakeDataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.jinja"
+    own.write_text(
+        CHATML.replace("message['role']", "message['role'] | upper").replace("assistant", "ASSISTANT")
+    )
+    rows = make_dataset([prompt_row(f"question {number}") for number in range(80)])
+    run_filter(
+        FilterConfig(policy=str(tiny_model), chat_template=str(own)),
+        prompts=rows,
+        output=str(tmp_path / "tokenised"),
+    )
+    prompts = Dataset.open(str(tmp_path / "tokenised"))
+    out = tmp_path / "out"
+    run(settings(tiny_model, max_steps=1, rollout_batch=32), prompts=prompts, output=str(out))
+    assert (out / "chat_template.jinja").read_text() == own.read_text()
+    named = Dataset.open(str(out), MODEL).manifest.extra["chat_template"]
+    assert named == stored_settings(prompts).named() and named["of"] == "setting"
+    saved = ChatTemplate(find_model(str(out)))
+    for row in prompts.iter_rows():
+        assert saved.prompt_ids(json.loads(row["messages"])) == row["prompt_token_ids"]
+    assert "USER" in saved.tokenizer.decode(row["prompt_token_ids"])
 
 
 def test_training_goes_on_from_an_adapter(prompts: Dataset, tiny_model: Path, tmp_path: Path) -> None:
