@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
+from kubealign_components.boundary import named, reported
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import canonical_json, digest
 from kubealign_components.error_reports import error_from, report_of
 from kubealign_components.errors import (
     FINAL,
-    FINAL_CODE,
     ConfigError,
     EngineError,
     KubeAlignError,
     NotFound,
     StoreError,
+    Unexpected,
 )
 from kubealign_components.store import join, store_for
 from kubealign_components.training.local_processes import LocalProcesses
@@ -124,7 +125,10 @@ def launch(job: Mapping[str, object], folder: str, launcher: Launcher) -> None:
     try:
         launcher(uri)
     except EngineError as failure:
-        raise error_of(uri) or failure from None
+        left = error_of(uri)
+        if isinstance(left, Unexpected):  # how the processes ended may say more, such as that one was killed
+            raise EngineError(f"{failure}: {left}") from None
+        raise left or failure from None
 
 
 def processes_of(wanted: int) -> int:
@@ -146,27 +150,31 @@ def pinned(config: C, model: Path) -> C:
 
 @contextmanager
 def reported_to(job: str) -> Iterator[dict[str, int]]:
-    """Leave the first error that a user can act on beside the job at the URI ``job``, where the launching
-    process finds it; the exit code that says so goes to ``code`` of what is given."""
+    """The boundary of a training process: leave what ended it beside the job at the URI ``job``, where the
+    launching process finds it; the exit code that says so goes to ``code`` of what is given."""
     folder = job.rsplit("/", 1)[0]
     outcome = {"code": 0}
     try:
         yield outcome
-    except KubeAlignError as error:
-        log.error("process %s: %s: %s", os.environ.get("RANK", "0"), type(error).__name__, error)
-        outcome["code"] = FINAL_CODE if isinstance(error, FINAL) else 1
+    except Exception as error:  # whoever raised it
+        process = f"training process {os.environ.get('RANK', '0')}"
+        outcome["code"] = reported(error, process)
         try:
-            _leave(error, folder)
+            _leave(named(error, process), folder)
         except StoreError as unreachable:
             log.error("nor could that be written down: %s", unreachable)
 
 
 def _leave(error: KubeAlignError, folder: str) -> None:
-    """Write ``error`` down: the first one stays, unless another attempt would have mended that one alone."""
+    """Write ``error`` down: the first one stays, unless it says less: another attempt would have mended that
+    one alone, or nobody foresaw it, as what a process raises whose neighbour has gone."""
     uri = join(folder, ERROR_FILE)
     report = json.dumps(report_of(error)).encode()
-    stands = not store_for(uri).publish(uri, report)
-    if stands and isinstance(error, FINAL) and not isinstance(error_of(uri), FINAL):
+    if store_for(uri).publish(uri, report):
+        return
+    first = error_of(uri)
+    unforeseen = isinstance(first, Unexpected) and not isinstance(error, Unexpected)
+    if unforeseen or (isinstance(error, FINAL) and not isinstance(first, FINAL)):
         store_for(uri).delete(uri)
         store_for(uri).publish(uri, report)
 

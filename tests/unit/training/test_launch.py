@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from kubealign_components.errors import FINAL_CODE, ConfigError, DriftError, EngineError, KubeAlignError
+from kubealign_components.errors import (
+    FINAL_CODE,
+    ConfigError,
+    DriftError,
+    EngineError,
+    KubeAlignError,
+    StoreError,
+)
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.training.__main__ import PROGRAMS
 from kubealign_components.training.launch import ERROR_FILE, JOB_FILE, Where, launch, pinned, run_somewhere
@@ -33,8 +40,10 @@ def train(run: Run[Config]) -> Trained | None:
         raise DriftError("too far")
     if run.config.fail == "engine":
         raise EngineError("no device")
+    if run.config.fail == "file":
+        Path("/no/such/rows").read_bytes()
     if run.config.fail:
-        raise ZeroDivisionError
+        raise ZeroDivisionError("division by zero")
     Path(run.job.output).write_text(str(sum(run.config.numbers)))
     return None
 
@@ -154,10 +163,37 @@ def test_an_error_file_of_another_form_is_named(tmp_path: Path, text: str) -> No
         launch(job(), str(tmp_path), launcher)
 
 
-def test_a_bug_is_not_reported_as_a_users_error(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError):
+def test_an_error_that_nobody_foresaw_is_named_and_its_traceback_is_in_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(
+        EngineError, match="training process 3: ZeroDivisionError: division by zero; the trace"
+    ):
         run(tmp_path, job(fail="bug"))
-    assert not list(tmp_path.rglob(ERROR_FILE))
+    assert "Traceback (most recent call last)" in capfd.readouterr().err
+
+
+def test_a_file_that_the_system_refuses_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        StoreError, match="training process 0: '/no/such/rows': No such file or directory; see"
+    ):
+        run(tmp_path, job(fail="file"))
+
+
+@pytest.mark.parametrize("order", [("bug", "engine"), ("engine", "bug")])
+def test_what_nobody_foresaw_hides_no_other_error(order: tuple[str, str], tmp_path: Path) -> None:
+    """A process whose neighbour has gone raises what the library that connects them raises."""
+    folder = tmp_path / "x"
+
+    def launcher(uri: str) -> None:
+        for fail in order:
+            (folder / JOB_FILE).write_text(json.dumps(job(fail=fail)))
+            run_process(uri, {"adding": lambda: PROGRAM})
+        raise EngineError("both failed")
+
+    with pytest.raises(EngineError, match=r"^no device$"):
+        launch(job(), str(folder), launcher)
 
 
 def test_a_hub_policy_is_pinned_to_its_commit(tmp_path: Path) -> None:
