@@ -13,8 +13,10 @@ and where people's labels are selected and no reward is given, nothing is reward
 # ruff: noqa: B006 (KFP reads defaults from the signature and never changes them)
 # No postponed annotations here either: KFP reads them as they stand.
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from kfp import dsl
+from kfp.dsl import PipelineTask
 from kfp.dsl.base_component import BaseComponent
 from kfp.dsl.graph_component import GraphComponent
 from kfp.dsl.pipeline_channel import PipelineChannel
@@ -27,6 +29,7 @@ from kubealign_components.rewards.component import rewards
 from kubealign_components.sample.component import sample
 from kubealign_pipelines.fan_out import fan_out
 from kubealign_pipelines.offline_tail import OFFLINE_STAGES, align_offline
+from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
 from kubealign_pipelines.resources import CompileSettings, Placement
 from kubealign_pipelines.rules import LOGPROBS_ORDER, Rules
 
@@ -51,13 +54,7 @@ RULES = Rules(
 def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object]) -> GraphComponent:
     """The pipeline with ``settings`` compiled in, and the stages that ``parameters`` ask for."""
     place = Placement(settings)
-    order = RULES.choose(parameters)[LOGPROBS_ORDER.name]
-    sampled = parameters.get("sample_n") != 0
-    strategy = parameters.get("select_strategy")
-    given = any(parameters.get(name) for name in REWARDS)
-    rewarded = given or (sampled and strategy not in LABELS)
-    strategies = f"{' or '.join(LABELS)}, as sample_n is 0 and no reward is given"
-    require(rewarded or strategy in (None, *LABELS), "select_strategy", strategy, strategies)
+    shape = _shape_of(parameters)
 
     # The Kubeflow UI sorts its form by name: parameters start with their stage's name to stand together.
     @dsl.pipeline(name="offline-alignment")
@@ -132,61 +129,70 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
             evaluate_options: Settings of evaluate by name, such as min_gain and max_prompts.
         """
         place.check_first("offline_alignment", RULES.shape(parameters), locals())
-
-        def cut(worker: BaseComponent) -> dict[str, PipelineChannel]:
-            return place.cut(worker, work=work, rows_per_chunk=work_rows_per_chunk)
-
-        sampling: dict[str, PipelineChannel] = {"n": sample_n if sampled else 1, "seed": seed}
-        reward: dict[str, PipelineChannel] = {}
-        if rewarded:
-            reward = {"reward_functions": reward_functions, "reward_model": reward_model}
-
-        imported = place(import_prompts, sources=sources, seed=seed, options=import_options)
-        first = [(sample, sampled), (rewards, rewarded), (logprobs, order == "before")]
-        workers = [worker for worker, there in first if there]
-        rows = place(
-            filter,
-            prompts=imported.outputs["dataset"],
-            policy=policy,
-            options=filter_options,
-            **(cut(workers[0]) if workers else {}),
-        )
-        if sampled:
-            answers = {**sampling, "options": sample_options}
-            again = cut(workers[1]) if workers[1:] else {}
-            rows = fan_out(place, sample, rows, cut=again, policy=policy, **answers)
-        if rewarded:
-            again = cut(logprobs) if order == "before" else {}
-            rows = fan_out(place, rewards, rows, cut=again, **reward, options=rewards_options)
-        align_offline(
-            place,
-            rows,
-            cut(logprobs),
-            order=order,
-            policy=policy,
-            reference=reference,
-            seed=seed,
-            validation_fraction=validation_fraction,
-            select_by={
-                "strategy": select_strategy if rewarded or strategy else LABELS[0],
-                "options": select_options,
-            },
-            logprobs_by={"options": logprobs_options},
-            mix_by={"options": mix_options},
-            train_by={
-                "objective": train_objective,
-                "beta": train_beta,
-                "learning_rate": train_learning_rate,
-                "epochs": train_epochs,
-                "options": train_options,
-            },
-            evaluate_by={
-                **sampling,
-                "sample_options": sample_options,
-                **reward,
-                **({"rewards_options": rewards_options} if rewarded else {}),
-                "options": evaluate_options,
-            },
-        )
+        _stages(PipelineInputs.of_function(place, locals()), shape)
 
     return pipeline
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shape:
+    """Which stages there are."""
+
+    sampled: bool
+    rewarded: bool
+    order: str
+    """Whether log-probabilities are computed "before" or "after" selection."""
+    strategy: str = ""
+    """Of selection, where that is no parameter."""
+
+    @property
+    def workers(self) -> list[BaseComponent]:
+        """What works in chunks before selection."""
+        asked = [(sample, self.sampled), (rewards, self.rewarded), (logprobs, self.order == "before")]
+        return [worker for worker, there in asked if there]
+
+
+def _shape_of(parameters: Mapping[str, object]) -> _Shape:
+    """The stages that ``parameters`` ask for.
+
+    Raises:
+        ConfigError: they ask for a selection by rewards, and nothing is rewarded.
+    """
+    order = RULES.choose(parameters)[LOGPROBS_ORDER.name]
+    sampled = parameters.get("sample_n") != 0
+    strategy = parameters.get("select_strategy")
+    given = any(parameters.get(name) for name in REWARDS)
+    rewarded = given or (sampled and strategy not in LABELS)
+    strategies = f"{' or '.join(LABELS)}, as sample_n is 0 and no reward is given"
+    require(rewarded or strategy in (None, *LABELS), "select_strategy", strategy, strategies)
+    by_itself = "" if rewarded or strategy else LABELS[0]
+    return _Shape(sampled=sampled, rewarded=rewarded, order=order, strategy=by_itself)
+
+
+def _stages(inputs: PipelineInputs, shape: _Shape) -> None:
+    reward: dict[str, PipelineChannel] = {name: inputs[name] for name in REWARDS if shape.rewarded}
+    rows = _rows(inputs, shape, reward)
+    n = inputs["sample_n"] if shape.sampled else 1
+    rewarding = {**reward, "rewards_options": inputs["rewards_options"]} if shape.rewarded else {}
+    align_offline(
+        inputs,
+        rows,
+        order=shape.order,
+        selection={"strategy": shape.strategy} if shape.strategy else {},
+        comparison={"n": n, **rewarding},
+        reference=inputs["reference"],
+    )
+
+
+def _rows(inputs: PipelineInputs, shape: _Shape, reward: Arguments) -> PipelineTask:
+    """What there is to select from: prompts, completions that were sampled of them, rewarded ones."""
+    place, policy, seed = inputs.place, inputs["policy"], inputs["seed"]
+    cuts = iter([*map(inputs.cut, shape.workers), {}])
+    imported = place(import_prompts, sources=inputs["sources"], seed=seed, **inputs.of("import"))
+    prompts = imported.outputs["dataset"]
+    rows = place(filter, prompts=prompts, policy=policy, **inputs.of("filter"), **next(cuts))
+    if shape.sampled:
+        rows = fan_out(place, sample, rows, cut=next(cuts), policy=policy, seed=seed, **inputs.of("sample"))
+    if shape.rewarded:
+        rows = fan_out(place, rewards, rows, cut=next(cuts), **reward, **inputs.of("rewards"))
+    return rows

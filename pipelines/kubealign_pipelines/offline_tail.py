@@ -5,8 +5,6 @@ select ─ logprobs ×chunks ─ merge ─ mix ─ train ─ evaluate
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from kfp.dsl import PipelineTask
 from kfp.dsl.pipeline_channel import PipelineChannel
 
@@ -16,77 +14,77 @@ from kubealign_components.mix.component import mix
 from kubealign_components.select.component import select
 from kubealign_components.train.component import train
 from kubealign_pipelines.fan_out import fan_out
-from kubealign_pipelines.resources import Placement
+from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
 
 OFFLINE_STAGES = ("select", "logprobs", "mix", "train", "evaluate")
 """In their order."""
-Arguments = Mapping[str, PipelineChannel]
-"""Of a component, by name."""
 
 
 def align_offline(
-    place: Placement,
+    inputs: PipelineInputs,
     rows: PipelineTask,
-    cut: Mapping[str, PipelineChannel],
     *,
     order: str,
-    policy: PipelineChannel,
-    reference: PipelineChannel,
-    seed: PipelineChannel,
-    validation_fraction: PipelineChannel,
-    select_by: Arguments,
-    logprobs_by: Arguments,
-    mix_by: Arguments,
-    train_by: Arguments,
-    evaluate_by: Arguments,
+    selection: Arguments,
+    comparison: Arguments,
+    reference: PipelineChannel | str = "",
 ) -> None:
     """Train on completions of ``rows`` and compare the aligned policy with what it was.
 
     Args:
-        place: makes tasks.
+        inputs: of the pipeline.
         rows: task that made rewarded completions, or others where nothing is rewarded. It has planned
             a fan-out if log-probabilities are computed before selection.
-        cut: how the fan-out of ``logprobs`` is planned.
         order: whether log-probabilities are computed "before" or "after" selection.
-        policy: of all stages.
+        selection: arguments of ``select`` that are no inputs of the pipeline.
+        comparison: arguments of ``evaluate``: how both policies are sampled, and by what they are compared.
         reference: of ``logprobs`` and ``train``; empty where it is the policy.
-        seed: of all stages.
-        validation_fraction: share of prompts that ``mix`` holds out and ``evaluate`` compares on.
-        select_by: further arguments of ``select``.
-        logprobs_by: of ``logprobs``.
-        mix_by: of ``mix``.
-        train_by: of ``train``.
-        evaluate_by: of ``evaluate``.
     """
-
-    def choose(made: PipelineTask, cut: Mapping[str, PipelineChannel]) -> PipelineTask:
-        return place(select, rewarded=made.outputs["dataset"], seed=seed, **select_by, **cut)
-
-    # Training then starts at log-ratios of exactly 0.
-    numbers = {"train_options": train_by["options"]}
-
-    def score(made: PipelineTask) -> PipelineTask:
-        own = {"policy": policy, "reference": reference, **logprobs_by}
-        return fan_out(place, logprobs, made, **numbers, **own)
-
-    selection = choose(score(rows), {}) if order == "before" else score(choose(rows, cut))
-    selected = selection.outputs["dataset"]
-    mixed = place(mix, selection=selected, validation_fraction=validation_fraction, seed=seed, **mix_by)
-    trained = place(
+    models = {"policy": inputs["policy"], "reference": reference}
+    if order == "before":
+        chosen = _chosen(inputs, _scored(inputs, rows, models), selection)
+    else:
+        chosen = _scored(inputs, _chosen(inputs, rows, {**selection, **inputs.cut(logprobs)}), models)
+    mixed = inputs.place(
+        mix,
+        selection=chosen.outputs["dataset"],
+        validation_fraction=inputs["validation_fraction"],
+        seed=inputs["seed"],
+        **inputs.of("mix"),
+    )
+    trained = inputs.place(
         train,
         training=mixed.outputs["dataset"],
-        policy=policy,
-        reference=reference,
-        seed=seed,
-        work=cut["work"],
-        **train_by,
+        seed=inputs["seed"],
+        work=inputs["work"],
+        **models,
+        **inputs.of("train"),
     )
-    place(
+    compare(inputs, rows, trained, comparison)
+
+
+def compare(inputs: PipelineInputs, rows: PipelineTask, trained: PipelineTask, comparison: Arguments) -> None:
+    """Compare the policy of ``trained`` with what it was, on held-out prompts of ``rows``."""
+    inputs.place(
         evaluate,
         rewarded=rows.outputs["dataset"],
         model=trained.outputs["model"],
-        policy=policy,
-        validation_fraction=validation_fraction,
-        split_seed=seed,
-        **evaluate_by,
+        policy=inputs["policy"],
+        validation_fraction=inputs["validation_fraction"],
+        split_seed=inputs["seed"],
+        seed=inputs["seed"],
+        sample_options=inputs["sample_options"],
+        **comparison,
+        **inputs.of("evaluate"),
     )
+
+
+def _chosen(inputs: PipelineInputs, made: PipelineTask, further: Arguments) -> PipelineTask:
+    own = {**inputs.of("select"), **further}
+    return inputs.place(select, rewarded=made.outputs["dataset"], seed=inputs["seed"], **own)
+
+
+def _scored(inputs: PipelineInputs, made: PipelineTask, models: Arguments) -> PipelineTask:
+    # In the numbers of training, which then starts at log-ratios of exactly 0.
+    own = {**inputs.of("logprobs"), "train_options": inputs["train_options"]}
+    return fan_out(inputs.place, logprobs, made, **models, **own)

@@ -16,14 +16,12 @@ from collections.abc import Mapping
 
 from kfp import dsl
 from kfp.dsl import PipelineTask
-from kfp.dsl.base_component import BaseComponent
 from kfp.dsl.graph_component import GraphComponent
 from kfp.dsl.pipeline_channel import PipelineChannel
 
 from kubealign_components.aggregate.component import aggregate
 from kubealign_components.clean_pmp.component import clean_pmp
 from kubealign_components.clean_prompts.component import clean_prompts
-from kubealign_components.evaluate.component import evaluate
 from kubealign_components.filter.component import filter
 from kubealign_components.judge.component import judge
 from kubealign_components.logprobs.component import logprobs
@@ -33,7 +31,8 @@ from kubealign_components.sample.component import sample
 from kubealign_components.train_ppo.component import train_ppo
 from kubealign_components.train_reward_model.component import train_reward_model
 from kubealign_pipelines.fan_out import fan_out
-from kubealign_pipelines.offline_tail import OFFLINE_STAGES, align_offline
+from kubealign_pipelines.offline_tail import OFFLINE_STAGES, align_offline, compare
+from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
 from kubealign_pipelines.resources import CompileSettings, Placement
 from kubealign_pipelines.rules import LOGPROBS_ORDER, Choice, Rules
 
@@ -44,6 +43,8 @@ RL = Choice(
 )
 RL_PROMPTS = "RL prompts"
 """What is filtered and sampled a second time."""
+SAMPLING: dict[str, object] = {"temperature": 0.7, "max_new_tokens": 768}
+"""How the policy answers, unless options say otherwise."""
 RULES = Rules(
     choices=(RL, LOGPROBS_ORDER),
     options={
@@ -158,134 +159,134 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, object]) -> Graph
                 compares both sides, such as principles and token_budget, under judge.
         """
         place.check_first("salmon", RULES.shape(parameters), locals())
-
-        def cut(worker: BaseComponent) -> dict[str, PipelineChannel]:
-            return place.cut(worker, work=work, rows_per_chunk=work_rows_per_chunk)
-
-        sampling = {"temperature": 0.7, "max_new_tokens": 768, "seed": seed}
-
-        def tokenised(prompts: PipelineTask, about: str = "", **again: PipelineChannel) -> PipelineTask:
-            return place(filter, about, prompts=prompts, policy=policy, **again, options=filter_options)
-
-        def sampled(
-            prompts: PipelineTask, n: PipelineChannel | int, before: BaseComponent, about: str = ""
-        ) -> PipelineTask:
-            options = {"policy": policy, "n": n, **sampling, "options": sample_options}
-            return fan_out(place, sample, prompts, about=about, cut=cut(before), **options)
-
-        def reward_model(about: str, **arguments: PipelineChannel) -> PipelineTask:
-            return place(
-                train_reward_model,
-                about,
-                policy=policy,
-                principles=principles,
-                seed=seed,
-                work=work,
-                options=reward_model_options,
-                **arguments,
-            )
-
-        cleaned = place(
-            clean_prompts,
-            sources=sources,
-            seed=seed,
-            options=clean_prompts_options,
-        ).outputs["dataset"]
-        human = place(clean_pmp, sources=pmp_sources, seed=seed, options=pmp_options)
-        pretrained = reward_model(
-            "PMP",
-            preferences=human.outputs["dataset"],
-            learning_rate=pmp_learning_rate,
-            max_steps=pmp_max_steps,
-        )
-        pairs = sampled(tokenised(cleaned, **cut(sample)), 2, judge)
-        by_principles: dict[str, PipelineChannel] = {
-            "judge": policy,
-            "principles": principles,
-            "options": judge_options,
-        }
-        preferences = place(
-            aggregate,
-            judged=fan_out(place, judge, pairs, **by_principles).outputs["dataset"],
-            principles=principles,
-            seed=seed,
-            options=aggregate_options,
-        )
-        preference_model = reward_model(
-            "",
-            preferences=preferences.outputs["dataset"],
-            start=pretrained.outputs["model"],
-            learning_rate=reward_model_learning_rate,
-            max_steps=reward_model_max_steps,
-        )
-        gathered = place(
-            rl_prompts,
-            policy=policy,
-            prompts=cleaned,
-            sources=rl_sources,
-            seed=seed,
-            options=rl_prompts_options,
-        )
-        offline, order = chosen[RL.name] == "offline", chosen[LOGPROBS_ORDER.name]
-        questions = tokenised(gathered.outputs["dataset"], RL_PROMPTS, **(cut(sample) if offline else {}))
-
-        reward = preference_model.outputs["Output"]
-        comparison = {
-            **sampling,
-            "sample_options": sample_options,
-            "reward_model": reward,
-            "rewards_options": rewards_options,
-            "judge": policy,
-            "options": evaluate_options,
-        }
-        if offline:
-            answers = sampled(questions, sample_n, rewards, RL_PROMPTS)
-            rewarding = {"reward_model": reward, "options": rewards_options}
-            again = cut(logprobs) if order == "before" else {}
-            named = preference_model.outputs["manifest"]
-            align_offline(
-                place,
-                fan_out(place, rewards, answers, cut=again, model=named, **rewarding),
-                cut(logprobs),
-                order=order,
-                policy=policy,
-                reference="",
-                seed=seed,
-                validation_fraction=validation_fraction,
-                select_by={"options": select_options},
-                logprobs_by={"options": logprobs_options},
-                mix_by={"options": mix_options},
-                train_by={
-                    "objective": train_objective,
-                    "beta": train_beta,
-                    "learning_rate": train_learning_rate,
-                    "options": train_options,
-                },
-                evaluate_by={"n": sample_n, **comparison},
-            )
-            return
-        aligned = place(
-            train_ppo,
-            prompts=questions.outputs["dataset"],
-            reward_model=preference_model.outputs["model"],
-            policy=policy,
-            principles=rl_principles,
-            learning_rate=ppo_learning_rate,
-            kl_coef=ppo_kl_coef,
-            validation_fraction=validation_fraction,
-            seed=seed,
-            work=work,
-            options=ppo_options,
-        )
-        place(
-            evaluate,
-            rewarded=questions.outputs["dataset"],
-            model=aligned.outputs["model"],
-            policy=policy,
-            n=1,
-            validation_fraction=validation_fraction,
-            split_seed=seed,
-            **comparison,
-        )
+        _stages(PipelineInputs.of_function(place, locals()), chosen)
 
     return pipeline
+
+
+def _stages(inputs: PipelineInputs, chosen: Mapping[str, str]) -> None:
+    cleaned = inputs.place(
+        clean_prompts, sources=inputs["sources"], seed=inputs["seed"], **inputs.of("clean_prompts")
+    )
+    reward_model = _reward_model(inputs, _preferences(inputs, cleaned))
+    gathered = inputs.place(
+        rl_prompts,
+        policy=inputs["policy"],
+        prompts=cleaned.outputs["dataset"],
+        sources=inputs["rl_sources"],
+        seed=inputs["seed"],
+        **inputs.of("rl_prompts"),
+    )
+    if chosen[RL.name] == "offline":
+        _offline(inputs, gathered, reward_model, chosen[LOGPROBS_ORDER.name])
+    else:
+        _ppo(inputs, gathered, reward_model)
+
+
+def _preferences(inputs: PipelineInputs, cleaned: PipelineTask) -> PipelineTask:
+    """Pairs of the policy's own answers, as the policy judges them by principles."""
+    pairs = _sampled(inputs, _tokenised(inputs, cleaned, inputs.cut(sample)), inputs.cut(judge), n=2)
+    judged = fan_out(
+        inputs.place,
+        judge,
+        pairs,
+        judge=inputs["policy"],
+        principles=inputs["principles"],
+        **inputs.of("judge"),
+    )
+    return inputs.place(
+        aggregate,
+        judged=judged.outputs["dataset"],
+        principles=inputs["principles"],
+        seed=inputs["seed"],
+        **inputs.of("aggregate"),
+    )
+
+
+def _reward_model(inputs: PipelineInputs, preferences: PipelineTask) -> PipelineTask:
+    """Trained on people's preferences, and from there on ``preferences``."""
+    shared = {name: inputs[name] for name in ("policy", "principles", "seed", "work")}
+    pmp, own = inputs.of("pmp"), inputs.of("reward_model")
+    sources = {"sources": inputs["pmp_sources"], "options": pmp["options"]}
+    human = inputs.place(clean_pmp, seed=inputs["seed"], **sources)
+    pretrained = inputs.place(
+        train_reward_model,
+        "PMP",
+        preferences=human.outputs["dataset"],
+        learning_rate=pmp["learning_rate"],
+        max_steps=pmp["max_steps"],
+        options=own["options"],
+        **shared,
+    )
+    return inputs.place(
+        train_reward_model,
+        preferences=preferences.outputs["dataset"],
+        start=pretrained.outputs["model"],
+        **own,
+        **shared,
+    )
+
+
+def _ppo(inputs: PipelineInputs, gathered: PipelineTask, reward_model: PipelineTask) -> None:
+    questions = _tokenised(inputs, gathered, {}, RL_PROMPTS)
+    aligned = inputs.place(
+        train_ppo,
+        prompts=questions.outputs["dataset"],
+        reward_model=reward_model.outputs["model"],
+        policy=inputs["policy"],
+        principles=inputs["rl_principles"],
+        validation_fraction=inputs["validation_fraction"],
+        seed=inputs["seed"],
+        work=inputs["work"],
+        **inputs.of("ppo"),
+    )
+    compare(inputs, questions, aligned, _comparison(inputs, reward_model, n=1))
+
+
+def _offline(inputs: PipelineInputs, gathered: PipelineTask, reward_model: PipelineTask, order: str) -> None:
+    questions = _tokenised(inputs, gathered, inputs.cut(sample), RL_PROMPTS)
+    answers = _sampled(inputs, questions, inputs.cut(rewards), n=inputs["sample_n"], about=RL_PROMPTS)
+    rewarded = fan_out(
+        inputs.place,
+        rewards,
+        answers,
+        cut=inputs.cut(logprobs) if order == "before" else {},
+        model=reward_model.outputs["manifest"],
+        reward_model=reward_model.outputs["Output"],
+        **inputs.of("rewards"),
+    )
+    comparison = _comparison(inputs, reward_model, n=inputs["sample_n"])
+    align_offline(inputs, rewarded, order=order, selection={}, comparison=comparison)
+
+
+def _tokenised(
+    inputs: PipelineInputs, prompts: PipelineTask, cut: Arguments, about: str = ""
+) -> PipelineTask:
+    """``prompts`` as the policy sees them; ``cut`` plans the chunks of a fan-out that follows."""
+    own = {"policy": inputs["policy"], **inputs.of("filter"), **cut}
+    return inputs.place(filter, about, prompts=prompts.outputs["dataset"], **own)
+
+
+def _sampled(
+    inputs: PipelineInputs,
+    prompts: PipelineTask,
+    cut: Arguments,
+    *,
+    n: PipelineChannel | int,
+    about: str = "",
+) -> PipelineTask:
+    """``n`` answers of the policy to each of ``prompts``; ``cut`` plans the chunks of the next fan-out."""
+    own = {"policy": inputs["policy"], "seed": inputs["seed"], "options": inputs["sample_options"]}
+    return fan_out(inputs.place, sample, prompts, about=about, cut=cut, n=n, **SAMPLING, **own)
+
+
+def _comparison(
+    inputs: PipelineInputs, reward_model: PipelineTask, *, n: PipelineChannel | int
+) -> dict[str, PipelineChannel]:
+    return {
+        "n": n,
+        **SAMPLING,
+        "reward_model": reward_model.outputs["Output"],
+        "rewards_options": inputs["rewards_options"],
+        "judge": inputs["policy"],
+    }
