@@ -25,7 +25,14 @@ import pyarrow.parquet as pq
 
 from kubealign_components.data.fingerprint import Provenance, canonical_json, file_digest
 from kubealign_components.data.manifest import MANIFEST, Manifest, Shard
-from kubealign_components.data.schemas import ROWS, shard_encoding
+from kubealign_components.data.schemas import ROWS
+from kubealign_components.data.shards import (
+    ROW_GROUP_BYTES,
+    ShardFile,
+    copy_shard,
+    publish_shard,
+    read_groups,
+)
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch, StoreError
 from kubealign_components.json_types import JsonObject
@@ -38,7 +45,6 @@ R = TypeVar("R")
 A = TypeVarTuple("A")
 
 SHARD_BYTES = 128 * 2**20
-ROW_GROUP_BYTES = 8 * 2**20
 BATCH_ROWS = 512
 
 COPIES = 16
@@ -189,17 +195,17 @@ class Dataset:
         with pq.ParquetFile(path) as file:
             self._check_rows(number, file.metadata.num_rows)
             first = 0
-            wanted: list[int] = []
+            groups: list[int] = []
             offset = start
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 if first + rows > start and first < stop:
-                    if not wanted:
+                    if not groups:
                         offset = start - first
-                    wanted.append(group)
+                    groups.append(group)
                 first += rows
             left = stop - start
-            for batch in _read_groups(file, wanted, None if columns is None else list(columns), batch_rows):
+            for batch in read_groups(file, groups, None if columns is None else list(columns), batch_rows):
                 part = batch.slice(offset, left)
                 offset = max(0, offset - batch.num_rows)
                 left -= part.num_rows
@@ -248,10 +254,10 @@ class Dataset:
             ThreadPoolExecutor(most, "fetch-shard") as threads,
         ):
             ahead: deque[Future[Path]] = deque()
-            for place, number in enumerate([*numbers, *[None] * most]):
+            for position, number in enumerate([*numbers, *[None] * most]):
                 if number is not None:
-                    ahead.append(threads.submit(self._file, number, Path(folder, str(place))))
-                if place >= most and ahead:
+                    ahead.append(threads.submit(self._file, number, Path(folder, str(position))))
+                if position >= most and ahead:
                     path = ahead.popleft().result()
                     yield path
                     if path.is_relative_to(folder):
@@ -304,7 +310,7 @@ class DatasetWriter:
 
     def __enter__(self) -> DatasetWriter:
         self._folder = tempfile.TemporaryDirectory(prefix="kubealign-write-")
-        self._file = _ShardFile(Path(self._folder.name) / "shard.parquet", ROWS[self.schema])
+        self._file = ShardFile(Path(self._folder.name) / "shard.parquet", ROWS[self.schema])
         self._thread = ThreadPoolExecutor(1, "dataset-writer")
         return self
 
@@ -344,7 +350,7 @@ class DatasetWriter:
                 self._shards.append(taken)
                 self.rows += shard.rows
         with ThreadPoolExecutor(COPIES, "copy-shard") as pool:
-            list(pool.map(lambda places: _copy(*places), copies))
+            list(pool.map(lambda copy: copy_shard(*copy), copies))
 
     def commit(self, stats: Stats, extra: Mapping[str, object] | None = None) -> Dataset:
         """Publish the dataset and open it; ``stats`` must add up.
@@ -423,10 +429,10 @@ class DatasetWriter:
             path=self._shard_name(sha256), rows=self._file.rows, size=path.stat().st_size, sha256=sha256
         )
         uri = join(self.uri, shard.path)
-        _publish_shard(path, uri, sha256)
+        publish_shard(path, uri, sha256)
         path.unlink()
         self._shards.append(shard)
-        self._file = _ShardFile(path, ROWS[self.schema])
+        self._file = ShardFile(path, ROWS[self.schema])
 
     def _cannot_write(self, error: OSError) -> StoreError:
         return StoreError(
@@ -437,78 +443,6 @@ class DatasetWriter:
     def _shard_name(self, sha256: str) -> str:
         # The content hash in the name keeps two writers that race from mixing their shards.
         return f"shard-{len(self._shards):05d}-{sha256[:12]}.parquet"
-
-
-class _ShardFile:
-    """A Parquet file that is being written at ``path``."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path = path
-        self.rows = 0
-        self._schema = schema
-        self._writer: pq.ParquetWriter | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk so far."""
-        return self.path.stat().st_size
-
-    def write(self, rows: pa.Table, size: int) -> None:
-        """Append ``rows`` of ``size`` bytes, as one row group unless they are far too many for one."""
-        if self._writer is None:
-            encoding = shard_encoding(self._schema)
-            self._writer = pq.ParquetWriter(
-                self.path,
-                self._schema,
-                compression="zstd",
-                use_dictionary=encoding.dictionary,
-                column_encoding=encoding.by_column,
-                write_statistics=False,
-            )
-        groups = max(1, size // ROW_GROUP_BYTES)
-        self._writer.write_table(rows, row_group_size=-(-rows.num_rows // groups))
-        self.rows += rows.num_rows
-
-    def close(self) -> str:
-        """End the file; gives its SHA-256, or nothing when it was never begun."""
-        if self._writer is None:
-            return ""
-        writer, self._writer = self._writer, None
-        writer.close()
-        return file_digest(self.path)
-
-
-def _publish_shard(path: Path, uri: str, sha256: str) -> None:
-    """Publish a shard. What a killed writer left under its name is the same, or damaged, and goes."""
-    store = store_for(uri)
-    if store.publish_file(path, uri):
-        return
-    with tempfile.TemporaryDirectory(prefix="kubealign-check-") as folder, suppress(NotFound):
-        if file_digest(store.fetch(uri, Path(folder))) == sha256:
-            return
-    store.delete(uri)
-    store.publish_file(path, uri)
-
-
-def _copy(source: str, target: str) -> None:
-    store = store_for(target)
-    if type(store) is type(store_for(source)):
-        store.copy(source, target)
-        return
-    with tempfile.TemporaryDirectory(prefix="kubealign-copy-") as folder:
-        store.publish_file(store_for(source).fetch(source, Path(folder)), target)
-
-
-def _read_groups(
-    file: pq.ParquetFile, groups: list[int], columns: list[str] | None, batch_rows: int | None
-) -> Iterator[pa.RecordBatch]:
-    # One thread reads faster than several: a row group's columns are too small to share out.
-    if batch_rows is not None:
-        yield from file.iter_batches(batch_rows, row_groups=groups, columns=columns, use_threads=False)
-        return
-    for group in groups:
-        table = file.read_row_group(group, columns=columns, use_threads=False)
-        yield from table.combine_chunks().to_batches()
 
 
 def _why_empty(manifest: Manifest) -> str:

@@ -1,0 +1,99 @@
+"""The shards of a dataset as Parquet files: written, read, published and copied."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kubealign_components.data.fingerprint import file_digest
+from kubealign_components.data.schemas import shard_encoding
+from kubealign_components.errors import NotFound
+from kubealign_components.store import store_for
+
+ROW_GROUP_BYTES = 8 * 2**20
+
+
+class ShardFile:
+    """A Parquet file that is being written at ``path``."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self.rows = 0
+        self._schema = schema
+        self._writer: pq.ParquetWriter | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk so far."""
+        return self.path.stat().st_size
+
+    def write(self, rows: pa.Table, size: int) -> None:
+        """Append ``rows`` of ``size`` bytes, as one row group unless they are far too many for one."""
+        if self._writer is None:
+            encoding = shard_encoding(self._schema)
+            self._writer = pq.ParquetWriter(
+                self.path,
+                self._schema,
+                compression="zstd",
+                use_dictionary=encoding.dictionary,
+                column_encoding=encoding.by_column,
+                write_statistics=False,
+            )
+        groups = max(1, size // ROW_GROUP_BYTES)
+        self._writer.write_table(rows, row_group_size=-(-rows.num_rows // groups))
+        self.rows += rows.num_rows
+
+    def close(self) -> str:
+        """End the file; gives its SHA-256, or nothing when it was never begun."""
+        if self._writer is None:
+            return ""
+        writer, self._writer = self._writer, None
+        writer.close()
+        return file_digest(self.path)
+
+
+def publish_shard(path: Path, uri: str, sha256: str) -> None:
+    """Publish a shard. What a killed writer left under its name is the same, or damaged, and goes."""
+    store = store_for(uri)
+    if store.publish_file(path, uri):
+        return
+    with tempfile.TemporaryDirectory(prefix="kubealign-check-") as folder, suppress(NotFound):
+        if file_digest(store.fetch(uri, Path(folder))) == sha256:
+            return
+    store.delete(uri)
+    store.publish_file(path, uri)
+
+
+def copy_shard(source: str, target: str) -> None:
+    """Copy a shard from store to store; within one it is the store that copies."""
+    store = store_for(target)
+    if type(store) is type(store_for(source)):
+        store.copy(source, target)
+        return
+    with tempfile.TemporaryDirectory(prefix="kubealign-copy-") as folder:
+        store.publish_file(store_for(source).fetch(source, Path(folder)), target)
+
+
+def read_groups(
+    file: pq.ParquetFile, groups: list[int], columns: list[str] | None, batch_rows: int | None
+) -> Iterator[pa.RecordBatch]:
+    """Record batches of ``columns`` of the row ``groups``, in order.
+
+    Args:
+        file: the shard.
+        groups: numbers of row groups.
+        columns: names to read; None for all.
+        batch_rows: most rows in a batch; None for row groups as they were written.
+    """
+    # One thread reads faster than several: a row group's columns are too small to share out.
+    if batch_rows is not None:
+        yield from file.iter_batches(batch_rows, row_groups=groups, columns=columns, use_threads=False)
+        return
+    for group in groups:
+        table = file.read_row_group(group, columns=columns, use_threads=False)
+        yield from table.combine_chunks().to_batches()
