@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from kubealign_components.data.schemas import pair_id
-from kubealign_components.data.sources.example import Columns, Example, Offline
-from kubealign_components.data.sources.messages import ROLES
-from kubealign_components.data.sources.prompt_rows import to_row
-from kubealign_components.data.sources.row_formats import FORMATS, WANTED, detect, parse
-from kubealign_components.data.sources.source import Unwanted
-from kubealign_components.data.sources.values import Malformed, number_of
 from kubealign_components.json_types import JsonObject
+from kubealign_components.sources.example import Columns, Example, Offline
+from kubealign_components.sources.messages import ROLES
+from kubealign_components.sources.prompt_rows import to_row
+from kubealign_components.sources.row_formats import FORMATS, WANTED, detect, parse
+from kubealign_components.sources.source import Unwanted
+from kubealign_components.sources.values import Malformed, number_of
 
 Row = JsonObject
 

@@ -18,13 +18,13 @@ from kubealign_components.data.dataset import DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
 from kubealign_components.data.schemas import PREFERENCES
 from kubealign_components.data.seeds import is_held_out, unit_interval
-from kubealign_components.data.sources.external_sort import Entry, Spool
-from kubealign_components.data.sources.prompt_writer import WRITE_ROWS, sample
-from kubealign_components.data.sources.source import SourceReader, reading_bar, report_of
-from kubealign_components.data.sources.source_settings import SourceSettings, named_sources, require_fraction
 from kubealign_components.data.stats import Stats
 from kubealign_components.json_types import JsonObject
 from kubealign_components.progress import progress_bar
+from kubealign_components.sources.external_sort import Entry, Spool
+from kubealign_components.sources.prompt_writer import WRITE_ROWS, sample
+from kubealign_components.sources.source import SourceReader, reading_bar, report_of
+from kubealign_components.sources.source_settings import SourceSettings, named_sources, require_fraction
 
 if TYPE_CHECKING:
     from typing import NoReturn

@@ -16,13 +16,13 @@ from kubealign_components.clean_prompts.trees import (
 from kubealign_components.config import execution, require
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.language import identifier_version, identify_language
-from kubealign_components.data.sources.example import Example
-from kubealign_components.data.sources.external_sort import Entry, Spool
-from kubealign_components.data.sources.prompt_rows import spooled, to_row
-from kubealign_components.data.sources.prompt_writer import sample, write_prompts
-from kubealign_components.data.sources.source import SourceReader, reading_bar, report_of
-from kubealign_components.data.sources.source_settings import WeightedSource, named_sources, require_fraction
 from kubealign_components.data.stats import Stats
+from kubealign_components.sources.example import Example
+from kubealign_components.sources.external_sort import Entry, Spool
+from kubealign_components.sources.prompt_rows import spooled, to_row
+from kubealign_components.sources.prompt_writer import sample, write_prompts
+from kubealign_components.sources.source import SourceReader, reading_bar, report_of
+from kubealign_components.sources.source_settings import WeightedSource, named_sources, require_fraction
 
 if TYPE_CHECKING:
     from typing import NoReturn

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from kubealign_components.data.sources.values import Malformed, name_of, truth_of
 from kubealign_components.errors import StoreError
+from kubealign_components.sources.values import Malformed, name_of, truth_of
 
 USERS = ("prompter", "user", "human")
 

@@ -14,13 +14,13 @@ from typing import Any
 from kubealign_components.config import execution, require, require_choice
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.schemas import PromptRow
-from kubealign_components.data.sources.external_sort import Entry, Spool
-from kubealign_components.data.sources.prompt_rows import merge_rows, spooled, to_row
-from kubealign_components.data.sources.prompt_writer import sample, write_prompts
-from kubealign_components.data.sources.row_formats import FORMATS, WANTED, detect, format_of, parse
-from kubealign_components.data.sources.source import SourceReader, reading_bar, report_of
-from kubealign_components.data.sources.source_settings import WeightedSource, named_sources, require_fraction
 from kubealign_components.data.stats import Stats
+from kubealign_components.sources.external_sort import Entry, Spool
+from kubealign_components.sources.prompt_rows import merge_rows, spooled, to_row
+from kubealign_components.sources.prompt_writer import sample, write_prompts
+from kubealign_components.sources.row_formats import FORMATS, WANTED, detect, format_of, parse
+from kubealign_components.sources.source import SourceReader, reading_bar, report_of
+from kubealign_components.sources.source_settings import WeightedSource, named_sources, require_fraction
 
 VERSION = 5
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 from kubealign_components.data.answers import last_boxed
 from kubealign_components.data.principles import GENERAL, REASONING
-from kubealign_components.data.sources.example import answers_of
-from kubealign_components.data.sources.messages import Message, Reading, turns_from_text
-from kubealign_components.data.sources.row_formats import FORMATS, detect, parse
-from kubealign_components.data.sources.source import Unwanted
-from kubealign_components.data.sources.values import Malformed, first_of, text_of
 from kubealign_components.json_types import JsonObject
 from kubealign_components.rl_prompts.cleaning import clean
+from kubealign_components.sources.example import answers_of
+from kubealign_components.sources.messages import Message, Reading, turns_from_text
+from kubealign_components.sources.row_formats import FORMATS, detect, parse
+from kubealign_components.sources.source import Unwanted
+from kubealign_components.sources.values import Malformed, first_of, text_of
 
 BUCKETS = ("niv", "flan", "t0", "cot")
 """OpenOrca's collections, in the order in which a prompt that several have is counted."""

@@ -19,18 +19,18 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.models import find_model
 from kubealign_components.data.principles import GENERAL, REASONING, RED_TEAMING, TAGS
-from kubealign_components.data.sources.example import Example
-from kubealign_components.data.sources.external_sort import Entry, Spool
-from kubealign_components.data.sources.messages import Reading
-from kubealign_components.data.sources.prompt_rows import spooled, to_row
-from kubealign_components.data.sources.prompt_writer import sample, write_prompts
-from kubealign_components.data.sources.source import SourceReader, Unwanted, reading_bar, report_of
-from kubealign_components.data.sources.source_settings import WeightedSource, named_sources, require_fraction
-from kubealign_components.data.sources.values import Malformed, is_media
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.rl_prompts.kinds import KINDS, Question
+from kubealign_components.sources.example import Example
+from kubealign_components.sources.external_sort import Entry, Spool
+from kubealign_components.sources.messages import Reading
+from kubealign_components.sources.prompt_rows import spooled, to_row
+from kubealign_components.sources.prompt_writer import sample, write_prompts
+from kubealign_components.sources.source import SourceReader, Unwanted, reading_bar, report_of
+from kubealign_components.sources.source_settings import WeightedSource, named_sources, require_fraction
+from kubealign_components.sources.values import Malformed, is_media
 
 if TYPE_CHECKING:
     from typing import NoReturn

@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.seeds import held_out
-from kubealign_components.data.sources.file_readers import read_rows
-from kubealign_components.data.sources.locate import Place, find_files
 from kubealign_components.errors import KubeAlignError
 from kubealign_components.json_types import JsonObject
+from kubealign_components.sources.file_readers import read_rows
+from kubealign_components.sources.locate import Place, find_files
 from kubealign_components.store import scheme_of
 from kubealign_pipelines.checking.findings import Finding, error_at, warning_at
 from kubealign_pipelines.checking.reach import in_time, near_path
 from kubealign_pipelines.checking.stages import Checked, Stage, positions
 
 if TYPE_CHECKING:
-    from kubealign_components.data.sources.locate import SourceFile
-    from kubealign_components.data.sources.source_settings import SourceSettings
+    from kubealign_components.sources.locate import SourceFile
+    from kubealign_components.sources.source_settings import SourceSettings
 
 SMALL_BYTES = 8 * 2**20
 """Sources up to this size are imported whole."""

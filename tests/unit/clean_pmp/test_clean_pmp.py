@@ -20,10 +20,10 @@ from kubealign_components.clean_pmp.pairs import detect_pairs, read_pair
 from kubealign_components.clean_pmp.stage import CleanPmpConfig, PmpSource, run
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import PREFERENCES, pair_id
-from kubealign_components.data.sources.source import Unwanted
-from kubealign_components.data.sources.values import Malformed
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError
+from kubealign_components.sources.source import Unwanted
+from kubealign_components.sources.values import Malformed
 
 Row = dict[str, Any]
 Cleaned = Callable[..., tuple[list[Row], Stats, Dataset]]

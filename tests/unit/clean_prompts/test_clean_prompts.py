@@ -22,9 +22,9 @@ from kubealign_components.clean_prompts.stage import CleanPromptsConfig, TreeSou
 from kubealign_components.clean_prompts.trees import Trees, read_messages
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import PROMPTS, prompt_id
-from kubealign_components.data.sources.values import Malformed
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError, StoreError
+from kubealign_components.sources.values import Malformed
 
 Row = dict[str, Any]
 Cleaned = Callable[..., tuple[list[Row], Stats, Dataset]]

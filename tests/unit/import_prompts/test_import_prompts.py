@@ -18,11 +18,11 @@ from kfp import dsl
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import PROMPTS, prompt_id
-from kubealign_components.data.sources.row_formats import FORMATS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError, NotFound
 from kubealign_components.import_prompts.component import import_prompts
 from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run
+from kubealign_components.sources.row_formats import FORMATS
 
 Import = Callable[..., tuple[Dataset, Stats]]
 

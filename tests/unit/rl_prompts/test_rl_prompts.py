@@ -17,9 +17,6 @@ from kfp import dsl
 from kubealign import quickstart
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import PROMPTS
-from kubealign_components.data.sources.messages import Reading
-from kubealign_components.data.sources.source import Unwanted
-from kubealign_components.data.sources.values import Malformed
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.filter.stage import FilterConfig
@@ -28,6 +25,9 @@ from kubealign_components.rl_prompts.cleaning import clean
 from kubealign_components.rl_prompts.component import rl_prompts
 from kubealign_components.rl_prompts.kinds import KINDS, last_boxed
 from kubealign_components.rl_prompts.stage import RlPromptsConfig, RlSource, run
+from kubealign_components.sources.messages import Reading
+from kubealign_components.sources.source import Unwanted
+from kubealign_components.sources.values import Malformed
 from support.tiny import prompt_row
 
 Row = dict[str, Any]

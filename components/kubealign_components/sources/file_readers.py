@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from kubealign_components.data.sources.arrow_files import read_arrow, read_parquet
-from kubealign_components.data.sources.bytes_of import COMPRESSIONS, Reader, Row, Unreadable
-from kubealign_components.data.sources.json_files import read_json, read_json_lines
-from kubealign_components.data.sources.text_files import read_csv, read_lines, read_whole
 from kubealign_components.errors import DataError
+from kubealign_components.sources.arrow_files import read_arrow, read_parquet
+from kubealign_components.sources.bytes_of import COMPRESSIONS, Reader, Row, Unreadable
+from kubealign_components.sources.json_files import read_json, read_json_lines
+from kubealign_components.sources.text_files import read_csv, read_lines, read_whole
 
 __all__ = ["READERS", "UNTYPED", "Unreadable", "is_readable", "kind_of", "read_rows"]
 

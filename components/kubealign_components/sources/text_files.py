@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kubealign_components.data.sources.bytes_of import BLOCK_BYTES, MAX_ROW_BYTES, Row, Unreadable, opened
 from kubealign_components.errors import DataError
+from kubealign_components.sources.bytes_of import BLOCK_BYTES, MAX_ROW_BYTES, Row, Unreadable, opened
 
 _MISSING = ("", "NaN", "nan")
 _HEADER_WORD = re.compile(r"#?[\w.-]+")

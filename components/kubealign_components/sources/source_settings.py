@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from kubealign_components.config import require, require_choice
-from kubealign_components.data.sources.messages import ROLES
+from kubealign_components.sources.messages import ROLES
 
 MEANINGS = (
     *("prompt", "messages", "conversations", "instruction", "input", "question", "context", "history"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from kubealign_components.data.sources.example import Columns
-from kubealign_components.data.sources.messages import Message, read_turns, turns_from_text
-from kubealign_components.data.sources.transcripts import answer_is_due, prompt_of_transcript
-from kubealign_components.data.sources.values import Malformed, text_of
+from kubealign_components.sources.example import Columns
+from kubealign_components.sources.messages import Message, read_turns, turns_from_text
+from kubealign_components.sources.transcripts import answer_is_due, prompt_of_transcript
+from kubealign_components.sources.values import Malformed, text_of
 
 PROMPT_COLUMNS = (
     "prompt",

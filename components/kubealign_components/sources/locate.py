@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kubealign_components.data.sources.file_readers import READERS, is_readable
-from kubealign_components.data.sources.splits import CARD, splits_of
 from kubealign_components.errors import ConfigError, StoreError
+from kubealign_components.sources.file_readers import READERS, is_readable
+from kubealign_components.sources.splits import CARD, splits_of
 from kubealign_components.store import scheme_of, store_for
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

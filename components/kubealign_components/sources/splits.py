@@ -13,8 +13,8 @@ from pathlib import PurePosixPath
 
 import yaml
 
-from kubealign_components.data.sources.file_readers import is_readable, kind_of
 from kubealign_components.errors import ConfigError
+from kubealign_components.sources.file_readers import is_readable, kind_of
 
 CARD = "README.md"
 CARD_BYTES = 2**20

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubealign_components.data.sources.bytes_of import Row, Unreadable
 from kubealign_components.errors import DataError
+from kubealign_components.sources.bytes_of import Row, Unreadable
 
 BATCH_ROWS = 256
 

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kubealign_components.data.sources.file_readers import Unreadable, read_rows
 from kubealign_components.errors import DataError
+from kubealign_components.sources.file_readers import Unreadable, read_rows
 
 ROWS = [{"prompt": f'Frage {i}: «ä», \n"{i}"?', "chosen": "x" * i, "rejected": "y"} for i in range(700)]
 JSON = st.recursive(

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kubealign_components.data.fingerprint import source_json
-from kubealign_components.data.sources.tool_calls import read_call, read_calls, written_calls
-from kubealign_components.data.sources.values import (
+from kubealign_components.json_types import JsonObject
+from kubealign_components.sources.tool_calls import read_call, read_calls, written_calls
+from kubealign_components.sources.values import (
     Malformed,
     first_of,
     from_json_text,
@@ -16,7 +17,6 @@ from kubealign_components.data.sources.values import (
     is_missing,
     text_of,
 )
-from kubealign_components.json_types import JsonObject
 
 Message = JsonObject
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import yaml
 
 from kubealign_components.config import from_mapping
-from kubealign_components.data.sources.row_formats import FORMATS, detect, parse
 from kubealign_components.import_prompts.stage import SourceConfig
+from kubealign_components.sources.row_formats import FORMATS, detect, parse
 
-PAGE = Path(__file__).parents[4] / "pipelines" / "README.md"
+PAGE = Path(__file__).parents[3] / "pipelines" / "README.md"
 
 
 def test_rows_of_the_page_are_what_it_says() -> None:

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, TypeVar
 from kubealign_components.config import semantic_params
 from kubealign_components.data.fingerprint import digest, file_digest
 from kubealign_components.data.origins import found
-from kubealign_components.data.sources.file_readers import UNTYPED, Unreadable, kind_of, read_rows
-from kubealign_components.data.sources.locate import Place, find_files
-from kubealign_components.data.sources.messages import turns_from_text
-from kubealign_components.data.sources.source_settings import SourceSettings
-from kubealign_components.data.sources.values import Malformed, from_json_text, list_from_text
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.progress import progress_bar
+from kubealign_components.sources.file_readers import UNTYPED, Unreadable, kind_of, read_rows
+from kubealign_components.sources.locate import Place, find_files
+from kubealign_components.sources.messages import turns_from_text
+from kubealign_components.sources.source_settings import SourceSettings
+from kubealign_components.sources.values import Malformed, from_json_text, list_from_text
 
 if TYPE_CHECKING:
     from typing import NoReturn

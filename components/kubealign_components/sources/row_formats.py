@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from kubealign_components.data.sources import swissai
-from kubealign_components.data.sources.example import Columns, Example, Offline, answers_of
-from kubealign_components.data.sources.messages import (
+from kubealign_components.sources import swissai
+from kubealign_components.sources.example import Columns, Example, Offline, answers_of
+from kubealign_components.sources.messages import (
     ROLES,
     Message,
     Reading,
@@ -18,10 +18,10 @@ from kubealign_components.data.sources.messages import (
     split_last,
     turns_from_text,
 )
-from kubealign_components.data.sources.prompt_columns import agreed, explicit_prompt, with_system
-from kubealign_components.data.sources.tool_calls import read_tools
-from kubealign_components.data.sources.transcripts import answer_is_due, transcripts_of
-from kubealign_components.data.sources.values import Malformed, from_json_text, name_of
+from kubealign_components.sources.prompt_columns import agreed, explicit_prompt, with_system
+from kubealign_components.sources.tool_calls import read_tools
+from kubealign_components.sources.transcripts import answer_is_due, transcripts_of
+from kubealign_components.sources.values import Malformed, from_json_text, name_of
 
 
 def preference(row: Columns) -> Example:

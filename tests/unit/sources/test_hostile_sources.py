@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubealign_components.clean_prompts.trees import Trees, read_messages
-from kubealign_components.data.sources import json_files
-from kubealign_components.data.sources.file_readers import read_rows
-from kubealign_components.data.sources.locate import find_files
-from kubealign_components.data.sources.splits import matches, splits_of
-from kubealign_components.data.sources.values import Malformed
 from kubealign_components.errors import ConfigError, DataError
+from kubealign_components.sources import json_files
+from kubealign_components.sources.file_readers import read_rows
+from kubealign_components.sources.locate import find_files
+from kubealign_components.sources.splits import matches, splits_of
+from kubealign_components.sources.values import Malformed
 
 
 @pytest.mark.parametrize("kind", ["stream", "file"])

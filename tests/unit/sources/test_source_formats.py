@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kubealign_components.data.sources.example import Example
-from kubealign_components.data.sources.file_readers import read_rows
-from kubealign_components.data.sources.row_formats import FORMATS, detect, parse
-from kubealign_components.data.sources.values import Malformed
+from kubealign_components.sources.example import Example
+from kubealign_components.sources.file_readers import read_rows
+from kubealign_components.sources.row_formats import FORMATS, detect, parse
+from kubealign_components.sources.values import Malformed
 
 USER = {"role": "user", "content": "Hi?"}
 GOOD = {"role": "assistant", "content": "Good."}

@@ -16,9 +16,9 @@ from typing import Any
 import datasets
 import pytest
 
-from kubealign_components.data.sources.locate import find_files
-from kubealign_components.data.sources.splits import splits_of
 from kubealign_components.errors import ConfigError
+from kubealign_components.sources.locate import find_files
+from kubealign_components.sources.splits import splits_of
 from kubealign_components.store import store_for
 from support.store_servers import ACCESS, BUCKET, fake_gcs_server, seaweedfs
 
@@ -207,7 +207,7 @@ class Hub(BaseHTTPRequestHandler):
 
 FIND = """
 import json, pathlib
-from kubealign_components.data.sources.locate import find_files
+from kubealign_components.sources.locate import find_files
 place = find_files("org/data", split="train", revision="v1")
 print(json.dumps([place.hub, [[f.name, f.fetch(pathlib.Path(".")).read_text()] for f in place.files]]))
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from kubealign_components.data.sources.values import Malformed, from_json_text
+from kubealign_components.sources.values import Malformed, from_json_text
 
 
 def read_tools(value: object) -> list[dict[str, object]] | None:

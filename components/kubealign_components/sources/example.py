@@ -10,8 +10,8 @@ from decimal import Decimal
 from typing import Any
 
 from kubealign_components.data.answers import reference_answer
-from kubealign_components.data.sources.messages import Message, Reading
-from kubealign_components.data.sources.values import (
+from kubealign_components.sources.messages import Message, Reading
+from kubealign_components.sources.values import (
     Malformed,
     is_media,
     is_missing,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from kubealign_components.data.sources.messages import Message
-from kubealign_components.data.sources.values import Malformed
+from kubealign_components.sources.messages import Message
+from kubealign_components.sources.values import Malformed
 
 _SPEAKERS = {"human": "user", "user": "user", "assistant": "assistant", "system": "system"}
 _NAMES = r"(?:#{1,6}[ \t]*|\*\*)?(Human|User|Assistant|System)[ \t]*(?::\*\*|\*\*:|:)"

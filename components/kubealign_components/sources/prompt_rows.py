@@ -16,8 +16,8 @@ from kubealign_components.data.schemas import (
     offline_completion_id,
     prompt_id,
 )
-from kubealign_components.data.sources.example import Example, Offline
-from kubealign_components.data.sources.values import Malformed
+from kubealign_components.sources.example import Example, Offline
+from kubealign_components.sources.values import Malformed
 
 V = TypeVar("V")
 

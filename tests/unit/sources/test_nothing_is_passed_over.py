@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.sources.example import Example
-from kubealign_components.data.sources.row_formats import FORMATS, detect, parse
-from kubealign_components.data.sources.values import Malformed, truth_of
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run
+from kubealign_components.sources.example import Example
+from kubealign_components.sources.row_formats import FORMATS, detect, parse
+from kubealign_components.sources.values import Malformed, truth_of
 
 USER = {"role": "user", "content": "Hi?"}
 GOOD = {"role": "assistant", "content": "Good."}

@@ -15,10 +15,10 @@ from kubealign_components.data.dataset import DatasetWriter
 from kubealign_components.data.fingerprint import Provenance
 from kubealign_components.data.schemas import PROMPTS, PromptRow
 from kubealign_components.data.seeds import id_keys
-from kubealign_components.data.sources.external_sort import Spool
-from kubealign_components.data.sources.prompt_rows import merge_rows
 from kubealign_components.data.stats import Stats
 from kubealign_components.progress import progress_bar
+from kubealign_components.sources.external_sort import Spool
+from kubealign_components.sources.prompt_rows import merge_rows
 
 WRITE_ROWS = 256
 ID_BATCH = 65536

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kubealign_components.data.sources.messages import Message
-from kubealign_components.data.sources.tool_calls import read_call
-from kubealign_components.data.sources.values import Malformed, first_of, from_json_text, text_of
+from kubealign_components.sources.messages import Message
+from kubealign_components.sources.tool_calls import read_call
+from kubealign_components.sources.values import Malformed, first_of, from_json_text, text_of
 
 
 @dataclass(kw_only=True, slots=True)

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from kubealign_components.data.sources.bytes_of import BLOCK_BYTES, MAX_ROW_BYTES, Row, Unreadable, opened
 from kubealign_components.errors import DataError
+from kubealign_components.sources.bytes_of import BLOCK_BYTES, MAX_ROW_BYTES, Row, Unreadable, opened
 
 _TRUNCATED = re.compile(r"Unterminated string|Invalid \\u")
 _SPACE = re.compile(r"\s*")
