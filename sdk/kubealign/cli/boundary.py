@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -16,7 +20,28 @@ from kubealign.errors import RunStopped
 from kubealign_components.errors import ConfigError, KubeAlignError
 from kubealign_pipelines.checking.findings import BadSettings
 
-UNUSABLE, FAILED, INTERRUPTED = 2, 1, 130
+UNUSABLE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came: as Ctrl-C, and as little an error of anybody's."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, where Python takes handlers: in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Boundary(click.Group):
@@ -28,7 +53,8 @@ class Boundary(click.Group):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # texts hold what not every terminal can show
         try:
-            return super().invoke(context)
+            with _terminable():
+                return super().invoke(context)
         except BadSettings as error:
             show_findings(error.findings)
             _say_how_many(error)
@@ -49,9 +75,9 @@ class Boundary(click.Group):
         except OSError as error:
             say(f"Error: {_of_system(error)}", err=True)
             context.exit(FAILED)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as told:
             say("Interrupted; finished rows are kept and a new run takes them up.", err=True)
-            context.exit(INTERRUPTED)
+            context.exit(TERMINATED if isinstance(told, _Terminated) else INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,20 @@ def test_an_identity_of_google_s_that_is_not_there_is_named(
     assert asked.exit_code == 1
     assert "asks for an identity of Google's" in asked.output
     assert "gcloud auth application-default login" in asked.output
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_command_that_is_told_to_stop_says_so_before_a_run_begins(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    """While it waits for its run file, which comes out of a pipe."""
+    os.mkfifo(tmp_path / "run.yaml")
+    words = [sys.executable, "-m", "kubealign.cli.main", "check", "-f", str(tmp_path / "run.yaml")]
+    command = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with (tmp_path / "run.yaml").open("w"):  # it has come to reading
+        time.sleep(0.2)
+        command.send_signal(number)
+        said, _ = command.communicate(timeout=60)
+    assert command.returncode == code
+    assert said.startswith("Interrupted; finished rows are kept")
+    assert "Traceback" not in said
