@@ -83,6 +83,7 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
     if prompts.manifest.schema == PROMPTS:
         settings = config.template_settings()
         template = ChatTemplate(model, settings)
+        _warn_of_unnamed_ends(template)
         tokeniser = Tokeniser(template, config.limits, stats)
         schema, identity = TOKENIZED, template.identity
         batches = (
@@ -118,6 +119,16 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
             _warn_of_nothing_left(stats)
         writer.commit(stats, extra={"dropped_examples": examples} if examples else None)
     return stats
+
+
+def _warn_of_unnamed_ends(template: ChatTemplate) -> None:
+    if names := template.unnamed_ends:
+        log.warning(
+            "turns of %s end with %s, which its files do not call an end: what serves the model will not "
+            "stop there; add the token to eos_token_id in its generation_config.json",
+            template.model.name,
+            ", ".join(names),
+        )
 
 
 def _warn_of_nothing_left(stats: Stats) -> None:

@@ -160,6 +160,11 @@ def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
         for one in agreements(stats.sums):
             if one.warning:
                 log.warning(one.warning)
+        if config.strategy == LABELS and stats.dropped["no_pair"] and not stats.rows_out:
+            log.warning(
+                "labels are there, and no prompt has a good and a bad answer: to train on labels that stand "
+                "by themselves, take select_strategy labelled and train_objective kto"
+            )
         note = "" if config.by_labels else _note(stats, config.quantile)
         writer.commit(stats, {"pairwise": config.pairwise, "note": note})
     return stats

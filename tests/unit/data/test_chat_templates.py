@@ -490,6 +490,32 @@ def test_a_bos_that_the_template_does_not_write_is_counted(
         assert stats.counts["prompts_without_bos"] == missing
 
 
+def test_an_end_that_only_the_template_knows_is_told(
+    tiny_model: Path, tmp_path: Path, make_dataset: Callable[..., Dataset], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A base model that is trained on chats: its configs end a document, its template ends a turn."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    for name, ends in (
+        ("generation_config.json", 0),
+        ("config.json", 0),
+        ("tokenizer_config.json", "<|pad|>"),
+    ):
+        path = base / name
+        settings = json.loads(path.read_text()) if path.exists() else {}
+        key = "eos_token" if name.startswith("tokenizer") else "eos_token_id"
+        path.write_text(json.dumps(settings | {key: ends}))
+    assert ChatTemplate(find_model(str(base))).end_ids == (0, END)
+    for policy, told in ((tiny_model, False), (base, True)):
+        caplog.clear()
+        run(
+            FilterConfig(policy=str(policy)),
+            prompts=make_dataset([prompt_row("a", ["b"])]),
+            output=str(tmp_path / f"out-{policy.name}"),
+        )
+        assert ("end with <|im_end|>, which its files do not call an end" in caplog.text) is told
+
+
 def test_slow_tokenizers_too(tmp_path: Path) -> None:
     from transformers import ByT5Tokenizer, LlamaConfig
 

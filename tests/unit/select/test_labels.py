@@ -125,6 +125,15 @@ def test_two_answers_that_became_one_are_no_pair(tmp_path: Path) -> None:
     assert stats.dropped == {"no_pair": 1}
 
 
+def test_labels_without_a_counterpart_are_told_of_the_pointwise_objective(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        selected, stats = select(tmp_path, [row_of("a", [(1, "chosen", None)])])
+    assert (selected, stats.dropped) == ([], {"no_pair": 1})
+    assert "select_strategy labelled and train_objective kto" in caplog.text
+
+
 def test_by_reward_a_missing_reward_is_named_with_the_way_out(tmp_path: Path) -> None:
     rows = [row_of("a", [(1, "chosen", None), (2, "rejected", None)])]
     with pytest.raises(DataError, match="strategy labels"):

@@ -102,6 +102,13 @@ class ChatTemplate:
         written = template_end(self.tokenizer, self._after_answer)
         return checked(ids_of_files(self.model.path) | written, self.model.path)
 
+    @property
+    def unnamed_ends(self) -> list[str]:
+        """Tokens with which the template ends turns, and which neither the model's configs nor its tokenizer
+        call an end: sampling stops there, and so does training, but what serves the model would not."""
+        written = template_end(self.tokenizer, self._after_answer) - ids_of_files(self.model.path)
+        return [str(self.tokenizer.convert_ids_to_tokens(token)) for token in sorted(written)]
+
     @cached_property
     def lacks_bos(self) -> bool:
         """Whether the tokenizer begins plain texts with BOS and the template begins chats without."""
