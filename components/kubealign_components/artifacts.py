@@ -7,6 +7,7 @@ from the store.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from kubealign_components.whole_file import write_whole
 
 if TYPE_CHECKING:
     from kfp.dsl import Artifact, Metrics
+
+log = logging.getLogger(__name__)
 
 ROWS = "rows-of-"
 """How the folder of the shards, beside the artifact, is called. It does not begin with the artifact's name,
@@ -82,6 +85,17 @@ def publish(artifact: Artifact, *pages: Artifact) -> Dataset:
     return dataset
 
 
+def publish_with_page(artifact: Artifact, report: Artifact) -> Dataset:
+    """:func:`publish`, with a page about the rows as the output ``report`` and beside the rows."""
+    from kubealign_components.reports.html import REPORT
+
+    dataset = publish(artifact, report)
+    page = _page_of(dataset)
+    store_for(dataset.home).publish(join(dataset.home, REPORT), page.encode())
+    write_page(report, page)
+    return dataset
+
+
 def publish_model(artifact: Artifact, *pages: Artifact) -> None:
     """Describe the model that a stage wrote to the output ``artifact``, and name ``pages`` like it."""
     _describe(artifact, Dataset.open(artifact.uri).manifest, *pages)
@@ -104,6 +118,18 @@ def describe(manifest: Manifest) -> dict[str, object]:
         "fingerprint": manifest.fingerprint,
         "slug": manifest.slug,
     }
+
+
+def _page_of(dataset: Dataset) -> str:
+    from kubealign_components.reports.html import render
+    from kubealign_components.reports.rows import rows_page
+
+    try:
+        return rows_page(dataset)
+    except Exception as error:  # rows that took hours to make are not lost for a picture of them
+        log.exception("the page about %s cannot be made", dataset.uri)
+        text = f"The rows are whole; their page cannot be made ({type(error).__name__}: {error})."
+        return render("kubealign_components/reports/message.html", title=dataset.manifest.slug, text=text)
 
 
 def _describe(artifact: Artifact, manifest: Manifest, *pages: Artifact) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kfp import dsl
 
-from kubealign_components.artifacts import local_copy, open_dataset, publish, rows_of
+from kubealign_components.artifacts import local_copy, open_dataset, publish, publish_with_page, rows_of
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.manifest import MANIFEST, Manifest
@@ -18,6 +18,7 @@ from kubealign_components.data.schemas import PROMPTS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset
 from support.datasets import MakeDataset
+from support.pages import Page
 from support.tiny import prompt_row
 
 ROWS = [prompt_row(f"question {i}") for i in range(4)]
@@ -103,3 +104,30 @@ class _Mounted:
     def __init__(self, uri: str, path: str) -> None:
         self.uri, self.path = uri, path
         self.metadata: dict[str, Any] = {}
+
+
+def test_a_page_about_the_rows_is_an_output_and_stands_beside_them(
+    made: tuple[dsl.Dataset, dsl.HTML],
+) -> None:
+    dataset, report = made
+    published = publish_with_page(dataset, report)
+    text = Path(report.path).read_text()
+    page = Page(text)
+    assert "4 of 4 rows came through step" in page.text and "question 2" in page.text
+    assert page.loaded == []
+    assert (Path(published.home) / "report.html").read_text() == text
+    assert [path.name for path in Path(dataset.uri).iterdir()] == [MANIFEST]
+
+
+def test_rows_of_which_no_page_can_be_made_are_not_lost(
+    make_dataset: MakeDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = make_dataset([ROWS[0] | {"messages": "no JSON"}])
+    dataset = dsl.Dataset(name="dataset", uri=str(tmp_path / "run" / "dataset"), metadata={})
+    report = dsl.HTML(name="17", uri=str(tmp_path / "run" / "report"), metadata={})
+    with DatasetWriter(rows_of(dataset), PROMPTS, derive("step", 1, {}, inputs={"a": source})) as writer:
+        writer.adopt(source)
+        writer.commit(Stats(rows_in=1, rows_out=1))
+    assert publish_with_page(dataset, report).rows == 1
+    assert "The rows are whole; their page cannot be made (JSONDecodeError" in Path(report.path).read_text()
+    assert "cannot be made" in caplog.text

@@ -11,6 +11,7 @@ from kubealign_components import images
 def clean_prompts(
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
     sources: List[Dict],
     languages: List[str] = [],
     min_characters: int = 1,
@@ -25,6 +26,7 @@ def clean_prompts(
     Args:
         dataset: prompts (kubealign.prompts/v1).
         metrics: trees in, prompts out and drops by reason.
+        report: the rows in charts and examples.
         sources: one object a source of message trees: uri; and name, revision, split, subset, columns, roles,
             weight.
         languages: languages to keep, such as en; all when empty.
@@ -37,11 +39,11 @@ def clean_prompts(
     """
     parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, publish, rows_of
+    from kubealign_components.artifacts import log_stats, publish_with_page, rows_of
     from kubealign_components.clean_prompts.stage import CleanPromptsConfig, run
     from kubealign_components.config import from_parameters
 
     config = from_parameters(CleanPromptsConfig, parameters, "clean_prompts")
     stats = run(config, output=rows_of(dataset))
-    publish(dataset)
+    publish_with_page(dataset, report)
     log_stats(metrics, stats)

@@ -12,6 +12,7 @@ def filter(
     prompts: dsl.Input[dsl.Dataset],
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
     policy: str,
     max_seq_len: int = 4096,
     max_prompt_len: int = 2048,
@@ -28,6 +29,7 @@ def filter(
         prompts: imported prompts (kubealign.prompts/v1), or prompts tokenised for the policy before.
         dataset: tokenised prompts (kubealign.tokenized/v1, or the kind they had).
         metrics: rows in, out and dropped by reason.
+        report: the rows in charts and examples.
         policy: model directory, URI or hub id of the policy.
         max_seq_len: most tokens of prompt and completion together.
         max_prompt_len: most tokens of a prompt.
@@ -43,7 +45,7 @@ def filter(
     """
     parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, open_dataset, publish, rows_of
+    from kubealign_components.artifacts import log_stats, open_dataset, publish_with_page, rows_of
     from kubealign_components.config import from_parameters
     from kubealign_components.data.planning import PlanConfig, planned
     from kubealign_components.data.schemas import COMPLETIONS, PROMPTS, REWARDED, TOKENIZED
@@ -54,4 +56,4 @@ def filter(
     rows = open_dataset(prompts, PROMPTS, TOKENIZED, COMPLETIONS, REWARDED)
     stats = run(config, prompts=rows, output=rows_of(dataset))
     log_stats(metrics, stats)
-    return planned(plan, publish(dataset))
+    return planned(plan, publish_with_page(dataset, report))

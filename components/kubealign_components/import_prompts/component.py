@@ -11,6 +11,7 @@ from kubealign_components import images
 def import_prompts(
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
     sources: List[Dict],
     max_bad_fraction: float = 0.01,
     max_rows: int = 0,
@@ -23,6 +24,7 @@ def import_prompts(
     Args:
         dataset: imported prompts (kubealign.prompts/v1).
         metrics: rows in, out and dropped by reason.
+        report: the rows in charts and examples.
         sources: one object a source: uri; and name, revision, split, subset, format, columns, roles, weight,
             max_rows.
         max_bad_fraction: largest fraction of malformed rows in a source.
@@ -33,11 +35,11 @@ def import_prompts(
     """
     parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, publish, rows_of
+    from kubealign_components.artifacts import log_stats, publish_with_page, rows_of
     from kubealign_components.config import from_parameters
     from kubealign_components.import_prompts.stage import ImportConfig, run
 
     config = from_parameters(ImportConfig, parameters, "import_prompts")
     stats = run(config, output=rows_of(dataset))
-    publish(dataset)
+    publish_with_page(dataset, report)
     log_stats(metrics, stats)

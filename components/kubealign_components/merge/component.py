@@ -14,6 +14,7 @@ def merge(
     chunks: List[Dict],
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
     model: dsl.Input[dsl.Artifact] = None,
     work: str = "",
     rows_per_chunk: int = 0,
@@ -28,6 +29,7 @@ def merge(
         chunks: what was planned.
         dataset: the whole dataset, of the parts' kind.
         metrics: rows, chunks and what was reused of earlier work.
+        report: the rows in charts and examples.
         model: manifest of a model of this run that the workers used, if they did.
         work: work prefix of the fan-out that follows; empty: beside the dataset.
         rows_per_chunk: most rows in a chunk of the fan-out that follows; 0 where none does.
@@ -37,7 +39,7 @@ def merge(
     Returns:
         Chunk descriptors for the fan-out that follows.
     """
-    from kubealign_components.artifacts import log_stats, open_dataset, publish, rows_of
+    from kubealign_components.artifacts import log_stats, open_dataset, publish_with_page, rows_of
     from kubealign_components.data.chunks import Chunk, Part
     from kubealign_components.data.planning import PlanConfig, planned
     from kubealign_components.merge.stage import run
@@ -50,4 +52,4 @@ def merge(
         output=rows_of(dataset),
     )
     log_stats(metrics, {"rows": merged.rows, **merged.manifest.stats["counts"]})
-    return planned(plan, publish(dataset))
+    return planned(plan, publish_with_page(dataset, report))

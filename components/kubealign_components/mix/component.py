@@ -12,6 +12,7 @@ def mix(
     selection: dsl.Input[dsl.Dataset],
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
     training_uris: List[str] = [],
     weights: dict = {},
     caps: dict = {},
@@ -26,6 +27,7 @@ def mix(
         selection: selected completions (kubealign.selection/v1).
         dataset: training examples (kubealign.training/v1).
         metrics: examples in, out and dropped by reason.
+        report: the rows in charts and examples.
         training_uris: training datasets of earlier runs to mix in.
         weights: relative weight by source; a source that is not named has the weight it was imported with.
         caps: most examples by source.
@@ -36,7 +38,7 @@ def mix(
     """
     parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, open_dataset, publish, rows_of
+    from kubealign_components.artifacts import log_stats, open_dataset, publish_with_page, rows_of
     from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import SELECTION, TRAINING
@@ -49,5 +51,5 @@ def mix(
         training=[Dataset.open(uri, TRAINING) for uri in config.training_uris],
         output=rows_of(dataset),
     )
-    publish(dataset)
+    publish_with_page(dataset, report)
     log_stats(metrics, stats)

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from kubealign_components.data.agreement import agreements
 from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.schemas import MODEL, PREFERENCES, ROWS
+from kubealign_components.data.schemas import ROWS
 from kubealign_components.reports.charts import POINTS, bounds, histogram, scatter
 from kubealign_components.reports.columns import Bools, Columns, Floats, Ints, read_columns
 from kubealign_components.reports.html import fitting, messages_text, render
@@ -33,17 +33,11 @@ Side = tuple[str, str, str | Markup]
 """Name, facts and text."""
 
 
-def has_page(dataset: Dataset) -> bool:
-    """Whether the rows are prompts with completions, and there are any."""
-    names = ROWS[dataset.manifest.schema].names if dataset.manifest.schema in ROWS else []
-    return dataset.rows > 0 and "completions" in names and dataset.manifest.schema not in (MODEL, PREFERENCES)
-
-
 def rows_page(dataset: Dataset) -> str:
     """A self-contained page about the rows of ``dataset``, made in one pass over their numbers.
 
     Args:
-        dataset: one for which :func:`has_page` is true.
+        dataset: prompts with completions.
     """
     manifest, columns = dataset.manifest, read_columns(dataset)
     stats = manifest.stats
@@ -170,6 +164,8 @@ def _number(value: float, form: str) -> str:
 def _examples(dataset: Dataset) -> Iterator[tuple[str, list[Side]]]:
     """Prompt and completions of rows that lie evenly over the shards."""
     shards = dataset.manifest.shards
+    if not shards:
+        return
     chosen = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), 4)).astype(int))
     each = -(-EXAMPLES // len(chosen))
     spans = [(int(i), 0, min(each, shards[i].rows)) for i in chosen]

@@ -11,6 +11,7 @@ from kubealign_components import images
 def rl_prompts(
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
     policy: str,
     prompts: dsl.Input[dsl.Dataset] = None,
     sources: List[Dict] = [],
@@ -26,6 +27,7 @@ def rl_prompts(
     Args:
         dataset: prompts without completions (kubealign.prompts/v1).
         metrics: rows in, prompts out and drops by reason.
+        report: the rows in charts and examples.
         policy: model directory, URI or hub id of the policy, whose tokenizer counts.
         prompts: prompts of clean_prompts or import_prompts (kubealign.prompts/v1), if any.
         sources: one object a source: name, uri and kind; and revision, question_type, length_bonus, ….
@@ -38,7 +40,7 @@ def rl_prompts(
     """
     parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, open_dataset, publish, rows_of
+    from kubealign_components.artifacts import log_stats, open_dataset, publish_with_page, rows_of
     from kubealign_components.config import from_parameters
     from kubealign_components.data.schemas import PROMPTS
     from kubealign_components.rl_prompts.stage import RlPromptsConfig, run
@@ -46,5 +48,5 @@ def rl_prompts(
     config = from_parameters(RlPromptsConfig, parameters, "rl_prompts")
     known = open_dataset(prompts, PROMPTS) if prompts is not None else None
     stats = run(config, prompts=known, output=rows_of(dataset))
-    publish(dataset)
+    publish_with_page(dataset, report)
     log_stats(metrics, stats)

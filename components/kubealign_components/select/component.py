@@ -12,6 +12,7 @@ def select(
     rewarded: dsl.Input[dsl.Dataset],
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
     strategy: str = "best_worst",
     quantile: str = "inclusive",
     pairs_per_prompt: int = 1,
@@ -32,6 +33,7 @@ def select(
             kubealign.tokenized/v1.
         dataset: selected completions and their pairs (kubealign.selection/v1).
         metrics: rows in, out and dropped by reason; pairs, mean quantile gap, share of ties.
+        report: the rows in charts and examples.
         strategy: best_worst, best_random, random_pairs, quantile_bands or top_bottom_k (pairs by reward), all
             (pointwise), labels (pairs as people labelled them) or labelled (pointwise, single labels).
         quantile: inclusive, mid_rank or leave_one_out.
@@ -51,7 +53,7 @@ def select(
     """
     parameters = dict(locals())
 
-    from kubealign_components.artifacts import log_stats, open_dataset, publish, rows_of
+    from kubealign_components.artifacts import log_stats, open_dataset, publish_with_page, rows_of
     from kubealign_components.config import from_parameters
     from kubealign_components.data.planning import PlanConfig, planned
     from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
@@ -62,4 +64,4 @@ def select(
     rows = open_dataset(rewarded, REWARDED, COMPLETIONS, TOKENIZED)
     stats = run(config, rewarded=rows, output=rows_of(dataset))
     log_stats(metrics, stats)
-    return planned(plan, publish(dataset))
+    return planned(plan, publish_with_page(dataset, report))

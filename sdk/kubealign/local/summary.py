@@ -18,7 +18,6 @@ from kubealign_components.data.schemas import EVALUATION
 from kubealign_components.reports.graph import Node, picture
 from kubealign_components.reports.html import render
 from kubealign_components.reports.lineage import to_html
-from kubealign_components.reports.rows import has_page, rows_page
 from kubealign_components.reports.sides import sides_charts
 from kubealign_components.whole_file import write_whole
 
@@ -31,7 +30,8 @@ class Link:
     """A page of the run."""
 
     title: str
-    stage: str
+    task: str
+    """That made what it shows; empty for the lineage."""
     path: str
     """Relative to the summary."""
 
@@ -91,27 +91,23 @@ def verdict(numbers: Mapping[str, float]) -> str:
 def write_pages(results: Results, folder: Path) -> list[Link]:
     """Write the pages of the run's stages to ``folder``, in the order in which they were made."""
     links: list[Link] = []
-    for title, stage, page in _pages(results):
+    for task, title, page in _pages(results):
         folder.mkdir(exist_ok=True)
-        name = f"{len(links) + 1:02d}-{stage.replace('_', '-')}.html"
+        name = f"{len(links) + 1:02d}-{re.sub(r'[^A-Za-z0-9]+', '-', title.partition(':')[0])}.html"
         write_whole(folder / name, page)
-        links.append(Link(title=title, stage=stage, path=f"{folder.name}/{name}"))
+        links.append(Link(title=title, task=task, path=f"{folder.name}/{name}"))
     return links
 
 
 def _pages(results: Results) -> Iterator[tuple[str, str, str]]:
-    """Title, stage and text of every page: of rows, of what a stage itself has drawn, and the lineage."""
-    for output in results.outputs:
-        if output.type == "system.Dataset" and output.exists:
-            made = Dataset.open(str(output.path), allow_empty=True)
-            if has_page(made):
-                stage = str(made.manifest.provenance.step["stage"])
-                yield f"Rows of {stage.replace('_', ' ')}", stage, rows_page(made)
-        elif output.type == "system.HTML" and output.output != "lineage" and output.exists:
-            title = f"{output.title}: {output.output.replace('_', ' ')}"
-            yield title, re.sub(r"\W+", "_", output.title), output.path.read_text(encoding="utf-8")
+    """Task, title and text of every page: of what the stages have drawn, and the lineage."""
+    for output in results.outputs_of("system.HTML"):
+        if output.output != "lineage" and output.exists:
+            stage = output.title.removeprefix("merge ")  # of a fan-out, which has one page of all its chunks
+            title = f"{stage}: {output.output.replace('_', ' ')}"
+            yield output.task, title, output.path.read_text(encoding="utf-8")
     if results.last:
-        yield "Lineage", "lineage", to_html(results.last)
+        yield "", "lineage", to_html(results.last)
 
 
 def _charts(results: Results) -> list[Markup]:
@@ -129,20 +125,25 @@ def _graph(results: Results, links: Sequence[Link]) -> Markup:
     if results.last is None:
         return Markup("")
     made = [output for output in results.outputs if output.type in DIRECTORIES and output.exists]
-    rows = {
-        Dataset.open(str(output.path), allow_empty=True).manifest.fingerprint: row
-        for output, row in zip(made, results.stages)
-    }
+    names = [Dataset.open(str(output.path), allow_empty=True).manifest.fingerprint for output in made]
+    rows = dict(zip(names, results.stages))
+    paths = {link.task: link.path for link in links}
+    pages = {name: paths.get(output.task, "") for name, output in zip(names, made)}
     steps = steps_of(results.last.fingerprint, results.last.recipe)
-    pages = {link.stage: link.path for link in links}
-    nodes = {step.fingerprint: _node(step, rows.get(step.fingerprint), pages) for step in steps}
+    nodes = {
+        step.fingerprint: _node(step, rows.get(step.fingerprint), pages.get(step.fingerprint, ""))
+        for step in steps
+    }
     edges = [(parent, step.fingerprint) for step in steps for parent in step.inputs.values()]
     return picture(nodes, edges, label=f"{len(steps)} stages of the run")
 
 
-def _node(step: LineageStep, row: StageRow | None, pages: Mapping[str, str]) -> Node:
-    lines = (f"{row.rows_in:,} to {row.rows_out:,} rows", duration(row.seconds)) if row else ()
-    return Node(title=step.stage.replace("_", " "), lines=lines, link=pages.get(step.stage, ""))
+def _node(step: LineageStep, row: StageRow | None, link: str) -> Node:
+    lines: tuple[str, ...] = ()
+    if row:
+        reused = f", {row.reused:,} rows reused" if row.reused else ""
+        lines = (f"{row.rows_in:,} to {row.rows_out:,} rows", duration(row.seconds) + reused)
+    return Node(title=step.stage.replace("_", " "), lines=lines, link=link)
 
 
 def _versions(results: Results) -> list[tuple[str, str]]:

@@ -123,4 +123,5 @@ def _page(text: str) -> Reply:
 
 
 def _message(status: int, text: str) -> Reply:
-    return Reply(status=status, body=render("kubealign/ui/message.html", text=text).encode())
+    page = render("kubealign/ui/message.html", title="This cannot be shown", text=text)
+    return Reply(status=status, body=page.encode())

@@ -11,7 +11,7 @@ import pytest
 
 from kubealign_components.data.schemas import (
     COMPLETIONS,
-    MODEL,
+    JUDGED,
     PROMPTS,
     REWARDED,
     SELECTION,
@@ -20,7 +20,7 @@ from kubealign_components.data.schemas import (
 )
 from kubealign_components.reports import columns as columns_of
 from kubealign_components.reports.columns import read_columns
-from kubealign_components.reports.rows import has_page, marked, rows_page
+from kubealign_components.reports.rows import marked, rows_page
 from support.datasets import MakeDataset
 from support.pages import Page
 from support.tiny import prompt_row
@@ -94,10 +94,11 @@ def test_log_probabilities_and_their_drift(make_dataset: MakeDataset) -> None:
     assert {"Reference log-probabilities", "Drift from the sampler"} <= set(page.charts)
 
 
-def test_prompts_alone_have_a_page_and_models_none(make_dataset: MakeDataset) -> None:
+def test_prompts_alone_have_a_page_and_so_has_nothing(make_dataset: MakeDataset) -> None:
     prompts = make_dataset([prompt_row("hello", [])], PROMPTS)
-    assert has_page(prompts) and Page(rows_page(prompts)).charts == []
-    assert not has_page(make_dataset([{"step": 1, "metrics": "{}"}], MODEL))
+    assert Page(rows_page(prompts)).charts == []
+    for schema in (PROMPTS, COMPLETIONS, JUDGED, SELECTION, TRAINING):
+        assert "0 of 0 rows came through test" in Page(rows_page(make_dataset([], schema))).text
 
 
 def test_of_many_prompts_every_few_are_looked_at(

@@ -120,7 +120,9 @@ def test_the_page_of_a_run_shows_what_changed_and_leads_to_every_stage(
     ]
     evaluation = make_dataset(compared, EVALUATION, stage="evaluate", inputs={"rewarded": prompts})
     (tmp_path / "report").write_text("<!doctype html>the report")
+    (tmp_path / "rows").write_text("<!doctype html>hello")
     kinds = [("import-prompts", "dataset", "system.Dataset", Path(prompts.uri))]
+    kinds += [("import-prompts", "report", "system.HTML", tmp_path / "rows")]
     kinds += [("evaluate", "dataset", "system.Dataset", Path(evaluation.uri))]
     kinds += [("evaluate", "report", "system.HTML", tmp_path / "report")]
     run = replace(
@@ -143,5 +145,6 @@ def test_the_page_of_a_run_shows_what_changed_and_leads_to_every_stage(
         "reports/03-lineage.html",
     ]
     assert all((tmp_path / link).read_text().startswith("<!doctype html>") for link in links)
-    assert "hello" in (tmp_path / links[0]).read_text()
+    assert (tmp_path / links[0]).read_text().endswith("hello")
+    assert links[:2] == re.findall(r'<a href="(reports/[^"]+)"[^>]*>\s*<rect', text)
     assert (tmp_path / links[1]).read_text().endswith("the report")
