@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Points = Sequence[tuple[float, float]]
 POINTS = 400
 """Most points of a curve."""
+TICKS = 6
+"""Most numbers along the horizontal axis."""
 # Colours that stand for those of the style, which differ by day and night.
 _INK, _RULE = "#0000f0", "#0000ef"
 _SERIES = ("#0000f1", "#0000f2", "#0000f3", "#0000f4")
@@ -173,6 +175,7 @@ def _chart(title: str, description: str, draw: Callable[[Axes], None]) -> Markup
         "svg.hashsalt": "kubealign",
         "axes.prop_cycle": cycler(color=_SERIES),
         "axes.grid": True,
+        "axes.formatter.limits": (-3, 5),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "grid.color": _RULE,
@@ -180,7 +183,9 @@ def _chart(title: str, description: str, draw: Callable[[Axes], None]) -> Markup
     } | dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
     with rc_context(settings):
         figure = Figure(figsize=(5, 3), layout="constrained")
-        draw(figure.add_subplot())
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.locator_params(axis="x", nbins=TICKS)  # more would overprint each other
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata=_NO_METADATA)
     return _figure(title, description, out.getvalue())

@@ -10,7 +10,7 @@ from pathlib import Path
 from kubealign.local.watcher import TaskRun, Watcher
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.manifest import MANIFEST, Manifest
-from kubealign_pipelines.graph import Graph
+from kubealign_pipelines.graph import Graph, Task
 
 USUAL_NAMES = {
     "import_prompts": "prompts",
@@ -199,7 +199,7 @@ def collect(
     outputs = find_outputs(graph, artifacts, watcher.runs)
     times = _times(graph, watcher.runs)
     rows = [
-        _row(output, times[graph.tasks[output.task].group])
+        _row(output, times[_together(graph.tasks[output.task])])
         for output in outputs
         if output.type in DIRECTORIES and output.exists
     ]
@@ -219,7 +219,7 @@ def _row(output: Output, seconds: float) -> StageRow:
     stage = manifest.provenance.step["stage"]
     return StageRow(
         stage=stage,
-        title=stage.replace("_", " "),
+        title=output.title.removeprefix("merge "),  # which publishes the rows of a fan-out
         rows_in=stats["rows_in"],
         rows_out=stats["rows_out"],
         dropped=stats["dropped"],
@@ -231,10 +231,15 @@ def _row(output: Output, seconds: float) -> StageRow:
 
 
 def _times(graph: Graph, runs: Sequence[TaskRun]) -> dict[str, float]:
-    """Seconds by group, from the first start to the last end."""
+    """Seconds of what works together, from the first start to the last end."""
     spans: dict[str, tuple[float, float]] = {}
     for run in runs:
-        group = graph.tasks[run.task].group
-        start, end = spans.get(group, (run.started, run.started))
-        spans[group] = (min(start, run.started), max(end, run.ended or run.started))
-    return {group: end - start for group, (start, end) in spans.items()}
+        name = _together(graph.tasks[run.task])
+        start, end = spans.get(name, (run.started, run.started))
+        spans[name] = (min(start, run.started), max(end, run.ended or run.started))
+    return {name: end - start for name, (start, end) in spans.items()}
+
+
+def _together(task: Task) -> str:
+    """What the workers and the merge of one fan-out have in common, and no other task with them."""
+    return f"fan-out {task.group}" if "chunk" in task.arguments or task.function == "merge" else task.name

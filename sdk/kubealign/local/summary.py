@@ -91,23 +91,24 @@ def verdict(numbers: Mapping[str, float]) -> str:
 def write_pages(results: Results, folder: Path) -> list[Link]:
     """Write the pages of the run's stages to ``folder``, in the order in which they were made."""
     links: list[Link] = []
-    for task, title, page in _pages(results):
+    for task, stage, what, page in _pages(results):
         folder.mkdir(exist_ok=True)
-        name = f"{len(links) + 1:02d}-{re.sub(r'[^A-Za-z0-9]+', '-', title.partition(':')[0])}.html"
+        name = f"{len(links) + 1:02d}-{re.sub(r'[^a-z0-9]+', '-', stage.lower())}.html"
         write_whole(folder / name, page)
+        title = f"{stage[0].upper()}{stage[1:]}{what and f': {what}'}"
         links.append(Link(title=title, task=task, path=f"{folder.name}/{name}"))
     return links
 
 
-def _pages(results: Results) -> Iterator[tuple[str, str, str]]:
-    """Task, title and text of every page: of what the stages have drawn, and the lineage."""
+def _pages(results: Results) -> Iterator[tuple[str, str, str, str]]:
+    """Task, stage, what is shown, and text of every page: of what the stages have drawn, and the lineage."""
     for output in results.outputs_of("system.HTML"):
         if output.output != "lineage" and output.exists:
             stage = output.title.removeprefix("merge ")  # of a fan-out, which has one page of all its chunks
-            title = f"{stage}: {output.output.replace('_', ' ')}"
-            yield output.task, title, output.path.read_text(encoding="utf-8")
+            page = output.path.read_text(encoding="utf-8")
+            yield output.task, stage, output.output.replace("_", " "), page
     if results.last:
-        yield "", "lineage", to_html(results.last)
+        yield "", "lineage", "", to_html(results.last)
 
 
 def _charts(results: Results) -> list[Markup]:

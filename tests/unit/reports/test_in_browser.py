@@ -7,6 +7,7 @@ import fcntl
 import json
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from kubealign.ui.server import Server
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL, REWARDED, SELECTION, new_completion
 from kubealign_components.evaluate.report import report_html
+from kubealign_components.reports.charts import histogram
 from kubealign_components.reports.rows import rows_page
 from kubealign_components.training.curves import curves_page
 from support.browser import ATTACK, faults_of, needs_browser, opened_browser
@@ -29,6 +31,9 @@ from support.run_folders import add_run
 from support.tiny import prompt_row
 
 pytestmark = needs_browser
+BOXES = """axes => axes.map(axis => [...axis.querySelectorAll('[id*="xtick"] text')]
+  .map(text => text.getBoundingClientRect()).map(box => [box.left, box.right]))"""
+"""Left and right of each number along each axis."""
 MakeDataset = Callable[..., Dataset]
 
 
@@ -66,6 +71,19 @@ def test_what_is_wrong_with_a_page_is_seen(browser: Browser, address: Callable[[
         "image-alt",
     ):
         assert fault in seen
+
+
+def test_numbers_along_an_axis_do_not_overprint_each_other(
+    browser: Browser, address: Callable[[str], str]
+) -> None:
+    spans = ((-5.5e-4, -1.5e-4), (0.0, 1.2e-4), (1e6, 9e6), (-1234.5, 987.6), (0.1234, 0.1239))
+    drawn = [histogram("x", {"a": [1, 2]}, low, high, x="reward") for low, high in spans]
+    page = browser.new_page()
+    page.goto(address("".join(drawn)))
+    boxes = page.locator('[id*="matplotlib.axis_1"]').evaluate_all(BOXES)
+    assert len(boxes) == len(spans) and all(len(of_axis) > 2 for of_axis in boxes)
+    for of_axis in boxes:
+        assert all(before[1] < after[0] for before, after in pairwise(sorted(of_axis)))
 
 
 def answers(*rewards: float) -> list[dict[str, object]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 from rich.console import Console
 
 from kubealign.cli.console import format_number, reuse_text, stage_table
-from kubealign.local.results import Output, Results, StageRow
+from kubealign.local.results import Output, Results, StageRow, collect
 from kubealign.local.summary import notes_on, verdict, write_summary
+from kubealign.local.watcher import TaskRun, Watcher
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import EVALUATION, new_completion
+from kubealign_pipelines.compiler import compile_pipeline
 from support.pages import Page
 from support.tiny import prompt_row
 
@@ -148,3 +151,26 @@ def test_the_page_of_a_run_shows_what_changed_and_leads_to_every_stage(
     assert (tmp_path / links[0]).read_text().endswith("hello")
     assert links[:2] == re.findall(r'<a href="(reports/[^"]+)"[^>]*>\s*<rect', text)
     assert (tmp_path / links[1]).read_text().endswith("the report")
+
+
+def test_stages_that_stand_twice_have_their_own_names_and_times(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    """Two filters hours apart are no one stage; the workers of a fan-out and what merges them are."""
+    graph = compile_pipeline("salmon", tmp_path / "pipeline.yaml", None, {})
+    watcher = Watcher(tmp_path, on_event=lambda run: None, on_line=lambda run, line: None)
+    spans = {"filter": (0.0, 5.0), "sample": (6.0, 16.0), "merge-sample": (16.0, 18.0)}
+    spans |= {"filter-rl-prompts": (100.0, 107.0)}
+    for task, (started, ended) in spans.items():
+        watcher.runs.append(
+            TaskRun(task=task, number=1, started=started, ended=ended, ok=True, log=tmp_path / task)
+        )
+        if task != "sample":
+            shutil.copytree(make_dataset([], stage="filter").uri, tmp_path / "run" / task / "dataset")
+            (tmp_path / "run" / task / "executor_output.json").write_text("{}")
+    results = collect(graph, tmp_path, tmp_path / "run", watcher, {}, 107.0)
+    assert [(row.title, row.seconds) for row in results.stages] == [
+        ("filter", 5.0),
+        ("sample", 12.0),
+        ("filter RL prompts", 7.0),
+    ]
