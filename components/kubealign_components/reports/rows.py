@@ -49,6 +49,7 @@ def rows_page(dataset: Dataset) -> str:
         stride=columns.stride,
         facts=[*_facts(columns), *((n.replace("_", " "), f"{v:.6g}") for n, v in stats["numbers"].items())],
         dropped=sorted(stats["dropped"].items(), key=lambda pair: -pair[1]),
+        dropped_texts=fitting(_dropped_texts(manifest.extra), lambda shown: [shown[2]]),
         warnings=[f"{text[0].upper()}{text[1:]}." for one in agreement if (text := one.warning)],
         agreement=[[one.source or "all", str(one.pairs), f"{one.share:.1%}"] for one in agreement],
         finish=columns.finish_reasons.most_common(10),
@@ -56,6 +57,17 @@ def rows_page(dataset: Dataset) -> str:
         sources=_sources(columns),
         examples=fitting(_examples(dataset), lambda shown: [shown[0], *(str(s[2]) for s in shown[1])]),
     )
+
+
+def _dropped_texts(extra: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
+    """Reason, place and text of the examples of dropped rows that a manifest keeps."""
+    by_reason, malformed = extra.get("dropped_examples", {}), extra.get("malformed", [])
+    assert isinstance(by_reason, Mapping) and isinstance(malformed, list)
+    for reason, examples in by_reason.items():
+        for one in examples:
+            yield reason.replace("_", " "), f"prompt {one['prompt_id'][:12]}", one["text"]
+    for one in malformed:
+        yield one["reason"].replace("_", " "), f"{one['source']}: {one['file']} row {one['row']}", one["text"]
 
 
 def _facts(columns: Columns) -> Iterator[tuple[str, str]]:

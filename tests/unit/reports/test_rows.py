@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from kubealign_components.data.dataset import DatasetWriter
+from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import (
     COMPLETIONS,
     JUDGED,
@@ -18,6 +21,7 @@ from kubealign_components.data.schemas import (
     TRAINING,
     new_completion,
 )
+from kubealign_components.data.stats import Stats
 from kubealign_components.reports import columns as columns_of
 from kubealign_components.reports.columns import read_columns
 from kubealign_components.reports.rows import marked, rows_page
@@ -99,6 +103,20 @@ def test_prompts_alone_have_a_page_and_so_has_nothing(make_dataset: MakeDataset)
     assert Page(rows_page(prompts)).charts == []
     for schema in (PROMPTS, COMPLETIONS, JUDGED, SELECTION, TRAINING):
         assert "0 of 0 rows came through test" in Page(rows_page(make_dataset([], schema))).text
+
+
+def test_what_was_dropped_is_shown_with_its_reason(tmp_path: Path) -> None:
+    """Completions that a filter dropped, and rows of a source that nobody could read."""
+    hidden = {"completions_hidden_by_template": [{"prompt_id": "p" * 64, "text": ATTACK}]}
+    bad = [{"source": "s", "file": "a.jsonl", "row": 7, "reason": "bad_json", "text": "{" * 9}]
+    for extra, cells in (
+        ({"dropped_examples": hidden}, ["completions hidden by template", f"prompt {'p' * 12}", ATTACK]),
+        ({"malformed": bad}, ["bad json", "s: a.jsonl row 7", "{" * 9]),
+    ):
+        uri = str(tmp_path / cells[0])
+        with DatasetWriter(uri, PROMPTS, derive("filter", 1, {})) as writer:
+            page = Page(rows_page(writer.commit(Stats(), extra)))
+        assert cells in page.rows and page.scripts == []
 
 
 def test_of_many_prompts_every_few_are_looked_at(
