@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from kubealign.runfile import RunFile
+import kubealign_pipelines
+from kubealign.runfile import RunFile, load_run_file
 from kubealign_components.config import from_mapping
 from kubealign_components.data import planning
 from kubealign_components.data.dataset import Dataset
@@ -71,6 +72,37 @@ def test_a_chunk_has_so_many_rows_for_each_engine(
     made = planning.planned(config, dataset)
     assert len(made) == chunks
     assert sum(chunk["rows"] for chunk in made) == 10
+
+
+# With an engine a pod, tasks that split and conditions in the graph these were 318, 225, 174 and 129.
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("offline_alignment_8b", 60), ("salmon", 53), ("offline_alignment_70b", 96), ("salmon_70b", 77)],
+)
+def test_shipped_run_files_for_gpus_need_few_pods(name: str, most: int, tmp_path: Path) -> None:
+    run = load_run_file(Path(kubealign_pipelines.__file__).parent / "params" / f"{name}.yaml")
+    compile_pipeline(run.pipeline, tmp_path / "p.yaml", run.compile, run.parameters)
+    spec = next(yaml.load_all((tmp_path / "p.yaml").read_text(), Loader=yaml.CSafeLoader))
+    [chunks] = planned(spec)
+    assert pods(spec, chunks) <= most
+
+
+def pods(spec: dict[str, Any], chunks: int) -> int:
+    """Pods of a run: a driver and an executor a task, a driver a graph, and one more for each chunk."""
+    components = spec["components"]
+
+    def inside(dag: dict[str, Any]) -> int:
+        return 1 + sum(
+            of_task(task, components[task["componentRef"]["name"]]) for task in dag["tasks"].values()
+        )
+
+    def of_task(task: dict[str, Any], component: dict[str, Any]) -> int:
+        if "dag" not in component:
+            return 2
+        once = inside(component["dag"])
+        return 1 + chunks * once if "parameterIterator" in task else once
+
+    return inside(spec["root"]["dag"])
 
 
 def test_more_chunks_than_there_is_room_for_are_not_planned(tmp_path: Path) -> None:
