@@ -247,7 +247,7 @@ class RewardedRow(_Prompt):
     completions: list[RewardedCompletion]
 
 
-class Pair(TypedDict):
+class PairRow(TypedDict):
     """Positions in ``completions``, of :data:`PAIR`."""
 
     chosen: int
@@ -259,7 +259,7 @@ class SelectionRow(_Prompt):
 
     completions: list[Completion]
     reference_rewards: list[float]
-    pairs: list[Pair]
+    pairs: list[PairRow]
 
 
 class TrainingRow(TypedDict):
@@ -293,11 +293,9 @@ class EvaluationRow(TypedDict):
     reward_difference: float
 
 
-class Judgement(TypedDict):
-    """Two completions under one principle, of :data:`JUDGEMENT`."""
+class OpinionRow(TypedDict):
+    """What a judge says of a pair under one principle, wherever its completions stand."""
 
-    first: int
-    second: int
     principle: str
     s12: float
     s21: float
@@ -305,11 +303,18 @@ class Judgement(TypedDict):
     consistent: bool
 
 
+class JudgementRow(OpinionRow):
+    """Two completions under one principle, of :data:`JUDGEMENT`."""
+
+    first: int
+    second: int
+
+
 class JudgedRow(_Prompt):
     """A row of :data:`JUDGED`."""
 
     completions: list[Completion]
-    judgements: list[Judgement]
+    judgements: list[JudgementRow]
 
 
 class PreferencePrinciple(TypedDict):

@@ -14,17 +14,16 @@ from __future__ import annotations
 import io
 import logging
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubealign_components.data.chunks import Row
 from kubealign_components.data.fingerprint import file_digest
 from kubealign_components.data.named_objects import (
     NAME_DIGITS,
@@ -40,6 +39,9 @@ from kubealign_components.store import join, scheme_of, store_for
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result", bound=Mapping[str, object])
+"""A result as a stage computes it, by columns."""
+
 KEY = "row_key"
 """Column of a slice: the key of a result."""
 OPEN_SLICES = 8
@@ -47,16 +49,16 @@ OPEN_SLICES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Generic[Result]):
     """Results of one row."""
 
     row_id: str
     keys: tuple[str, ...]
-    results: tuple[Row, ...]
+    results: tuple[Result, ...]
     """As many as there are keys."""
 
 
-class SliceStore:
+class SliceStore(Generic[Result]):
     """Finished results in the folder ``uri``, as far as some rows need them; a context that cleans up.
 
     Args:
@@ -91,9 +93,9 @@ class SliceStore:
             committed.update(self._keys(name).intersection(keys))
         return committed
 
-    def results(self, row_id: str, keys: Sequence[str]) -> dict[str, Row]:
+    def results(self, row_id: str, keys: Sequence[str]) -> dict[str, Result]:
         """Results of ``keys`` as far as they are finished, by key."""
-        missing, results = set(keys), dict[str, Row]()
+        missing, results = set(keys), dict[str, Result]()
         for name in self._slices_of.get(row_id, ()):
             if len(results) == len(missing):
                 break
@@ -101,7 +103,7 @@ class SliceStore:
             results |= {key: held[key] for key in missing - results.keys() if key in held}
         return results
 
-    def commit(self, finished: Sequence[Finished]) -> None:
+    def commit(self, finished: Sequence[Finished[Result]]) -> None:
         """Publish results of some rows as one slice, and enter them in the index."""
         lines = [
             {**result, ROW_ID: one.row_id, KEY: key}
@@ -135,7 +137,7 @@ class SliceStore:
         path = self._file(name)
         return frozenset(pq.read_table(path, columns=[KEY])[KEY].to_pylist() if path else ())
 
-    def _read_results(self, name: str) -> dict[str, Row]:
+    def _read_results(self, name: str) -> dict[str, Result]:
         path = self._file(name)
         try:
             rows = pq.read_table(path).drop_columns(ROW_ID).to_pylist() if path else []

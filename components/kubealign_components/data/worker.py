@@ -6,19 +6,19 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypedDict, TypeVar
 
 import pyarrow as pa
 
 from kubealign_components.child_processes import OWN_END
-from kubealign_components.data.chunks import Chunk, Part, Row, Share, check_part, row_ids_digest
+from kubealign_components.data.chunks import Chunk, Part, Share, check_part, row_ids_digest
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.engine_processes import EngineProcesses
 from kubealign_components.data.fingerprint import Provenance, digest
 from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.data.named_objects import DamagedObject, set_aside
 from kubealign_components.data.slice_index import SliceIndex
-from kubealign_components.data.slices import Finished, SliceStore
+from kubealign_components.data.slices import Finished, Result, SliceStore
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ChunkError, CorruptDataset, DataError, NotFound
 from kubealign_components.preemption import Preempted, Stop, grace_seconds, preemptible
@@ -29,22 +29,34 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+
+class _Identified(TypedDict):
+    """What every row has that is worked on in chunks."""
+
+    prompt_id: str
+
+
+In = TypeVar("In", bound=_Identified)
+"""A row that a stage takes."""
+Out = TypeVar("Out", bound=_Identified)
+"""A row that a stage gives."""
+
 ATTEMPTS = 3
 """Times that a part is begun when finished results are lost while it is written."""
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(Generic[In]):
     """A row, and which of its results are not there yet."""
 
-    row: Row
+    row: In
     keys: tuple[str, ...]
     """Of the results that are wanted, each once."""
     places: tuple[int, ...]
     """Where these stand among the row's keys: ``places[i]`` is the first place of ``keys[i]``."""
 
 
-class ChunkedStage(Protocol):
+class ChunkedStage(Protocol[In, Result, Out]):
     """What a chunked stage brings: how a row's results are called, computed and put together."""
 
     result_schema: pa.Schema
@@ -52,11 +64,11 @@ class ChunkedStage(Protocol):
     unread: ClassVar[Sequence[str]]
     """Settings of the step that no result depends on, only what becomes of it: ``a.b`` for one in a group."""
 
-    def keys(self, row: Row) -> list[str]:
+    def keys(self, row: In) -> list[str]:
         """For each result that ``row`` needs a content hash of everything that it depends on."""
         ...
 
-    def compute(self, slices: Iterator[list[Missing]]) -> Iterator[tuple[Missing, list[Row]]]:
+    def compute(self, slices: Iterator[list[Missing[In]]]) -> Iterator[tuple[Missing[In], list[Result]]]:
         """What is missing, one result for each of its keys, as soon as it is known, in any order.
 
         Takes slices one by one when it has room for more rows: an engine that works on many at once need
@@ -64,11 +76,11 @@ class ChunkedStage(Protocol):
         """
         ...
 
-    def apply(self, row: Row, results: Sequence[Row]) -> Row:
+    def apply(self, row: In, results: Sequence[Result]) -> Out:
         """The output row; ``results`` are those of :meth:`keys`, in their order, and not to be changed."""
         ...
 
-    def summarise(self, rows: Sequence[Row], stats: Stats) -> None:
+    def summarise(self, rows: Sequence[Out], stats: Stats) -> None:
         """Count what matters in the output ``rows``."""
         ...
 
@@ -80,7 +92,7 @@ class _ResultsLost(Exception):
 def run_chunk(
     chunk: Chunk,
     dataset: Dataset,
-    stage: ChunkedStage,
+    stage: ChunkedStage[In, Result, Out],
     *,
     schema: str,
     provenance: Provenance,
@@ -129,7 +141,7 @@ def run_chunk(
 
 
 def _finish_share(
-    share: Share, dataset: Dataset, stage: ChunkedStage, name: str, uri: str, slice_rows: int
+    share: Share, dataset: Dataset, stage: ChunkedStage[In, Result, Out], name: str, uri: str, slice_rows: int
 ) -> Part:
     """Compute what is missing of ``share``; tells how many of its rows missed nothing."""
     with preemptible(f"{name} chunk {share.index + 1} of {share.of}, process {share.number + 1}") as check:
@@ -140,8 +152,8 @@ def _finish_share(
 
 
 def _make_part(
-    work: _ChunkWork,
-    slices: SliceStore,
+    work: _ChunkWork[In, Result, Out],
+    slices: SliceStore[Result],
     uri: str,
     schema: str,
     provenance: Provenance,
@@ -166,19 +178,19 @@ def _make_part(
 
 
 @dataclass(frozen=True, slots=True)
-class _ChunkWork:
+class _ChunkWork(Generic[In, Result, Out]):
     """A chunk at work."""
 
     chunk: Chunk
     dataset: Dataset
-    stage: ChunkedStage
+    stage: ChunkedStage[In, Result, Out]
     check: Stop
     """Ends the process when it was told to stop."""
     name: str
     uri: str
     """Folder of the slices."""
 
-    def open_slices(self) -> SliceStore:
+    def open_slices(self) -> SliceStore[Result]:
         """Finished results of the chunk's rows. Chunks of one plan share no row."""
         chunk = self.chunk
         index = SliceIndex(self.uri, digest([chunk.fingerprint, chunk.of])[:16], chunk.index)
@@ -192,31 +204,31 @@ class _ChunkWork:
     def misses_any(self) -> bool:
         """Whether a result of any row is not finished."""
         with self.open_slices() as slices:
-            for row in _rows(self.dataset, self.chunk):
+            for row in self._rows():
                 keys = set(self.stage.keys(row))
                 if keys - slices.known(row["prompt_id"], keys):
                     return True
         return False
 
-    def compute_missing(self, slices: SliceStore, slice_rows: int) -> int:
+    def compute_missing(self, slices: SliceStore[Result], slice_rows: int) -> int:
         """Commit every result that is not committed yet; gives the number of rows that needed some and
         missed none."""
         complete = 0
-        finished: list[Finished] = []
+        finished: list[Finished[Result]] = []
         chunk = self.chunk
         label = f"{self.name} {chunk.index + 1}/{chunk.of}"
         if isinstance(chunk, Share):
             label += f" process {chunk.number + 1}/{chunk.count}"
 
-        def missing() -> Iterator[Missing]:
+        def missing() -> Iterator[Missing[In]]:
             nonlocal complete
-            for row in _rows(self.dataset, self.chunk):
+            for row in self._rows():
                 keys = self.stage.keys(row)
-                wanted = _first_places(keys, slices.known(row["prompt_id"], set(keys)))
-                if wanted:
+                lacking = _first_places(keys, slices.known(row["prompt_id"], set(keys)))
+                if lacking:
                     # Here, where the stage asks for more: what it has computed it has given back.
                     self.check()
-                    yield Missing(row, tuple(wanted), tuple(wanted.values()))
+                    yield Missing(row, tuple(lacking), tuple(lacking.values()))
                 else:
                     complete += bool(keys)
                     bar.update(1)
@@ -242,11 +254,11 @@ class _ChunkWork:
             log.info("%s: %d of %d rows were finished before", label, complete, self.chunk.rows)
         return complete
 
-    def write_part(self, writer: DatasetWriter, slices: SliceStore, extra: dict[str, str]) -> None:
+    def write_part(self, writer: DatasetWriter, slices: SliceStore[Result], extra: dict[str, str]) -> None:
         """Put rows and results together, and publish them."""
         stats = Stats(rows_in=self.chunk.rows)
         ids: list[str] = []
-        for batch in _batched(_rows(self.dataset, self.chunk), 256):
+        for batch in _batched(self._rows(), 256):
             self.check()
             rows = [self._finished(row, slices) for row in batch]
             ids += [row["prompt_id"] for row in rows]
@@ -259,7 +271,11 @@ class _ChunkWork:
         stats.rows_out = writer.rows
         writer.commit(stats, extra)
 
-    def _finished(self, row: Row, slices: SliceStore) -> Row:
+    def _rows(self) -> Iterator[In]:
+        for batch in self.dataset.batches(spans=self.chunk.spans):
+            yield from batch.to_pylist()
+
+    def _finished(self, row: In, slices: SliceStore[Result]) -> Out:
         keys = self.stage.keys(row)
         results = slices.results(row["prompt_id"], keys)
         if lost := set(keys) - results.keys():
@@ -267,12 +283,12 @@ class _ChunkWork:
         return self.stage.apply(row, [results[key] for key in keys])
 
 
-def _first_places(keys: Sequence[str], known: set[str]) -> dict[str, int]:
-    """The first place of each key that is not known."""
+def _first_places(keys: Sequence[str], finished: set[str]) -> dict[str, int]:
+    """The first place of each key that is not finished."""
     places: dict[str, int] = {}
-    for place, key in enumerate(keys):
-        if key not in known:
-            places.setdefault(key, place)
+    for position, key in enumerate(keys):
+        if key not in finished:
+            places.setdefault(key, position)
     return places
 
 
@@ -297,16 +313,11 @@ def _set_part_aside(uri: str, why: Exception) -> None:
     log.warning("a part is set aside and made again from its finished slices: %s", why)
     parts, _, part = uri.rpartition("/")
     shards = [entry.uri for entry in store_for(uri).list(uri) if not entry.uri.endswith(MANIFEST)]
-    for place in (join(uri, MANIFEST), *shards):  # the manifest first: without it there is no dataset
-        name = place.rsplit("/", 1)[-1]
+    for damaged in (join(uri, MANIFEST), *shards):  # the manifest first: without it there is no dataset
+        name = damaged.rsplit("/", 1)[-1]
         set_aside(
-            DamagedObject(place, "is of a damaged part"), join(beside(parts, "damaged"), f"{part}-{name}")
+            DamagedObject(damaged, "is of a damaged part"), join(beside(parts, "damaged"), f"{part}-{name}")
         )
-
-
-def _rows(dataset: Dataset, chunk: Chunk) -> Iterator[Row]:
-    for batch in dataset.batches(spans=chunk.spans):
-        yield from batch.to_pylist()
 
 
 def _batched(rows: Iterator[T], size: int) -> Iterator[list[T]]:

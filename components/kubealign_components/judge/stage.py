@@ -10,15 +10,23 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 import pyarrow as pa
 
 from kubealign_components.config import execution, require
-from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk
+from kubealign_components.data.chunks import Chunk, Part, open_chunk
 from kubealign_components.data.engine_processes import engines
 from kubealign_components.data.fingerprint import derive, digest
-from kubealign_components.data.schemas import COMPLETIONS, JUDGED, JUDGEMENT
+from kubealign_components.data.schemas import (
+    COMPLETIONS,
+    JUDGED,
+    JUDGEMENT,
+    Completion,
+    JudgedRow,
+    OpinionRow,
+    TokenizedRow,
+)
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.engines.judge import Judgement, JudgeSpec, Pair, PairJudge
@@ -89,6 +97,12 @@ _OF_PAIR = pa.struct([field for field in JUDGEMENT if field.name not in ("first"
 """A judgement, wherever the two completions stand."""
 
 
+class JudgeResult(TypedDict):
+    """The judgements of a pair, one a principle; null when it is over length."""
+
+    judgements: list[OpinionRow] | None
+
+
 class JudgeStage:
     """Judges rows under the chunk protocol; the model is loaded when the first row needs it."""
 
@@ -100,34 +114,37 @@ class JudgeStage:
         self._min_characters = min_characters
         self._over_length = 0
 
-    def keys(self, row: Row) -> list[str]:
+    def keys(self, row: TokenizedRow) -> list[str]:
         """For each pair a hash of what is read: the prompt and both texts."""
         texts = [_text(c) for c in row["completions"]]
         return [digest([row["messages"], texts[one], texts[two]]) for one, two in self._places(row)]
 
-    def compute(self, slices: Iterator[list[Missing]]) -> Iterator[tuple[Missing, list[Row]]]:
+    def compute(
+        self, slices: Iterator[list[Missing[TokenizedRow]]]
+    ) -> Iterator[tuple[Missing[TokenizedRow], list[JudgeResult]]]:
         """The judgements of each pair under every principle, in both orders; null for one over length."""
         for missing in slices:
             places = [self._places(one.row) for one in missing]
-            wanted = [[found[place] for place in one.places] for one, found in zip(missing, places)]
-            pairs = [pair for one, found in zip(missing, wanted) for pair in _pairs(one.row, found)]
+            lacking = [[own[i] for i in one.places] for one, own in zip(missing, places)]
+            pairs = [pair for one, own in zip(missing, lacking) for pair in _pairs(one.row, own)]
             judged = iter(self._judge.judge(pairs))
             for one in missing:
                 yield one, [{"judgements": _lines(next(judged))} for _ in one.places]
 
-    def apply(self, row: Row, results: Sequence[Row]) -> Row:
+    def apply(self, row: TokenizedRow, results: Sequence[JudgeResult]) -> JudgedRow:
         """The row with its judgements."""
         of_pairs = list(zip(self._places(row), (result["judgements"] for result in results), strict=True))
         self._over_length += sum(judgements is None for _, judgements in of_pairs)
-        return row | {
+        return {
+            **row,
             "judgements": [
                 {"first": first, "second": second, **one}
                 for (first, second), judgements in of_pairs
                 for one in judgements or ()
-            ]
+            ],
         }
 
-    def summarise(self, rows: Sequence[Row], stats: Stats) -> None:
+    def summarise(self, rows: Sequence[JudgedRow], stats: Stats) -> None:
         """Count pairs and what was left out; add up scores, consistency, and the liking for a position."""
         for row in rows:
             stats.counts["judgements"] += len(row["judgements"])
@@ -140,24 +157,33 @@ class JudgeStage:
         stats.counts["pairs_over_length"] += self._over_length
         self._over_length = 0
 
-    def _places(self, row: Row) -> list[tuple[int, int]]:
+    def _places(self, row: TokenizedRow) -> list[tuple[int, int]]:
         """Positions of different reference completions that are long enough, two by two."""
         texts = {p: _text(c) for p, c in enumerate(row["completions"]) if c["reference"]}
         long_enough = [p for p, text in texts.items() if len(text) >= self._min_characters]
         return [(one, two) for one, two in combinations(long_enough, 2) if texts[one] != texts[two]]
 
 
-def _pairs(row: Row, places: Sequence[tuple[int, int]]) -> Iterator[Pair]:
+def _pairs(row: TokenizedRow, places: Sequence[tuple[int, int]]) -> Iterator[Pair]:
     messages = json.loads(row["messages"])
     for one, two in places:
         yield Pair(messages, _text(row["completions"][one]), _text(row["completions"][two]))
 
 
-def _lines(judgements: Sequence[Judgement] | None) -> list[Row] | None:
+def _lines(judgements: Sequence[Judgement] | None) -> list[OpinionRow] | None:
     if judgements is None:
         return None
-    return [one._asdict() | {"score": one.score, "consistent": one.consistent} for one in judgements]
+    return [
+        {
+            "principle": one.principle,
+            "s12": one.s12,
+            "s21": one.s21,
+            "score": one.score,
+            "consistent": one.consistent,
+        }
+        for one in judgements
+    ]
 
 
-def _text(completion: Row) -> str:
+def _text(completion: Completion) -> str:
     return "\n".join(m["content"] or "" for m in json.loads(completion["messages"])).strip()

@@ -9,18 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 import pyarrow as pa
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.chat import ChatTemplate, stored_settings
-from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk
+from kubealign_components.data.chunks import Chunk, Part, open_chunk
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.engine_processes import engines
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.models import ModelFiles, find_model, require_policy
-from kubealign_components.data.schemas import COMPLETIONS, REWARDED, SELECTION
+from kubealign_components.data.schemas import COMPLETIONS, REWARDED, SELECTION, Completion, TokenizedRow
 from kubealign_components.data.seeds import seed_for
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.worker import Missing, run_chunk
@@ -160,6 +160,14 @@ def _require_tokens(reference: ModelFiles, dataset: Dataset) -> dict[str, str]:
     return reference.identity()
 
 
+class LogprobResult(TypedDict):
+    """What is measured of a completion, in nats."""
+
+    logprob: float
+    drift: float | None
+    """What sampler and scorer differ by a token, where it is measured."""
+
+
 class LogprobStage:
     """Scores rows under the chunk protocol; the model is loaded when the first row needs it."""
 
@@ -178,7 +186,7 @@ class LogprobStage:
         if self._scorer is not None:
             self._scorer.close()
 
-    def keys(self, row: Row) -> list[str]:
+    def keys(self, row: TokenizedRow) -> list[str]:
         """For each completion a hash of what is read: tokens of the prompt and its own, and what the sampler
         said. Not its id, which may be a text's."""
         prompt = digest(row["prompt_token_ids"])
@@ -187,53 +195,59 @@ class LogprobStage:
             for c in row["completions"]
         ]
 
-    def compute(self, slices: Iterator[list[Missing]]) -> Iterator[tuple[Missing, list[Row]]]:
+    def compute(
+        self, slices: Iterator[list[Missing[TokenizedRow]]]
+    ) -> Iterator[tuple[Missing[TokenizedRow], list[LogprobResult]]]:
         """The log-probabilities that are missing."""
         for missing in slices:
-            rows = [
-                one.row | {"completions": [one.row["completions"][place] for place in one.places]}
-                for one in missing
+            rows: list[TokenizedRow] = [
+                {**one.row, "completions": [one.row["completions"][i] for i in one.places]} for one in missing
             ]
             yield from zip(missing, self._results(rows), strict=True)
 
-    def _is_taken(self, completion: Row) -> bool:
+    def _is_taken(self, completion: Completion) -> bool:
         """Whether the sampler's log-probability stands."""
         return bool(self._config.source == "sampler" and completion["reference"])
 
-    def _results(self, rows: Sequence[Row]) -> list[list[Row]]:
+    def _results(self, rows: Sequence[TokenizedRow]) -> list[list[LogprobResult]]:
         measured = self._drift_rows(rows) if self._config.source == "sampler" else set()
-        wanted = [self._to_score(row, row["prompt_id"] in measured) for row in rows]
-        scored = self._score(rows, wanted)
+        scored = self._score(rows, [self._to_score(row, row["prompt_id"] in measured) for row in rows])
         return [self._of_row(row, sums, row["prompt_id"] in measured) for row, sums in zip(rows, scored)]
 
-    def apply(self, row: Row, results: Sequence[Row]) -> Row:
+    def apply(self, row: TokenizedRow, results: Sequence[LogprobResult]) -> TokenizedRow:
         """The row with its log-probabilities."""
         drifts = [result["drift"] for result in results if result["drift"] is not None]
         if drifts:
             self._drift.append(sum(drifts) / len(drifts))
         values = zip(row["completions"], (result["logprob"] for result in results), strict=True)
-        return row | {"completions": [c | {"logprob": value} for c, value in values]}
+        return {**row, "completions": [{**c, "logprob": value} for c, value in values]}
 
-    def summarise(self, rows: Sequence[Row], stats: Stats) -> None:
+    def summarise(self, rows: Sequence[TokenizedRow], stats: Stats) -> None:
         """Count completions and tokens; add up the log-probability per token and the drift."""
         completions = [c for row in rows for c in row["completions"]]
         stats.counts["completions"] += len(completions)
         stats.counts["completion_tokens"] += sum(c["num_tokens"] for c in completions)
-        stats.observe("logprob_per_token", [c["logprob"] / c["num_tokens"] for c in completions])
+        stats.observe(
+            "logprob_per_token",
+            [c["logprob"] / c["num_tokens"] for c in completions if c["logprob"] is not None],
+        )
         stats.observe("drift_per_token", self._drift)
         self._drift = []
 
-    def _to_score(self, row: Row, measure: bool) -> dict[str, list[int]]:
+    def _to_score(self, row: TokenizedRow, measure: bool) -> dict[str, list[int]]:
         """Token ids by completion id of what the scorer has to look at, identical ones once."""
         return {
             c["completion_id"]: c["token_ids"] for c in row["completions"] if measure or not self._is_taken(c)
         }
 
-    def _score(self, rows: Sequence[Row], wanted: Sequence[dict[str, list[int]]]) -> list[dict[str, float]]:
+    def _score(
+        self, rows: Sequence[TokenizedRow], tokens: Sequence[dict[str, list[int]]]
+    ) -> list[dict[str, float]]:
+        """Log-probabilities of ``tokens``, for each row its completions by id."""
         from kubealign_components.engines.packing import Group
         from kubealign_components.engines.scoring import Scorer
 
-        present = [number for number, completions in enumerate(wanted) if completions]
+        present = [number for number, completions in enumerate(tokens) if completions]
         sums: list[dict[str, float]] = [{} for _ in rows]
         if not present:
             return sums
@@ -245,19 +259,19 @@ class LogprobStage:
                 token_budget=self._config.token_budget,
             )
         groups = [
-            Group(rows[n]["prompt_token_ids"], list(wanted[n].values()), rows[n]["prompt_id"])
+            Group(rows[n]["prompt_token_ids"], list(tokens[n].values()), rows[n]["prompt_id"])
             for n in present
         ]
         for number, values in zip(present, self._scorer.score(groups)):
-            sums[number] = dict(zip(wanted[number], values))
+            sums[number] = dict(zip(tokens[number], values))
         return sums
 
-    def _of_row(self, row: Row, sums: dict[str, float], measured: bool) -> list[Row]:
+    def _of_row(self, row: TokenizedRow, sums: dict[str, float], measured: bool) -> list[LogprobResult]:
         values = [self._logprob(row, c, sums) for c in row["completions"]]
         drifts = self._measure(row, sums) if measured else [None] * len(values)
         return [{"logprob": value, "drift": drift} for value, drift in zip(values, drifts, strict=True)]
 
-    def _logprob(self, row: Row, completion: dict[str, Any], sums: dict[str, float]) -> float:
+    def _logprob(self, row: TokenizedRow, completion: Completion, sums: dict[str, float]) -> float:
         if not self._is_taken(completion):
             return sums[completion["completion_id"]]
         value = completion["sampler_logprob"]
@@ -268,16 +282,18 @@ class LogprobStage:
             )
         return float(value)
 
-    def _drift_rows(self, rows: Sequence[Row]) -> set[str]:
+    def _drift_rows(self, rows: Sequence[TokenizedRow]) -> set[str]:
         """Ids of the rows to measure: those whose hash is lowest, so that cutting does not choose them."""
         seeds = {row["prompt_id"]: seed_for(0, "drift", row["prompt_id"]) for row in rows}
         below = {name for name, seed in seeds.items() if seed < self._config.drift_share * 2**62}
         return below or {min(seeds, key=seeds.__getitem__)}
 
-    def _measure(self, row: Row, sums: dict[str, float]) -> list[float | None]:
+    def _measure(self, row: TokenizedRow, sums: dict[str, float]) -> list[float | None]:
         """|sampler − scorer| of each reference completion of the row, nats per token; None of the others."""
         drifts = [
-            abs(c["sampler_logprob"] - sums[c["completion_id"]]) / c["num_tokens"] if c["reference"] else None
+            abs(self._logprob(row, c, sums) - sums[c["completion_id"]]) / c["num_tokens"]
+            if c["reference"]
+            else None
             for c in row["completions"]
         ]
         sampled = [c for c in row["completions"] if c["reference"]]

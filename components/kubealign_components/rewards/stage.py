@@ -8,18 +8,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 import numpy as np
 import pyarrow as pa
 
 from kubealign_components.config import Group, execution, require
 from kubealign_components.data.agreement import count_agreement
-from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk
+from kubealign_components.data.chunks import Chunk, Part, open_chunk
 from kubealign_components.data.engine_processes import engines
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.labels import preferred_pairs, verdicts_of
-from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
+from kubealign_components.data.schemas import (
+    COMPLETIONS,
+    REWARDED,
+    TOKENIZED,
+    RewardedCompletion,
+    RewardedRow,
+    TokenizedRow,
+)
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.engines.rewards import REWARD, Rewarder, RewardSpec, reward_inputs, reward_params
@@ -76,6 +83,14 @@ def run(config: RewardsConfig, *, chunk: Chunk) -> Part:
     )
 
 
+class RewardResult(TypedDict):
+    """What a completion is worth."""
+
+    reward: float | None
+    refused: str | None
+    """Why it gets none."""
+
+
 class RewardStage:
     """Rewards rows under the chunk protocol."""
 
@@ -86,7 +101,7 @@ class RewardStage:
         self._rewarder = rewarder
         self._left_out: Counter[str] = Counter()
 
-    def keys(self, row: Row) -> list[str]:
+    def keys(self, row: TokenizedRow) -> list[str]:
         """For each completion a hash of what is read: the texts of prompt and completion, and for a reward
         function all that it is given.
 
@@ -101,30 +116,33 @@ class RewardStage:
             for c in row["completions"]
         ]
 
-    def compute(self, slices: Iterator[list[Missing]]) -> Iterator[tuple[Missing, list[Row]]]:
+    def compute(
+        self, slices: Iterator[list[Missing[TokenizedRow]]]
+    ) -> Iterator[tuple[Missing[TokenizedRow], list[RewardResult]]]:
         """The rewards of the completions that have none yet; null, and why, for one that gets none."""
         for missing in slices:
             inputs = [
-                reward_inputs(one.row, [one.row["completions"][place] for place in one.places])
-                for one in missing
+                reward_inputs(one.row, [one.row["completions"][i] for i in one.places]) for one in missing
             ]
             outcomes = iter(self._rewarder.outcomes([item for row in inputs for item in row]))
             for one, of_row in zip(missing, inputs):
                 own = [next(outcomes) for _ in of_row]
                 yield one, [{"reward": o.reward, "refused": o.refused} for o in own]
 
-    def apply(self, row: Row, results: Sequence[Row]) -> Row:
+    def apply(self, row: TokenizedRow, results: Sequence[RewardResult]) -> RewardedRow:
         """The row with its rewards, without the completions that have none."""
         rewarded = zip(row["completions"], (result["reward"] for result in results), strict=True)
-        kept = [c | {"reward": reward} for c, reward in rewarded if reward is not None]
+        kept: list[RewardedCompletion] = [
+            {**c, "reward": reward} for c, reward in rewarded if reward is not None
+        ]
         self._left_out.update(result["refused"] for result in results if result["refused"])
-        return row | {"completions": kept}
+        return {**row, "completions": kept}
 
-    def summarise(self, rows: Sequence[Row], stats: Stats) -> None:
+    def summarise(self, rows: Sequence[RewardedRow], stats: Stats) -> None:
         """Count completions, add up rewards of reference and offline ones, and compare them with labels."""
-        for name, wanted in (("reference", True), ("offline", False)):
+        for name, reference in (("reference", True), ("offline", False)):
             rewards = [
-                c["reward"] for row in rows for c in row["completions"] if bool(c["reference"]) is wanted
+                c["reward"] for row in rows for c in row["completions"] if bool(c["reference"]) is reference
             ]
             stats.counts[f"{name}_completions"] += len(rewards)
             stats.observe(f"{name}_reward", rewards)
@@ -136,7 +154,7 @@ class RewardStage:
         _count_agreement(rows, stats)
 
 
-def _count_agreement(rows: Sequence[Row], stats: Stats) -> None:
+def _count_agreement(rows: Sequence[RewardedRow], stats: Stats) -> None:
     completions = [c for row in rows for c in row["completions"]]
     counts = np.array([len(row["completions"]) for row in rows], dtype=np.int64)
     of = np.repeat(np.arange(len(rows)), counts)
@@ -145,6 +163,6 @@ def _count_agreement(rows: Sequence[Row], stats: Stats) -> None:
     count_agreement(stats, [row["source"] for row in rows], of, pairs, reward)
 
 
-def _all_tied(row: Row) -> bool:
+def _all_tied(row: RewardedRow) -> bool:
     rewards = {c["reward"] for c in row["completions"]}
     return len(rewards) == 1 and len(row["completions"]) > 1

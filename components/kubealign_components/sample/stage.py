@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 import pyarrow as pa
 
@@ -18,7 +18,7 @@ from kubealign_components.config import Group, execution, require, require_choic
 from kubealign_components.data.chat import ChatTemplate, TemplateSettings, stored_settings
 from kubealign_components.data.chat.ends import embedding_rows
 from kubealign_components.data.chat.tokenizer import check_column
-from kubealign_components.data.chunks import Chunk, Part, Row, open_chunk
+from kubealign_components.data.chunks import Chunk, Part, open_chunk
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.engine_processes import engines
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive, digest
@@ -28,6 +28,7 @@ from kubealign_components.data.schemas import (
     TOKEN_IDS,
     TOKENIZED,
     Completion,
+    TokenizedRow,
     completion_id,
     new_completion,
 )
@@ -111,6 +112,17 @@ def run(config: SampleConfig, *, chunk: Chunk) -> Part:
         )
 
 
+class SampleResult(TypedDict):
+    """One completion, as the engine gave it."""
+
+    token_ids: list[int]
+    text: str
+    """Its tokens as text."""
+    finish_reason: str
+    logprob: float
+    """Nats, sum over ``token_ids``, raw."""
+
+
 class SampleStage:
     """Samples rows under the chunk protocol; the engine starts with the first row that needs one."""
 
@@ -132,19 +144,21 @@ class SampleStage:
         self._settings = settings
         self._started: tuple[GenerationEngine, ChatTemplate] | None = None
 
-    def keys(self, row: Row) -> list[str]:
+    def keys(self, row: TokenizedRow) -> list[str]:
         """For each of ``n`` completions a hash of the prompt's id, which seeds it, and its tokens, with the
         completion's number."""
         prompt = digest([row["prompt_id"], row["prompt_token_ids"]])
         return [f"{prompt}-{number}" for number in range(self._config.sampling.n)]
 
-    def compute(self, slices: Iterator[list[Missing]]) -> Iterator[tuple[Missing, list[Row]]]:
+    def compute(
+        self, slices: Iterator[list[Missing[TokenizedRow]]]
+    ) -> Iterator[tuple[Missing[TokenizedRow], list[SampleResult]]]:
         """The completions that each row misses: tokens, text as it was written, how it ended."""
         first = next(slices, None)
         if first is None:
             return
         engine, template = self._start()
-        waiting: dict[str, Missing] = {}
+        waiting: dict[str, Missing[TokenizedRow]] = {}
 
         def prompts() -> Iterator[Prompt]:
             for one in chain(first, chain.from_iterable(slices)):
@@ -154,23 +168,24 @@ class SampleStage:
         for prompt_id, sampled in engine.generate(prompts()):
             yield waiting.pop(prompt_id), [_result(s, template) for s in sampled]
 
-    def apply(self, row: Row, results: Sequence[Row]) -> Row:
+    def apply(self, row: TokenizedRow, results: Sequence[SampleResult]) -> TokenizedRow:
         """The row with its offline completions, then the sampled ones that are kept."""
         drop = self._config.truncated == "drop"
         kept = [s for s in results if not (drop and s["finish_reason"] == "length")]
-        return row | {
+        return {
+            **row,
             "completions": [*row["completions"], *(self._completion(row, s) for s in kept)],
             "dropped_completions": len(results) - len(kept),
         }
 
-    def summarise(self, rows: Sequence[Row], stats: Stats) -> None:
+    def summarise(self, rows: Sequence[TokenizedRow], stats: Stats) -> None:
         """Count completions and tokens, what was cut, and prompts that are left without a sample."""
         for row in rows:
             sampled = [c for c in row["completions"] if c["reference"]]
             stats.counts["sampled_completions"] += len(sampled)
             stats.counts["sampled_tokens"] += sum(c["num_tokens"] for c in sampled)
             stats.counts["truncated_kept"] += sum(c["finish_reason"] == "length" for c in sampled)
-            stats.counts["truncated_dropped"] += row["dropped_completions"]
+            stats.counts["truncated_dropped"] += row["dropped_completions"] or 0
             stats.counts["prompts_without_samples"] += not sampled
             stats.observe("completion_tokens", [c["num_tokens"] for c in sampled])
 
@@ -186,7 +201,7 @@ class SampleStage:
             self._started = (engine, template)
         return self._started
 
-    def _completion(self, row: Row, sampled: Row) -> Completion:
+    def _completion(self, row: TokenizedRow, sampled: SampleResult) -> Completion:
         return new_completion(
             completion_id=completion_id(row["prompt_id"], sampled["token_ids"]),
             reference=True,
@@ -199,7 +214,7 @@ class SampleStage:
         )
 
 
-def _result(sampled: Sampled, template: ChatTemplate) -> Row:
+def _result(sampled: Sampled, template: ChatTemplate) -> SampleResult:
     return {
         "token_ids": sampled.token_ids,
         "text": template.decode(sampled.token_ids),

@@ -93,7 +93,7 @@ def test_rows_are_read_as_the_columns_of_a_type(tmp_path: Path) -> None:
 def test_a_type_with_a_column_that_the_rows_have_not_is_refused(tmp_path: Path) -> None:
     class Paired(TypedDict):
         prompt_id: str
-        pairs: list[schemas.Pair]
+        pairs: list[schemas.PairRow]
 
     dataset = one_prompt(tmp_path)
     with pytest.raises(SchemaMismatch, match=r"kubealign\.prompts/v1, which has no pairs"):
