@@ -16,10 +16,10 @@ from kubealign_components.data.chat import end_token_ids as end_token_ids
 from kubealign_components.data.chat.ends import read_json, text_config
 from kubealign_components.data.fingerprint import canonical_json
 from kubealign_components.data.origins import version_of
+from kubealign_components.engines.dtypes import DTYPES, resolved_dtype
 from kubealign_components.errors import ConfigError, DataError, EngineError
 
 ENGINES = ("fake", "transformers", "vllm")
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 TEMPERATURES = (0.01, 2.0)
 """What vLLM samples at; it raises in silence what lies below, and refuses what lies above."""
 SAMPLING = ("engine", "n", "temperature", "top_p", "max_new_tokens", "stop", "seed")
@@ -78,8 +78,8 @@ class SamplingSpec:
     seed: int = 0
     """Seed of the run; every prompt gets one of its own from it."""
     dtype: str = "auto"
-    """Of weights and activations: float32, bfloat16, float16, or auto (float32 on a CPU without AMX,
-    where it is the fastest; bfloat16 elsewhere)."""
+    """Of weights and activations: float32, bfloat16, float16, or auto (bfloat16 on CUDA, else float32). A CPU
+    that multiplies bfloat16 (AMX) is faster with it."""
     max_model_len: int = 0
     """Most tokens of prompt and completion together; 0 for what the model was made for. A smaller
     value starts faster and leaves more room for parallel requests. Some rotary embeddings (LongRoPE)
@@ -183,19 +183,9 @@ def context_limit(spec: SamplingSpec, model: Path) -> int | None:
     return spec.max_model_len or (int(limit) if limit else None)
 
 
-def resolve_dtype(dtype: str) -> str:
-    """``dtype`` itself, or what ``auto`` means here: bfloat16 where the hardware multiplies it fast."""
-    if dtype != "auto":
-        return dtype
-    import torch
-
-    fast = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if fast else "float32"
-
-
 def recorded(spec: SamplingSpec) -> dict[str, Any]:
     """The settings of ``spec`` that determine completions, with the dtype that ``auto`` means here."""
-    dtype = spec.dtype if spec.engine == "fake" else resolve_dtype(spec.dtype)  # it computes nothing
+    dtype = spec.dtype if spec.engine == "fake" else resolved_dtype(spec.dtype)  # it computes nothing
     return semantic_params(spec) | {"dtype": dtype}
 
 

@@ -19,12 +19,12 @@ from kubealign_components.data.models import ModelFiles, find_adapter, find_mode
 from kubealign_components.data.origins import found
 from kubealign_components.data.principles import JUDGE, Principle, PrincipleSet, load_principles
 from kubealign_components.data.templates import load_judge_template
+from kubealign_components.engines.dtypes import DTYPES, resolved_dtype
 
 if TYPE_CHECKING:
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.engines.judge_model import Judge
 
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 Tokens = tuple[int, ...]
 
 
@@ -90,12 +90,6 @@ class Judgement(NamedTuple):
         return self.s12 * self.s21 > 0
 
 
-def _resolved(dtype: str) -> str:
-    from kubealign_components.engines.scoring import resolved_dtype
-
-    return resolved_dtype(dtype)
-
-
 class PairJudge:
     """Judges pairs as ``spec`` says; the model is loaded at the first pair.
 
@@ -128,7 +122,7 @@ class PairJudge:
         settings = {k: v for k, v in semantic_params(self.spec).items() if k not in places}
         return (
             settings
-            | {"dtype": _resolved(self.spec.dtype)}
+            | {"dtype": resolved_dtype(self.spec.dtype)}
             | self._settings.params()
             | {
                 "principles": self.principles.statements(),

@@ -37,7 +37,7 @@ class RewardModel:
 
     Args:
         files: the model; ``AutoModelForSequenceClassification`` with one label.
-        dtype: of the weights: auto (as saved), float32, bfloat16 or float16. The head and the scores
+        dtype: of the weights: saved (as they are), float32, bfloat16 or float16. The head and the scores
             are fp32 in any case.
         max_length: most tokens of a conversation; 0 for what the model was made for.
         token_budget: most tokens in one forward pass; what conversations share counts once, padding
@@ -48,7 +48,7 @@ class RewardModel:
     """
 
     def __init__(
-        self, files: ModelFiles, *, dtype: str = "auto", max_length: int = 0, token_budget: int = 16384
+        self, files: ModelFiles, *, dtype: str = "saved", max_length: int = 0, token_budget: int = 16384
     ) -> None:
         self.name = files.name
         self._token_budget = token_budget
@@ -173,7 +173,7 @@ def _load_model(files: ModelFiles, dtype: str) -> Any:
     on_gpus = torch.cuda.device_count()
     model, _ = load_checkpoint(
         files.path,
-        dtype if dtype == "auto" else getattr(torch, dtype),
+        "auto" if dtype == "saved" else getattr(torch, dtype),
         kind=AutoModelForSequenceClassification,
         device_map="auto" if on_gpus > 1 else None,
     )

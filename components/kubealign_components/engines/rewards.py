@@ -19,6 +19,7 @@ from kubealign_components.data.fingerprint import canonical_json, digest, source
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.origins import found
 from kubealign_components.data.principles import JUDGE, load_principles
+from kubealign_components.engines.dtypes import SAVED
 from kubealign_components.engines.reward_functions import (
     LoadedFunction,
     RewardFunctionSpec,
@@ -73,8 +74,8 @@ class RewardSpec:
     """A conversation longer than the reward model takes: ``drop`` the completion, or ``fail``."""
     max_length: int = 0
     """Most tokens of a conversation under the reward model's template; 0 for the model's own limit."""
-    dtype: str = "auto"
-    """Of the reward model's weights: auto (as saved), float32, bfloat16 or float16; scores are fp32."""
+    dtype: str = "saved"
+    """Of the reward model's weights: saved (as it is), float32, bfloat16 or float16; scores are fp32."""
     token_budget: int = execution(16384)
     """Most tokens in one forward pass of the reward model, what conversations share counted once."""
 
@@ -84,7 +85,7 @@ class RewardSpec:
         )
         require_weight("model_weight", self.model_weight)
         require_choice("over_length", self.over_length, ("drop", "fail"))
-        require_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        require_choice("dtype", self.dtype, SAVED)
         require(self.max_length >= 0, "max_length", self.max_length, "0 or a positive number of tokens")
         require(
             bool(self.model) or not self.max_length,
@@ -109,7 +110,7 @@ def reward_params(spec: RewardSpec) -> dict[str, object]:
     """The settings of ``spec`` that determine rewards; which model and which principles these are, the
     identity of the :class:`Rewarder` tells."""
     places = ["model", "model_revision", "principles", "principle_names"]
-    if spec.dtype == "auto":
+    if spec.dtype == "saved":
         places.append("dtype")  # that of the weights, which the model's identity tells
     params = {k: v for k, v in semantic_params(spec).items() if k not in places}
     return params | {"functions": function_params(spec.functions)}
@@ -361,6 +362,6 @@ def _model_identity(files: ModelFiles) -> dict[str, str]:
     return files.identity() | {
         "tokenizer": files.tokenizer_digest(),
         "template": hashlib.sha256(text).hexdigest(),
-        # It is no part of the weights' digest, and what dtype=auto goes by.
+        # It is no part of the weights' digest, and what dtype=saved goes by.
         "dtype": str(config.get("dtype") or config.get("torch_dtype") or "of the weights"),
     }

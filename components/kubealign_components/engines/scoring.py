@@ -12,11 +12,11 @@ from transformers import BitsAndBytesConfig
 
 from kubealign_components.config import require, require_choice
 from kubealign_components.data.chat.tokenizer import check_ids
+from kubealign_components.engines.dtypes import DTYPES, on_cuda, resolved_dtype
 from kubealign_components.engines.loading import free_memory, load_checkpoint
 from kubealign_components.engines.packing import Group, pack, packs, prepare, summed_logprobs
 from kubealign_components.errors import ConfigError, EngineError
 
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 NF4 = "nf4"
 """Weights in 4 bits."""
 POSITIVE_SLACK = 1e-3
@@ -136,7 +136,7 @@ def load_for_inference(
         ConfigError: a dtype that is none, 4 bits without CUDA, or an adapter that does not fit.
     """
     require_choice("dtype", dtype, DTYPES)
-    cuda = _on_cuda(device)
+    cuda = on_cuda(device)
     require(cuda or not quantise, "quantise", quantise, "false on this machine: 4 bits need a CUDA device")
     chosen = getattr(torch, resolved_dtype(dtype, device))
     target = ("auto" if torch.cuda.device_count() > 1 else "cuda") if device == "auto" and cuda else device
@@ -149,20 +149,9 @@ def load_for_inference(
     return (loaded if adapter is None else _with_adapter(loaded, adapter)).eval()
 
 
-def resolved_dtype(dtype: str, device: str = "auto") -> str:
-    """``dtype`` itself, or what ``auto`` means where the model runs: bfloat16 on CUDA, else float32."""
-    if dtype != "auto":
-        return dtype
-    return "bfloat16" if _on_cuda(device) else "float32"
-
-
 def device_type(device: str = "auto") -> str:
     """cuda or cpu: where a model on ``device`` runs."""
-    return "cuda" if _on_cuda(device) else "cpu"
-
-
-def _on_cuda(device: str) -> bool:
-    return torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    return "cuda" if on_cuda(device) else "cpu"
 
 
 def computing_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:

@@ -18,6 +18,7 @@ import torch
 
 from kubealign_components.data.chat.tokenizer import check_ids, load_tokenizer
 from kubealign_components.data.seeds import generator_for
+from kubealign_components.engines.dtypes import resolved_dtype
 from kubealign_components.engines.generation import (
     GenerationEngine,
     Prompt,
@@ -28,7 +29,6 @@ from kubealign_components.engines.generation import (
     context_limit,
     end_token_ids,
     numbers_of,
-    resolve_dtype,
 )
 from kubealign_components.engines.head import chosen_logprobs
 from kubealign_components.engines.loading import free_memory, load_checkpoint
@@ -176,7 +176,7 @@ def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def _load(spec: SamplingSpec, model: Path) -> Any:
-    dtype = getattr(torch, resolve_dtype(spec.dtype))
+    dtype = getattr(torch, resolved_dtype(spec.dtype))
     loaded, _ = load_checkpoint(model, dtype, **spec.engine_args)
     if torch.cuda.is_available() and "device_map" not in spec.engine_args:
         loaded.to("cuda")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kubealign_components.data.seeds import seed_for
+from kubealign_components.engines.dtypes import resolved_dtype
 from kubealign_components.engines.generation import (
     GenerationEngine,
     Prompt,
@@ -25,7 +26,6 @@ from kubealign_components.engines.generation import (
     check_sampled,
     end_token_ids,
     numbers_of,
-    resolve_dtype,
 )
 from kubealign_components.errors import EngineError
 
@@ -158,7 +158,7 @@ def _start(spec: SamplingSpec, model: Path) -> Any:
         ) from error
     settings: dict[str, Any] = {
         "model": str(model),
-        "dtype": resolve_dtype(spec.dtype),
+        "dtype": resolved_dtype(spec.dtype),
         "tensor_parallel_size": spec.tensor_parallel_size,
         "gpu_memory_utilization": spec.memory_fraction,
         "max_model_len": spec.max_model_len or None,

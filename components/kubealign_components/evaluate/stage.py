@@ -25,6 +25,7 @@ from kubealign_components.data.schemas import (
     new_completion,
 )
 from kubealign_components.data.stats import Stats
+from kubealign_components.engines.dtypes import resolved_dtype
 from kubealign_components.engines.generation import (
     SAMPLING,
     Prompt,
@@ -32,7 +33,6 @@ from kubealign_components.engines.generation import (
     SamplingSpec,
     open_engine,
     recorded,
-    resolve_dtype,
 )
 from kubealign_components.engines.judge import JudgeSpec, PairJudge
 from kubealign_components.engines.rewards import REWARD, Rewarder, RewardSpec, reward_inputs, reward_params
@@ -187,7 +187,7 @@ def run(
         policy,
         aligned,
         kl_prompts=0 if config.sampling.engine == "fake" else config.kl_prompts,
-        dtype=resolve_dtype(config.sampling.dtype),
+        dtype=resolved_dtype(config.sampling.dtype),
         seed=config.split_seed,
     )
     verdict = _verdict(config, judge, rows, stats)

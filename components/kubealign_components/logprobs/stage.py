@@ -24,6 +24,7 @@ from kubealign_components.data.schemas import COMPLETIONS, REWARDED, SELECTION, 
 from kubealign_components.data.seeds import seed_for
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.worker import Missing, run_chunk
+from kubealign_components.engines.dtypes import DTYPES, resolved_dtype
 from kubealign_components.errors import DriftError, EngineError
 from kubealign_components.training.regime import Regime, regime
 
@@ -74,7 +75,7 @@ class LogprobsConfig:
 
     def __post_init__(self) -> None:
         require_choice("source", self.source, ("sampler", "scorer"))
-        require_choice("dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
+        require_choice("dtype", self.dtype, DTYPES)
         require_choice("adapter", self.adapter, ("none", "lora", "qlora"))
         require(
             self.source == "scorer" or not self.reference,
@@ -98,7 +99,7 @@ def run(config: LogprobsConfig, *, chunk: Chunk) -> Part:
         DriftError: sampler and scorer disagree by more than ``max_drift``.
     """
     dataset = open_chunk(chunk, COMPLETIONS, REWARDED, SELECTION)
-    from kubealign_components.engines.scoring import device_type, resolved_dtype
+    from kubealign_components.engines.scoring import device_type
 
     policy = find_model(config.policy, config.revision)
     models = {"policy": require_policy(policy, dataset)}

@@ -16,7 +16,8 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.stats import Stats
-from kubealign_components.engines.scoring import device_type, resolved_dtype
+from kubealign_components.engines.dtypes import resolved_dtype
+from kubealign_components.engines.scoring import device_type
 from kubealign_components.errors import ConfigError
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.data import quantile_rule

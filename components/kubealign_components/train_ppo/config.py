@@ -96,8 +96,8 @@ class PpoConfig(OptimiserConfig):
     """Scale of the adapters: their output counts lora_alpha / lora_r."""
     dtype: str = "auto"
     """Of the base: bfloat16, float32, or auto (bfloat16 on CUDA, else float32); adapters are float32."""
-    save_dtype: str = "auto"
-    """Precision of the saved weights: auto (as the policy was saved), float32, bfloat16 or float16; bfloat16
+    save_dtype: str = "saved"
+    """Precision of the saved weights: saved (as the policy was), float32, bfloat16 or float16; bfloat16
     rounds a weight that moved by less than 0.2 % back to where it was."""
     merge_adapter: bool = True
     """Whether to save a whole model, or the policy adapter alone, which no other stage takes."""

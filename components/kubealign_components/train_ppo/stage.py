@@ -22,9 +22,9 @@ from kubealign_components.data.models import (
     require_policy,
 )
 from kubealign_components.data.stats import Stats
+from kubealign_components.engines.dtypes import resolved_dtype
 from kubealign_components.engines.reward_model import ADAPTER_FOLDER
 from kubealign_components.engines.rewards import Rewarder, RewardSpec, function_params
-from kubealign_components.engines.scoring import resolved_dtype
 from kubealign_components.errors import ConfigError
 from kubealign_components.store import join, store_for
 from kubealign_components.train_ppo.config import PpoConfig

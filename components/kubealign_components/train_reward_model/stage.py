@@ -17,8 +17,8 @@ from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.templates import RewardTemplate, load_reward_template
+from kubealign_components.engines.dtypes import resolved_dtype
 from kubealign_components.engines.rewards import chosen_principles, principles_identity
-from kubealign_components.engines.scoring import resolved_dtype
 from kubealign_components.errors import ConfigError
 from kubealign_components.train_reward_model.config import RewardModelConfig
 from kubealign_components.train_reward_model.program import PROGRAM

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from kubealign_components.config import execution, require, require_choice
+from kubealign_components.engines.dtypes import SAVED
 
 TRANSFORMS = ("identity", "log", "sqrt", "square", "normal_icdf")
 """f in QRPO: what is regressed on, as a function of the quantile reward. Here, not beside the objectives,
@@ -58,8 +59,8 @@ class OptimiserConfig:
     """Precision of the forward and backward pass: bfloat16, float32, or auto (bfloat16 on CUDA, else
     float32). Trained weights and optimiser state are float32 in any case: a step at a learning rate of
     1e-6 is smaller than bfloat16's spacing and would be lost."""
-    save_dtype: str = "auto"
-    """Precision of the saved weights: auto (what the policy was saved in), float32, bfloat16 or float16.
+    save_dtype: str = "saved"
+    """Precision of the saved weights: saved (what the policy was saved in), float32, bfloat16 or float16.
     A policy saved in bfloat16 sits on bfloat16's grid, and a weight that moved by less than half its
     spacing, about 0.2 %, is rounded back: at small learning rates that undoes the training, and float32
     keeps it, at twice the size. DeepSpeed hands over bfloat16 weights when it computes in them."""
@@ -92,7 +93,7 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         require_choice("schedule", self.schedule, ("linear", "cosine", "constant"))
         require_choice("dtype", self.dtype, ("auto", "bfloat16", "float32"))
-        require_choice("save_dtype", self.save_dtype, ("auto", "bfloat16", "float16", "float32"))
+        require_choice("save_dtype", self.save_dtype, SAVED)
         for name in ("learning_rate", "epochs"):
             require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "a positive number")
         for name in (

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from kubealign_components.engines.dtypes import resolved_dtype
 from kubealign_components.engines.loading import load_checkpoint
-from kubealign_components.engines.scoring import four_bits, in_4_bits, resolved_dtype
+from kubealign_components.engines.scoring import four_bits, in_4_bits
 from kubealign_components.errors import ConfigError
 from kubealign_components.training.config import TrainerConfig
 

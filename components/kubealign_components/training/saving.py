@@ -241,9 +241,9 @@ def saved_dtype(name: str, source: Path) -> torch.dtype:
     """The precision that ``save_dtype`` ``name`` means for weights of the policy at ``source``.
 
     Raises:
-        EngineError: ``save_dtype`` is auto, and the policy's own is none that training can save.
+        EngineError: ``save_dtype`` is saved, and the policy's own is none that training can save.
     """
-    if name == "auto":
+    if name == "saved":
         settings = read_object(source / CONFIG)
         nested = settings.get("text_config")
         named = [
