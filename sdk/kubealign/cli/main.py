@@ -30,6 +30,7 @@ from kubealign.cli.schedule import schedule
 from kubealign.cli.terminal import say
 from kubealign.cli.ui import ui
 from kubealign.cli.verify import verify
+from kubealign.cli.why import why
 from kubealign.errors import ClusterError
 from kubealign_components import __version__
 from kubealign_components.errors import NotFound
@@ -262,6 +263,7 @@ for _command in (
     ui,
     upload,
     verify,
+    why,
 ):
     main.add_command(_command)
 

@@ -1,0 +1,134 @@
+"""Where a prompt, a source or a text went: which datasets of which runs hold it, and which models."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kubealign.local.runs import RunInfo
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.schemas import MODEL, ROWS
+from kubealign_components.errors import CorruptDataset, NotFound
+
+_ID = re.compile(r"[0-9a-f]{8,64}")
+_LISTS = ("completions", "reference", "aligned")
+"""Columns with completions."""
+_TEXTS = ("messages", "metadata", "tools")
+"""Columns of texts in JSON: what was said, and what the source says of it, such as who annotated it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holder:
+    """A dataset or model, and how much of what was asked for it holds."""
+
+    run: str
+    stage: str
+    """That made it."""
+    uri: str
+    fingerprint: str
+    rows: int | None
+    """Rows that hold it; of a model, rows of what it was trained on, None where that is gone."""
+    of: int
+    """All its rows; of a model those that it was trained on."""
+    model: bool
+
+
+def holders(what: str, runs: Sequence[RunInfo]) -> Iterator[Holder]:
+    """Every dataset and model of ``runs``, in the order of making, with the rows that hold ``what``.
+
+    Args:
+        what: the id of a prompt or completion or eight or more of its first digits, the name of a source,
+            or a text within a message or what its source says of it.
+        runs: where to look, oldest first.
+    """
+    sources: set[str] = set()
+    counted: dict[str, tuple[int | None, int]] = {}
+    for run in runs:
+        for dataset in _made_by(run):
+            manifest = dataset.manifest
+            is_model = manifest.schema == MODEL
+            if is_model:
+                rows, of = _trained_on(dataset, counted)
+            else:
+                rows, of = _count(dataset, what, sources), manifest.rows
+            counted[manifest.fingerprint] = rows, of
+            yield Holder(
+                run=run.name,
+                stage=str(manifest.provenance.step["stage"]),
+                uri=dataset.uri,
+                fingerprint=manifest.fingerprint,
+                rows=rows,
+                of=of,
+                model=is_model,
+            )
+
+
+def _made_by(run: RunInfo) -> Iterator[Dataset]:
+    for output in run.outputs:
+        if output["type"] in ("system.Dataset", "system.Model"):
+            try:
+                yield Dataset.open(str(run.folder.path / output["path"]), allow_empty=True)
+            except (NotFound, CorruptDataset):
+                continue
+
+
+def _trained_on(model: Dataset, counted: dict[str, tuple[int | None, int]]) -> tuple[int | None, int]:
+    """Over all that the model was made from, models that it started from included."""
+    parents = [counted.get(parent["fingerprint"], (None, 0)) for parent in model.manifest.parents]
+    known = [rows for rows, _ in parents if rows is not None]
+    return sum(known) if len(known) == len(parents) else None, sum(of for _, of in parents)
+
+
+def _count(dataset: Dataset, what: str, prompts: set[str]) -> int:
+    """Rows that hold ``what``; ids of prompts of the source ``what`` are added to ``prompts``, by which rows
+    are known that do not say of which source they are."""
+    schema = ROWS[dataset.manifest.schema]
+    leaves = [
+        f"{name}.list.element.{leaf}"
+        for name in _LISTS
+        if name in schema.names
+        for leaf in ("completion_id", "messages")
+    ]
+    names = [name for name in ("prompt_id", "source", *_TEXTS) if name in schema.names]
+    total = 0
+    for batch in dataset.batches([*names, *leaves], batch_rows=None):
+        masks = list(_masks(batch, what, prompts))
+        total += sum(any(of_row) for of_row in zip(*(mask.to_pylist() for mask in masks)))
+    return total
+
+
+def _masks(batch: pa.RecordBatch, what: str, prompts: set[str]) -> Iterator[pa.BooleanArray]:
+    """For each way in which a row may hold ``what``, whether it does."""
+    names = batch.schema.names
+    if "source" in names:
+        own = pc.equal(batch.column("source"), what)
+        prompts.update(batch.column("prompt_id").filter(own).to_pylist())
+        yield own
+    else:
+        yield pc.is_in(batch.column("prompt_id"), value_set=pa.array(sorted(prompts), pa.string()))
+    if _ID.fullmatch(what):
+        yield pc.starts_with(batch.column("prompt_id"), what)
+        yield from _in_lists(batch, "completion_id", partial(pc.starts_with, pattern=what))
+    for form in {json.dumps(what)[1:-1], json.dumps(what, ensure_ascii=False)[1:-1]}:
+        for name in _TEXTS:
+            if name in names:
+                yield pc.match_substring(batch.column(name), form)
+        yield from _in_lists(batch, "messages", partial(pc.match_substring, pattern=form))
+
+
+def _in_lists(
+    batch: pa.RecordBatch, leaf: str, test: Callable[[pa.Array], pa.Array]
+) -> Iterator[pa.BooleanArray]:
+    """Of each column of completions, whether one of a row's passes ``test``."""
+    for name in _LISTS:
+        if name in batch.schema.names:
+            lists = batch.column(name)
+            passed = pc.fill_null(test(lists.flatten().field(leaf)), False)
+            rows = pc.list_parent_indices(lists).filter(passed)
+            yield pc.is_in(pa.array(range(batch.num_rows), pa.int64()), value_set=pc.unique(rows))
