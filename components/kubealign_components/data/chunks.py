@@ -20,7 +20,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
@@ -38,6 +38,7 @@ from kubealign_components.data.seeds import ID_LENGTH, mix64
 from kubealign_components.data.slice_index import SliceIndex
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ChunkError, CorruptDataset, KubeAlignError, NotFound
+from kubealign_components.json_types import JsonObject
 from kubealign_components.store import join, scheme_of
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Chunk:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Chunk:
+    def from_json(cls, value: JsonObject) -> Chunk:
         """From :meth:`to_json`, also after KFP has turned its integers into floats."""
         spans = tuple((int(a), int(b), int(c)) for a, b, c in value["spans"])
         numbers = {name: int(value[name]) for name in ("index", "of", "rows")}
@@ -334,7 +335,7 @@ def _hashes(ids: pa.Array) -> NDArray[np.uint64] | None:
     return hashes
 
 
-def _add_json(stats: Stats, other: Mapping[str, Any]) -> None:
+def _add_json(stats: Stats, other: JsonObject) -> None:
     stats.rows_in += other["rows_in"]
     stats.rows_out += other["rows_out"]
     stats.dropped.update(other["dropped"])

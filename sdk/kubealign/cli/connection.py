@@ -8,11 +8,15 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from kubealign.cli.terminal import say
+
+if TYPE_CHECKING:
+    from kubealign.cluster.client import Cluster
+    from kubealign.runfile import RunFile
 
 _CONNECTION: tuple[tuple[str, str, str], ...] = (
     ("host", "KF_PIPELINES_ENDPOINT", "Address of the KFP API; without it this pod's cluster or kubeconfig."),
@@ -31,11 +35,11 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
     """The options of the connection; the command gets a ``connect`` that opens it."""
 
     @wraps(command)
-    def wrapped(*args: Any, insecure: bool, **kwargs: Any) -> None:
+    def wrapped(*args: object, insecure: bool, **kwargs: object) -> None:
         names = [name.replace("-", "_") for name, _, _ in _CONNECTION]
-        given = {name: kwargs.pop(name) for name in names}
+        given = {name: str(kwargs.pop(name)) for name in names}
 
-        def connect() -> Any:
+        def connect() -> Cluster:
             from kubealign.cluster.client import Cluster
             from kubealign.cluster.connection import Connection
 
@@ -65,7 +69,7 @@ def placement(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextlib.contextmanager
-def compiled(run: Any, *, as_defaults: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
+def compiled(run: RunFile, *, as_defaults: bool = False) -> Iterator[tuple[Path, dict[str, object]]]:
     """The IR of ``run`` in a temporary file and the parameters that it takes, checked before."""
     from kubealign.parameters import check_parameters
     from kubealign.places import send_code

@@ -29,6 +29,7 @@ from kubealign.runfile import RunFile
 from kubealign_components.config import from_parameters, require
 from kubealign_components.errors import ConfigError
 from kubealign_components.gpus import Gpus
+from kubealign_components.json_types import JsonObject
 from kubealign_components.stages import config_class
 from kubealign_pipelines import rules
 from kubealign_pipelines.checking.sources import count_rows
@@ -133,10 +134,11 @@ def preset_of(name: str) -> str:
     return nearest if apart[nearest] < _SAME_SIZE else ""
 
 
-def rows_of(parameters: Mapping[str, Any]) -> int:
+def rows_of(parameters: Mapping[str, object]) -> int:
     """Rows of the sources, where all of them lie on this machine; 0 where they do not."""
     rows = 0
-    for source in parameters.get("sources") or ():
+    sources = parameters.get("sources")
+    for source in sources if isinstance(sources, list) else ():
         counted = count_rows(source["uri"], source.get("split", "train"))
         if not counted:
             return 0
@@ -144,7 +146,7 @@ def rows_of(parameters: Mapping[str, Any]) -> int:
     return rows
 
 
-def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
+def shape_from_config(config: JsonObject) -> ModelShape:
     """The shape that a ``config.json`` tells, without torch.
 
     Raises:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kubealign.estimate.formulas import SHAPES, ModelShape, Throughput
 from kubealign.estimate.stages import (
@@ -82,14 +81,15 @@ class Forecast:
         return measured / expected if expected else 1.0
 
 
-def forecast(graph: Graph, parameters: Mapping[str, Any]) -> Forecast:
+def forecast(graph: Graph, parameters: Mapping[str, object]) -> Forecast:
     """The forecast of a run of ``graph`` with all its ``parameters``."""
     rows = _rows(parameters)
     tokens = _tokens(graph, parameters, rows)
     shape = _shape(str(parameters.get("policy", "")))
     sampled = FLOPS / (2 * shape.parameters) / 4  # token by token, processors wait for memory
     rates = Throughput(flops=FLOPS, sample=sampled).rates(shape)
-    chunks = max(1, math.ceil(rows / int(parameters.get("work_rows_per_chunk") or rows)))
+    most = parameters.get("work_rows_per_chunk")
+    chunks = max(1, math.ceil(rows / most)) if isinstance(most, int) and most else 1
     expected = {}
     for name, task in graph.tasks.items():
         work = sum(count / rates[kind] for kind, count in tokens.get(name, {}).items())
@@ -106,7 +106,7 @@ def _left_of(run: TaskRun, expected: float) -> float:
     return max(expected - run.seconds, 0.0)
 
 
-def _tokens(graph: Graph, parameters: Mapping[str, Any], rows: int) -> dict[str, Tokens]:
+def _tokens(graph: Graph, parameters: Mapping[str, object], rows: int) -> dict[str, Tokens]:
     try:
         length = min(longest_completion(graph, parameters), Assumptions().completion_tokens)
         return stage_tokens(graph, parameters, Assumptions(rows=rows, completion_tokens=length))
@@ -114,7 +114,7 @@ def _tokens(graph: Graph, parameters: Mapping[str, Any], rows: int) -> dict[str,
         return {}
 
 
-def _rows(parameters: Mapping[str, Any]) -> int:
+def _rows(parameters: Mapping[str, object]) -> int:
     try:
         return rows_of(parameters) or Assumptions().rows
     except (KubeAlignError, OSError):
