@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kubealign_components.data.fingerprint import source_json
@@ -46,10 +47,11 @@ _FOLLOWERS = {
 _ROLE_KEYS = ("role", "from", "author")
 _TEXT_KEYS = ("content", "value", "text")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-_TURN_KEYS = {
-    *(*_ROLE_KEYS, *_TEXT_KEYS, *_REASONING_KEYS),
-    *("tool_calls", "function_call", "tool_call_id", "name"),
+_KEYS_OF_ROLE = {
+    "assistant": (*_REASONING_KEYS, "tool_calls", "function_call"),
+    "tool": ("name", "tool_call_id"),
 }
+_REASONED = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -144,8 +146,7 @@ def _read_turn(turn: object, reading: Reading) -> Message:
         raise Malformed("unknown_role")
     if any(is_media(str(key), value) for key, value in turn.items()):
         raise Malformed("not_text")
-    others = (k for k, v in turn.items() if k not in _TURN_KEYS and not is_missing(v))
-    reading.notes.update(f"turn_field_not_kept_{k}" for k in others if turn[k] not in ("", [], {}))
+    reading.notes.update(f"turn_field_not_kept_{key}" for key in _unread(turn, role))
     content = first_of(turn, *_TEXT_KEYS)
     if role == "assistant" and isinstance(content, list):
         turn, content = _thought_apart(turn, content)
@@ -178,10 +179,22 @@ def _assistant_parts(turn: Mapping[str, object]) -> Message:
         parts["tool_calls"] = read_calls(calls)
     elif call := from_json_text(turn.get("function_call")):
         parts["tool_calls"] = [read_call(call)]
-    thought = first_of(turn, *_REASONING_KEYS)
-    if isinstance(thought, str) and thought.strip():
+    thought, content = (first_of(turn, *keys) for keys in (_REASONING_KEYS, _TEXT_KEYS))
+    written = _REASONED.match(content) if isinstance(content, str) else None
+    again = written is not None and isinstance(thought, str) and written[1].strip() == thought.strip()
+    if isinstance(thought, str) and thought.strip() and not again:
         parts["reasoning_content"] = thought
     return parts
+
+
+def _unread(turn: Mapping[str, object], role: str) -> Iterator[str]:
+    """The members of a turn that hold something and say nothing in a turn of this role."""
+    read = {next((k for k in keys if not is_missing(turn.get(k))), "") for keys in (_ROLE_KEYS, _TEXT_KEYS)}
+    for key, value in turn.items():
+        known = key in read or key in _KEYS_OF_ROLE.get(role, ())
+        told = isinstance(value, str) if key in _REASONING_KEYS else True
+        if not (known and told) and not is_missing(value) and value not in ("", [], {}):
+            yield key
 
 
 def _json_text(value: object) -> str:

@@ -22,6 +22,8 @@ _YES = ("true", "yes", "y", "t", "1", "1.0", "chosen", "preferred", "desirable",
 _NO = ("false", "no", "n", "f", "0", "0.0", "-1", "rejected", "dispreferred", "undesirable", "bad", "reject")
 
 
+PRINTED_CHARS = 2**20
+"""Longer texts are not read as what Python prints: its parser takes hundreds of bytes for each character."""
 _BETWEEN_ROWS = re.compile(r"\}\s*\n\s*\{")
 
 
@@ -122,7 +124,8 @@ def from_json_text(value: object) -> object:
     try:
         parsed = json.loads(value, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
-        parsed = _printed(value) if value.startswith(("[{'", "{'")) else value
+        printed = value.startswith(("[{'", "{'")) and len(value) <= PRINTED_CHARS
+        parsed = _printed(value) if printed else value
     return parsed if _is_structure(parsed) else value
 
 

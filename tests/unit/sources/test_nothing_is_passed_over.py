@@ -465,6 +465,30 @@ def test_values_that_are_false_are_noticed_as_well() -> None:
     assert dict(example.notes) == {"turn_field_not_kept_weight": 1, "turn_field_not_kept_train": 1}
 
 
+@pytest.mark.parametrize(
+    ("turn", "unread"),
+    [
+        (USER | {"name": "Bob"}, "name"),
+        (USER | {"reasoning_content": "Well."}, "reasoning_content"),
+        (USER | {"text": "Ho?"}, "text"),
+        (USER | {"from": "Bob"}, "from"),
+        (GOOD | {"tool_call_id": "c1"}, "tool_call_id"),
+        (GOOD | {"reasoning": ["Well."]}, "reasoning"),
+    ],
+)
+def test_members_that_a_turn_of_the_role_does_not_have_are_noticed(turn: dict[str, Any], unread: str) -> None:
+    turns = [turn, GOOD] if turn["role"] == "user" else [USER, turn]
+    assert dict(read({"messages": turns}).notes) == {f"turn_field_not_kept_{unread}": 1}
+
+
+def test_reasoning_that_is_said_twice_is_read_once() -> None:
+    answer = GOOD | {"content": "<think>\nWell.\n</think>Good."}
+    [completion] = read({"messages": [USER, answer | {"reasoning_content": "Well."}]}).completions
+    assert completion.messages == [answer]
+    [completion] = read({"messages": [USER, answer | {"reasoning_content": "Other."}]}).completions
+    assert completion.messages == [answer | {"reasoning_content": "Other."}]
+
+
 @pytest.mark.parametrize("name", ["reasoning", "Complex_CoT", "model_thoughts", "rationale"])
 def test_reasoning_in_a_column_of_its_own_is_noticed(name: str) -> None:
     example = read({"prompt": "Hi?", "response": "Good.", name: "Well."})
