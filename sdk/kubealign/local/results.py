@@ -92,6 +92,8 @@ class Results:
     seconds: float
     stages: list[StageRow]
     outputs: list[Output] = field(default_factory=list)
+    defaults: dict[str, object] = field(default_factory=dict)
+    """Of those parameters that have one."""
 
     def outputs_of(self, type_name: str) -> Iterator[Output]:
         """The outputs of one type, such as ``system.HTML``, in the order they were made."""
@@ -210,6 +212,7 @@ def collect(
         seconds=seconds,
         stages=rows,
         outputs=outputs,
+        defaults={name: p.default for name, p in graph.parameters.items() if not p.required},
     )
 
 

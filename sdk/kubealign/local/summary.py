@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,9 +66,11 @@ def write_summary(results: Results, path: Path, *, failure: str = "") -> None:
             for name, n in sorted(row.counts.items())
         ],
         versions=_versions(results),
-        parameters=sorted(
-            (name, json.dumps(value, ensure_ascii=False)) for name, value in results.parameters.items()
-        ),
+        changed=[
+            [name, value, _default(results, name)] for name, value in _parameters(results, changed=True)
+        ],
+        parameters=_parameters(results),
+        machine=_machine(),
     )
     write_whole(path, page)
 
@@ -145,6 +149,29 @@ def _node(step: LineageStep, row: StageRow | None, link: str) -> Node:
         reused = f", {row.reused:,} rows reused" if row.reused else ""
         lines = (f"{row.rows_in:,} to {row.rows_out:,} rows", duration(row.seconds) + reused)
     return Node(title=step.stage.replace("_", " "), lines=lines, link=link)
+
+
+def _parameters(results: Results, *, changed: bool = False) -> list[tuple[str, str]]:
+    """Names and values; with ``changed`` of those alone that are not their defaults."""
+    return sorted(
+        (name, json.dumps(value, ensure_ascii=False))
+        for name, value in results.parameters.items()
+        if not changed or name not in results.defaults or results.defaults[name] != value
+    )
+
+
+def _default(results: Results, name: str) -> str:
+    return json.dumps(results.defaults[name], ensure_ascii=False) if name in results.defaults else "none"
+
+
+def _machine() -> list[tuple[str, str]]:
+    """What the run had to work with."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return [
+        ("processor cores", str(os.cpu_count())),
+        ("memory", f"{memory:.0f} GiB"),
+        ("system", platform.platform()),
+    ]
 
 
 def _versions(results: Results) -> list[tuple[str, str]]:

@@ -153,6 +153,19 @@ def test_the_page_of_a_run_shows_what_changed_and_leads_to_every_stage(
     assert (tmp_path / links[1]).read_text().endswith("the report")
 
 
+def test_settings_that_differ_from_the_defaults_are_told_first(tmp_path: Path) -> None:
+    parameters = {"seed": 1, "train_beta": 0.1, "policy": "p", "options": {"a": [1]}}
+    run = replace(results(), parameters=parameters, defaults={"seed": 0, "train_beta": 0.1, "options": {}})
+    write_summary(run, tmp_path / "summary.html")
+    text = (tmp_path / "summary.html").read_text()
+    rows = Page(text).rows
+    changed = [["options", '{"a": [1]}', "{}"], ["policy", '"p"', "none"], ["seed", "1", "0"]]
+    start = rows.index(["parameter", "value", "default"]) + 1
+    assert rows[start : start + 3] == changed
+    assert rows[start + 3] == ["parameter", "value"] and ["train_beta", "0.1"] in rows
+    assert "processor cores" in text and "GiB" in text
+
+
 def test_stages_that_stand_twice_have_their_own_names_and_times(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:
