@@ -74,6 +74,12 @@ def test_shipped_run_files_pass_but_for_what_is_given_on_the_command_line(path: 
     assert all(finding["line"] for finding in findings)
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_run_files_compile_as_they_are(path: Path, tmp_path: Path) -> None:
+    done = kubealign("compile", "-f", path, "-o", tmp_path / "p.yaml")
+    assert done.exit_code == 0, done.output
+
+
 def test_files_are_merged_in_order_and_assignments_stand_above_them(run_file: Path, tmp_path: Path) -> None:
     over = tmp_path / "over.yaml"
     over.write_text("parameters:\n  sample_n: 5\n  train_options: {epochs: 2}\ncompile: {retries: 7}\n")
