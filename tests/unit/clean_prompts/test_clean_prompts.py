@@ -318,9 +318,16 @@ def test_the_recipe_has_the_content_and_not_the_place(cleaned: Cleaned) -> None:
 def test_the_component(tmp_path: Path) -> None:
     dataset = dsl.Dataset(name="dataset", uri=str(tmp_path / "out"))
     metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "metrics"))
+    report = dsl.HTML(name="report", uri=str(tmp_path / "report.html"))
     sources = [{"name": "oasst", "uri": write(tmp_path / "a.jsonl", TREES)}]
     clean_prompts.python_func(
-        dataset=dataset, metrics=metrics, sources=sources, languages=["en"], options={"min_turns": 3.0}
+        dataset=dataset,
+        metrics=metrics,
+        report=report,
+        sources=sources,
+        languages=["en"],
+        options={"min_turns": 3.0},
     )
+    assert Path(report.path).read_text().startswith("<!doctype html>")
     assert dataset.metadata["schema"] == PROMPTS
     assert (metrics.metadata["rows_out"], metrics.metadata["dropped_too_few_turns"]) == (1, 2)

@@ -292,9 +292,16 @@ def test_component_runs_the_stage(tiny_model: Path, tmp_path: Path, make_dataset
     prompts = dsl.Dataset(name="prompts", uri=source.uri, metadata={"schema": PROMPTS})
     dataset = dsl.Dataset(name="dataset", uri=str(tmp_path / "filtered"), metadata={})
     metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "metrics"), metadata={})
+    report = dsl.HTML(name="report", uri=str(tmp_path / "report.html"))
     component.python_func(
-        prompts=prompts, dataset=dataset, metrics=metrics, policy=str(tiny_model), max_prompt_len=100
+        prompts=prompts,
+        dataset=dataset,
+        metrics=metrics,
+        report=report,
+        policy=str(tiny_model),
+        max_prompt_len=100,
     )
+    assert Path(report.path).read_text().startswith("<!doctype html>")
     assert dataset.metadata["schema"] == TOKENIZED
     assert dataset.metadata["rows"] == 1
     assert metrics.metadata["dropped_prompt_too_long"] == 1

@@ -351,12 +351,15 @@ def test_the_component_publishes_dataset_and_metrics(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(pairs(5)))
     dataset = dsl.Dataset(name="dataset", uri=str(tmp_path / "out"))
     metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "metrics"))
+    report = dsl.HTML(name="report", uri=str(tmp_path / "report.html"))
     import_prompts.python_func(
         dataset=dataset,
         metrics=metrics,
+        report=report,
         sources=[{"name": "a", "uri": str(tmp_path / "a.json"), "max_rows": 4.0}],
         options={"seed": 3},
     )
+    assert Path(report.path).read_text().startswith("<!doctype html>")
     assert dataset.metadata["schema"] == PROMPTS
     assert dataset.metadata["rows"] == 4
     assert metrics.metadata["dropped_over_max_rows"] == 1

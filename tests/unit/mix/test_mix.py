@@ -345,13 +345,16 @@ def test_component_runs_the_stage(tmp_path: Path, make_dataset: Callable[..., Da
     selection = dsl.Dataset(name="s", uri=make_dataset(rows, SELECTION).uri, metadata={"schema": SELECTION})
     dataset = dsl.Dataset(name="dataset", uri=str(tmp_path / "mixed"), metadata={})
     metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "metrics"), metadata={})
+    report = dsl.HTML(name="report", uri=str(tmp_path / "report.html"))
     component.python_func(
         selection=selection,
         dataset=dataset,
         metrics=metrics,
+        report=report,
         training_uris=[str(tmp_path / "earlier" / "out")],
         options={"temperature": 2.0},
     )
+    assert Path(report.path).read_text().startswith("<!doctype html>")
     assert dataset.metadata["schema"] == TRAINING
     assert dataset.metadata["rows"] == metrics.metadata["rows_out"] == 9
     assert metrics.metadata["dropped_duplicate"] == 2

@@ -375,8 +375,15 @@ def test_the_component_takes_prompts_or_none(
     for number, prompts in enumerate([artifact, None]):
         dataset = dsl.Dataset(name="dataset", uri=str(tmp_path / f"out{number}"))
         metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / f"metrics{number}"))
+        report = dsl.HTML(name="report", uri=str(tmp_path / "report.html"))
         rl_prompts.python_func(
-            dataset=dataset, metrics=metrics, policy=str(tiny_model), prompts=prompts, sources=sources
+            dataset=dataset,
+            metrics=metrics,
+            report=report,
+            policy=str(tiny_model),
+            prompts=prompts,
+            sources=sources,
         )
+        assert Path(report.path).read_text().startswith("<!doctype html>")
         assert dataset.metadata["schema"] == PROMPTS
         assert metrics.metadata["rows_out"] == 2 - number

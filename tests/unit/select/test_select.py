@@ -306,13 +306,16 @@ def test_component_runs_the_stage(tmp_path: Path, make_dataset: Callable[..., Da
     rewarded = dsl.Dataset(name="rewarded", uri=source.uri, metadata={"schema": REWARDED})
     dataset = dsl.Dataset(name="dataset", uri=str(tmp_path / "selected"), metadata={})
     metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "metrics"), metadata={})
+    report = dsl.HTML(name="report", uri=str(tmp_path / "report.html"))
     component.python_func(
         rewarded=rewarded,
         dataset=dataset,
         metrics=metrics,
+        report=report,
         pairs_per_prompt=2,
         options={"worst_quantile": 0.3},
     )
+    assert Path(report.path).read_text().startswith("<!doctype html>")
     assert dataset.metadata["schema"] == SELECTION
     assert dataset.metadata["slug"].endswith("best_worst-pairs2-inclusive")
     assert metrics.metadata["pairs"] == 6

@@ -120,9 +120,17 @@ def test_components_run_the_stages(make_dataset: MakeDataset, tmp_path: Path) ->
     parts = [part_of(Chunk.from_json(chunk), source, tmp_path).to_json() for chunk in planned]
     dataset = dsl.Dataset(name="dataset", uri=str(tmp_path / "merged"), metadata={})
     metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "metrics"), metadata={})
+    report = dsl.HTML(name="report", uri=str(tmp_path / "report.html"))
     again = merge_component.python_func(
-        source=artifact, parts=parts, chunks=planned, dataset=dataset, metrics=metrics, rows_per_chunk=4
+        source=artifact,
+        parts=parts,
+        chunks=planned,
+        dataset=dataset,
+        metrics=metrics,
+        report=report,
+        rows_per_chunk=4,
     )
+    assert Path(report.path).read_text().startswith("<!doctype html>")
     assert dataset.metadata["schema"] == COMPLETIONS
     assert dataset.metadata["rows"] == metrics.metadata["rows"] == 7
     assert metrics.metadata["chunks"] == 3
