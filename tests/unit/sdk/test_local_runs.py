@@ -5,19 +5,23 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import webbrowser
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from kubealign.cli.main import main
+from kubealign.local.runner import _claimed
 from kubealign.local.runs import LOCK, find_run, read_run
 from kubealign.local.scratch import dead_scratch, scratch
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.schemas import MODEL, PROMPTS
 from kubealign_components.data.stats import Stats
+from kubealign_components.errors import ConfigError
 
 MakeDataset = Callable[..., Dataset]
 KEPT_ALWAYS = "work/code/0.json"
@@ -204,3 +208,31 @@ def test_temporary_files_go_with_the_run_and_those_of_the_dead_with_the_next(out
         assert Path(tempfile.mkdtemp()).parent == folder == Path(os.environ["TMPDIR"])
         assert dead_scratch() == []  # one that lives is let be
     assert not folder.exists()
+
+
+def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    count = 8
+    together = threading.Barrier(count)
+
+    def begin(_: int) -> Path:
+        together.wait()
+        with _claimed(tmp_path / "runs", "") as folder:
+            (folder.path / "pipeline.yaml").write_text("")
+            together.wait()  # all are under way at once
+            return folder.path
+
+    with ThreadPoolExecutor(count) as threads:
+        made = list(threads.map(begin, range(count)))
+    assert len(set(made)) == count
+    assert all((path / "pipeline.yaml").is_file() for path in made)
+
+
+def test_a_name_that_another_run_has_is_refused_while_it_runs(tmp_path: Path) -> None:
+    with (
+        _claimed(tmp_path / "runs", "x"),
+        pytest.raises(ConfigError, match="not under way in another process"),
+        _claimed(tmp_path / "runs", "x"),
+    ):
+        pass
+    with _claimed(tmp_path / "runs", "x") as again:
+        assert again.path.name == "x"
