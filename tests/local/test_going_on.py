@@ -22,8 +22,9 @@ from support.small_run import small_run
 
 KILLS, KILLING = 40, 300.0
 """How often the run is ended at a random moment, and the seconds after which that is enough."""
-LIFE = 4.5
-"""Seconds that a run has on average until it is ended: some end before any stage begins, some in training."""
+LIFE = 0.12
+"""Of the time of a whole run what one has on average until it is ended: some end at once, some
+in training."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 
 
@@ -101,15 +102,17 @@ def lives(process: int) -> bool:
 @pytest.mark.timeout(3000)
 def test_a_run_that_is_ended_at_random_moments_ends_with_the_same_bytes(folders: tuple[Path, Path]) -> None:
     undisturbed, killed = folders
+    began = time.monotonic()
     whole = start(undisturbed)
     said, _ = whole.communicate(timeout=1200)
     assert whole.returncode == 0, said
+    life = LIFE * (time.monotonic() - began)
     draw, began = random.Random(4), time.monotonic()
     ends: Counter[str] = Counter()
     while ends.total() < KILLS and time.monotonic() - began < KILLING:
         chosen = SIGNALS[ends.total() % len(SIGNALS)]
         run = start(killed)
-        end(run, chosen, 0.1 + draw.expovariate(1 / LIFE))
+        end(run, chosen, 0.1 + draw.expovariate(1 / life))
         ends["ended well" if run.returncode == 0 else chosen.name] += 1
     print(f"{ends} in {time.monotonic() - began:.0f} s")
     assert ends.total() - ends["ended well"] >= 10

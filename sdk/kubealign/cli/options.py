@@ -90,8 +90,10 @@ class Given:
 
 
 def fitted(report: Report) -> dict[str, object]:
-    """The parameters that were given, as numbers where a number is asked for."""
-    given, values = report.given, report.checked.values
+    """The parameters that were given, by the pipeline's own names, as numbers where a number is asked for."""
+    from kubealign_pipelines.flat import fold
+
+    given, values = fold(report.graph, report.given).values, report.checked.values
     return {name: values.get(name, value) for name, value in given.items()}
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from kubealign.cli.main import main
 from kubealign_pipelines.checking.describe import describe
 from kubealign_pipelines.checking.stages import check_stages
 from kubealign_pipelines.compiler import compile_pipeline
@@ -136,3 +138,15 @@ def test_the_description_has_every_key_of_every_options_box(graph: Graph, tmp_pa
         if inner:
             key = ".".join(inner).replace(".[]", "[]")
             assert not parameter.endswith("_options") or f"{key} " in lines[parameter], (parameter, key)
+
+
+def test_a_flat_name_and_options_of_the_same_stage_are_both_taken(tmp_path: Path) -> None:
+    """From the command line, which checks first what it hands on."""
+    words = ["--set", "evaluate_max_prompts=6", "--set", "evaluate_options={min_gain: 0.5}"]
+    done = CliRunner().invoke(
+        main, ["compile", "offline_alignment", *words, "-o", str(tmp_path / "pipeline.yaml")]
+    )
+    assert done.exit_code == 0, done.output
+    spec = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    assert parameters["evaluate_options"]["defaultValue"] == {"min_gain": 0.5, "max_prompts": 6}
