@@ -341,21 +341,9 @@ class Placement:
         task.set_caching_options(self.settings.caching and not unseen)
         if self._check is not None and stage in READS_OUTSIDE:
             task.after(self._check)
-        # It retries the process in its pod: what Kubeflow retries of failed pods differs by its release.
-        rows_only = _image(component) == images.DATA
-        task.container_spec.command = supervised(
-            task.container_spec.command, wanted.retries or 0, torch=not rows_only
-        )
-        if wanted.retries:
-            task.set_retry(
-                wanted.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration=_RETRY_WINDOW
-            )
+        _restart(task, wanted.retries or 0, rows_only=_image(component) == images.DATA)
         if stage in TRAINING:
-            # One component, compiled for here or for a TrainJob: the spec is its own for each task.
-            nodes = wanted.nodes or 1
-            passed_on = forwarded(nodes)
-            task.component_spec = replace(task.component_spec, task_config_passthroughs=passed_on)
-            wanted = _watching(wanted) if nodes > 1 else wanted
+            wanted = _on_nodes(task, wanted)
         _compute(task, wanted)
         _pod(task, wanted)
         _admit(task, self.settings)
@@ -379,6 +367,22 @@ class Placement:
             component = check_component({name: str(one.channel_type) for name, one in given.items()})
             compiled = self.settings.of_stages()
             self._check = self(component, pipeline=pipeline, compiled=compiled, shape=dict(shape), **given)
+
+
+def _restart(task: PipelineTask, retries: int, *, rows_only: bool) -> None:
+    """Let what dies begin again, ``retries`` times: the process in its pod, and a pod that is lost."""
+    # What Kubeflow retries of failed pods differs by its release.
+    task.container_spec.command = supervised(task.container_spec.command, retries, torch=not rows_only)
+    if retries:
+        task.set_retry(retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration=_RETRY_WINDOW)
+
+
+def _on_nodes(task: PipelineTask, wanted: StageResources) -> StageResources:
+    """What the pod of a training ``task`` asks for, which only watches where several nodes train."""
+    # One component, compiled for here or for a TrainJob: the spec is its own for each task.
+    nodes = wanted.nodes or 1
+    task.component_spec = replace(task.component_spec, task_config_passthroughs=forwarded(nodes))
+    return _watching(wanted) if nodes > 1 else wanted
 
 
 def _watching(wanted: StageResources) -> StageResources:
