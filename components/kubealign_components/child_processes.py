@@ -26,7 +26,7 @@ def ends(processes: Processes, stop: Stop, *, commit: float | None = None) -> li
         commit: seconds that the others have, once one has failed and they are told to stop, to commit what
             they have; None where what they have is worth nothing without it.
     """
-    told, deadline = False, float("inf")
+    stopping, deadline = False, float("inf")
     while True:
         codes = [process.poll() for process in processes]
         if None not in codes or time.monotonic() > deadline:
@@ -34,8 +34,8 @@ def ends(processes: Processes, stop: Stop, *, commit: float | None = None) -> li
         failed = any(codes) and EXIT_CODE not in codes
         if failed:
             deadline = min(deadline, time.monotonic() + (OWN_END if commit is None else commit))
-        if not told and (stop.requested or (failed and commit is not None)):
-            told = True
+        if not stopping and (stop.requested or (failed and commit is not None)):
+            stopping = True
             for process in processes:
                 process.send_signal(signal.SIGTERM)
         time.sleep(_PAUSE)
@@ -49,9 +49,9 @@ def kill(processes: Processes) -> None:
         process.wait()
 
 
-def told(what: str, code: int | None, memory: MemoryWatch) -> str:
+def end_text(what: str, code: int | None, memory: MemoryWatch) -> str:
     """How the process ``what`` ended, in words."""
     if code == -signal.SIGKILL:
-        return f"{what} was killed (SIGKILL). {memory.told()}"
+        return f"{what} was killed (SIGKILL). {memory.text()}"
     ended = f"ended by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
     return f"{what} {ended}; its log above says why"

@@ -59,13 +59,13 @@ class Gpus:
 def visible_gpus() -> Gpus:
     """The GPUs that this process may use; none where the driver's ``nvidia-smi`` is not there."""
     sizes = _sizes()
-    told = os.environ.get(VISIBLE)
-    names = tuple(map(str, range(len(sizes)))) if told is None else _names(told)
+    listed = os.environ.get(VISIBLE)
+    names = tuple(map(str, range(len(sizes)))) if listed is None else _names(listed)
     return Gpus(names=names if sizes else (), memory=min(sizes, default=0))
 
 
-def _names(told: str) -> tuple[str, ...]:
-    return () if told.strip() in _NONE else tuple(name.strip() for name in told.split(","))
+def _names(listed: str) -> tuple[str, ...]:
+    return () if listed.strip() in _NONE else tuple(name.strip() for name in listed.split(","))
 
 
 def _sizes() -> Sequence[int]:

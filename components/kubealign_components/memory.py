@@ -24,7 +24,7 @@ class MemoryWatch:
         """Whether the kernel killed a process of this container for its memory."""
         return self._kills() > self._before
 
-    def told(self) -> str:
+    def text(self) -> str:
         """What is known, in words: for a process that was killed by SIGKILL."""
         sizes = self._sizes()
         if self.killed():

@@ -185,7 +185,7 @@ def _stop_without_reader() -> None:
 def _told(end: _End, memory: MemoryWatch) -> str:
     """How an attempt that counts as dead ended, in words."""
     if end.killed_by == signal.SIGKILL:
-        return f"the stage's process was killed (SIGKILL); it had up to {end.peak} MiB. {memory.told()}"
+        return f"the stage's process was killed (SIGKILL); it had up to {end.peak} MiB. {memory.text()}"
     if end.killed_by:
         return f"the stage's process was ended by {signal.Signals(end.killed_by).name}"
     return f"the stage's process ended with exit code {end.code}, as said above"
@@ -206,14 +206,14 @@ def main(arguments: Sequence[str]) -> int:
     )
     # Cut here: argparse would take the module's first options for its own.
     end = arguments.index("-m") + 2 if "-m" in arguments else len(arguments)
-    wanted, rest = parser.parse_args(arguments[:end]), arguments[end:]
+    options, rest = parser.parse_args(arguments[:end]), arguments[end:]
     signal.signal(signal.SIGINT, _leave_to_the_child)
-    if wanted.without_torch:
+    if options.without_torch:
         # Where it is installed, transformers loads it for a tokenizer: 340 MiB of no use to a stage of rows.
         sys.modules["torch"] = None  # type: ignore[assignment]
         # And would say, at the end of logs that are read for another reason, that it was not found.
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    return _Supervisor(wanted.module, rest, wanted.retries).run()
+    return _Supervisor(options.module, rest, options.retries).run()
 
 
 def _leave_to_the_child(_: int, __: FrameType | None) -> None:

@@ -19,7 +19,7 @@ CHUNKS = "Output"
 
 
 def fan_out(
-    place: Placement,
+    placement: Placement,
     worker: BaseComponent,
     made: dsl.PipelineTask,
     *,
@@ -31,7 +31,7 @@ def fan_out(
     """The task that joins what ``worker`` makes of the dataset of ``made``, chunk by chunk.
 
     Args:
-        place: makes tasks.
+        placement: makes tasks.
         worker: component that takes a chunk and returns a part.
         made: task whose dataset is worked on, and which has planned its chunks.
         about: tells two fan-outs of one stage apart.
@@ -39,11 +39,11 @@ def fan_out(
         model: manifest of a model of this run that the workers read by URI.
         arguments: of the worker.
     """
-    title = place.title(worker, about)
+    title = placement.title(worker, about)
     chunks = made.outputs[CHUNKS]
-    with dsl.ParallelFor(chunks, parallelism=place.at_once(worker), name=title) as chunk:
-        part = place(worker, about, chunk=chunk, **arguments)
-    return place(
+    with dsl.ParallelFor(chunks, parallelism=placement.at_once(worker), name=title) as chunk:
+        part = placement(worker, about, chunk=chunk, **arguments)
+    return placement(
         merge,
         title,
         source=made.outputs["dataset"],

@@ -71,12 +71,12 @@ def place_of(graph: Graph, name: str) -> tuple[str, ...] | None:
 def flat_names(graph: Graph) -> dict[tuple[str, ...], str]:
     """The one name of every setting that stands in options, by its place among the parameters."""
     own = {parameter.name for parameter in graph.settings()}
-    found: dict[tuple[str, ...], str] = {}
+    names: dict[tuple[str, ...], str] = {}
     for prefix, stage in _options(graph).items():
         for name, inner in _settings(stage).items():
             if (flat := f"{prefix}_{name}") not in own:
-                found.setdefault((f"{prefix}_{OPTIONS}", *inner), flat)
-    return found
+                names.setdefault((f"{prefix}_{OPTIONS}", *inner), flat)
+    return names
 
 
 def _options(graph: Graph) -> Mapping[str, str]:

@@ -26,9 +26,9 @@ class PipelineInputs:
     channels: Arguments
 
     @classmethod
-    def of_function(cls, place: Placement, values: Mapping[str, object]) -> PipelineInputs:
+    def of_function(cls, placement: Placement, values: Mapping[str, object]) -> PipelineInputs:
         """From what a pipeline's function has as ``locals()`` when it begins."""
-        return cls(place, {n: value for n, value in values.items() if isinstance(value, PipelineChannel)})
+        return cls(placement, {n: value for n, value in values.items() if isinstance(value, PipelineChannel)})
 
     def __getitem__(self, name: str) -> PipelineChannel:
         return self.channels[name]

@@ -41,10 +41,10 @@ def check(
         here=here,
         process=here and run.local.runner == "process",
     )
-    found = [*report.findings]
+    findings = [*report.findings]
     if not report.errors and not sourced.document.findings:
-        found += [*_memory(run)] if not here else [*_disk(run, output or Path.cwd())]
-    return replace(report, findings=once(sourced.located(found)), given=dict(run.parameters))
+        findings += [*_memory(run)] if not here else [*_disk(run, output or Path.cwd())]
+    return replace(report, findings=once(sourced.located(findings)), given=dict(run.parameters))
 
 
 def _memory(run: RunFile) -> Iterator[Finding]:
@@ -76,8 +76,8 @@ def _disk(run: RunFile, output: Path) -> Iterator[Finding]:
     if folder is None:
         return
     weights = folder.weight_bytes
-    place = next(p for p in (output.absolute(), *output.absolute().parents) if p.exists())
-    free = shutil.disk_usage(place).free
+    existing = next(p for p in (output.absolute(), *output.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
     if free < DISK_FACTOR * weights:
-        text = f"{free / GIB:.1f} GiB are free in {place}; a run of this policy leaves about "
+        text = f"{free / GIB:.1f} GiB are free in {existing}; a run of this policy leaves about "
         yield warning_at((PARAMETERS, "policy"), policy, f"{text}{DISK_FACTOR * weights / GIB:.1f} GiB")

@@ -49,8 +49,8 @@ def send_code(parameters: Mapping[str, object]) -> dict[str, object]:
 
 def _last_of(name: str) -> str:
     """What the parameter ``name`` is called inside options, if it is one of those that matter here."""
-    known = (*_PLACES, *_FUNCTIONS, *_USERS)
-    return next((own for own in known if name.endswith(f"_{own}")), name)
+    endings = (*_PLACES, *_FUNCTIONS, *_USERS)
+    return next((own for own in endings if name.endswith(f"_{own}")), name)
 
 
 def _beside(name: str, value: object, folder: Path) -> object:

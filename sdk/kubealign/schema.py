@@ -39,8 +39,8 @@ def shapes(pipeline: str) -> list[Graph]:
 
 def settings_of(graphs: Sequence[Graph], *, everywhere: bool = False) -> list[Setting]:
     """The settings of all ``graphs``, each once, by name; ``everywhere`` as :func:`describe` has it."""
-    found = {s.path: s for graph in reversed(graphs) for s in describe(graph, everywhere=everywhere)}
-    return sorted(found.values(), key=lambda setting: setting.name)
+    settings = {s.path: s for graph in reversed(graphs) for s in describe(graph, everywhere=everywhere)}
+    return sorted(settings.values(), key=lambda setting: setting.name)
 
 
 def run_file_schema(pipeline: str) -> Schema:
@@ -69,8 +69,8 @@ def run_file_schema(pipeline: str) -> Schema:
 
 
 def _parameters(graphs: Sequence[Graph]) -> Schema:
-    known = {p.name: p for graph in reversed(graphs) for p in graph.settings()}
-    properties: dict[str, Schema] = {name: _of_parameter(p) for name, p in sorted(known.items())}
+    parameters = {p.name: p for graph in reversed(graphs) for p in graph.settings()}
+    properties: dict[str, Schema] = {name: _of_parameter(p) for name, p in sorted(parameters.items())}
     choices = {choice.name: choice for choice in rules(graphs[0].name.replace("-", "_")).choices}
     for name, choice in choices.items():
         properties[name]["enum"] = list(choice.values)
@@ -95,9 +95,9 @@ def _of_parameter(parameter: Parameter) -> Schema:
     return schema
 
 
-def _at(properties: Mapping[str, Schema], place: Sequence[str]) -> Schema | None:
-    """The schema of what stands at ``place`` below ``properties``, if something does."""
-    first, *rest = place
+def _at(properties: Mapping[str, Schema], path: Sequence[str]) -> Schema | None:
+    """The schema of what stands at ``path`` below ``properties``, if something does."""
+    first, *rest = path
     schema = properties.get(first)
     return schema if schema is None or not rest else _at(schema.get("properties", {}), rest)
 

@@ -43,17 +43,17 @@ def verify(uri: str) -> Iterator[Verified]:
     pending = [{"uri": uri, "fingerprint": ""}]
     while pending:
         parent = pending.pop(0)
-        place = recorded(parent["uri"])
-        if place in seen:
+        location = recorded(parent["uri"])
+        if location in seen:
             continue
-        seen.add(place)
+        seen.add(location)
         try:
-            dataset = Dataset.open(place, allow_empty=True)
+            dataset = Dataset.open(location, allow_empty=True)
         except NotFound as error:
-            yield Verified(uri=place, stage="", state=GONE, reason=str(error))
+            yield Verified(uri=location, stage="", state=GONE, reason=str(error))
             continue
         except CorruptDataset as error:
-            yield Verified(uri=place, stage="", state=DAMAGED, reason=str(error))
+            yield Verified(uri=location, stage="", state=DAMAGED, reason=str(error))
             continue
         yield _verified(dataset, parent["fingerprint"])
         pending += dataset.manifest.parents

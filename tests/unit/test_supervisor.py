@@ -132,7 +132,7 @@ def test_the_control_group_says_whether_memory_killed(tmp_path: Path, kills: int
     (tmp_path / "memory.peak").write_text(f"{399 << 20}\n")
     watch = MemoryWatch(tmp_path)
     events.write_text(f"low 0\nhigh 0\nmax 12\noom 1\noom_kill {kills}\noom_group_kill 0\n")
-    assert watch.killed() == (kills == 2) and expected in watch.told()
+    assert watch.killed() == (kills == 2) and expected in watch.text()
 
 
 def until_started(stage: Stage) -> None:

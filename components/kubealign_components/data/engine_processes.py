@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kubealign_components.child_processes import OWN_END, ends, kill, told
+from kubealign_components.child_processes import OWN_END, end_text, ends, kill
 from kubealign_components.data.chunks import Chunk, Part, Share, shares
 from kubealign_components.error_reports import error_from
 from kubealign_components.errors import FINAL, EngineError, KubeAlignError
@@ -102,17 +102,17 @@ def engines(
     if isinstance(chunk, Share):
         return None
     gpus = visible_gpus()
-    wanted = gpus.for_weights(weights) if weights and gpus.names else each
-    return EngineProcesses(run=run, config=config, devices=gpus.shares(processes, wanted))
+    needed = gpus.for_weights(weights) if weights and gpus.names else each
+    return EngineProcesses(run=run, config=config, devices=gpus.shares(processes, needed))
 
 
 def _error_of(folders: Sequence[Path], code: int | None, number: int, memory: MemoryWatch) -> KubeAlignError:
     """What went wrong in the processes of ``folders``: what another attempt would meet again comes first."""
-    found = [error for folder in folders if (error := _left_in(folder)) is not None]
-    final = [error for error in found if isinstance(error, FINAL)]
-    if final or found:
-        return (final or found)[0]
-    return EngineError(told(f"engine process {number + 1}", code, memory))
+    errors = [error for folder in folders if (error := _left_in(folder)) is not None]
+    final = [error for error in errors if isinstance(error, FINAL)]
+    if final or errors:
+        return (final or errors)[0]
+    return EngineError(end_text(f"engine process {number + 1}", code, memory))
 
 
 def _left_in(folder: Path) -> KubeAlignError | None:

@@ -119,8 +119,8 @@ def push(folder: Path, repository: str) -> str:
 def _with_own(theirs: str, card_text: str) -> str:
     """The card of a repository with what ``card_text`` tells of the rows, in place of what it told before."""
     own = START + card_text.partition(START)[2]
-    before, told, rest = theirs.partition(START)
-    after = rest.partition(END)[2] if told else "\n"
+    before, marked, rest = theirs.partition(START)
+    after = rest.partition(END)[2] if marked else "\n"
     return f"{before.rstrip()}\n\n{own.partition(END)[0]}{END}{after}"
 
 

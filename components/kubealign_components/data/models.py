@@ -19,7 +19,7 @@ from kubealign_components.data.model_files import (
     files_below,
     weights_among,
 )
-from kubealign_components.data.origins import found
+from kubealign_components.data.origins import note_origin
 from kubealign_components.data.weight_files import check_weights, require_fetched
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.json_types import JsonObject
@@ -67,7 +67,7 @@ class ModelFiles:
         """The digest of ``content``, whose place manifests will name."""
         revision = self.path.name if self.path.parent.name == "snapshots" else ""
         identity = {"digest": digest(content)}
-        found(identity["digest"], self.uri or str(self.path), revision)
+        note_origin(identity["digest"], self.uri or str(self.path), revision)
         return identity
 
     def tokenizer_digest(self) -> str:
@@ -153,23 +153,23 @@ def _checked(model: ModelFiles) -> ModelFiles:
     return model
 
 
-def find_adapter(place: str, field: str) -> ModelFiles:
-    """The PEFT adapter at ``place``: a local directory, or a ``gs://`` or ``s3://`` prefix.
+def find_adapter(source: str, field: str) -> ModelFiles:
+    """The PEFT adapter at ``source``: a local directory, or a ``gs://`` or ``s3://`` prefix.
 
     Args:
-        place: path or URI; a remote adapter is fetched once and cached.
+        source: path or URI; a remote adapter is fetched once and cached.
         field: the setting that errors name.
 
     Raises:
         ConfigError: no adapter there.
         EngineError: its weights are cut, or pointers of Git LFS.
     """
-    short = place.rstrip("/").rsplit("/", 1)[-1]
-    if scheme_of(place) != "file":
-        return _whole(ModelFiles(name=short, path=fetch_prefix(place, ADAPTER_CONFIG, field), uri=place))
-    path = Path(place.removeprefix("file://")).expanduser()
+    short = source.rstrip("/").rsplit("/", 1)[-1]
+    if scheme_of(source) != "file":
+        return _whole(ModelFiles(name=short, path=fetch_prefix(source, ADAPTER_CONFIG, field), uri=source))
+    path = Path(source.removeprefix("file://")).expanduser()
     if not (path / ADAPTER_CONFIG).is_file():
-        raise ConfigError(field, place, f"a PEFT adapter: a folder with {ADAPTER_CONFIG}")
+        raise ConfigError(field, source, f"a PEFT adapter: a folder with {ADAPTER_CONFIG}")
     return _whole(ModelFiles(name=short, path=path.resolve()))
 
 

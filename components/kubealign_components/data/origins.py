@@ -23,7 +23,7 @@ _FOUND: dict[str, dict[str, str]] = {}
 """What this process found, by digest."""
 
 
-def found(digest: str, uri: str, revision: str = "") -> None:
+def note_origin(digest: str, uri: str, revision: str = "") -> None:
     """Remember that what has ``digest`` lies at ``uri``."""
     _FOUND[digest] = {"uri": uri} | ({"revision": revision} if revision else {})
 

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, fields
 
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import digest
-from kubealign_components.data.origins import found
+from kubealign_components.data.origins import note_origin
 from kubealign_components.data.packaged import check_members, checked_text, parse_document, read_shipped
 from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
@@ -96,10 +96,10 @@ class PrincipleSet:
         Raises:
             ConfigError: the set has none.
         """
-        found = next((principle for principle in self.principles if principle.name == name), None)
-        if found is None:
+        principle = next((principle for principle in self.principles if principle.name == name), None)
+        if principle is None:
             raise ConfigError("principle", name, f"one of the set {self.name!r}: {', '.join(self.names)}")
-        return found
+        return principle
 
     def of_stage(self, stage: str) -> PrincipleSet:
         """The set with the principles for ``stage`` alone; possibly none."""
@@ -112,8 +112,8 @@ class PrincipleSet:
         Raises:
             ConfigError: the set lacks one of them.
         """
-        wanted = {self.get(name) for name in names}
-        chosen = tuple(p for p in self.principles if p in wanted)
+        named = {self.get(name) for name in names}
+        chosen = tuple(p for p in self.principles if p in named)
         return PrincipleSet(name=self.name, version=self.version, principles=chosen)
 
     def digest(self) -> str:
@@ -133,16 +133,16 @@ class PrincipleSet:
         return [[principle.name, digest(principle.positive)[:32]] for principle in self]
 
 
-def load_principles(place: str) -> PrincipleSet:
-    """The set at ``place``: a shipped name, a path, or a ``gs://`` or ``s3://`` URI.
+def load_principles(source: str) -> PrincipleSet:
+    """The set at ``source``: a shipped name, a path, or a ``gs://`` or ``s3://`` URI.
 
     Raises:
         ConfigError: nothing there, or a file that breaks the format; names the file, the principle and
             the field.
     """
-    read = read_shipped(place, parameter="principles", kind="set", folder="principles", names=SHIPPED)
+    read = read_shipped(source, parameter="principles", kind="set", folder="principles", names=SHIPPED)
     principles = parse_principles(*read)
-    found(principles.digest(), place)
+    note_origin(principles.digest(), source)
     return principles
 
 
@@ -155,12 +155,12 @@ def parse_principles(content: bytes, file: str) -> PrincipleSet:
     body = parse_document(content, file, schema=SCHEMA, members=("principles",))
     listed = body["principles"]
     require(isinstance(listed, list) and bool(listed), f"{file}: principles", listed, "a list of principles")
-    found = tuple(_principle(item, number, file) for number, item in enumerate(listed, start=1))
-    for number, principle in enumerate(found):
-        earlier = {p.name.casefold() for p in found[:number]}
+    principles = tuple(_principle(item, number, file) for number, item in enumerate(listed, start=1))
+    for number, principle in enumerate(principles):
+        earlier = {p.name.casefold() for p in principles[:number]}
         where = f"{file}: principle {principle.name!r} (number {number + 1}): name"
         require(principle.name.casefold() not in earlier, where, principle.name, "a name of its own")
-    return PrincipleSet(name=body["name"], version=body["version"], principles=found)
+    return PrincipleSet(name=body["name"], version=body["version"], principles=principles)
 
 
 def _principle(item: object, number: int, file: str) -> Principle:
@@ -185,8 +185,8 @@ def _weight(value: object, where: str) -> float:
     return float(number)
 
 
-def _some_of(value: object, known: Collection[str], where: str) -> tuple[str, ...]:
-    fits = isinstance(value, list) and bool(value) and all(item in known for item in value)
-    require(fits, where, value, f"a list of some of {', '.join(known)}")
+def _some_of(value: object, choices: Collection[str], where: str) -> tuple[str, ...]:
+    fits = isinstance(value, list) and bool(value) and all(item in choices for item in value)
+    require(fits, where, value, f"a list of some of {', '.join(choices)}")
     assert isinstance(value, list)
     return tuple(dict.fromkeys(value))

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import canonical_json, digest
-from kubealign_components.data.origins import found
+from kubealign_components.data.origins import note_origin
 from kubealign_components.data.packaged import parse_document, read_shipped
 from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
@@ -130,28 +130,28 @@ class RewardTemplate(Template):
         return f"{unless}{{%- set principles = {defaults} -%}}{{%- endif -%}}{{{{ {start} }}}}{self.text}"
 
 
-def load_judge_template(place: str) -> JudgeTemplate:
-    """The template at ``place``: a shipped name, a path, or a ``gs://`` or ``s3://`` URI.
+def load_judge_template(source: str) -> JudgeTemplate:
+    """The template at ``source``: a shipped name, a path, or a ``gs://`` or ``s3://`` URI.
 
     Raises:
         ConfigError: nothing there, or a file that breaks the format; names the file and the field.
     """
-    values, file = _load(place, JUDGE_SCHEMA, JUDGE_TEMPLATES, ("user", "answer"))
+    values, file = _load(source, JUDGE_SCHEMA, JUDGE_TEMPLATES, ("user", "answer"))
     template = JudgeTemplate(**values)
     asked = template.question([{"role": "user", "content": "<m>"}], "<1>", "<2>", name="<n>", text="<t>")
     for part in ("<m>", "<1>", "<2>", "<t>"):
         require(part in asked, f"{file}: user", template.user, "messages, first, second and principle.text")
-    found(digest(asdict(template)), place)
+    note_origin(digest(asdict(template)), source)
     return template
 
 
-def load_reward_template(place: str) -> RewardTemplate:
-    """The template at ``place``: a shipped name, a path, or a ``gs://`` or ``s3://`` URI.
+def load_reward_template(source: str) -> RewardTemplate:
+    """The template at ``source``: a shipped name, a path, or a ``gs://`` or ``s3://`` URI.
 
     Raises:
         ConfigError: nothing there, or a file that breaks the format; names the file and the field.
     """
-    values, file = _load(place, REWARD_SCHEMA, REWARD_TEMPLATES, ("text",))
+    values, file = _load(source, REWARD_SCHEMA, REWARD_TEMPLATES, ("text",))
     template = RewardTemplate(**values)
     turns = [{"role": "user", "content": "<m>"}, {"role": "assistant", "content": "<c>"}]
     read = template.conversation(turns, [{"name": "<n>", "text": "<t>"}])
@@ -160,16 +160,16 @@ def load_reward_template(place: str) -> RewardTemplate:
     in_order = -1 not in places and sorted(places) == places
     require(in_order, f"{file}: text", template.text, "messages, and after them the text of each principle")
     require(bool(template.conversation(turns, [])), f"{file}: text", template.text, "text without principles")
-    found(digest(asdict(template)), place)
+    note_origin(digest(asdict(template)), source)
     return template
 
 
 def _load(
-    place: str, schema: str, shipped: tuple[str, ...], texts: tuple[str, ...]
+    source: str, schema: str, shipped: tuple[str, ...], texts: tuple[str, ...]
 ) -> tuple[JsonObject, str]:
-    """The checked members of the template at ``place``, and what errors call the file."""
+    """The checked members of the template at ``source``, and what errors call the file."""
     content, file = read_shipped(
-        place, parameter="template", kind="template", folder="templates", names=shipped
+        source, parameter="template", kind="template", folder="templates", names=shipped
     )
     body = parse_document(content, file, schema=schema, members=texts)
     for name in texts:

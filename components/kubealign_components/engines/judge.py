@@ -16,7 +16,7 @@ from kubealign_components.config import execution, require, require_choice, sema
 from kubealign_components.data.chat import TemplateConfig, TemplateSettings, stored_settings
 from kubealign_components.data.fingerprint import digest
 from kubealign_components.data.models import ModelFiles, find_adapter, find_model
-from kubealign_components.data.origins import found
+from kubealign_components.data.origins import note_origin
 from kubealign_components.data.principles import JUDGE, Principle, PrincipleSet, load_principles
 from kubealign_components.data.templates import load_judge_template
 from kubealign_components.engines.dtypes import DTYPES, resolved_dtype
@@ -218,5 +218,5 @@ def _principles(spec: JudgeSpec) -> PrincipleSet:
     whole = load_principles(spec.principles)
     chosen = whole.only(spec.principle_names) if spec.principle_names else whole.of_stage(JUDGE)
     require(len(chosen) > 0, "principles", spec.principles, "a set with principles for the judge, or names")
-    found(digest(chosen.statements()), spec.principles)
+    note_origin(digest(chosen.statements()), spec.principles)
     return chosen

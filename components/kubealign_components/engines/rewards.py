@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.fingerprint import canonical_json, digest, source_json
 from kubealign_components.data.models import ModelFiles, find_model
-from kubealign_components.data.origins import found
+from kubealign_components.data.origins import note_origin
 from kubealign_components.data.principles import JUDGE, load_principles
 from kubealign_components.engines.dtypes import SAVED
 from kubealign_components.engines.reward_functions import (
@@ -121,21 +121,21 @@ def function_params(functions: Sequence[RewardFunctionSpec]) -> list[dict[str, o
     return [semantic_params(f) | {"function": f.recipe_name} for f in functions]
 
 
-def chosen_principles(place: str, names: Sequence[str] = ()) -> list[dict[str, str]]:
+def chosen_principles(source: str, names: Sequence[str] = ()) -> list[dict[str, str]]:
     """Principles as a reward model is shown them: ``name`` and ``text``, stated positively.
 
     Args:
-        place: a shipped set, or path or URI of one's own.
+        source: a shipped set, or path or URI of one's own.
         names: which of them, in the set's order; all but those for the judge alone when empty.
 
     Raises:
         ConfigError: no such set, it lacks a name, or all of it is for the judge alone.
     """
-    known = load_principles(place)
-    chosen = list(known.only(names)) if names else [p for p in known if p.stages != (JUDGE,)]
-    require(bool(chosen), "principles", place, "a set with principles for a reward model or RL, or names")
+    shipped = load_principles(source)
+    chosen = list(shipped.only(names)) if names else [p for p in shipped if p.stages != (JUDGE,)]
+    require(bool(chosen), "principles", source, "a set with principles for a reward model or RL, or names")
     shown = [{"name": p.name, "text": p.statement()} for p in chosen]
-    found(digest(principles_identity(shown)), place)
+    note_origin(digest(principles_identity(shown)), source)
     return shown
 
 
@@ -209,16 +209,16 @@ class Rewarder:
 
     def outcomes(self, items: Sequence[RewardInput]) -> list[Outcome]:
         """As :meth:`score`, with the reason where there is no reward."""
-        found = [Outcome(reward=0.0) for _ in items]
+        outcomes = [Outcome(reward=0.0) for _ in items]
         if self._files and items:
             scores = self._model_scores(items)
-            found = [Outcome(reward=s, refused=OVER_LENGTH if s is None else None) for s in scores]
+            outcomes = [Outcome(reward=s, refused=OVER_LENGTH if s is None else None) for s in scores]
         for function in self._functions:
-            found = [
+            outcomes = [
                 self._added(outcome.reward, function, item) if outcome.reward is not None else outcome
-                for outcome, item in zip(found, items, strict=True)
+                for outcome, item in zip(outcomes, items, strict=True)
             ]
-        return found
+        return outcomes
 
     def _added(self, total: float, function: LoadedFunction, item: RewardInput) -> Outcome:
         try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kubealign_components.config import semantic_params
 from kubealign_components.data.fingerprint import digest, file_digest
-from kubealign_components.data.origins import found
+from kubealign_components.data.origins import note_origin
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.json_types import JsonObject
@@ -80,10 +80,10 @@ class SourceReader:
     def identity(self) -> dict[str, str]:
         """What the source's files hold: hub id and commit, or the digest of their bytes."""
         if self.place.hub is not None:
-            found(self.place.hub[1], *self.place.hub)
+            note_origin(self.place.hub[1], *self.place.hub)
             return dict(zip(("hub", "commit"), self.place.hub))
         content = self.digests[0][1] if len(self.digests) == 1 else digest(sorted(self.digests))
-        found(content, self.config.uri)
+        note_origin(content, self.config.uri)
         return {"sha256": content}
 
     def settings(self) -> JsonObject:
@@ -174,8 +174,8 @@ class SourceReader:
                 self.config.uri,
                 "rows; the file is empty, or all files are",
             )
-        found = detect(rows) if wanted == "auto" and detect is not None else wanted
-        if found is None:
+        note_origin = detect(rows) if wanted == "auto" and detect is not None else wanted
+        if note_origin is None:
             wants = "; ".join(f"{name}: {columns}" for name, columns in formats.items())
             raise ConfigError(
                 f"sources.{self.config.name}.format",
@@ -183,7 +183,7 @@ class SourceReader:
                 f"rows of a known format; the first {len(rows)} rows have {_found(rows)}. What formats are "
                 f"known by: {wants}. Name yours in columns: {{yours: prompt, …}}",
             )
-        self.format = found
+        self.format = note_origin
 
     def _check_columns(self) -> None:
         """Raise :class:`ConfigError` for a mapped column that no row has so far."""

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kubealign_components.child_processes import OWN_END, ends, kill, told
+from kubealign_components.child_processes import OWN_END, end_text, ends, kill
 from kubealign_components.errors import FINAL_CODE, EngineError
 from kubealign_components.memory import MemoryWatch
 from kubealign_components.preemption import EXIT_CODE, Preempted, grace_seconds, preemptible
@@ -50,7 +50,7 @@ class LocalProcesses:
         failed = [(rank, code) for rank, code in enumerate(codes) if code not in (0, FINAL_CODE)]
         if any(codes):
             rank, code = failed[0] if failed else (0, FINAL_CODE)
-            raise EngineError(told(f"training process {rank}", code, memory))
+            raise EngineError(end_text(f"training process {rank}", code, memory))
 
     def _started(self, rank: int, job: str) -> subprocess.Popen[bytes]:
         own = {

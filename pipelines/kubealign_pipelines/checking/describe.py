@@ -87,17 +87,17 @@ def describe(graph: Graph, *, everywhere: bool = False) -> list[Setting]:
         graph: of a compiled pipeline.
         everywhere: whether what a stage borrows of another's settings stands in its own options, too.
     """
-    found: dict[Path, Setting] = {}
+    settings: dict[Path, Setting] = {}
     names = flat_names(graph)
     for task in graph.tasks.values():
         cls = config_class(task.function)
         if cls is not None:
             for setting in _of_task(cls, task, everywhere):
                 flat = names.get(tuple(map(str, setting.path[1:])), "")
-                found.setdefault(
+                settings.setdefault(
                     setting.path, dataclasses.replace(_with_parameter(setting, graph), flat=flat)
                 )
-    return sorted(found.values(), key=lambda setting: setting.name)
+    return sorted(settings.values(), key=lambda setting: setting.name)
 
 
 def options_text(graph: Graph) -> str:
@@ -232,22 +232,22 @@ def _default(entry: dataclasses.Field[object]) -> object:
 @cache
 def meanings_of(cls: type) -> dict[str, str]:
     """The texts under the fields of ``cls``, with those of the classes it extends."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for owner in reversed(cls.__mro__):
         if dataclasses.is_dataclass(owner):
-            found |= _own_meanings(owner)
-    return found
+            meanings |= _own_meanings(owner)
+    return meanings
 
 
 def _own_meanings(cls: type) -> dict[str, str]:
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(body, ast.ClassDef)
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for entry, after in zip(body.body, body.body[1:]):
         text = after.value if isinstance(after, ast.Expr) else None
         if isinstance(entry, ast.AnnAssign) and isinstance(text, ast.Constant):
-            found[ast.unparse(entry.target)] = " ".join(str(text.value).split())
-    return found
+            meanings[ast.unparse(entry.target)] = " ".join(str(text.value).split())
+    return meanings
 
 
 @cache

@@ -58,8 +58,8 @@ class Finding:
 
     def __str__(self) -> str:
         level = "Warning" if self.warning else "Error"
-        place = f"{self.mark}: " if self.mark and self.mark.line else ""
-        return f"{level}: {place}{self.message}"
+        mark = f"{self.mark}: " if self.mark and self.mark.line else ""
+        return f"{level}: {mark}{self.message}"
 
 
 class BadSettings(ConfigError):

@@ -120,8 +120,8 @@ def check_stages(graph: Graph, values: Mapping[str, object], *, complete: bool =
     by_place: dict[Path, Finding] = {}
     for finding in [*folded.findings, *findings]:
         by_place.setdefault(finding.path, finding)
-    found = by_place.values()
-    checked.findings = once(replace(one, path=folded.as_written(one.path)) for one in found)
+    once_each = by_place.values()
+    checked.findings = once(replace(one, path=folded.as_written(one.path)) for one in once_each)
     return checked
 
 
@@ -230,23 +230,23 @@ def _belongs(graph: Graph, name: str) -> str:
     return f"it under {' or '.join(names)}, where it belongs"
 
 
-def _full_name(graph: Graph, name: str, known: Collection[str]) -> str:
+def _full_name(graph: Graph, name: str, names: Collection[str]) -> str:
     """What was expected in place of ``name``, which may be a setting's own without that of its stage."""
     flat = flat_names(graph)
     full = [flat[place] for place in sorted(flat) if place[-1] == name]
     if full:
         return f"its full name, {' or '.join(full)}"
-    every = {*known, *flat.values()}
+    every = {*names, *flat.values()}
     expected = f"a parameter of {graph.name}{did_you_mean(name, every)}"
     listed = f"{expected}: one of {', '.join(sorted(every))}"
     return expected if near_name(name, every) else _belongs(graph, name) or listed
 
 
 def _unknown(graph: Graph, values: Mapping[str, object]) -> Iterator[Finding]:
-    known = {p.name for p in graph.settings()}
+    names = {p.name for p in graph.settings()}
     for name, value in values.items():
-        if name not in known:
-            yield error_at((PARAMETERS, name), value, _full_name(graph, name, known))
+        if name not in names:
+            yield error_at((PARAMETERS, name), value, _full_name(graph, name, names))
     for choice in rules(graph.name.replace("-", "_")).choices:
         value = values.get(choice.name, choice.values[0])
         if value not in choice.values:

@@ -39,28 +39,30 @@ def rerun_folder(output: Path, manifest: Manifest) -> Path:
 
 
 def _made(results: Results) -> list[Dataset]:
-    found = []
+    datasets = []
     for output in results.outputs:
         try:
-            found.append(Dataset.open(str(output.path), allow_empty=True))
+            datasets.append(Dataset.open(str(output.path), allow_empty=True))
         except NotFound:
             continue
-    return found
+    return datasets
 
 
 def _apart(original: Dataset, made: Dataset) -> list[str]:
     ours, theirs = original.manifest, made.manifest
-    found = []
+    differences = []
     if ours.fingerprint != theirs.fingerprint:
         changed = [s["stage"] for name, s in theirs.recipe.items() if name not in ours.recipe]
-        found.append(f"fingerprint {theirs.fingerprint[:12]}, it was {ours.fingerprint[:12]}: {changed}")
+        differences.append(
+            f"fingerprint {theirs.fingerprint[:12]}, it was {ours.fingerprint[:12]}: {changed}"
+        )
     files, others = (m.extra.get("files", {}) for m in (ours, theirs))
-    found += [
+    differences += [
         f"file {name} differs" for name in sorted(files | others) if files.get(name) != others.get(name)
     ]
     if not files and _rows(original) != _rows(made):
-        found.append("rows differ")
-    return found
+        differences.append("rows differ")
+    return differences
 
 
 def _rows(dataset: Dataset) -> str:

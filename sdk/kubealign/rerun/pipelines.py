@@ -103,12 +103,12 @@ class _Rerun:
         )
         for stage, role in holders:
             for step in self.story.all(stage):
-                place = self.story.place(step["models"][role]["digest"])
+                place = self.story.origin_of(step["models"][role]["digest"])
                 self.parameters.values.setdefault("policy", place["uri"])
                 self._revision = self._revision or place.get("revision")
         for step in self.story.all("logprobs"):
             reference = step["models"].get("reference")
-            if reference and (place := self.story.place(reference["digest"])):
+            if reference and (place := self.story.origin_of(reference["digest"])):
                 self.parameters.values["reference"] = place["uri"]
                 self._reference_at(place.get("revision"))
 
@@ -128,7 +128,7 @@ class _Rerun:
     def _source(self, source: Mapping[str, object], stage: str) -> Settings:
         content = source["content"]
         assert isinstance(content, Mapping)
-        place = self.story.place(content.get("sha256") or content["commit"])
+        place = self.story.origin_of(content.get("sha256") or content["commit"])
         # Where the kind of rows is no setting, the recipe says what they were all the same.
         recorded = ("content", "format") if stage in ("clean_prompts", "rl_prompts") else ("content",)
         kept = {k: v for k, v in _without(source, *recorded).items() if v not in (None, {}, [])}
@@ -163,7 +163,7 @@ class _Rerun:
             settings.pop("functions", None)
         used = identity.get("model")
         if model and isinstance(used, Mapping):
-            place = self.story.place(used["digest"])
+            place = self.story.origin_of(used["digest"])
             self.parameters.values[model] = place["uri"]
             settings["model_revision"] = place.get("revision")
         shown = identity.get("principles")
@@ -217,7 +217,7 @@ class _Rerun:
         if options == "evaluate_judge_options":
             self._put(options, self._judge_settings(params, identity), {})
             return
-        place = self.story.place(str(identity["digest"]))
+        place = self.story.origin_of(str(identity["digest"]))
         own = {"judge": place["uri"], "revision": place.get("revision")}
         self._put(options, self._judge_settings(params, identity) | own, {}, "judge")
 
@@ -229,7 +229,7 @@ class _Rerun:
             self._at_revision("judge_options")
         for step in self.story.all("aggregate"):
             params = _without(step["params"], "rule_functions")
-            params["principles"] = self.story.place(step["params"]["principles"]["digest"])["uri"]
+            params["principles"] = self.story.origin_of(step["params"]["principles"]["digest"])["uri"]
             own = {"principles": "principles", "passes": "aggregate_passes", "seed": "seed"}
             self._put("aggregate_options", params, own)
 
@@ -240,11 +240,11 @@ class _Rerun:
         settings |= {
             "principles": self.story.place_of(statements),
             "principle_names": [name for name, _ in statements],
-            "template": self.story.place(template["digest"])["uri"],
+            "template": self.story.origin_of(template["digest"])["uri"],
         }
         if adapter := identity.get("adapter"):
             assert isinstance(adapter, Mapping)
-            settings["adapter"] = self.story.place(adapter["digest"])["uri"]
+            settings["adapter"] = self.story.origin_of(adapter["digest"])["uri"]
         return settings
 
     def reward_models(self) -> None:
@@ -255,7 +255,7 @@ class _Rerun:
             settings = dict(step["params"])
             kind, _, head = str(settings.pop("head")).partition(", ")
             shown, template = settings.pop("own_principles"), settings["template"]
-            settings["template"] = self.story.place(template["digest"])["uri"]
+            settings["template"] = self.story.origin_of(template["digest"])["uri"]
             settings["principles"] = self.story.place_of(shown) if shown else ""
             settings["principle_names"] = [name for name, _ in shown]
             settings["head"] = head if kind == "new" else None
@@ -270,9 +270,9 @@ class _Rerun:
         settings, models = dict(step["params"]), step["models"]
         for role in ("principles", "interventions"):
             if "principles" in models:
-                settings[role] = self.story.place(models[role]["digest"])["uri"] if role in models else ""
+                settings[role] = self.story.origin_of(models[role]["digest"])["uri"] if role in models else ""
         if adapter := models.get("policy_adapter"):
-            settings["policy_adapter"] = self.story.place(adapter["digest"])["uri"]
+            settings["policy_adapter"] = self.story.origin_of(adapter["digest"])["uri"]
         if not settings["functions"]:
             settings.pop("functions")
         names = ("max_new_tokens", "rollout_batch", "step_batch", "epochs", "max_steps", "learning_rate")

@@ -32,12 +32,12 @@ class Story:
         self.manifest = manifest
         self.stages = {step["stage"] for step in manifest.recipe.values()}
         twice = _TWICE if self.stages & SALMON else frozenset[str]()
-        known = SALMON | OFFLINE - {"import_prompts"} if self.stages & SALMON else OFFLINE
+        stages = SALMON | OFFLINE - {"import_prompts"} if self.stages & SALMON else OFFLINE
         counts: dict[str, int] = {}
         for step in manifest.recipe.values():
             stage = step["stage"]
             counts[stage] = counts.get(stage, 0) + 1
-            self._require(stage in known, f"its recipe has a step {stage!r} that is none of that pipeline's")
+            self._require(stage in stages, f"its recipe has a step {stage!r} that is none of that pipeline's")
             most = 2 if stage in twice else 1
             self._require(counts[stage] <= most, f"its recipe has a step {stage!r} more than {most} times")
 
@@ -57,21 +57,21 @@ class Story:
         fingerprint = step["inputs"].get(role)
         return self.manifest.recipe[fingerprint]["stage"] if fingerprint else ""
 
-    def place(self, wanted: str) -> Mapping[str, str]:
-        """Where that of the digest ``wanted`` lay: ``uri``, and ``revision`` where there was one.
+    def origin_of(self, content: str) -> Mapping[str, str]:
+        """Where that of the digest ``content`` lay: ``uri``, and ``revision`` where there was one.
 
         Raises:
             ConfigError: the manifest does not tell.
         """
         for origin in self.manifest.origins.values():
-            if wanted in origin["places"]:
-                place: dict[str, str] = origin["places"][wanted]
-                return place
-        raise ConfigError("rerun", self.manifest.slug, f"a manifest that says where {wanted[:12]} lay")
+            if content in origin["places"]:
+                lay: dict[str, str] = origin["places"][content]
+                return lay
+        raise ConfigError("rerun", self.manifest.slug, f"a manifest that says where {content[:12]} lay")
 
     def place_of(self, content: object) -> str:
         """Where a text or a set that a step holds whole lay."""
-        return self.place(digest(content))["uri"]
+        return self.origin_of(digest(content))["uri"]
 
     def _require(self, ok: bool, why: str) -> None:
         pipeline = "salmon" if self.stages & SALMON else "offline_alignment"

@@ -15,7 +15,7 @@ from kubealign_components.config import from_mapping, from_parameters
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.manifest import Manifest
-from kubealign_components.data.origins import found
+from kubealign_components.data.origins import note_origin
 from kubealign_components.data.schemas import TOKENIZED
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.rewards import chosen_principles, principles_identity
@@ -110,7 +110,7 @@ def filtered(**params: object) -> Manifest:
 
 
 def test_every_stage_is_told_the_commit_of_a_policy_from_the_hub() -> None:
-    found(POLICY, "org/policy", "c0ffee")
+    note_origin(POLICY, "org/policy", "c0ffee")
     told = parameters_of(filtered())
     assert told["policy"] == "org/policy"
     assert told["filter_options"] == {"revision": "c0ffee"}
@@ -118,8 +118,8 @@ def test_every_stage_is_told_the_commit_of_a_policy_from_the_hub() -> None:
 
 def test_a_template_is_told_by_its_place() -> None:
     text = "{{ messages }}"
-    found(POLICY, "/models/policy")
-    found(digest(text), "/own/template.jinja")
+    note_origin(POLICY, "/models/policy")
+    note_origin(digest(text), "/own/template.jinja")
     options = parameters_of(filtered(chat_template=text))["filter_options"]
     assert options == {"chat_template": "/own/template.jinja"}
 
@@ -134,7 +134,7 @@ def test_principles_of_ones_own_are_told_by_their_place(tmp_path: Path) -> None:
 
 def test_two_trainings_of_one_run_must_agree(tmp_path: Path) -> None:
     """Settings that the pipeline gives to both of its stages cannot be two."""
-    found(POLICY, "/models/policy")
+    note_origin(POLICY, "/models/policy")
     models = {"policy": {"digest": POLICY}}
     made = []
     for name, date in (("a", "2024-01-01"), ("b", "2025-01-01")):

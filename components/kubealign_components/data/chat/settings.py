@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import canonical_json, digest
-from kubealign_components.data.origins import found
+from kubealign_components.data.origins import note_origin
 from kubealign_components.errors import ConfigError, NotFound
 from kubealign_components.json_types import JsonObject
 from kubealign_components.store import store_for
@@ -104,13 +104,13 @@ def stored_settings(dataset: Dataset) -> TemplateSettings:
     return TemplateSettings()
 
 
-def _read(place: str) -> str:
+def _read(file: str) -> str:
     try:
-        text = store_for(place).read(place).decode()
+        text = store_for(file).read(file).decode()
     except NotFound as error:
-        raise ConfigError("chat_template", place, "a file with a chat template (Jinja)") from error
+        raise ConfigError("chat_template", file, "a file with a chat template (Jinja)") from error
     except UnicodeDecodeError as error:
-        raise ConfigError("chat_template", place, f"a text in UTF-8 ({error})") from error
-    require(bool(text.strip()), "chat_template", place, "a file with a chat template, not an empty one")
-    found(digest(text), place)
+        raise ConfigError("chat_template", file, f"a text in UTF-8 ({error})") from error
+    require(bool(text.strip()), "chat_template", file, "a file with a chat template, not an empty one")
+    note_origin(digest(text), file)
     return text
