@@ -19,7 +19,8 @@ where there is something at it."""
 _NEW_PLACES = ("work",)
 """Parameters that are a folder, whether it is there or not."""
 _FUNCTIONS = ("reward_functions", "functions")
-_SOURCES = "sources"
+SOURCES = "sources"
+"""How parameters end whose items are data, each with its ``uri``."""
 _KINDS = ("none", "lora", "qlora")
 """What the adapter of a training stage may be: a kind and no place."""
 _USERS = ("chat_template_kwargs", "settings")
@@ -58,7 +59,7 @@ def _beside(name: str, value: object, folder: Path) -> object:
         return _absolute(value, folder, always=True)
     if name in _PLACES:
         return _absolute(value, folder)
-    if name.endswith(_SOURCES) and isinstance(value, list):
+    if name.endswith(SOURCES) and isinstance(value, list):
         return [_with(source, "uri", lambda uri: _absolute(uri, folder)) for source in value]
     if name in _FUNCTIONS and isinstance(value, list):
         return [_own_function(function, folder) for function in value]

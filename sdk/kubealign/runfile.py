@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kubealign.places import beside
+from kubealign.places import SOURCES, beside
 from kubealign.yaml_source import Document, is_compiled_pipeline, merge, read_yaml
 from kubealign_components import config
 from kubealign_components.config import check_mapping, require, require_choice
@@ -74,7 +74,8 @@ class RunFile:
     def with_parameters(self, assignments: Sequence[str]) -> RunFile:
         """With ``name=value`` assignments on top; values are YAML.
 
-        ``name.key`` sets one key of a mapping, ``name.0`` one item of a list.
+        ``name.key`` sets one key of a mapping, ``name.0`` one item of a list. Sources may be given as their
+        places alone: ``sources=pairs.jsonl``, ``sources=[a.csv, b.csv]``.
 
         Raises:
             ConfigError: not an assignment, or a key or position that is not there.
@@ -232,7 +233,16 @@ def _assignment(assignment: str) -> tuple[config.Path, object]:
     require(bool(name and equals), SET, assignment, "name=value")
     read = read_yaml(text, SET)
     require(not read.findings, SET, assignment, "a value in YAML, quoted where it holds : or #")
-    return tuple(name.split(".")), read.values if text else ""
+    names = tuple(name.split("."))
+    return names, _as_sources(names[-1], read.values if text else "")
+
+
+def _as_sources(name: str, value: object) -> object:
+    """``value``, or where the setting ``name`` is sources and places are given alone, sources at them."""
+    if not name.endswith(SOURCES) or not value:
+        return value
+    places = value if isinstance(value, list) else [value]
+    return [{"uri": place} for place in places] if all(isinstance(p, str) for p in places) else value
 
 
 def _assign(

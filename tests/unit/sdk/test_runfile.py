@@ -89,6 +89,20 @@ def test_bad_assignments_are_refused(assignment: str) -> None:
         run.with_parameters([assignment])
 
 
+@pytest.mark.parametrize(
+    ("given", "sources"),
+    [
+        ("sources=a.csv", [{"uri": "a.csv"}]),
+        ("pmp_sources=[a.csv, org/name]", [{"uri": "a.csv"}, {"uri": "org/name"}]),
+        ("sources=[{uri: a.csv, name: a}]", [{"uri": "a.csv", "name": "a"}]),
+        ("sources=[]", []),
+    ],
+)
+def test_sources_may_be_set_by_their_places(given: str, sources: list[dict[str, str]]) -> None:
+    run = RunFile(pipeline="offline_alignment").with_parameters([given])
+    assert run.parameters == {given.partition("=")[0]: sources}
+
+
 def test_a_local_run_takes_the_local_retries_and_parallelism() -> None:
     stages = {"sample": StageResources(retries=7, cpu=1), "train": StageResources(nodes=4)}
     settings = CompileSettings(retries=5, stages=stages)
