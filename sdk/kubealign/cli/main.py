@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kubealign.cli.boundary import Boundary
+from kubealign.cli.card import card
 from kubealign.cli.check import check, params, schema
 from kubealign.cli.cluster import cancel, fetch, logs, output_of, retry, runs, submit, upload
 from kubealign.cli.compare import compare
@@ -242,6 +243,7 @@ def _placed(place: str, output: str, pipeline_root: str, connect: Callable[[], C
 
 for _command in (
     cancel,
+    card,
     check,
     compare,
     components,
