@@ -341,7 +341,7 @@ class Placement:
         task.set_caching_options(self.settings.caching and not unseen)
         if self._check is not None and stage in READS_OUTSIDE:
             task.after(self._check)
-        _restart(task, wanted.retries or 0, rows_only=_image(component) == images.DATA)
+        _restart(task, wanted.retries or 0, torch=_runs_models(component, wanted))
         if stage in TRAINING:
             wanted = _on_nodes(task, wanted)
         _compute(task, wanted)
@@ -369,10 +369,10 @@ class Placement:
             self._check = self(component, pipeline=pipeline, compiled=compiled, shape=dict(shape), **given)
 
 
-def _restart(task: PipelineTask, retries: int, *, rows_only: bool) -> None:
+def _restart(task: PipelineTask, retries: int, *, torch: bool) -> None:
     """Let what dies begin again, ``retries`` times: the process in its pod, and a pod that is lost."""
     # What Kubeflow retries of failed pods differs by its release.
-    task.container_spec.command = supervised(task.container_spec.command, retries, torch=not rows_only)
+    task.container_spec.command = supervised(task.container_spec.command, retries, torch=torch)
     if retries:
         task.set_retry(retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration=_RETRY_WINDOW)
 
@@ -407,6 +407,12 @@ def _requirements(wanted: StageResources) -> dict[str, dict[str, str]]:
 def _image(component: BaseComponent) -> str:
     """The image that ``component`` is written for; in that of data nothing needs torch."""
     return str(component.component_spec.implementation.container.image)
+
+
+def _runs_models(component: BaseComponent, wanted: StageResources) -> bool:
+    """Whether a task does so itself: not where it has rows alone, or only starts the nodes of a training."""
+    launches = _stage(component) in TRAINING and (wanted.nodes or 1) > 1
+    return _image(component) != images.DATA and not launches
 
 
 def _stage(component: BaseComponent) -> str:

@@ -15,6 +15,8 @@ from kubealign_components.errors import EngineError
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FOLDER = "adapter"
+"""Of a trained model: the adapters alone, on the policy, and the head."""
 GENERATION_CONFIG = "generation_config.json"
 
 _FORMATS = (("model", ".safetensors"), ("pytorch_model", ".bin"))

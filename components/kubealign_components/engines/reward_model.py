@@ -26,8 +26,6 @@ from kubealign_components.engines.last_token import LastTokens, Tokens, batches,
 from kubealign_components.engines.loading import HEAD_KEY, context_length, load_checkpoint
 from kubealign_components.errors import EngineError
 
-ADAPTER_FOLDER = "adapter"
-"""Of a trained model: the adapters alone, on the policy, and the head."""
 HEAD_FILE = "score.safetensors"
 """The scalar head beside them, fp32."""
 

@@ -149,11 +149,6 @@ def load_for_inference(
     return (loaded if adapter is None else _with_adapter(loaded, adapter)).eval()
 
 
-def device_type(device: str = "auto") -> str:
-    """cuda or cpu: where a model on ``device`` runs."""
-    return "cuda" if on_cuda(device) else "cpu"
-
-
 def computing_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
     """Products in ``dtype`` on ``device`` by autocast, as ``transformers.Trainer`` has them."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -99,7 +99,7 @@ def run(config: LogprobsConfig, *, chunk: Chunk) -> Part:
         DriftError: sampler and scorer disagree by more than ``max_drift``.
     """
     dataset = open_chunk(chunk, COMPLETIONS, REWARDED, SELECTION)
-    from kubealign_components.engines.scoring import device_type
+    from kubealign_components.engines.dtypes import device_type
 
     policy = find_model(config.policy, config.revision)
     models = {"policy": require_policy(policy, dataset)}

@@ -21,9 +21,9 @@ from kubealign_components.engines.packing import Group, PackedBatch, pack
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.kto import Mismatched, Mismatches
+from kubealign_components.train.quantiles import quantile_rule
 from kubealign_components.training.config import INCLUSIVE, PAIRWISE, least_references
 from kubealign_components.training.microbatches import Sizes
-from kubealign_components.training.regime import nearest_steps
 from kubealign_components.training.rows import Rows
 
 Row = dict[str, Any]
@@ -151,24 +151,6 @@ def _check(examples: pa.Table, config: TrainConfig, uri: str, rule: str) -> None
                 raise DataError(
                     f"{uri}: completion {completion['completion_id']} of prompt {prompt_id}: {problem}"
                 )
-
-
-def quantile_rule(dataset: Dataset) -> str:
-    """How the quantile rewards of ``dataset`` were counted, from the nearest ``select`` of its recipe; the
-    published rule where there is none.
-
-    Raises:
-        DataError: by several rules, so that one number means several things.
-    """
-    manifest = dataset.manifest
-    steps = nearest_steps("select", manifest.fingerprint, manifest.recipe)
-    rules = sorted({str(step["params"]["quantile"]) for step in steps}) or [INCLUSIVE]
-    if len(rules) > 1:
-        raise DataError(
-            f"{dataset.uri}: its quantile rewards were counted by {' and '.join(rules)}; train with qrpo on "
-            "selections of one rule"
-        )
-    return rules[0]
 
 
 def _problem(completion: Row, references: int | None, config: TrainConfig, rule: str) -> str:

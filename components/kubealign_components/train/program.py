@@ -21,7 +21,7 @@ from kubealign_components.training.arguments import training_arguments
 from kubealign_components.training.changed import require_changed
 from kubealign_components.training.metrics import means_of_last
 from kubealign_components.training.models import check_machine, load_policy
-from kubealign_components.training.program import Program, Run, Trained
+from kubealign_components.training.program import Run, Trained
 from kubealign_components.training.rehearsal import rehearse_saving
 from kubealign_components.training.resuming import Checkpoints
 from kubealign_components.training.rows import Rows
@@ -103,6 +103,3 @@ def _summary(training: Dataset, steps: Log) -> Stats:
     stats.counts.update(f"{split}_examples" for split in training.table(["split"])["split"].to_pylist())
     stats.counts["steps"] = steps[-1][0]
     return stats
-
-
-PROGRAM = Program(stage="train", config=TrainConfig, train=train)

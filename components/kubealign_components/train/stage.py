@@ -16,15 +16,13 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.stats import Stats
-from kubealign_components.engines.dtypes import resolved_dtype
-from kubealign_components.engines.scoring import device_type
+from kubealign_components.engines.dtypes import device_type, resolved_dtype, saved_dtype_name
 from kubealign_components.errors import ConfigError
 from kubealign_components.train.config import TrainConfig
-from kubealign_components.train.data import quantile_rule
-from kubealign_components.train.program import PROGRAM
+from kubealign_components.train.quantiles import quantile_rule
 from kubealign_components.training.config import INCLUSIVE
 from kubealign_components.training.launch import Where, pinned
-from kubealign_components.training.program import Job, train_model
+from kubealign_components.training.program import Job, Program, Run, Trained, train_model
 from kubealign_components.training.publishing import checkpoint_uri
 from kubealign_components.training.regime import (
     SHARDED_DRIFT,
@@ -34,7 +32,6 @@ from kubealign_components.training.regime import (
     nearest_steps,
     regime,
 )
-from kubealign_components.training.saving import saved_dtype
 
 if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
@@ -151,7 +148,7 @@ def _provenance(
     # What the policy is, not where it lies. The dataset's identity stays: the token ids are its own.
     elsewhere = ("policy", "revision", "reference", "reference_revision")
     params = {k: v for k, v in semantic_params(config).items() if k not in elsewhere}
-    params["save_dtype"] = str(saved_dtype(config.save_dtype, model.path)).removeprefix("torch.")
+    params["save_dtype"] = saved_dtype_name(config.save_dtype, model.path)
     beta = f"beta{config.beta:g}" + ("len" if config.length_normalise else "")
     transform = config.transform if config.objective == "qrpo" else ""
     return derive(
@@ -198,3 +195,12 @@ def _drift_hint(config: TrainConfig, training: Dataset) -> str:
         f"there {how}. Another model of GPU or version of torch is enough. Score again with the logprobs "
         "stage (source: scorer, the same dtype and adapter, the same machines), or set max_initial_drift."
     )
+
+
+def _train(run: Run[TrainConfig]) -> Trained | None:
+    from kubealign_components.train.program import train
+
+    return train(run)
+
+
+PROGRAM = Program(stage=STAGE, config=TrainConfig, train=_train)

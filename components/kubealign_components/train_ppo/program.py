@@ -13,10 +13,10 @@ from kubealign_components.data.chat import ChatTemplate, stored_settings
 from kubealign_components.data.chat.ends import embedding_rows
 from kubealign_components.data.chat.tokenizer import check_ids
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.model_files import ADAPTER_FOLDER
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.data.schemas import TOKENIZED
 from kubealign_components.data.stats import Stats
-from kubealign_components.engines.reward_model import ADAPTER_FOLDER
 from kubealign_components.preemption import Preempted
 from kubealign_components.progress import note, progress_bar
 from kubealign_components.train_ppo.checkpoint import LoopState, load_state, save_state
@@ -34,7 +34,7 @@ from kubealign_components.training.metrics import means_of_last
 from kubealign_components.training.models import check_machine
 from kubealign_components.training.pausing import Pauses
 from kubealign_components.training.processes import Processes
-from kubealign_components.training.program import Job, Program, Run, Trained
+from kubealign_components.training.program import Job, Run, Trained
 from kubealign_components.training.rehearsal import rehearse_saving
 from kubealign_components.training.resuming import going_on
 
@@ -194,6 +194,3 @@ class _Loop:
         self.store.publish(folder, self.progress.step, self.processes)
         if self.processes.first:
             shutil.rmtree(folder)
-
-
-PROGRAM = Program(stage="train_ppo", config=PpoConfig, train=train)

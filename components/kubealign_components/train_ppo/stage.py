@@ -7,14 +7,14 @@ run goes on from its last checkpoint; a finished one is kept.
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from kubealign_components.config import semantic_params
 from kubealign_components.data.chat import ChatTemplate, stored_settings
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, derive, digest
-from kubealign_components.data.model_files import ADAPTER_CONFIG
+from kubealign_components.data.model_files import ADAPTER_CONFIG, ADAPTER_FOLDER
 from kubealign_components.data.models import (
     ModelFiles,
     find_adapter,
@@ -22,18 +22,15 @@ from kubealign_components.data.models import (
     require_policy,
 )
 from kubealign_components.data.stats import Stats
-from kubealign_components.engines.dtypes import resolved_dtype
-from kubealign_components.engines.reward_model import ADAPTER_FOLDER
+from kubealign_components.engines.dtypes import resolved_dtype, saved_dtype_name
 from kubealign_components.engines.rewards import Rewarder, RewardSpec, function_params
 from kubealign_components.errors import ConfigError
 from kubealign_components.store import join, store_for
 from kubealign_components.train_ppo.config import PpoConfig
-from kubealign_components.train_ppo.program import PROGRAM
 from kubealign_components.train_ppo.prompts import PrincipleDraw
 from kubealign_components.training.launch import Where, pinned
-from kubealign_components.training.program import Job, train_model
+from kubealign_components.training.program import Job, Program, Run, Trained, train_model
 from kubealign_components.training.publishing import checkpoint_uri
-from kubealign_components.training.saving import saved_dtype
 
 if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
@@ -77,6 +74,9 @@ def run(
     """
     if reward_model is None and not config.functions:
         raise ConfigError("functions", config.functions, "a reward function, or a reward model as input")
+    # The pod that starts others has none of their devices; TrainJobs have GPUs.
+    device = "auto" if launcher is None else "cuda"
+    config = replace(config, dtype=resolved_dtype(config.dtype, device))
     models = _models(config, reward_model)
     require_policy(models.policy, prompts)
     provenance = _provenance(config, prompts, reward_model, models)
@@ -128,8 +128,7 @@ def _provenance(
 ) -> Provenance:
     params = {k: v for k, v in semantic_params(config).items() if k not in _PLACES}
     params["functions"] = function_params(config.functions)
-    params["dtype"] = resolved_dtype(config.dtype)
-    params["save_dtype"] = str(saved_dtype(config.save_dtype, models.policy.path)).removeprefix("torch.")
+    params["save_dtype"] = saved_dtype_name(config.save_dtype, models.policy.path)
     template = ChatTemplate(models.policy, stored_settings(prompts))
     used: dict[str, object] = {"policy": models.policy.identity() | template.identity}
     if models.adapter:
@@ -168,3 +167,12 @@ def _job(
         provenance=asdict(provenance),
         checkpoints=checkpoint_uri(config.work, STAGE, provenance, "ppo") if config.work else "",
     )
+
+
+def _train(run: Run[PpoConfig]) -> Trained | None:
+    from kubealign_components.train_ppo.program import train
+
+    return train(run)
+
+
+PROGRAM = Program(stage=STAGE, config=PpoConfig, train=_train)

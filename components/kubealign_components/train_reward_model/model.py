@@ -19,12 +19,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from kubealign_components.data.chat.tokenizer import load_tokenizer
-from kubealign_components.data.model_files import files_below
+from kubealign_components.data.model_files import ADAPTER_FOLDER, files_below
 from kubealign_components.data.templates import RewardTemplate, Shown
 from kubealign_components.engines.loading import HEAD_KEY, load_checkpoint
 from kubealign_components.engines.packed_attention import SegmentPlan, check_windows
 from kubealign_components.engines.packing import prepare
-from kubealign_components.engines.reward_model import ADAPTER_FOLDER, HEAD_FILE, load_head
+from kubealign_components.engines.reward_model import HEAD_FILE, load_head
 from kubealign_components.engines.scoring import four_bits
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.train_reward_model.config import RewardModelConfig

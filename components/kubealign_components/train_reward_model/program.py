@@ -42,7 +42,7 @@ from kubealign_components.train_reward_model.trainer import RewardTrainer
 from kubealign_components.training.arguments import training_arguments
 from kubealign_components.training.metrics import means_of_last
 from kubealign_components.training.models import check_machine
-from kubealign_components.training.program import Job, Program, Run, Trained
+from kubealign_components.training.program import Job, Run, Trained
 from kubealign_components.training.publishing import stats_of
 from kubealign_components.training.resuming import Checkpoints
 from kubealign_components.training.step_trainer import Log
@@ -147,6 +147,3 @@ def _summarise(stats: Stats, steps: Log, pairs: Sequence[HeldOutPair]) -> None:
         bool(pair.principles) and pair.opposite_margin is None for pair in pairs
     )
     stats.numbers = means_of_last(steps) | held_out_numbers(pairs)
-
-
-PROGRAM = Program(stage="train_reward_model", config=RewardModelConfig, train=train)

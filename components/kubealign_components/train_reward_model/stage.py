@@ -8,7 +8,7 @@ run's adapters and head. A retry of the same run goes on from its last checkpoin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from kubealign_components.config import semantic_params
@@ -17,15 +17,13 @@ from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.templates import RewardTemplate, load_reward_template
-from kubealign_components.engines.dtypes import resolved_dtype
+from kubealign_components.engines.dtypes import resolved_dtype, saved_dtype_name
 from kubealign_components.engines.rewards import chosen_principles, principles_identity
 from kubealign_components.errors import ConfigError
 from kubealign_components.train_reward_model.config import RewardModelConfig
-from kubealign_components.train_reward_model.program import PROGRAM
 from kubealign_components.training.launch import Where, pinned
-from kubealign_components.training.program import Job, train_model
+from kubealign_components.training.program import Job, Program, Run, Trained, train_model
 from kubealign_components.training.publishing import checkpoint_uri
-from kubealign_components.training.saving import saved_dtype
 
 if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
@@ -59,6 +57,9 @@ def run(
         EngineError: a policy that cannot be loaded, a model to start from without head, or a loss that is
             not a number.
     """
+    # The pod that starts others has none of their devices; TrainJobs have GPUs.
+    device = "auto" if launcher is None else "cuda"
+    config = replace(config, dtype=resolved_dtype(config.dtype, device))
     policy = find_model(config.policy, config.revision)
     template = load_reward_template(config.template)
     shown = chosen_principles(config.principles, config.principle_names) if config.principles else []
@@ -111,8 +112,8 @@ def _provenance(
     # What policy, template and principles are, not where they lie.
     params = {name: value for name, value in semantic_params(config).items() if name not in _PLACES}
     params |= {
-        "dtype": resolved_dtype(config.dtype),
-        "save_dtype": str(saved_dtype(config.save_dtype, policy.path)).removeprefix("torch."),
+        "dtype": config.dtype,
+        "save_dtype": saved_dtype_name(config.save_dtype, policy.path),
         "head": "of start" if start else f"new, {config.head}",
         "template": template.identity(),
         "own_principles": principles_identity(shown),
@@ -145,3 +146,12 @@ def _job(
         checkpoints=checkpoints,
         notes={"policy_digest": policy.identity()["digest"]},
     )
+
+
+def _train(run: Run[RewardModelConfig]) -> Trained | None:
+    from kubealign_components.train_reward_model.program import train
+
+    return train(run)
+
+
+PROGRAM = Program(stage=STAGE, config=RewardModelConfig, train=_train)

@@ -10,19 +10,19 @@ from kubealign_components.training.program import Program, run_process
 
 
 def _train() -> Program[Any]:
-    from kubealign_components.train.program import PROGRAM
+    from kubealign_components.train.stage import PROGRAM
 
     return PROGRAM
 
 
 def _train_reward_model() -> Program[Any]:
-    from kubealign_components.train_reward_model.program import PROGRAM
+    from kubealign_components.train_reward_model.stage import PROGRAM
 
     return PROGRAM
 
 
 def _train_ppo() -> Program[Any]:
-    from kubealign_components.train_ppo.program import PROGRAM
+    from kubealign_components.train_ppo.stage import PROGRAM
 
     return PROGRAM
 

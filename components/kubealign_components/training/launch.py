@@ -17,11 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import torch
-
 from kubealign_components.boundary import named, reported
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import canonical_json, digest
+from kubealign_components.engines.dtypes import device_count
 from kubealign_components.error_reports import error_from, report_of
 from kubealign_components.errors import (
     FINAL,
@@ -137,7 +136,7 @@ def processes_of(wanted: int) -> int:
     Raises:
         ConfigError: more processes than this machine has GPUs.
     """
-    gpus = int(torch.cuda.device_count())
+    gpus = device_count()
     if gpus and wanted > gpus:
         raise ConfigError("processes", wanted, f"at most {gpus}, the GPUs of this machine")
     return wanted or max(gpus, 1)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kubealign_components.config import from_mapping
 from kubealign_components.data.fingerprint import Provenance
@@ -22,8 +22,10 @@ from kubealign_components.preemption import Stop, grace_seconds, preemptible
 from kubealign_components.store import store_for
 from kubealign_components.training.launch import Launcher, Where, reported_to, run_somewhere
 from kubealign_components.training.local_processes import STEP_SECONDS
-from kubealign_components.training.processes import Processes, joined
 from kubealign_components.training.publishing import finished_run, publish_model, published_run, run_folder
+
+if TYPE_CHECKING:
+    from kubealign_components.training.processes import Processes
 
 C = TypeVar("C")
 
@@ -82,7 +84,8 @@ class Program(Generic[C]):
     stage: str
     config: type[C]
     train: Callable[[Run[C]], Trained | None]
-    """Called in every process of the run; gives something on the first one."""
+    """Called in every process of the run; gives something on the first one. It brings
+    in what trains, which a process that only launches others, or finds the model made, does not load."""
 
 
 def train_model(
@@ -129,6 +132,8 @@ def run_program(program: Program[C], job: Job) -> None:
         KubeAlignError: settings, data or a model that cannot be used, numbers that are none.
         Preempted: SIGTERM came; a checkpoint was published where the job has a place for it.
     """
+    from kubealign_components.training.processes import joined
+
     config = from_mapping(program.config, job.config, program.stage)
     with ExitStack() as stack:
         stop = stack.enter_context(preemptible(program.stage, grace=grace_seconds(STEP_SECONDS)))

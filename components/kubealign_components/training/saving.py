@@ -26,9 +26,9 @@ from kubealign_components.data.model_files import (
     CONFIG,
     beside_weights,
     files_below,
-    weights_among,
 )
 from kubealign_components.data.models import read_object
+from kubealign_components.engines.dtypes import saved_dtype_name
 from kubealign_components.errors import EngineError
 from kubealign_components.training.models import load_base, trained_weights, under_peft
 
@@ -243,33 +243,8 @@ def saved_dtype(name: str, source: Path) -> torch.dtype:
     Raises:
         EngineError: ``save_dtype`` is saved, and the policy's own is none that training can save.
     """
-    if name == "saved":
-        settings = read_object(source / CONFIG)
-        nested = settings.get("text_config")
-        named = [
-            s.get(k) for s in (settings, nested) if isinstance(s, dict) for k in ("dtype", "torch_dtype")
-        ]
-        name = next((str(n) for n in named if n and n != "auto"), "") or _dtype_of_weights(source)
-    dtype = getattr(torch, name.removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
-        raise EngineError(
-            f"the policy at {source} is in dtype {name!r}, which training cannot save; set save_dtype to "
-            "bfloat16 or float32"
-        )
+    dtype: torch.dtype = getattr(torch, saved_dtype_name(name, source))
     return dtype
-
-
-def _dtype_of_weights(source: Path) -> str:
-    """What the first matrix of the policy's files is in."""
-    from safetensors import safe_open
-
-    names = weights_among(files_below(source), lambda name: (source / name).read_bytes())
-    for name in names:
-        if name.endswith(".safetensors"):
-            with safe_open(source / name, "pt") as file:
-                stored = str(file.get_slice(next(iter(file.keys()))).get_dtype())
-            return {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}.get(stored, stored)
-    return "float32"
 
 
 def _untie(base: Any) -> None:

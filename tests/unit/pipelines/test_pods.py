@@ -49,6 +49,17 @@ def test_every_process_has_a_supervisor(retries: int, tmp_path: Path) -> None:
         assert "kubealign_components.supervisor --retries " in " ".join(container["command"]), name
 
 
+@pytest.mark.parametrize(("nodes", "loads"), [(1, True), (2, False)])
+def test_a_task_that_only_starts_the_nodes_of_a_training_loads_no_torch(
+    nodes: int, loads: bool, tmp_path: Path
+) -> None:
+    settings = from_mapping(CompileSettings, {"stages": {"train": {"nodes": nodes}}}, "compile")
+    _, containers, _ = compiled(RunFile(compile=settings), tmp_path)
+    without = {name for name, one in containers.items() if "--without-torch" in " ".join(one["command"])}
+    assert ("exec-train" not in without) == loads
+    assert not without & {"exec-sample", "exec-logprobs", "exec-evaluate"}
+
+
 def test_a_run_file_sets_what_all_pods_have(tmp_path: Path) -> None:
     settings = {
         "image_pull_secrets": ["registry"],
