@@ -81,8 +81,8 @@ def _made_by(run: RunInfo) -> Iterator[Dataset]:
 def _trained_on(model: Dataset, counted: dict[str, tuple[int | None, int]]) -> tuple[int | None, int]:
     """Over all that the model was made from, models that it started from included."""
     parents = [counted.get(parent["fingerprint"], (None, 0)) for parent in model.manifest.parents]
-    known = [rows for rows, _ in parents if rows is not None]
-    return sum(known) if len(known) == len(parents) else None, sum(of for _, of in parents)
+    counts = [rows for rows, _ in parents if rows is not None]
+    return sum(counts) if len(counts) == len(parents) else None, sum(of for _, of in parents)
 
 
 def _count(dataset: Dataset, what: str, prompts: set[str]) -> int:

@@ -138,10 +138,10 @@ def plan(
         require(value is None or value > 0, name, value, "a positive number")
     if not dataset.rows:
         raise ChunkError(f"{dataset.uri} has no rows to cut into chunks; show says which stage dropped them")
-    wanted = chunks if chunks is not None else -(-dataset.rows // (rows_per_chunk or 1))
-    count = min(wanted, dataset.rows, most)
-    if wanted > most:
-        log.warning("%d chunks were asked for, a fan-out takes at most %d: chunks are larger", wanted, most)
+    asked = chunks if chunks is not None else -(-dataset.rows // (rows_per_chunk or 1))
+    count = min(asked, dataset.rows, most)
+    if asked > most:
+        log.warning("%d chunks were asked for, a fan-out takes at most %d: chunks are larger", asked, most)
     ids = dataset.table(["prompt_id"]).column("prompt_id")
     _check_unique(ids, dataset.uri)
     starts = [dataset.rows * i // count for i in range(count + 1)]
@@ -229,7 +229,7 @@ def merge(parts: Sequence[Part], chunks: Sequence[Chunk], output: str) -> Datase
     with DatasetWriter(output, first.schema, _of_this_run(first.provenance, chunks[0])) as writer:
         writer.adopt(*opened)
         merged = writer.commit(stats, {"chunked": True})
-    for folder in {place for chunk, part in zip(chunks, opened) if (place := _slices_of(chunk, part))}:
+    for folder in {uri for chunk, part in zip(chunks, opened) if (uri := _slices_of(chunk, part))}:
         try:
             SliceIndex(folder).compact()
         except KubeAlignError as error:
@@ -308,7 +308,7 @@ def _digest_of(ids: pa.ChunkedArray) -> str:
 
 def _check_unique(ids: pa.ChunkedArray, where: str) -> None:
     # Sorting 64-bit hashes is far faster than a table of texts; the texts decide only where two agree.
-    hashes = [found for chunk in ids.chunks if (found := _hashes(chunk)) is not None]
+    hashes = [hash_of_ids for chunk in ids.chunks if (hash_of_ids := _hashes(chunk)) is not None]
     if len(hashes) == ids.num_chunks:
         ordered: NDArray[np.uint64] = np.sort(np.concatenate(hashes))
         if not (ordered[1:] == ordered[:-1]).any():

@@ -84,7 +84,7 @@ class SliceStore(Generic[Result]):
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
 
-    def known(self, row_id: str, keys: Collection[str]) -> set[str]:
+    def finished(self, row_id: str, keys: Collection[str]) -> set[str]:
         """Those of ``keys`` whose results are finished."""
         committed: set[str] = set()
         for name in self._slices_of.get(row_id, ()):

@@ -206,7 +206,7 @@ class _ChunkWork(Generic[In, Result, Out]):
         with self.open_slices() as slices:
             for row in self._rows():
                 keys = set(self.stage.keys(row))
-                if keys - slices.known(row["prompt_id"], keys):
+                if keys - slices.finished(row["prompt_id"], keys):
                     return True
         return False
 
@@ -224,7 +224,7 @@ class _ChunkWork(Generic[In, Result, Out]):
             nonlocal complete
             for row in self._rows():
                 keys = self.stage.keys(row)
-                lacking = _first_places(keys, slices.known(row["prompt_id"], set(keys)))
+                lacking = _first_places(keys, slices.finished(row["prompt_id"], set(keys)))
                 if lacking:
                     # Here, where the stage asks for more: what it has computed it has given back.
                     self.check()

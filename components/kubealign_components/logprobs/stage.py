@@ -149,14 +149,14 @@ def _params(config: LogprobsConfig) -> dict[str, object]:
 
 def _require_tokens(reference: ModelFiles, dataset: Dataset) -> dict[str, str]:
     """The identity of ``reference``, which must read the dataset's token ids as its policy does."""
-    for name, found in ChatTemplate(reference, stored_settings(dataset)).identity.items():
-        wanted = dataset.manifest.identity.get(name)
+    for name, own in ChatTemplate(reference, stored_settings(dataset)).identity.items():
+        expected = dataset.manifest.identity.get(name)
         require(
-            name == "policy" or found == wanted,
+            name == "policy" or own == expected,
             "reference",
             reference.name,
-            f"a model with the policy's {name}: this one's has digest {found[:12]}, the dataset's "
-            f"{str(wanted)[:12]}",
+            f"a model with the policy's {name}: this one's has digest {own[:12]}, the dataset's "
+            f"{str(expected)[:12]}",
         )
     return reference.identity()
 

@@ -191,9 +191,9 @@ def _unread(turn: Mapping[str, object], role: str) -> Iterator[str]:
     """The members of a turn that hold something and say nothing in a turn of this role."""
     read = {next((k for k in keys if not is_missing(turn.get(k))), "") for keys in (_ROLE_KEYS, _TEXT_KEYS)}
     for key, value in turn.items():
-        known = key in read or key in _KEYS_OF_ROLE.get(role, ())
-        told = isinstance(value, str) if key in _REASONING_KEYS else True
-        if not (known and told) and not is_missing(value) and value not in ("", [], {}):
+        is_read = key in read or key in _KEYS_OF_ROLE.get(role, ())
+        is_text = isinstance(value, str) if key in _REASONING_KEYS else True
+        if not (is_read and is_text) and not is_missing(value) and value not in ("", [], {}):
             yield key
 
 

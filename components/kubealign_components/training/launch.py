@@ -71,7 +71,7 @@ class Where:
 def run_somewhere(
     here: Callable[[], None],
     job: Mapping[str, object],
-    place: str,
+    folder: str,
     *,
     where: Where,
     launcher: Launcher | None,
@@ -81,7 +81,7 @@ def run_somewhere(
     Args:
         here: runs it in this process, where one is enough.
         job: what every process needs to know, as plain JSON values.
-        place: URI of a folder for the job where a ``launcher`` is given. The job gets a folder of its own in
+        folder: URI of a folder for the job where a ``launcher`` is given. The job gets a folder of its own in
             it, by its content: who starts the same job again finds the same one.
         where: how many processes there are.
         launcher: runs the processes; None for this machine.
@@ -91,15 +91,15 @@ def run_somewhere(
         EngineError: they died without saying why.
     """
     if launcher is not None:
-        launch(job, join(place, f"job-{digest(dict(job))[:16]}"), launcher)
+        launch(job, join(folder, f"job-{digest(dict(job))[:16]}"), launcher)
         return
     require(where.nodes == 1, "nodes", where.nodes, "1 on this machine; several take a Kubernetes cluster")
     count = processes_of(where.processes)
     if count == 1 and not where.sharded:
         here()
         return
-    with tempfile.TemporaryDirectory(prefix="kubealign-job-") as folder:
-        launch(job, folder, LocalProcesses(count, folder))
+    with tempfile.TemporaryDirectory(prefix="kubealign-job-") as scratch:
+        launch(job, scratch, LocalProcesses(count, scratch))
 
 
 def launch(job: Mapping[str, object], folder: str, launcher: Launcher) -> None:
@@ -130,16 +130,16 @@ def launch(job: Mapping[str, object], folder: str, launcher: Launcher) -> None:
         raise left or failure from None
 
 
-def processes_of(wanted: int) -> int:
-    """Training processes of this machine: as many as ``wanted``; for 0 one a GPU, at least one.
+def processes_of(asked: int) -> int:
+    """Training processes of this machine: as many as ``asked``; for 0 one a GPU, at least one.
 
     Raises:
         ConfigError: more processes than this machine has GPUs.
     """
     gpus = device_count()
-    if gpus and wanted > gpus:
-        raise ConfigError("processes", wanted, f"at most {gpus}, the GPUs of this machine")
-    return wanted or max(gpus, 1)
+    if gpus and asked > gpus:
+        raise ConfigError("processes", asked, f"at most {gpus}, the GPUs of this machine")
+    return asked or max(gpus, 1)
 
 
 def pinned(config: C, model: Path) -> C:

@@ -207,15 +207,15 @@ def estimate(run: RunFile, shape: ModelShape, assumed: Assumptions) -> list[Stag
     values = check_parameters(graph, run.parameters, complete=False)
     values |= rules(run.pipeline).choose(run.parameters)
     taken, recipe = _configs(graph, values)
-    found: list[StageEstimate] = []
+    estimates: list[StageEstimate] = []
     for task, config in taken:
-        wanted = run.compile.resources(task.function)
-        gpus, training = wanted.accelerators or 0, task.function in TRAINING
-        nodes = (assumed.nodes or wanted.nodes or 1) if training else 1
+        resources = run.compile.resources(task.function)
+        gpus, training = resources.accelerators or 0, task.function in TRAINING
+        nodes = (assumed.nodes or resources.nodes or 1) if training else 1
         if gpus and _runs_a_model(task, config):
-            found.append(_Stage(task, config, recipe, shape, assumed, gpus, nodes).estimate())
+            estimates.append(_Stage(task, config, recipe, shape, assumed, gpus, nodes).estimate())
     order = [*(stage for stage in DEFAULTS if stage != "evaluate"), "evaluate"]
-    return sorted(found, key=lambda stage: order.index(stage.stage))
+    return sorted(estimates, key=lambda stage: order.index(stage.stage))
 
 
 def stage_tokens(graph: Graph, values: Mapping[str, object], assumed: Assumptions) -> dict[str, Tokens]:

@@ -63,8 +63,8 @@ class Forecast:
         left = 0.0
         for name, one in self._expected.items():
             begun = [run for run in runs if run.task == name]
-            told = max((run.chunk["of"] for run in begun if "of" in run.chunk), default=one.executions)
-            executions = max(told, len(begun))
+            announced = max((run.chunk["of"] for run in begun if "of" in run.chunk), default=one.executions)
+            executions = max(announced, len(begun))
             each = scale * (START_SECONDS + one.work / executions)
             left += (executions - len(begun)) * each
             left += sum(_left_of(run, each) for run in begun if run.ended is None)
