@@ -31,7 +31,7 @@ class WinRate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class WinRates:
     """What the judge thinks of both policies."""
 
     judge: str
@@ -56,7 +56,7 @@ class Verdict:
         return numbers
 
 
-def judged(judge: PairJudge, rows: Sequence[Row], most: int, *, seed: int, stats: Stats) -> Verdict | None:
+def judged(judge: PairJudge, rows: Sequence[Row], most: int, *, seed: int, stats: Stats) -> WinRates | None:
     """Let ``judge`` compare aligned and reference completions, which are samples of equal standing: the first
     with the first, the second with the second, …
 
@@ -89,7 +89,7 @@ def judged(judge: PairJudge, rows: Sequence[Row], most: int, *, seed: int, stats
     if not outcomes:
         return None
     wins = np.stack(outcomes)  # of shape (prompts, principles)
-    return Verdict(
+    return WinRates(
         judge=judge.files.name,
         overall=_win_rate(wins.mean(axis=1), seed),
         by_principle={

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from kubealign_components.evaluate.judged import Verdict
+from kubealign_components.evaluate.judged import WinRates
 from kubealign_components.reports.html import fitting, messages_text, render
 from kubealign_components.reports.sides import SIDES, length_change, sides_charts
 
@@ -37,7 +37,7 @@ def report_html(
     model: str,
     reference: str,
     numbers: Mapping[str, float],
-    verdict: Verdict | None,
+    verdict: WinRates | None,
     warnings: Sequence[str],
     rows: Sequence[Any],
 ) -> str:

@@ -46,7 +46,7 @@ from kubealign_components.evaluate.comparable import (
 )
 from kubealign_components.evaluate.comparison import warnings
 from kubealign_components.evaluate.held_out import held_out
-from kubealign_components.evaluate.judged import Verdict, judged
+from kubealign_components.evaluate.judged import WinRates, judged
 from kubealign_components.evaluate.measures import ALIGNED, REFERENCE, measure
 from kubealign_components.evaluate.report import report_html
 from kubealign_components.progress import progress_bar
@@ -327,7 +327,7 @@ def _completion(row: Row, sampled: Sampled, template: ChatTemplate, model: str, 
 
 def _verdict(
     config: EvaluateConfig, judge: PairJudge | None, rows: Sequence[Row], stats: Stats
-) -> Verdict | None:
+) -> WinRates | None:
     if judge is None:
         return None
     verdict = judged(judge, rows, config.judged_completions, seed=config.split_seed, stats=stats)

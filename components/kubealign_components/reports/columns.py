@@ -35,7 +35,7 @@ _LEAVES = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Columns:
+class RowColumns:
     """Flat arrays: one entry a completion, a prompt or a pair; NaN where a number is not known."""
 
     stride: int
@@ -64,7 +64,7 @@ class Columns:
     rejected: Ints
 
 
-def read_columns(dataset: Dataset) -> Columns:
+def read_columns(dataset: Dataset) -> RowColumns:
     """The numbers of ``dataset``, which has completions in its rows."""
     schema = ROWS[dataset.manifest.schema]
     names = [n for n in ("source", "prompt_tokens", "pairs") if n in schema.names]
@@ -125,7 +125,7 @@ class _Gathered:
             self.places["chosen"].append(first[counts == 2])
             self.places["rejected"].append(first[counts == 2] + 1)
 
-    def columns(self, stride: int) -> Columns:
+    def columns(self, stride: int) -> RowColumns:
         """All of it, joined."""
 
         def number(name: str) -> Floats:
@@ -135,7 +135,7 @@ class _Gathered:
             joined: Ints = np.concatenate([*self.places[name], np.empty(0, np.int64)]).astype(np.int64)
             return joined
 
-        return Columns(
+        return RowColumns(
             stride=stride,
             sources=self.sources,
             prompt_tokens=number("prompt_tokens"),

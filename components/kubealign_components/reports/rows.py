@@ -18,7 +18,7 @@ from kubealign_components.data.agreement import agreements
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import ROWS
 from kubealign_components.reports.charts import POINTS, bounds, histogram, scatter
-from kubealign_components.reports.columns import Bools, Columns, Floats, Ints, read_columns
+from kubealign_components.reports.columns import Bools, Floats, Ints, RowColumns, read_columns
 from kubealign_components.reports.html import fitting, messages_text, render
 
 EXAMPLES = 12
@@ -70,7 +70,7 @@ def _dropped_texts(extra: Mapping[str, object]) -> Iterator[tuple[str, str, str]
         yield one["reason"].replace("_", " "), f"{one['source']}: {one['file']} row {one['row']}", one["text"]
 
 
-def _facts(columns: Columns) -> Iterator[tuple[str, str]]:
+def _facts(columns: RowColumns) -> Iterator[tuple[str, str]]:
     yield "completions looked at", f"{len(columns.prompt):,}"
     if len(columns.prompt):
         yield "same text as another", f"{columns.repeated / len(columns.prompt):.1%}"
@@ -80,7 +80,7 @@ def _facts(columns: Columns) -> Iterator[tuple[str, str]]:
         yield "chosen is longer", f"{np.mean(longer > 0):.1%} (equal {np.mean(longer == 0):.1%})"
 
 
-def _charts(columns: Columns) -> Iterator[Markup]:
+def _charts(columns: RowColumns) -> Iterator[Markup]:
     yield from _drawn("Prompt lengths", {"prompts": columns.prompt_tokens}, "tokens")
     whose = {"sampled": columns.reference, "offline": ~columns.reference}
     yield from _drawn("Completion lengths", _by(columns.tokens, whose), "tokens")
@@ -121,7 +121,7 @@ def _by(values: Floats, masks: Mapping[str, Bools]) -> dict[str, Floats]:
     return {name: values[mask] for name, mask in masks.items()}
 
 
-def _reward_against_length(columns: Columns) -> Iterator[Markup]:
+def _reward_against_length(columns: RowColumns) -> Iterator[Markup]:
     shown = np.flatnonzero(np.isfinite(columns.reward) & np.isfinite(columns.tokens))
     if len(shown) > 2:
         shown = shown[:: max(1, len(shown) // (10 * POINTS))]
@@ -130,7 +130,7 @@ def _reward_against_length(columns: Columns) -> Iterator[Markup]:
         yield scatter("Reward against length", points, x="tokens", y="reward", slope=True)
 
 
-def _spread(columns: Columns) -> Floats:
+def _spread(columns: RowColumns) -> Floats:
     """Largest less smallest reward of each prompt that has two or more."""
     finite = np.isfinite(columns.reward)
     prompt, reward = columns.prompt[finite], columns.reward[finite]
@@ -142,7 +142,7 @@ def _spread(columns: Columns) -> Floats:
     return spread
 
 
-def _sources(columns: Columns) -> list[list[str]]:
+def _sources(columns: RowColumns) -> list[list[str]]:
     """Name, prompts, completions, mean tokens and mean reward of the largest sources."""
     names = Counter(columns.sources)
     number = {name: i for i, name in enumerate(names)}

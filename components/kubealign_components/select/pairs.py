@@ -35,7 +35,7 @@ class Pool:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rules:
+class StrategySettings:
     """What a strategy may ask for; see ``SelectConfig`` for the meaning of each."""
 
     pairs_per_prompt: int
@@ -55,10 +55,10 @@ class Candidates:
     priority: NDArray[np.uint64] | Ints
 
 
-Strategy = Callable[[Pool, Rules], Candidates]
+Strategy = Callable[[Pool, StrategySettings], Candidates]
 
 
-def best_worst(pool: Pool, rules: Rules) -> Candidates:  # noqa: ARG001
+def best_worst(pool: Pool, rules: StrategySettings) -> Candidates:  # noqa: ARG001
     """The i-th best with the i-th worst."""
     order, first, size, rank = _by_reward(pool)
     top = np.flatnonzero(rank < size // 2)
@@ -66,14 +66,14 @@ def best_worst(pool: Pool, rules: Rules) -> Candidates:  # noqa: ARG001
     return Candidates(a=order[top], b=order[mirror], priority=rank[top])
 
 
-def best_random(pool: Pool, rules: Rules) -> Candidates:  # noqa: ARG001
+def best_random(pool: Pool, rules: StrategySettings) -> Candidates:  # noqa: ARG001
     """The best with each of the others, in random order."""
     order, first, _, rank = _by_reward(pool)
     others = order[rank > 0]
     return Candidates(a=order[first[rank > 0]], b=others, priority=mix64(pool.key[others]))
 
 
-def random_pairs(pool: Pool, rules: Rules) -> Candidates:  # noqa: ARG001
+def random_pairs(pool: Pool, rules: StrategySettings) -> Candidates:  # noqa: ARG001
     """Every two completions, in random order."""
     _, size, rank = segments(pool.row)
     later = size - 1 - rank
@@ -82,7 +82,7 @@ def random_pairs(pool: Pool, rules: Rules) -> Candidates:  # noqa: ARG001
     return Candidates(a=a, b=b, priority=_pair_keys(pool, a, b))
 
 
-def top_bottom_k(pool: Pool, rules: Rules) -> Candidates:
+def top_bottom_k(pool: Pool, rules: StrategySettings) -> Candidates:
     """Each of the k best with each of the k worst, in random order; top and bottom never overlap."""
     order, first, size, rank = _by_reward(pool)
     k = np.minimum(rules.k, size // 2)
@@ -93,7 +93,7 @@ def top_bottom_k(pool: Pool, rules: Rules) -> Candidates:
     return Candidates(a=a, b=b, priority=_pair_keys(pool, a, b))
 
 
-def quantile_bands(pool: Pool, rules: Rules) -> Candidates:
+def quantile_bands(pool: Pool, rules: StrategySettings) -> Candidates:
     """The offline recipe's heuristic: bad completions matter most, but not only the very worst.
 
     Pair 1 takes the completion of the highest quantile and, as reject, the *best of the worst band*
@@ -125,7 +125,7 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def choose_pairs(strategy: Strategy, pool: Pool, rules: Rules) -> tuple[Ints, Ints]:
+def choose_pairs(strategy: Strategy, pool: Pool, rules: StrategySettings) -> tuple[Ints, Ints]:
     """Positions in the pool of the chosen and the rejected, shape (pairs,) each, sorted by row.
 
     Every pair has a strictly higher reward on the chosen side and a quantile gap of at least

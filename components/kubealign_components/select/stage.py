@@ -26,7 +26,7 @@ from kubealign_components.data.segments import Bools, Floats, Ints, order_by
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
 from kubealign_components.progress import progress_bar
-from kubealign_components.select.pairs import STRATEGIES, Pool, Rules, choose_pairs
+from kubealign_components.select.pairs import STRATEGIES, Pool, StrategySettings, choose_pairs
 from kubealign_components.select.quantiles import (
     METHODS,
     quantile_rewards,
@@ -319,7 +319,7 @@ class _Batch:
             key=key,
             references=self.references[self.row[members]],
         )
-        rules = Rules(**{name: getattr(config, name) for name in Rules.__slots__})
+        rules = StrategySettings(**{name: getattr(config, name) for name in StrategySettings.__slots__})
         chosen, rejected = choose_pairs(STRATEGIES[config.strategy], pool, rules)
         return members[chosen], members[rejected]
 

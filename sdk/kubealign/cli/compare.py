@@ -16,7 +16,7 @@ from kubealign_components.errors import NotFound
 from kubealign_components.whole_file import write_whole
 
 if TYPE_CHECKING:
-    from kubealign.compare.runs import Comparison
+    from kubealign.compare.runs import RunComparison
 
 
 @click.command("compare")
@@ -47,7 +47,7 @@ def compare(runs: tuple[str, ...], rows: int, as_json: bool, html: Path | None) 
         _show(comparison, rows)
 
 
-def _plain(comparison: Comparison) -> dict[str, object]:
+def _plain(comparison: RunComparison) -> dict[str, object]:
     return {
         "runs": {run.name: str(run.info.folder.path) for run in comparison.runs},
         "notes": comparison.notes(),
@@ -61,7 +61,7 @@ def _plain(comparison: Comparison) -> dict[str, object]:
     }
 
 
-def _show(comparison: Comparison, rows: int) -> None:
+def _show(comparison: RunComparison, rows: int) -> None:
     from kubealign.cli.console import standard_console
     from kubealign.compare import page
 
@@ -90,7 +90,7 @@ def _show(comparison: Comparison, rows: int) -> None:
     _show_texts(comparison, rows, console)
 
 
-def _show_texts(comparison: Comparison, rows: int, console: Console) -> None:
+def _show_texts(comparison: RunComparison, rows: int, console: Console) -> None:
     from kubealign.compare.page import shared_texts, spread_evenly
 
     for prompt_id in spread_evenly(comparison.shared(), rows):

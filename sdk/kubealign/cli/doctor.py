@@ -38,7 +38,7 @@ def doctor(
     Changes nothing. Each finding comes with its remedy; exit code 1 where a run would fail or hang.
     """
     from kubealign.cluster.kube import Kubernetes
-    from kubealign.doctor.diagnosis import Outcome, Subject, require_namespace
+    from kubealign.doctor.diagnosis import CheckState, Subject, require_namespace
     from kubealign.doctor.examine import examine, report_json, report_lines
 
     run = given.of("offline_alignment").run()
@@ -51,5 +51,5 @@ def doctor(
     else:
         for line in report_lines(findings):
             say(line)
-    if any(finding.state is Outcome.PROBLEM for finding in findings):
+    if any(finding.state is CheckState.PROBLEM for finding in findings):
         context.exit(1)

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from kubealign.cli.console import duration, format_number
-from kubealign.compare.runs import ComparedRun, Comparison, Floats
+from kubealign.compare.runs import ComparedRun, Floats, RunComparison
 from kubealign_components.data.schemas import EvaluationRow, RewardedCompletion
 from kubealign_components.reports.charts import bounds, histogram
 from kubealign_components.reports.html import fitting, messages_text, render
@@ -30,7 +30,7 @@ class SharedTexts(TypedDict):
     """Largest less smallest mean reward of the aligned models."""
 
 
-def compare_page(comparison: Comparison) -> str:
+def compare_page(comparison: RunComparison) -> str:
     """A self-contained page."""
     shared = comparison.shared()
     return render(
@@ -76,7 +76,7 @@ def number_rows(numbers: Mapping[str, Sequence[float | None]]) -> list[list[str]
     return rows
 
 
-def difference_rows(comparison: Comparison) -> list[list[str]]:
+def difference_rows(comparison: RunComparison) -> list[list[str]]:
     """Each other run against the first: difference of the mean rewards, its interval, prompts."""
     return [
         [one.name, f"{one.mean:+.4g}", f"{one.low:+.4g} to {one.high:+.4g}", str(one.prompts)]

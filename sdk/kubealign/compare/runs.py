@@ -128,7 +128,7 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
+class RunComparison:
     """Two to eight runs."""
 
     runs: Sequence[ComparedRun]
@@ -165,7 +165,7 @@ class Comparison:
         return list(_notes(self))
 
 
-def compared(runs: Sequence[RunInfo]) -> Comparison:
+def compared(runs: Sequence[RunInfo]) -> RunComparison:
     """The comparison of ``runs``.
 
     Raises:
@@ -175,7 +175,9 @@ def compared(runs: Sequence[RunInfo]) -> Comparison:
     names = [str(path) for path in paths]
     require(FEWEST <= len(runs) <= MOST, "runs", names, f"{FEWEST} to {MOST} runs")
     require(len(set(paths)) == len(paths), "runs", names, "each run once")
-    return Comparison(runs=[ComparedRun(name=name, info=run) for name, run in zip(_short_names(paths), runs)])
+    return RunComparison(
+        runs=[ComparedRun(name=name, info=run) for name, run in zip(_short_names(paths), runs)]
+    )
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
@@ -200,7 +202,7 @@ def _mean_reward(row: EvaluationRow) -> float:
     return float(np.mean([completion["reward"] for completion in row["aligned"]]))
 
 
-def _notes(comparison: Comparison) -> Iterator[str]:
+def _notes(comparison: RunComparison) -> Iterator[str]:
     for run in comparison.runs:
         if not run.evaluation:
             yield f"{run.name} ({run.info.state}) has no evaluation."

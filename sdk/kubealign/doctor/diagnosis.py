@@ -21,7 +21,7 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 """Label of pods that wait for quota: the LocalQueue."""
 
 
-class Outcome(StrEnum):
+class CheckState(StrEnum):
     """How a check ended."""
 
     OK = "ok"
@@ -38,25 +38,25 @@ class Diagnosis:
     """One fact about the cluster, and what to do about it."""
 
     check: str
-    state: Outcome
+    state: CheckState
     fact: str
     remedy: str = ""
 
 
 def ok(check: str, fact: str) -> Diagnosis:
-    return Diagnosis(check=check, state=Outcome.OK, fact=fact)
+    return Diagnosis(check=check, state=CheckState.OK, fact=fact)
 
 
 def problem(check: str, fact: str, remedy: str) -> Diagnosis:
-    return Diagnosis(check=check, state=Outcome.PROBLEM, fact=fact, remedy=remedy)
+    return Diagnosis(check=check, state=CheckState.PROBLEM, fact=fact, remedy=remedy)
 
 
 def warning(check: str, fact: str, remedy: str) -> Diagnosis:
-    return Diagnosis(check=check, state=Outcome.WARNING, fact=fact, remedy=remedy)
+    return Diagnosis(check=check, state=CheckState.WARNING, fact=fact, remedy=remedy)
 
 
 def unknown(check: str, fact: str, remedy: str) -> Diagnosis:
-    return Diagnosis(check=check, state=Outcome.UNKNOWN, fact=fact, remedy=remedy)
+    return Diagnosis(check=check, state=CheckState.UNKNOWN, fact=fact, remedy=remedy)
 
 
 class Subject:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
 from kubealign.doctor.capacity import check_nodes, check_queue, check_quotas
-from kubealign.doctor.diagnosis import Diagnosis, Outcome, Subject, unknown
+from kubealign.doctor.diagnosis import CheckState, Diagnosis, Subject, unknown
 from kubealign.doctor.permissions import check_permissions
 from kubealign.doctor.pods import check_admission, check_images, check_pod_security, check_volumes
 from kubealign.doctor.store import check_store
@@ -49,7 +49,7 @@ def report_json(subject: Subject, findings: Sequence[Diagnosis]) -> dict[str, ob
         "installation": subject.run.compile.installation,
         "namespace": subject.namespace,
         "service_account": subject.account,
-        "problems": sum(finding.state is Outcome.PROBLEM for finding in findings),
+        "problems": sum(finding.state is CheckState.PROBLEM for finding in findings),
         "findings": [asdict(finding) for finding in findings],
     }
 

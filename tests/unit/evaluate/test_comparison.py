@@ -21,7 +21,7 @@ from kubealign_components.evaluate.comparison import (
     warnings,
     win_rate,
 )
-from kubealign_components.evaluate.judged import Verdict, WinRate
+from kubealign_components.evaluate.judged import WinRate, WinRates
 from kubealign_components.evaluate.report import TEXTS, report_html
 from support.pages import Page
 
@@ -145,7 +145,9 @@ def test_the_report_escapes_what_it_shows() -> None:
         model=f"new {attack}",
         reference="old",
         numbers=compare([side([0.0])] * 2, [side([1.0])] * 2, seed=0),
-        verdict=Verdict(judge=attack, overall=rate, by_principle={attack: rate}, consistency=0.25, prompts=2),
+        verdict=WinRates(
+            judge=attack, overall=rate, by_principle={attack: rate}, consistency=0.25, prompts=2
+        ),
         warnings=[f"watch {attack}"],
         rows=rows,
     )
