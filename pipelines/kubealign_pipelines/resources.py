@@ -411,8 +411,9 @@ def _image(component: BaseComponent) -> str:
 
 def _runs_models(component: BaseComponent, wanted: StageResources) -> bool:
     """Whether a task does so itself: not where it has rows alone, or only starts the nodes of a training."""
-    launches = _stage(component) in TRAINING and (wanted.nodes or 1) > 1
-    return _image(component) != images.DATA and not launches
+    return _image(component) != images.DATA and (
+        _stage(component) not in TRAINING or (wanted.nodes or 1) == 1
+    )
 
 
 def _stage(component: BaseComponent) -> str:

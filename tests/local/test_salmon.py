@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-import kubealign_pipelines
-from kubealign import Results, RunFile, run_local
+from kubealign import Results, run_local
 from kubealign.cli.main import main
 from kubealign.rerun import run_file_of
 from kubealign_components.data.dataset import Dataset
@@ -17,8 +15,7 @@ from kubealign_components.errors import NotFound
 from support.browser import faults_of, needs_browser, opened_browser
 from support.drawn import compiled_edges, drawn_edges
 from support.pages import Page
-
-TREES = Path(kubealign_pipelines.__file__).parent / "examples" / "trees.jsonl"
+from support.small_run import small_salmon
 
 
 @pytest.fixture(autouse=True)
@@ -33,60 +30,12 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("output")
 
 
-def run_file(tiny_model: Path, folder: Path, rl: str) -> RunFile:
-    """The trees that come with KubeAlign, a dozen human preferences, a dozen sums."""
-    preferences = [
-        {"prompt": f"Say {word}.", "chosen": f"{word}, gladly.", "rejected": "No."}
-        for word in ("ash", "birch", "cedar", "dogwood", "elm", "fir", "hazel", "larch", "maple", "oak")
-    ]
-    sums = [{"question": f"What is {n} and {n + 1}?", "answer": str(2 * n + 1)} for n in range(12)]
-    for name, rows in (("preferences", preferences), ("sums", sums)):
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return RunFile(
-        pipeline="salmon",
-        parameters={
-            "sources": [{"name": "trees", "uri": str(TREES)}],
-            "pmp_sources": [{"name": "human", "uri": str(folder / "preferences.jsonl")}],
-            "rl_sources": [
-                {
-                    "name": "sums",
-                    "uri": str(folder / "sums.jsonl"),
-                    "kind": "any",
-                    "question_type": "reasoning",
-                }
-            ],
-            "policy": str(tiny_model),
-            "rl": rl,
-            "validation_fraction": 0.3,
-            "clean_prompts_languages": ["en"],
-            "clean_prompts_max_rows": 16,
-            "filter_max_seq_len": 512,
-            "filter_max_prompt_len": 256,
-            "work_rows_per_chunk": 8,
-            "sample_engine": "transformers",
-            "sample_max_new_tokens": 8,
-            "judge_options": {"min_characters": 1},
-            "aggregate_options": {"validation_fraction": 0.3},
-            "pmp_max_steps": 1,
-            "reward_model_max_steps": 2,
-            "reward_model_batch_size": 4,
-            "reward_model_options": {"lora_r": 4},
-            "ppo_max_new_tokens": 8,
-            "ppo_rollout_batch": 4,
-            "ppo_step_batch": 2,
-            "ppo_max_steps": 2,
-            "ppo_options": {"lora_r": 4, "eval_prompts": 4},
-            "sample_n": 3,
-            "train_options": {"max_steps": 1, "batch_size": 4},
-            "evaluate_max_prompts": 4,
-        },
-    )
-
-
 @pytest.fixture(scope="module")
 def ppo(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, output: Path) -> Results:
     """All of it, with PPO."""
-    return run_local(run_file(tiny_model, tmp_path_factory.mktemp("data"), "ppo"), output=output, name="ppo")
+    return run_local(
+        small_salmon(tiny_model, tmp_path_factory.mktemp("data"), "ppo"), output=output, name="ppo"
+    )
 
 
 def test_every_stage_of_salmon_leaves_what_the_next_one_needs(ppo: Results) -> None:
@@ -122,7 +71,7 @@ def test_offline_alignment_reuses_what_was_sampled_and_judged(
     ppo: Results, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, output: Path
 ) -> None:
     offline = run_local(
-        run_file(tiny_model, tmp_path_factory.mktemp("data"), "offline"), output=output, name="offline"
+        small_salmon(tiny_model, tmp_path_factory.mktemp("data"), "offline"), output=output, name="offline"
     )
     by_stage = {row.stage: row for row in offline.stages}
     assert by_stage["judge"].reused == by_stage["judge"].rows_in
@@ -134,7 +83,7 @@ def test_offline_alignment_reuses_what_was_sampled_and_judged(
 
 
 def test_every_output_tells_the_settings_of_its_run(ppo: Results, tiny_model: Path, tmp_path: Path) -> None:
-    given = run_file(tiny_model, tmp_path, "ppo").parameters
+    given = small_salmon(tiny_model, tmp_path, "ppo").parameters
     told: dict[str, object] = {}
     for output in ppo.outputs:
         try:
