@@ -341,7 +341,9 @@ class Placement:
         task.set_caching_options(self.settings.caching and not unseen)
         if self._check is not None and stage in READS_OUTSIDE:
             task.after(self._check)
-        _restart(task, wanted.retries or 0, torch=_runs_models(component, wanted))
+        launches = stage in TRAINING and (wanted.nodes or 1) > 1  # the nodes of a training, and only those
+        runs_models = _image(component) != images.DATA and not launches
+        _restart(task, wanted.retries or 0, torch=runs_models)
         if stage in TRAINING:
             wanted = _on_nodes(task, wanted)
         _compute(task, wanted)
@@ -407,13 +409,6 @@ def _requirements(wanted: StageResources) -> dict[str, dict[str, str]]:
 def _image(component: BaseComponent) -> str:
     """The image that ``component`` is written for; in that of data nothing needs torch."""
     return str(component.component_spec.implementation.container.image)
-
-
-def _runs_models(component: BaseComponent, wanted: StageResources) -> bool:
-    """Whether a task does so itself: not where it has rows alone, or only starts the nodes of a training."""
-    return _image(component) != images.DATA and (
-        _stage(component) not in TRAINING or (wanted.nodes or 1) == 1
-    )
 
 
 def _stage(component: BaseComponent) -> str:
