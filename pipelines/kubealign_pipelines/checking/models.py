@@ -7,12 +7,14 @@ which takes seconds to import.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from kubealign_components.config import Path as SettingPath
+from kubealign_components.data.chat import ChatTemplate, TemplateSettings
+from kubealign_components.data.chat.tokenizer_files import TOKENIZER_FILE, TokenizerFiles
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.errors import KubeAlignError
 from kubealign_components.json_types import JsonObject
@@ -26,7 +28,6 @@ CLASSIFIERS = ("ForSequenceClassification",)
 DECODERS = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _TEMPLATE_FILE = "chat_template.jinja"
-_PROBE = [{"role": "user", "content": "?"}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,27 +100,16 @@ class Folder:
             template = {entry["name"]: entry["template"] for entry in template}.get("default", "")
         return str(template)
 
-    def render(self, messages: list[JsonObject], *, generation_prompt: bool = True) -> str:
-        """``messages`` under the template, as text."""
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    def chat(self, settings: TemplateSettings) -> ChatTemplate | None:
+        """Its chat template as the stages have it; None where its tokenizer has no ``tokenizer.json``.
 
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-        environment.globals |= {"raise_exception": _raise, "strftime_now": lambda _: "1 Jan 2025"}
-        special = {k: _text(v) for k, v in self.tokenizer_config.items() if k.endswith("_token")}
-        template = environment.from_string(self.template)
-        return template.render(messages=messages, add_generation_prompt=generation_prompt, **special)
-
-    def tokens(self, text: str) -> list[str]:
-        """The tokens of ``text`` as the vocabulary writes them; empty without a fast tokenizer."""
-        path = self.path / "tokenizer.json"
-        if not path.is_file():
-            return []
-        from tokenizers import Tokenizer
-
-        return list(Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).tokens)
+        Raises:
+            ConfigError, EngineError: it cannot be used.
+        """
+        if not (self.path / TOKENIZER_FILE).is_file():
+            return None
+        model = ModelFiles(name=self.path.name, path=self.path)
+        return ChatTemplate(model, settings, TokenizerFiles(self.path))
 
 
 def models_of(checked: Checked) -> Iterator[Named]:
@@ -217,7 +207,12 @@ def _look(named: Named, folder: Folder, checked: Checked) -> Iterator[Finding]:
     elif kind and not kind.endswith(DECODERS):
         yield error_at(path, name, f"a model that writes text, such as …ForCausalLM; this is a {kind}")
     else:
-        yield from _look_at_template(path, name, folder)
+        try:
+            settings = template_settings(checked, name)
+        except KubeAlignError:  # a file that this machine may not see; filter says what is wrong with it
+            settings = None
+        if settings is not None:
+            yield from _look_at_template(path, name, folder, settings)
         yield from _look_at_context(named.stage, folder, checked)
     if folder.path.parent.name != "snapshots":
         yield from _look_at_weights(path, name, folder)
@@ -241,23 +236,35 @@ def _look_at_reward_model(path: SettingPath, name: str, folder: Folder) -> Itera
         yield error_at(path, name, f"a reward model with one label; this one has {folder.labels}")
 
 
-def _look_at_template(path: SettingPath, name: str, folder: Folder) -> Iterator[Finding]:
+def template_settings(checked: Checked, policy: str) -> TemplateSettings:
+    """How the run has the chat template of ``policy``.
+
+    Raises:
+        ConfigError: a file with a template cannot be read.
+    """
+    for stage in checked.of("filter"):
+        if stage.config is not None and stage.config.policy == policy:
+            settings: TemplateSettings = stage.config.template_settings()
+            return settings
+    return TemplateSettings()
+
+
+def _look_at_template(
+    path: SettingPath, name: str, folder: Folder, settings: TemplateSettings
+) -> Iterator[Finding]:
     in_cache = folder.path.parent.name == "snapshots"
     if not any((folder.path / file).is_file() for file in TOKENIZERS):
         if not in_cache:
             yield error_at(path, name, "a model with its tokenizer; save one beside it")
-    elif not folder.template:
+    elif not (folder.template or settings.text):
         yield error_at(
             path, name, f"a tokenizer with a chat template; save one as {_TEMPLATE_FILE} beside it"
         )
     else:
         try:
-            with_prompt, without = folder.render(_PROBE), folder.render(_PROBE, generation_prompt=False)
-        except Exception as error:  # whatever a stranger's template raises
-            yield error_at(path, name, f"a chat template that renders a question ({error})")
-        else:
-            if with_prompt == without:
-                yield error_at(path, name, "a chat template with a generation prompt; this one has none")
+            folder.chat(settings)
+        except KubeAlignError as error:
+            yield error_at(path, name, f"a chat template that can be used ({error})")
 
 
 def _look_at_context(stage: Stage, folder: Folder, checked: Checked) -> Iterator[Finding]:
@@ -278,13 +285,3 @@ def _read_json(path: Path) -> dict[str, object]:
     if not isinstance(body, dict):
         raise ValueError(f"{path.name} holds no object")
     return body
-
-
-def _text(token: object) -> str:
-    return str(token.get("content", "")) if isinstance(token, Mapping) else str(token or "")
-
-
-def _raise(message: str) -> None:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
+from kubealign_components.data.chat import ChatTemplate, TemplateMismatch
 from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
 from kubealign_pipelines import build, rules
 from kubealign_pipelines.checking.across import check_across, check_counts, secrets
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at, once
-from kubealign_pipelines.checking.models import check_models, find_folder
+from kubealign_pipelines.checking.models import check_models, find_folder, template_settings
 from kubealign_pipelines.checking.rewards import check_functions
 from kubealign_pipelines.checking.sources import Prompts, check_sources, warn_of_unread
 from kubealign_pipelines.checking.stages import Checked, check_stages
@@ -154,21 +156,31 @@ def _engines(checked: Checked) -> list[Finding]:
 
 
 def first_rows(report: Report, number: int) -> list[str]:
-    """The first ``number`` prompts as the policy will see them, tokens apart and marks visible."""
+    """The first ``number`` prompts as the policy will see them, and their offline completions: tokens apart,
+    so that control tokens and texts that spell one can be told from each other."""
     policy = next((s.config.policy for s in report.checked.of("filter")), "")
     folder = find_folder(policy, None, here=False)[0] if policy else None
-    if folder is None or not folder.template:
+    template = folder.chat(template_settings(report.checked, policy)) if folder else None
+    if template is None:
         return []
-    shown = []
-    for row in report.prompts.rows[:number]:
-        text = folder.render(_messages(row))
-        tokens = folder.tokens(text)
-        shown.append("|".join(tokens) if tokens else repr(text))
-    return shown
+    return ["\n".join(_seen(template, row)) for row in report.prompts.rows[:number]]
 
 
-def _messages(row: JsonObject) -> list[JsonObject]:
-    import json
+def _seen(template: ChatTemplate, row: JsonObject) -> Iterator[str]:
+    messages, tools = json.loads(row["messages"]), json.loads(row["tools"]) if row["tools"] else None
+    try:
+        yield _apart(template, template.prompt_ids(messages, tools))
+    except TemplateMismatch as error:
+        yield f"dropped: {error}"
+        return
+    for completion in row["completions"]:
+        label = completion["label"] or "completion"
+        try:
+            ids = template.completion_ids(messages, json.loads(completion["messages"]), tools)
+            yield f"  {label}: {_apart(template, ids)}"
+        except TemplateMismatch as error:
+            yield f"  {label}: dropped: {error}"
 
-    messages: list[JsonObject] = json.loads(row["messages"])
-    return messages
+
+def _apart(template: ChatTemplate, ids: Sequence[int]) -> str:
+    return "|".join(str(template.tokenizer.convert_ids_to_tokens(token)) for token in ids)

@@ -18,6 +18,7 @@ from kubealign_components.data.chat import ChatTemplate, Message, TemplateMismat
 from kubealign_components.data.chat.marks import RESERVED
 from kubealign_components.data.chat.rendering import fold_system
 from kubealign_components.data.chat.settings import DATE
+from kubealign_components.data.chat.tokenizer_files import TokenizerFiles
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.engines.generation import end_token_ids
 from support.families import FAMILIES, Family, build_family
@@ -177,3 +178,15 @@ def test_templates_that_others_ship_work_or_say_why(name: str, tmp_path: Path) -
     written = of.tokenizer.decode(of.prompt_ids(ASK) + ids)
     assert written.count("abc") == 1 and "Plum" in written
     assert [t in of.end_ids for t in ids] == [False] * (len(ids) - 1) + [True]
+
+
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_tokenizer_read_from_its_files_gives_the_same(name: str, chat: str, template: Any) -> None:
+    of = template(name)
+    read = ChatTemplate(of.model, tokenizer=TokenizerFiles(of.model.path))
+    said = {"role": "assistant", "content": "Plum, é 🙂 <|im_end|></s>"}
+    assert (read.end_ids, read.lacks_bos, read.fingerprint) == (of.end_ids, of.lacks_bos, of.fingerprint)
+    assert read.prompt_ids(CHATS[chat]) == of.prompt_ids(CHATS[chat])
+    if name not in OPENS_REASONING:
+        assert read.completion_ids(CHATS[chat], [said]) == of.completion_ids(CHATS[chat], [said])

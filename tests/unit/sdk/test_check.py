@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,10 @@ from kubealign.runfile import read_run
 from kubealign.schema import run_file_schema
 from kubealign.yaml_source import read_yaml
 from kubealign_pipelines import PIPELINES
+from support.tiny import CHATML
 
 SHIPPED = sorted((Path(kubealign_pipelines.__file__).parent / "params").glob("*.yaml"))
+GENERATION = "{% generation %}{{ message['content'] }}{% endgeneration %}"
 GIVEN_ON_THE_COMMAND_LINE = {
     "demo": ["policy", "sources[0].uri"],
     "preferences": ["policy", "sources[0].uri"],
@@ -62,6 +65,49 @@ def test_a_sound_run_file_has_no_finding_and_its_first_rows_are_shown(run_file: 
     assert "no errors, 0 warnings" in done.output
     assert done.output.count("prompt ") == 2
     assert "<|im_start|>|u|s|e|r" in done.output.replace("Ġ", "")
+
+
+def test_first_rows_are_the_tokens_that_filter_makes(
+    run_file: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Under an own template, on a model without one: what a text spells of a control token is apart."""
+    policy = tmp_path / "untemplated"
+    shutil.copytree(tiny_model, policy)
+    (policy / "chat_template.jinja").unlink()
+    loud = CHATML.replace("message['role']", "message['role'] | upper").replace("assistant", "ASSISTANT")
+    (tmp_path / "own.jinja").write_text(loud)
+    row = {"prompt": "Say <|im_end|>", "chosen": "<|im_end|>", "rejected": "No."}
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps(row | {"prompt": f"{row['prompt']} {n}"}) + "\n" for n in range(60))
+    )
+    own = ("--set", f"policy={policy}", "--set", f"filter_options={{chat_template: {tmp_path}/own.jinja}}")
+    done = kubealign("check", "-f", run_file, "--here", "--rows", "1", *own)
+    assert done.exit_code == 0, done.output
+    prompt, chosen, rejected = done.output.splitlines()[-4:-1]
+    assert "|U|S|E|R|" in prompt and prompt.count("|<|im_end|>|") == 1
+    assert chosen == "  chosen: <|||i|m|_|e|n|d|||>|<|im_end|>"
+    assert rejected == "  rejected: N|o|.|<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        (CHATML.replace("{{ message['content'] }}", GENERATION), ""),
+        (CHATML.replace("message['content']", "message['content'][0]['text']"), ""),
+        ("{{ raise_exception('no system') if messages[0].role != 'system' else '' }}" + CHATML, ""),
+        ("hello", "it shows no text of the messages"),
+        (CHATML.replace("add_generation_prompt", "false"), "has no generation prompt"),
+    ],
+    ids=["generation", "parts", "system", "empty", "no prompt"],
+)  # fmt: skip
+def test_templates_are_tried_as_the_stages_try_them(
+    template: str, problem: str, run_file: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy"
+    shutil.copytree(tiny_model, policy)
+    (policy / "chat_template.jinja").write_text(template)
+    done = kubealign("check", "-f", run_file, "--here", "--set", f"policy={policy}")
+    assert (done.exit_code, problem in done.output + done.stderr) == (2 if problem else 0, True)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kubealign_components.data.chat.ends import checked, embedding_rows, ids_of_files, template_end
 from kubealign_components.data.chat.rendering import (
@@ -33,6 +34,9 @@ from kubealign_components.data.fingerprint import digest
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.errors import EngineError
 from kubealign_components.json_types import JsonObject
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +59,19 @@ class ChatTemplate:
     Args:
         model: the model whose tokenizer is used.
         settings: of the template.
+        tokenizer: the model's, where it is loaded already or read in another way.
 
     Raises:
         ConfigError: a setting for a variable that the template does not have.
         EngineError: no tokenizer, no chat template, or one that cannot be used.
     """
 
-    def __init__(self, model: ModelFiles, settings: TemplateSettings | None = None) -> None:
+    def __init__(
+        self, model: ModelFiles, settings: TemplateSettings | None = None, tokenizer: Any = None
+    ) -> None:
         self.model = model
         self.settings = settings or TemplateSettings()
-        self.tokenizer = load_tokenizer(model.path)
+        self.tokenizer: PreTrainedTokenizerBase = tokenizer or load_tokenizer(model.path)
         if not (self.tokenizer.chat_template or self.settings.text):
             raise EngineError(f"the tokenizer of {model.name} has no chat template; {REMEDY}")
         self._renderer = Renderer(self.tokenizer, model.name, self.settings)
