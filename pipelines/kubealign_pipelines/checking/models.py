@@ -263,7 +263,7 @@ def _look_at_template(
     else:
         try:
             folder.chat(settings)
-        except KubeAlignError as error:
+        except Exception as error:  # ours, and whatever strangers' files make the libraries raise
             yield error_at(path, name, f"a chat template that can be used ({error})")
 
 
