@@ -29,7 +29,11 @@ from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as run_filter
 from support.tiny import in_order, prompt_row
 
-pytestmark = pytest.mark.model
+pytestmark = [
+    pytest.mark.model,
+    # vLLM runs in this process here, and warns in its own and its libraries' name.
+    pytest.mark.filterwarnings("default"),
+]
 
 QUESTIONS = ["Name a colour.", "What is 2 + 2?", "Say hello.", "Write one word.", "Who are you?", "Why?"]
 SPEC = SamplingSpec(n=6, max_new_tokens=24, dtype="float32", max_model_len=512, temperature=0.8, top_p=0.9)
