@@ -17,6 +17,7 @@ from support.tiny import build_tiny_model
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.filterwarnings("default")  # vLLM warns in its own and its libraries' name
 def test_vllm_samples_with_the_adapter_as_it_is_now(tmp_path: Path) -> None:
     """Near-greedy samples of vLLM and transformers agree before and after the adapter changes."""
     pytest.importorskip("vllm")
