@@ -93,6 +93,18 @@ def execution(default: T) -> T:
     return dataclasses.field(default=default, metadata={"execution": True})
 
 
+def gate(default: T) -> T:
+    """An :func:`execution` field that decides whether the stage fails: what passed under another value of it
+    has not passed under this one."""
+    return dataclasses.field(default=default, metadata={"execution": True, "gate": True})
+
+
+def gates_of(config: DataclassInstance) -> dict[str, object]:
+    """The settings of ``config`` that are gates, ready for canonical JSON."""
+    gates = [field.name for field in dataclasses.fields(config) if field.metadata.get("gate")]
+    return {name: _plain(getattr(config, name)) for name in gates}
+
+
 def takes_anything(hint: object) -> bool:
     """Whether a setting annotated with ``hint`` is checked by who uses it, not here."""
     return hint in (object, Any)

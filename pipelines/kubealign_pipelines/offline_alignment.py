@@ -188,9 +188,10 @@ def _rows(inputs: PipelineInputs, shape: _Shape, reward: Arguments) -> PipelineT
     """What there is to select from: prompts, completions that were sampled of them, rewarded ones."""
     place, policy, seed = inputs.place, inputs["policy"], inputs["seed"]
     cuts = iter([*map(inputs.cut, shape.workers), {}])
-    imported = place(import_prompts, sources=inputs["sources"], seed=seed, **inputs.of("import"))
+    work = {"work": inputs["work"]}
+    imported = place(import_prompts, sources=inputs["sources"], seed=seed, **work, **inputs.of("import"))
     prompts = imported.outputs["dataset"]
-    rows = place(filter, prompts=prompts, policy=policy, **inputs.of("filter"), **next(cuts))
+    rows = place(filter, prompts=prompts, policy=policy, **inputs.of("filter"), **{**work, **next(cuts)})
     if shape.sampled:
         rows = fan_out(place, sample, rows, cut=next(cuts), policy=policy, seed=seed, **inputs.of("sample"))
     if shape.rewarded:

@@ -50,6 +50,7 @@ def align_offline(
         selection=chosen.outputs["dataset"],
         validation_fraction=inputs["validation_fraction"],
         seed=inputs["seed"],
+        work=inputs["work"],
         **inputs.of("mix"),
     )
     trained = inputs.place(
@@ -73,6 +74,7 @@ def compare(inputs: PipelineInputs, rows: PipelineTask, trained: PipelineTask, c
         validation_fraction=inputs["validation_fraction"],
         split_seed=inputs["seed"],
         seed=inputs["seed"],
+        work=inputs["work"],
         sample_options=inputs["sample_options"],
         **comparison,
         **inputs.of("evaluate"),
@@ -80,7 +82,7 @@ def compare(inputs: PipelineInputs, rows: PipelineTask, trained: PipelineTask, c
 
 
 def _chosen(inputs: PipelineInputs, made: PipelineTask, further: Arguments) -> PipelineTask:
-    own = {**inputs.of("select"), **further}
+    own = {"work": inputs["work"], **inputs.of("select"), **further}
     return inputs.place(select, rewarded=made.outputs["dataset"], seed=inputs["seed"], **own)
 
 

@@ -209,6 +209,8 @@ class CompileSettings:
     """Registry, with a path if need be, that the images are pulled from; empty: as they are named."""
     images: Mapping[str, str] = field(default_factory=dict)
     """Full image references by kind (data, sample, train), such as a digest; these win over ``registry``."""
+    name_images: bool = True
+    """Whether tasks are told their image, which manifests then name; processes on this machine have none."""
     image_pull_secrets: tuple[str, ...] = ()
     """Secrets with the keys of the registry."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -336,7 +338,10 @@ class Placement:
         # container, which is a third of the time of compiling; these all have one.
         task._ensure_container_spec_exists = lambda: None
         task.set_display_name(title)
-        task.set_container_image(self.settings.image(task.container_spec.image))
+        image = self.settings.image(task.container_spec.image)
+        task.set_container_image(image)
+        if self.settings.name_images:
+            task.set_env_variable(images.IMAGE_VARIABLE, image)
         unseen = stage == CHECK or (stage in READS_OUTSIDE and not seen)
         task.set_caching_options(self.settings.caching and not unseen)
         if self._check is not None and stage in READS_OUTSIDE:

@@ -166,7 +166,11 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, object]) -> Graph
 
 def _stages(inputs: PipelineInputs, chosen: Mapping[str, str]) -> None:
     cleaned = inputs.place(
-        clean_prompts, sources=inputs["sources"], seed=inputs["seed"], **inputs.of("clean_prompts")
+        clean_prompts,
+        sources=inputs["sources"],
+        seed=inputs["seed"],
+        work=inputs["work"],
+        **inputs.of("clean_prompts"),
     )
     reward_model = _reward_model(inputs, _preferences(inputs, cleaned))
     gathered = inputs.place(
@@ -175,6 +179,7 @@ def _stages(inputs: PipelineInputs, chosen: Mapping[str, str]) -> None:
         prompts=cleaned.outputs["dataset"],
         sources=inputs["rl_sources"],
         seed=inputs["seed"],
+        work=inputs["work"],
         **inputs.of("rl_prompts"),
     )
     if chosen[RL.name] == "offline":
@@ -199,6 +204,7 @@ def _preferences(inputs: PipelineInputs, cleaned: PipelineTask) -> PipelineTask:
         judged=judged.outputs["dataset"],
         principles=inputs["principles"],
         seed=inputs["seed"],
+        work=inputs["work"],
         **inputs.of("aggregate"),
     )
 
@@ -208,7 +214,7 @@ def _reward_model(inputs: PipelineInputs, preferences: PipelineTask) -> Pipeline
     shared = {name: inputs[name] for name in ("policy", "principles", "seed", "work")}
     pmp, own = inputs.of("pmp"), inputs.of("reward_model")
     sources = {"sources": inputs["pmp_sources"], "options": pmp["options"]}
-    human = inputs.place(clean_pmp, seed=inputs["seed"], **sources)
+    human = inputs.place(clean_pmp, seed=inputs["seed"], work=inputs["work"], **sources)
     pretrained = inputs.place(
         train_reward_model,
         "PMP",
@@ -263,7 +269,7 @@ def _tokenised(
     inputs: PipelineInputs, prompts: PipelineTask, cut: Arguments, about: str = ""
 ) -> PipelineTask:
     """``prompts`` as the policy sees them; ``cut`` plans the chunks of a fan-out that follows."""
-    own = {"policy": inputs["policy"], **inputs.of("filter"), **cut}
+    own = {"policy": inputs["policy"], "work": inputs["work"], **inputs.of("filter"), **cut}
     return inputs.place(filter, about, prompts=prompts.outputs["dataset"], **own)
 
 

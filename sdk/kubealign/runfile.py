@@ -100,6 +100,7 @@ class RunFile:
             parallelism=local.parallelism,
             max_chunks=MAX_CHUNKS,
             check=False,
+            name_images=local.runner == "docker",
             when_nothing_new="repeat",
             retries=local.retries,
             stages=stages,

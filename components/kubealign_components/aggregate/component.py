@@ -20,6 +20,7 @@ def aggregate(
     label_noise: float = 0.1,
     seed: int = 0,
     min_consistency: float = 0.0,
+    work: str = "",
     options: dict = {},
 ):
     """Draw principles for every judged pair and make labelled pairs for the reward model.
@@ -38,6 +39,7 @@ def aggregate(
         label_noise: probability of a label to be flipped.
         seed: decides every draw and coin, and the split.
         min_consistency: fail when the judge's two orders agree in a smaller share of judgements; 0 for any.
+        work: work prefix; what was finished there before is taken.
         options: further settings of the stage by name.
     """
     parameters = dict(locals())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,9 +28,10 @@ from kubealign_components.aggregate.rules import (
     rules_identity,
 )
 from kubealign_components.aggregate.scales import NONE, SCALES, VARIANCE, Moments
-from kubealign_components.config import execution, require, require_choice, semantic_params
+from kubealign_components.config import execution, gate, require, require_choice, semantic_params
 from kubealign_components.data.dataset import Dataset, DatasetWriter
-from kubealign_components.data.fingerprint import canonical_json, derive, slug_word
+from kubealign_components.data.fingerprint import Provenance, canonical_json, derive, slug_word
+from kubealign_components.data.finished import once, wanted
 from kubealign_components.data.principles import JUDGE, REWARD_MODEL, PrincipleSet, load_principles
 from kubealign_components.data.schemas import (
     PREFERENCES,
@@ -44,7 +45,7 @@ from kubealign_components.engines.rewards import flatten_text
 from kubealign_components.errors import ConfigError, EmptyDataset
 from kubealign_components.json_types import JsonObject
 from kubealign_components.progress import progress_bar
-from kubealign_components.reports.html import write_report
+from kubealign_components.reports.html import REPORT, copy_report, write_report
 
 if TYPE_CHECKING:
     from kubealign_components.data.schemas import Completion
@@ -92,14 +93,16 @@ class AggregateConfig:
     """Share of prompts that are held out."""
     seed: int = 0
     """Decides every draw and coin, and the split."""
-    min_consistency: float = execution(0.0)
+    min_consistency: float = gate(0.0)
     """Fail the run, before anything is written, when the judge's two orders prefer the same completion in a
     smaller share of the judgements under the principles that are drawn from; 0 for no gate. A judge without
     an opinion, whose orders are two independent coins, reaches 0.5, and less if it likes a position; one that
     sees the position alone reaches 0. So chance is 0.5 or less, and 0.6 is clear of it from some hundreds of
     judgements on."""
-    min_principle_consistency: float = execution(0.0)
+    min_principle_consistency: float = gate(0.0)
     """The same under each of these principles, of which a weak one can hide behind the others."""
+    work: str = execution("")
+    """Work prefix: what was finished there before, with these settings on these rows, is taken."""
 
     def __post_init__(self) -> None:
         require(self.passes > 0, "passes", self.passes, "1 or more")
@@ -163,6 +166,20 @@ def run(config: AggregateConfig, *, judged: Dataset, output: str, report: str | 
         inputs={"judged": judged},
         slug=config.slug,
     )
+    finished = wanted(config, config.work, provenance, output, REPORT)
+    stats = once(finished, lambda: _make(config, principles, rules, judged, provenance, output))
+    copy_report(output, report)
+    return stats
+
+
+def _make(
+    config: AggregateConfig,
+    principles: PrincipleSet,
+    rules: Sequence[LoadedRule],
+    judged: Dataset,
+    provenance: Provenance,
+    output: str,
+) -> Stats:
     scales, opinions = _survey(config, judged, principles)
     _require_judgements(judged, opinions)
     check_consistency(
@@ -187,7 +204,7 @@ def run(config: AggregateConfig, *, judged: Dataset, output: str, report: str | 
         maker.stats.rows_out = writer.rows
         writer.commit(maker.stats, maker.report())
     page = report_html(slug=provenance.slug, opinions=opinions, made=maker.report(), stats=maker.stats)
-    write_report(page, output, report)
+    write_report(page, output)
     return maker.stats
 
 
@@ -250,7 +267,11 @@ class _Maker:
     """Makes the rows of one prompt after the other, and counts."""
 
     def __init__(
-        self, config: AggregateConfig, principles: PrincipleSet, rules: list[LoadedRule], scales: list[float]
+        self,
+        config: AggregateConfig,
+        principles: PrincipleSet,
+        rules: Sequence[LoadedRule],
+        scales: list[float],
     ) -> None:
         self.stats = Stats()
         self._config, self._principles, self._rules, self._scales = config, principles, rules, scales

@@ -15,6 +15,7 @@ def clean_pmp(
     min_score_ratio: float = 2.0,
     max_rows: int = 0,
     seed: int = 0,
+    work: str = "",
     options: dict = {},
     seen: str = "",
 ):
@@ -27,6 +28,7 @@ def clean_pmp(
         min_score_ratio: rows with SHP's scores are kept above this ratio of the scores.
         max_rows: most pairs of all sources together, a seeded sample; 0 for all.
         seed: decides which completion is shown first, the split and the sample.
+        work: work prefix; what was finished there before is taken.
         options: further settings of the stage by name.
         seen: a word for what lies at the sources, by which Kubeflow's cache knows them.
     """

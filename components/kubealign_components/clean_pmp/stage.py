@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kubealign_components.clean_pmp.pairs import PAIR_FORMATS, detect_pairs, read_pair
-from kubealign_components.config import execution, require, require_choice
+from kubealign_components.config import execution, gate, require, require_choice
 from kubealign_components.data.dataset import DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
+from kubealign_components.data.finished import Wanted, once
 from kubealign_components.data.schemas import PREFERENCES
 from kubealign_components.data.seeds import is_held_out, unit_interval
 from kubealign_components.data.stats import Stats
@@ -23,6 +24,7 @@ from kubealign_components.json_types import JsonObject
 from kubealign_components.progress import progress_bar
 from kubealign_components.sources.external_sort import Entry, Spool
 from kubealign_components.sources.prompt_writer import WRITE_ROWS, sample
+from kubealign_components.sources.request import requested
 from kubealign_components.sources.source import SourceReader, reading_bar, report_of
 from kubealign_components.sources.source_settings import SourceSettings, named_sources, require_fraction
 
@@ -63,10 +65,12 @@ class CleanPmpConfig:
     """Most pairs of all sources together, a seeded sample; 0 for all."""
     validation_fraction: float = 0.05
     """Share of prompts that are held out."""
-    max_bad_fraction: float = execution(0.01)
+    max_bad_fraction: float = gate(0.01)
     """Largest fraction of malformed rows in a source; more of them fail the stage."""
     seed: int = 0
     """Decides which completion is shown first, the split, and which pairs ``max_rows`` keeps."""
+    work: str = execution("")
+    """Work prefix: what was finished there before, with these settings on these rows, is taken."""
 
     def __post_init__(self) -> None:
         require(bool(self.sources), "sources", self.sources, "at least one source")
@@ -98,6 +102,11 @@ def run(config: CleanPmpConfig, *, output: str) -> Stats:
         StoreError: a source that cannot be fetched, or no room for the rows.
     """
     readers = [SourceReader(source) for source in config.sources]
+    finished = requested("clean_pmp", VERSION, config, readers, output=output)
+    return once(finished, lambda: _make(config, readers, finished))
+
+
+def _make(config: CleanPmpConfig, readers: Sequence[SourceReader], finished: Wanted) -> Stats:
     stats = Stats()
     with Spool() as spool:
         with reading_bar(readers, "clean_pmp") as bar:
@@ -105,7 +114,7 @@ def run(config: CleanPmpConfig, *, output: str) -> Stats:
                 spool.add(_entries(config, source, reader, number, stats, bar))
                 reader.check(config.max_bad_fraction)
         spool.sort()
-        _write(config, readers, spool, stats, output)
+        _write(config, readers, spool, stats, finished)
     return stats
 
 
@@ -133,12 +142,12 @@ def _entries(
 
 
 def _write(
-    config: CleanPmpConfig, readers: Sequence[SourceReader], spool: Spool, stats: Stats, output: str
+    config: CleanPmpConfig, readers: Sequence[SourceReader], spool: Spool, stats: Stats, finished: Wanted
 ) -> None:
     limits = [source.max_rows for source in config.sources]
     kept = sample(spool, limits, config.max_rows, config.seed, "clean_pmp")
     with (
-        DatasetWriter(output, PREFERENCES, _provenance(config, readers)) as writer,
+        DatasetWriter(finished.output, PREFERENCES, _provenance(config, readers)) as writer,
         progress_bar(len(kept), "pairs", "clean_pmp: write") as bar,
     ):
         pending: list[Row] = []
@@ -154,7 +163,7 @@ def _write(
             bar.update()
         writer.write_rows(pending)
         stats.rows_out = writer.rows
-        writer.commit(stats, extra=report_of(readers))
+        writer.commit(stats, extra=report_of(readers) | finished.note)
 
 
 def _united(rows: Sequence[Row], stats: Stats) -> Row | None:

@@ -18,6 +18,7 @@ def clean_prompts(
     max_characters: int = 0,
     max_rows: int = 0,
     seed: int = 0,
+    work: str = "",
     options: dict = {},
     seen: str = "",
 ):
@@ -34,6 +35,7 @@ def clean_prompts(
         max_characters: longer prompts are dropped; 0 for no limit.
         max_rows: most prompts, a seeded sample; 0 for all.
         seed: decides which prompts max_rows keeps.
+        work: work prefix; what was finished there before is taken.
         options: further settings of the stage by name.
         seen: a word for what lies at the sources, by which Kubeflow's cache knows them.
     """

@@ -13,14 +13,16 @@ from kubealign_components.clean_prompts.trees import (
     Trees,
     read_messages,
 )
-from kubealign_components.config import execution, require
+from kubealign_components.config import execution, gate, require
 from kubealign_components.data.fingerprint import Provenance, derive
+from kubealign_components.data.finished import Wanted, once
 from kubealign_components.data.language import identifier_version, identify_language
 from kubealign_components.data.stats import Stats
 from kubealign_components.sources.example import Example
 from kubealign_components.sources.external_sort import Entry, Spool
 from kubealign_components.sources.prompt_rows import spooled, to_row
 from kubealign_components.sources.prompt_writer import sample, write_prompts
+from kubealign_components.sources.request import requested
 from kubealign_components.sources.source import SourceReader, reading_bar, report_of
 from kubealign_components.sources.source_settings import WeightedSource, named_sources, require_fraction
 
@@ -56,10 +58,12 @@ class CleanPromptsConfig:
     """Whether to keep trees whose root is marked as deleted."""
     max_rows: int = 0
     """Most prompts, a seeded sample; 0 for all."""
-    max_bad_fraction: float = execution(0.01)
+    max_bad_fraction: float = gate(0.01)
     """Largest fraction of malformed rows in a source; more of them fail the stage."""
     seed: int = 0
     """Decides which prompts ``max_rows`` keeps."""
+    work: str = execution("")
+    """Work prefix: what was finished there before, with these settings on these rows, is taken."""
 
     def __post_init__(self) -> None:
         require(bool(self.sources), "sources", self.sources, "at least one source")
@@ -95,6 +99,18 @@ def run(config: CleanPromptsConfig, *, output: str) -> Stats:
         StoreError: a source that cannot be fetched, or no room for the messages.
     """
     readers = [SourceReader(source) for source in config.sources]
+    finished = requested(
+        "clean_prompts",
+        VERSION,
+        config,
+        readers,
+        output=output,
+        language_identifier=identifier_version() if config.languages else None,
+    )
+    return once(finished, lambda: _make(config, readers, finished))
+
+
+def _make(config: CleanPromptsConfig, readers: Sequence[SourceReader], finished: Wanted) -> Stats:
     stats = Stats()
     with Trees() as trees, Spool() as spool:
         with reading_bar(readers, "clean_prompts") as bar:
@@ -108,11 +124,11 @@ def run(config: CleanPromptsConfig, *, output: str) -> Stats:
         write_prompts(
             spool,
             sample(spool, (), config.max_rows, config.seed, "clean_prompts"),
-            output,
+            finished.output,
             _provenance(config, readers),
             stats,
             over="over_max_rows",
-            extra=lambda: report_of(readers),
+            extra=lambda: report_of(readers) | finished.note,
         )
     return stats
 

@@ -29,7 +29,7 @@ from kubealign_components.data.schemas import ROWS
 from kubealign_components.data.shards import (
     ROW_GROUP_BYTES,
     ShardFile,
-    copy_shard,
+    copy_object,
     publish_shard,
     read_groups,
 )
@@ -350,7 +350,7 @@ class DatasetWriter:
                 self._shards.append(taken)
                 self.rows += shard.rows
         with ThreadPoolExecutor(COPIES, "copy-shard") as pool:
-            list(pool.map(lambda copy: copy_shard(*copy), copies))
+            list(pool.map(lambda copy: copy_object(*copy), copies))
 
     def commit(self, stats: Stats, extra: Mapping[str, object] | None = None) -> Dataset:
         """Publish the dataset and open it; ``stats`` must add up.

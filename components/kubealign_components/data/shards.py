@@ -69,14 +69,14 @@ def publish_shard(path: Path, uri: str, sha256: str) -> None:
     store.publish_file(path, uri)
 
 
-def copy_shard(source: str, target: str) -> None:
-    """Copy a shard from store to store; within one it is the store that copies."""
+def copy_object(source: str, target: str) -> bool:
+    """Publish ``source`` under ``target``, from store to store, or by the store where it is one; False when
+    ``target`` exists."""
     store = store_for(target)
     if type(store) is type(store_for(source)):
-        store.copy(source, target)
-        return
+        return store.copy(source, target)
     with tempfile.TemporaryDirectory(prefix="kubealign-copy-") as folder:
-        store.publish_file(store_for(source).fetch(source, Path(folder)), target)
+        return store.publish_file(store_for(source).fetch(source, Path(folder)), target)
 
 
 def read_groups(

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from kubealign_components.json_types import JsonObject
+
 
 @dataclass(kw_only=True, slots=True)
 class Stats:
@@ -51,6 +53,18 @@ class Stats:
         dropped = sum(self.dropped.values())
         if self.rows_in != self.rows_out + dropped:
             raise AssertionError(f"{self.rows_in} rows in, {self.rows_out} out and {dropped} dropped")
+
+    @classmethod
+    def from_json(cls, kept: JsonObject) -> Stats:
+        """What :meth:`to_json` gave."""
+        return cls(
+            rows_in=kept["rows_in"],
+            rows_out=kept["rows_out"],
+            dropped=Counter(kept["dropped"]),
+            counts=Counter(kept["counts"]),
+            numbers=dict(kept["numbers"]),
+            sums={name: (total, count) for name, (total, count) in kept["sums"].items()},
+        )
 
     def metrics(self) -> dict[str, float]:
         """Flat numbers for ``dsl.Metrics``, which takes nothing else."""

@@ -16,6 +16,7 @@ from kubealign_components.data.chat import ChatTemplate, stored_settings
 from kubealign_components.data.chunks import Row
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
+from kubealign_components.data.finished import once, wanted
 from kubealign_components.data.models import ModelFiles, find_model, require_policy
 from kubealign_components.data.schemas import (
     EVALUATION,
@@ -50,7 +51,7 @@ from kubealign_components.evaluate.judged import WinRates, judged
 from kubealign_components.evaluate.measures import ALIGNED, REFERENCE, measure
 from kubealign_components.evaluate.report import report_html
 from kubealign_components.progress import progress_bar
-from kubealign_components.reports.html import REPORT, write_report
+from kubealign_components.reports.html import REPORT, copy_report, write_report
 from kubealign_components.store import join
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,8 @@ class EvaluateConfig:
     """Pairs of completions of a prompt that it compares: the first aligned with the first reference one, …"""
     min_gain: float | None = execution(None)
     """Fail the run when the lower bound of the gain's 95 % interval is below; null to only report."""
+    work: str = execution("")
+    """Work prefix: what was finished there before, with these settings on these rows, is taken."""
 
     def __post_init__(self) -> None:
         require(
@@ -154,6 +157,35 @@ def run(
     aligned = find_model(model)
     require_policy(policy, rewarded)
     provenance = _provenance(config, rewarded, (model, model_uri or model), aligned, rewarder, judge)
+    tokens = [aligned.tokenizer_digest(), _ends(aligned, rewarded)] if config.work else []
+    finished = wanted(config, config.work, provenance, output, REPORT, checked=tokens)
+    try:
+        stats = once(
+            finished, lambda: _make(config, rewarded, policy, aligned, rewarder, judge, provenance, output)
+        )
+    finally:
+        if rewarder is not None:
+            rewarder.close()
+    copy_report(output, report)
+    _check_gate(config, stats.numbers, output)
+    return stats
+
+
+def _ends(model: ModelFiles, dataset: Dataset) -> list[int]:
+    """The tokens that end the model's turns."""
+    return list(ChatTemplate(model, stored_settings(dataset)).end_ids)
+
+
+def _make(
+    config: EvaluateConfig,
+    rewarded: Dataset,
+    policy: ModelFiles,
+    aligned: ModelFiles,
+    rewarder: Rewarder | None,
+    judge: PairJudge | None,
+    provenance: Provenance,
+    output: str,
+) -> Stats:
     stats = Stats(rows_in=rewarded.rows)
     prompts = held_out(
         rewarded,
@@ -205,8 +237,7 @@ def run(
         warnings=found,
         rows=rows,
     )
-    write_report(page, output, report)
-    _check_gate(config, numbers, output)
+    write_report(page, output)
     return stats
 
 

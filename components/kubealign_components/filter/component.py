@@ -34,7 +34,8 @@ def filter(
         max_seq_len: most tokens of prompt and completion together.
         max_prompt_len: most tokens of a prompt.
         min_completions: fewest offline completions a prompt must keep.
-        work: work prefix of the fan-out that follows; empty: beside the dataset.
+        work: work prefix; what was finished there before is taken. For a fan-out that follows, empty: beside
+            the dataset.
         rows_per_chunk: most rows in a chunk of the fan-out that follows; 0 where none does.
         max_chunks: most chunks of it; they grow when more would be needed.
         engines: of a pod of it: a chunk has up to rows_per_chunk rows for each.

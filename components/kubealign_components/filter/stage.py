@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from kubealign_components.config import require, semantic_params
+from kubealign_components.config import execution, require, semantic_params
 from kubealign_components.data.chat import ChatTemplate, TemplateConfig, TemplateSettings, stored_settings
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.finished import once, wanted
 from kubealign_components.data.models import find_model, require_policy
 from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import PROMPT_ROW, PROMPTS, TOKENIZED
@@ -43,6 +44,8 @@ class FilterConfig(TemplateConfig):
     """Most tokens of a prompt with its generation prompt; longer prompts are dropped."""
     min_completions: int = 0
     """Prompts with fewer offline completions left are dropped; 0 to sample from prompts alone."""
+    work: str = execution("")
+    """Work prefix: what was finished there before, with these settings on these rows, is taken."""
 
     def __post_init__(self) -> None:
         self.check_template()
@@ -106,19 +109,23 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
         identity=identity,
         slug=[model.name, f"maxlen{config.max_seq_len}"],
     )
-    with (
-        DatasetWriter(output, schema, provenance) as writer,
-        progress_bar(prompts.rows, "prompts", "filter") as bar,
-    ):
-        for kept in batches:
-            stats.rows_out += kept.num_rows
-            writer.write(kept)
-            bar.update(stats.rows_in - bar.n)
-        examples = tokeniser.examples if tokeniser else {}
-        if examples and not stats.counts["completions"]:
-            _warn_of_nothing_left(stats)
-        writer.commit(stats, extra={"dropped_examples": examples} if examples else None)
-    return stats
+
+    def make() -> Stats:
+        with (
+            DatasetWriter(output, schema, provenance) as writer,
+            progress_bar(prompts.rows, "prompts", "filter") as bar,
+        ):
+            for kept in batches:
+                stats.rows_out += kept.num_rows
+                writer.write(kept)
+                bar.update(stats.rows_in - bar.n)
+            examples = tokeniser.examples if tokeniser else {}
+            if examples and not stats.counts["completions"]:
+                _warn_of_nothing_left(stats)
+            writer.commit(stats, extra={"dropped_examples": examples} if examples else None)
+        return stats
+
+    return once(wanted(config, config.work, provenance, output), make)
 
 
 def _warn_of_unnamed_ends(template: ChatTemplate) -> None:

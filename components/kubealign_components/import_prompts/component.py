@@ -16,6 +16,7 @@ def import_prompts(
     max_bad_fraction: float = 0.01,
     max_rows: int = 0,
     seed: int = 0,
+    work: str = "",
     options: dict = {},
     seen: str = "",
 ):
@@ -30,6 +31,7 @@ def import_prompts(
         max_bad_fraction: largest fraction of malformed rows in a source.
         max_rows: most prompts of all sources together, a seeded sample; 0 for all.
         seed: decides which prompts max_rows keeps.
+        work: work prefix; what was finished there before is taken.
         options: further settings of the stage by name.
         seen: a word for what lies at the sources, by which Kubeflow's cache knows them.
     """

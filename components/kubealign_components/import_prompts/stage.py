@@ -11,13 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kubealign_components.config import execution, require, require_choice
+from kubealign_components.config import execution, gate, require, require_choice
 from kubealign_components.data.fingerprint import Provenance, derive
+from kubealign_components.data.finished import Wanted, once
 from kubealign_components.data.schemas import PromptRow
 from kubealign_components.data.stats import Stats
 from kubealign_components.sources.external_sort import Entry, Spool
 from kubealign_components.sources.prompt_rows import merge_rows, spooled, to_row
 from kubealign_components.sources.prompt_writer import sample, write_prompts
+from kubealign_components.sources.request import requested
 from kubealign_components.sources.row_formats import FORMATS, WANTED, detect, format_of, parse
 from kubealign_components.sources.source import SourceReader, reading_bar, report_of
 from kubealign_components.sources.source_settings import WeightedSource, named_sources, require_fraction
@@ -46,12 +48,14 @@ class ImportConfig:
 
     sources: tuple[SourceConfig, ...]
     """Where prompts come from; of a prompt that several have, the first gives it its name."""
-    max_bad_fraction: float = execution(0.01)
+    max_bad_fraction: float = gate(0.01)
     """Largest fraction of malformed rows in a source; more of them fail the stage."""
     max_rows: int = 0
     """Most prompts of all sources together, a seeded sample; 0 for all."""
     seed: int = 0
     """Decides which prompts ``max_rows`` keeps."""
+    work: str = execution("")
+    """Work prefix: what was finished there before, with these settings on these rows, is taken."""
 
     def __post_init__(self) -> None:
         require(bool(self.sources), "sources", self.sources, "at least one source")
@@ -73,6 +77,11 @@ def run(config: ImportConfig, *, output: str) -> Stats:
         StoreError: a source that cannot be fetched, or no room for the rows.
     """
     readers = [SourceReader(source) for source in config.sources]
+    finished = requested("import_prompts", VERSION, config, readers, output=output)
+    return once(finished, lambda: _make(config, readers, finished))
+
+
+def _make(config: ImportConfig, readers: Sequence[SourceReader], finished: Wanted) -> Stats:
     stats = Stats()
     with Spool() as spool:
         with reading_bar(readers, "import_prompts") as bar:
@@ -86,11 +95,11 @@ def run(config: ImportConfig, *, output: str) -> Stats:
         write_prompts(
             spool,
             kept,
-            output,
+            finished.output,
             _provenance(config, readers),
             stats,
             over="over_max_rows",
-            extra=lambda: report_of(readers),
+            extra=lambda: report_of(readers) | finished.note,
             merge=_merge,
         )
     return stats

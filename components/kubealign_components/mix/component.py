@@ -19,6 +19,7 @@ def mix(
     max_examples: int = 0,
     validation_fraction: float = 0.05,
     seed: int = 0,
+    work: str = "",
     options: dict = {},
 ):
     """Make the training dataset: mix, split by prompt, shuffle.
@@ -34,6 +35,7 @@ def mix(
         max_examples: most examples of the mix; 0 for no limit.
         validation_fraction: share of prompts that are held out.
         seed: decides what stays, the split and the order.
+        work: work prefix; what was finished there before is taken.
         options: further settings of the stage by name.
     """
     parameters = dict(locals())

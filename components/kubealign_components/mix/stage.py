@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from kubealign_components.config import execution, require, semantic_params
 from kubealign_components.data.arrow_take import take
 from kubealign_components.data.dataset import Dataset, DatasetWriter
-from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.fingerprint import Provenance, derive
+from kubealign_components.data.finished import once, wanted
 from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import SELECTION, TRAINING, TRAINING_ROW
 from kubealign_components.data.seeds import Keys, id_keys
@@ -68,6 +69,8 @@ class MixConfig:
     none, such as simpo."""
     memory_bytes: int = execution(128 * 2**20)
     """Bytes of examples that are shuffled in memory; more are shuffled in parts, through temporary files."""
+    work: str = execution("")
+    """Work prefix: what was finished there before, with these settings on these rows, is taken."""
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -123,6 +126,11 @@ def run(
     inputs |= {f"training_{i}": dataset for i, dataset in enumerate(training)}
     _check_identities(list(inputs.values()))
     provenance = derive("mix", VERSION, semantic_params(config), inputs=inputs, slug=config.slug(len(inputs)))
+    finished = wanted(config, config.work, provenance, output)
+    return once(finished, lambda: _make(config, inputs, provenance, output))
+
+
+def _make(config: MixConfig, inputs: Mapping[str, Dataset], provenance: Provenance, output: str) -> Stats:
     stats = Stats()
     with (
         Buckets(_buckets(config, inputs.values()), TRAINING_ROW, memory_bytes=config.memory_bytes) as buckets,

@@ -71,12 +71,19 @@ def fitting(entries: Iterable[T], texts: Callable[[T], Iterable[str]]) -> list[T
     return kept
 
 
-def write_report(text: str, output: str, copy: str | None) -> None:
-    """Write a page beside the dataset at ``output``, and to the path ``copy`` for the Kubeflow UI."""
-    store_for(output).publish(join(output, REPORT), text.encode())
+def write_report(text: str, output: str) -> None:
+    """Write a page beside the dataset at ``output``, in the place of one that an earlier attempt left."""
+    store, uri, page = store_for(output), join(output, REPORT), text.encode()
+    if not store.publish(uri, page) and store.read(uri) != page:
+        store.delete(uri)
+        store.publish(uri, page)
+
+
+def copy_report(output: str, copy: str | None) -> None:
+    """Write the page beside the dataset at ``output`` to the path ``copy``, too, for the Kubeflow UI."""
     if copy is not None:
         Path(copy).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(Path(copy), text)
+        write_whole(Path(copy), store_for(output).read(join(output, REPORT)).decode())
 
 
 def _content(message: Mapping[str, object]) -> str:

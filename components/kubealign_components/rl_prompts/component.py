@@ -19,6 +19,7 @@ def rl_prompts(
     max_tokens: int = 256,
     max_rows: int = 0,
     seed: int = 0,
+    work: str = "",
     options: dict = {},
     seen: str = "",
 ):
@@ -35,6 +36,7 @@ def rl_prompts(
         max_tokens: longer prompts are dropped.
         max_rows: most prompts of all sources together, a seeded sample; 0 for all.
         seed: decides which prompts the limits keep.
+        work: work prefix; what was finished there before is taken.
         options: further settings of the stage by name.
         seen: a word for what lies at the sources, by which Kubeflow's cache knows them.
     """

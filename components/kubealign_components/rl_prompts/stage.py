@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kubealign_components.config import execution, require, require_choice
+from kubealign_components.config import execution, gate, require, require_choice
 from kubealign_components.data.chat.tokenizer import load_tokenizer
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, derive
-from kubealign_components.data.models import find_model
+from kubealign_components.data.finished import Wanted, once
+from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.principles import GENERAL, REASONING, RED_TEAMING, TAGS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError
@@ -28,6 +29,7 @@ from kubealign_components.sources.external_sort import Entry, Spool
 from kubealign_components.sources.messages import Reading
 from kubealign_components.sources.prompt_rows import spooled, to_row
 from kubealign_components.sources.prompt_writer import sample, write_prompts
+from kubealign_components.sources.request import requested
 from kubealign_components.sources.source import SourceReader, Unwanted, reading_bar, report_of
 from kubealign_components.sources.source_settings import WeightedSource, named_sources, require_fraction
 from kubealign_components.sources.values import Malformed, is_media
@@ -94,10 +96,12 @@ class RlPromptsConfig:
     """Longer prompts are dropped."""
     max_rows: int = 0
     """Most prompts of all sources together, a seeded sample; 0 for all."""
-    max_bad_fraction: float = execution(0.01)
+    max_bad_fraction: float = gate(0.01)
     """Largest fraction of malformed rows in a source; more of them fail the stage."""
     seed: int = 0
     """Decides which prompts the limits keep."""
+    work: str = execution("")
+    """Work prefix: what was finished there before, with these settings on these rows, is taken."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", named_sources(self.sources))
@@ -143,6 +147,25 @@ def run(config: RlPromptsConfig, *, prompts: Dataset | None = None, output: str)
         raise ConfigError("sources", config.sources, "at least one source, or a dataset of prompts")
     policy = find_model(config.policy, config.revision)
     readers = [SourceReader(source) for source in config.sources]
+    finished = requested(
+        "rl_prompts",
+        VERSION,
+        config,
+        readers,
+        output=output,
+        prompts=prompts.manifest.fingerprint if prompts is not None else None,
+        tokenizer=policy.tokenizer_digest(),
+    )
+    return once(finished, lambda: _make(config, readers, prompts, policy, finished))
+
+
+def _make(
+    config: RlPromptsConfig,
+    readers: Sequence[SourceReader],
+    prompts: Dataset | None,
+    policy: ModelFiles,
+    finished: Wanted,
+) -> Stats:
     stats, limits = Stats(), [0]
     with Spool() as spool:
         gate = _Gate(config, load_tokenizer(policy.path))
@@ -157,11 +180,11 @@ def run(config: RlPromptsConfig, *, prompts: Dataset | None = None, output: str)
         write_prompts(
             spool,
             sample(spool, limits, config.max_rows, config.seed, "rl_prompts"),
-            output,
+            finished.output,
             _provenance(config, readers, prompts, policy.tokenizer_digest()),
             stats,
             over="over_limit",
-            extra=lambda: report_of(readers),
+            extra=lambda: report_of(readers) | finished.note,
         )
     return stats
 

@@ -42,7 +42,8 @@ def select(
         min_quantile_gap: least quantile reward of the chosen minus that of the rejected.
         pool: which completions may be selected: reference, offline or both.
         seed: decides random orders and breaks ties.
-        work: work prefix of the fan-out that follows; empty: beside the dataset.
+        work: work prefix; what was finished there before is taken. For a fan-out that follows, empty: beside
+            the dataset.
         rows_per_chunk: most rows in a chunk of the fan-out that follows; 0 where none does.
         max_chunks: most chunks of it; they grow when more would be needed.
         engines: of a pod of it: a chunk has up to rows_per_chunk rows for each.

@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kubealign_components.config import require, require_choice, semantic_params
+from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.agreement import agreements, count_agreement
 from kubealign_components.data.arrow_take import take
 from kubealign_components.data.dataset import Dataset, DatasetWriter
-from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.fingerprint import Provenance, derive
+from kubealign_components.data.finished import once, wanted
 from kubealign_components.data.labels import compared, fewer, preferred_pairs, sides
 from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import COMPLETION, PAIR, SELECTION, SELECTION_ROW
@@ -77,6 +78,8 @@ class SelectConfig:
     """quantile_bands: pairs after the first take one completion at or above and one below."""
     seed: int = 0
     """Decides random orders and breaks ties."""
+    work: str = execution("")
+    """Work prefix: what was finished there before, with these settings on these rows, is taken."""
 
     def __post_init__(self) -> None:
         require_choice("strategy", self.strategy, {ALL, LABELS, LABELLED, *STRATEGIES})
@@ -144,6 +147,11 @@ def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
     provenance = derive(
         "select", VERSION, semantic_params(config), inputs={"rewarded": rewarded}, slug=config.slug
     )
+    finished = wanted(config, config.work, provenance, output)
+    return once(finished, lambda: _make(config, rewarded, provenance, output))
+
+
+def _make(config: SelectConfig, rewarded: Dataset, provenance: Provenance, output: str) -> Stats:
     stats = Stats()
     with (
         DatasetWriter(output, SELECTION, provenance) as writer,

@@ -27,6 +27,8 @@ class SourceFile:
     """Bytes; 0 when it is not known before the file is fetched."""
     fetch: Callable[[Path], Path]
     """The file on this machine; one that has to be moved here goes into the given folder."""
+    version: str = ""
+    """Place and version of a stored object, which change with its bytes; empty where a store has none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,18 +85,18 @@ def _stored(uri: str) -> dict[str, SourceFile] | None:
     objects = list(store.list(place)) if not local or Path(place).is_dir() else []
     if objects:
         named = [(entry.uri.removeprefix(prefix), entry) for entry in objects]
-        return {name: _stored_file(entry.uri, name, entry.size) for name, entry in named}
+        return {name: _stored_file(entry.uri, name, entry.size, entry.version) for name, entry in named}
     if local and not Path(place).exists() and _HUB_ID.fullmatch(uri) and not is_readable(uri):
         return None
     kind = "this folder is empty" if local and Path(place).is_dir() else "there is nothing at this place"
     raise ConfigError("uri", uri, f"a file of rows ({_suffixes()}), a folder of them or a hub id; {kind}")
 
 
-def _stored_file(uri: str, name: str, size: int) -> SourceFile:
+def _stored_file(uri: str, name: str, size: int, version: str = "") -> SourceFile:
     def fetch(folder: Path) -> Path:
         return store_for(uri).fetch(uri, folder)
 
-    return SourceFile(name=name, size=size, fetch=fetch)
+    return SourceFile(name=name, size=size, fetch=fetch, version=f"{uri} {version}" if version else "")
 
 
 def _single(uri: str, file: SourceFile) -> SourceFile:

@@ -18,7 +18,7 @@ from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.progress import progress_bar
 from kubealign_components.sources.file_readers import UNTYPED, Unreadable, kind_of, read_rows
-from kubealign_components.sources.locate import Place, find_files
+from kubealign_components.sources.locate import Place, SourceFile, find_files
 from kubealign_components.sources.messages import turns_from_text
 from kubealign_components.sources.source_settings import SourceSettings
 from kubealign_components.sources.values import Malformed, from_json_text, list_from_text
@@ -85,6 +85,13 @@ class SourceReader:
         content = self.digests[0][1] if len(self.digests) == 1 else digest(sorted(self.digests))
         note_origin(content, self.config.uri)
         return {"sha256": content}
+
+    def content(self) -> list[list[str]]:
+        """What tells the source's files from others before a row of them is read: hub id and commit, or of
+        every file its name, and its digest or, of an object, its version."""
+        if self.place.hub is not None:
+            return [list(self.place.hub)]
+        return sorted([file.name, file.version or _digest_of(file)] for file in self.place.files)
 
     def settings(self) -> JsonObject:
         """The part of the recipe that is about this source; places are not in it."""
@@ -263,6 +270,11 @@ def report_of(readers: Sequence[SourceReader]) -> dict[str, object]:
         "sources": [reader.summary() for reader in readers],
         "malformed": [example for reader in readers for example in reader.examples],
     }
+
+
+def _digest_of(file: SourceFile) -> str:
+    with tempfile.TemporaryDirectory(prefix="kubealign-read-") as folder:
+        return file_digest(file.fetch(Path(folder)))
 
 
 def _found(rows: Sequence[object]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kubealign_components.config import execution, require, require_choice
+from kubealign_components.config import gate, require, require_choice
 from kubealign_components.training.config import PAIRWISE, POINTWISE, TRANSFORMS, TrainerConfig
 
 
@@ -47,7 +47,7 @@ class TrainConfig(TrainerConfig):
     directory, URI or hub id. Nothing of it is loaded; its digest is compared with the dataset's."""
     reference_revision: str | None = None
     """Branch, tag or commit of the reference, where that is a hub id."""
-    max_initial_drift: float | None = execution(None)
+    max_initial_drift: float | None = gate(None)
     """Largest mean |log-ratio| per token before the first step, in nats. By default 0 on one device: the
     reference was computed as the policy is, to the last bit, or the run is refused. Where weights are
     sharded 1e-5 in float32 and 0.02 in bfloat16, and 0.05 for log-probabilities of the sampler or from

@@ -68,9 +68,9 @@ def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launch
     sharded = config.strategy != "none"
     return train_model(
         PROGRAM,
+        config,
         _job(config, training, model, provenance, output, drift),
         provenance,
-        work=config.work,
         where=Where(nodes=config.nodes, processes=config.processes, sharded=sharded),
         launcher=launcher,
     )

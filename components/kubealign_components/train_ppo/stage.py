@@ -82,9 +82,9 @@ def run(
     provenance = _provenance(config, prompts, reward_model, models)
     return train_model(
         PROGRAM,
+        config,
         _job(config, prompts, reward_model, models, provenance, output),
         provenance,
-        work=config.work,
         where=Where(nodes=config.nodes, processes=config.processes, sharded=False),
         launcher=launcher,
     )

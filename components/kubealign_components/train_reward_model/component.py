@@ -59,7 +59,7 @@ def train_reward_model(
         strategy: none, fsdp2, zero1, zero2 or zero3.
         save_every: steps between checkpoints; 0 for one every ten minutes (option save_minutes).
         seed: seed of the order of pairs and of adapters.
-        work: work prefix for checkpoints.
+        work: work prefix for checkpoints; a model that was finished there before is taken.
         nodes: machines that train together; more than one start as a TrainJob.
         train_job: settings of the TrainJob, such as queue_timeout and runtime.
         pod: what KFP hands on of this task's pod, which the TrainJob's pods get.

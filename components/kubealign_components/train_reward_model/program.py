@@ -43,7 +43,6 @@ from kubealign_components.training.arguments import training_arguments
 from kubealign_components.training.metrics import means_of_last
 from kubealign_components.training.models import check_machine
 from kubealign_components.training.program import Job, Run, Trained
-from kubealign_components.training.publishing import stats_of
 from kubealign_components.training.resuming import Checkpoints
 from kubealign_components.training.step_trainer import Log
 
@@ -118,7 +117,7 @@ def _scored(run: Run[RewardModelConfig], steps: Log, prepared: Path) -> Trained:
     """The saved model on the held-out pairs."""
     preferences = Dataset.open(run.job.inputs["preferences"], PREFERENCES)
     pairs = list(_held_out(run.config, preferences, ModelFiles(name="model", path=run.folder)))
-    stats = stats_of(json.loads((prepared / _STATS).read_text()))
+    stats = Stats.from_json(json.loads((prepared / _STATS).read_text()))
     _summarise(stats, steps, pairs)
     extra = {
         "adapter": False,  # the adapters are in the weights; the folder adapter/ has them once more

@@ -68,9 +68,9 @@ def run(
     sharded = config.strategy != "none"
     return train_model(
         PROGRAM,
+        config,
         _job(config, preferences, start, policy, provenance, output),
         provenance,
-        work=config.work,
         where=Where(nodes=config.nodes, processes=config.processes, sharded=sharded),
         launcher=launcher,
     )

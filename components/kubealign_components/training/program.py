@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kubealign_components.config import from_mapping
 from kubealign_components.data.fingerprint import Provenance
+from kubealign_components.data.finished import once, wanted
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError
 from kubealign_components.preemption import Stop, grace_seconds, preemptible
 from kubealign_components.store import store_for
+from kubealign_components.training.config import OptimiserConfig
 from kubealign_components.training.launch import Launcher, Where, reported_to, run_somewhere
 from kubealign_components.training.local_processes import STEP_SECONDS
 from kubealign_components.training.publishing import finished_run, publish_model, published_run, run_folder
@@ -90,20 +92,20 @@ class Program(Generic[C]):
 
 def train_model(
     program: Program[C],
+    config: OptimiserConfig,
     job: Job,
     provenance: Provenance,
     *,
-    work: str,
     where: Where,
     launcher: Launcher | None,
 ) -> Stats:
-    """Train, unless this very model stands at the job's output already; the counts.
+    """Train, unless this very model stands at the job's output already or was finished elsewhere; the counts.
 
     Args:
         program: of the stage.
+        config: its settings.
         job: what its processes need to know.
         provenance: of the model.
-        work: the work prefix.
         where: how many processes there are.
         launcher: runs the processes; None for this machine.
 
@@ -112,17 +114,21 @@ def train_model(
         EngineError: they died without saying why.
         Preempted: they were told to stop.
     """
-    finished = finished_run(job.output, provenance)
-    if finished is not None:
-        return finished
-    run_somewhere(
-        lambda: run_program(program, job),
-        asdict(job),
-        run_folder(work, program.stage, provenance),
-        where=where,
-        launcher=launcher,
-    )
-    return published_run(job.output, provenance)
+
+    def make() -> Stats:
+        finished = finished_run(job.output, provenance)
+        if finished is not None:
+            return finished
+        run_somewhere(
+            lambda: run_program(program, job),
+            asdict(job),
+            run_folder(config.work, program.stage, provenance),
+            where=where,
+            launcher=launcher,
+        )
+        return published_run(job.output, provenance)
+
+    return once(wanted(config, config.work, provenance, job.output), make)
 
 
 def run_program(program: Program[C], job: Job) -> None:

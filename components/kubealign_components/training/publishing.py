@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,17 +45,6 @@ def publish_model(
 def provenance_of(members: Mapping[str, Any]) -> Provenance:
     """A :class:`Provenance` from its members, as they come out of JSON."""
     return Provenance(**{**members, "parents": tuple(members["parents"])})
-
-
-def stats_of(kept: Mapping[str, Any]) -> Stats:
-    """Counts and numbers from what :meth:`Stats.to_json` gives."""
-    return Stats(
-        rows_in=kept["rows_in"],
-        rows_out=kept["rows_out"],
-        dropped=Counter(kept["dropped"]),
-        counts=Counter(kept["counts"]),
-        numbers=kept["numbers"],
-    )
 
 
 def publish_folder(folder: Path, output: str) -> dict[str, str]:
@@ -101,7 +89,7 @@ def finished_run(output: str, provenance: Provenance) -> Stats | None:
         return None
     if standing.fingerprint != provenance.fingerprint:
         return None
-    return stats_of(standing.stats)
+    return Stats.from_json(standing.stats)
 
 
 def published_run(output: str, provenance: Provenance) -> Stats:

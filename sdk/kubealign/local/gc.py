@@ -3,16 +3,19 @@ and what killed processes left."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kubealign.local.runs import DONE, FAILED, RUNNING, STOPPED, WORK, RunInfo, runs_below, size_of
 from kubealign.local.scratch import dead_scratch, remove, unfinished
+from kubealign_components.data.finished import FINISHED
 from kubealign_components.data.leftovers import stale
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.errors import CorruptDataset
 from kubealign_components.stages import CONFIGS
+from kubealign_components.store import scheme_of
 from kubealign_pipelines.resources import TRAINING
 
 PARTS = "parts"
@@ -62,6 +65,8 @@ def garbage(output: Path, *, models: int, keep_failed: bool = False) -> list[Gar
             (path, "no kept run refers to it")
             for path in _unreferenced(output / WORK, kept, with_models[:models])
         ]
+        going = [path for path, _ in wanted]
+        wanted += [(path, "what it points at is gone") for path in _dead_records(output / WORK, going)]
         taken = {path for path, _ in wanted}
         left = [(path, "empty, or half written by a killed process") for path in unfinished(output / WORK)]
         left += [(Path(one.uri), one.reason) for one in stale(str(output / WORK), older=0) if not one.half]
@@ -82,6 +87,21 @@ def _unreferenced(work: Path, kept: Sequence[RunInfo], with_models: Sequence[Run
         yield from (part for part, slices in parts.items() if slices is None)
         needed = trained if stage in TRAINING else {PARTS, *parts.values()}
         yield from (place for place in places if place.name not in needed)
+
+
+def _dead_records(work: Path, going: Sequence[Path]) -> Iterator[Path]:
+    """Records of finished outputs below ``work`` that are not there any more once ``going`` has gone."""
+    for record in sorted((work / FINISHED).glob("*/*/*.json")):
+        try:
+            place = str(json.loads(record.read_bytes())["output"])
+        except (OSError, ValueError, KeyError, TypeError):
+            yield record
+            continue
+        if scheme_of(place) != "file":
+            continue
+        output = Path(place).resolve()
+        if not (output / MANIFEST).is_file() or any(output.is_relative_to(gone.resolve()) for gone in going):
+            yield record
 
 
 def _manifests(run: RunInfo) -> Iterator[Path]:

@@ -37,6 +37,7 @@ from kubealign.parameters import check_parameters
 from kubealign.places import send_code
 from kubealign.runfile import RunFile
 from kubealign_components.config import require
+from kubealign_components.data.finished import FINISHED
 from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.whole_file import write_whole
@@ -129,8 +130,10 @@ def _header(
 def _finished(work: str) -> str:
     if "://" in work:
         return f"rows and checkpoints that earlier runs left in {work} are taken"
-    stages = sorted(p.name for p in Path(work).glob("*") if p.is_dir())
-    return f"rows or checkpoints of {', '.join(stages)} in {work}" if stages else f"nothing yet in {work}"
+    stages = {p.name for p in Path(work).glob("*") if p.is_dir() and p.name != FINISHED}
+    stages |= {p.name for p in Path(work, FINISHED).glob("*")}
+    names = ", ".join(sorted(stages))
+    return f"outputs, rows or checkpoints of {names} in {work}" if stages else f"nothing yet in {work}"
 
 
 @contextlib.contextmanager

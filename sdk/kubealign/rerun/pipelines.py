@@ -202,7 +202,8 @@ class _Rerun:
             skipped = () if n else ("n",)
             self._put("sample_options", _without(params["sampling"], *skipped), named, "sampling")
             if params["reward"] and not self.story.all("rewards"):
-                self._reward(params["reward"], models["reward"], reward, "")
+                model = "reward_model" if reward else ""
+                self._reward(params["reward"], models["reward"], reward, model)
             own = {
                 "max_prompts": "evaluate_max_prompts",
                 "validation_fraction": "validation_fraction",
@@ -215,7 +216,8 @@ class _Rerun:
 
     def _judge_of_evaluation(self, params: Settings, identity: Mapping[str, object], options: str) -> None:
         if options == "evaluate_judge_options":
-            self._put(options, self._judge_settings(params, identity), {})
+            own = {"revision": self._revision}  # the policy judges
+            self._put(options, self._judge_settings(params, identity) | own, {})
             return
         place = self.story.origin_of(str(identity["digest"]))
         own = {"judge": place["uri"], "revision": place.get("revision")}

@@ -435,3 +435,34 @@ def test_component_runs_the_stage(rewarded: Dataset, tiny_model: Path, tmp_path:
     assert logged["judge_win_rate_concise"] == 0.5
     assert (tmp_path / "report.html").is_file()
     assert "rewards" in (tmp_path / "lineage.html").read_text()
+
+
+def test_an_evaluation_that_was_finished_is_taken_and_no_engine_starts(
+    rewarded: Dataset,
+    tiny_model: Path,
+    other_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its gate is asked anew, and its page is there again."""
+    settings = config(tiny_model, work=str(tmp_path / "work"))
+    named = {"rewarded": rewarded, "model": str(other_model)}
+    first = run(settings, **named, output=str(tmp_path / "first"), report=str(tmp_path / "first.html"))
+
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("an engine was started")
+
+    monkeypatch.setattr("kubealign_components.evaluate.stage.open_engine", start)
+    second = run(settings, **named, output=str(tmp_path / "second"), report=str(tmp_path / "second.html"))
+    assert second == first
+    assert (tmp_path / "second.html").read_bytes() == (tmp_path / "first.html").read_bytes()
+    assert (tmp_path / "second" / REPORT).exists()
+    with pytest.raises(GateError):
+        run(replace(settings, min_gain=1e6), **named, output=str(tmp_path / "third"))
+    page = tmp_path / "first" / REPORT
+    page.chmod(0o644)
+    page.write_text("damaged")
+    for name in ("second", "third"):
+        shutil.rmtree(tmp_path / name)
+    with pytest.raises(AssertionError, match="was started"):
+        run(settings, **named, output=str(tmp_path / "fourth"))

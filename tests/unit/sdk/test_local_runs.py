@@ -236,3 +236,20 @@ def test_a_name_that_another_run_has_is_refused_while_it_runs(tmp_path: Path) ->
         pass
     with _claimed(tmp_path / "runs", "x") as again:
         assert again.path.name == "x"
+
+
+def test_records_of_finished_outputs_go_with_them(output: Output) -> None:
+    records = {}
+    for began, name in enumerate(("kept", "failed"), start=1):
+        run = output.add(name, 1000 * began, seed=began, failed="train" if name == "failed" else "")
+        record = output.path / "work" / "finished" / "train" / name / "0.json"
+        record.parent.mkdir(parents=True)
+        record.write_text(json.dumps({"output": str(run / "artifacts" / "1" / "graph" / "train" / "model")}))
+        records[name] = record
+    damaged = records["kept"].with_name("1.json")
+    damaged.write_text("{")
+    assert "what it points at is gone" in call("gc", output.path)
+    call("gc", output.path, "--yes")
+    assert records["kept"].exists()
+    assert not records["failed"].exists()
+    assert not damaged.exists()

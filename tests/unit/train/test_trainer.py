@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from kubealign_components.errors import ConfigError, DataError, DriftError, Engi
 from kubealign_components.progress import read_line
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.stage import run
+from kubealign_components.training import program
 from kubealign_components.training.checkpoints import MARKERS, CheckpointStore, everything
 from kubealign_components.training.curves import curves_page, training_log
 from kubealign_components.training.processes import joined
@@ -305,6 +307,27 @@ def test_a_finished_run_is_kept(pairs: Dataset, tiny_model: Path, tmp_path: Path
     second = run(settings(tiny_model, max_steps=2), training=pairs, output=str(out))
     assert second.metrics() == first.metrics()
     assert (out / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_model_that_was_finished_elsewhere_is_taken_and_nothing_trains(
+    pairs: Dataset, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a run whose checkpoints are gone; another setting trains."""
+    config = settings(tiny_model, max_steps=2, work=str(tmp_path / "work"))
+    first = run(config, training=pairs, output=str(tmp_path / "first"))
+    shutil.rmtree(tmp_path / "work" / "train", ignore_errors=True)
+
+    def train(*_: object, **__: object) -> None:
+        raise AssertionError("a training process was started")
+
+    monkeypatch.setattr(program, "run_somewhere", train)
+    second = run(config, training=pairs, output=str(tmp_path / "second"))
+    assert second == first
+    files = [tmp_path / name / "model.safetensors" for name in ("first", "second")]
+    assert files[0].stat().st_ino == files[1].stat().st_ino
+    assert Dataset.open(str(tmp_path / "second")).manifest == Dataset.open(str(tmp_path / "first")).manifest
+    with pytest.raises(AssertionError, match="was started"):
+        run(replace(config, max_steps=3), training=pairs, output=str(tmp_path / "third"))
 
 
 def test_merged_adapters_give_the_logits_of_the_unmerged(

@@ -1,0 +1,243 @@
+"""Finished outputs in a work prefix: a stage that is to make what was made before takes it instead.
+
+``finished/<stage>/<key>/`` below the work prefix holds records, one for each place where this very output
+stands; nothing is kept there a second time. The key says all that the output depends on. Who takes an output
+holds every byte of it to its manifest first; a record of something that is damaged, gone or another thing is
+removed, and the output is made again. Local files get a second name, objects are copied by their store.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kubealign_components.config import gates_of
+from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import Provenance, canonical_json, digest, file_digest
+from kubealign_components.data.manifest import MANIFEST, Manifest
+from kubealign_components.data.shards import copy_object
+from kubealign_components.data.stats import Stats
+from kubealign_components.errors import CorruptDataset, NotFound, StoreError
+from kubealign_components.json_types import JsonObject
+from kubealign_components.store import inside, join, scheme_of, store_for
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+log = logging.getLogger(__name__)
+
+FINISHED = "finished"
+"""Folder of the records below a work prefix."""
+FILES = "files"
+"""What a model's manifest calls the digests of its files."""
+_REQUEST = "request"
+"""What a manifest calls the key under which its output was asked for, where that is no fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """An output that may be finished already."""
+
+    work: str
+    """URI of the work prefix; empty where nothing is to be taken or recorded."""
+    stage: str
+    key: str
+    """SHA-256 of all that the output depends on, and of what may fail the stage."""
+    output: str
+    """URI of the dataset or model to make."""
+    provenance: Provenance | None = None
+    """Of the output; None where it is known only when the sources have been read."""
+    pages: tuple[str, ...] = ()
+    """Names of the files that the stage writes beside its rows."""
+    key_now: Callable[[], str] | None = None
+    """Gives the key as it is by now, where what it was made of can change while the stage reads it."""
+
+    @property
+    def folder(self) -> str:
+        """Where its records lie."""
+        return join(self.work, FINISHED, self.stage, self.key[:32])
+
+    @property
+    def note(self) -> dict[str, str]:
+        """What the manifest must say, or else nobody can tell that it is this output."""
+        return {_REQUEST: self.key} if self.work and self.provenance is None else {}
+
+    def check(self, manifest: Manifest) -> None:
+        """Raise :class:`CorruptDataset` unless ``manifest`` is that of this output."""
+        if self.provenance is not None:
+            right = manifest.fingerprint == self.provenance.fingerprint
+        else:
+            right = manifest.extra.get(_REQUEST) == self.key
+        if not right or manifest.provenance.step["stage"] != self.stage:
+            raise CorruptDataset(f"it is another one, {manifest.slug!r} ({manifest.fingerprint[:12]})")
+
+
+def wanted(
+    config: DataclassInstance,
+    work: str,
+    provenance: Provenance,
+    output: str,
+    *pages: str,
+    checked: object = None,
+) -> Wanted:
+    """What a stage with the settings ``config`` is to make, where its provenance is known beforehand.
+
+    Args:
+        config: the settings.
+        work: URI of the work prefix; empty for none.
+        provenance: of the output.
+        output: URI of the dataset or model to make.
+        pages: names of the files that the stage writes beside its rows.
+        checked: what the stage looks at before it goes on, though no row depends on it.
+    """
+    return Wanted(
+        work=work,
+        stage=provenance.step["stage"],
+        key=digest([provenance.fingerprint, gates_of(config), checked]),
+        output=output,
+        provenance=provenance,
+        pages=pages,
+    )
+
+
+def once(wanted: Wanted, make: Callable[[], Stats]) -> Stats:
+    """Give ``wanted.output`` what was finished before, or else let ``make`` make it; the counts.
+
+    Raises:
+        KubeAlignError: what ``make`` raises; nothing is recorded then.
+    """
+    if not wanted.work:
+        return make()
+    for record in list(_records(wanted)):
+        made = _taken(wanted, *record)
+        if made is not None:
+            _record(wanted)
+            return Stats.from_json(made.manifest.stats)
+    stats = make()
+    if wanted.key_now is None or wanted.key_now() == wanted.key:
+        _record(wanted)
+    return stats
+
+
+def _records(wanted: Wanted) -> Iterator[tuple[str, JsonObject]]:
+    """URI and content of each record; one that cannot be read goes."""
+    store = store_for(wanted.folder)
+    for entry in list(store.list(wanted.folder)):
+        try:
+            content = json.loads(store.read(entry.uri))
+            if not isinstance(content, dict) or not isinstance(content.get("output"), str):
+                raise ValueError(f"it holds {content!r:.80}")
+        except NotFound:
+            continue
+        except ValueError as error:
+            _forget(entry.uri, str(error))
+            continue
+        yield entry.uri, content
+
+
+def _taken(wanted: Wanted, record: str, content: JsonObject) -> Dataset | None:
+    """The output as it was taken from where ``record`` says that it stands; None where it cannot be."""
+    place = content["output"]
+    try:
+        made = Dataset.open(place, allow_empty=True)
+        wanted.check(made.manifest)
+        _verify(made, wanted, content.get("pages"))
+    except (NotFound, CorruptDataset) as error:
+        _forget(record, f"{place}: {error}")
+        return None
+    except StoreError as error:
+        log.warning("what %s names cannot be read now: %s", record, error)
+        return None
+    try:
+        adopted = made if _same_place(place, wanted.output) else _adopted(wanted, made)
+    except NotFound as error:  # removed meanwhile
+        log.warning("%s went while it was taken, and is made again: %s", place, error)
+        return None
+    log.info("%s was finished before: %s is taken from %s", wanted.stage, made.manifest.slug, place)
+    return adopted
+
+
+def _verify(made: Dataset, wanted: Wanted, digests: object) -> None:
+    """Hold all that belongs to ``made`` to its digests. Where it is damaged in the very place that is wanted,
+    it loses its manifest, or it would pass for made.
+
+    Raises:
+        CorruptDataset, NotFound: something is damaged, or gone; names it.
+    """
+    known = digests if isinstance(digests, Mapping) else {}
+    try:
+        made.verify()
+        for name, expected in {**_files(made), **{page: known.get(page) for page in wanted.pages}}.items():
+            uri = join(made.uri, str(inside(Path(), name)))
+            if _digest_of(uri) != expected:
+                raise CorruptDataset(f"{uri} is damaged")
+    except (NotFound, CorruptDataset):
+        if _same_place(made.uri, wanted.output):
+            store_for(made.uri).delete(join(made.uri, MANIFEST))
+        raise
+
+
+def _adopted(wanted: Wanted, made: Dataset) -> Dataset:
+    """``made`` at the output that is wanted: its files, then its rows, then its manifest."""
+    for name in [*_files(made), *wanted.pages]:
+        source, target = join(made.uri, name), join(wanted.output, name)
+        if not copy_object(source, target) and _digest_of(target) != _digest_of(source):
+            store_for(target).delete(target)  # of an attempt that never finished
+            copy_object(source, target)
+    with DatasetWriter(wanted.output, made.manifest.schema, _provenance(wanted, made.manifest)) as writer:
+        writer.adopt(made)
+        return writer.commit(Stats.from_json(made.manifest.stats), made.manifest.extra)
+
+
+def _provenance(wanted: Wanted, manifest: Manifest) -> Provenance:
+    """Inputs and places are those of this run; what it was made with is what it was made with."""
+    if wanted.provenance is None:
+        return manifest.provenance
+    ours, name = wanted.provenance, manifest.fingerprint
+    made_with = {"versions": manifest.origins[name]["versions"]} if name in manifest.origins else {}
+    origins = ours.origins | {name: ours.origins[name] | made_with}
+    return replace(manifest.provenance, parents=ours.parents, origins=origins)
+
+
+def _record(wanted: Wanted) -> None:
+    """Leave a record of the output that now stands. Where that fails there is none, and nothing else."""
+    output = wanted.output
+    if scheme_of(output) == "file":
+        output = str(Path(output.removeprefix("file://")).resolve())
+    try:
+        pages = {name: _digest_of(join(output, name)) for name in wanted.pages}
+        content = canonical_json({"output": output, "pages": pages}).encode()
+        uri = join(wanted.folder, f"{digest(output)[:32]}.json")
+        store = store_for(uri)
+        if not store.publish(uri, content) and store.read(uri) != content:
+            store.delete(uri)
+            store.publish(uri, content)
+    except (StoreError, NotFound) as error:
+        log.warning("%s cannot be recorded as finished: %s", output, error)
+
+
+def _forget(record: str, why: str) -> None:
+    log.warning("a finished output cannot be taken, and is made again: %s", why)
+    store_for(record).delete(record)
+
+
+def _files(made: Dataset) -> dict[str, str]:
+    """SHA-256 of a model's files by name; none of a dataset that is no model."""
+    files = made.manifest.extra.get(FILES)
+    return dict(files) if isinstance(files, dict) else {}
+
+
+def _digest_of(uri: str) -> str:
+    with tempfile.TemporaryDirectory(prefix="kubealign-read-") as folder:
+        return file_digest(store_for(uri).fetch(uri, Path(folder)))
+
+
+def _same_place(one: str, other: str) -> bool:
+    if scheme_of(one) != "file" or scheme_of(other) != "file":
+        return one.rstrip("/") == other.rstrip("/")
+    return Path(one.removeprefix("file://")).resolve() == Path(other.removeprefix("file://")).resolve()

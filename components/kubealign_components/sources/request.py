@@ -1,0 +1,68 @@
+"""What a stage that reads sources is asked for, told before it reads a row of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from kubealign_components.config import gates_of, semantic_params
+from kubealign_components.data.fingerprint import digest
+from kubealign_components.data.finished import Wanted
+from kubealign_components.sources.source import SourceReader
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    class ReaderConfig(DataclassInstance, Protocol):
+        """Settings of a stage that reads sources."""
+
+        @property
+        def work(self) -> str:
+            """Work prefix."""
+
+
+_PLACES = ("sources", "policy", "revision")
+
+
+def requested(
+    stage: str,
+    version: int,
+    config: ReaderConfig,
+    readers: Sequence[SourceReader],
+    *,
+    output: str,
+    **used: object,
+) -> Wanted:
+    """The output that ``config`` asks for, by settings and content of the sources.
+
+    A dataset's fingerprint is known only when its sources have been read: the recipe says what format they
+    turned out to have. This key is of the same things as they are before. Without a work prefix nothing is
+    looked at.
+
+    Args:
+        stage: the stage.
+        version: of the stage.
+        config: its settings.
+        readers: of the sources, in the order of the settings.
+        output: URI of the dataset to make.
+        used: what else the rows depend on, by name.
+    """
+    own = {name: value for name, value in semantic_params(config).items() if name not in _PLACES}
+
+    def key(readers: Sequence[SourceReader]) -> str:
+        return digest([stage, version, own, list(map(_read_by, readers)), gates_of(config), used])
+
+    return Wanted(
+        work=config.work,
+        stage=stage,
+        key=key(readers) if config.work else "",
+        output=output,
+        key_now=lambda: key([SourceReader(reader.config) for reader in readers]),
+    )
+
+
+def _read_by(reader: SourceReader) -> dict[str, object]:
+    """Content and settings of a source, wherever it lies."""
+    settings = semantic_params(reader.config)
+    own = {name: value for name, value in settings.items() if name not in ("uri", "revision")}
+    return own | {"content": reader.content()}
