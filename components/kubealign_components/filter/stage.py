@@ -87,6 +87,8 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
         settings = config.template_settings()
         template = ChatTemplate(model, settings)
         _warn_of_unnamed_ends(template)
+        if lost := template.lost_bos:
+            log.warning(lost)
         tokeniser = Tokeniser(template, config.limits, stats)
         schema, identity = TOKENIZED, template.identity
         batches = (

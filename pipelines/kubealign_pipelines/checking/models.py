@@ -20,7 +20,7 @@ from kubealign_components.errors import KubeAlignError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.store import scheme_of, store_for
 from kubealign_pipelines.checking.across import room
-from kubealign_pipelines.checking.findings import Finding, error_at
+from kubealign_pipelines.checking.findings import Finding, error_at, warning_at
 from kubealign_pipelines.checking.reach import in_time, near_path
 from kubealign_pipelines.checking.stages import LATER, Checked, Stage
 
@@ -262,9 +262,13 @@ def _look_at_template(
         )
     else:
         try:
-            folder.chat(settings)
+            chat = folder.chat(settings)
+            lost = chat.lost_bos if chat else ""
         except Exception as error:  # ours, and whatever strangers' files make the libraries raise
             yield error_at(path, name, f"a chat template that can be used ({error})")
+        else:
+            if lost:
+                yield warning_at(path, name, lost)
 
 
 def _look_at_context(stage: Stage, folder: Folder, checked: Checked) -> Iterator[Finding]:

@@ -477,8 +477,8 @@ def test_what_the_template_loses_is_counted_with_examples(
     assert "no offline completion is left (2 completions_reasoning_not_shown)" in caplog.text
 
 
-def test_a_bos_that_the_template_does_not_write_is_counted(
-    tmp_path: Path, make_dataset: Callable[..., Dataset]
+def test_a_bos_that_the_template_does_not_write_is_counted_and_named(
+    tmp_path: Path, make_dataset: Callable[..., Dataset], caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, missing in (("zephyr", 1), ("llama2", 0)):
         policy = build_family(FAMILIES[name], tmp_path / name, weights=True)
@@ -488,6 +488,8 @@ def test_a_bos_that_the_template_does_not_write_is_counted(
             output=str(tmp_path / f"o{name}"),
         )
         assert stats.counts["prompts_without_bos"] == missing
+        assert ("begins every text with <s>" in caplog.text) == bool(missing)
+        caplog.clear()
 
 
 def test_an_end_that_only_the_template_knows_is_told(

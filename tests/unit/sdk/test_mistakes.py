@@ -16,6 +16,7 @@ import yaml
 from kubealign.checking import check
 from kubealign.runfile import read_run
 from kubealign_pipelines.checking.findings import Finding
+from support.families import FAMILIES, build_family
 
 MISTAKES = Path(__file__).parent / "mistakes"
 FILES = sorted(path.stem for path in MISTAKES.glob("*.yaml") if path.stem != "whole")
@@ -57,6 +58,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         (folder / name / "model.safetensors").write_bytes(NO_WEIGHTS)
         (folder / name / "tokenizer.json").write_text("{}")
     (folder / "own_rewards.py").write_text(REWARDS)
+    build_family(FAMILIES["zephyr"], folder / "begins_texts", weights=True)
+    (folder / "with_bos.jinja").write_text("{{ bos_token }}" + FAMILIES["zephyr"].text)
     return folder
 
 
@@ -102,6 +105,16 @@ def test_a_file_that_is_no_run_file_says_where(case: dict[str, str], tmp_path: P
     assert any(f.mark and f.mark.line == case["line"] and case["says"] in f.message for f in errors), [
         str(f) for f in errors
     ]
+
+
+def test_an_own_template_may_write_what_the_models_does_not(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    text = (MISTAKES / "bos.yaml").read_text().replace("@DATA@", str(folder / "prompts.jsonl"))
+    text = text.replace("@FOLDER@", str(folder))
+    path.write_text(text)
+    assert any("begins every text" in f.message for f in findings_of(path))
+    path.write_text(f"{text}  filter_options: {{chat_template: {folder}/with_bos.jinja}}\n")
+    assert not any("begins every text" in f.message for f in findings_of(path))
 
 
 def test_there_are_enough_mistakes() -> None:

@@ -123,6 +123,21 @@ class ChatTemplate:
         plain: list[int] = self.tokenizer("a")["input_ids"]
         return bos is not None and plain[:1] == [bos] != self.prompt_ids([USER])[:1]
 
+    @property
+    def lost_bos(self) -> str:
+        """What is wrong, and what to do, where the template :attr:`lacks_bos`; empty where it does not.
+
+        A model that saw BOS before every text may find its own answers unlikely without.
+        """
+        if not self.lacks_bos:
+            return ""
+        bos = self.tokenizer.convert_ids_to_tokens(self.tokenizer.bos_token_id)
+        return (
+            f"the tokenizer of {self.model.name} begins every text with {bos}, its chat template begins "
+            "chats without. A model that was trained with it answers far worse without: then name a file as "
+            "chat_template in filter_options that holds {{ bos_token }} and the template's own text after it"
+        )
+
     def prompt_text(self, messages: Sequence[Message], tools: Tools = None) -> str:
         """The rendered prompt, generation prompt included, for :meth:`encode_prompts`.
 
