@@ -338,17 +338,15 @@ class Placement:
         # container, which is a third of the time of compiling; these all have one.
         task._ensure_container_spec_exists = lambda: None
         task.set_display_name(title)
-        image = self.settings.image(task.container_spec.image)
-        task.set_container_image(image)
+        task.set_container_image(image := self.settings.image(task.container_spec.image))
         if self.settings.name_images:
             task.set_env_variable(images.IMAGE_VARIABLE, image)
         unseen = stage == CHECK or (stage in READS_OUTSIDE and not seen)
         task.set_caching_options(self.settings.caching and not unseen)
         if self._check is not None and stage in READS_OUTSIDE:
             task.after(self._check)
-        launches = stage in TRAINING and (wanted.nodes or 1) > 1  # the nodes of a training, and only those
-        runs_models = _image(component) != images.DATA and not launches
-        _restart(task, wanted.retries or 0, torch=runs_models)
+        torch = _image(component) != images.DATA and (stage not in TRAINING or (wanted.nodes or 1) == 1)
+        _restart(task, wanted.retries or 0, torch=torch)
         if stage in TRAINING:
             wanted = _on_nodes(task, wanted)
         _compute(task, wanted)
@@ -377,8 +375,7 @@ class Placement:
 
 
 def _restart(task: PipelineTask, retries: int, *, torch: bool) -> None:
-    """Let what dies begin again, ``retries`` times: the process in its pod, and a pod that is lost."""
-    # What Kubeflow retries of failed pods differs by its release.
+    """Let what dies begin again, ``retries`` times: its process, which may load ``torch``, and its pod."""
     task.container_spec.command = supervised(task.container_spec.command, retries, torch=torch)
     if retries:
         task.set_retry(retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration=_RETRY_WINDOW)
@@ -386,8 +383,8 @@ def _restart(task: PipelineTask, retries: int, *, torch: bool) -> None:
 
 def _on_nodes(task: PipelineTask, wanted: StageResources) -> StageResources:
     """What the pod of a training ``task`` asks for, which only watches where several nodes train."""
-    # One component, compiled for here or for a TrainJob: the spec is its own for each task.
     nodes = wanted.nodes or 1
+    # One component, compiled for here or for a TrainJob: the spec is its own for each task.
     task.component_spec = replace(task.component_spec, task_config_passthroughs=forwarded(nodes))
     return _watching(wanted) if nodes > 1 else wanted
 
