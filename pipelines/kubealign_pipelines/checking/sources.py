@@ -153,7 +153,8 @@ def _import(stage: Stage, usable: list[tuple[SourceSettings, Place]], prompts: P
             sources.append(source if small else _beginning(source, files, Path(scratch), number))
         if not sources:
             return
-        config = replace(stage.config, sources=tuple(sources))
+        # Without the run's work prefix: a check leaves nothing there, and what it imports is of this folder.
+        config = replace(stage.config, sources=tuple(sources), work="")
         output = Path(scratch) / "prompts"
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # progress of a second, which nobody waits for
