@@ -111,17 +111,29 @@ def once(wanted: Wanted, make: Callable[[], Stats]) -> Stats:
     Raises:
         KubeAlignError: what ``make`` raises; nothing is recorded then.
     """
+    made = take(wanted)
+    if made is None:
+        made = make()
+        keep(wanted)
+    return made
+
+
+def take(wanted: Wanted) -> Stats | None:
+    """Bring what was finished before to ``wanted.output``; its counts, None where there is none."""
     if not wanted.work:
-        return make()
+        return None
     for record in list(_records(wanted)):
         made = _taken(wanted, *record)
         if made is not None:
             _record(wanted)
             return Stats.from_json(made.manifest.stats)
-    stats = make()
-    if wanted.key_now is None or wanted.key_now() == wanted.key:
+    return None
+
+
+def keep(wanted: Wanted) -> None:
+    """Record ``wanted.output``, which stands now, unless what it was made of has changed meanwhile."""
+    if wanted.work and (wanted.key_now is None or wanted.key_now() == wanted.key):
         _record(wanted)
-    return stats
 
 
 def _records(wanted: Wanted) -> Iterator[tuple[str, JsonObject]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kubealign_components.config import from_mapping
 from kubealign_components.data.fingerprint import Provenance
-from kubealign_components.data.finished import once, wanted
+from kubealign_components.data.finished import keep, take, wanted
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError
 from kubealign_components.preemption import Stop, grace_seconds, preemptible
@@ -114,11 +114,11 @@ def train_model(
         EngineError: they died without saying why.
         Preempted: they were told to stop.
     """
-
-    def make() -> Stats:
-        finished = finished_run(job.output, provenance)
-        if finished is not None:
-            return finished
+    finished = wanted(config, config.work, provenance, job.output)
+    stats = take(finished)
+    if stats is None:
+        stats = finished_run(job.output, provenance)
+    if stats is None:
         run_somewhere(
             lambda: run_program(program, job),
             asdict(job),
@@ -126,9 +126,9 @@ def train_model(
             where=where,
             launcher=launcher,
         )
-        return published_run(job.output, provenance)
-
-    return once(wanted(config, config.work, provenance, job.output), make)
+        stats = published_run(job.output, provenance)
+    keep(finished)
+    return stats
 
 
 def run_program(program: Program[C], job: Job) -> None:
