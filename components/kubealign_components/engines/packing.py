@@ -198,7 +198,7 @@ def summed_logprobs(model: object, batch: PackedBatch, names: Sequence[str] = ()
     if not torch.isfinite(sums_K).all():
         bad = int((~torch.isfinite(sums_K)).nonzero()[0])
         name = names[bad] if names else f"completion {bad} of the pack"
-        raise EngineError(f"{name} has log-probability {float(sums_K[bad])}; the model is broken")
+        raise EngineError(f"{name} has log-probability {float(sums_K[bad].detach())}; the model is broken")
     return sums_K
 
 
