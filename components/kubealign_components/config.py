@@ -227,12 +227,9 @@ def text_of(path: Path) -> str:
 
 def nested_configs(cls: type) -> dict[str, type]:
     """The fields of ``cls`` that are configs themselves, and their classes."""
-    found: dict[str, type] = {}
-    for name, hint in hints_of(cls).items():
-        for option in typing.get_args(hint) or (hint,):
-            if dataclasses.is_dataclass(option) and isinstance(option, type):
-                found[name] = option
-    return {name: config for name, config in found.items() if name in _names(cls)}
+    own = _names(cls)
+    configs = {name: config_in(hint) for name, hint in hints_of(cls).items() if name in own}
+    return {name: config for name, config in configs.items() if config is not None}
 
 
 @cache

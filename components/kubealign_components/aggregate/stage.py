@@ -166,7 +166,7 @@ def run(config: AggregateConfig, *, judged: Dataset, output: str, report: str | 
         inputs={"judged": judged},
         slug=config.slug,
     )
-    finished = wanted(config, config.work, provenance, output, REPORT)
+    finished = wanted(config, provenance, output, REPORT)
     stats = once(finished, lambda: _make(config, principles, rules, judged, provenance, output))
     copy_report(output, report)
     return stats

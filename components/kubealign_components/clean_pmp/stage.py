@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from kubealign_components.clean_pmp.pairs import PAIR_FORMATS, detect_pairs, read_pair
 from kubealign_components.config import execution, gate, require, require_choice
+from kubealign_components.data.batches import batched
 from kubealign_components.data.dataset import DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
 from kubealign_components.data.finished import Wanted, once
@@ -150,18 +151,18 @@ def _write(
         DatasetWriter(finished.output, PREFERENCES, _provenance(config, readers)) as writer,
         progress_bar(len(kept), "pairs", "clean_pmp: write") as bar,
     ):
-        pending: list[Row] = []
-        for keep, (name, group) in zip(kept, spool.groups(), strict=True):
-            row = _united([json.loads(body) for _, body in group], stats)
-            if row is not None and keep:
-                pending.append(_shown(config, name, row, stats))
-            elif row is not None:
-                stats.drop("over_max_rows")
-            if len(pending) == WRITE_ROWS:
-                writer.write_rows(pending)
-                pending = []
-            bar.update()
-        writer.write_rows(pending)
+
+        def rows() -> Iterator[Row]:
+            for keep, (name, group) in zip(kept, spool.groups(), strict=True):
+                row = _united([json.loads(body) for _, body in group], stats)
+                if row is not None and keep:
+                    yield _shown(config, name, row, stats)
+                elif row is not None:
+                    stats.drop("over_max_rows")
+                bar.update()
+
+        for batch in batched(rows(), WRITE_ROWS):
+            writer.write_rows(batch)
         stats.rows_out = writer.rows
         writer.commit(stats, extra=report_of(readers) | finished.note)
 

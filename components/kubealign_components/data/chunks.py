@@ -144,6 +144,7 @@ def plan(
         log.warning("%d chunks were asked for, a fan-out takes at most %d: chunks are larger", asked, most)
     ids = dataset.table(["prompt_id"]).column("prompt_id")
     _check_unique(ids, dataset.uri)
+    whole = [(number, 0, shard.rows) for number, shard in enumerate(dataset.manifest.shards)]
     starts = [dataset.rows * i // count for i in range(count + 1)]
     return [
         Chunk(
@@ -151,7 +152,7 @@ def plan(
             fingerprint=dataset.manifest.fingerprint,
             index=i,
             of=count,
-            spans=tuple(_spans(dataset, start, stop)),
+            spans=tuple(_cut(whole, start, stop)),
             rows=stop - start,
             row_ids=_digest_of(ids.slice(start, stop - start)),
             work=work,
@@ -222,7 +223,7 @@ def merge(parts: Sequence[Part], chunks: Sequence[Chunk], output: str) -> Datase
     stats = Stats()
     for chunk, part in zip(chunks, opened):
         check_part(chunk, part, first.fingerprint, first.schema)
-        _add_json(stats, part.manifest.stats)
+        stats.add(Stats.from_json(part.manifest.stats))
     stats.counts["chunks"] = len(chunks)
     stats.counts["rows_reused"] = sum(part.reused_rows for part in parts)
     stats.counts["chunks_reused"] = sum(part.reused_rows == part.rows for part in parts)
@@ -291,15 +292,6 @@ def row_ids_digest(ids: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
-def _spans(dataset: Dataset, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    first = 0
-    for number, shard in enumerate(dataset.manifest.shards):
-        low, high = max(start - first, 0), min(stop - first, shard.rows)
-        if low < high:
-            yield number, low, high
-        first += shard.rows
-
-
 def _digest_of(ids: pa.ChunkedArray) -> str:
     """:func:`row_ids_digest` without a Python object for every id."""
     one = pa.ListArray.from_arrays(pa.array([0, len(ids)], pa.int32()), ids.combine_chunks())
@@ -333,11 +325,3 @@ def _hashes(ids: pa.Array) -> NDArray[np.uint64] | None:
     for column in words.T:
         hashes = mix64(hashes ^ column)
     return hashes
-
-
-def _add_json(stats: Stats, other: JsonObject) -> None:
-    stats.rows_in += other["rows_in"]
-    stats.rows_out += other["rows_out"]
-    stats.dropped.update(other["dropped"])
-    stats.counts.update(other["counts"])
-    stats.add(Stats(sums={name: (total, count) for name, (total, count) in other["sums"].items()}))

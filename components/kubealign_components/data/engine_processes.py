@@ -21,7 +21,7 @@ from kubealign_components.child_processes import OWN_END, end_text, ends, kill
 from kubealign_components.data.chunks import Chunk, Part, Share, shares
 from kubealign_components.error_reports import error_from
 from kubealign_components.errors import FINAL, EngineError, KubeAlignError
-from kubealign_components.gpus import VISIBLE, visible_gpus
+from kubealign_components.gpus import VISIBLE, Gpus, visible_gpus
 from kubealign_components.memory import MemoryWatch
 from kubealign_components.preemption import EXIT_CODE, Preempted, Stop, grace_seconds
 
@@ -101,7 +101,7 @@ def engines(
     """
     if isinstance(chunk, Share):
         return None
-    gpus = visible_gpus()
+    gpus = visible_gpus() if weights or each else Gpus(names=(), memory=0)
     needed = gpus.for_weights(weights) if weights and gpus.names else each
     return EngineProcesses(run=run, config=config, devices=gpus.shares(processes, needed))
 

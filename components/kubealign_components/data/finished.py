@@ -10,24 +10,31 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kubealign_components.config import gates_of
 from kubealign_components.data.dataset import Dataset, DatasetWriter
-from kubealign_components.data.fingerprint import Provenance, canonical_json, digest, file_digest
+from kubealign_components.data.fingerprint import Provenance, canonical_json, digest
 from kubealign_components.data.manifest import MANIFEST, Manifest
-from kubealign_components.data.shards import copy_object
+from kubealign_components.data.shards import copy_object, digest_at
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, NotFound, StoreError
 from kubealign_components.json_types import JsonObject
-from kubealign_components.store import inside, join, scheme_of, store_for
+from kubealign_components.store import inside, join, put, scheme_of, store_for
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    class WorkConfig(DataclassInstance, Protocol):
+        """Settings of a stage with a work prefix."""
+
+        @property
+        def work(self) -> str:
+            """URI of the work prefix; empty for none."""
+
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +85,7 @@ class Wanted:
 
 
 def wanted(
-    config: DataclassInstance,
-    work: str,
+    config: WorkConfig,
     provenance: Provenance,
     output: str,
     *pages: str,
@@ -89,14 +95,13 @@ def wanted(
 
     Args:
         config: the settings.
-        work: URI of the work prefix; empty for none.
         provenance: of the output.
         output: URI of the dataset or model to make.
         pages: names of the files that the stage writes beside its rows.
         checked: what the stage looks at before it goes on, though no row depends on it.
     """
     return Wanted(
-        work=work,
+        work=config.work,
         stage=provenance.step["stage"],
         key=digest([provenance.fingerprint, gates_of(config), checked]),
         output=output,
@@ -158,7 +163,7 @@ def _taken(wanted: Wanted, record: str, content: JsonObject) -> Dataset | None:
     try:
         made = Dataset.open(place, allow_empty=True)
         wanted.check(made.manifest)
-        _verify(made, wanted, content.get("pages"))
+        digests = _verify(made, wanted, content.get("pages"))
     except (NotFound, CorruptDataset) as error:
         _forget(record, f"{place}: {error}")
         return None
@@ -166,7 +171,7 @@ def _taken(wanted: Wanted, record: str, content: JsonObject) -> Dataset | None:
         log.warning("what %s names cannot be read now: %s", record, error)
         return None
     try:
-        adopted = made if _same_place(place, wanted.output) else _adopted(wanted, made)
+        adopted = made if _same_place(place, wanted.output) else _adopted(wanted, made, digests)
     except NotFound as error:  # removed meanwhile
         log.warning("%s went while it was taken, and is made again: %s", place, error)
         return None
@@ -174,31 +179,33 @@ def _taken(wanted: Wanted, record: str, content: JsonObject) -> Dataset | None:
     return adopted
 
 
-def _verify(made: Dataset, wanted: Wanted, digests: object) -> None:
-    """Hold all that belongs to ``made`` to its digests. Where it is damaged in the very place that is wanted,
-    it loses its manifest, or it would pass for made.
+def _verify(made: Dataset, wanted: Wanted, pages: object) -> dict[str, str]:
+    """Hold all that belongs to ``made`` to its digests; gives those of its files and pages, by name. Where it
+    is damaged in the very place that is wanted, it loses its manifest, or it would pass for made.
 
     Raises:
         CorruptDataset, NotFound: something is damaged, or gone; names it.
     """
-    known = digests if isinstance(digests, Mapping) else {}
+    recorded = pages if isinstance(pages, Mapping) else {}
+    digests = _files(made) | {page: recorded.get(page, "") for page in wanted.pages}
     try:
         made.verify()
-        for name, expected in {**_files(made), **{page: known.get(page) for page in wanted.pages}}.items():
+        for name, expected in digests.items():
             uri = join(made.uri, str(inside(Path(), name)))
-            if _digest_of(uri) != expected:
+            if digest_at(uri) != expected:
                 raise CorruptDataset(f"{uri} is damaged")
     except (NotFound, CorruptDataset):
         if _same_place(made.uri, wanted.output):
             store_for(made.uri).delete(join(made.uri, MANIFEST))
         raise
+    return digests
 
 
-def _adopted(wanted: Wanted, made: Dataset) -> Dataset:
-    """``made`` at the output that is wanted: its files, then its rows, then its manifest."""
-    for name in [*_files(made), *wanted.pages]:
+def _adopted(wanted: Wanted, made: Dataset, digests: Mapping[str, str]) -> Dataset:
+    """``made`` at the output that is wanted: its files, which have these digests, its rows, its manifest."""
+    for name, expected in digests.items():
         source, target = join(made.uri, name), join(wanted.output, name)
-        if not copy_object(source, target) and _digest_of(target) != _digest_of(source):
+        if not copy_object(source, target) and digest_at(target) != expected:
             store_for(target).delete(target)  # of an attempt that never finished
             copy_object(source, target)
     with DatasetWriter(wanted.output, made.manifest.schema, _provenance(wanted, made.manifest)) as writer:
@@ -222,13 +229,9 @@ def _record(wanted: Wanted) -> None:
     if scheme_of(output) == "file":
         output = str(Path(output.removeprefix("file://")).resolve())
     try:
-        pages = {name: _digest_of(join(output, name)) for name in wanted.pages}
+        pages = {name: digest_at(join(output, name)) for name in wanted.pages}
         content = canonical_json({"output": output, "pages": pages}).encode()
-        uri = join(wanted.folder, f"{digest(output)[:32]}.json")
-        store = store_for(uri)
-        if not store.publish(uri, content) and store.read(uri) != content:
-            store.delete(uri)
-            store.publish(uri, content)
+        put(join(wanted.folder, f"{digest(output)[:32]}.json"), content)
     except (StoreError, NotFound) as error:
         log.warning("%s cannot be recorded as finished: %s", output, error)
 
@@ -242,11 +245,6 @@ def _files(made: Dataset) -> dict[str, str]:
     """SHA-256 of a model's files by name; none of a dataset that is no model."""
     files = made.manifest.extra.get(FILES)
     return dict(files) if isinstance(files, dict) else {}
-
-
-def _digest_of(uri: str) -> str:
-    with tempfile.TemporaryDirectory(prefix="kubealign-read-") as folder:
-        return file_digest(store_for(uri).fetch(uri, Path(folder)))
 
 
 def _same_place(one: str, other: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path, PurePosixPath
 
 from kubealign_components.errors import EngineError
+from kubealign_components.json_types import JsonObject
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -177,3 +178,9 @@ def _indexed(index: str, body: bytes, names: Collection[str]) -> list[str]:
             f"{', '.join(missing[:3])}; fetch the model again"
         )
     return shards
+
+
+def text_config(config: JsonObject) -> JsonObject:
+    """The part of a model's config that is about text."""
+    nested = config.get("text_config")
+    return nested if isinstance(nested, dict) else config

@@ -57,13 +57,23 @@ class ShardFile:
         return file_digest(self.path)
 
 
+def digest_at(uri: str) -> str:
+    """SHA-256 of the object at ``uri``.
+
+    Raises:
+        NotFound: there is none.
+    """
+    with tempfile.TemporaryDirectory(prefix="kubealign-read-") as folder:
+        return file_digest(store_for(uri).fetch(uri, Path(folder)))
+
+
 def publish_shard(path: Path, uri: str, sha256: str) -> None:
     """Publish a shard. What a killed writer left under its name is the same, or damaged, and goes."""
     store = store_for(uri)
     if store.publish_file(path, uri):
         return
-    with tempfile.TemporaryDirectory(prefix="kubealign-check-") as folder, suppress(NotFound):
-        if file_digest(store.fetch(uri, Path(folder))) == sha256:
+    with suppress(NotFound):
+        if digest_at(uri) == sha256:
             return
     store.delete(uri)
     store.publish_file(path, uri)

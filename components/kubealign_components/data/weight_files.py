@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from kubealign_components.data.model_files import text_config
 from kubealign_components.errors import EngineError
 from kubealign_components.json_types import JsonObject
 
@@ -84,8 +85,7 @@ def _shapes(path: Path) -> Mapping[str, Sequence[int]]:
 
 
 def _check_embedding(path: Path, shapes: Mapping[str, Sequence[int]], config: JsonObject) -> None:
-    nested = config.get("text_config")
-    rows = (nested if isinstance(nested, dict) else config).get("vocab_size")
+    rows = text_config(config).get("vocab_size")
     for name in _EMBEDDINGS:
         if name in shapes and isinstance(rows, int) and shapes[name][0] != rows:
             raise EngineError(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import ClassVar, Generic, Protocol, TypedDict, TypeVar
 
 import pyarrow as pa
 
 from kubealign_components.child_processes import OWN_END
+from kubealign_components.data.batches import batched
 from kubealign_components.data.chunks import Chunk, Part, Share, check_part, row_ids_digest
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.engine_processes import EngineProcesses
@@ -26,8 +26,6 @@ from kubealign_components.progress import progress_bar
 from kubealign_components.store import beside, join, store_for
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class _Identified(TypedDict):
@@ -193,10 +191,12 @@ class _ChunkWork(Generic[In, Result, Out]):
     def open_slices(self) -> SliceStore[Result]:
         """Finished results of the chunk's rows. Chunks of one plan share no row."""
         chunk = self.chunk
-        index = SliceIndex(self.uri, digest([chunk.fingerprint, chunk.of])[:16], chunk.index)
+        plan: list[str | int] = [chunk.fingerprint, chunk.of]
+        number = chunk.index
         if isinstance(chunk, Share):  # a plan of its own: the chunk's worker looks for what is committed here
-            plan = digest([chunk.fingerprint, chunk.of, chunk.count])[:16]
-            index = SliceIndex(self.uri, plan, chunk.index * chunk.count + chunk.number)
+            plan.append(chunk.count)
+            number = chunk.index * chunk.count + chunk.number
+        index = SliceIndex(self.uri, digest(plan)[:16], number)
         batches = self.dataset.batches(["prompt_id"], spans=self.chunk.spans)
         ids = (name for batch in batches for name in batch["prompt_id"].to_pylist())
         return SliceStore(self.uri, self.stage.result_schema, index, ids)
@@ -240,7 +240,7 @@ class _ChunkWork(Generic[In, Result, Out]):
 
         with progress_bar(self.chunk.rows, "prompts", label) as bar:
             try:
-                for one, results in self.stage.compute(_batched(missing(), slice_rows)):
+                for one, results in self.stage.compute(batched(missing(), slice_rows)):
                     finished.append(Finished(one.row["prompt_id"], one.keys, tuple(results)))
                     bar.update(1)
                     if len(finished) >= slice_rows:
@@ -258,7 +258,7 @@ class _ChunkWork(Generic[In, Result, Out]):
         """Put rows and results together, and publish them."""
         stats = Stats(rows_in=self.chunk.rows)
         ids: list[str] = []
-        for batch in _batched(self._rows(), 256):
+        for batch in batched(self._rows(), 256):
             self.check()
             rows = [self._finished(row, slices) for row in batch]
             ids += [row["prompt_id"] for row in rows]
@@ -318,8 +318,3 @@ def _set_part_aside(uri: str, why: Exception) -> None:
         set_aside(
             DamagedObject(damaged, "is of a damaged part"), join(beside(parts, "damaged"), f"{part}-{name}")
         )
-
-
-def _batched(rows: Iterator[T], size: int) -> Iterator[list[T]]:
-    while batch := list(islice(rows, size)):
-        yield batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from kubealign_components.data.model_files import CONFIG, files_below, weights_among
+from kubealign_components.data.model_files import CONFIG, files_below, text_config, weights_among
 from kubealign_components.data.models import read_object
 from kubealign_components.errors import EngineError
 
@@ -57,10 +57,7 @@ def saved_dtype_name(name: str, source: Path) -> str:
     """
     if name == "saved":
         settings = read_object(source / CONFIG)
-        nested = settings.get("text_config")
-        named = [
-            s.get(k) for s in (settings, nested) if isinstance(s, dict) for k in ("dtype", "torch_dtype")
-        ]
+        named = [s.get(k) for s in (settings, text_config(settings)) for k in ("dtype", "torch_dtype")]
         name = next((str(n) for n in named if n and n != "auto"), "") or _dtype_of_weights(source)
     kept = _KEPT.get(name.removeprefix("torch."))
     if kept is None:

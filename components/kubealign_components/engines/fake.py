@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kubealign_components.data.model_files import text_config
 from kubealign_components.data.seeds import generator_for
 from kubealign_components.engines.generation import (
     GenerationEngine,
@@ -72,7 +73,7 @@ class FakeEngine(GenerationEngine):
 
 def _vocabulary_size(model: Path) -> int:
     config = json.loads((model / "config.json").read_text())
-    size = config.get("text_config", config).get("vocab_size")
+    size = text_config(config).get("vocab_size")
     if not size:
         raise EngineError(f"{model}/config.json names no vocab_size")
     return int(size)

@@ -13,8 +13,9 @@ from typing import Any, Protocol, Self
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.chat import end_token_ids as end_token_ids
-from kubealign_components.data.chat.ends import read_json, text_config
+from kubealign_components.data.chat.ends import read_json
 from kubealign_components.data.fingerprint import canonical_json
+from kubealign_components.data.model_files import text_config
 from kubealign_components.data.origins import version_of
 from kubealign_components.engines.dtypes import DTYPES, resolved_dtype
 from kubealign_components.errors import ConfigError, DataError, EngineError

@@ -29,11 +29,11 @@ def held_out(dataset: Dataset, *, fraction: float, seed: int, most: int, stats: 
     order = sorted(held, key=lambda i: (unit_interval(seed, "validation", i), i))[:most]
     stats.drop("not_held_out", len(ids) - len(held))
     stats.drop("over_max_prompts", len(held) - len(order))
-    rows = {row["prompt_id"]: row for row in rows_of(dataset, order)}
+    rows = {row["prompt_id"]: row for row in _rows_of(dataset, order)}
     return [rows[i] for i in order]
 
 
-def rows_of(dataset: Dataset, prompt_ids: Sequence[str]) -> Iterator[Row]:
+def _rows_of(dataset: Dataset, prompt_ids: Sequence[str]) -> Iterator[Row]:
     """The rows of ``prompt_ids``, in the order of ``dataset``."""
     ids = pa.array(prompt_ids, pa.string())
     for batch in dataset.batches(batch_rows=None):

@@ -158,7 +158,7 @@ def run(
     require_policy(policy, rewarded)
     provenance = _provenance(config, rewarded, (model, model_uri or model), aligned, rewarder, judge)
     tokens = [aligned.tokenizer_digest(), _ends(aligned, rewarded)] if config.work else []
-    finished = wanted(config, config.work, provenance, output, REPORT, checked=tokens)
+    finished = wanted(config, provenance, output, REPORT, checked=tokens)
     try:
         stats = once(
             finished, lambda: _make(config, rewarded, policy, aligned, rewarder, judge, provenance, output)

@@ -127,7 +127,7 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
             writer.commit(stats, extra={"dropped_examples": examples} if examples else None)
         return stats
 
-    return once(wanted(config, config.work, provenance, output), make)
+    return once(wanted(config, provenance, output), make)
 
 
 def _warn_of_unnamed_ends(template: ChatTemplate) -> None:

@@ -126,7 +126,7 @@ def run(
     inputs |= {f"training_{i}": dataset for i, dataset in enumerate(training)}
     _check_identities(list(inputs.values()))
     provenance = derive("mix", VERSION, semantic_params(config), inputs=inputs, slug=config.slug(len(inputs)))
-    finished = wanted(config, config.work, provenance, output)
+    finished = wanted(config, provenance, output)
     return once(finished, lambda: _make(config, inputs, provenance, output))
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import escape
 
-from kubealign_components.store import join, store_for
+from kubealign_components.store import join, put, store_for
 from kubealign_components.whole_file import write_whole
 
 T = TypeVar("T")
@@ -73,10 +73,7 @@ def fitting(entries: Iterable[T], texts: Callable[[T], Iterable[str]]) -> list[T
 
 def write_report(text: str, output: str) -> None:
     """Write a page beside the dataset at ``output``, in the place of one that an earlier attempt left."""
-    store, uri, page = store_for(output), join(output, REPORT), text.encode()
-    if not store.publish(uri, page) and store.read(uri) != page:
-        store.delete(uri)
-        store.publish(uri, page)
+    put(join(output, REPORT), text.encode())
 
 
 def copy_report(output: str, copy: str | None) -> None:

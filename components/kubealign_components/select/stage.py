@@ -147,7 +147,7 @@ def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
     provenance = derive(
         "select", VERSION, semantic_params(config), inputs={"rewarded": rewarded}, slug=config.slug
     )
-    finished = wanted(config, config.work, provenance, output)
+    finished = wanted(config, provenance, output)
     return once(finished, lambda: _make(config, rewarded, provenance, output))
 
 
@@ -310,8 +310,8 @@ class _Batch:
         """The pairs by labels, each once; none of a completion with itself, or that is there both ways."""
         first, second = (self.stand_in[side] for side in self.preferred)
         pairs, back = (a * len(self.row) + b for a, b in ((first, second), (second, first)))
-        once = np.isin(np.arange(len(pairs)), np.unique(pairs, return_index=True)[1])
-        kept = once & ~np.isin(pairs, back)
+        unique = np.isin(np.arange(len(pairs)), np.unique(pairs, return_index=True)[1])
+        kept = unique & ~np.isin(pairs, back)
         key = id_keys(self.ids, self.config.seed, "select")
         return fewer(first[kept], second[kept], self.row, key, self.config.pairs_per_prompt)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from kubealign_components.data.batches import batched
 from kubealign_components.data.dataset import DatasetWriter
 from kubealign_components.data.fingerprint import Provenance
 from kubealign_components.data.schemas import PROMPTS, PromptRow
@@ -41,8 +41,7 @@ def sample(spool: Spool, limits: Sequence[int], most: int, seed: int, purpose: s
     """
     keys: list[NDArray[np.uint64]] = []
     sources: list[NDArray[np.int16]] = []
-    prompts = spool.keys()
-    while batch := list(islice(prompts, ID_BATCH)):
+    for batch in batched(spool.keys(), ID_BATCH):
         keys.append(id_keys(pa.array([name for name, _ in batch]), seed, purpose))
         sources.append(np.array([source for _, source in batch], dtype=np.int16))
     if not keys:
@@ -83,20 +82,18 @@ def write_prompts(
         DatasetWriter(output, PROMPTS, provenance) as writer,
         progress_bar(len(kept), "prompts", f"{stage}: write") as bar,
     ):
-        pending: list[PromptRow] = []
-        for keep, (name, group) in zip(kept, spool.groups(), strict=True):
-            stats.drop("duplicate_prompt", len(group) - 1)
-            if keep:
-                pending.append(
-                    {"prompt_id": name, **merge([json.loads(body) for _, body in group], stats.counts)}
-                )
-            else:
-                stats.drop(over)
-            if len(pending) == WRITE_ROWS:
-                writer.write_rows(pending)
-                pending = []
-            bar.update()
-        writer.write_rows(pending)
+
+        def rows() -> Iterator[PromptRow]:
+            for keep, (name, group) in zip(kept, spool.groups(), strict=True):
+                stats.drop("duplicate_prompt", len(group) - 1)
+                if keep:
+                    yield {"prompt_id": name, **merge([json.loads(body) for _, body in group], stats.counts)}
+                else:
+                    stats.drop(over)
+                bar.update()
+
+        for batch in batched(rows(), WRITE_ROWS):
+            writer.write_rows(batch)
         stats.rows_out = writer.rows
         writer.commit(stats, extra=extra())
 

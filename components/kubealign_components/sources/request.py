@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from kubealign_components.config import gates_of, semantic_params
 from kubealign_components.data.fingerprint import digest
@@ -11,15 +11,7 @@ from kubealign_components.data.finished import Wanted
 from kubealign_components.sources.source import SourceReader
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-    class ReaderConfig(DataclassInstance, Protocol):
-        """Settings of a stage that reads sources."""
-
-        @property
-        def work(self) -> str:
-            """Work prefix."""
-
+    from kubealign_components.data.finished import WorkConfig
 
 _PLACES = ("sources", "policy", "revision")
 
@@ -27,7 +19,7 @@ _PLACES = ("sources", "policy", "revision")
 def requested(
     stage: str,
     version: int,
-    config: ReaderConfig,
+    config: WorkConfig,
     readers: Sequence[SourceReader],
     *,
     output: str,

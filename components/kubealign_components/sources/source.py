@@ -181,8 +181,8 @@ class SourceReader:
                 self.config.uri,
                 "rows; the file is empty, or all files are",
             )
-        note_origin = detect(rows) if wanted == "auto" and detect is not None else wanted
-        if note_origin is None:
+        chosen = detect(rows) if wanted == "auto" and detect is not None else wanted
+        if chosen is None:
             wants = "; ".join(f"{name}: {columns}" for name, columns in formats.items())
             raise ConfigError(
                 f"sources.{self.config.name}.format",
@@ -190,7 +190,7 @@ class SourceReader:
                 f"rows of a known format; the first {len(rows)} rows have {_found(rows)}. What formats are "
                 f"known by: {wants}. Name yours in columns: {{yours: prompt, …}}",
             )
-        self.format = note_origin
+        self.format = chosen
 
     def _check_columns(self) -> None:
         """Raise :class:`ConfigError` for a mapped column that no row has so far."""

@@ -29,6 +29,7 @@ __all__ = [
     "inside",
     "join",
     "name_below",
+    "put",
     "register",
     "scheme_of",
     "store_for",
@@ -64,3 +65,15 @@ def store_for(uri: str) -> Store:
 
         return S3Store(scheme=scheme)
     raise ConfigError("uri", uri, "a local path, file://, gs://, s3:// or minio:// URI")
+
+
+def put(uri: str, data: bytes) -> None:
+    """Publish ``data`` at ``uri``, in the place of anything else that an earlier attempt left there.
+
+    Raises:
+        StoreError: the store cannot be read or written.
+    """
+    store = store_for(uri)
+    if not store.publish(uri, data) and store.read(uri) != data:
+        store.delete(uri)
+        store.publish(uri, data)

@@ -21,7 +21,7 @@ from kubealign_components.errors import ConfigError
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.quantiles import quantile_rule
 from kubealign_components.training.config import INCLUSIVE
-from kubealign_components.training.launch import Where, pinned
+from kubealign_components.training.launch import Where, pinned, trained_on
 from kubealign_components.training.program import Job, Program, Run, Trained, train_model
 from kubealign_components.training.publishing import checkpoint_uri
 from kubealign_components.training.regime import (
@@ -56,8 +56,7 @@ def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launch
         DriftError: the policy gives other log-probabilities than the dataset's reference ones.
         EngineError: a policy that cannot be loaded, or a loss that is not a number.
     """
-    # The pod that starts others has none of their devices; TrainJobs have GPUs.
-    device = device_type() if launcher is None else "cuda"
+    device = device_type(trained_on(launcher))
     config = replace(config, dtype=resolved_dtype(config.dtype, device))
     model = find_model(config.policy, config.revision)
     template = ChatTemplate(model, stored_settings(training))

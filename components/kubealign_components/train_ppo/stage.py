@@ -28,7 +28,7 @@ from kubealign_components.errors import ConfigError
 from kubealign_components.store import join, store_for
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.prompts import PrincipleDraw
-from kubealign_components.training.launch import Where, pinned
+from kubealign_components.training.launch import Where, pinned, trained_on
 from kubealign_components.training.program import Job, Program, Run, Trained, train_model
 from kubealign_components.training.publishing import checkpoint_uri
 
@@ -74,9 +74,7 @@ def run(
     """
     if reward_model is None and not config.functions:
         raise ConfigError("functions", config.functions, "a reward function, or a reward model as input")
-    # The pod that starts others has none of their devices; TrainJobs have GPUs.
-    device = "auto" if launcher is None else "cuda"
-    config = replace(config, dtype=resolved_dtype(config.dtype, device))
+    config = replace(config, dtype=resolved_dtype(config.dtype, trained_on(launcher)))
     models = _models(config, reward_model)
     require_policy(models.policy, prompts)
     provenance = _provenance(config, prompts, reward_model, models)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any, NamedTuple
 
+from kubealign_components.data.batches import batched
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.data.principles import PrincipleSet
@@ -49,7 +49,7 @@ def score_held_out(
     model = RewardModel(files, max_length=config.max_length, token_budget=2 * config.micro_batch_tokens)
     rows = (row for row in dataset.iter_rows([*COLUMNS, "metadata"]) if row["split"] == "validation")
     with progress_bar(total, "pairs", "held-out pairs") as bar:
-        while some := list(islice(rows, _ROWS)):
+        for some in batched(rows, _ROWS):
             yield from _scored(model, some, principles)
             bar.update(len(some))
 

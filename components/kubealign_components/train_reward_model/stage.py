@@ -21,7 +21,7 @@ from kubealign_components.engines.dtypes import resolved_dtype, saved_dtype_name
 from kubealign_components.engines.rewards import chosen_principles, principles_identity
 from kubealign_components.errors import ConfigError
 from kubealign_components.train_reward_model.config import RewardModelConfig
-from kubealign_components.training.launch import Where, pinned
+from kubealign_components.training.launch import Where, pinned, trained_on
 from kubealign_components.training.program import Job, Program, Run, Trained, train_model
 from kubealign_components.training.publishing import checkpoint_uri
 
@@ -57,9 +57,7 @@ def run(
         EngineError: a policy that cannot be loaded, a model to start from without head, or a loss that is
             not a number.
     """
-    # The pod that starts others has none of their devices; TrainJobs have GPUs.
-    device = "auto" if launcher is None else "cuda"
-    config = replace(config, dtype=resolved_dtype(config.dtype, device))
+    config = replace(config, dtype=resolved_dtype(config.dtype, trained_on(launcher)))
     policy = find_model(config.policy, config.revision)
     template = load_reward_template(config.template)
     shown = chosen_principles(config.principles, config.principle_names) if config.principles else []

@@ -31,7 +31,7 @@ from kubealign_components.errors import (
     StoreError,
     Unexpected,
 )
-from kubealign_components.store import join, store_for
+from kubealign_components.store import join, put, store_for
 from kubealign_components.training.local_processes import LocalProcesses
 
 if TYPE_CHECKING:
@@ -114,13 +114,10 @@ def launch(job: Mapping[str, object], folder: str, launcher: Launcher) -> None:
         KubeAlignError: what the first process that failed raised.
         EngineError: they died without saying why.
     """
-    store = store_for(folder)
     uri, error = join(folder, JOB_FILE), join(folder, ERROR_FILE)
     request = canonical_json(dict(job)).encode()
-    store.delete(error)  # of an attempt before this one
-    if not store.publish(uri, request) and store.read(uri) != request:
-        store.delete(uri)
-        store.publish(uri, request)
+    store_for(error).delete(error)  # of an attempt before this one
+    put(uri, request)
     try:
         launcher(uri)
     except EngineError as failure:
@@ -140,6 +137,11 @@ def processes_of(asked: int) -> int:
     if gpus and asked > gpus:
         raise ConfigError("processes", asked, f"at most {gpus}, the GPUs of this machine")
     return asked or max(gpus, 1)
+
+
+def trained_on(launcher: Launcher | None) -> str:
+    """The device of training processes: the pod that starts others has none; TrainJobs have GPUs."""
+    return "auto" if launcher is None else "cuda"
 
 
 def pinned(config: C, model: Path) -> C:

@@ -114,10 +114,11 @@ def train_model(
         EngineError: they died without saying why.
         Preempted: they were told to stop.
     """
-    finished = wanted(config, config.work, provenance, job.output)
+    finished = wanted(config, provenance, job.output)
     stats = take(finished)
-    if stats is None:
-        stats = finished_run(job.output, provenance)
+    if stats is not None:
+        return stats
+    stats = finished_run(job.output, provenance)
     if stats is None:
         run_somewhere(
             lambda: run_program(program, job),

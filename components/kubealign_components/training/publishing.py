@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, file_digest
 from kubealign_components.data.schemas import MODEL
+from kubealign_components.data.shards import digest_at
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import EngineError, NotFound
 from kubealign_components.store import join, store_for
@@ -58,7 +58,7 @@ def publish_folder(folder: Path, output: str) -> dict[str, str]:
         name = str(path.relative_to(folder))
         digests[name] = file_digest(path)
         uri = join(output, name)
-        if not store.publish_file(path, uri) and not _same(uri, digests[name]):
+        if not store.publish_file(path, uri) and digest_at(uri) != digests[name]:
             store.delete(uri)
             store.publish_file(path, uri)
     return digests
@@ -105,8 +105,3 @@ def published_run(output: str, provenance: Provenance) -> Stats:
             "publish; does every node write to the same store?"
         )
     return stats
-
-
-def _same(uri: str, sha256: str) -> bool:
-    with tempfile.TemporaryDirectory(prefix="kubealign-read-") as folder:
-        return file_digest(store_for(uri).fetch(uri, Path(folder))) == sha256

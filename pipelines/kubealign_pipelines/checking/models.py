@@ -15,6 +15,7 @@ from pathlib import Path
 from kubealign_components.config import Path as SettingPath
 from kubealign_components.data.chat import ChatTemplate, TemplateSettings
 from kubealign_components.data.chat.tokenizer_files import TOKENIZER_FILE, TokenizerFiles
+from kubealign_components.data.model_files import text_config
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.errors import KubeAlignError
 from kubealign_components.json_types import JsonObject
@@ -67,10 +68,9 @@ class Folder:
     def weight_bytes(self) -> int:
         """Bytes of its weights; 0 where they are not here."""
         try:
-            names = ModelFiles(name=self.path.name, path=self.path).weights()
+            return ModelFiles(name=self.path.name, path=self.path).weight_bytes()
         except KubeAlignError:
             return 0
-        return sum((self.path / name).stat().st_size for name in names)
 
     @property
     def labels(self) -> int:
@@ -80,7 +80,7 @@ class Folder:
     @property
     def context(self) -> int | None:
         """Most tokens that it was made for."""
-        limit = self.config.get("text_config", self.config).get("max_position_embeddings")
+        limit = text_config(self.config).get("max_position_embeddings")
         return int(limit) if limit else None
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kubealign_components.data.model_files import text_config
 from kubealign_components.data.models import read_object
 from kubealign_components.errors import EngineError
 from kubealign_components.json_types import JsonObject
@@ -88,12 +89,6 @@ def embedding_rows(model: Path) -> int | None:
     """Tokens that the model in the directory ``model`` knows, None where its config does not say."""
     rows = text_config(read_json(model / "config.json")).get("vocab_size")
     return rows if isinstance(rows, int) else None
-
-
-def text_config(config: JsonObject) -> JsonObject:
-    """The part of a model's config that is about text."""
-    nested = config.get("text_config")
-    return nested if isinstance(nested, dict) else config
 
 
 def read_json(path: Path) -> JsonObject:

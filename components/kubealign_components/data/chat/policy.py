@@ -235,7 +235,8 @@ class ChatTemplate:
 
         They do not where the tokenizer lacks characters, or writes others than it reads (lower case).
         """
-        return _comparable(self._text(ids)) == _comparable(self.spelled(text))
+        said, meant = self._text(ids), self.spelled(text)
+        return said == meant or _comparable(said) == _comparable(meant)
 
     def _completion_text(
         self, prompt: str, conversation: Sequence[Message], said: Sequence[Message], tools: Tools
