@@ -16,7 +16,7 @@ from itertools import chain
 from kubealign_components.config import GROUPS, OPTIONS, Group, Path, config_in, hints_of
 from kubealign_components.stages import config_class
 from kubealign_pipelines import rules
-from kubealign_pipelines.checking.findings import A_VALUE, PARAMETERS, Finding, error_at
+from kubealign_pipelines.checking.findings import A_VALUE, PARAMETERS, Finding, belongs_to, error_at
 from kubealign_pipelines.graph import Graph
 
 
@@ -53,8 +53,7 @@ def fold(graph: Graph, values: Mapping[str, object]) -> Folded:
         elif (there := _put(folded, place, values[name], findings)) is None:
             names[place] = name
         else:
-            text = f"nothing here: it is the parameter {name}; give it there, and once"
-            findings.append(error_at((PARAMETERS, *place), there, text))
+            findings.append(belongs_to(name, (PARAMETERS, *place), there))
     return Folded(values=folded, names=names, findings=tuple(findings))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def open_place(uri: str) -> Dataset:
         CorruptDataset: a manifest whose recipe does not match its fingerprints.
     """
     uri = uri.removesuffix(f"/{MANIFEST}")
-    run = find_run(uri) if "://" not in uri else None
+    run = find_run(uri)
     return Dataset.open(uri, allow_empty=True) if run is None else last_made(run)
 
 
@@ -52,9 +52,16 @@ def last_made(run: RunInfo) -> Dataset:
     Raises:
         NotFound: it made none, or that is gone.
     """
-    made = [output for output in run.outputs if output["type"] in ("system.Dataset", "system.Model")]
-    path = run.folder.path / made[-1]["path"] if made else run.folder.path
-    return Dataset.open(str(path), allow_empty=True)
+    return Dataset.open(str([run.folder.path, *run.made][-1]), allow_empty=True)
+
+
+def standing(paths: Iterable[Path]) -> Iterator[Dataset]:
+    """The datasets and models at ``paths`` that are still there, and whole."""
+    for path in paths:
+        try:
+            yield Dataset.open(str(path), allow_empty=True)
+        except (NotFound, CorruptDataset):
+            continue
 
 
 def ancestors(manifest: Manifest) -> Iterator[Ancestor]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from kubealign.lineage import recorded
 from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.fingerprint import file_digest
 from kubealign_components.data.manifest import MANIFEST
+from kubealign_components.data.shards import digest_at
 from kubealign_components.errors import CorruptDataset, KubeAlignError, NotFound
 from kubealign_components.store import join, store_for
 
@@ -95,7 +93,6 @@ def _check_text(dataset: Dataset) -> None:
 
 
 def _check_file(uri: str, sha256: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="kubealign-verify-") as folder:
-        actual = file_digest(store_for(uri).fetch(uri, Path(folder)))
+    actual = digest_at(uri)
     if actual != sha256:
         raise CorruptDataset(f"{uri}: SHA-256 {actual[:12]}, the manifest says {sha256[:12]}")

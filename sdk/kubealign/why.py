@@ -11,10 +11,10 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kubealign.lineage import standing
 from kubealign.local.runs import RunInfo
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL, ROWS
-from kubealign_components.errors import CorruptDataset, NotFound
 
 _ID = re.compile(r"[0-9a-f]{8,64}")
 _LISTS = ("completions", "reference", "aligned")
@@ -50,7 +50,7 @@ def holders(what: str, runs: Sequence[RunInfo]) -> Iterator[Holder]:
     sources: set[str] = set()
     counted: dict[str, tuple[int | None, int]] = {}
     for run in runs:
-        for dataset in _made_by(run):
+        for dataset in standing(run.made):
             manifest = dataset.manifest
             is_model = manifest.schema == MODEL
             if is_model:
@@ -67,15 +67,6 @@ def holders(what: str, runs: Sequence[RunInfo]) -> Iterator[Holder]:
                 of=of,
                 model=is_model,
             )
-
-
-def _made_by(run: RunInfo) -> Iterator[Dataset]:
-    for output in run.outputs:
-        if output["type"] in ("system.Dataset", "system.Model"):
-            try:
-                yield Dataset.open(str(run.folder.path / output["path"]), allow_empty=True)
-            except (NotFound, CorruptDataset):
-                continue
 
 
 def _trained_on(model: Dataset, counted: dict[str, tuple[int | None, int]]) -> tuple[int | None, int]:

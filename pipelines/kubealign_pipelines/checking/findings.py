@@ -85,6 +85,11 @@ def warning_at(path: Path, value: object, text: str) -> Finding:
     return Finding(path=path, value=value, expected=text, warning=True)
 
 
+def belongs_to(parameter: str, path: Path, value: object) -> Finding:
+    """A finding of a setting that stands among others, though it is a parameter itself."""
+    return error_at(path, value, f"nothing here: it is the parameter {parameter}; give it there, and once")
+
+
 def from_problem(problem: Problem, path: Path) -> Finding:
     """The finding of a setting that a config refuses."""
     return error_at(path, problem.error.value, problem.error.expected)

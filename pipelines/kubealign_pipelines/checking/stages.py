@@ -24,7 +24,15 @@ from kubealign_components.config import (
 from kubealign_components.stages import config_class
 from kubealign_pipelines import rules
 from kubealign_pipelines.checking.describe import places_by_name
-from kubealign_pipelines.checking.findings import A_VALUE, PARAMETERS, Finding, error_at, from_problem, once
+from kubealign_pipelines.checking.findings import (
+    A_VALUE,
+    PARAMETERS,
+    Finding,
+    belongs_to,
+    error_at,
+    from_problem,
+    once,
+)
 from kubealign_pipelines.flat import Folded, flat_names, fold
 from kubealign_pipelines.graph import Graph, Parameter, Source, Task
 from kubealign_pipelines.resources import DEFAULTS
@@ -193,11 +201,7 @@ def _said_twice(graph: Graph, cls: type, stage: Stage, given: Collection[str]) -
         parameter = next(name for name in flat if name)
         users = {t.function for t in graph.tasks.values() if _owns(t, parameter)}
         if parameter in given or users == {stage.task.function}:
-            yield error_at(
-                stage.path(setting),
-                _inside(stage.settings.values, setting),
-                f"nothing here: it is the parameter {parameter}; give it there, and once",
-            )
+            yield belongs_to(parameter, stage.path(setting), _inside(stage.settings.values, setting))
 
 
 def _owns(task: Task, parameter: str) -> bool:

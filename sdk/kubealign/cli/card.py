@@ -24,7 +24,7 @@ def card(place: str, stage: str, output: Path | None) -> None:
     from kubealign.lineage import open_place
     from kubealign.local.runs import find_run, output_path
 
-    run = find_run(place) if "://" not in place else None
+    run = find_run(place)
     evaluation = None
     if run is not None and stage:
         place = str(output_path(run, stage))

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from kubealign_components.errors import NotFound
 from kubealign_components.whole_file import write_whole
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from kubealign.compare.runs import RunComparison
 
 
@@ -72,10 +72,9 @@ def _show(comparison: RunComparison, rows: int) -> None:
     )
     for note in comparison.notes():
         console.print(f"Note: {note}", markup=False, soft_wrap=True)
-    settings = [[name, *(v or "" for v in values)] for name, values in comparison.settings().items()]
     against = f"Rewards of the aligned models against {names[0]}, paired by prompt"
     for title, head, cells in (
-        ("Settings that differ", ["setting", *names], settings),
+        ("Settings that differ", ["setting", *names], page.setting_rows(comparison)),
         (against, ["run", "difference", "95 % interval", "prompts"], page.difference_rows(comparison)),
         ("Evaluation", ["number", *names, *change], page.number_rows(comparison.evaluation())),
         (
@@ -91,6 +90,8 @@ def _show(comparison: RunComparison, rows: int) -> None:
 
 
 def _show_texts(comparison: RunComparison, rows: int, console: Console) -> None:
+    from rich.markup import escape
+
     from kubealign.compare.page import shared_texts, spread_evenly
 
     for prompt_id in spread_evenly(comparison.shared(), rows):
@@ -103,6 +104,9 @@ def _show_texts(comparison: RunComparison, rows: int, console: Console) -> None:
 
 
 def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(title=escape(title), title_justify="left")
     for name in head:
         table.add_column(escape(name), overflow="fold")

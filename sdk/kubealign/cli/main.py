@@ -228,7 +228,7 @@ def _placed(place: str, output: str, pipeline_root: str, connect: Callable[[], C
     """``place``, or where the ``output`` of the run of that name lies, here or on the cluster."""
     from kubealign.local.runs import find_run, output_path
 
-    if "://" not in place and (run := find_run(place)):
+    if run := find_run(place):
         return str(output_path(run, output) if output else run.folder.path)
     if "/" in place or Path(place).exists():
         return place

@@ -21,14 +21,15 @@ def verify(place: str, stage: str, as_json: bool) -> None:
     Of a RUN here (folder or name below runs/): of what STAGE made, by default the last. Exit code 1 where a
     single byte is not what it was; ancestors that are gone are told.
     """
-    from kubealign.lineage import open_place
+    from kubealign.lineage import last_made
     from kubealign.local.runs import find_run, output_path
     from kubealign.verify import DAMAGED, GONE, verify
 
-    run = find_run(place) if "://" not in place else None
-    uri = str(output_path(run, stage)) if run and stage else place
+    run = find_run(place)
+    if run is not None:
+        place = str(output_path(run, stage)) if stage else last_made(run).uri
     looked_at = []
-    for one in verify(open_place(uri).uri if run and not stage else uri):
+    for one in verify(place):
         looked_at.append(one)
         if not as_json:
             said = one.reason or f"{one.stage}, {one.rows} rows, {one.files} files"

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from kubealign.cli.console import duration, format_number
-from kubealign.compare.runs import ComparedRun, Floats, RunComparison
+from kubealign.compare.runs import ComparedRun, Floats, RunComparison, mean_reward
 from kubealign_components.data.schemas import EvaluationRow, RewardedCompletion
 from kubealign_components.reports.charts import bounds, histogram
 from kubealign_components.reports.html import fitting, messages_text, render
@@ -39,7 +39,7 @@ def compare_page(comparison: RunComparison) -> str:
         runs=[run_row(run) for run in comparison.runs],
         notes=comparison.notes(),
         differences=difference_rows(comparison),
-        settings=[[name, *(v or "" for v in values)] for name, values in comparison.settings().items()],
+        settings=setting_rows(comparison),
         evaluation=number_rows(comparison.evaluation()),
         stages=number_rows(comparison.stages()),
         charts=list(_charts(comparison.runs)),
@@ -50,6 +50,11 @@ def compare_page(comparison: RunComparison) -> str:
             lambda shown: [shown["prompt"], *(text for _, _, text in shown["sides"])],
         ),
     )
+
+
+def setting_rows(comparison: RunComparison) -> list[list[str]]:
+    """Name and values of the settings that differ; nothing where a run has none."""
+    return [[name, *(value or "" for value in values)] for name, values in comparison.settings().items()]
 
 
 def run_row(run: ComparedRun) -> list[str]:
@@ -118,10 +123,10 @@ def _side(name: str, completion: RewardedCompletion) -> tuple[str, str, str]:
 
 
 def _spread(rows: Iterable[EvaluationRow]) -> float:
-    rewards = [[c["reward"] for c in row["aligned"]] for row in rows]
-    if any(reward is None for of_row in rewards for reward in of_row):
+    rows = list(rows)
+    if any(completion["reward"] is None for row in rows for completion in row["aligned"]):
         return 0.0
-    means = [float(np.mean(of_row)) for of_row in rewards]
+    means = [mean_reward(row) for row in rows]
     return max(means) - min(means)
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from kubealign.lineage import standing
 from kubealign.local.runs import RunInfo
 from kubealign_components.config import require
 from kubealign_components.data.bootstrap import bootstrap_interval
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import digest
 from kubealign_components.data.schemas import EVALUATION, REWARDED, EvaluationRow
-from kubealign_components.errors import CorruptDataset, NotFound
 from kubealign_components.reports.columns import read_columns
 
 Floats = NDArray[np.float64]
@@ -104,15 +104,8 @@ class ComparedRun:
 
     def _last(self, schema: str) -> Dataset | None:
         """The last dataset of that kind that it made and that is still there."""
-        for output in reversed(self.info.outputs):
-            if output["type"] == "system.Dataset":
-                try:
-                    made = Dataset.open(str(self.info.folder.path / output["path"]), allow_empty=True)
-                except (NotFound, CorruptDataset):
-                    continue
-                if made.manifest.schema == schema:
-                    return made
-        return None
+        made = standing(reversed(self.info.made))
+        return next((one for one in made if one.manifest.schema == schema), None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,13 +185,14 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 
 def _difference(first: ComparedRun, other: ComparedRun) -> Difference:
     shared = [name for name in first.rows if name in other.rows]
-    means = [np.array([_mean_reward(run.rows[name]) for name in shared]) for run in (first, other)]
+    means = [np.array([mean_reward(run.rows[name]) for name in shared]) for run in (first, other)]
     gains = means[1] - means[0]
     low, high = bootstrap_interval(gains, seed=0)
     return Difference(name=other.name, prompts=len(shared), mean=float(gains.mean()), low=low, high=high)
 
 
-def _mean_reward(row: EvaluationRow) -> float:
+def mean_reward(row: EvaluationRow) -> float:
+    """Mean reward of the aligned model's completions."""
     return float(np.mean([completion["reward"] for completion in row["aligned"]]))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,14 +26,15 @@ from kubealign.estimate.formulas import (
 from kubealign.parameters import check_parameters
 from kubealign.runfile import RunFile
 from kubealign_components.config import from_parameters, require
+from kubealign_components.data.model_files import text_config
 from kubealign_components.errors import ConfigError
 from kubealign_components.gpus import Gpus
 from kubealign_components.json_types import JsonObject
 from kubealign_components.stages import config_class
-from kubealign_pipelines import rules
+from kubealign_pipelines import build, rules
 from kubealign_pipelines.checking.sources import count_rows
 from kubealign_pipelines.checking.stages import arguments
-from kubealign_pipelines.compiler import compile_pipeline
+from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.graph import Graph, Task
 from kubealign_pipelines.resources import DEFAULTS, TRAINING
 
@@ -152,7 +152,7 @@ def shape_from_config(config: JsonObject) -> ModelShape:
     Raises:
         KeyError: no config of a decoder.
     """
-    text = config.get("text_config", config)
+    text = text_config(config)
     heads = text["num_attention_heads"]
     return ModelShape(
         layers=text["num_hidden_layers"],
@@ -202,8 +202,7 @@ def estimate(run: RunFile, shape: ModelShape, assumed: Assumptions) -> list[Stag
     Raises:
         ConfigError: parameters that a stage refuses.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        graph = compile_pipeline(run.pipeline, Path(folder) / "pipeline.yaml", run.compile, run.parameters)
+    graph = graph_of(build(run.pipeline, run.compile, run.parameters), run.pipeline)
     values = check_parameters(graph, run.parameters, complete=False)
     values |= rules(run.pipeline).choose(run.parameters)
     taken, recipe = _configs(graph, values)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kubealign.local.runs import DIRECTORIES
 from kubealign.local.watcher import TaskRun, Watcher
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.manifest import MANIFEST, Manifest
@@ -32,7 +33,6 @@ USUAL_NAMES = {
 }
 """What a reader looks for in a run's folder, by the stage that makes it."""
 METRICS = "system.Metrics"
-DIRECTORIES = ("system.Dataset", "system.Model")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,6 +17,8 @@ RESULTS = "results.json"
 """File of a run's folder: what it made, and its numbers."""
 RUNS, WORK = "runs", "work"
 """Folders below the output folder: of the runs, and of the rows that they share."""
+DIRECTORIES = ("system.Dataset", "system.Model")
+"""Types of the outputs that are folders with a manifest."""
 LOCK = ".lock"
 """File of a run's folder that the process which runs in it holds."""
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
@@ -106,6 +108,11 @@ class RunInfo:
         return outputs
 
     @property
+    def made(self) -> list[Path]:
+        """Folders of the datasets and models that it made, in that order."""
+        return [self.folder.path / o["path"] for o in self.outputs if o["type"] in DIRECTORIES]
+
+    @property
     def models(self) -> list[Path]:
         """Folders of the models that it made and that are still there."""
         made = [self.folder.path / o["path"] for o in self.outputs if o["type"] == "system.Model"]
@@ -156,6 +163,8 @@ def read_run(path: Path) -> RunInfo:
 def find_run(name: str, output: Path = Path(RUNS)) -> RunInfo | None:
     """The run at the path ``name``, the newest below an output folder of that path, or the run of that name
     below ``output``; None where there is no such run on this machine."""
+    if "://" in name:
+        return None
     for path in (Path(name), output / RUNS / name):
         if is_run(path):
             return read_run(path)
@@ -173,9 +182,7 @@ def output_path(run: RunInfo, stage: str) -> Path:
     usual = run.folder.path / stage
     if stage and Path(stage).name == stage and usual.is_symlink() and usual.is_dir():
         return usual.resolve()
-    made: dict[str, str] = {
-        o["task"]: o["path"] for o in run.outputs if o["type"] in ("system.Dataset", "system.Model")
-    }
+    made: dict[str, str] = {o["task"]: o["path"] for o in run.outputs if o["type"] in DIRECTORIES}
     task_name = stage.replace("_", "-").replace(" ", "-")
     for task in (task_name, f"merge-{task_name}"):  # of a fan-out, what its parts were merged to
         if task in made and (run.folder.path / made[task]).is_dir():

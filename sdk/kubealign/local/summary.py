@@ -13,7 +13,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from kubealign.cli.console import drop_text, duration, format_number, reuse_text
-from kubealign.local.results import DIRECTORIES, Results, StageRow
+from kubealign.local.results import Results, StageRow
+from kubealign.local.runs import DIRECTORIES
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.lineage import LineageStep, steps_of
 from kubealign_components.data.schemas import EVALUATION
