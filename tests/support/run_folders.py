@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import EVALUATION, REWARDED, new_completion
+from support.datasets import MakeDataset
 from support.tiny import prompt_row
-
-MakeDataset = Callable[..., Dataset]
 
 
 def completions(text: str, rewards: Sequence[float | None]) -> list[dict[str, object]]:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,9 @@ from kubealign_components.gpus import Gpus, visible_gpus
 from kubealign_components.preemption import EXIT_CODE
 from support import chunk_worker
 from support.chunk_worker import SharedConfig, run_shared
+from support.datasets import MakeDataset
 from support.tiny import prompt_row
 
-MakeDataset = Callable[..., Dataset]
 ROWS = 8
 
 

@@ -20,13 +20,13 @@ from kubealign.local.results import Output, Results, StageRow
 from kubealign.local.runs import LOCK, read_run, runs_below
 from kubealign.local.summary import write_summary
 from kubealign.ui.server import Server
-from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL, REWARDED, SELECTION, new_completion
 from kubealign_components.evaluate.report import report_html
 from kubealign_components.reports.charts import histogram
 from kubealign_components.reports.rows import rows_page
 from kubealign_components.training.curves import curves_page
 from support.browser import ATTACK, faults_of, needs_browser, opened_browser
+from support.datasets import MakeDataset
 from support.run_folders import add_run
 from support.tiny import prompt_row
 
@@ -34,7 +34,6 @@ pytestmark = needs_browser
 BOXES = """axes => axes.map(axis => [...axis.querySelectorAll('[id*="xtick"] text')]
   .map(text => text.getBoundingClientRect()).map(box => [box.left, box.right]))"""
 """Left and right of each number along each axis."""
-MakeDataset = Callable[..., Dataset]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,10 @@ from kubealign.compare.page import compare_page, spread_evenly
 from kubealign.compare.runs import compared
 from kubealign.local.runs import read_run
 from kubealign_components.data.bootstrap import bootstrap_interval
-from kubealign_components.data.dataset import Dataset
+from support.datasets import MakeDataset
 from support.pages import Page
 from support.run_folders import add_run
 
-MakeDataset = Callable[..., Dataset]
 ATTACK = "<script>alert(1)</script>\x1b[2J"
 
 

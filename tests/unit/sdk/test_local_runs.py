@@ -7,7 +7,6 @@ import shutil
 import tempfile
 import threading
 import webbrowser
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,12 +17,12 @@ from kubealign.cli.main import main
 from kubealign.local.runner import _claimed
 from kubealign.local.runs import LOCK, find_run, read_run
 from kubealign.local.scratch import dead_scratch, scratch
-from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.dataset import DatasetWriter
 from kubealign_components.data.schemas import MODEL, PROMPTS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError
+from support.datasets import MakeDataset
 
-MakeDataset = Callable[..., Dataset]
 KEPT_ALWAYS = "work/code/0.json"
 
 

@@ -7,7 +7,7 @@ import http.client
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,11 +18,10 @@ from kubealign.local.live import read_state
 from kubealign.local.runs import LOCK
 from kubealign.ui.live import step_charts
 from kubealign.ui.server import Server
-from kubealign_components.data.dataset import Dataset
+from support.datasets import MakeDataset
 from support.pages import Page
 from support.run_folders import add_run
 
-MakeDataset = Callable[..., Dataset]
 SECRET = "<!doctype html>the secret"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,12 @@ from hypothesis import strategies as st
 
 from kubealign.cli.main import main
 from kubealign.verify import verify
-from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.manifest import KEY
 from kubealign_components.data.stats import Stats
 from kubealign_components.training.publishing import publish_model
+from support.datasets import MakeDataset
 from support.tiny import prompt_row
-
-MakeDataset = Callable[..., Dataset]
 
 
 def call(*arguments: object) -> Result:

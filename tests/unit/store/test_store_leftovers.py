@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import boto3
@@ -15,15 +14,14 @@ from click.testing import CliRunner
 from kubealign.cli.main import main
 from kubealign_components.data import leftovers
 from kubealign_components.data.chunks import merge, plan
-from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.leftovers import ABANDONED, collect, stale
 from kubealign_components.store import join, scheme_of, store_for
 from kubealign_components.store.base import TEMPORARY
 from support.chunk_worker import Upper, run
+from support.datasets import MakeDataset
 from support.store_servers import BUCKET, place_in
 from support.tiny import prompt_row
 
-MakeDataset = Callable[..., Dataset]
 MEBI = 2**20
 
 

@@ -7,7 +7,6 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,10 @@ from kubealign_components.training.checkpoints import MARKERS, CheckpointStore, 
 from kubealign_components.training.curves import curves_page, training_log
 from kubealign_components.training.processes import joined
 from kubealign_components.training.step_trainer import StepProgress
+from support.datasets import MakeDataset
 from support.pages import Page
 from support.tiny import build_tiny_model
-from support.training_data import make_training, score, training_rows
-
-MakeDataset = Callable[..., Dataset]
+from support.training_data import losses, make_training, score, training_rows
 
 
 def settings(policy: Path, **changes: Any) -> TrainConfig:
@@ -57,11 +55,6 @@ def settings(policy: Path, **changes: Any) -> TrainConfig:
 def pairs(make_dataset: MakeDataset, tiny_model: Path) -> Dataset:
     """Twelve pairs to train on and four to validate."""
     return make_training(make_dataset, tiny_model, score(training_rows(12, validation=4), tiny_model))
-
-
-def losses(model: str | Path) -> list[float]:
-    """Training loss by step."""
-    return [m["loss"] for _, m in training_log(Dataset.open(str(model), MODEL)) if "loss" in m]
 
 
 def logits(model: str | Path) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from kubealign_components.train_reward_model.report import report_page
 from kubealign_components.train_reward_model.stage import run
 from kubealign_components.training.checkpoints import MARKERS
 from kubealign_components.training.curves import training_log
+from support.datasets import MakeDataset
 from support.pages import Page
 from support.preference_data import (
     LOUD,
@@ -37,8 +37,6 @@ from support.preference_data import (
     write_files,
 )
 from support.tiny import build_tiny_model
-
-MakeDataset = Callable[..., Dataset]
 
 
 @pytest.fixture(scope="module")
