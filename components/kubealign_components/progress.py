@@ -43,7 +43,7 @@ def progress_bar(total: int, unit: str, description: str) -> tqdm[Any]:
     """
     settings: dict[str, Any] = {"total": total, "unit": f" {unit}", "desc": description}
     if sys.stderr.isatty():
-        return tqdm(**settings, mininterval=0.5, dynamic_ncols=True)
+        return _Bar(**settings, mininterval=0.5, dynamic_ncols=True)
     return _Lines(**settings, mininterval=float(os.environ.get(SECONDS, "30")))
 
 
@@ -73,7 +73,14 @@ def read_line(line: str) -> BarState | None:
     )
 
 
-class _Lines(tqdm):  # type: ignore[type-arg]  # generic in its stubs alone
+class _Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs alone
+    """tqdm's bar, which can also be closed where an interrupt ended its making."""
+
+    disable = True
+    """Until it is made."""
+
+
+class _Lines(_Bar):
     """A bar whose states are lines of their own: nothing is ever written over."""
 
     def __init__(self, **settings: Any) -> None:

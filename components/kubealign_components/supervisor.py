@@ -152,7 +152,9 @@ def _become(module: str, arguments: Sequence[str], restart: int, parent: int) ->
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except SystemExit as end:
-        if end.code == EXIT_CODE:  # it was told to stop
+        # A stage was told to stop, or another program says itself how it ended. KFP's executor never does: in
+        # a stage any other exit is that of something which it runs.
+        if end.code == EXIT_CODE or _FUNCTION not in arguments:
             raise
         sys.exit(reported(end, _stage(arguments)))
     except Exception as error:  # the boundary of the process: whoever raised it

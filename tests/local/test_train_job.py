@@ -70,8 +70,9 @@ def kubelet(server: FakeKubernetes, job: Job) -> None:
 
 def _log(server: FakeKubernetes, name: str, process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        server.write(name, line.rstrip("\n"))
+    with process.stdout as lines:
+        for line in lines:
+            server.write(name, line.rstrip("\n"))
 
 
 def artifacts_of(

@@ -87,6 +87,14 @@ def test_a_dead_stage_is_started_again_with_its_arguments(tmp_path: Path, death:
     assert "attempt 2 of 3 failed; the next one begins in 0.1 s" in text
 
 
+@pytest.mark.parametrize("code", [0, 3, FINAL_CODE])
+def test_a_program_that_is_no_stage_says_itself_how_it_ended(tmp_path: Path, code: int) -> None:
+    """So does what the pods of a TrainJob run."""
+    ended_with, text = Stage(tmp_path, f"sys.exit({code})").run(0)
+    assert ended_with == code
+    assert "Unexpected" not in text
+
+
 def test_after_the_last_retry_its_end_is_the_end(tmp_path: Path) -> None:
     stage = Stage(tmp_path, "raise errors.EngineError('no GPU')")
     code, text = stage.run(retries=1)

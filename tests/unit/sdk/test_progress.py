@@ -182,3 +182,8 @@ def test_a_state_that_cannot_be_written_stops_no_run(graph: Graph, tmp_path: Pat
     with state_written(tmp_path / "gone" / "progress.json", graph, watcher, Forecast({})):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bar_whose_making_was_interrupted_is_closed_in_silence() -> None:
+    kind = type(progress_bar(1, "rows", "filter"))
+    kind.__new__(kind).close()
