@@ -1,4 +1,5 @@
-"""What an API server with Trainer and Kueue refuses of a TrainJob, as recorded answers have it."""
+"""What an API server with Trainer, JobSet and Kueue refuses of a TrainJob and its JobSet, as recorded answers
+and the webhooks' sources have it."""
 
 from __future__ import annotations
 
@@ -18,6 +19,11 @@ _RESERVED = {
 }
 _WITHOUT_ENV = ("dataset-initializer", "model-initializer", "node")
 QUEUE = "kueue.x-k8s.io/queue-name"
+_RULE = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
+_JOB_FAILURES = {
+    *("BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded"),
+    "PodFailurePolicy",
+}
 
 
 def refused_creation(body: Json, runtimes: set[str]) -> Refusal | None:
@@ -51,6 +57,29 @@ def refused_pod(pod: Json) -> Refusal | None:
                 "securityContext.runAsNonRoot=true)"
             )
     return None
+
+
+def refused_job_set(name: str, spec: Json, nodes: int) -> str:
+    """Why JobSet's webhook (0.10 to 0.12) does not take the JobSet that Trainer makes; empty where it does.
+
+    The TrainJob is there by then: nobody but an event tells why nothing comes of it.
+    """
+    jobs = {job["name"] for job in spec["replicatedJobs"]}
+    for job in jobs:
+        if len(f"{name}-{job}-0-{nodes - 1}-abcde") > 63:
+            return "JobSet name is too long, pod names generated for this JobSet will exceed 63 characters"
+    rules = (spec.get("failurePolicy") or {}).get("rules") or []
+    for rule in rules:
+        if not _RULE.fullmatch(rule["name"]) or len(rule["name"]) > 128:
+            return f"invalid failure policy rule name '{rule['name']}'"
+        for reason in rule.get("onJobFailureReasons") or []:
+            if reason not in _JOB_FAILURES:
+                return f"invalid job failure reason '{reason}' in failure policy"
+        if not jobs.issuperset(rule.get("targetReplicatedJobs") or []):
+            return f"invalid replicatedJob name in failure policy rule {rule['name']}"
+    if len({rule["name"] for rule in rules}) < len(rules):
+        return "rule names are not unique"
+    return ""
 
 
 def _invalid(name: str) -> str:

@@ -17,7 +17,9 @@ from kubealign.cli.main import main
 from kubealign_components import __version__, images
 from kubealign_components.store import scheme_of, store_for
 from kubealign_components.store.base import KUBEFLOW
+from kubealign_components.trainjob.manifest import job_name
 from kubealign_pipelines.resources import STANDALONE
+from support.fake_admission import refused_job_set
 from support.fake_kubernetes_http import closed
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -215,6 +217,25 @@ def test_nodes_of_a_training_may_talk_to_each_other_alone(overlay: str) -> None:
     assert policy["egress"] == [{"to": [nodes]}]
     of_runs = _only(built(overlay), "NetworkPolicy", "kubealign")["spec"]["podSelector"]["matchLabels"]
     assert of_runs.items() < policy["podSelector"]["matchLabels"].items()
+
+
+@each_profile
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ({}, ""),
+        ({"name": "not-a-name"}, "rule name 'not-a-name'"),
+        ({"onJobFailureReasons": ["Evicted"]}, "job failure reason 'Evicted'"),
+    ],
+)
+def test_jobset_takes_what_trainer_makes_of_the_training_runtime(
+    overlay: str, rule: dict[str, Any], told: str
+) -> None:
+    """Its webhook has rules that no schema tells; a JobSet that it refuses leaves a TrainJob waiting."""
+    spec = _only(built(overlay), "TrainingRuntime", "torch-distributed")["spec"]["template"]["spec"]
+    spec["failurePolicy"]["rules"][0] |= rule
+    refused = refused_job_set(job_name("gs://bucket/work/job"), spec, 1000)
+    assert told in refused and bool(refused) == bool(told)
 
 
 @each_profile
