@@ -4,21 +4,30 @@ Logits that were rounded to bf16 are off by up to 0.06 each at a size of 16, whi
 on a completion; so hidden states and weights are multiplied in fp32 here, whatever they are held in.
 The softmax is a log-sum-exp of blocks of the vocabulary: PyTorch's fp32 ``log_softmax`` adds up a
 row in one running sum on CPUs, which on 262,144 words is off by 5e-5 nats a token, always to one side.
+A LoRA on the head is added to the same products, so that one which changes nothing changes no bit.
 
-Shape suffixes: M rows, R rows multiplied at once, H hidden, V vocabulary, B a block of it.
+Shape suffixes: M rows, R rows multiplied at once, H hidden, V vocabulary, B a block of it, A the ranks of
+adapters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from kubealign_components.engines.row_tiles import log_sum_exp, rows_at_once, tile_rows, tiles
+from kubealign_components.engines.row_tiles import (
+    RowTiles,
+    log_sum_exp,
+    rows_at_once,
+    tile_rows,
+    tiled_linear,
+    tiles,
+)
 
 HEAD_BYTES = 2**26
 """Of the fp32 matrices that are made beside the weights at a time: rows of logits and a block of the head."""
@@ -32,12 +41,25 @@ def chosen_logprobs(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
     return logits_MV.gather(1, targets_M[:, None])[:, 0] - logits_MV.logsumexp(1)
 
 
+class Adapter(NamedTuple):
+    """A LoRA on the head: ``scaling * up(down(dropout(hidden)))`` is added to the logits."""
+
+    down: nn.Linear
+    up: nn.Linear
+    dropout: nn.Module
+    scaling: float
+
+
 class Head:
-    """Hidden states to fp32 logits, with the scalings that some models apply after the head."""
+    """Hidden states to fp32 logits, with the scalings that some models apply after the head.
+
+    LoRA (rsLoRA too, whose scaling is another number) and heads that PEFT trains whole are computed here.
+    Any other head, such as a quantised one or one under DoRA, computes its logits itself.
+    """
 
     def __init__(self, base: Any) -> None:
         config = base.config.get_text_config()
-        self.linear = base.get_output_embeddings()
+        self.linear, self.adapters = _parts(base.get_output_embeddings())
         self.scale = getattr(config, "logit_scale", None) or 1.0 / (
             getattr(config, "logits_scaling", None) or 1.0
         )
@@ -46,7 +68,7 @@ class Head:
 
     @property
     def plain(self) -> bool:
-        """Whether the head is a matrix that lies here whole: no adapter, not quantised, no ZeRO-3 shard."""
+        """Whether the head is a matrix that lies here whole, and LoRA: not quantised, no ZeRO-3 shard."""
         return type(self.linear) is nn.Linear and not hasattr(self.linear.weight, "ds_id")
 
     @property
@@ -57,36 +79,60 @@ class Head:
     def __call__(self, hidden_MH: Tensor) -> Tensor:
         """(M, V) fp32 logits, all at once."""
         if not self.plain:
-            return self._scaled(self.linear(hidden_MH).float())
-        with torch.autocast(hidden_MH.device.type, enabled=False):
-            weight_VH, bias_V = self.linear.weight, self.linear.bias
-            bias_V = None if bias_V is None else bias_V.float()
-            return self._scaled(linear(hidden_MH.float().to(weight_VH.device), weight_VH.float(), bias_V))
+            with RowTiles():
+                return self._scaled(self.linear(hidden_MH).float())
+        return self._logits(hidden_MH, slice(None))
 
     def only(self, tokens: Sequence[int], hidden_MH: Tensor) -> Tensor:
         """(M, len(tokens)) fp32: the logits of a few tokens.
 
-        A head that is more than a matrix, such as one under an adapter, is asked for all of them.
+        A head that is not :attr:`plain` is asked for all of them.
         """
-        if not self.plain:
-            return self(hidden_MH)[:, list(tokens)]
-        weight, bias = self.linear.weight[list(tokens)].float(), self.linear.bias
-        chosen_bias = None if bias is None else bias[list(tokens)].float()
-        with torch.autocast(hidden_MH.device.type, enabled=False):
-            return self._scaled(linear(hidden_MH.float().to(weight.device), weight, chosen_bias))
+        return self._logits(hidden_MH, list(tokens)) if self.plain else self(hidden_MH)[:, list(tokens)]
 
     def logprobs(self, hidden_MH: Tensor, targets_M: Tensor) -> Tensor:
         """(M,) fp32: log p(target) of each row, differentiable, on the device of ``hidden_MH``.
 
-        Of a plain head a row's bits depend on the row alone, see :mod:`.row_tiles`.
+        A row's bits depend on the row alone, see :mod:`.row_tiles`.
         """
         if self.plain:
             device = self.linear.weight.device
-            moved = hidden_MH.to(device), self.linear.weight, self.linear.bias, targets_M.to(device)
-            result: Tensor = _Logprobs.apply(*moved, self.scale, self.softcap or 0.0)
+            result: Tensor = _Logprobs.apply(
+                hidden_MH.to(device),
+                self.linear.weight,
+                self.linear.bias,
+                *self._low_rank(hidden_MH.to(device)),
+                targets_M.to(device),
+                self.scale,
+                self.softcap or 0.0,
+            )
             return result.to(hidden_MH.device)
         parts = zip(hidden_MH.split(self.rows), targets_M.split(self.rows))
         return torch.cat([self._part(hidden, targets) for hidden, targets in parts])
+
+    def _logits(self, hidden_MH: Tensor, words: slice | list[int]) -> Tensor:
+        weight, bias = self.linear.weight[words].float(), self.linear.bias
+        chosen_bias = None if bias is None else bias[words].float()
+        hidden_MH = hidden_MH.to(weight.device)
+        inner_MA, up_VA = self._low_rank(hidden_MH)
+        with torch.autocast(hidden_MH.device.type, enabled=False):
+            logits = tiled_linear(hidden_MH.float(), weight, chosen_bias)
+            if inner_MA is not None and up_VA is not None:
+                logits = logits + tiled_linear(inner_MA, up_VA[words].float())
+        return self._scaled(logits)
+
+    def _low_rank(self, hidden_MH: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Of all adapters, (M, A) fp32 of their first matrices, times their scalings, and (V, A) second
+        ones."""
+        if not self.adapters:
+            return None, None
+        with torch.autocast(hidden_MH.device.type, enabled=False):
+            inner = [
+                tiled_linear(one.dropout(hidden_MH).float(), one.down.weight.float()) * one.scaling
+                for one in self.adapters
+            ]
+        ups = [one.up.weight for one in self.adapters]
+        return (inner[0], ups[0]) if len(ups) == 1 else (torch.cat(inner, 1), torch.cat(ups, 1))
 
     def _part(self, hidden_MH: Tensor, targets_M: Tensor) -> Tensor:
         def compute(hidden_MH: Tensor) -> Tensor:
@@ -100,6 +146,29 @@ class Head:
 
     def _scaled(self, logits_MV: Tensor) -> Tensor:
         return _scaled(logits_MV, self.scale, self.softcap or 0.0)
+
+
+def _parts(module: Any) -> tuple[Any, tuple[Adapter, ...]]:
+    """The matrix of an output embedding and the LoRA on it that acts now; itself where it is another kind."""
+    if type(module) is nn.Linear:
+        return module, ()
+    from peft.tuners.lora import Linear
+    from peft.utils import ModulesToSaveWrapper
+
+    if isinstance(module, ModulesToSaveWrapper):
+        own = [name for name in module.active_adapters if name in module.modules_to_save]
+        trained = own and not module.disable_adapters
+        return _parts(module.modules_to_save[own[0]] if trained else module.original_module)
+    if not isinstance(module, Linear) or type(module.base_layer) is not nn.Linear:
+        return module, ()
+    if module.merged or module.disable_adapters:
+        return module.base_layer, ()
+    acting = [name for name in module.active_adapters if name in module.lora_A]
+    if any(name in module.lora_variant or module.lora_bias[name] for name in acting):
+        return module, ()
+    return module.base_layer, tuple(
+        Adapter(module.lora_A[n], module.lora_B[n], module.lora_dropout[n], module.scaling[n]) for n in acting
+    )
 
 
 def _scaled(logits: Tensor, scale: float, softcap: float) -> Tensor:
@@ -118,6 +187,8 @@ class _Logprobs(torch.autograd.Function):
         hidden_MH: Tensor,
         weight_VH: Tensor,
         bias_V: Tensor | None,
+        inner_MA: Tensor | None,
+        up_VA: Tensor | None,
         targets_M: Tensor,
         scale: float,
         softcap: float,
@@ -126,58 +197,91 @@ class _Logprobs(torch.autograd.Function):
         chosen_M = torch.zeros(len(hidden_MH), dtype=torch.float64, device=hidden_MH.device)
         sums = []  # one log-sum-exp a block and row
         with torch.autocast(hidden_MH.device.type, enabled=False):
-            for start, weight_BH, bias_B in _blocks(weight_VH, bias_V):
+            for start, weight_BH, bias_B, up_BA in _blocks(weight_VH, bias_V, up_VA):
                 sum_M = torch.empty(len(hidden_MH), device=hidden_MH.device)
                 for first, end, product in tiles(hidden_MH.float(), weight_BH, bias_B):
-                    logits_RB = _scaled(product(None), scale, softcap)
+                    raw_RB = product(None)
+                    if inner_MA is not None and up_BA is not None:
+                        raw_RB[: end - first] += tiled_linear(inner_MA[first:end], up_BA)
+                    logits_RB = _scaled(raw_RB, scale, softcap)
                     sum_M[first:end] = log_sum_exp(logits_RB)[: end - first]
                     inside_R, place_R = _inside(targets_M[first:end], start, len(weight_BH))
                     found_R = logits_RB[: end - first].gather(1, place_R[:, None])[:, 0]
                     chosen_M[first:end] += torch.where(inside_R, found_R, 0.0)
                 sums.append(sum_M)
             total_M = torch.stack(sums, 1).double().logsumexp(1)
-        ctx.save_for_backward(hidden_MH, weight_VH, bias_V, targets_M, total_M)
+        ctx.save_for_backward(hidden_MH, weight_VH, bias_V, inner_MA, up_VA, targets_M, total_M)
         ctx.scale, ctx.softcap = scale, softcap
         return (chosen_M - total_M).float()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_MH, weight_VH, bias_V, targets_M, total_M = ctx.saved_tensors
+        hidden_MH, weight_VH, bias_V, inner_MA, up_VA, targets_M, total_M = ctx.saved_tensors
         wants = ctx.needs_input_grad
         to_hidden_MH = torch.zeros_like(hidden_MH, dtype=torch.float32)
+        to_inner_MA = None if inner_MA is None else torch.zeros_like(inner_MA)
         to_weight_VH = torch.empty_like(weight_VH) if wants[1] else None
-        to_bias_V = torch.empty_like(bias_V) if bias_V is not None and wants[2] else None
+        to_bias_V = torch.empty_like(bias_V) if wants[2] else None
+        to_up_VA = torch.empty_like(up_VA) if wants[4] else None
         size = tile_rows(hidden_MH.device)
         with torch.autocast(hidden_MH.device.type, enabled=False):
-            for start, weight_BH, bias_B in _blocks(weight_VH, bias_V):
-                block = slice(start, start + len(weight_BH))
-                sum_BH, sum_B = torch.zeros_like(weight_BH), weight_BH.new_zeros(len(weight_BH))
+            for start, weight_BH, bias_B, up_BA in _blocks(weight_VH, bias_V, up_VA):
+                sums = _Sums(slice(start, start + len(weight_BH)), to_weight_VH, to_bias_V, to_up_VA)
                 for first in range(0, len(hidden_MH), size):
                     part = slice(first, first + size)
-                    rows_RH = hidden_MH[part].float()
-                    grad_RB = _to_logits(
-                        linear(rows_RH, weight_BH, bias_B), targets_M[part] - start, total_M[part], ctx
-                    )
+                    rows_RH, inner_RA = hidden_MH[part].float(), None if inner_MA is None else inner_MA[part]
+                    raw_RB = linear(rows_RH, weight_BH, bias_B)
+                    if inner_RA is not None:
+                        raw_RB += linear(inner_RA, up_BA)
+                    grad_RB = _to_logits(raw_RB, targets_M[part] - start, total_M[part], ctx)
                     grad_RB *= grads[0][part, None]
                     to_hidden_MH[part] += grad_RB @ weight_BH
-                    if to_weight_VH is not None:
-                        sum_BH += grad_RB.t() @ rows_RH
-                    sum_B += grad_RB.sum(0)
-                if to_weight_VH is not None:
-                    to_weight_VH[block] = sum_BH
-                if to_bias_V is not None:
-                    to_bias_V[block] = sum_B
-        return to_hidden_MH.to(hidden_MH.dtype), to_weight_VH, to_bias_V, None, None, None
+                    if to_inner_MA is not None:
+                        to_inner_MA[part] += grad_RB @ up_BA
+                    sums.add(grad_RB, rows_RH, inner_RA)
+                sums.store()
+        hidden = to_hidden_MH.to(hidden_MH.dtype)
+        return hidden, to_weight_VH, to_bias_V, to_inner_MA, to_up_VA, None, None, None
 
 
-def _blocks(weight_VH: Tensor, bias_V: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """``(first word, weights, bias)`` of blocks of the vocabulary, in fp32."""
+class _Sums:
+    """Gradients of a block's words, added up over rows in fp32; None of what is not trained."""
+
+    def __init__(self, block: slice, *whole: Tensor | None) -> None:
+        self._block = block
+        self._whole = whole
+        self._sums = [
+            None if one is None else torch.zeros_like(one[block], dtype=torch.float32) for one in whole
+        ]
+
+    def add(self, grad_RB: Tensor, rows_RH: Tensor, inner_RA: Tensor | None) -> None:
+        """Of some rows: what the logits' gradient makes of weights, bias and adapter."""
+        weight_BH, bias_B, up_BA = self._sums
+        if weight_BH is not None:
+            weight_BH += grad_RB.t() @ rows_RH
+        if bias_B is not None:
+            bias_B += grad_RB.sum(0)
+        if up_BA is not None and inner_RA is not None:
+            up_BA += grad_RB.t() @ inner_RA
+
+    def store(self) -> None:
+        """Put them in their place, in the dtype that the weights have."""
+        for whole, own in zip(self._whole, self._sums, strict=True):
+            if whole is not None:
+                whole[self._block] = own
+
+
+def _blocks(
+    weight_VH: Tensor, bias_V: Tensor | None, up_VA: Tensor | None
+) -> Iterator[tuple[int, Tensor, Tensor | None, Tensor | None]]:
+    """``(first word, weights, bias, adapter)`` of blocks of the vocabulary, in fp32."""
     # Block, logits and what the softmax makes of them are four such matrices.
     size = HEAD_BYTES // (4 * 4 * max(weight_VH.shape[1], rows_at_once(weight_VH.device)))
     size = max(_WORDS, size // _WORDS * _WORDS)
     for start in range(0, len(weight_VH), size):
         block = slice(start, start + size)
-        yield start, weight_VH[block].float(), None if bias_V is None else bias_V[block].float()
+        bias_B, up_BA = (None if one is None else one[block].float() for one in (bias_V, up_VA))
+        yield start, weight_VH[block].float(), bias_B, up_BA
 
 
 def _inside(targets_R: Tensor, start: int, words: int) -> tuple[Tensor, Tensor]:

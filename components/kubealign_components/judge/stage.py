@@ -31,7 +31,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.engines.judge import Judgement, JudgeSpec, Pair, PairJudge
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

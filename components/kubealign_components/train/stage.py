@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
 
 STAGE = "train"
-VERSION = 4
+VERSION = 5
 
 
 def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launcher | None = None) -> Stats:

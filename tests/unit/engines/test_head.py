@@ -87,3 +87,145 @@ def test_no_matrix_is_larger_than_its_bytes(monkeypatch: pytest.MonkeyPatch) -> 
     with Sizes():
         Head(model(own)).logprobs(hidden, torch.randint(60_000, (200,))).sum().backward()
     assert 2**19 < max(made) <= 2**20
+
+
+def adapted(own: nn.Linear, *, rank: int = 4, **settings: Any) -> Any:
+    """The head ``own`` under PEFT, with an adapter that changes something."""
+    from peft import LoraConfig, get_peft_model
+
+    class Base(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lm_head = own
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.lm_head(hidden)
+            return result
+
+    peft = get_peft_model(Base(), LoraConfig(target_modules=["lm_head"], r=rank, **settings))
+    for name, weight in peft.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.3)
+    return peft
+
+
+def head_of(peft: Any, **settings: Any) -> Head:
+    config = SimpleNamespace(vocab_size=101, **settings)
+    layer = peft.base_model.model.lm_head
+    return Head(
+        SimpleNamespace(
+            config=SimpleNamespace(get_text_config=lambda: config), get_output_embeddings=lambda: layer
+        )
+    )
+
+
+@pytest.mark.parametrize("scalings", [{}, {"logit_scale": 0.3, "final_logit_softcapping": 2.0}])
+@pytest.mark.parametrize("kind", [{}, {"use_rslora": True}, {"lora_dropout": 0.5}])
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_adapter_on_the_head_is_what_peft_computes_in_fp32(
+    monkeypatch: pytest.MonkeyPatch, bias: bool, kind: dict[str, Any], scalings: dict[str, Any]
+) -> None:
+    """Values and gradients of both matrices and the hidden states, against autograd through PEFT's layer."""
+    monkeypatch.setattr(module, "HEAD_BYTES", 4 * 64 * 25)
+    torch.manual_seed(0)
+    peft = adapted(nn.Linear(8, 101, bias=bias), lora_alpha=12, **kind).eval()
+    head = head_of(peft, **scalings)
+    hidden, targets = torch.randn(70, 8, requires_grad=True), torch.randint(101, (70,))
+    wanted = [hidden, *(w for w in peft.parameters() if w.requires_grad)]
+    assert len(wanted) == 3
+    raw = peft(hidden) * scalings.get("logit_scale", 1.0)
+    cap = scalings.get("final_logit_softcapping")
+    expected = chosen_logprobs(torch.tanh(raw / cap) * cap if cap else raw, targets)
+    weights = torch.randn(70)
+    expected_grads = torch.autograd.grad((expected * weights).sum(), wanted)
+    for found in (head.logprobs(hidden, targets), chosen_logprobs(head(hidden), targets)):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        for one, other in zip(
+            torch.autograd.grad((found * weights).sum(), wanted), expected_grads, strict=True
+        ):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    few = [7, 100, 3]
+    torch.testing.assert_close(head.only(few, hidden), head(hidden)[:, few], atol=1e-6, rtol=1e-6)
+
+
+def test_an_adapted_half_head_is_multiplied_in_fp32() -> None:
+    torch.manual_seed(0)
+    own = nn.Linear(16, 101, bias=False).bfloat16()
+    peft, targets = adapted(own, lora_alpha=12).eval(), torch.randint(101, (24,))
+    hidden = 4 * torch.randn(24, 16).bfloat16()
+    layer = peft.base_model.model.lm_head
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = head_of(peft).logprobs(hidden, targets)
+    down, up = (each["default"].weight.double() for each in (layer.lora_A, layer.lora_B))
+    whole = own.weight.double() + 3 * up @ down
+    exact = (hidden.double() @ whole.t()).log_softmax(1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+def test_which_adapters_of_a_head_count() -> None:
+    """Those that act: none while they are off or merged, and a whole head that PEFT trains in its place."""
+    from peft import LoraConfig
+
+    torch.manual_seed(0)
+    own = nn.Linear(8, 101, bias=False)
+    peft = adapted(own, lora_alpha=12).eval()
+    peft.add_adapter("other", LoraConfig(target_modules=["lm_head"], r=2, init_lora_weights=False))
+    hidden, targets = torch.randn(9, 8), torch.randint(101, (9,))
+
+    def check() -> torch.Tensor:
+        with torch.no_grad():
+            found = head_of(peft).logprobs(hidden, targets)
+            torch.testing.assert_close(found, chosen_logprobs(peft(hidden), targets), atol=1e-5, rtol=1e-5)
+        return found
+
+    seen = [check()]
+    peft.set_adapter("other")
+    seen.append(check())
+    peft.base_model.set_adapter(["default", "other"])
+    seen.append(check())
+    with peft.disable_adapter():
+        seen.append(check())
+    assert torch.equal(seen[-1], Head(model(own)).logprobs(hidden, targets))
+    assert len({float(one[0]) for one in seen}) == 4
+    peft.merge_adapter()
+    torch.testing.assert_close(check(), seen[2], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"lora_bias": True}])
+def test_an_adapter_of_another_kind_computes_its_own_logits(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    peft = adapted(nn.Linear(8, 101), lora_alpha=12, **settings).eval()
+    hidden, targets = torch.randn(9, 8, requires_grad=True), torch.randint(101, (9,))
+    head = head_of(peft)
+    assert not head.plain
+    expected = chosen_logprobs(peft(hidden), targets)
+    wanted = [hidden, *(w for w in peft.parameters() if w.requires_grad)]
+    found = head.logprobs(hidden, targets)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for one, other in zip(
+        torch.autograd.grad(found.sum(), wanted), torch.autograd.grad(expected.sum(), wanted), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_a_head_that_peft_trains_whole_is_the_matrix_it_trains() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    class Base(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.lm_head = nn.Linear(8, 8), nn.Linear(8, 101)
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.lm_head(hidden)
+            return result
+
+    torch.manual_seed(0)
+    peft = get_peft_model(Base(), LoraConfig(target_modules=["inner"], modules_to_save=["lm_head"]))
+    own = peft.base_model.model.lm_head
+    nn.init.normal_(own.modules_to_save["default"].weight)
+    head = head_of(peft)
+    assert head.plain
+    assert head.linear is own.modules_to_save["default"]
+    with peft.disable_adapter():
+        assert head_of(peft).linear is own.original_module

@@ -50,10 +50,20 @@ MICRO_BATCHES = (4096, 150, 20)
 """Tokens of a forward pass of ``train``."""
 
 
+ON_THE_HEAD = ("q_proj", "lm_head")
+"""Layers that get adapters, the head among them."""
+
+
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of sizes that no vector divides."""
     return build_tiny_model(tmp_path_factory.mktemp("models") / "odd", hidden=40, layers=2)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with one matrix for embedding and head."""
+    return build_tiny_model(tmp_path_factory.mktemp("models") / "tied", hidden=40, layers=2, tied=True)
 
 
 def completions(make_dataset: MakeDataset, policy: Path, order: int, count: int) -> Dataset:
@@ -93,11 +103,27 @@ def first_step(output: Path) -> dict[str, Any]:
     return training_log(Dataset.open(str(output), MODEL))[0][1]
 
 
-@pytest.mark.parametrize("adapter", ["none", "lora"])
+@pytest.mark.parametrize(
+    ("name", "adapter", "targets"),
+    [
+        ("policy", "none", ()),
+        ("policy", "lora", ()),
+        ("policy", "lora", ON_THE_HEAD),
+        ("tied", "none", ()),
+        ("tied", "lora", ON_THE_HEAD),
+    ],
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_step_0_is_the_reference_to_the_last_bit(
-    make_dataset: MakeDataset, policy: Path, tmp_path: Path, dtype: str, adapter: str
+    make_dataset: MakeDataset,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    dtype: str,
+    name: str,
+    adapter: str,
+    targets: tuple[str, ...],
 ) -> None:
+    policy: Path = request.getfixturevalue(name)
     numbers = {"dtype": dtype, "adapter": adapter}
     runs = []
     for number, cut in enumerate(CUTS):
@@ -110,11 +136,17 @@ def test_step_0_is_the_reference_to_the_last_bit(
     for tokens in MICRO_BATCHES:
         output = tmp_path / f"model-{tokens}"
         config = TrainConfig(
-            policy=str(policy), max_steps=1, batch_size=10, micro_batch_tokens=tokens, **numbers
+            policy=str(policy),
+            max_steps=1,
+            batch_size=10,
+            micro_batch_tokens=tokens,
+            lora_targets=targets,
+            **numbers,
         )
         run(config, training=data, output=str(output))
         first = first_step(output)
-        print(f"{dtype} {adapter} {tokens}: |log-ratio| {first['abs_log_ratio_per_token']}, {first['loss']}")
+        what = f"{name} {dtype} {adapter} {' '.join(targets)} {tokens}"
+        print(f"{what}: |log-ratio| {first['abs_log_ratio_per_token']}, first loss {first['loss']}")
         assert first["abs_log_ratio_per_token"] == 0.0
         assert struct.unpack("f", struct.pack("f", first["loss"]))[0] == LN_2
 
@@ -148,8 +180,9 @@ def quantised(policy: Path) -> Any:
     return model
 
 
+@pytest.mark.parametrize("targets", [(), ON_THE_HEAD])
 def test_step_0_of_a_quantised_base_is_the_reference_to_the_last_bit(
-    make_dataset: MakeDataset, policy: Path, tmp_path: Path
+    make_dataset: MakeDataset, policy: Path, tmp_path: Path, targets: tuple[str, ...]
 ) -> None:
     """QLoRA but for its CUDA kernel: what loads, freezes, casts, adapts and computes is the product's own."""
     found: list[Sums] = []
@@ -173,6 +206,7 @@ def test_step_0_of_a_quantised_base_is_the_reference_to_the_last_bit(
             max_steps=1,
             batch_size=10,
             micro_batch_tokens=tokens,
+            lora_targets=targets,
         )
         write_examples(data, config, tmp_path / f"{tokens}")
         train, validation = (
@@ -184,7 +218,8 @@ def test_step_0_of_a_quantised_base_is_the_reference_to_the_last_bit(
         trainer = AlignmentTrainer(config, LogprobModel(adapted), arguments, train, validation, max_drift=0.0)
         trainer.train()
         first = trainer.training_log()[0][1]
-        print(f"quantised {tokens}: |log-ratio| {first['abs_log_ratio_per_token']}, loss {first['loss']}")
+        what = f"quantised {' '.join(targets)} {tokens}"
+        print(f"{what}: |log-ratio| {first['abs_log_ratio_per_token']}, first loss {first['loss']}")
         assert first["abs_log_ratio_per_token"] == 0.0
         assert struct.unpack("f", struct.pack("f", first["loss"]))[0] == LN_2
 
