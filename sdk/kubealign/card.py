@@ -61,11 +61,11 @@ def _model_head(
 ) -> dict[str, object]:
     own = manifest.provenance.step
     head: dict[str, object] = {"library_name": "transformers", "tags": ["kubealign", *_tags(own["params"])]}
-    base = _origin(manifest, _digest_of(own["models"].get("policy")))
+    base = manifest.place_of(_digest_of(own["models"].get("policy")))
     if "revision" in base:
         head["base_model"] = base["uri"]
     hub = [
-        where for _, content, where in _sources(manifest, steps) if "revision" in _origin(manifest, content)
+        where for _, content, where in _sources(manifest, steps) if "revision" in manifest.place_of(content)
     ]
     if hub:
         head["datasets"] = list(dict.fromkeys(hub))
@@ -94,17 +94,8 @@ def _sources(manifest: Manifest, steps: Sequence[LineageStep]) -> list[tuple[str
             for source in step.params.get(name, []):
                 content = source.get("content", {})
                 word = str(content.get("sha256") or content.get("commit") or "")
-                rows.append((str(source.get("name", "")), word, _origin(manifest, word).get("uri", "")))
+                rows.append((str(source.get("name", "")), word, manifest.place_of(word).get("uri", "")))
     return rows
-
-
-def _origin(manifest: Manifest, word: str) -> Mapping[str, str]:
-    """Where lay what is known by the digest or commit ``word``; with its revision if that was on the hub."""
-    for origin in manifest.origins.values():
-        places: Mapping[str, Mapping[str, str]] = origin["places"]
-        if word in places:
-            return places[word]
-    return {}
 
 
 def _digest_of(model: object) -> str:

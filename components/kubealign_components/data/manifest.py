@@ -74,6 +74,15 @@ class Manifest:
             origins=self.origins,
         )
 
+    def place_of(self, word: str) -> Mapping[str, str]:
+        """Where lay what a step knows by the digest or commit ``word``: ``uri``, and ``revision`` of what was
+        on the hub; nothing where no step tells."""
+        for origin in self.origins.values():
+            places: Mapping[str, Mapping[str, str]] = origin["places"]
+            if word in places:
+                return places[word]
+        return {}
+
     def to_json(self, *, signed: bool = True) -> str:
         """Stable JSON text, with its digest and, where :data:`KEY` is set, its signature if ``signed``."""
         body = {name: getattr(self, name) for name in self.__slots__}

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from kubealign_components.config import execution, require
 from kubealign_components.data.fingerprint import canonical_json
+from kubealign_components.data.origins import note_origin
 from kubealign_components.engines.own_code import OwnCode, find_code
 from kubealign_components.engines.reward_calls import NotAReward, call_function, finite, open_function
 from kubealign_components.engines.reward_input import Refused, RewardInput
@@ -119,9 +120,12 @@ class LoadedFunction:
     @cached_property
     def identity(self) -> str | dict[str, Any]:
         """What a recipe says of it: its version when it is shipped, else a digest of what it is."""
-        if self._code is None:
-            return {"version": SHIPPED.get(self.spec.name, 0)}
-        return self._code.digest
+        spec, code = self.spec, self._code
+        if code is None:
+            return {"version": SHIPPED.get(spec.name, 0)}
+        if spec.is_file:  # a module is found by its name
+            note_origin(code.digest, spec.source or f"{code.file}:{spec.name}")
+        return code.digest
 
     def __call__(self, item: RewardInput) -> float:
         """The reward of ``item``, of which the function has a copy.

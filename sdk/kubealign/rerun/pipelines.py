@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kubealign.rerun.functions import placed
 from kubealign.rerun.parameters import Parameters
 from kubealign.rerun.story import Story
 from kubealign_components.data.chat.settings import TEMPLATE_FIELDS
@@ -158,9 +159,9 @@ class _Rerun:
     def _reward(
         self, params: Settings, identity: Mapping[str, object], named: Mapping[str, str], model: str
     ) -> None:
-        settings = dict(params)
-        if not settings.get("functions") and "functions" not in named:
-            settings.pop("functions", None)
+        settings = self._with_functions(params, identity)
+        if not settings["functions"] and "functions" not in named:
+            settings.pop("functions")
         used = identity.get("model")
         if model and isinstance(used, Mapping):
             place = self.story.origin_of(used["digest"])
@@ -269,7 +270,8 @@ class _Rerun:
 
     def ppo(self, step: Step) -> None:
         """train_ppo."""
-        settings, models = dict(step["params"]), step["models"]
+        models = step["models"]
+        settings = self._with_functions(step["params"], models.get("rewards", {}))
         for role in ("principles", "interventions"):
             if "principles" in models:
                 settings[role] = self.story.origin_of(models[role]["digest"])["uri"] if role in models else ""
@@ -282,6 +284,12 @@ class _Rerun:
         shared = {"principles": "rl_principles", "validation_fraction": "validation_fraction", "seed": "seed"}
         self._put("ppo_options", settings, named | shared)
         self._at_revision("ppo_options")
+
+    def _with_functions(self, params: Settings, identity: Mapping[str, object]) -> Settings:
+        """``params`` with the places of reward functions, which ``identity`` tells by what they are."""
+        functions, identities = params["functions"], identity.get("functions", {})
+        assert isinstance(functions, list) and isinstance(identities, Mapping)
+        return params | {"functions": placed(self.story, functions, identities)}
 
     def _with_template(self, params: Settings) -> Settings:
         """``params`` with the place of the template in the place of its text."""

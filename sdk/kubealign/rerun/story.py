@@ -63,10 +63,8 @@ class Story:
         Raises:
             ConfigError: the manifest does not tell.
         """
-        for origin in self.manifest.origins.values():
-            if content in origin["places"]:
-                lay: dict[str, str] = origin["places"][content]
-                return lay
+        if place := self.manifest.place_of(content):
+            return place
         raise ConfigError("rerun", self.manifest.slug, f"a manifest that says where {content[:12]} lay")
 
     def place_of(self, content: object) -> str:

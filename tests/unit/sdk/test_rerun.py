@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from kubealign.places import send_code
 from kubealign.rerun import run_file_of
 from kubealign_components.clean_pmp.stage import CleanPmpConfig
 from kubealign_components.clean_pmp.stage import run as clean_pmp
 from kubealign_components.config import from_mapping, from_parameters
+from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.manifest import Manifest
 from kubealign_components.data.origins import note_origin
 from kubealign_components.data.schemas import TOKENIZED
 from kubealign_components.data.stats import Stats
-from kubealign_components.engines.rewards import chosen_principles, principles_identity
+from kubealign_components.engines.own_code import find_code
+from kubealign_components.engines.rewards import (
+    Rewarder,
+    RewardFunctionSpec,
+    RewardSpec,
+    chosen_principles,
+    function_params,
+    principles_identity,
+    reward_params,
+)
 from kubealign_components.errors import ConfigError
 from kubealign_components.images import IMAGE_VARIABLE
 from kubealign_components.import_prompts.stage import ImportConfig
 from kubealign_components.import_prompts.stage import run as import_prompts
+from kubealign_components.rewards.stage import RewardsConfig
+from kubealign_components.rewards.stage import run as rewards_run
 from kubealign_components.rl_prompts.stage import RlPromptsConfig
 from kubealign_components.rl_prompts.stage import run as rl_prompts
+from support.tiny import prompt_row
 
 OWN = """
 schema: kubealign.principles/v1
@@ -175,3 +190,106 @@ def test_null_keeps_a_default() -> None:
 def test_null_is_no_value_where_there_is_no_default() -> None:
     with pytest.raises(ConfigError, match="sources"):
         from_mapping(ImportConfig, {"sources": None}, "import_prompts")
+
+
+def rewarded(folder: Path, spec: RewardSpec) -> Manifest:
+    """Of completions that came with a source, rewarded in two chunks."""
+    source = derive("import_prompts", 1, {"sources": []})
+    with DatasetWriter(str(folder / "prompts"), TOKENIZED, source) as writer:
+        writer.write_rows([prompt_row(f"question {i}", ["yes", "a longer one"]) for i in range(4)])
+        prompts = writer.commit(Stats(rows_in=4, rows_out=4))
+    chunks = plan(prompts, work=str(folder / "work"), chunks=2)
+    parts = [rewards_run(RewardsConfig(reward=spec), chunk=chunk) for chunk in chunks]
+    return merge(parts, chunks, str(folder / "rewarded")).manifest
+
+
+def evaluated(folder: Path, spec: RewardSpec) -> Manifest:
+    with closing(Rewarder(spec)) as rewarder:
+        params = {"sampling": {}, "reward": reward_params(spec), "judge": None}
+        return manifest_of(derive("evaluate", 1, params, models={"reward": rewarder.identity}))
+
+
+def trained_by_ppo(folder: Path, spec: RewardSpec) -> Manifest:
+    note_origin(POLICY, "/models/policy")
+    with closing(Rewarder(spec)) as rewarder:
+        models = {"policy": {"digest": POLICY}, "rewards": rewarder.identity}
+        return manifest_of(
+            derive("train_ppo", 1, {"functions": function_params(spec.functions)}, models=models)
+        )
+
+
+REWARDED_BY = {
+    rewarded: lambda told: told["reward_functions"],
+    evaluated: lambda told: told["reward_functions"],
+    trained_by_ppo: lambda told: told["ppo_options"]["functions"],
+}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    file = tmp_path / "code" / "mine.py"
+    file.parent.mkdir()
+    file.with_name("helpers.py").write_text("SCALE = 0.5\n")
+    file.write_text(
+        "from helpers import SCALE\ndef short(item, base=0): return base + SCALE * len(item.text)\n"
+    )
+    return file
+
+
+@pytest.mark.parametrize("made", REWARDED_BY)
+@pytest.mark.parametrize("sent", [False, True], ids=["here", "sent by content"])
+def test_reward_functions_of_files_are_told_by_their_place(
+    own: Path, tmp_path: Path, made: Callable[[Path, RewardSpec], Manifest], sent: bool
+) -> None:
+    """What the run file names is the very function, wherever the file itself has gone when it was sent."""
+    given: Mapping[str, object] = {"function": f"{own}:short", "weight": 2.0, "settings": {"base": 1}}
+    if sent:
+        [given] = send_code({"work": str(tmp_path / "work"), "functions": [given]})["functions"]  # type: ignore[misc]
+        own.unlink()
+    spec = from_mapping(RewardSpec, {"functions": ["brevity", given]}, "reward")
+    manifest = made(tmp_path, spec)
+    told = REWARDED_BY[made](parameters_of(manifest))
+    again = from_mapping(RewardSpec, {"functions": told}, "reward")
+    assert again.functions[1].source == given.get("source", "")
+    assert again.functions[1].module == ("mine.py" if sent else str(own))
+    with closing(Rewarder(spec)) as one, closing(Rewarder(again)) as other:
+        assert one.identity == other.identity
+    assert reward_params(spec) == reward_params(again)
+
+
+@pytest.mark.parametrize("changed", ["mine.py", "helpers.py"])
+def test_a_reward_function_that_has_changed_is_refused_with_both_digests(
+    own: Path, tmp_path: Path, changed: str
+) -> None:
+    spec = RewardSpec(functions=(RewardFunctionSpec(function=f"{own}:short"),))
+    manifest = rewarded(tmp_path, spec)
+    before = find_code(str(own), "short").digest
+    file = own.with_name(changed)
+    text = file.read_text()
+    file.write_text(f"# another comment\n{text}")
+    assert parameters_of(manifest)["reward_functions"]
+    file.write_text(text.replace("0", "3"))
+    after = find_code(str(own), "short").digest
+    with pytest.raises(ConfigError, match=rf"mine.py:short.*{before[:12]}.*now has {after[:12]}"):
+        run_file_of(manifest)
+
+
+def test_a_copy_of_a_reward_function_is_told_under_its_own_name(own: Path, tmp_path: Path) -> None:
+    """What a function is has one digest in both files, and a recipe names each by its file."""
+    copied = own.with_name("copied.py")
+    copied.write_text(own.read_text())
+    functions = tuple(RewardFunctionSpec(function=f"{file}:short") for file in (own, copied))
+    told = parameters_of(rewarded(tmp_path, RewardSpec(functions=functions)))["reward_functions"]
+    assert [function["function"] for function in told] == [f"{own}:short", f"{copied}:short"]
+
+
+def test_two_files_of_one_name_are_refused(own: Path, tmp_path: Path) -> None:
+    """A recipe would say of one alone what it is, and a change of the other would be no other dataset."""
+    (tmp_path / "more").mkdir()
+    other = tmp_path / "more" / own.name
+    other.write_text("def short(item): return 1\n")
+    functions = tuple(RewardFunctionSpec(function=f"{file}:short") for file in (own, other))
+    with pytest.raises(ConfigError, match=f"{other}:short.*a file of another name"):
+        RewardSpec(functions=functions)
+    twice = tuple(RewardFunctionSpec(function=f"{own}:short", settings={"base": base}) for base in (0, 1))
+    assert RewardSpec(functions=twice).functions == twice
