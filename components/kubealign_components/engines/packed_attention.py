@@ -2,8 +2,9 @@
 
 Linear layers run on a pack as one row of tokens; only attention has to know where one text ends and
 another starts. transformers lets a model's attention be a function of one's own: this one cuts the
-row into segments and calls PyTorch's fused kernel on each, so that nothing is computed to be masked
-away, and the arithmetic of a segment does not depend on what else is in the pack.
+row into segments and calls PyTorch's fused kernel on each, or a kernel of variable length on all of them
+(:mod:`.variable_length`), so that nothing is computed to be masked away, and the arithmetic of a segment
+does not depend on what else is in the pack.
 
 A model that moves information along the row by other means than attention (state spaces, linear
 attention, convolutions), or changes its scores in ways not computed here, is refused by name.
@@ -11,6 +12,7 @@ attention, convolutions), or changes its scores in ways not computed here, is re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,14 +21,17 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from kubealign_components.engines.variable_length import (
+    KeyLayout,
+    Segment,
+    in_one_call,
+    kernel_for,
+    lay_out_keys,
+)
 from kubealign_components.errors import EngineError
 
 ATTENTION = "kubealign_segments"
 """Name under which transformers knows the attention below."""
-
-Segment = tuple[int, int, int, int]
-"""First and end token of a prompt, first and end token of a completion that continues it; the
-completion is empty for the prompt's own segment."""
 
 _LAYERS = {"full_attention", "sliding_attention"}
 _SCORE_CHANGES = ("s_aux", "softcap", "position_bias")
@@ -40,6 +45,7 @@ class SegmentPlan:
     windows: set[int | None] = field(default_factory=set)
     """Sliding windows that layers asked for; filled as they run."""
     _masks: dict[tuple[int, int, int | None, torch.device], Tensor] = field(default_factory=dict)
+    _layouts: dict[torch.device, KeyLayout] = field(default_factory=dict)
 
     @property
     def longest(self) -> int:
@@ -53,6 +59,12 @@ class SegmentPlan:
             seen = torch.ones(length, before + length, dtype=torch.bool, device=device).tril(before)
             self._masks[key] = seen if window is None else seen.triu(before - window + 1)
         return self._masks[key]
+
+    def layout(self, device: torch.device) -> KeyLayout:
+        """Of the segments' queries and keys, on ``device``."""
+        if device not in self._layouts:
+            self._layouts[device] = lay_out_keys(self.segments, device)
+        return self._layouts[device]
 
 
 def use_segments(model: Any) -> None:
@@ -112,6 +124,26 @@ def segment_attention(
         reason = f"adds {', '.join(changes)} to its scores" if changes else "was not told the pack's segments"
         raise EngineError(f"{type(module).__name__} {reason}; such models cannot be packed")
     plan.windows.add(sliding_window)
+    query_1NTD, key_1NTD, value_1NTD = (_as_computed(x) for x in (query_1NTD, key_1NTD, value_1NTD))
+    kernel = None if dropout else kernel_for(query_1NTD, key_1NTD, _probed)
+    if kernel is not None:
+        layout = plan.layout(query_1NTD.device)
+        return in_one_call(
+            query_1NTD, key_1NTD, value_1NTD, layout, kernel, scaling=scaling, window=sliding_window
+        ), None
+    return _one_by_one(query_1NTD, key_1NTD, value_1NTD, plan, scaling, dropout, sliding_window), None
+
+
+def _one_by_one(
+    query_1NTD: Tensor,
+    key_1NTD: Tensor,
+    value_1NTD: Tensor,
+    plan: SegmentPlan,
+    scaling: float | None,
+    dropout: float,
+    sliding_window: int | None,
+) -> Tensor:
+    """(1, T, N, D): a call for each segment."""
     outputs = []
     for start, end, first, stop in plan.segments:
         # A copy: a slice lies otherwise in memory with every pack, and kernels may tell.
@@ -134,7 +166,20 @@ def segment_attention(
         )
     filling = query_1NTD.shape[2] - sum(output.shape[2] for output in outputs)
     outputs.append(outputs[0].new_zeros(*outputs[0].shape[:2], filling, outputs[0].shape[3]))
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+
+
+def _probed(
+    query_1NTD: Tensor, key_1NTD: Tensor, value_1NTD: Tensor, segments: Sequence[Segment], window: int | None
+) -> Tensor:
+    """Segments one by one, as a kernel is compared with."""
+    return _one_by_one(query_1NTD, key_1NTD, value_1NTD, SegmentPlan(tuple(segments)), None, 0.0, window)
+
+
+def _as_computed(tensor: Tensor) -> Tensor:
+    """In the dtype that autocast computes attention in, where it is on."""
+    kind = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
 
 
 def _continued(tensor_1NTD: Tensor, start: int, end: int, first: int, stop: int) -> Tensor:

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from kubealign_components.engines.head import Head
-from kubealign_components.engines.packed_attention import Segment, SegmentPlan, check_windows, use_segments
+from kubealign_components.engines.packed_attention import SegmentPlan, check_windows, use_segments
 from kubealign_components.engines.row_tiles import RowTiles, checkpoint_contexts, whole_tiles
+from kubealign_components.engines.variable_length import Segment
 from kubealign_components.errors import DataError, EngineError
 
 

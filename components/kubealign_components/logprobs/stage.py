@@ -31,7 +31,7 @@ from kubealign_components.training.regime import Regime, regime
 if TYPE_CHECKING:
     from kubealign_components.engines.scoring import Scorer
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,10 +17,10 @@ from torch import Tensor
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.last_token import common_length
-from kubealign_components.engines.packed_attention import Segment
 from kubealign_components.engines.packing import Group, lay_out
 from kubealign_components.engines.reward_model import RewardChat
 from kubealign_components.engines.rewards import flatten_chat
+from kubealign_components.engines.variable_length import Segment
 from kubealign_components.errors import DataError
 from kubealign_components.progress import progress_bar
 from kubealign_components.training.microbatches import Sizes
