@@ -35,7 +35,7 @@ demo-salmon: fetch ## All of SALMON on SmolLM2-135M, on this machine (20 minutes
 .PHONY: test
 test: check fetch ## Everything CI runs: checks, unit tests, whole pipelines, the real small model, containers
 	$(BIN)/pytest tests/local -n 2 --dist loadfile -m "not model"
-	$(BIN)/pytest tests -m model
+	$(BIN)/pytest tests -m model -n 2 --dist loadfile
 	$(BIN)/pytest tests/container
 
 ##@ Develop

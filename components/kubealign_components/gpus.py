@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kubealign_components.config import require
+from kubealign_components.errors import EngineError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 """Environment variable with the GPUs that a process sees, by number or name."""
 _NONE = ("", "-1")
+_PATIENCE = 60
+"""Seconds that the driver has to answer in."""
 _WEIGHTS_SHARE = 0.6
 """Of a GPU's memory that weights may take: the rest is for activations, caches and the context."""
 
@@ -57,7 +60,11 @@ class Gpus:
 
 
 def visible_gpus() -> Gpus:
-    """The GPUs that this process may use; none where the driver's ``nvidia-smi`` is not there."""
+    """The GPUs that this process may use; none where the driver's ``nvidia-smi`` is not there.
+
+    Raises:
+        EngineError: it does not answer.
+    """
     sizes = _sizes()
     listed = os.environ.get(VISIBLE)
     names = tuple(map(str, range(len(sizes)))) if listed is None else _names(listed)
@@ -74,6 +81,12 @@ def _sizes() -> Sequence[int]:
     if program is None:
         return []
     asked = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=60)
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=_PATIENCE)
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(
+            f"{program} has not answered in {_PATIENCE} s: the driver of this node's GPUs hangs; "
+            "run the pod on another node, and have this one started again"
+        ) from error
     lines = done.stdout.split() if done.returncode == 0 else []
     return [int(line) * 2**20 if line.isdigit() else 0 for line in lines]

@@ -168,12 +168,12 @@ def _make(
 ) -> Stats:
     stats, limits = Stats(), [0]
     with Spool() as spool:
-        gate = _Gate(config, load_tokenizer(policy.path))
+        length_gate = _Gate(config, load_tokenizer(policy.path))
         if prompts is not None:
-            spool.add(_dataset_entries(config, prompts, gate, stats))
+            spool.add(_dataset_entries(config, prompts, length_gate, stats))
         with reading_bar(readers, "rl_prompts") as bar:
             for source, reader in zip(config.sources, readers):
-                spool.add(_entries(config, source, reader, len(limits), gate, stats, bar))
+                spool.add(_entries(config, source, reader, len(limits), length_gate, stats, bar))
                 reader.check(config.max_bad_fraction)
                 limits += [source.limit] * len(KINDS[source.kind].buckets)
         spool.sort()
@@ -210,7 +210,7 @@ def _entries(
     source: RlSource,
     reader: SourceReader,
     first: int,
-    gate: _Gate,
+    length_gate: _Gate,
     stats: Stats,
     bar: tqdm[NoReturn],
 ) -> Iterator[Entry]:
@@ -229,7 +229,7 @@ def _entries(
             reader.note(reading.notes)
         # A text that cannot be stored cannot be tokenised either.
         row = _row(question, facts, source.name, source.weight)
-        gate.check(question)
+        length_gate.check(question)
         return first + kind.buckets.index(question.bucket), row
 
     for position, (bucket, row) in reader.items(read, stats, bar, wanted=source.kind):
@@ -237,7 +237,9 @@ def _entries(
         yield name, bucket, position, body
 
 
-def _dataset_entries(config: RlPromptsConfig, prompts: Dataset, gate: _Gate, stats: Stats) -> Iterator[Entry]:
+def _dataset_entries(
+    config: RlPromptsConfig, prompts: Dataset, length_gate: _Gate, stats: Stats
+) -> Iterator[Entry]:
     columns = ["source", "source_weight", "messages", "tools", "answers", "metadata"]
     for number, known in enumerate(prompts.iter_rows(columns)):
         stats.rows_in += 1
@@ -248,7 +250,7 @@ def _dataset_entries(config: RlPromptsConfig, prompts: Dataset, gate: _Gate, sta
             metadata=json.loads(known["metadata"]) if known["metadata"] else {},
         )
         try:
-            gate.check(question)
+            length_gate.check(question)
         except Unwanted as choice:
             stats.drop(choice.reason)
             continue

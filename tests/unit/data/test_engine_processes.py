@@ -195,3 +195,13 @@ def test_gpus_are_those_that_the_driver_and_the_environment_show(
     program.unlink()
     monkeypatch.delenv(machine.VISIBLE)
     assert visible_gpus() == Gpus(names=(), memory=0)
+
+
+def test_a_driver_that_hangs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexec /bin/sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(machine, "_PATIENCE", 0.1)
+    with pytest.raises(EngineError, match=r"nvidia-smi has not answered in .* another node"):
+        visible_gpus()
