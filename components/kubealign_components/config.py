@@ -34,7 +34,7 @@ Path = tuple[str | int, ...]
 OPTIONS = "options"
 """A component's argument that holds the settings that have no argument of their own."""
 GROUPS = "GROUPS"
-"""The class attribute in which a config declares its :class:`Group` members by name."""
+"""The class attribute in which a config declares its :class:`SettingGroup` members by name."""
 BORROWS = "BORROWS"
 """The class attribute that names settings which another stage has been given too, by the argument that holds
 that stage's options."""
@@ -48,7 +48,7 @@ _UNUSABLE = object()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
+class SettingGroup:
     """A nested config whose settings a component takes in several arguments."""
 
     arguments: Mapping[str, str]
@@ -73,9 +73,9 @@ class Assembled:
     def origin(self, setting: Path) -> Path | None:
         """The place of ``setting`` in the arguments, or of the nearest thing around it."""
         for length in range(len(setting), 0, -1):
-            places = self.origins.get(setting[:length])
-            if places:
-                return places[-1] + setting[length:]
+            arguments = self.origins.get(setting[:length])
+            if arguments:
+                return arguments[-1] + setting[length:]
         return None
 
 
@@ -128,7 +128,7 @@ def require_choice(field: str, value: object, choices: Collection[str]) -> None:
 
 def near_name(name: object, names: Collection[str]) -> str:
     """The one of ``names`` that ``name`` was probably meant to be, or an empty text."""
-    by_lower = {known.lower(): known for known in sorted(names)}
+    by_lower = {name.lower(): name for name in sorted(names)}
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[close[0]] if close else ""
 
@@ -178,7 +178,7 @@ def check_mapping(cls: type[T], values: Mapping[str, object], where: str) -> tup
         if not fresh:
             return (config if isinstance(config, cls) else None), list(problems.values())
         for problem in fresh:
-            if not any(_follows(problem.path, known) for known in left_out):
+            if not any(_follows(problem.path, missing) for missing in left_out):
                 problems.setdefault(problem.path, problem)
         for problem in fresh:
             values = _without(values, problem.path)
@@ -191,7 +191,7 @@ def assemble(cls: type, parameters: Mapping[str, object]) -> Assembled:
     Where several give one setting the last of these counts: an argument of its name, the options of another
     stage that it is borrowed from, ``options``. Those of a group come after, the arguments first.
     """
-    groups: Mapping[str, Group] = getattr(cls, GROUPS, {})
+    groups: Mapping[str, SettingGroup] = getattr(cls, GROUPS, {})
     made = Assembled({}, {})
     taken = {argument for group in groups.values() for argument in group.arguments}
     for name in _names(cls) & parameters.keys():
@@ -244,10 +244,10 @@ def config_in(hint: object) -> type | None:
     return next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
 
 
-def _follows(path: Path, known: Path) -> bool:
+def _follows(path: Path, absent: Path) -> bool:
     """Whether what is wrong at ``path`` may come from having left out ``known``."""
-    shared = min(len(path), len(known))
-    return path[:shared] == known[:shared]
+    shared = min(len(path), len(absent))
+    return path[:shared] == absent[:shared]
 
 
 def _without(values: Mapping[str, object], path: Path) -> Mapping[str, object]:
@@ -287,20 +287,20 @@ def _put(made: Assembled, setting: Path, value: object, origin: Path) -> None:
     made.origins.setdefault(setting, []).append(origin)
 
 
-def _put_group(made: Assembled, name: str, group: Group, parameters: Mapping[str, object]) -> None:
+def _put_group(made: Assembled, name: str, group: SettingGroup, parameters: Mapping[str, object]) -> None:
     for argument, setting in group.arguments.items():
         if argument in parameters:
             _put(made, (name, setting), parameters[argument], (argument,))
-    for place in group.options:
-        path = tuple(place.split("."))
-        found: object = parameters
+    for option in group.options:
+        path = tuple(option.split("."))
+        settings: object = parameters
         for part in path:
-            found = _mapping(found).get(part, {})
-        if not isinstance(found, Mapping):
+            settings = _mapping(settings).get(part, {})
+        if not isinstance(settings, Mapping):
             made.origins[name,] = [path]
-            made.values[name] = found
+            made.values[name] = settings
             return
-        for setting, value in found.items():
+        for setting, value in settings.items():
             _put(made, (name, setting), value, (*path, setting))
     if group.keys and not any(_mapping(made.values.get(name)).get(key) for key in group.keys):
         made.values.pop(name, None)
@@ -350,7 +350,7 @@ class _Fitting:
         hints = hints_of(cls)
         for name in values:
             if name not in fields:
-                self._refuse((*path, name), values[name], self._known(cls, name, path))
+                self._refuse((*path, name), values[name], self._alternative(cls, name, path))
         for name, entry in fields.items():
             if not _has_default(entry) and name not in values:
                 self._refuse((*path, name), None, "a value: this setting has no default")
@@ -363,7 +363,7 @@ class _Fitting:
             return _UNUSABLE
         return self._built(cls, fitted, path)
 
-    def _known(self, cls: type, name: str, path: Path) -> str:
+    def _alternative(self, cls: type, name: str, path: Path) -> str:
         """What could stand in the place of the unknown ``name``."""
         nested = [field for field, config in nested_configs(cls).items() if name in _names(config)]
         if nested:

@@ -93,7 +93,7 @@ class _Supervisor:
             end = self._attempt(restart)
             if self._stopped or end.code in (0, FINAL_CODE, EXIT_CODE, _INTERRUPTED):
                 return EXIT_CODE if self._stopped and end.killed_by else end.code
-            _say(_told(end, memory))
+            _say(_end_text(end, memory))
             if restart < self._retries:
                 _say(
                     f"attempt {restart + 1} of {self._retries + 1} failed; the next one begins in {pause:g} s"
@@ -184,7 +184,7 @@ def _stop_without_reader() -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
-def _told(end: _End, memory: MemoryWatch) -> str:
+def _end_text(end: _End, memory: MemoryWatch) -> str:
     """How an attempt that counts as dead ended, in words."""
     if end.killed_by == signal.SIGKILL:
         return f"the stage's process was killed (SIGKILL); it had up to {end.peak} MiB. {memory.text()}"

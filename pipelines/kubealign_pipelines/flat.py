@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 
-from kubealign_components.config import GROUPS, OPTIONS, Group, Path, config_in, hints_of
+from kubealign_components.config import GROUPS, OPTIONS, Path, SettingGroup, config_in, hints_of
 from kubealign_components.stages import config_class
 from kubealign_pipelines import rules
 from kubealign_pipelines.checking.findings import A_VALUE, PARAMETERS, Finding, belongs_to, error_at
@@ -88,7 +88,7 @@ def _settings(stage: str) -> dict[str, tuple[str, ...]]:
     before theirs where others have the same."""
     cls = config_class(stage)
     assert cls is not None
-    groups: Mapping[str, Group] = getattr(cls, GROUPS, {})
+    groups: Mapping[str, SettingGroup] = getattr(cls, GROUPS, {})
     hints = hints_of(cls)
     own = {entry.name: (entry.name,) for entry in dataclasses.fields(cls) if entry.name not in groups}
     of_groups = {name: dict(_of_group(declared, hints[name])) for name, declared in groups.items()}
@@ -101,7 +101,7 @@ def _settings(stage: str) -> dict[str, tuple[str, ...]]:
     return named | own
 
 
-def _of_group(group: Group, hint: object) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _of_group(group: SettingGroup, hint: object) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The places of a group's settings below the options; of the whole group under an empty name."""
     own = [place.split(".")[1:] for place in group.options if place.startswith(f"{OPTIONS}.")]
     nested = config_in(hint)

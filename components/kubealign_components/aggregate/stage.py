@@ -31,7 +31,7 @@ from kubealign_components.aggregate.scales import NONE, SCALES, VARIANCE, Moment
 from kubealign_components.config import execution, gate, require, require_choice, semantic_params
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive, slug_word
-from kubealign_components.data.finished import once, wanted
+from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.principles import JUDGE, REWARD_MODEL, PrincipleSet, load_principles
 from kubealign_components.data.schemas import (
     PREFERENCES,
@@ -166,8 +166,8 @@ def run(config: AggregateConfig, *, judged: Dataset, output: str, report: str | 
         inputs={"judged": judged},
         slug=config.slug,
     )
-    finished = wanted(config, provenance, output, REPORT)
-    stats = once(finished, lambda: _make(config, principles, rules, judged, provenance, output))
+    request = output_request(config, provenance, output, REPORT)
+    stats = once(request, lambda: _make(config, principles, rules, judged, provenance, output))
     copy_report(output, report)
     return stats
 
@@ -248,11 +248,11 @@ def _survey(
         for row in judged.iter_rows(["prompt_id", "completions", "judgements"], of=JudgedRow):
             for pair in judged_pairs(row, principles.names):
                 if isinstance(pair, JudgedPair) and config.scale != NONE:
-                    for known, s12, s21 in zip(moments, pair.s12, pair.s21):
-                        known.add((s12, s21))
+                    for moment, s12, s21 in zip(moments, pair.s12, pair.s21):
+                        moment.add((s12, s21))
             survey(row, opinions)
             bar.update()
-    return [known.scale(config.scale) for known in moments], opinions
+    return [moment.scale(config.scale) for moment in moments], opinions
 
 
 def _require_judgements(judged: Dataset, opinions: Mapping[str, Opinions]) -> None:

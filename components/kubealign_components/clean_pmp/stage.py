@@ -17,7 +17,7 @@ from kubealign_components.config import execution, gate, require, require_choice
 from kubealign_components.data.batches import batched
 from kubealign_components.data.dataset import DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
-from kubealign_components.data.finished import Wanted, once
+from kubealign_components.data.finished import OutputRequest, once
 from kubealign_components.data.schemas import PREFERENCES
 from kubealign_components.data.seeds import is_held_out, unit_interval
 from kubealign_components.data.stats import Stats
@@ -103,11 +103,11 @@ def run(config: CleanPmpConfig, *, output: str) -> Stats:
         StoreError: a source that cannot be fetched, or no room for the rows.
     """
     readers = [SourceReader(source) for source in config.sources]
-    finished = requested("clean_pmp", VERSION, config, readers, output=output)
-    return once(finished, lambda: _make(config, readers, finished))
+    request = requested("clean_pmp", VERSION, config, readers, output=output)
+    return once(request, lambda: _make(config, readers, request))
 
 
-def _make(config: CleanPmpConfig, readers: Sequence[SourceReader], finished: Wanted) -> Stats:
+def _make(config: CleanPmpConfig, readers: Sequence[SourceReader], request: OutputRequest) -> Stats:
     stats = Stats()
     with Spool() as spool:
         with reading_bar(readers, "clean_pmp") as bar:
@@ -115,7 +115,7 @@ def _make(config: CleanPmpConfig, readers: Sequence[SourceReader], finished: Wan
                 spool.add(_entries(config, source, reader, number, stats, bar))
                 reader.check(config.max_bad_fraction)
         spool.sort()
-        _write(config, readers, spool, stats, finished)
+        _write(config, readers, spool, stats, request)
     return stats
 
 
@@ -137,18 +137,24 @@ def _entries(
             note=reader.note,
         )
 
-    items = reader.items(read, stats, bar, formats=PAIR_FORMATS, wanted=source.format, detect=detect_pairs)
+    items = reader.items(
+        read, stats, bar, formats=PAIR_FORMATS, row_format=source.format, detect=detect_pairs
+    )
     for position, row in items:
         yield row.pop("pair_id"), number, position, json.dumps(row, ensure_ascii=False)
 
 
 def _write(
-    config: CleanPmpConfig, readers: Sequence[SourceReader], spool: Spool, stats: Stats, finished: Wanted
+    config: CleanPmpConfig,
+    readers: Sequence[SourceReader],
+    spool: Spool,
+    stats: Stats,
+    request: OutputRequest,
 ) -> None:
     limits = [source.max_rows for source in config.sources]
     kept = sample(spool, limits, config.max_rows, config.seed, "clean_pmp")
     with (
-        DatasetWriter(finished.output, PREFERENCES, _provenance(config, readers)) as writer,
+        DatasetWriter(request.output, PREFERENCES, _provenance(config, readers)) as writer,
         progress_bar(len(kept), "pairs", "clean_pmp: write") as bar,
     ):
 
@@ -164,7 +170,7 @@ def _write(
         for batch in batched(rows(), WRITE_ROWS):
             writer.write_rows(batch)
         stats.rows_out = writer.rows
-        writer.commit(stats, extra=report_of(readers) | finished.note)
+        writer.commit(stats, extra=report_of(readers) | request.note)
 
 
 def _united(rows: Sequence[Row], stats: Stats) -> Row | None:

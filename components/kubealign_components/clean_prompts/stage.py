@@ -15,7 +15,7 @@ from kubealign_components.clean_prompts.trees import (
 )
 from kubealign_components.config import execution, gate, require
 from kubealign_components.data.fingerprint import Provenance, derive
-from kubealign_components.data.finished import Wanted, once
+from kubealign_components.data.finished import OutputRequest, once
 from kubealign_components.data.language import identifier_version, identify_language
 from kubealign_components.data.stats import Stats
 from kubealign_components.sources.example import Example
@@ -99,7 +99,7 @@ def run(config: CleanPromptsConfig, *, output: str) -> Stats:
         StoreError: a source that cannot be fetched, or no room for the messages.
     """
     readers = [SourceReader(source) for source in config.sources]
-    finished = requested(
+    request = requested(
         "clean_prompts",
         VERSION,
         config,
@@ -107,10 +107,10 @@ def run(config: CleanPromptsConfig, *, output: str) -> Stats:
         output=output,
         language_identifier=identifier_version() if config.languages else None,
     )
-    return once(finished, lambda: _make(config, readers, finished))
+    return once(request, lambda: _make(config, readers, request))
 
 
-def _make(config: CleanPromptsConfig, readers: Sequence[SourceReader], finished: Wanted) -> Stats:
+def _make(config: CleanPromptsConfig, readers: Sequence[SourceReader], request: OutputRequest) -> Stats:
     stats = Stats()
     with Trees() as trees, Spool() as spool:
         with reading_bar(readers, "clean_prompts") as bar:
@@ -124,11 +124,11 @@ def _make(config: CleanPromptsConfig, readers: Sequence[SourceReader], finished:
         write_prompts(
             spool,
             sample(spool, (), config.max_rows, config.seed, "clean_prompts"),
-            finished.output,
+            request.output,
             _provenance(config, readers),
             stats,
             over="over_max_rows",
-            extra=lambda: report_of(readers) | finished.note,
+            extra=lambda: report_of(readers) | request.note,
         )
     return stats
 
@@ -137,7 +137,7 @@ def _read(reader: SourceReader, number: int, trees: Trees, stats: Stats, bar: tq
     """Take the messages of one source in; what does not make a tree is counted."""
     seen = Stats()
     reader.format = "trees"
-    for row, messages in reader.items(read_messages, seen, bar, wanted="trees"):
+    for row, messages in reader.items(read_messages, seen, bar, row_format="trees"):
         for message in messages:
             stats.counts["messages"] += 1
             if not trees.add(number, row, message):

@@ -29,8 +29,8 @@ def take(rows: Rows, index: NDArray[np.int64]) -> Rows:
         rows: an array or a record batch.
         index: integers in [0, rows), any number of them.
     """
-    places = pa.array(index)
-    return _moved(rows, lambda array: array.take(places))
+    indices = pa.array(index)
+    return _moved(rows, lambda array: array.take(indices))
 
 
 def keep(rows: Rows, mask: NDArray[np.bool_]) -> Rows:
@@ -81,8 +81,8 @@ def _bytes_of(lists: pa.ListArray) -> pa.Array:
     """The bytes of each list of token ids."""
     values = lists.values
     ends = np.frombuffer(lists.buffers()[1], np.int32)[: lists.offset + len(lists) + 1]
-    places = pa.py_buffer((ends.astype(np.int64) + values.offset) * _WIDTH)
-    buffers = [lists.buffers()[0], places, values.buffers()[1] or pa.py_buffer(b"")]
+    offsets = pa.py_buffer((ends.astype(np.int64) + values.offset) * _WIDTH)
+    buffers = [lists.buffers()[0], offsets, values.buffers()[1] or pa.py_buffer(b"")]
     return pa.Array.from_buffers(_BYTES, len(lists), buffers, offset=lists.offset)
 
 

@@ -47,7 +47,7 @@ _REQUEST = "request"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
+class OutputRequest:
     """An output that may be finished already."""
 
     work: str
@@ -84,13 +84,13 @@ class Wanted:
             raise CorruptDataset(f"it is another one, {manifest.slug!r} ({manifest.fingerprint[:12]})")
 
 
-def wanted(
+def output_request(
     config: WorkConfig,
     provenance: Provenance,
     output: str,
     *pages: str,
     checked: object = None,
-) -> Wanted:
+) -> OutputRequest:
     """What a stage with the settings ``config`` is to make, where its provenance is known beforehand.
 
     Args:
@@ -100,7 +100,7 @@ def wanted(
         pages: names of the files that the stage writes beside its rows.
         checked: what the stage looks at before it goes on, though no row depends on it.
     """
-    return Wanted(
+    return OutputRequest(
         work=config.work,
         stage=provenance.step["stage"],
         key=digest([provenance.fingerprint, gates_of(config), checked]),
@@ -110,41 +110,41 @@ def wanted(
     )
 
 
-def once(wanted: Wanted, make: Callable[[], Stats]) -> Stats:
+def once(request: OutputRequest, make: Callable[[], Stats]) -> Stats:
     """Give ``wanted.output`` what was finished before, or else let ``make`` make it; the counts.
 
     Raises:
         KubeAlignError: what ``make`` raises; nothing is recorded then.
     """
-    made = take(wanted)
+    made = take(request)
     if made is None:
         made = make()
-        keep(wanted)
+        keep(request)
     return made
 
 
-def take(wanted: Wanted) -> Stats | None:
+def take(request: OutputRequest) -> Stats | None:
     """Bring what was finished before to ``wanted.output``; its counts, None where there is none."""
-    if not wanted.work:
+    if not request.work:
         return None
-    for record in list(_records(wanted)):
-        made = _taken(wanted, *record)
+    for record in list(_records(request)):
+        made = _taken(request, *record)
         if made is not None:
-            _record(wanted)
+            _record(request)
             return Stats.from_json(made.manifest.stats)
     return None
 
 
-def keep(wanted: Wanted) -> None:
+def keep(request: OutputRequest) -> None:
     """Record ``wanted.output``, which stands now, unless what it was made of has changed meanwhile."""
-    if wanted.work and (wanted.key_now is None or wanted.key_now() == wanted.key):
-        _record(wanted)
+    if request.work and (request.key_now is None or request.key_now() == request.key):
+        _record(request)
 
 
-def _records(wanted: Wanted) -> Iterator[tuple[str, JsonObject]]:
+def _records(request: OutputRequest) -> Iterator[tuple[str, JsonObject]]:
     """URI and content of each record; one that cannot be read goes."""
-    store = store_for(wanted.folder)
-    for entry in list(store.list(wanted.folder)):
+    store = store_for(request.folder)
+    for entry in list(store.list(request.folder)):
         try:
             content = json.loads(store.read(entry.uri))
             if not isinstance(content, dict) or not isinstance(content.get("output"), str):
@@ -157,29 +157,29 @@ def _records(wanted: Wanted) -> Iterator[tuple[str, JsonObject]]:
         yield entry.uri, content
 
 
-def _taken(wanted: Wanted, record: str, content: JsonObject) -> Dataset | None:
+def _taken(request: OutputRequest, record: str, content: JsonObject) -> Dataset | None:
     """The output as it was taken from where ``record`` says that it stands; None where it cannot be."""
-    place = content["output"]
+    origin = content["output"]
     try:
-        made = Dataset.open(place, allow_empty=True)
-        wanted.check(made.manifest)
-        digests = _verify(made, wanted, content.get("pages"))
+        made = Dataset.open(origin, allow_empty=True)
+        request.check(made.manifest)
+        digests = _verify(made, request, content.get("pages"))
     except (NotFound, CorruptDataset) as error:
-        _forget(record, f"{place}: {error}")
+        _forget(record, f"{origin}: {error}")
         return None
     except StoreError as error:
         log.warning("what %s names cannot be read now: %s", record, error)
         return None
     try:
-        adopted = made if _same_place(place, wanted.output) else _adopted(wanted, made, digests)
+        adopted = made if _same_uri(origin, request.output) else _adopted(request, made, digests)
     except NotFound as error:  # removed meanwhile
-        log.warning("%s went while it was taken, and is made again: %s", place, error)
+        log.warning("%s went while it was taken, and is made again: %s", origin, error)
         return None
-    log.info("%s was finished before: %s is taken from %s", wanted.stage, made.manifest.slug, place)
+    log.info("%s was finished before: %s is taken from %s", request.stage, made.manifest.slug, origin)
     return adopted
 
 
-def _verify(made: Dataset, wanted: Wanted, pages: object) -> dict[str, str]:
+def _verify(made: Dataset, request: OutputRequest, pages: object) -> dict[str, str]:
     """Hold all that belongs to ``made`` to its digests; gives those of its files and pages, by name. Where it
     is damaged in the very place that is wanted, it loses its manifest, or it would pass for made.
 
@@ -187,7 +187,7 @@ def _verify(made: Dataset, wanted: Wanted, pages: object) -> dict[str, str]:
         CorruptDataset, NotFound: something is damaged, or gone; names it.
     """
     recorded = pages if isinstance(pages, Mapping) else {}
-    digests = _files(made) | {page: recorded.get(page, "") for page in wanted.pages}
+    digests = _files(made) | {page: recorded.get(page, "") for page in request.pages}
     try:
         made.verify()
         for name, expected in digests.items():
@@ -195,43 +195,43 @@ def _verify(made: Dataset, wanted: Wanted, pages: object) -> dict[str, str]:
             if digest_at(uri) != expected:
                 raise CorruptDataset(f"{uri} is damaged")
     except (NotFound, CorruptDataset):
-        if _same_place(made.uri, wanted.output):
+        if _same_uri(made.uri, request.output):
             store_for(made.uri).delete(join(made.uri, MANIFEST))
         raise
     return digests
 
 
-def _adopted(wanted: Wanted, made: Dataset, digests: Mapping[str, str]) -> Dataset:
+def _adopted(request: OutputRequest, made: Dataset, digests: Mapping[str, str]) -> Dataset:
     """``made`` at the output that is wanted: its files, which have these digests, its rows, its manifest."""
     for name, expected in digests.items():
-        source, target = join(made.uri, name), join(wanted.output, name)
+        source, target = join(made.uri, name), join(request.output, name)
         if not copy_object(source, target) and digest_at(target) != expected:
             store_for(target).delete(target)  # of an attempt that never finished
             copy_object(source, target)
-    with DatasetWriter(wanted.output, made.manifest.schema, _provenance(wanted, made.manifest)) as writer:
+    with DatasetWriter(request.output, made.manifest.schema, _provenance(request, made.manifest)) as writer:
         writer.adopt(made)
         return writer.commit(Stats.from_json(made.manifest.stats), made.manifest.extra)
 
 
-def _provenance(wanted: Wanted, manifest: Manifest) -> Provenance:
+def _provenance(request: OutputRequest, manifest: Manifest) -> Provenance:
     """Inputs and places are those of this run; what it was made with is what it was made with."""
-    if wanted.provenance is None:
+    if request.provenance is None:
         return manifest.provenance
-    ours, name = wanted.provenance, manifest.fingerprint
+    ours, name = request.provenance, manifest.fingerprint
     made_with = {"versions": manifest.origins[name]["versions"]} if name in manifest.origins else {}
     origins = ours.origins | {name: ours.origins[name] | made_with}
     return replace(manifest.provenance, parents=ours.parents, origins=origins)
 
 
-def _record(wanted: Wanted) -> None:
+def _record(request: OutputRequest) -> None:
     """Leave a record of the output that now stands. Where that fails there is none, and nothing else."""
-    output = wanted.output
+    output = request.output
     if scheme_of(output) == "file":
         output = str(Path(output.removeprefix("file://")).resolve())
     try:
-        pages = {name: digest_at(join(output, name)) for name in wanted.pages}
+        pages = {name: digest_at(join(output, name)) for name in request.pages}
         content = canonical_json({"output": output, "pages": pages}).encode()
-        put(join(wanted.folder, f"{digest(output)[:32]}.json"), content)
+        put(join(request.folder, f"{digest(output)[:32]}.json"), content)
     except (StoreError, NotFound) as error:
         log.warning("%s cannot be recorded as finished: %s", output, error)
 
@@ -247,7 +247,7 @@ def _files(made: Dataset) -> dict[str, str]:
     return dict(files) if isinstance(files, dict) else {}
 
 
-def _same_place(one: str, other: str) -> bool:
+def _same_uri(one: str, other: str) -> bool:
     if scheme_of(one) != "file" or scheme_of(other) != "file":
         return one.rstrip("/") == other.rstrip("/")
     return Path(one.removeprefix("file://")).resolve() == Path(other.removeprefix("file://")).resolve()

@@ -244,9 +244,11 @@ def _is_sum(value: object) -> bool:
 
 
 def _is_origin(value: JsonObject) -> bool:
-    places = value.get("places")
+    origins = value.get("places")
     return (
-        isinstance(places, dict) and all(map(_is_texts, places.values())) and _is_texts(value.get("versions"))
+        isinstance(origins, dict)
+        and all(map(_is_texts, origins.values()))
+        and _is_texts(value.get("versions"))
     )
 
 

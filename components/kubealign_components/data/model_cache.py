@@ -141,14 +141,14 @@ def _fetched(uri: str, objects: Mapping[str, ObjectInfo], target: Path) -> bool:
 
 def _download(uri: str, names: Collection[str], folder: Path) -> None:
     store = store_for(uri)
-    places = [(join(uri, name), inside(folder, name)) for name in names]
+    downloads = [(join(uri, name), inside(folder, name)) for name in names]
 
     def fetch(uri: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         store.fetch(uri, target.parent).replace(target)
 
     with ThreadPoolExecutor(_THREADS, "fetch-model") as pool:
-        list(pool.map(lambda each: fetch(*each), places))
+        list(pool.map(lambda each: fetch(*each), downloads))
 
 
 def _publish(folder: Path, target: Path) -> None:

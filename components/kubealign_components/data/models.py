@@ -55,15 +55,15 @@ class ModelFiles:
                 f"{self.path} holds no weights (model*.safetensors or pytorch_model*.bin); give a whole "
                 "Hugging Face model directory"
             )
-        return self._found({"config": _config(self.path), "files": self._digests(weights)})
+        return self._identity({"config": _config(self.path), "files": self._digests(weights)})
 
     def adapter_identity(self) -> dict[str, str]:
         """SHA-256 of an adapter's settings and weights, whatever it and its base are called."""
         settings = read_object(self.path / ADAPTER_CONFIG)
         settings.pop("base_model_name_or_path", None)
-        return self._found({"config": settings, "files": self._digests(self.weights())})
+        return self._identity({"config": settings, "files": self._digests(self.weights())})
 
-    def _found(self, content: Mapping[str, object]) -> dict[str, str]:
+    def _identity(self, content: Mapping[str, object]) -> dict[str, str]:
         """The digest of ``content``, whose place manifests will name."""
         revision = self.path.name if self.path.parent.name == "snapshots" else ""
         identity = {"digest": digest(content)}

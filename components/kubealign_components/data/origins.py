@@ -19,19 +19,19 @@ Origin = JsonObject
 """``places``: URI, and revision where there is one, by digest; ``versions``: of what it ran with, by name."""
 
 _LIBRARIES = ("torch", "transformers", "vllm", "peft", "pyarrow")
-_FOUND: dict[str, dict[str, str]] = {}
+_ORIGINS: dict[str, dict[str, str]] = {}
 """What this process found, by digest."""
 
 
 def note_origin(digest: str, uri: str, revision: str = "") -> None:
     """Remember that what has ``digest`` lies at ``uri``."""
-    _FOUND[digest] = {"uri": uri} | ({"revision": revision} if revision else {})
+    _ORIGINS[digest] = {"uri": uri} | ({"revision": revision} if revision else {})
 
 
 def origin_of(digests: Iterable[str]) -> Origin:
     """Where this process found what has one of ``digests``, and what it runs with."""
-    places = {digest: _FOUND[digest] for digest in digests if digest in _FOUND}
-    return {"places": places, "versions": _versions()}
+    origins = {digest: _ORIGINS[digest] for digest in digests if digest in _ORIGINS}
+    return {"places": origins, "versions": _versions()}
 
 
 def version_of(library: str) -> str | None:
@@ -45,8 +45,8 @@ def version_of(library: str) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    found_here = {name: version_of(name) for name in _LIBRARIES}
+    libraries = {name: version_of(name) for name in _LIBRARIES}
     versions = {"kubealign": __version__, "python": platform.python_version()}
     if image := os.environ.get(IMAGE_VARIABLE):
         versions["image"] = image
-    return versions | {name: text for name, text in found_here.items() if text is not None}
+    return versions | {name: text for name, text in libraries.items() if text is not None}

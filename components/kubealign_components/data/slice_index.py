@@ -78,7 +78,7 @@ class Pack:
         """Where bucket ``number`` lies."""
         return join(self.uri.rsplit("/", 2)[0], BUCKETS, f"{name_in(self.uri)}-{self.buckets[number]}.bin")
 
-    def places(self) -> list[str]:
+    def bucket_uris(self) -> list[str]:
         """Where all buckets lie."""
         return [self.bucket_uri(n) for n, name in enumerate(self.buckets) if name]
 
@@ -194,13 +194,13 @@ class SliceIndex:
         by_bucket: dict[int, list[bytes]] = defaultdict(list)
         for token in row_of:
             by_bucket[_bucket(token, len(pack.buckets))].append(token)
-        places = {pack.bucket_uri(n): tokens for n, tokens in by_bucket.items() if pack.buckets[n]}
-        for uri, content in self._read_all(places, pack.uri):
+        tokens_by_uri = {pack.bucket_uri(n): tokens for n, tokens in by_bucket.items() if pack.buckets[n]}
+        for uri, content in self._read_all(tokens_by_uri, pack.uri):
             if isinstance(content, DamagedObject):
                 scan.damaged += [content, DamagedObject(pack.uri, "is of no use without its buckets")]
                 continue
             tokens, numbers = _parse_bucket(content)
-            for position in np.flatnonzero(np.isin(tokens[:, 0], _halves(places[uri])[:, 0])).tolist():
+            for position in np.flatnonzero(np.isin(tokens[:, 0], _halves(tokens_by_uri[uri])[:, 0])).tolist():
                 row = row_of.get(content[_TOKEN * position : _TOKEN * (position + 1)])
                 if row is not None:
                     scan.slices[row].add(pack.slices[numbers[position]])
@@ -225,16 +225,16 @@ class SliceIndex:
         packs = self._absorbed(sum(len(tokens) for tokens, _ in lines), damaged)
         for pack in packs:
             own = np.array([numbers.setdefault(name, len(numbers)) for name in pack.slices], np.uint32)
-            places = pack.places()
-            read = list(self._read_all(places, pack.uri))
-            if len(read) < len(places):
+            bucket_uris = pack.bucket_uris()
+            read = list(self._read_all(bucket_uris, pack.uri))
+            if len(read) < len(bucket_uris):
                 return None  # another is joining them right now
             for _, content in read:
                 if isinstance(content, DamagedObject):
                     damaged += [content, DamagedObject(pack.uri, "is of no use without its buckets")]
                     break
-                tokens, places_of = _parse_bucket(content)
-                lines.append((tokens, own[places_of]))
+                tokens, positions = _parse_bucket(content)
+                lines.append((tokens, own[positions]))
         if damaged or not records or len(records) + len(packs) < 2:
             return None
         present = {name_in(o.uri) for o in store_for(self._uri).list(join(self._uri, "data"))}
@@ -296,7 +296,7 @@ class SliceIndex:
                 yield uri, content if isinstance(content, DamagedObject) else Pack.parse(uri, content)
 
     def _read_all(
-        self, places: Collection[str], needed_by: str = ""
+        self, uris: Collection[str], needed_by: str = ""
     ) -> Iterator[tuple[str, bytes | DamagedObject]]:
         """Each object and its bytes, or its damage. One that is gone was joined into a pack and is left out;
         where the object ``needed_by`` still stands, it is damage."""
@@ -312,7 +312,7 @@ class SliceIndex:
                 return None
 
         with ThreadPoolExecutor(READERS, "read-index") as pool:
-            for uri, content in zip(places, pool.map(read, places)):
+            for uri, content in zip(uris, pool.map(read, uris)):
                 if content is not None:
                     yield uri, content
 
@@ -334,10 +334,10 @@ class SliceIndex:
             rows = pq.read_table(io.BytesIO(content), columns=[ROW_ID]).column(ROW_ID)
             self._commit(name_in(entry.uri), pc.unique(rows).to_pylist(), f"{'0' * 16}-0")
 
-    def _delete(self, places: Iterable[str]) -> None:
+    def _delete(self, uris: Iterable[str]) -> None:
         store = store_for(self._uri)
         with ThreadPoolExecutor(READERS, "delete-index") as pool:
-            list(pool.map(store.delete, places))
+            list(pool.map(store.delete, uris))
 
     def _given_up(self) -> CorruptDataset:
         return CorruptDataset(

@@ -155,9 +155,9 @@ def load_reward_template(source: str) -> RewardTemplate:
     template = RewardTemplate(**values)
     turns = [{"role": "user", "content": "<m>"}, {"role": "assistant", "content": "<c>"}]
     read = template.conversation(turns, [{"name": "<n>", "text": "<t>"}])
-    places = [read.find(part) for part in ("<m>", "<c>", "<t>")]
+    offsets = [read.find(part) for part in ("<m>", "<c>", "<t>")]
     # Principles come last, so that several draws of them share the conversation's tokens.
-    in_order = -1 not in places and sorted(places) == places
+    in_order = -1 not in offsets and sorted(offsets) == offsets
     require(in_order, f"{file}: text", template.text, "messages, and after them the text of each principle")
     require(bool(template.conversation(turns, [])), f"{file}: text", template.text, "text without principles")
     note_origin(digest(asdict(template)), source)

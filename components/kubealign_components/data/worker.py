@@ -50,7 +50,7 @@ class Missing(Generic[In]):
     row: In
     keys: tuple[str, ...]
     """Of the results that are wanted, each once."""
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
     """Where these stand among the row's keys: ``places[i]`` is the first place of ``keys[i]``."""
 
 
@@ -224,7 +224,7 @@ class _ChunkWork(Generic[In, Result, Out]):
             nonlocal complete
             for row in self._rows():
                 keys = self.stage.keys(row)
-                lacking = _first_places(keys, slices.finished(row["prompt_id"], set(keys)))
+                lacking = _first_positions(keys, slices.finished(row["prompt_id"], set(keys)))
                 if lacking:
                     # Here, where the stage asks for more: what it has computed it has given back.
                     self.check()
@@ -283,13 +283,13 @@ class _ChunkWork(Generic[In, Result, Out]):
         return self.stage.apply(row, [results[key] for key in keys])
 
 
-def _first_places(keys: Sequence[str], finished: set[str]) -> dict[str, int]:
+def _first_positions(keys: Sequence[str], finished: set[str]) -> dict[str, int]:
     """The first place of each key that is not finished."""
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for position, key in enumerate(keys):
         if key not in finished:
-            places.setdefault(key, position)
-    return places
+            positions.setdefault(key, position)
+    return positions
 
 
 def _finished_part(uri: str, chunk: Chunk, fingerprint: str, schema: str) -> bool:

@@ -205,9 +205,9 @@ class _Logprobs(torch.autograd.Function):
                         raw_RB[: end - first] += tiled_linear(inner_MA[first:end], up_BA)
                     logits_RB = _scaled(raw_RB, scale, softcap)
                     sum_M[first:end] = log_sum_exp(logits_RB)[: end - first]
-                    inside_R, place_R = _inside(targets_M[first:end], start, len(weight_BH))
-                    found_R = logits_RB[: end - first].gather(1, place_R[:, None])[:, 0]
-                    chosen_M[first:end] += torch.where(inside_R, found_R, 0.0)
+                    inside_R, column_R = _inside(targets_M[first:end], start, len(weight_BH))
+                    target_logit_R = logits_RB[: end - first].gather(1, column_R[:, None])[:, 0]
+                    chosen_M[first:end] += torch.where(inside_R, target_logit_R, 0.0)
                 sums.append(sum_M)
             total_M = torch.stack(sums, 1).double().logsumexp(1)
         ctx.save_for_backward(hidden_MH, weight_VH, bias_V, inner_MA, up_VA, targets_M, total_M)
@@ -286,16 +286,16 @@ def _blocks(
 
 def _inside(targets_R: Tensor, start: int, words: int) -> tuple[Tensor, Tensor]:
     """Whether each target lies in the block of ``words`` from ``start``, and its column there, else 0."""
-    place_R = targets_R - start
-    inside_R = (place_R >= 0) & (place_R < words)
-    return inside_R, torch.where(inside_R, place_R, 0)
+    offset_R = targets_R - start
+    inside_R = (offset_R >= 0) & (offset_R < words)
+    return inside_R, torch.where(inside_R, offset_R, 0)
 
 
-def _to_logits(raw_RB: Tensor, place_R: Tensor, total_R: Tensor, ctx: Any) -> Tensor:
+def _to_logits(raw_RB: Tensor, offset_R: Tensor, total_R: Tensor, ctx: Any) -> Tensor:
     """d log p(target) / d raw logit: what is chosen less its probability, through scale and cap."""
     logits_RB = _scaled(raw_RB, ctx.scale, ctx.softcap)
     grad_RB = -(logits_RB - total_R[:, None].float()).exp()
-    inside_R, column_R = _inside(place_R, 0, raw_RB.shape[1])
+    inside_R, column_R = _inside(offset_R, 0, raw_RB.shape[1])
     grad_RB.scatter_add_(1, column_R[:, None], inside_R[:, None].to(grad_RB.dtype))
     if ctx.softcap:
         grad_RB *= 1 - (logits_RB / ctx.softcap) ** 2

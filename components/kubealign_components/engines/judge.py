@@ -118,8 +118,8 @@ class PairJudge:
         Of the principles only what the judge is shown, so that judgements still hold when weights or
         negative statements have been edited.
         """
-        places = ("judge", "revision", "adapter", "principles", "principle_names", "template")
-        settings = {k: v for k, v in semantic_params(self.spec).items() if k not in places}
+        own = ("judge", "revision", "adapter", "principles", "principle_names", "template")
+        settings = {k: v for k, v in semantic_params(self.spec).items() if k not in own}
         return (
             settings
             | {"dtype": resolved_dtype(self.spec.dtype)}

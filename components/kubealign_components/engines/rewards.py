@@ -124,10 +124,10 @@ def _require_one_of_each_name(functions: Sequence[RewardFunctionSpec]) -> None:
 def reward_params(spec: RewardSpec) -> dict[str, object]:
     """The settings of ``spec`` that determine rewards; which model and which principles these are, the
     identity of the :class:`Rewarder` tells."""
-    places = ["model", "model_revision", "principles", "principle_names"]
+    own = ["model", "model_revision", "principles", "principle_names"]
     if spec.dtype == "saved":
-        places.append("dtype")  # that of the weights, which the model's identity tells
-    params = {k: v for k, v in semantic_params(spec).items() if k not in places}
+        own.append("dtype")  # that of the weights, which the model's identity tells
+    params = {k: v for k, v in semantic_params(spec).items() if k not in own}
     return params | {"functions": function_params(spec.functions)}
 
 

@@ -95,9 +95,9 @@ class Scorer:
                 Group(groups[number].prompt, [groups[number].completions[c] for c in chosen])
                 for number, chosen in members
             ]
-            places = [(number, completion) for number, chosen in members for completion in chosen]
-            names = [f"completion {c} of prompt {groups[n].name or n}" for n, c in places]
-            for (number, completion), name, value in zip(places, names, self._sums(packed, names)):
+            positions = [(number, completion) for number, chosen in members for completion in chosen]
+            names = [f"completion {c} of prompt {groups[n].name or n}" for n, c in positions]
+            for (number, completion), name, value in zip(positions, names, self._sums(packed, names)):
                 sums[number][completion] = checked_logprob(value, name)
         return sums
 

@@ -85,7 +85,7 @@ class VllmEngine(GenerationEngine):
                     return
                 for output in self._step(len(running)):
                     prompt = running.pop(output.request_id)
-                    yield prompt.prompt_id, self._wanted(prompt, output.outputs)
+                    yield prompt.prompt_id, self._samples(prompt, output.outputs)
         finally:
             if running and self._llm is not None:
                 self._llm.llm_engine.abort_request(list(running))
@@ -93,7 +93,7 @@ class VllmEngine(GenerationEngine):
     def _completions(self, prompts: Iterable[Prompt]) -> int:
         return sum(len(numbers_of(prompt, self._spec)) for prompt in prompts)
 
-    def _wanted(self, prompt: Prompt, outputs: Sequence[Any]) -> list[Sampled]:
+    def _samples(self, prompt: Prompt, outputs: Sequence[Any]) -> list[Sampled]:
         """The completions that were asked for, of a request that may have filled gaps between them."""
         by_index = {output.index: output for output in outputs}
         numbers = numbers_of(prompt, self._spec)

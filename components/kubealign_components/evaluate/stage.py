@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kubealign_components.config import Group, execution, require, semantic_params
+from kubealign_components.config import SettingGroup, execution, require, semantic_params
 from kubealign_components.data.chat import ChatTemplate, stored_settings
 from kubealign_components.data.chunks import Row
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
-from kubealign_components.data.finished import once, wanted
+from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.models import ModelFiles, find_model, require_policy
 from kubealign_components.data.schemas import (
     EVALUATION,
@@ -63,19 +63,19 @@ VERSION = 3
 class EvaluateConfig:
     """Settings of ``evaluate``."""
 
-    GROUPS: ClassVar[Mapping[str, Group]] = {
-        "sampling": Group(
+    GROUPS: ClassVar[Mapping[str, SettingGroup]] = {
+        "sampling": SettingGroup(
             arguments={name: name for name in SAMPLING},
             options=("sample_options.sampling", "options.sampling"),
             of="sample",
         ),
-        "reward": Group(
+        "reward": SettingGroup(
             arguments=REWARD,
             options=("rewards_options.reward", "options.reward"),
             keys=tuple(REWARD.values()),
             of="rewards",
         ),
-        "judge": Group(
+        "judge": SettingGroup(
             arguments={"judge": "judge"}, options=("judge_options", "options.judge"), keys=("judge",)
         ),
     }
@@ -158,10 +158,10 @@ def run(
     require_policy(policy, rewarded)
     provenance = _provenance(config, rewarded, (model, model_uri or model), aligned, rewarder, judge)
     tokens = [aligned.tokenizer_digest(), _ends(aligned, rewarded)] if config.work else []
-    finished = wanted(config, provenance, output, REPORT, checked=tokens)
+    request = output_request(config, provenance, output, REPORT, checked=tokens)
     try:
         stats = once(
-            finished, lambda: _make(config, rewarded, policy, aligned, rewarder, judge, provenance, output)
+            request, lambda: _make(config, rewarded, policy, aligned, rewarder, judge, provenance, output)
         )
     finally:
         if rewarder is not None:
@@ -226,15 +226,15 @@ def _make(
     numbers |= verdict.numbers() if verdict else {}
     stats.numbers.update(numbers)
     _write(rows, provenance, stats, output)
-    found = warnings(numbers, dropped_truncated=drop)
-    for text in found:
+    texts = warnings(numbers, dropped_truncated=drop)
+    for text in texts:
         log.warning(text)
     page = report_html(
         model=aligned.name,
         reference=policy.name,
         numbers=numbers,
         verdict=verdict,
-        warnings=found,
+        warnings=texts,
         rows=rows,
     )
     write_report(page, output)
@@ -244,14 +244,14 @@ def _make(
 def _provenance(
     config: EvaluateConfig,
     rewarded: Dataset,
-    places: tuple[str, str],
+    model_paths: tuple[str, str],
     aligned: ModelFiles,
     rewarder: Rewarder | None,
     judge: PairJudge | None,
 ) -> Provenance:
     """Where the evaluation comes from: the model's own story too, when KubeAlign trained it."""
     inputs = {"rewarded": rewarded}
-    model, uri = places
+    model, uri = model_paths
     try:
         trained = Dataset.open(model, MODEL, allow_empty=True)
     except NotFound:

@@ -16,7 +16,7 @@ from kubealign_components.config import execution, require, semantic_params
 from kubealign_components.data.chat import ChatTemplate, TemplateConfig, TemplateSettings, stored_settings
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.finished import once, wanted
+from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.models import find_model, require_policy
 from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import PROMPT_ROW, PROMPTS, TOKENIZED
@@ -127,7 +127,7 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
             writer.commit(stats, extra={"dropped_examples": examples} if examples else None)
         return stats
 
-    return once(wanted(config, provenance, output), make)
+    return once(output_request(config, provenance, output), make)
 
 
 def _warn_of_unnamed_ends(template: ChatTemplate) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from kubealign_components.config import execution, gate, require, require_choice
 from kubealign_components.data.fingerprint import Provenance, derive
-from kubealign_components.data.finished import Wanted, once
+from kubealign_components.data.finished import OutputRequest, once
 from kubealign_components.data.schemas import PromptRow
 from kubealign_components.data.stats import Stats
 from kubealign_components.sources.external_sort import Entry, Spool
@@ -77,11 +77,11 @@ def run(config: ImportConfig, *, output: str) -> Stats:
         StoreError: a source that cannot be fetched, or no room for the rows.
     """
     readers = [SourceReader(source) for source in config.sources]
-    finished = requested("import_prompts", VERSION, config, readers, output=output)
-    return once(finished, lambda: _make(config, readers, finished))
+    request = requested("import_prompts", VERSION, config, readers, output=output)
+    return once(request, lambda: _make(config, readers, request))
 
 
-def _make(config: ImportConfig, readers: Sequence[SourceReader], finished: Wanted) -> Stats:
+def _make(config: ImportConfig, readers: Sequence[SourceReader], request: OutputRequest) -> Stats:
     stats = Stats()
     with Spool() as spool:
         with reading_bar(readers, "import_prompts") as bar:
@@ -95,11 +95,11 @@ def _make(config: ImportConfig, readers: Sequence[SourceReader], finished: Wante
         write_prompts(
             spool,
             kept,
-            finished.output,
+            request.output,
             _provenance(config, readers),
             stats,
             over="over_max_rows",
-            extra=lambda: report_of(readers) | finished.note,
+            extra=lambda: report_of(readers) | request.note,
             merge=_merge,
         )
     return stats
@@ -121,7 +121,7 @@ def _entries(
             stats.counts[f"completions_dropped_{reason}"] += count
         return row
 
-    items = reader.items(read, stats, bar, formats=WANTED, wanted=source.format, detect=detect)
+    items = reader.items(read, stats, bar, formats=WANTED, row_format=source.format, detect=detect)
     for position, row in items:
         name, body = spooled(row)
         yield name, number, position, body

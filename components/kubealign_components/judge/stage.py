@@ -117,23 +117,25 @@ class JudgeStage:
     def keys(self, row: TokenizedRow) -> list[str]:
         """For each pair a hash of what is read: the prompt and both texts."""
         texts = [_text(c) for c in row["completions"]]
-        return [digest([row["messages"], texts[one], texts[two]]) for one, two in self._places(row)]
+        return [digest([row["messages"], texts[one], texts[two]]) for one, two in self._pair_positions(row)]
 
     def compute(
         self, slices: Iterator[list[Missing[TokenizedRow]]]
     ) -> Iterator[tuple[Missing[TokenizedRow], list[JudgeResult]]]:
         """The judgements of each pair under every principle, in both orders; null for one over length."""
         for missing in slices:
-            places = [self._places(one.row) for one in missing]
-            lacking = [[own[i] for i in one.places] for one, own in zip(missing, places)]
+            pair_positions = [self._pair_positions(one.row) for one in missing]
+            lacking = [[own[i] for i in one.positions] for one, own in zip(missing, pair_positions)]
             pairs = [pair for one, own in zip(missing, lacking) for pair in _pairs(one.row, own)]
             judged = iter(self._judge.judge(pairs))
             for one in missing:
-                yield one, [{"judgements": _lines(next(judged))} for _ in one.places]
+                yield one, [{"judgements": _lines(next(judged))} for _ in one.positions]
 
     def apply(self, row: TokenizedRow, results: Sequence[JudgeResult]) -> JudgedRow:
         """The row with its judgements."""
-        of_pairs = list(zip(self._places(row), (result["judgements"] for result in results), strict=True))
+        of_pairs = list(
+            zip(self._pair_positions(row), (result["judgements"] for result in results), strict=True)
+        )
         self._over_length += sum(judgements is None for _, judgements in of_pairs)
         return {
             **row,
@@ -157,16 +159,16 @@ class JudgeStage:
         stats.counts["pairs_over_length"] += self._over_length
         self._over_length = 0
 
-    def _places(self, row: TokenizedRow) -> list[tuple[int, int]]:
+    def _pair_positions(self, row: TokenizedRow) -> list[tuple[int, int]]:
         """Positions of different reference completions that are long enough, two by two."""
         texts = {p: _text(c) for p, c in enumerate(row["completions"]) if c["reference"]}
         long_enough = [p for p, text in texts.items() if len(text) >= self._min_characters]
         return [(one, two) for one, two in combinations(long_enough, 2) if texts[one] != texts[two]]
 
 
-def _pairs(row: TokenizedRow, places: Sequence[tuple[int, int]]) -> Iterator[Pair]:
+def _pairs(row: TokenizedRow, pair_positions: Sequence[tuple[int, int]]) -> Iterator[Pair]:
     messages = json.loads(row["messages"])
-    for one, two in places:
+    for one, two in pair_positions:
         yield Pair(messages, _text(row["completions"][one]), _text(row["completions"][two]))
 
 

@@ -202,7 +202,8 @@ class LogprobStage:
         """The log-probabilities that are missing."""
         for missing in slices:
             rows: list[TokenizedRow] = [
-                {**one.row, "completions": [one.row["completions"][i] for i in one.places]} for one in missing
+                {**one.row, "completions": [one.row["completions"][i] for i in one.positions]}
+                for one in missing
             ]
             yield from zip(missing, self._results(rows), strict=True)
 

@@ -23,7 +23,7 @@ from kubealign_components.config import execution, require, semantic_params
 from kubealign_components.data.arrow_take import take
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, derive
-from kubealign_components.data.finished import once, wanted
+from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import SELECTION, TRAINING, TRAINING_ROW
 from kubealign_components.data.seeds import Keys, id_keys
@@ -126,8 +126,8 @@ def run(
     inputs |= {f"training_{i}": dataset for i, dataset in enumerate(training)}
     _check_identities(list(inputs.values()))
     provenance = derive("mix", VERSION, semantic_params(config), inputs=inputs, slug=config.slug(len(inputs)))
-    finished = wanted(config, provenance, output)
-    return once(finished, lambda: _make(config, inputs, provenance, output))
+    request = output_request(config, provenance, output)
+    return once(request, lambda: _make(config, inputs, provenance, output))
 
 
 def _make(config: MixConfig, inputs: Mapping[str, Dataset], provenance: Provenance, output: str) -> Stats:
@@ -183,9 +183,9 @@ class _Intake:
         """Raise :class:`DataError` when the examples cannot be trained on together."""
         missing = sum(self._missing.values())
         if missing and self.config.require_logprobs:
-            places = ", ".join(f"{n} in {uri}" for uri, n in self._missing.items())
+            counts = ", ".join(f"{n} in {uri}" for uri, n in self._missing.items())
             raise DataError(
-                f"{missing} of {self._completions} completions have no log-probability ({places}); run "
+                f"{missing} of {self._completions} completions have no log-probability ({counts}); run "
                 "logprobs before mix, or set require_logprobs to false for an objective that needs none"
             )
 
@@ -197,25 +197,25 @@ class _Intake:
             DataError: rows of one source carry different weights and the settings name none.
         """
         config = self.config
-        known = sorted(self._row_weights)
+        sources = sorted(self._row_weights)
         for setting, names in (("weights", config.weights), ("caps", config.caps)):
             for name in names:
-                if name not in known:
+                if name not in sources:
                     raise ConfigError(
-                        f"{setting}.{name}", names[name], f"a source of the data: one of {', '.join(known)}"
+                        f"{setting}.{name}", names[name], f"a source of the data: one of {', '.join(sources)}"
                     )
-        return {name: self._weight(name) for name in known}
+        return {name: self._weight(name) for name in sources}
 
     def _weight(self, name: str) -> float:
         if name in self.config.weights:
             return self.config.weights[name]
-        found = sorted(self._row_weights[name])
-        if len(found) > 1:
+        weights = sorted(self._row_weights[name])
+        if len(weights) > 1:
             raise DataError(
-                f"source {name!r} carries the weights {', '.join(map(str, found))} in different rows; "
+                f"source {name!r} carries the weights {', '.join(map(str, weights))} in different rows; "
                 f"name the one to use in weights.{name}"
             )
-        return found[0] if found else 1.0
+        return weights[0] if weights else 1.0
 
     def _note(self, batch: pa.RecordBatch, examples: pa.RecordBatch, uri: str) -> None:
         self.prompts += batch.num_rows
@@ -260,8 +260,10 @@ def _plan(config: MixConfig, buckets: Buckets, weights: dict[str, float], stats:
         examples = take(examples, _first_of_each(examples))
         for name, key in _by_source(examples, config.seed):
             keys[name].append(key)
-    known = {name: np.concatenate(parts) if parts else np.empty(0, np.uint64) for name, parts in keys.items()}
-    before = {name: len(values) for name, values in known.items()}
+    cut_keys = {
+        name: np.concatenate(parts) if parts else np.empty(0, np.uint64) for name, parts in keys.items()
+    }
+    before = {name: len(values) for name, values in cut_keys.items()}
     after = quotas(before, weights, config.caps, config.temperature, config.max_examples)
     stats.rows_in = buckets.rows
     stats.drop("duplicate", buckets.rows - sum(before.values()))
@@ -273,7 +275,9 @@ def _plan(config: MixConfig, buckets: Buckets, weights: dict[str, float], stats:
             weight=weights[name],
             before=before[name],
             after=after[name],
-            last_key=int(np.partition(known[name], after[name] - 1)[after[name] - 1]) if after[name] else -1,
+            last_key=int(np.partition(cut_keys[name], after[name] - 1)[after[name] - 1])
+            if after[name]
+            else -1,
         )
         for name in weights
     }

@@ -85,7 +85,7 @@ class _Gathered:
         self.numbers: dict[str, list[Floats]] = {}
         self.sources: list[str] = []
         self.finish_reasons = Counter[str]()
-        self.places: dict[str, list[Ints]] = {"prompt": [], "chosen": [], "rejected": []}
+        self.positions: dict[str, list[Ints]] = {"prompt": [], "chosen": [], "rejected": []}
         self.reference: list[Bools] = []
         self.repeated = self.prompts = self.completions = 0
 
@@ -105,7 +105,7 @@ class _Gathered:
         )
         ids = completions.field("completion_id")
         self.repeated += len(ids) - pc.count_distinct(ids, mode="all").as_py()
-        self.places["prompt"].append(self.prompts + np.repeat(np.arange(batch.num_rows), counts))
+        self.positions["prompt"].append(self.prompts + np.repeat(np.arange(batch.num_rows), counts))
         self._add_pairs(batch, counts)
         self.prompts += batch.num_rows
         self.completions += len(completions)
@@ -120,10 +120,12 @@ class _Gathered:
             pairs = batch.column("pairs")
             start = np.repeat(first, _counts(pairs))
             for name in ("chosen", "rejected"):
-                self.places[name].append(start + pairs.flatten().field(name).to_numpy(zero_copy_only=False))
+                self.positions[name].append(
+                    start + pairs.flatten().field(name).to_numpy(zero_copy_only=False)
+                )
         elif "prompt_tokens" not in batch.schema.names:  # training examples: [chosen, rejected], or one
-            self.places["chosen"].append(first[counts == 2])
-            self.places["rejected"].append(first[counts == 2] + 1)
+            self.positions["chosen"].append(first[counts == 2])
+            self.positions["rejected"].append(first[counts == 2] + 1)
 
     def columns(self, stride: int) -> RowColumns:
         """All of it, joined."""
@@ -132,7 +134,7 @@ class _Gathered:
             return np.concatenate(self.numbers.get(name) or [np.empty(0)])
 
         def positions(name: str) -> Ints:
-            joined: Ints = np.concatenate([*self.places[name], np.empty(0, np.int64)]).astype(np.int64)
+            joined: Ints = np.concatenate([*self.positions[name], np.empty(0, np.int64)]).astype(np.int64)
             return joined
 
         return RowColumns(

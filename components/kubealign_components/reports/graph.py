@@ -87,7 +87,7 @@ def lay_out(keys: Sequence[str], edges: Iterable[tuple[str, str]]) -> Layout:
         link.view = _Way()
     left, corners, ways = float(MARGIN), dict[str, Point](), dict[tuple[str, str], list[Point]]()
     for part in Graph(list(vertices.values()), links).C:
-        _place(part)
+        _lay_out(part)
         points = [p for link in part.sE for p in link.view.points[1:-1]]
         shift = left - min([v.view.xy[0] - WIDTH / 2 for v in part.sV] + [x for x, _ in points])
         top = MARGIN - min(v.view.xy[1] - HEIGHT / 2 for v in part.sV)
@@ -120,7 +120,7 @@ class _Way:
         self.points = points
 
 
-def _place(part: object) -> None:
+def _lay_out(part: object) -> None:
     from grandalf.layouts import SugiyamaLayout
 
     layout = SugiyamaLayout(part)

@@ -94,7 +94,7 @@ def _charts(columns: RowColumns) -> Iterator[Markup]:
             ("Quantile rewards of pairs", columns.quantile_reward, "quantile reward"),
             ("Lengths of pairs", columns.tokens, "tokens"),
         ):
-            yield from _drawn(title, {name: values[places] for name, places in sides.items()}, unit)
+            yield from _drawn(title, {name: values[positions] for name, positions in sides.items()}, unit)
     else:
         yield from _drawn("Quantile rewards", {"completions": columns.quantile_reward}, "quantile reward")
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -13,7 +13,7 @@ from typing import ClassVar, TypedDict
 import numpy as np
 import pyarrow as pa
 
-from kubealign_components.config import Group, execution, require
+from kubealign_components.config import SettingGroup, execution, require
 from kubealign_components.data.agreement import count_agreement
 from kubealign_components.data.chunks import Chunk, Part, open_chunk
 from kubealign_components.data.engine_processes import engines
@@ -38,7 +38,9 @@ VERSION = 4
 class RewardsConfig:
     """Settings of ``rewards``."""
 
-    GROUPS: ClassVar[Mapping[str, Group]] = {"reward": Group(arguments=REWARD, options=("options.reward",))}
+    GROUPS: ClassVar[Mapping[str, SettingGroup]] = {
+        "reward": SettingGroup(arguments=REWARD, options=("options.reward",))
+    }
 
     reward: RewardSpec
     """The reward functions and the reward model."""
@@ -122,7 +124,7 @@ class RewardStage:
         """The rewards of the completions that have none yet; null, and why, for one that gets none."""
         for missing in slices:
             inputs = [
-                reward_inputs(one.row, [one.row["completions"][i] for i in one.places]) for one in missing
+                reward_inputs(one.row, [one.row["completions"][i] for i in one.positions]) for one in missing
             ]
             outcomes = iter(self._rewarder.outcomes([item for row in inputs for item in row]))
             for one, of_row in zip(missing, inputs):

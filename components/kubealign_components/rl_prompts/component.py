@@ -48,7 +48,7 @@ def rl_prompts(
     from kubealign_components.rl_prompts.stage import RlPromptsConfig, run
 
     config = from_parameters(RlPromptsConfig, parameters, "rl_prompts")
-    known = open_dataset(prompts, PROMPTS) if prompts is not None else None
-    stats = run(config, prompts=known, output=rows_of(dataset))
+    rows = open_dataset(prompts, PROMPTS) if prompts is not None else None
+    stats = run(config, prompts=rows, output=rows_of(dataset))
     publish_with_page(dataset, report)
     log_stats(metrics, stats)

@@ -17,7 +17,7 @@ from kubealign_components.config import execution, gate, require, require_choice
 from kubealign_components.data.chat.tokenizer import load_tokenizer
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, derive
-from kubealign_components.data.finished import Wanted, once
+from kubealign_components.data.finished import OutputRequest, once
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.principles import GENERAL, REASONING, RED_TEAMING, TAGS
 from kubealign_components.data.stats import Stats
@@ -147,7 +147,7 @@ def run(config: RlPromptsConfig, *, prompts: Dataset | None = None, output: str)
         raise ConfigError("sources", config.sources, "at least one source, or a dataset of prompts")
     policy = find_model(config.policy, config.revision)
     readers = [SourceReader(source) for source in config.sources]
-    finished = requested(
+    request = requested(
         "rl_prompts",
         VERSION,
         config,
@@ -156,7 +156,7 @@ def run(config: RlPromptsConfig, *, prompts: Dataset | None = None, output: str)
         prompts=prompts.manifest.fingerprint if prompts is not None else None,
         tokenizer=policy.tokenizer_digest(),
     )
-    return once(finished, lambda: _make(config, readers, prompts, policy, finished))
+    return once(request, lambda: _make(config, readers, prompts, policy, request))
 
 
 def _make(
@@ -164,7 +164,7 @@ def _make(
     readers: Sequence[SourceReader],
     prompts: Dataset | None,
     policy: ModelFiles,
-    finished: Wanted,
+    request: OutputRequest,
 ) -> Stats:
     stats, limits = Stats(), [0]
     with Spool() as spool:
@@ -180,11 +180,11 @@ def _make(
         write_prompts(
             spool,
             sample(spool, limits, config.max_rows, config.seed, "rl_prompts"),
-            finished.output,
+            request.output,
             _provenance(config, readers, prompts, policy.tokenizer_digest()),
             stats,
             over="over_limit",
-            extra=lambda: report_of(readers) | finished.note,
+            extra=lambda: report_of(readers) | request.note,
         )
     return stats
 
@@ -232,7 +232,7 @@ def _entries(
         length_gate.check(question)
         return first + kind.buckets.index(question.bucket), row
 
-    for position, (bucket, row) in reader.items(read, stats, bar, wanted=source.kind):
+    for position, (bucket, row) in reader.items(read, stats, bar, row_format=source.kind):
         name, body = spooled(row)
         yield name, bucket, position, body
 
@@ -241,20 +241,20 @@ def _dataset_entries(
     config: RlPromptsConfig, prompts: Dataset, length_gate: _Gate, stats: Stats
 ) -> Iterator[Entry]:
     columns = ["source", "source_weight", "messages", "tools", "answers", "metadata"]
-    for number, known in enumerate(prompts.iter_rows(columns)):
+    for number, prompt in enumerate(prompts.iter_rows(columns)):
         stats.rows_in += 1
         question = Question(
-            messages=json.loads(known["messages"]),
-            tools=json.loads(known["tools"]) if known["tools"] else None,
-            answers=known["answers"] or [],
-            metadata=json.loads(known["metadata"]) if known["metadata"] else {},
+            messages=json.loads(prompt["messages"]),
+            tools=json.loads(prompt["tools"]) if prompt["tools"] else None,
+            answers=prompt["answers"] or [],
+            metadata=json.loads(prompt["metadata"]) if prompt["metadata"] else {},
         )
         try:
             length_gate.check(question)
         except Unwanted as choice:
             stats.drop(choice.reason)
             continue
-        row = _row(question, config.facts(None), known["source"], known["source_weight"])
+        row = _row(question, config.facts(None), prompt["source"], prompt["source_weight"])
         name, body = spooled(row)
         yield name, 0, number, body
 

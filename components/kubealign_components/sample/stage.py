@@ -14,7 +14,7 @@ from typing import ClassVar, TypedDict
 
 import pyarrow as pa
 
-from kubealign_components.config import Group, execution, require, require_choice
+from kubealign_components.config import SettingGroup, execution, require, require_choice
 from kubealign_components.data.chat import ChatTemplate, TemplateSettings, stored_settings
 from kubealign_components.data.chat.ends import embedding_rows
 from kubealign_components.data.chat.tokenizer import check_column
@@ -55,8 +55,8 @@ VERSION = 2
 class SampleConfig:
     """Settings of ``sample``."""
 
-    GROUPS: ClassVar[Mapping[str, Group]] = {
-        "sampling": Group(arguments={name: name for name in SAMPLING}, options=("options.sampling",))
+    GROUPS: ClassVar[Mapping[str, SettingGroup]] = {
+        "sampling": SettingGroup(arguments={name: name for name in SAMPLING}, options=("options.sampling",))
     }
 
     policy: str
@@ -163,7 +163,7 @@ class SampleStage:
         def prompts() -> Iterator[Prompt]:
             for one in chain(first, chain.from_iterable(slices)):
                 waiting[one.row["prompt_id"]] = one
-                yield Prompt(one.row["prompt_id"], one.row["prompt_token_ids"], one.places)
+                yield Prompt(one.row["prompt_id"], one.row["prompt_token_ids"], one.positions)
 
         for prompt_id, sampled in engine.generate(prompts()):
             yield waiting.pop(prompt_id), [_result(s, template) for s in sampled]

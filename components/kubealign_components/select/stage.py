@@ -18,7 +18,7 @@ from kubealign_components.data.agreement import agreements, count_agreement
 from kubealign_components.data.arrow_take import take
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, derive
-from kubealign_components.data.finished import once, wanted
+from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.labels import compared, fewer, preferred_pairs, sides
 from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import COMPLETION, PAIR, SELECTION, SELECTION_ROW
@@ -147,8 +147,8 @@ def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
     provenance = derive(
         "select", VERSION, semantic_params(config), inputs={"rewarded": rewarded}, slug=config.slug
     )
-    finished = wanted(config, provenance, output)
-    return once(finished, lambda: _make(config, rewarded, provenance, output))
+    request = output_request(config, provenance, output)
+    return once(request, lambda: _make(config, rewarded, provenance, output))
 
 
 def _make(config: SelectConfig, rewarded: Dataset, provenance: Provenance, output: str) -> Stats:
@@ -213,16 +213,16 @@ class _Batch:
         )
         self.preferred = preferred_pairs(self.completions, self.row)
         self.stand_in: Ints = np.arange(len(self.row))  # of equal completions, the one that is selected
-        self.known: Bools = np.isfinite(self.reward)
+        self.rewarded: Bools = np.isfinite(self.reward)
         if not config.by_labels:
             self._check_rewards()
         # A prompt with a completion that has no reward has no quantiles: its references are not all there.
         self.reference_reward: Bools = self.reference & self._whole_rows()[self.row]
         self.references = self._per_row(self.reference_reward)
-        filled = np.where(self.known, self.reward, 0.0)
+        filled = np.where(self.rewarded, self.reward, 0.0)
         self.ranks = rank_rewards(self.row, filled, self.reference_reward)
         quantile = quantile_rewards(self.ranks, self.reference_reward, config.quantile)
-        self.quantile: Floats = np.where(self.known & (self.references[self.row] > 0), quantile, np.nan)
+        self.quantile: Floats = np.where(self.rewarded & (self.references[self.row] > 0), quantile, np.nan)
 
     def count_agreement(self) -> None:
         """Count how often reward and labels agree, whatever is selected."""
@@ -296,7 +296,7 @@ class _Batch:
 
     def _whole_rows(self) -> Bools:
         """Rows whose completions all have a reward, shape (rows,)."""
-        whole: Bools = self._per_row(~self.known) == 0
+        whole: Bools = self._per_row(~self.rewarded) == 0
         return whole
 
     def _all_tie(self, considered: Bools) -> Bools:
@@ -333,12 +333,13 @@ class _Batch:
 
     def _output(self, rows: Ints, selected: Ints, chosen: Ints, rejected: Ints) -> pa.RecordBatch:
         offsets = _offsets(self._per_row_index(selected)[rows])
-        place = np.full(len(self.row), -1, dtype=np.int64)
+        position = np.full(len(self.row), -1, dtype=np.int64)
         first = np.zeros(self.rows, dtype=np.int64)
         first[rows] = offsets[:-1]
-        place[selected] = np.arange(len(selected)) - first[self.row[selected]]
+        position[selected] = np.arange(len(selected)) - first[self.row[selected]]
         pairs = pa.StructArray.from_arrays(
-            [pa.array(place[chosen], pa.int32()), pa.array(place[rejected], pa.int32())], fields=list(PAIR)
+            [pa.array(position[chosen], pa.int32()), pa.array(position[rejected], pa.int32())],
+            fields=list(PAIR),
         )
         references = np.flatnonzero(self.reference_reward & np.isin(self.row, rows))
         made = {
@@ -387,8 +388,8 @@ class _Batch:
 
 
 def _finite(values: Floats) -> list[float]:
-    known: list[float] = values[np.isfinite(values)].tolist()
-    return known
+    finite: list[float] = values[np.isfinite(values)].tolist()
+    return finite
 
 
 def _offsets(counts: Ints) -> Ints:

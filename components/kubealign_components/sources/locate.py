@@ -32,7 +32,7 @@ class SourceFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class SourceFiles:
     """The files that make up the split of a source, in order."""
 
     files: tuple[SourceFile, ...]
@@ -43,7 +43,9 @@ class Place:
 Listing = Mapping[str, SourceFile]
 
 
-def find_files(uri: str, *, split: str, revision: str | None = None, subset: str | None = None) -> Place:
+def find_files(
+    uri: str, *, split: str, revision: str | None = None, subset: str | None = None
+) -> SourceFiles:
     """The files of ``split`` of what lies at ``uri``.
 
     Args:
@@ -60,35 +62,35 @@ def find_files(uri: str, *, split: str, revision: str | None = None, subset: str
         listing, commit = _hub_listing(uri, revision)
         hub = (uri, commit)
     elif len(listing) == 1 and "" in listing:
-        return Place(files=(_single(uri, listing[""]),))
+        return SourceFiles(files=(_single(uri, listing[""]),))
     if not any(map(is_readable, listing)):
         raise ConfigError("uri", uri, f"a folder with files of rows ({_suffixes()}); found {_some(listing)}")
     saved = _saved_dataset(listing, uri, split)
     if saved is not None:
-        return Place(files=tuple(saved), hub=hub)
+        return SourceFiles(files=tuple(saved), hub=hub)
     splits = splits_of(listing, _text(listing, CARD), subset)
     if not splits.get(split):
         raise ConfigError(
             "split", split, f"a split of {uri}, which has {', '.join(sorted(splits)) or 'none'}"
         )
-    return Place(files=tuple(listing[name] for name in splits[split]), hub=hub)
+    return SourceFiles(files=tuple(listing[name] for name in splits[split]), hub=hub)
 
 
 def _stored(uri: str) -> dict[str, SourceFile] | None:
     """Files by name below a path or URI, one named ``""`` for a file itself; None for a hub id."""
     local = scheme_of(uri) == "file"
-    place = str(Path(uri.removeprefix("file://")).expanduser()) if local else uri.rstrip("/")
-    store = store_for(place)
-    if store.exists(place):
-        return {"": _stored_file(place, place.rsplit("/", 1)[-1], 0)}
-    prefix = place.rstrip("/") + "/"
-    objects = list(store.list(place)) if not local or Path(place).is_dir() else []
+    path = str(Path(uri.removeprefix("file://")).expanduser()) if local else uri.rstrip("/")
+    store = store_for(path)
+    if store.exists(path):
+        return {"": _stored_file(path, path.rsplit("/", 1)[-1], 0)}
+    prefix = path.rstrip("/") + "/"
+    objects = list(store.list(path)) if not local or Path(path).is_dir() else []
     if objects:
         named = [(entry.uri.removeprefix(prefix), entry) for entry in objects]
         return {name: _stored_file(entry.uri, name, entry.size, entry.version) for name, entry in named}
-    if local and not Path(place).exists() and _HUB_ID.fullmatch(uri) and not is_readable(uri):
+    if local and not Path(path).exists() and _HUB_ID.fullmatch(uri) and not is_readable(uri):
         return None
-    kind = "this folder is empty" if local and Path(place).is_dir() else "there is nothing at this place"
+    kind = "this folder is empty" if local and Path(path).is_dir() else "there is nothing at this place"
     raise ConfigError("uri", uri, f"a file of rows ({_suffixes()}), a folder of them or a hub id; {kind}")
 
 
@@ -122,12 +124,12 @@ def _saved_dataset(listing: Listing, uri: str, split: str) -> list[SourceFile] |
     if splits is None and split != recorded:
         raise ConfigError("split", split, f"the split of {uri}, which is {recorded}")
     listed = state.get("_data_files", [])
-    found = [e.get("filename") for e in listed if isinstance(e, dict)] if isinstance(listed, list) else [None]
-    if not all(isinstance(name, str) for name in found):
+    files = [e.get("filename") for e in listed if isinstance(e, dict)] if isinstance(listed, list) else [None]
+    if not all(isinstance(name, str) for name in files):
         raise ConfigError(
             "uri", uri, 'a saved dataset, whose state.json has {"_data_files": [{"filename": …}]}'
         )
-    names = [f"{folder}{name}" for name in found]
+    names = [f"{folder}{name}" for name in files]
     missing = [name for name in names if name not in listing]
     if missing or not names:
         raise ConfigError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kubealign_components.config import gates_of, semantic_params
 from kubealign_components.data.fingerprint import digest
-from kubealign_components.data.finished import Wanted
+from kubealign_components.data.finished import OutputRequest
 from kubealign_components.sources.source import SourceReader
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def requested(
     *,
     output: str,
     **used: object,
-) -> Wanted:
+) -> OutputRequest:
     """The output that ``config`` asks for, by settings and content of the sources.
 
     A dataset's fingerprint is known only when its sources have been read: the recipe says what format they
@@ -44,7 +44,7 @@ def requested(
     def key(readers: Sequence[SourceReader]) -> str:
         return digest([stage, version, own, list(map(_read_by, readers)), gates_of(config), used])
 
-    return Wanted(
+    return OutputRequest(
         work=config.work,
         stage=stage,
         key=key(readers) if config.work else "",

@@ -18,7 +18,7 @@ from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.progress import progress_bar
 from kubealign_components.sources.file_readers import UNTYPED, Unreadable, kind_of, read_rows
-from kubealign_components.sources.locate import Place, SourceFile, find_files
+from kubealign_components.sources.locate import SourceFile, SourceFiles, find_files
 from kubealign_components.sources.messages import turns_from_text
 from kubealign_components.sources.source_settings import SourceSettings
 from kubealign_components.sources.values import Malformed, from_json_text, list_from_text
@@ -59,7 +59,7 @@ class SourceReader:
 
     def __init__(self, config: SourceSettings) -> None:
         self.config = config
-        self.place = _find(config)
+        self.source = _find(config)
         self.digests: list[list[str]] = []
         """Kind and SHA-256 of every file."""
         self.format = ""
@@ -73,15 +73,15 @@ class SourceReader:
     def note(self, notes: Mapping[str, int]) -> None:
         """Count what a row holds and its example does not."""
         for name, count in notes.items():
-            known = name in self.notes or len(self.notes) < NOTED_NAMES
+            kept = name in self.notes or len(self.notes) < NOTED_NAMES
             plain = name[:80].encode(errors="replace").decode()
-            self.notes[plain if known else "others_not_kept"] += count
+            self.notes[plain if kept else "others_not_kept"] += count
 
     def identity(self) -> dict[str, str]:
         """What the source's files hold: hub id and commit, or the digest of their bytes."""
-        if self.place.hub is not None:
-            note_origin(self.place.hub[1], *self.place.hub)
-            return dict(zip(("hub", "commit"), self.place.hub))
+        if self.source.hub is not None:
+            note_origin(self.source.hub[1], *self.source.hub)
+            return dict(zip(("hub", "commit"), self.source.hub))
         content = self.digests[0][1] if len(self.digests) == 1 else digest(sorted(self.digests))
         note_origin(content, self.config.uri)
         return {"sha256": content}
@@ -89,9 +89,9 @@ class SourceReader:
     def content(self) -> list[list[str]]:
         """What tells the source's files from others before a row of them is read: hub id and commit, or of
         every file its name, and its digest or, of an object, its version."""
-        if self.place.hub is not None:
-            return [list(self.place.hub)]
-        return sorted([file.name, file.version or _digest_of(file)] for file in self.place.files)
+        if self.source.hub is not None:
+            return [list(self.source.hub)]
+        return sorted([file.name, file.version or _digest_of(file)] for file in self.source.files)
 
     def settings(self) -> JsonObject:
         """The part of the recipe that is about this source; places are not in it."""
@@ -107,7 +107,7 @@ class SourceReader:
             "rows": self.rows,
             "malformed": self.malformed.total(),
             "noticed": dict(sorted(self.notes.items())),
-            "files": len(self.place.files),
+            "files": len(self.source.files),
         }
 
     def items(
@@ -117,7 +117,7 @@ class SourceReader:
         bar: tqdm[NoReturn],
         *,
         formats: Mapping[str, str] | None = None,
-        wanted: str = "auto",
+        row_format: str = "auto",
         detect: Callable[[Iterable[object]], str | None] | None = None,
     ) -> Iterator[tuple[int, T]]:
         """Number of the row and what ``read`` makes of it, for every usable row; the others are counted.
@@ -127,7 +127,7 @@ class SourceReader:
             stats: where rows in and drops are counted.
             bar: progress in kilobytes.
             formats: the formats that ``detect`` knows, and the columns that each is known by.
-            wanted: the format by name, or auto.
+            row_format: the format by name, or auto.
             detect: says which format the first rows look like; sets :attr:`format` before ``read`` is called.
 
         Raises:
@@ -136,7 +136,7 @@ class SourceReader:
         rows = self._raw_rows(bar)
         first = list(islice(rows, DETECTION_ROWS))
         self._check_columns()
-        self._set_format([row for _, _, row in first], formats or {}, wanted, detect)
+        self._set_format([row for _, _, row in first], formats or {}, row_format, detect)
         for file, position, raw in chain(first, rows):
             self.rows += 1
             try:
@@ -172,7 +172,7 @@ class SourceReader:
         self,
         rows: Sequence[object],
         formats: Mapping[str, str],
-        wanted: str,
+        row_format: str,
         detect: Callable[[Iterable[object]], str | None] | None,
     ) -> None:
         if not rows:
@@ -181,14 +181,14 @@ class SourceReader:
                 self.config.uri,
                 "rows; the file is empty, or all files are",
             )
-        chosen = detect(rows) if wanted == "auto" and detect is not None else wanted
+        chosen = detect(rows) if row_format == "auto" and detect is not None else row_format
         if chosen is None:
             wants = "; ".join(f"{name}: {columns}" for name, columns in formats.items())
             raise ConfigError(
                 f"sources.{self.config.name}.format",
                 "auto",
-                f"rows of a known format; the first {len(rows)} rows have {_found(rows)}. What formats are "
-                f"known by: {wants}. Name yours in columns: {{yours: prompt, …}}",
+                f"rows of a known format; the first {len(rows)} rows have {_columns_text(rows)}. What "
+                f"formats are known by: {wants}. Name yours in columns: {{yours: prompt, …}}",
             )
         self.format = chosen
 
@@ -204,14 +204,14 @@ class SourceReader:
 
     def _raw_rows(self, bar: tqdm[NoReturn]) -> Iterator[tuple[str, int, object]]:
         """File name, row number in the file (from 1) and row, of every file of the source."""
-        for file in self.place.files:
+        for file in self.source.files:
             with tempfile.TemporaryDirectory(prefix="kubealign-source-") as folder:
                 path = file.fetch(Path(folder))
                 size, shown = _kilobytes(path.stat().st_size), 0
                 bar.total = (
                     (bar.total or 0) + size - _kilobytes(file.size)
                 )  # a listing does not always know sizes
-                if self.place.hub is None:
+                if self.source.hub is None:
                     self.digests.append([kind_of(file.name), file_digest(path)])
                 whole = self.config.text == "file"
                 rows = read_rows(path, file.name, whole_text=whole)
@@ -260,7 +260,7 @@ class SourceReader:
 
 def reading_bar(readers: Sequence[SourceReader], stage: str) -> tqdm[NoReturn]:
     """A progress bar over the kilobytes of all sources."""
-    sizes = sum(file.size for reader in readers for file in reader.place.files)
+    sizes = sum(file.size for reader in readers for file in reader.source.files)
     return progress_bar(_kilobytes(sizes), "kB", f"{stage}: read")
 
 
@@ -277,7 +277,7 @@ def _digest_of(file: SourceFile) -> str:
         return file_digest(file.fetch(Path(folder)))
 
 
-def _found(rows: Sequence[object]) -> str:
+def _columns_text(rows: Sequence[object]) -> str:
     """What stands in the first rows, for an error."""
     columns = sorted({str(key) for row in rows if isinstance(row, Mapping) for key in row})
     if columns:
@@ -295,7 +295,7 @@ def _parsed(cell: object, roles: Mapping[str, str]) -> object:
     return list_from_text(value) if isinstance(value, str) else value
 
 
-def _find(source: SourceSettings) -> Place:
+def _find(source: SourceSettings) -> SourceFiles:
     try:
         return find_files(source.uri, split=source.split, revision=source.revision, subset=source.subset)
     except ConfigError as error:

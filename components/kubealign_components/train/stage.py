@@ -89,8 +89,8 @@ def check_identity(identity: dict[str, str], reference: str, training: Dataset) 
     theirs = training.manifest.identity
     scored = theirs.get("reference", theirs.get("policy"))
     asked = reference != identity["policy"]
-    found = {name: digest for name, digest in identity.items() if name != "policy"} | {"policy": reference}
-    for name, digest in sorted(found.items()):
+    models = {name: digest for name, digest in identity.items() if name != "policy"} | {"policy": reference}
+    for name, digest in sorted(models.items()):
         expected = scored if name == "policy" else theirs.get(name)
         if digest != expected:
             raise ConfigError(
@@ -131,13 +131,15 @@ def expected_drift(config: TrainConfig, training: Dataset, device: str) -> float
 def _check_regime(ours: Regime, theirs: dict[str, str], config: TrainConfig) -> None:
     apart = differences(ours, theirs)
     if apart:
-        told = ", ".join(f"{name} {own} (the reference: {other})" for name, (own, other) in apart.items())
+        differing = ", ".join(
+            f"{name} {own} (the reference: {other})" for name, (own, other) in apart.items()
+        )
         raise ConfigError(
             "dtype",
             config.dtype,
-            f"training in the numbers that the reference was scored in; training has {told}. Score again "
-            f"with logprobs options dtype: {ours['compute']} and adapter: {config.adapter} on the same kind "
-            f"of device, or accept the difference with max_initial_drift: {UNKNOWN_DRIFT}",
+            f"training in the numbers that the reference was scored in; training has {differing}. Score "
+            f"again with logprobs options dtype: {ours['compute']} and adapter: {config.adapter} on the same "
+            f"kind of device, or accept the difference with max_initial_drift: {UNKNOWN_DRIFT}",
         )
 
 

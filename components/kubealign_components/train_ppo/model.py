@@ -160,15 +160,15 @@ def pack_rollouts(rollouts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Pa
     tokens, positions, segments = lay_out([Group((), [(*p, *c) for p, c in rollouts])])
     lengths = torch.tensor([len(completion) for _, completion in rollouts])
     starts = [stop - len(completion) for (*_, stop), (_, completion) in zip(segments, rollouts)]
-    places = [torch.arange(start, start + len(c)) for start, (_, c) in zip(starts, rollouts)]
-    target_places_M = torch.cat(places)
+    spans = [torch.arange(start, start + len(c)) for start, (_, c) in zip(starts, rollouts)]
+    target_positions_M = torch.cat(spans)
     input_ids = torch.tensor([tokens])
     return PackedBatch(
         input_ids=input_ids,
         position_ids=torch.tensor([positions]),
         segments=tuple(segments),
-        predictors=target_places_M - 1,
-        targets=input_ids[0, target_places_M],
+        predictors=target_positions_M - 1,
+        targets=input_ids[0, target_positions_M],
         owners=torch.repeat_interleave(lengths),
         completions=len(rollouts),
     )

@@ -41,7 +41,7 @@ from kubealign_components.training.resuming import going_on
 log = logging.getLogger(__name__)
 
 Log = list[tuple[int, dict[str, float]]]
-_TOLD = ("score", "kl", "policy_loss", "value_loss")
+_PROGRESS = ("score", "kl", "policy_loss", "value_loss")
 """What the log says of every step."""
 
 
@@ -164,7 +164,9 @@ class _Loop:
                     bar.set_postfix(score=f"{metrics['score']:.3g}", kl=f"{metrics['kl']:.3g}", refresh=False)
                     bar.update(1)
                     numbers = [
-                        f"{name.replace('_', ' ')} {metrics[name]:.4g}" for name in _TOLD if name in metrics
+                        f"{name.replace('_', ' ')} {metrics[name]:.4g}"
+                        for name in _PROGRESS
+                        if name in metrics
                     ]
                     note(bar, f"train_ppo: step {number + 1}, {', '.join(numbers)}")
         return rollouts

@@ -137,7 +137,7 @@ class TransformersSampler:
             use_cache=True,
             logits_to_keep=1,
         )
-        cache, place_B = output.past_key_values, positions_BT[:, -1]
+        cache, position_B = output.past_key_values, positions_BT[:, -1]
         drawn_BL = torch.zeros(len(turns), config.max_new_tokens, dtype=torch.long, device=device)
         length_B = torch.full((len(turns),), config.max_new_tokens, device=device)
         ended_B = torch.zeros(len(turns), dtype=torch.bool, device=device)
@@ -153,13 +153,15 @@ class TransformersSampler:
                 break
             if len(keep) < len(active):
                 cache.batch_select_indices(keep)
-                active, mask_BT, place_B, token_B = (x[keep] for x in (active, mask_BT, place_B, token_B))
+                active, mask_BT, position_B, token_B = (
+                    x[keep] for x in (active, mask_BT, position_B, token_B)
+                )
             mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(active), 1)], dim=1)
-            place_B = place_B + 1
+            position_B = position_B + 1
             output = policy(
                 input_ids=token_B[:, None],
                 attention_mask=mask_BT,
-                position_ids=place_B[:, None],
+                position_ids=position_B[:, None],
                 past_key_values=cache,
                 use_cache=True,
             )

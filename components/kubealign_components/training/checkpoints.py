@@ -46,7 +46,7 @@ class Saved:
     """SHA-256 by path in the checkpoint."""
 
 
-Wanted = Callable[[Saved, Path], Collection[str]]
+FileChoice = Callable[[Saved, Path], Collection[str]]
 """Which files of a checkpoint this node needs. Called with the folder that they go to, and once more when
 those are there, until it names no others: what is needed may stand in a file."""
 
@@ -90,7 +90,7 @@ class CheckpointStore:
                 log.warning("%s cannot be used: its marker does not read (%s)", name, error)
         return checkpoints
 
-    def newest(self, files_of: Wanted, processes: Processes) -> tuple[Saved, Path] | None:
+    def newest(self, files_of: FileChoice, processes: Processes) -> tuple[Saved, Path] | None:
         """The newest checkpoint that all nodes can have, and the folder with what this node needs of it.
 
         Every process calls it. None when there is none.
@@ -119,7 +119,7 @@ class CheckpointStore:
         with ThreadPoolExecutor(_THREADS) as pool:
             return dict(zip(sorted(paths), pool.map(upload, sorted(paths))))
 
-    def _fetch(self, saved: Saved, files_of: Wanted, folder: Path) -> str:
+    def _fetch(self, saved: Saved, files_of: FileChoice, folder: Path) -> str:
         """Fetch what is wanted to ``folder``; what is wrong with it, if anything."""
         folder.mkdir(parents=True, exist_ok=True)
         have: set[str] = set()

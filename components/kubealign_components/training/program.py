@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kubealign_components.config import from_mapping
 from kubealign_components.data.fingerprint import Provenance
-from kubealign_components.data.finished import keep, take, wanted
+from kubealign_components.data.finished import keep, output_request, take
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError
 from kubealign_components.preemption import Stop, grace_seconds, preemptible
@@ -114,8 +114,8 @@ def train_model(
         EngineError: they died without saying why.
         Preempted: they were told to stop.
     """
-    finished = wanted(config, provenance, job.output)
-    stats = take(finished)
+    request = output_request(config, provenance, job.output)
+    stats = take(request)
     if stats is not None:
         return stats
     stats = finished_run(job.output, provenance)
@@ -128,7 +128,7 @@ def train_model(
             launcher=launcher,
         )
         stats = published_run(job.output, provenance)
-    keep(finished)
+    keep(request)
     return stats
 
 

@@ -59,7 +59,7 @@ class Checkpoints:
             return
         store = CheckpointStore(uri=uri, keep=config.keep_checkpoints)
         self.callbacks.append(PublishCheckpoints(store, processes))
-        newest = store.newest(partial(_wanted, config.strategy, processes), processes)
+        newest = store.newest(partial(_files_of, config.strategy, processes), processes)
         if processes.first:
             log.warning("%s", going_on(newest[0] if newest else None))
         if newest is None:
@@ -80,7 +80,7 @@ def going_on(saved: Saved | None) -> str:
     return f"{restart}going on from step {saved.step} ({saved.name}, which {saved.processes} processes wrote)"
 
 
-def _wanted(strategy: str, processes: Processes, saved: Saved, folder: Path) -> Collection[str]:
+def _files_of(strategy: str, processes: Processes, saved: Saved, folder: Path) -> Collection[str]:
     if strategy == "fsdp2":
         return _of_fsdp(processes, saved, folder)
     if strategy.startswith("zero") and saved.processes == processes.count:

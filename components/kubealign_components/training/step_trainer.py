@@ -273,7 +273,7 @@ class StepTrainer(Trainer):
         return reduced
 
 
-_TOLD = ("loss", "grad_norm", "learning_rate")
+_PROGRESS = ("loss", "grad_norm", "learning_rate")
 """What the log says of every optimiser step."""
 
 
@@ -296,7 +296,7 @@ class StepProgress(TrainerCallback):
         if self._bar is not None and "loss" in logs:
             self._bar.set_postfix(loss=f"{logs['loss']:.4g}", refresh=False)
             self._bar.update(state.global_step - self._bar.n)
-            numbers = [f"{name.replace('_', ' ')} {logs[name]:.4g}" for name in _TOLD if name in logs]
+            numbers = [f"{name.replace('_', ' ')} {logs[name]:.4g}" for name in _PROGRESS if name in logs]
             note(self._bar, f"{self._program}: step {state.global_step}, {', '.join(numbers)}")
 
     def on_train_end(self, *_: Any, **__: Any) -> None:

@@ -10,7 +10,7 @@ from kubealign_components.trainjob.api import ClusterApi, Forbidden
 from kubealign_components.trainjob.pods import pods_of, waits
 from kubealign_components.trainjob.states import condition
 
-_TOLD = ("Evicted", "QuotaReserved", "Admitted", "PodsReady")
+_CONDITIONS = ("Evicted", "QuotaReserved", "Admitted", "PodsReady")
 
 
 class QueueWatch:
@@ -24,7 +24,7 @@ class QueueWatch:
     def __init__(self, api: ClusterApi, say: Callable[[str], None]) -> None:
         self._api, self._say = api, say
         self._seen: set[tuple[str, object]] = set()
-        self._told = ""
+        self._workload_text = ""
         self._mute: set[str] = set()
         self.evicted = False
         """Whether Kueue took the job's quota away at some time."""
@@ -37,9 +37,9 @@ class QueueWatch:
         if workload:
             self.evicted = condition(workload, "Evicted").get("status") == "True"
             text = workload_text(workload)
-            if text != self._told:
+            if text != self._workload_text:
                 self._say(text)
-                self._told = text
+                self._workload_text = text
             subjects.append(workload["metadata"]["uid"])
         pods = self._try("pods", lambda: pods_of(self._api, meta["name"])) or []
         # One pod that waits speaks for all: they ask for the same.
@@ -74,7 +74,7 @@ def workload_text(workload: JsonObject) -> str:
     """Kueue's conditions in words."""
     queue = workload.get("spec", {}).get("queueName", "")
     parts = []
-    for kind in _TOLD:
+    for kind in _CONDITIONS:
         state = condition(workload, kind)
         if state and (state["status"] == "True") == (kind == "Evicted"):
             parts.append(f"{kind}={state['status']} ({state.get('reason', '')}): {state.get('message', '')}")

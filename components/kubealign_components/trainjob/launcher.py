@@ -154,7 +154,7 @@ class _Run:
                 self._queue.look(job)
                 state = state_of(job, before=before, evicted=ran or self._queue.evicted)
             if state is not before:
-                self._say(self._told(state, before))
+                self._say(self._state_text(state, before))
                 # Out of the queue and not running is still waiting; being evicted starts it anew.
                 since = time.monotonic() if before is JobState.RUNNING else since
                 before = state
@@ -165,7 +165,7 @@ class _Run:
                 self._check_wait(time.monotonic() - since, state)
             self._pause()
 
-    def _told(self, state: JobState, before: JobState | None) -> str:
+    def _state_text(self, state: JobState, before: JobState | None) -> str:
         """The ``state`` in words, with why all nodes start anew, and how often they did."""
         if state is JobState.RESTARTING:
             return f"{state}, since a node was lost. {failure(self._api, self._name)}".rstrip()

@@ -19,8 +19,8 @@ from functools import cache
 from kubealign_components.config import (
     GROUPS,
     OPTIONS,
-    Group,
     Path,
+    SettingGroup,
     check_mapping,
     config_in,
     hints_of,
@@ -210,8 +210,8 @@ def _places(cls: type, task: Task, setting: Path) -> Iterator[Path]:
             yield (PARAMETERS, parameter, *inner, *setting[1 if group else 0 :])
 
 
-def _group(cls: type, setting: Path) -> Group | None:
-    groups: Mapping[str, Group] = getattr(cls, GROUPS, {})
+def _group(cls: type, setting: Path) -> SettingGroup | None:
+    groups: Mapping[str, SettingGroup] = getattr(cls, GROUPS, {})
     return groups.get(str(setting[0]))
 
 

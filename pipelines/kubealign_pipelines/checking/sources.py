@@ -22,7 +22,7 @@ from kubealign_components.data.seeds import held_out
 from kubealign_components.errors import KubeAlignError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.sources.file_readers import read_rows
-from kubealign_components.sources.locate import Place, find_files
+from kubealign_components.sources.locate import SourceFiles, find_files
 from kubealign_components.store import scheme_of
 from kubealign_pipelines.checking.findings import Finding, error_at, warning_at
 from kubealign_pipelines.checking.reach import in_time, near_path
@@ -68,7 +68,7 @@ def check_sources(
     """
     prompts, findings = Prompts(), []
     for stage in checked.stages:
-        usable: list[tuple[SourceSettings, Place]] = []
+        usable: list[tuple[SourceSettings, SourceFiles]] = []
         sources = getattr(stage.config, "sources", ())
         for position, source in zip(positions(stage, ("sources",), sources), sources):
             path = stage.path(("sources", position, "uri"))
@@ -108,14 +108,14 @@ def _rows_of(file: SourceFile) -> int:
         return sum(1 for _ in read_rows(path, file.name))
 
 
-def _locate(source: SourceSettings, *, here: bool) -> tuple[Place | None, str, bool]:
+def _locate(source: SourceSettings, *, here: bool) -> tuple[SourceFiles | None, str, bool]:
     """Where the files of a source are, else why there are none, and whether that is certain to fail."""
     local = scheme_of(source.uri) == "file"
 
-    def find() -> Place:
+    def find() -> SourceFiles:
         return find_files(source.uri, split=source.split, revision=source.revision, subset=source.subset)
 
-    answer: Place | str
+    answer: SourceFiles | str
     if local and (
         Path(source.uri.removeprefix("file://")).expanduser().exists() or not _is_hub_id(source.uri)
     ):
@@ -125,7 +125,7 @@ def _locate(source: SourceSettings, *, here: bool) -> tuple[Place | None, str, b
             reason = getattr(error, "expected", str(error))
             return None, f"{reason}{near_path(Path(source.uri))}", True
     answer = in_time(find)
-    if isinstance(answer, Place):
+    if isinstance(answer, SourceFiles):
         return answer, "", True
     if local:
         text = "a file, a folder, or a dataset of the hub that this machine has or can fetch"
@@ -137,7 +137,9 @@ def _is_hub_id(uri: str) -> bool:
     return uri.count("/") <= 1 and not uri.startswith((".", "/", "~")) and "." not in uri.rpartition("/")[2]
 
 
-def _import(stage: Stage, usable: list[tuple[SourceSettings, Place]], prompts: Prompts) -> Iterator[Finding]:
+def _import(
+    stage: Stage, usable: list[tuple[SourceSettings, SourceFiles]], prompts: Prompts
+) -> Iterator[Finding]:
     """Import what is usable of the sources of ``stage`` into ``prompts``."""
     run: Callable[..., object] = importlib.import_module(
         f"kubealign_components.{stage.task.function}.stage"
@@ -178,7 +180,7 @@ def _reason(error: KubeAlignError) -> str:
     )
 
 
-def _beginning(source: SourceSettings, files: Place, scratch: Path, number: int) -> SourceSettings:
+def _beginning(source: SourceSettings, files: SourceFiles, scratch: Path, number: int) -> SourceSettings:
     """``source`` with its first rows alone."""
     path = scratch / f"{number}.jsonl"
     file = files.files[0]

@@ -25,7 +25,7 @@ class NoKubernetes(ClusterError):
     """No cluster is configured here, or its API server does not answer."""
 
 
-class Forbidden(ClusterError):
+class AccessDenied(ClusterError):
     """Whoever asks may not."""
 
 
@@ -135,7 +135,7 @@ class Kubernetes:
         except ApiException as error:
             if error.status == 404:
                 return None
-            kind = Forbidden if error.status in (401, 403) else ClusterError
+            kind = AccessDenied if error.status in (401, 403) else ClusterError
             raise kind(f"{method} {path}: Kubernetes answers {error.status}: {_message(error)}") from error
         except (HTTPError, OSError) as error:
             server = self._client.configuration.host

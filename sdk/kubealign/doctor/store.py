@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import yaml
 
-from kubealign.cluster.kube import Forbidden
+from kubealign.cluster.kube import AccessDenied
 from kubealign.cluster.outputs import DEFAULT_ROOT, LAUNCHER
 from kubealign.doctor.diagnosis import KUBEFLOW, Diagnosis, Subject, data_of, ok, problem, unknown, warning
 from kubealign_components.errors import KubeAlignError
@@ -32,7 +32,7 @@ def check_store(subject: Subject) -> Iterator[Diagnosis]:
     provider = (yaml.safe_load(data.get("providers") or "") or {}).get(scheme) or {}
     try:
         yield from _keys(subject, scheme, provider)
-    except Forbidden as error:
+    except AccessDenied as error:
         yield unknown("store keys", str(error), "run this as someone who may read that Secret")
     yield from _server(subject, root, scheme, provider)
     yield from _work(subject, root)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from kubealign.cluster.kube import Forbidden
+from kubealign.cluster.kube import AccessDenied
 from kubealign.doctor.diagnosis import KUBEFLOW, Diagnosis, Subject, data_of, ok, problem, unknown, warning
 from kubealign.errors import ClusterError
 
@@ -105,7 +105,7 @@ def _part(subject: Subject, part: Software) -> Iterator[Diagnosis]:
     path = f"/apis/apps/v1/namespaces/{part.namespace}/deployments/{part.deployment}"
     try:
         deployment = subject.kubernetes.get(path)
-    except Forbidden:
+    except AccessDenied:
         deployment = None
     kind = _kind(subject, part)
     if kind is None and part.crd:

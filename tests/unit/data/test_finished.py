@@ -13,7 +13,7 @@ import pytest
 
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.finished import FINISHED, once, wanted
+from kubealign_components.data.finished import FINISHED, once, output_request
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
@@ -196,7 +196,7 @@ def model(folder: Path, work: Path, made: list[str]) -> Dataset:
             writer.commit(stats, {"files": {"model.safetensors": hashlib.sha256(WEIGHTS).hexdigest()}})
         return stats
 
-    stats = once(wanted(MixConfig(work=str(work)), provenance, str(folder)), make)
+    stats = once(output_request(MixConfig(work=str(work)), provenance, str(folder)), make)
     assert stats == Stats(rows_in=1, rows_out=1, numbers={"loss": 0.5}, sums={"margin": (3.0, 2)})
     return Dataset.open(str(folder))
 
@@ -247,5 +247,5 @@ def test_a_stage_that_fails_leaves_no_record(tmp_path: Path) -> None:
         raise DataError("no")
 
     with pytest.raises(DataError):
-        once(wanted(MixConfig(work=str(tmp_path / "work")), provenance, str(tmp_path / "a")), fail)
+        once(output_request(MixConfig(work=str(tmp_path / "work")), provenance, str(tmp_path / "a")), fail)
     assert not list(tmp_path.rglob("*.json"))

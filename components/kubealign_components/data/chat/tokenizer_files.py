@@ -69,18 +69,20 @@ class TokenizerFiles:
         Raises:
             ValueError: there are several, and none of them is the default.
         """
-        found = self.chat_template
-        if isinstance(found, str):
-            return found
+        templates = self.chat_template
+        if isinstance(templates, str):
+            return templates
         for choice in filter(None, (name, "tool_use" if tools else None, "default")):
-            if choice in found:
-                return found[choice]
-        raise ValueError(f"it has the templates {', '.join(sorted(found))} and none of them is the default")
+            if choice in templates:
+                return templates[choice]
+        raise ValueError(
+            f"it has the templates {', '.join(sorted(templates))} and none of them is the default"
+        )
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
         """The id of a token."""
-        found = self.backend_tokenizer.token_to_id(token)
-        return self.unk_token_id if found is None else int(found)
+        token_id = self.backend_tokenizer.token_to_id(token)
+        return self.unk_token_id if token_id is None else int(token_id)
 
     def convert_ids_to_tokens(self, token: int) -> str:
         """The token of an id, as the vocabulary writes it."""
@@ -112,16 +114,16 @@ class TokenizerFiles:
 
 def _templates(model: Path, named: object) -> str | dict[str, str]:
     """The one template, or several by name; an empty text for none. Files stand above settings."""
-    found: dict[str, str] = {}
+    templates: dict[str, str] = {}
     if isinstance(named, str):
-        found["default"] = named
+        templates["default"] = named
     elif isinstance(named, list):
-        found |= {entry["name"]: entry["template"] for entry in named}
+        templates |= {entry["name"]: entry["template"] for entry in named}
     file = model / "chat_template.jinja"
     if file.is_file():
-        found = {"default": file.read_text()}
-        found |= {path.stem: path.read_text() for path in (model / _MORE_TEMPLATES).glob("*.jinja")}
-    return found.get("default", "") if set(found) <= {"default"} else found
+        templates = {"default": file.read_text()}
+        templates |= {path.stem: path.read_text() for path in (model / _MORE_TEMPLATES).glob("*.jinja")}
+    return templates.get("default", "") if set(templates) <= {"default"} else templates
 
 
 def _text(token: object) -> str:
