@@ -23,7 +23,8 @@ from kfp.dsl.structures import ComponentSpec, InputSpec
 from kubealign_components import __version__, images
 from kubealign_components.supervisor import supervised
 from kubealign_pipelines.graph import CHECK
-from kubealign_pipelines.resources import DEFAULTS, TRAINING, CompileSettings
+from kubealign_pipelines.resources import CompileSettings
+from kubealign_pipelines.stage_resources import DEFAULTS, TRAINING
 
 STAGES = tuple(stage for stage in DEFAULTS if stage != CHECK)
 """The check belongs to a pipeline, whose parameters it takes."""

@@ -6,8 +6,9 @@ Sources: apimachinery's ``resource.Quantity``, ``validation.IsQualifiedName``, `
 
 from __future__ import annotations
 
+import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from kubealign_components.config import require
 
@@ -17,6 +18,10 @@ _MEMORY = re.compile(rf"{_NUMBER}(Ei?|Pi?|Ti?|Gi?|Mi?|Ki)?")
 _LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_QUEUE = "kueue.x-k8s.io/queue-name"
+KFP_MOUNTS = ("/gcs", "/s3", "/minio", "/.local", "/.cache", "/.config", "/kfp-launcher", "/kfp-workspace")
+"""Where Kubeflow Pipelines mounts volumes of its own: another one there would take the place of KFP's."""
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 OPERATORS = ("Equal", "Exists")
 
@@ -41,6 +46,8 @@ def require_labels(field: str, labels: Mapping[str, str]) -> None:
     """Labels or a selector: qualified names, and values of at most 63 characters."""
     for name, value in labels.items():
         require_qualified(f"{field}.{name}", name)
+        if name == _QUEUE:
+            require_object_name(f"{field}.{name}", value)
         ok = len(value) <= 63 and _LABEL.fullmatch(value) is not None
         require(
             ok, f"{field}.{name}", value, "at most 63 letters, digits, - _ and ., ending in letters or digits"
@@ -76,6 +83,25 @@ def require_object_name(field: str, name: str) -> None:
     """The name of an object such as a claim or a secret."""
     ok = len(name) <= 253 and _SUBDOMAIN.fullmatch(name) is not None
     require(ok, field, name, "the name of a Kubernetes object: small letters, digits, - and .")
+
+
+def require_volumes(field: str, volumes: Mapping[str, str], taken: Iterable[str] = ()) -> None:
+    """Claims, by whose names KFP calls the pod's volumes, and where the pod sees them.
+
+    Args:
+        field: what they are called in the run file.
+        volumes: places by claim.
+        taken: places of other volumes.
+    """
+    seen = {*KFP_MOUNTS, *taken}
+    for claim, path in volumes.items():
+        ok = len(claim) <= 63 and _DNS_LABEL.fullmatch(claim) is not None
+        require(ok, f"{field}.{claim}", claim, "the name of a claim: at most 63 small letters, digits and -")
+        absolute = path.startswith("/") and ":" not in path and path.strip("/") != ""
+        require(absolute, f"{field}.{claim}", path, "a place in the pod, such as /models")
+        place = posixpath.normpath(path)
+        require(place not in seen, f"{field}.{claim}", path, "a place that no other volume of the pod has")
+        seen.add(place)
 
 
 def require_toleration(field: str, toleration: Mapping[str, str]) -> None:

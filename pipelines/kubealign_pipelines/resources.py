@@ -9,30 +9,30 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from kfp import dsl
 from kfp.dsl.pipeline_channel import PipelineParameterChannel
 
 from kubealign_components import images
-from kubealign_components.config import from_mapping, require, require_choice
+from kubealign_components.config import require, require_choice
 from kubealign_components.data.limits import MAX_CHUNKS
 from kubealign_components.forwarding import forwarded
-from kubealign_components.store.base import KUBEFLOW
 from kubealign_components.supervisor import supervised
-from kubealign_components.trainjob.settings import TrainJobSettings
+from kubealign_components.trainjob.settings import TORCHRUN
 from kubealign_pipelines.first_check import check_component
 from kubealign_pipelines.graph import CHECK
-from kubealign_pipelines.kubernetes_values import (
-    require_cpu,
-    require_labels,
-    require_memory,
-    require_object_name,
-    require_pod_names,
-    require_toleration,
-)
 from kubealign_pipelines.late_client import kfp_kubernetes
+from kubealign_pipelines.stage_resources import (
+    DEFAULTS,
+    INSTALLATIONS,
+    PART_OF,
+    SCRATCH,
+    SHARED_MEMORY,
+    TRAINING,
+    StageResources,
+)
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -46,135 +46,12 @@ _RETRY_WINDOW = "720h"
 IMAGES = {"data": images.DATA, "sample": images.SAMPLE, "train": images.TRAIN}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageResources:
-    """What one stage's pods ask for; what is left out keeps the stage's default."""
-
-    cpu: float | str | None = None
-    """Requested CPU cores, such as 4 or "500m"."""
-    memory: str | None = None
-    """Requested memory, which is also the limit, such as "64Gi"."""
-    accelerators: int | None = None
-    """Number of accelerators of a pod; 0 for none."""
-    accelerator: str | None = None
-    """Resource name of the accelerator, such as "nvidia.com/gpu"."""
-    retries: int | None = None
-    """How often a stage that died is started again: its process in its pod, and a pod that is lost."""
-    timeout: int | None = None
-    """Seconds after which a pod is stopped; none by default."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """Pod labels, such as a Kueue queue name."""
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    """Pod annotations."""
-    node_selector: Mapping[str, str] = field(default_factory=dict)
-    """Node labels that the pods need."""
-    tolerations: tuple[Mapping[str, str], ...] = ()
-    """Taints that the pods bear: mappings with key, operator, value and effect."""
-    volumes: Mapping[str, str] = field(default_factory=dict)
-    """Volume claims by name, and where the pods see them, such as "/models"."""
-    shared_memory: str | None = None
-    """Size of /dev/shm, such as "64Gi", which counts as the pod's memory; by default 8Gi for each of
-    the accelerators, whose processes talk to each other there."""
-    scratch: str | None = None
-    """Size of the pod's own disk space for temporary files, such as "200Gi": one that writes more is evicted
-    alone, before the node's disk is full; by default what the node has."""
-    secrets: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables from secrets, as "secret/key", or "secret/key?" where there may be none."""
-    nodes: int | None = None
-    """Pods that train together, each with all of the above; more than one are a TrainJob, which a pod
-    without accelerators starts and watches."""
-    train_job: Mapping[str, object] = field(default_factory=dict)
-    """Settings of the TrainJob: runtime, runtime_kind, queue_timeout, run_timeout."""
-
-    def __post_init__(self) -> None:
-        require(self.nodes is None or self.nodes >= 1, "nodes", self.nodes, "1 or more")
-        from_mapping(TrainJobSettings, self.train_job, "train_job")
-        for variable, place in self.secrets.items():
-            name, _, key = place.partition("/")
-            require(bool(name and key), f"secrets.{variable}", place, "secret/key")
-            require_object_name(f"secrets.{variable}", name)
-        for claim, path in self.volumes.items():
-            require_object_name(f"volumes.{claim}", claim)
-            require(path.startswith("/"), f"volumes.{claim}", path, "a place in the pod, such as /models")
-        require_cpu("cpu", self.cpu)
-        for name in ("memory", "shared_memory"):
-            require_memory(name, getattr(self, name))
-        require_pod_names(self.labels, self.annotations, self.environment)
-        require_labels("node_selector", self.node_selector)
-        for name in ("accelerators", "retries"):
-            value = getattr(self, name)
-            require(value is None or value >= 0, name, value, "0 or more")
-        require(
-            self.timeout is None or self.timeout > 0, "timeout", self.timeout, "a positive number of seconds"
-        )
-        for position, toleration in enumerate(self.tolerations):
-            require_toleration(f"tolerations[{position}]", toleration)
-
-    def over(self, base: StageResources) -> StageResources:
-        """These settings where given, else those of ``base``; mappings are joined."""
-        return StageResources(
-            **{f.name: _prefer(getattr(self, f.name), getattr(base, f.name)) for f in fields(self)}
-        )
-
-
-_DATA = StageResources(cpu=2, memory="8Gi")
-_STREAMED = StageResources(cpu=2, memory="4Gi")
-"""Of stages whose memory does not grow with the rows: 5 GB pass through filter, select and mix in 1 GiB."""
-_GPU = StageResources(cpu=8, memory="64Gi", accelerators=1, accelerator="nvidia.com/gpu")
-DEFAULTS: dict[str, StageResources] = {
-    # Another attempt would find the same.
-    CHECK: StageResources(cpu="500m", memory="2Gi", retries=0),
-    "import_prompts": _STREAMED,
-    "filter": StageResources(cpu=4, memory="4Gi"),
-    "split": _STREAMED,
-    "sample": _GPU,
-    "merge": _STREAMED,
-    "rewards": _GPU,
-    "select": _STREAMED,
-    "logprobs": _GPU,
-    "mix": StageResources(cpu=4, memory="4Gi"),
-    "train": StageResources(cpu=16, memory="128Gi", accelerators=1, accelerator="nvidia.com/gpu"),
-    "evaluate": _GPU,
-    "clean_prompts": _DATA,
-    "judge": _GPU,
-    "aggregate": StageResources(cpu=4, memory="16Gi"),
-    "clean_pmp": _DATA,
-    "train_reward_model": StageResources(
-        cpu=16, memory="128Gi", accelerators=1, accelerator="nvidia.com/gpu"
-    ),
-    "rl_prompts": StageResources(cpu=4, memory="16Gi"),
-    "train_ppo": StageResources(cpu=16, memory="128Gi", accelerators=1, accelerator="nvidia.com/gpu"),
-}
-STANDALONE = StageResources(
-    environment={
-        "AWS_ENDPOINT_URL_S3": KUBEFLOW,
-        "AWS_REGION": "us-east-1",
-        "HF_HOME": "/models/huggingface",
-        "KUBEALIGN_CACHE": "/models/kubealign",
-    },
-    secrets={
-        "AWS_ACCESS_KEY_ID": "mlpipeline-minio-artifact/accesskey",
-        "AWS_SECRET_ACCESS_KEY": "mlpipeline-minio-artifact/secretkey",
-        "HF_TOKEN": "kubealign-hub/token?",
-    },
-    volumes={"kubealign-model-cache": "/models"},
-)
-"""What PodDefaults give the pods in a profile, and tasks must bring along where there are none."""
-INSTALLATIONS = {"profile": StageResources(), "standalone": STANDALONE}
 NOTHING_NEW = ("repeat", "stop")
-PART_OF = {"app.kubernetes.io/part-of": "kubealign"}
-"""Label of every pod, by which PodDefaults and network policies select."""
 SEEN = "seen"
 """Argument of stages that read sources: what lay there when the run was checked."""
 READS_OUTSIDE = ("import_prompts", "clean_prompts", "clean_pmp", "rl_prompts")
 """Stages whose sources may have grown under the same name, of which KFP's cache knows nothing but
 :data:`SEEN`. All tasks that begin are of these."""
-TRAINING = ("train", "train_reward_model", "train_ppo")
-"""Stages that can run on several nodes."""
-"""What the pod asks for that starts a TrainJob and waits: it reads settings and the tokenizer."""
-_SCRATCH = "/scratch"
 _KEPT = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
 """Annotation of a pod that is not to be moved for another's sake."""
 
@@ -236,7 +113,7 @@ class CompileSettings:
         both = "repeat, or check and caching beside it, which tell that nothing is new"
         require(not stops or (self.check and self.caching), "when_nothing_new", "stop", both)
         require_choice("installation", self.installation, INSTALLATIONS)
-        require_pod_names(self.labels, self.annotations, self.environment)
+        self._everywhere()
         for kind in self.images:
             require_choice(f"images.{kind}", kind, IMAGES)
         for stage, wanted in self.stages.items():
@@ -244,6 +121,11 @@ class CompileSettings:
             several = wanted.nodes is not None and wanted.nodes > 1
             where, which = f"stages.{stage}.nodes", " or ".join(TRAINING)
             require(not several or stage in TRAINING, where, wanted.nodes, f"1: only {which} takes several")
+            reserved = ", ".join(
+                sorted(TORCHRUN & self.resources(stage).environment.keys()) if several else ()
+            )
+            where = f"stages.{stage}.environment"
+            require(not reserved, where, reserved, "variables that Kubeflow Trainer does not set itself")
 
     def engines(self, stage: str) -> int:
         """GPUs of a pod of ``stage``, or 1 for the processors of one that has none."""
@@ -275,7 +157,13 @@ class CompileSettings:
 
     def resources(self, stage: str) -> StageResources:
         """What the pods of ``stage`` ask for."""
-        everywhere = StageResources(
+        own = self.stages.get(stage, StageResources())
+        wanted = own.over(DEFAULTS[stage].over(self._everywhere().over(INSTALLATIONS[self.installation])))
+        shared = wanted.shared_memory or (f"{8 * wanted.accelerators}Gi" if wanted.accelerators else None)
+        return replace(wanted, shared_memory=shared)
+
+    def _everywhere(self) -> StageResources:
+        return StageResources(
             retries=self.retries,
             environment=self.environment,
             secrets=self.secrets,
@@ -283,10 +171,6 @@ class CompileSettings:
             labels=PART_OF | dict(self.labels),
             annotations=self.annotations,
         )
-        own = self.stages.get(stage, StageResources())
-        wanted = own.over(DEFAULTS[stage].over(everywhere.over(INSTALLATIONS[self.installation])))
-        shared = wanted.shared_memory or (f"{8 * wanted.accelerators}Gi" if wanted.accelerators else None)
-        return replace(wanted, shared_memory=shared)
 
 
 class Placement:
@@ -466,15 +350,13 @@ def _pod(task: PipelineTask, wanted: StageResources) -> None:
         kubernetes.empty_dir_mount(
             task,
             volume_name="shared-memory",
-            mount_path="/dev/shm",
+            mount_path=SHARED_MEMORY,
             medium="Memory",
             size_limit=wanted.shared_memory,
         )
     if wanted.scratch is not None:
-        kubernetes.empty_dir_mount(
-            task, volume_name="scratch", mount_path=_SCRATCH, size_limit=wanted.scratch
-        )
-        task.set_env_variable("TMPDIR", _SCRATCH)
+        kubernetes.empty_dir_mount(task, volume_name="scratch", mount_path=SCRATCH, size_limit=wanted.scratch)
+        task.set_env_variable("TMPDIR", SCRATCH)
     for variable, place in sorted(wanted.secrets.items()):
         name, _, key = place.partition("/")
         optional = key.endswith("?")
@@ -489,11 +371,3 @@ def _admit(task: PipelineTask, settings: CompileSettings) -> None:
     kubernetes.set_security_context(task, run_as_non_root=True)
     if settings.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(settings.image_pull_secrets))
-
-
-def _prefer(own: Any, base: Any) -> Any:
-    if isinstance(own, Mapping):
-        return {**base, **own}
-    if isinstance(own, tuple):
-        return own or base
-    return base if own is None else own

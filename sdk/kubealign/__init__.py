@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from kubealign.local.runner import run_local
     from kubealign.runfile import LocalSettings, RunFile, load_run_file
     from kubealign_pipelines.compiler import compile_pipeline
-    from kubealign_pipelines.resources import CompileSettings, StageResources
+    from kubealign_pipelines.resources import CompileSettings
+    from kubealign_pipelines.stage_resources import StageResources
 
 _HOME = {
     "CompileSettings": "kubealign_pipelines.resources",
@@ -26,7 +27,7 @@ _HOME = {
     "Results": "kubealign.local.results",
     "RunFailed": "kubealign.errors",
     "RunFile": "kubealign.runfile",
-    "StageResources": "kubealign_pipelines.resources",
+    "StageResources": "kubealign_pipelines.stage_resources",
     "compile_pipeline": "kubealign_pipelines.compiler",
     "lineage_json": "kubealign.lineage",
     "load_run_file": "kubealign.runfile",

@@ -23,7 +23,8 @@ from kubealign_pipelines.checking.findings import PARAMETERS
 from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.flat import flat_names
 from kubealign_pipelines.graph import Graph, Parameter
-from kubealign_pipelines.resources import DEFAULTS, IMAGES, CompileSettings, StageResources
+from kubealign_pipelines.resources import IMAGES, CompileSettings
+from kubealign_pipelines.stage_resources import DEFAULTS, StageResources
 
 Schema = JsonObject
 _TYPES = {"STRING": "string", "NUMBER_INTEGER": "integer", "NUMBER_DOUBLE": "number", "BOOLEAN": "boolean"}

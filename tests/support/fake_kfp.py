@@ -304,12 +304,19 @@ class KubeHandler(Handler):
                 'pods "kubealign-doctor" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot'
             )
             return 403, {"kind": "Status", "message": words}
-        pod["spec"]["volumes"] = [
-            volume
+        chosen = [
+            one
             for one in self.server.pod_defaults
             if one["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
-            for volume in one.get("volumes", [])
         ]
+        for one in chosen:
+            for place, key in (("env", "name"), ("volumeMounts", "mountPath")):
+                ours = {item[key]: item for item in container.get(place, [])}
+                clash = [item[key] for item in one.get(place, []) if ours.get(item[key], item) != item]
+                if clash:
+                    words = f"conflict occurred while applying poddefaults on {clash[0]}"
+                    return 403, {"kind": "Status", "message": words}
+        pod["spec"]["volumes"] += [volume for one in chosen for volume in one.get("volumes", [])]
         return 201, pod
 
     def _review(self, review: Json) -> Json:

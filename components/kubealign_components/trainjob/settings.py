@@ -9,6 +9,10 @@ from kubealign_components.config import require, require_choice
 from kubealign_components.json_types import JsonObject
 
 RUNTIMES = ("TrainingRuntime", "ClusterTrainingRuntime")
+TORCHRUN = frozenset(
+    f"PET_{name}" for name in ("NNODES", "NPROC_PER_NODE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+)
+"""Variables by which Trainer tells torchrun where it is; a TrainJob that sets one is refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -35,7 +35,7 @@ from kubealign_pipelines.checking.findings import (
 )
 from kubealign_pipelines.flat import Folded, flat_names, fold
 from kubealign_pipelines.graph import Graph, Parameter, Source, Task
-from kubealign_pipelines.resources import DEFAULTS
+from kubealign_pipelines.stage_resources import DEFAULTS
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "STRING": (str,),

@@ -9,7 +9,7 @@ from kubealign.cluster.kube import Json
 from kubealign.doctor.diagnosis import Diagnosis, Subject, ok, problem, unknown, warning
 from kubealign.errors import ClusterError
 from kubealign_components.json_types import JsonObject
-from kubealign_pipelines.resources import StageResources
+from kubealign_pipelines.stage_resources import StageResources
 
 KUEUE = "/apis/kueue.x-k8s.io/v1beta2"
 Amounts = dict[str, Decimal]

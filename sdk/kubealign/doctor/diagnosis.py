@@ -13,7 +13,7 @@ from kubealign.cluster.kube import Json, Kubernetes
 from kubealign.errors import ClusterError
 from kubealign.runfile import RunFile
 from kubealign_components.config import require
-from kubealign_pipelines.resources import DEFAULTS, StageResources
+from kubealign_pipelines.stage_resources import DEFAULTS, StageResources
 
 KUBEFLOW = "kubeflow"
 """Namespace of Kubeflow's own parts."""

@@ -90,7 +90,7 @@ def check_images(subject: Subject) -> Iterator[Diagnosis]:
 
 def pod_of(subject: Subject, task: JsonObject) -> Json:
     """The pod that Kubeflow Pipelines makes of ``task``, as far as admission looks at it."""
-    settings, container = task["pod"], task["container"]
+    settings, container, volumes = task["pod"], task["container"], list(_volumes(task["pod"]))
     security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     security |= {"seccompProfile": {"type": "RuntimeDefault"}}
     security |= {name: _number(value) for name, value in (settings.get("securityContext") or {}).items()}
@@ -108,8 +108,11 @@ def pod_of(subject: Subject, task: JsonObject) -> Json:
                     "image": container["image"],
                     "securityContext": security,
                     "resources": _resources(container.get("resources") or {}),
+                    "env": _environment(task),
+                    "volumeMounts": [{"name": name, "mountPath": path} for name, path, _ in volumes],
                 }
             ],
+            "volumes": [{"name": name, **source} for name, _, source in volumes],
         },
     }
 
@@ -217,6 +220,30 @@ def _resources(resources: JsonObject) -> Json:
             accelerator.get("resourceCount") or accelerator.get("count")
         )
     return {"requests": requests, "limits": limits}
+
+
+def _environment(task: JsonObject) -> list[Json]:
+    plain = [
+        {"name": one["name"], "value": one.get("value", "")} for one in task["container"].get("env") or ()
+    ]
+    secret = [
+        {
+            "name": key["envVar"],
+            "valueFrom": {"secretKeyRef": {"name": one["secretName"], "key": key["secretKey"]}},
+        }
+        for one in task["pod"].get("secretAsEnv") or ()
+        for key in one["keyToEnv"]
+    ]
+    return plain + secret
+
+
+def _volumes(settings: JsonObject) -> Iterator[tuple[str, str, Json]]:
+    """Name, place and source of each volume."""
+    for one in settings.get("pvcMount") or ():
+        name = str(one.get("constant") or one.get("pvcName"))
+        yield name, one["mountPath"], {"persistentVolumeClaim": {"claimName": name}}
+    for one in settings.get("emptyDirMounts") or ():
+        yield one["volumeName"], one["mountPath"], {"emptyDir": {"sizeLimit": one["sizeLimit"]}}
 
 
 def _number(value: object) -> object:

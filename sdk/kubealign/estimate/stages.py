@@ -36,7 +36,7 @@ from kubealign_pipelines.checking.sources import count_rows
 from kubealign_pipelines.checking.stages import arguments
 from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.graph import Graph, Task
-from kubealign_pipelines.resources import DEFAULTS, TRAINING
+from kubealign_pipelines.stage_resources import DEFAULTS, TRAINING
 
 if TYPE_CHECKING:
     from kubealign_components.evaluate.stage import EvaluateConfig

@@ -16,7 +16,7 @@ from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.errors import CorruptDataset
 from kubealign_components.stages import CONFIGS
 from kubealign_components.store import scheme_of
-from kubealign_pipelines.resources import TRAINING
+from kubealign_pipelines.stage_resources import TRAINING
 
 PARTS = "parts"
 """Folder of a stage's finished chunks in the work prefix."""

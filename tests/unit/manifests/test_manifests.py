@@ -18,7 +18,7 @@ from kubealign_components import __version__, images
 from kubealign_components.store import scheme_of, store_for
 from kubealign_components.store.base import KUBEFLOW
 from kubealign_components.trainjob.manifest import job_name
-from kubealign_pipelines.resources import STANDALONE
+from kubealign_pipelines.stage_resources import STANDALONE
 from support.fake_admission import refused_job_set
 from support.fake_kubernetes_http import closed
 

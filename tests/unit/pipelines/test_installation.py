@@ -10,6 +10,7 @@ import pytest
 from kubealign_components.errors import ConfigError
 from kubealign_pipelines import PIPELINES
 from kubealign_pipelines.resources import CompileSettings
+from kubealign_pipelines.stage_resources import StageResources
 from support.compiled import compile_ir
 
 KEYS = {"AWS_ACCESS_KEY_ID": "accesskey", "AWS_SECRET_ACCESS_KEY": "secretkey"}
@@ -19,7 +20,10 @@ def compiled(folder: Path, pipeline: str, settings: CompileSettings) -> list[tup
     """Environment and pod settings of every task."""
     spec, pods = compile_ir(folder, pipeline, settings)
     return [
-        ({one["name"]: one["value"] for one in executor["container"].get("env", [])}, pods.get(name, {}))
+        (
+            {one["name"]: one.get("value", "") for one in executor["container"].get("env", [])},
+            pods.get(name, {}),
+        )
         for name, executor in spec["deploymentSpec"]["executors"].items()
     ]
 
@@ -52,6 +56,29 @@ def test_secrets_and_volumes_of_all_pods(tmp_path: Path) -> None:
     for _, pod in compiled(tmp_path, "offline_alignment", settings):
         assert secrets(pod) == {"TOKEN": ("one", "key", False)}
         assert [claim["mountPath"] for claim in pod["pvcMount"]] == ["/data"]
+
+
+@pytest.mark.parametrize("several_nodes", [False, True])
+def test_what_a_run_file_says_takes_the_place_of_what_an_installation_has(
+    several_nodes: bool, tmp_path: Path
+) -> None:
+    """Kubernetes refuses a variable with a value and a secret; of two volumes at one place KFP drops one."""
+    train = StageResources(environment={"AWS_ACCESS_KEY_ID": "a"}, nodes=2 if several_nodes else 1)
+    settings = CompileSettings(
+        installation="standalone",
+        environment={"HF_TOKEN": "", "AWS_REGION": "eu"},
+        secrets={"HF_HOME": "mine/home"},
+        volumes={"mine": "/models/"},
+        stages={"train": train},
+    )
+    own = 0
+    for environment, pod in compiled(tmp_path, "offline_alignment", settings):
+        assert not environment.keys() & secrets(pod).keys()
+        assert environment["HF_TOKEN"] == "" and environment["AWS_REGION"] == "eu"
+        assert secrets(pod)["HF_HOME"] == ("mine", "home", False)
+        assert [claim["mountPath"] for claim in pod["pvcMount"]] == ["/models/"]
+        own += environment.get("AWS_ACCESS_KEY_ID") == "a"
+    assert own == 1
 
 
 def test_an_unknown_installation_is_refused() -> None:

@@ -16,7 +16,8 @@ from kubealign_components.errors import ConfigError
 from kubealign_pipelines import build
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.graph import CHECK
-from kubealign_pipelines.resources import DEFAULTS, PART_OF, CompileSettings, StageResources
+from kubealign_pipelines.resources import CompileSettings
+from kubealign_pipelines.stage_resources import DEFAULTS, PART_OF, StageResources
 
 SALMON_ALONE = {
     "clean_prompts",
@@ -175,6 +176,15 @@ def test_on_several_nodes_the_starting_pod_holds_no_gpus(tmp_path: Path) -> None
         ({"stages": {"train": {"nodes": 0}}}, "nodes=0"),
         ({"stages": {"train": {"train_job": {"queue": "a"}}}}, "train_job.queue='a'"),
         ({"stages": {"train": {"secrets": {"A": "hub"}}}}, "secrets.A='hub'"),
+        ({"environment": {"A": "1"}, "secrets": {"A": "hub/a"}}, "secrets='A'"),
+        ({"volumes": {"one": "/models", "two": "/models/"}}, "volumes.two='/models/'"),
+        ({"volumes": {"one": "/a:b"}}, "volumes.one='/a:b'"),
+        ({"volumes": {"one": "/s3"}}, "volumes.one='/s3'"),
+        ({"stages": {"mix": {"volumes": {"one": "/scratch"}, "scratch": "1Gi"}}}, "volumes.one='/scratch'"),
+        (
+            {"environment": {"PET_NNODES": "2"}, "stages": {"train": {"nodes": 2}}},
+            "stages.train.environment='PET_NNODES'",
+        ),
     ],
 )
 def test_what_cannot_be_placed_is_refused(settings: dict[str, Any], named: str) -> None:

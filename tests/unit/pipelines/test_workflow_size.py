@@ -17,7 +17,8 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.planning import PlanConfig
 from kubealign_components.errors import ConfigError
 from kubealign_pipelines.compiler import compile_pipeline
-from kubealign_pipelines.resources import CompileSettings, StageResources
+from kubealign_pipelines.resources import CompileSettings
+from kubealign_pipelines.stage_resources import StageResources
 from kubealign_pipelines.workflow_size import LIMIT, most_chunks, workflow_size
 from support.pipeline_shapes import SHAPES
 from support.tiny import prompt_row

@@ -210,6 +210,20 @@ def test_a_profile_is_held_against_its_own_needs(kube: Kube, profile: Path) -> N
     assert told.startswith("PodDefaults: pods get no model cache")
 
 
+@pytest.mark.parametrize(
+    "settings", [{"environment": {"HF_HOME": "/tmp/hub"}}, {"volumes": {"mine": "/models"}}], ids=str
+)
+def test_what_a_pod_default_sets_otherwise_is_told(
+    kube: Kube, profile: Path, settings: dict[str, dict[str, str]]
+) -> None:
+    """The webhook refuses such a pod, and Argo tells it where nobody looks."""
+    content = yaml.safe_load(profile.read_text())
+    content["compile"] |= settings
+    profile.write_text(yaml.safe_dump(content))
+    told = problems(doctor("-f", str(profile), "--json"))
+    assert any("is refused" in one and "conflict" in one for one in told), told
+
+
 def test_quotas_that_never_fit_and_foreign_prefixes_are_told(kube: Kube, profile: Path) -> None:
     content = yaml.safe_load(profile.read_text())
     content["parameters"]["work"] = "minio://mlpipeline/kubealign/work"

@@ -8,7 +8,8 @@ import pytest
 
 from kubealign.runfile import RunFile, load_run_file
 from kubealign_components.errors import ConfigError
-from kubealign_pipelines.resources import DEFAULTS, CompileSettings, StageResources
+from kubealign_pipelines.resources import CompileSettings
+from kubealign_pipelines.stage_resources import DEFAULTS, StageResources
 
 
 def write(tmp_path: Path, text: str) -> Path:
