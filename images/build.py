@@ -95,9 +95,7 @@ def build(
 def builder() -> list[str] | None:
     """The first command here that builds with mounts and secrets, or None."""
     folders = os.environ.get("PATH", "").split(os.pathsep)
-    for docker in dict.fromkeys(
-        found for folder in folders if (found := shutil.which("docker", path=folder))
-    ):
+    for docker in dict.fromkeys(path for folder in folders if (path := shutil.which("docker", path=folder))):
         command = [docker, "build", "--help"]
         environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
         said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -147,11 +145,11 @@ def pip_settings() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def reachable(place: str) -> Iterator[str]:
+def reachable(uri: str) -> Iterator[str]:
     """``place`` as the build can reach it: a local folder is served over HTTP on the loopback address."""
-    path = Path(urllib.parse.unquote(place.removeprefix("file://")))
-    if not (place.startswith(("file:", "/")) and path.is_dir()):
-        yield place
+    path = Path(urllib.parse.unquote(uri.removeprefix("file://")))
+    if not (uri.startswith(("file:", "/")) and path.is_dir()):
+        yield uri
         return
     # An index's pages link to files beside the index: serve from the folder above it.
     root, below = (path.parent, path.name) if (path / "index.html").is_file() else (path, "")

@@ -43,21 +43,21 @@ class Folded:
 def fold(graph: Graph, values: Mapping[str, object]) -> Folded:
     """``values`` with every setting that is no parameter of ``graph`` put into its stage's options."""
     own = {parameter.name for parameter in graph.settings()}
-    places = {name: place for name in values.keys() - own if (place := place_of(graph, name))}
-    folded = {name: value for name, value in values.items() if name not in places}
+    paths = {name: path for name in values.keys() - own if (path := path_of(graph, name))}
+    folded = {name: value for name, value in values.items() if name not in paths}
     names: dict[Path, str] = {}
     findings: list[Finding] = []
-    for name, place in places.items():
+    for name, path in paths.items():
         if values[name] is None:
             findings.append(error_at((PARAMETERS, name), None, A_VALUE))
-        elif (there := _put(folded, place, values[name], findings)) is None:
-            names[place] = name
+        elif (there := _put(folded, path, values[name], findings)) is None:
+            names[path] = name
         else:
-            findings.append(belongs_to(name, (PARAMETERS, *place), there))
+            findings.append(belongs_to(name, (PARAMETERS, *path), there))
     return Folded(values=folded, names=names, findings=tuple(findings))
 
 
-def place_of(graph: Graph, name: str) -> tuple[str, ...] | None:
+def path_of(graph: Graph, name: str) -> tuple[str, ...] | None:
     """The parameter, and the keys in it, of the setting ``name``; None where there is no such setting."""
     options = _options(graph)
     for prefix in sorted(options, key=len, reverse=True):
@@ -94,16 +94,16 @@ def _settings(stage: str) -> dict[str, tuple[str, ...]]:
     of_groups = {name: dict(_of_group(declared, hints[name])) for name, declared in groups.items()}
     count = Counter([*own, *chain.from_iterable(of_groups.values())])
     named = {
-        f"{group}_{name or OPTIONS}" if count[name] > 1 or not name else name: place
+        f"{group}_{name or OPTIONS}" if count[name] > 1 or not name else name: path
         for group, settings in of_groups.items()
-        for name, place in settings.items()
+        for name, path in settings.items()
     }
     return named | own
 
 
 def _of_group(group: SettingGroup, hint: object) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The places of a group's settings below the options; of the whole group under an empty name."""
-    own = [place.split(".")[1:] for place in group.options if place.startswith(f"{OPTIONS}.")]
+    own = [option.split(".")[1:] for option in group.options if option.startswith(f"{OPTIONS}.")]
     nested = config_in(hint)
     if own and nested is not None:
         yield "", tuple(own[-1])
@@ -111,15 +111,15 @@ def _of_group(group: SettingGroup, hint: object) -> Iterator[tuple[str, tuple[st
             yield entry.name, (*own[-1], entry.name)
 
 
-def _put(values: dict[str, object], place: Sequence[str], value: object, findings: list[Finding]) -> object:
+def _put(values: dict[str, object], path: Sequence[str], value: object, findings: list[Finding]) -> object:
     """Put ``value`` at ``place``, or give what is there already; what bars the way there is a finding."""
     target = values
-    for length, name in enumerate(place[:-1], start=1):
+    for length, name in enumerate(path[:-1], start=1):
         inner = target.get(name, {})
         if not isinstance(inner, Mapping):
-            findings.append(error_at((PARAMETERS, *place[:length]), inner, "a mapping of settings"))
+            findings.append(error_at((PARAMETERS, *path[:length]), inner, "a mapping of settings"))
             inner = {}
         target[name] = target = dict(inner)
-    there = target.get(place[-1])
-    target.setdefault(place[-1], value)
+    there = target.get(path[-1])
+    target.setdefault(path[-1], value)
     return there

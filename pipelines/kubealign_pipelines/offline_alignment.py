@@ -53,7 +53,7 @@ RULES = Rules(
 
 def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object]) -> GraphComponent:
     """The pipeline with ``settings`` compiled in, and the stages that ``parameters`` ask for."""
-    place = Placement(settings)
+    placement = Placement(settings)
     shape = _shape_of(parameters)
 
     # The Kubeflow UI sorts its form by name: parameters start with their stage's name to stand together.
@@ -128,8 +128,8 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
             train_options: Further settings of train by name, such as adapter, batch_size, strategy.
             evaluate_options: Settings of evaluate by name, such as min_gain and max_prompts.
         """
-        place.check_first("offline_alignment", RULES.shape(parameters), locals())
-        _stages(PipelineInputs.of_function(place, locals()), shape)
+        placement.check_first("offline_alignment", RULES.shape(parameters), locals())
+        _stages(PipelineInputs.of_function(placement, locals()), shape)
 
     return pipeline
 
@@ -186,14 +186,16 @@ def _stages(inputs: PipelineInputs, shape: _Shape) -> None:
 
 def _rows(inputs: PipelineInputs, shape: _Shape, reward: Arguments) -> PipelineTask:
     """What there is to select from: prompts, completions that were sampled of them, rewarded ones."""
-    place, policy, seed = inputs.place, inputs["policy"], inputs["seed"]
+    make_task, policy, seed = inputs.placement, inputs["policy"], inputs["seed"]
     cuts = iter([*map(inputs.cut, shape.workers), {}])
     work = {"work": inputs["work"]}
-    imported = place(import_prompts, sources=inputs["sources"], seed=seed, **work, **inputs.of("import"))
+    imported = make_task(import_prompts, sources=inputs["sources"], seed=seed, **work, **inputs.of("import"))
     prompts = imported.outputs["dataset"]
-    rows = place(filter, prompts=prompts, policy=policy, **inputs.of("filter"), **{**work, **next(cuts)})
+    rows = make_task(filter, prompts=prompts, policy=policy, **inputs.of("filter"), **{**work, **next(cuts)})
     if shape.sampled:
-        rows = fan_out(place, sample, rows, cut=next(cuts), policy=policy, seed=seed, **inputs.of("sample"))
+        rows = fan_out(
+            make_task, sample, rows, cut=next(cuts), policy=policy, seed=seed, **inputs.of("sample")
+        )
     if shape.rewarded:
-        rows = fan_out(place, rewards, rows, cut=next(cuts), **reward, **inputs.of("rewards"))
+        rows = fan_out(make_task, rewards, rows, cut=next(cuts), **reward, **inputs.of("rewards"))
     return rows

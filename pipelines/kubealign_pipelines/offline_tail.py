@@ -45,7 +45,7 @@ def align_offline(
         chosen = _chosen(inputs, _scored(inputs, rows, models), selection)
     else:
         chosen = _scored(inputs, _chosen(inputs, rows, {**selection, **inputs.cut(logprobs)}), models)
-    mixed = inputs.place(
+    mixed = inputs.placement(
         mix,
         selection=chosen.outputs["dataset"],
         validation_fraction=inputs["validation_fraction"],
@@ -53,7 +53,7 @@ def align_offline(
         work=inputs["work"],
         **inputs.of("mix"),
     )
-    trained = inputs.place(
+    trained = inputs.placement(
         train,
         training=mixed.outputs["dataset"],
         seed=inputs["seed"],
@@ -66,7 +66,7 @@ def align_offline(
 
 def compare(inputs: PipelineInputs, rows: PipelineTask, trained: PipelineTask, comparison: Arguments) -> None:
     """Compare the policy of ``trained`` with what it was, on held-out prompts of ``rows``."""
-    inputs.place(
+    inputs.placement(
         evaluate,
         rewarded=rows.outputs["dataset"],
         model=trained.outputs["model"],
@@ -83,10 +83,10 @@ def compare(inputs: PipelineInputs, rows: PipelineTask, trained: PipelineTask, c
 
 def _chosen(inputs: PipelineInputs, made: PipelineTask, further: Arguments) -> PipelineTask:
     own = {"work": inputs["work"], **inputs.of("select"), **further}
-    return inputs.place(select, rewarded=made.outputs["dataset"], seed=inputs["seed"], **own)
+    return inputs.placement(select, rewarded=made.outputs["dataset"], seed=inputs["seed"], **own)
 
 
 def _scored(inputs: PipelineInputs, made: PipelineTask, models: Arguments) -> PipelineTask:
     # In the numbers of training, which then starts at log-ratios of exactly 0.
     own = {**inputs.of("logprobs"), "train_options": inputs["train_options"]}
-    return fan_out(inputs.place, logprobs, made, **models, **own)
+    return fan_out(inputs.placement, logprobs, made, **models, **own)

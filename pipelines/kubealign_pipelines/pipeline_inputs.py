@@ -21,7 +21,7 @@ Arguments = Mapping[str, PipelineChannel]
 class PipelineInputs:
     """Parameters by name. Those of a stage begin with its name: ``train_beta`` is ``beta`` of ``train``."""
 
-    place: Placement
+    placement: Placement
     """Makes tasks."""
     channels: Arguments
 
@@ -40,4 +40,4 @@ class PipelineInputs:
 
     def cut(self, worker: BaseComponent) -> dict[str, PipelineChannel]:
         """Arguments of a stage after which ``worker`` takes chunks: how these are planned."""
-        return self.place.cut(worker, work=self["work"], rows_per_chunk=self["work_rows_per_chunk"])
+        return self.placement.cut(worker, work=self["work"], rows_per_chunk=self["work_rows_per_chunk"])

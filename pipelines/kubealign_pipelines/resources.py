@@ -116,11 +116,11 @@ class CompileSettings:
         self._everywhere()
         for kind in self.images:
             require_choice(f"images.{kind}", kind, IMAGES)
-        for stage, wanted in self.stages.items():
+        for stage, pod in self.stages.items():
             require_choice(f"stages.{stage}", stage, DEFAULTS)
-            several = wanted.nodes is not None and wanted.nodes > 1
+            several = pod.nodes is not None and pod.nodes > 1
             where, which = f"stages.{stage}.nodes", " or ".join(TRAINING)
-            require(not several or stage in TRAINING, where, wanted.nodes, f"1: only {which} takes several")
+            require(not several or stage in TRAINING, where, pod.nodes, f"1: only {which} takes several")
             reserved = ", ".join(
                 sorted(TORCHRUN & self.resources(stage).environment.keys()) if several else ()
             )
@@ -141,12 +141,12 @@ class CompileSettings:
 
     def of_stages(self) -> dict[str, object]:
         """What a check of the parameters must know of this section: where pods see volumes, and nodes."""
-        told = {
+        sections = {
             name: {"volumes": dict(stage.volumes)} | ({"nodes": stage.nodes} if stage.nodes else {})
             for name, stage in self.stages.items()
             if stage.volumes or stage.nodes
         }
-        return {"stages": told} if told else {}
+        return {"stages": sections} if sections else {}
 
     def image(self, reference: str) -> str:
         """The image to pull for ``reference``, one of :data:`IMAGES`."""
@@ -158,9 +158,9 @@ class CompileSettings:
     def resources(self, stage: str) -> StageResources:
         """What the pods of ``stage`` ask for."""
         own = self.stages.get(stage, StageResources())
-        wanted = own.over(DEFAULTS[stage].over(self._everywhere().over(INSTALLATIONS[self.installation])))
-        shared = wanted.shared_memory or (f"{8 * wanted.accelerators}Gi" if wanted.accelerators else None)
-        return replace(wanted, shared_memory=shared)
+        pod = own.over(DEFAULTS[stage].over(self._everywhere().over(INSTALLATIONS[self.installation])))
+        shared = pod.shared_memory or (f"{8 * pod.accelerators}Gi" if pod.accelerators else None)
+        return replace(pod, shared_memory=shared)
 
     def _everywhere(self) -> StageResources:
         return StageResources(
@@ -215,9 +215,9 @@ class Placement:
             arguments: of the component.
         """
         stage, title = _stage(component), self.title(component, about)
-        wanted = self.settings.resources(stage)
+        pod = self.settings.resources(stage)
         seen = self._seen(stage)
-        task = _named(component, title)(**arguments, **_nodes(stage, wanted), **seen)
+        task = _named(component, title)(**arguments, **_nodes(stage, pod), **seen)
         # Before every setting KFP looks up the caller's source for a message about tasks that have no
         # container, which is a third of the time of compiling; these all have one.
         task._ensure_container_spec_exists = lambda: None
@@ -229,12 +229,12 @@ class Placement:
         task.set_caching_options(self.settings.caching and not unseen)
         if self._check is not None and stage in READS_OUTSIDE:
             task.after(self._check)
-        torch = _image(component) != images.DATA and (stage not in TRAINING or (wanted.nodes or 1) == 1)
-        _restart(task, wanted.retries or 0, torch=torch)
+        torch = _image(component) != images.DATA and (stage not in TRAINING or (pod.nodes or 1) == 1)
+        _restart(task, pod.retries or 0, torch=torch)
         if stage in TRAINING:
-            wanted = _on_nodes(task, wanted)
-        _compute(task, wanted)
-        _pod(task, wanted)
+            pod = _on_nodes(task, pod)
+        _compute(task, pod)
+        _pod(task, pod)
         _admit(task, self.settings)
         return task
 
@@ -265,29 +265,27 @@ def _restart(task: PipelineTask, retries: int, *, torch: bool) -> None:
         task.set_retry(retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration=_RETRY_WINDOW)
 
 
-def _on_nodes(task: PipelineTask, wanted: StageResources) -> StageResources:
+def _on_nodes(task: PipelineTask, pod: StageResources) -> StageResources:
     """What the pod of a training ``task`` asks for, which only watches where several nodes train."""
-    nodes = wanted.nodes or 1
+    nodes = pod.nodes or 1
     # One component, compiled for here or for a TrainJob: the spec is its own for each task.
     task.component_spec = replace(task.component_spec, task_config_passthroughs=forwarded(nodes))
-    return _watching(wanted) if nodes > 1 else wanted
+    return _watching(pod) if nodes > 1 else pod
 
 
-def _watching(wanted: StageResources) -> StageResources:
+def _watching(pod: StageResources) -> StageResources:
     """What the pod gets that waits for a TrainJob, whose pods are as ``wanted``."""
-    annotations = {**wanted.annotations, **_KEPT}
-    return replace(
-        wanted, annotations=annotations, cpu="500m", memory="4Gi", accelerators=0, shared_memory=None
-    )
+    annotations = {**pod.annotations, **_KEPT}
+    return replace(pod, annotations=annotations, cpu="500m", memory="4Gi", accelerators=0, shared_memory=None)
 
 
-def _requirements(wanted: StageResources) -> dict[str, dict[str, str]]:
+def _requirements(pod: StageResources) -> dict[str, dict[str, str]]:
     """The requests and limits of a pod, as Kubernetes writes them."""
-    memory = {"memory": wanted.memory} if wanted.memory is not None else {}
-    requests = ({"cpu": str(wanted.cpu)} if wanted.cpu is not None else {}) | memory
+    memory = {"memory": pod.memory} if pod.memory is not None else {}
+    requests = ({"cpu": str(pod.cpu)} if pod.cpu is not None else {}) | memory
     limits = dict(memory)
-    if wanted.accelerators:
-        limits[wanted.accelerator or _GPU_NAME] = str(wanted.accelerators)
+    if pod.accelerators:
+        limits[pod.accelerator or _GPU_NAME] = str(pod.accelerators)
     both = {"limits": limits, "requests": requests}
     return {name: amounts for name, amounts in both.items() if amounts}
 
@@ -308,61 +306,61 @@ def _named(component: BaseComponent, title: str) -> BaseComponent:
     return named
 
 
-def _nodes(stage: str, wanted: StageResources) -> dict[str, object]:
+def _nodes(stage: str, pod: StageResources) -> dict[str, object]:
     """Arguments of the component of ``stage`` that say on how many nodes it runs, and how."""
-    if stage not in TRAINING or (wanted.nodes or 1) == 1:
+    if stage not in TRAINING or (pod.nodes or 1) == 1:
         return {}
     own = {
-        "labels": dict(wanted.labels),
-        "annotations": dict(wanted.annotations),
-        "resources": _requirements(wanted),
-        "shared_memory": wanted.shared_memory,
+        "labels": dict(pod.labels),
+        "annotations": dict(pod.annotations),
+        "resources": _requirements(pod),
+        "shared_memory": pod.shared_memory,
     }
-    job = {**{name: value for name, value in own.items() if value}, **wanted.train_job}
-    return {"nodes": wanted.nodes, "train_job": job}
+    job = {**{name: value for name, value in own.items() if value}, **pod.train_job}
+    return {"nodes": pod.nodes, "train_job": job}
 
 
-def _compute(task: PipelineTask, wanted: StageResources) -> None:
-    if wanted.cpu is not None:
-        task.set_cpu_request(str(wanted.cpu))
-    if wanted.memory is not None:
-        task.set_memory_request(wanted.memory)
-        task.set_memory_limit(wanted.memory)
-    if wanted.accelerators:
-        task.set_accelerator_type(wanted.accelerator or _GPU_NAME)
-        task.set_accelerator_limit(wanted.accelerators)
-    for name, value in sorted(wanted.environment.items()):
+def _compute(task: PipelineTask, pod: StageResources) -> None:
+    if pod.cpu is not None:
+        task.set_cpu_request(str(pod.cpu))
+    if pod.memory is not None:
+        task.set_memory_request(pod.memory)
+        task.set_memory_limit(pod.memory)
+    if pod.accelerators:
+        task.set_accelerator_type(pod.accelerator or _GPU_NAME)
+        task.set_accelerator_limit(pod.accelerators)
+    for name, value in sorted(pod.environment.items()):
         task.set_env_variable(name, value)
 
 
-def _pod(task: PipelineTask, wanted: StageResources) -> None:
-    for name, value in sorted(wanted.labels.items()):
+def _pod(task: PipelineTask, pod: StageResources) -> None:
+    for name, value in sorted(pod.labels.items()):
         kubernetes.add_pod_label(task, name, value)
-    for name, value in sorted(wanted.annotations.items()):
+    for name, value in sorted(pod.annotations.items()):
         kubernetes.add_pod_annotation(task, name, value)
-    for name, value in sorted(wanted.node_selector.items()):
+    for name, value in sorted(pod.node_selector.items()):
         kubernetes.add_node_selector(task, name, value)
-    for toleration in wanted.tolerations:
+    for toleration in pod.tolerations:
         kubernetes.add_toleration(task, **toleration)
-    for claim, path in sorted(wanted.volumes.items()):
+    for claim, path in sorted(pod.volumes.items()):
         kubernetes.mount_pvc(task, pvc_name=claim, mount_path=path)
-    if wanted.shared_memory is not None:
+    if pod.shared_memory is not None:
         kubernetes.empty_dir_mount(
             task,
             volume_name="shared-memory",
             mount_path=SHARED_MEMORY,
             medium="Memory",
-            size_limit=wanted.shared_memory,
+            size_limit=pod.shared_memory,
         )
-    if wanted.scratch is not None:
-        kubernetes.empty_dir_mount(task, volume_name="scratch", mount_path=SCRATCH, size_limit=wanted.scratch)
+    if pod.scratch is not None:
+        kubernetes.empty_dir_mount(task, volume_name="scratch", mount_path=SCRATCH, size_limit=pod.scratch)
         task.set_env_variable("TMPDIR", SCRATCH)
-    for variable, place in sorted(wanted.secrets.items()):
-        name, _, key = place.partition("/")
+    for variable, secret in sorted(pod.secrets.items()):
+        name, _, key = secret.partition("/")
         optional = key.endswith("?")
         kubernetes.use_secret_as_env(task, name, {key.removesuffix("?"): variable}, optional=optional)
-    if wanted.timeout is not None:
-        kubernetes.set_timeout(task, wanted.timeout)
+    if pod.timeout is not None:
+        kubernetes.set_timeout(task, pod.timeout)
 
 
 def _admit(task: PipelineTask, settings: CompileSettings) -> None:

@@ -60,7 +60,7 @@ RULES = Rules(
 
 def salmon(settings: CompileSettings, parameters: Mapping[str, object]) -> GraphComponent:
     """The pipeline with ``settings`` compiled in, and the stages that ``parameters`` ask for."""
-    place = Placement(settings)
+    placement = Placement(settings)
     chosen = RULES.choose(parameters)
 
     # The Kubeflow UI sorts its form by name: parameters start with their stage's name to stand together.
@@ -158,14 +158,14 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, object]) -> Graph
             evaluate_options: Settings of evaluate by name, such as min_gain; how the policy as it was
                 compares both sides, such as principles and token_budget, under judge.
         """
-        place.check_first("salmon", RULES.shape(parameters), locals())
-        _stages(PipelineInputs.of_function(place, locals()), chosen)
+        placement.check_first("salmon", RULES.shape(parameters), locals())
+        _stages(PipelineInputs.of_function(placement, locals()), chosen)
 
     return pipeline
 
 
 def _stages(inputs: PipelineInputs, chosen: Mapping[str, str]) -> None:
-    cleaned = inputs.place(
+    cleaned = inputs.placement(
         clean_prompts,
         sources=inputs["sources"],
         seed=inputs["seed"],
@@ -173,7 +173,7 @@ def _stages(inputs: PipelineInputs, chosen: Mapping[str, str]) -> None:
         **inputs.of("clean_prompts"),
     )
     reward_model = _reward_model(inputs, _preferences(inputs, cleaned))
-    gathered = inputs.place(
+    gathered = inputs.placement(
         rl_prompts,
         policy=inputs["policy"],
         prompts=cleaned.outputs["dataset"],
@@ -192,14 +192,14 @@ def _preferences(inputs: PipelineInputs, cleaned: PipelineTask) -> PipelineTask:
     """Pairs of the policy's own answers, as the policy judges them by principles."""
     pairs = _sampled(inputs, _tokenised(inputs, cleaned, inputs.cut(sample)), inputs.cut(judge), n=2)
     judged = fan_out(
-        inputs.place,
+        inputs.placement,
         judge,
         pairs,
         judge=inputs["policy"],
         principles=inputs["principles"],
         **inputs.of("judge"),
     )
-    return inputs.place(
+    return inputs.placement(
         aggregate,
         judged=judged.outputs["dataset"],
         principles=inputs["principles"],
@@ -214,8 +214,8 @@ def _reward_model(inputs: PipelineInputs, preferences: PipelineTask) -> Pipeline
     shared = {name: inputs[name] for name in ("policy", "principles", "seed", "work")}
     pmp, own = inputs.of("pmp"), inputs.of("reward_model")
     sources = {"sources": inputs["pmp_sources"], "options": pmp["options"]}
-    human = inputs.place(clean_pmp, seed=inputs["seed"], work=inputs["work"], **sources)
-    pretrained = inputs.place(
+    human = inputs.placement(clean_pmp, seed=inputs["seed"], work=inputs["work"], **sources)
+    pretrained = inputs.placement(
         train_reward_model,
         "PMP",
         preferences=human.outputs["dataset"],
@@ -224,7 +224,7 @@ def _reward_model(inputs: PipelineInputs, preferences: PipelineTask) -> Pipeline
         options=own["options"],
         **shared,
     )
-    return inputs.place(
+    return inputs.placement(
         train_reward_model,
         preferences=preferences.outputs["dataset"],
         start=pretrained.outputs["model"],
@@ -235,7 +235,7 @@ def _reward_model(inputs: PipelineInputs, preferences: PipelineTask) -> Pipeline
 
 def _ppo(inputs: PipelineInputs, gathered: PipelineTask, reward_model: PipelineTask) -> None:
     questions = _tokenised(inputs, gathered, {}, RL_PROMPTS)
-    aligned = inputs.place(
+    aligned = inputs.placement(
         train_ppo,
         prompts=questions.outputs["dataset"],
         reward_model=reward_model.outputs["model"],
@@ -253,7 +253,7 @@ def _offline(inputs: PipelineInputs, gathered: PipelineTask, reward_model: Pipel
     questions = _tokenised(inputs, gathered, inputs.cut(sample), RL_PROMPTS)
     answers = _sampled(inputs, questions, inputs.cut(rewards), n=inputs["sample_n"], about=RL_PROMPTS)
     rewarded = fan_out(
-        inputs.place,
+        inputs.placement,
         rewards,
         answers,
         cut=inputs.cut(logprobs) if order == "before" else {},
@@ -270,7 +270,7 @@ def _tokenised(
 ) -> PipelineTask:
     """``prompts`` as the policy sees them; ``cut`` plans the chunks of a fan-out that follows."""
     own = {"policy": inputs["policy"], "work": inputs["work"], **inputs.of("filter"), **cut}
-    return inputs.place(filter, about, prompts=prompts.outputs["dataset"], **own)
+    return inputs.placement(filter, about, prompts=prompts.outputs["dataset"], **own)
 
 
 def _sampled(
@@ -283,7 +283,7 @@ def _sampled(
 ) -> PipelineTask:
     """``n`` answers of the policy to each of ``prompts``; ``cut`` plans the chunks of the next fan-out."""
     own = {"policy": inputs["policy"], "seed": inputs["seed"], "options": inputs["sample_options"]}
-    return fan_out(inputs.place, sample, prompts, about=about, cut=cut, n=n, **SAMPLING, **own)
+    return fan_out(inputs.placement, sample, prompts, about=about, cut=cut, n=n, **SAMPLING, **own)
 
 
 def _comparison(

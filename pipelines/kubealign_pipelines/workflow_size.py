@@ -167,8 +167,8 @@ def _executor_input(name: str, task: Json, component: Json, index: int) -> str:
         values["chunk"] = _text(
             {"dataset": f"{_URI}/{name}/dataset", "fingerprint": "f" * 64, "index": index, "row_ids": digest}
         )
-    places = {key: f"{_URI}/{name}/{digest[:36]}/{key}" for key in made}
-    return _text({"inputs": {"parameterValues": values}, "outputs": {"artifacts": places}})
+    uris = {key: f"{_URI}/{name}/{digest[:36]}/{key}" for key in made}
+    return _text({"inputs": {"parameterValues": values}, "outputs": {"artifacts": uris}})
 
 
 def _pod(executor_input: str, component: Json, container: Json) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kubealign.errors import RunFailed
-    from kubealign.lineage import lineage_json, open_place
+    from kubealign.lineage import lineage_json, open_output
     from kubealign.local.results import Results
     from kubealign.local.runner import run_local
     from kubealign.runfile import LocalSettings, RunFile, load_run_file
@@ -31,7 +31,7 @@ _HOME = {
     "compile_pipeline": "kubealign_pipelines.compiler",
     "lineage_json": "kubealign.lineage",
     "load_run_file": "kubealign.runfile",
-    "open_place": "kubealign.lineage",
+    "open_output": "kubealign.lineage",
     "run_local": "kubealign.local.runner",
 }
 __all__ = [
@@ -44,7 +44,7 @@ __all__ = [
     "compile_pipeline",
     "lineage_json",
     "load_run_file",
-    "open_place",
+    "open_output",
     "run_local",
 ]
 

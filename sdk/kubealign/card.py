@@ -61,11 +61,11 @@ def _model_head(
 ) -> dict[str, object]:
     own = manifest.provenance.step
     head: dict[str, object] = {"library_name": "transformers", "tags": ["kubealign", *_tags(own["params"])]}
-    base = manifest.place_of(_digest_of(own["models"].get("policy")))
+    base = manifest.origin_of(_digest_of(own["models"].get("policy")))
     if "revision" in base:
         head["base_model"] = base["uri"]
     hub = [
-        where for _, content, where in _sources(manifest, steps) if "revision" in manifest.place_of(content)
+        where for _, content, where in _sources(manifest, steps) if "revision" in manifest.origin_of(content)
     ]
     if hub:
         head["datasets"] = list(dict.fromkeys(hub))
@@ -94,7 +94,7 @@ def _sources(manifest: Manifest, steps: Sequence[LineageStep]) -> list[tuple[str
             for source in step.params.get(name, []):
                 content = source.get("content", {})
                 word = str(content.get("sha256") or content.get("commit") or "")
-                rows.append((str(source.get("name", "")), word, manifest.place_of(word).get("uri", "")))
+                rows.append((str(source.get("name", "")), word, manifest.origin_of(word).get("uri", "")))
     return rows
 
 

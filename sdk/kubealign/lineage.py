@@ -33,7 +33,7 @@ class Ancestor:
     """``found``, ``gone``, or ``changed`` with what is there now."""
 
 
-def open_place(uri: str) -> Dataset:
+def open_output(uri: str) -> Dataset:
     """The dataset or model at ``uri``, or the last one of a run, or of the newest run of an output folder;
     recipe and fingerprint are checked.
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kubealign.places import SOURCES, beside
+from kubealign.run_paths import SOURCES, beside
 from kubealign.yaml_source import Document, is_compiled_pipeline, merge, read_yaml
 from kubealign_components import config
 from kubealign_components.config import check_mapping, require, require_choice
@@ -170,8 +170,8 @@ def read_run(files: Sequence[Path], pipeline: str = "", assignments: Sequence[st
     document.findings += [_of_problem(problem, values) for problem in problems]
     if run is None:
         # What is wrong with the parameters is told beside what is wrong with the sections.
-        known = {name: values[name] for name in ("pipeline", PARAMETERS) if name in values}
-        run, _ = check_mapping(RunFile, known, "run file")
+        sections = {name: values[name] for name in ("pipeline", PARAMETERS) if name in values}
+        run, _ = check_mapping(RunFile, sections, "run file")
     return Sourced(run=run, document=document)
 
 
@@ -221,10 +221,10 @@ def _assigned(document: Document, values: dict[str, object], assignment: str) ->
         mark = Mark(f"{SET} {assignment}")
         document.findings.append(Finding(path=(SET,), value=error.value, expected=error.expected, mark=mark))
         return values
-    place = tuple(int(part) if isinstance(part, str) and part.isdecimal() else part for part in path)
-    for known in [p for p in document.marks if p[: len(place)] == place]:
-        del document.marks[known]
-    document.marks[place] = Mark(f"{SET} {assignment}")
+    path = tuple(int(part) if isinstance(part, str) and part.isdecimal() else part for part in path)
+    for stale in [p for p in document.marks if p[: len(path)] == path]:
+        del document.marks[stale]
+    document.marks[path] = Mark(f"{SET} {assignment}")
     return values
 
 
@@ -242,8 +242,8 @@ def _as_sources(name: str, value: object) -> object:
     """``value``, or where the setting ``name`` is sources and places are given alone, sources at them."""
     if not name.endswith(SOURCES) or not value:
         return value
-    places = value if isinstance(value, list) else [value]
-    return [{"uri": place} for place in places] if all(isinstance(p, str) for p in places) else value
+    uris = value if isinstance(value, list) else [value]
+    return [{"uri": uri} for uri in uris] if all(isinstance(p, str) for p in uris) else value
 
 
 def _assign(

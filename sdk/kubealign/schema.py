@@ -77,8 +77,8 @@ def _parameters(graphs: Sequence[Graph]) -> Schema:
         properties[name]["enum"] = list(choice.values)
     for setting in settings_of(graphs, everywhere=True):
         _put(properties, setting)
-    for place, name in flat_names(graphs[0]).items():
-        if (schema := _at(properties, place)) is not None:
+    for path, name in flat_names(graphs[0]).items():
+        if (schema := _at(properties, path)) is not None:
             properties[name] = schema
     return _closed(dict(sorted(properties.items())))
 

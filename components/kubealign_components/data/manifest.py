@@ -74,13 +74,13 @@ class Manifest:
             origins=self.origins,
         )
 
-    def place_of(self, word: str) -> Mapping[str, str]:
+    def origin_of(self, word: str) -> Mapping[str, str]:
         """Where lay what a step knows by the digest or commit ``word``: ``uri``, and ``revision`` of what was
         on the hub; nothing where no step tells."""
         for origin in self.origins.values():
-            places: Mapping[str, Mapping[str, str]] = origin["places"]
-            if word in places:
-                return places[word]
+            origins: Mapping[str, Mapping[str, str]] = origin["places"]
+            if word in origins:
+                return origins[word]
         return {}
 
     def to_json(self, *, signed: bool = True) -> str:

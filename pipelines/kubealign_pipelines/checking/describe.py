@@ -59,14 +59,14 @@ class Setting:
     """Its one name in a run file, where it stands in options."""
 
     @property
-    def place(self) -> str:
+    def dotted_path(self) -> str:
         """Where the pipeline takes it."""
         return ".".join(map(str, self.path[1:])).replace(".[]", "[]")
 
     @property
     def name(self) -> str:
         """As its user writes it in a run file."""
-        return self.flat or self.place
+        return self.flat or self.dotted_path
 
     @property
     def meaning(self) -> str:
@@ -117,12 +117,12 @@ def _key(name: str, setting: Setting) -> str:
     return f"{name}{default}" + (f" ({allowed})" if allowed else "")
 
 
-def places_by_name(graph: Graph) -> dict[str, list[Path]]:
+def paths_by_name(graph: Graph) -> dict[str, list[Path]]:
     """Where settings stand in a run file, by their last name."""
-    places: dict[str, list[Path]] = {}
+    paths: dict[str, list[Path]] = {}
     for setting in describe(graph):
-        places.setdefault(str(setting.path[-1]), []).append(setting.path)
-    return places
+        paths.setdefault(str(setting.path[-1]), []).append(setting.path)
+    return paths
 
 
 def type_words(hint: object) -> str:
@@ -140,17 +140,20 @@ def type_words(hint: object) -> str:
 
 
 def _of_task(cls: type, task: Task, everywhere: bool) -> Iterator[Setting]:
-    for place, setting in _fields(cls, ()):
-        paths = list(_places(cls, task, place))
+    for field_path, setting in _fields(cls, ()):
+        paths = list(_run_file_paths(cls, task, field_path))
         for path in paths if everywhere else paths[:1]:
             yield dataclasses.replace(
-                setting, path=path, stage=task.function, default=_set_by_pipeline(cls, task, place, setting)
+                setting,
+                path=path,
+                stage=task.function,
+                default=_set_by_pipeline(cls, task, field_path, setting),
             )
 
 
-def _set_by_pipeline(cls: type, task: Task, place: Path, setting: Setting) -> object:
+def _set_by_pipeline(cls: type, task: Task, field_path: Path, setting: Setting) -> object:
     """The default of ``setting``, which is the pipeline's where that gives the component another value."""
-    source = task.arguments.get(_argument(cls, place) or "", Source())
+    source = task.arguments.get(_argument(cls, field_path) or "", Source())
     constant = source.constant
     if constant is None:
         return setting.default
@@ -192,7 +195,7 @@ def _fields(cls: type, path: Path) -> Iterator[tuple[Path, Setting]]:
         )
 
 
-def _places(cls: type, task: Task, setting: Path) -> Iterator[Path]:
+def _run_file_paths(cls: type, task: Task, setting: Path) -> Iterator[Path]:
     """Where the run file has ``setting``; last, of one that is borrowed, the stage's own options."""
     group = _group(cls, setting)
     argument = _argument(cls, setting)
@@ -203,8 +206,8 @@ def _places(cls: type, task: Task, setting: Path) -> Iterator[Path]:
     if source.parameter:
         yield (PARAMETERS, source.parameter, *setting[2 if group else 1 :])
         options = options[1:]
-    for place in options:
-        name, *inner = place.split(".")
+    for option in options:
+        name, *inner = option.split(".")
         parameter = task.arguments.get(name, Source()).parameter
         if parameter:
             yield (PARAMETERS, parameter, *inner, *setting[1 if group else 0 :])

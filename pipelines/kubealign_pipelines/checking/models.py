@@ -138,7 +138,7 @@ def check_models(checked: Checked, *, here: bool, mounted: tuple[str, ...] = ())
     """
     seen: dict[tuple[str, str | None], tuple[Folder | None, str, bool]] = {}
     for named in models_of(checked):
-        is_setting = named.name and named.name != LATER and named.stage.is_known(named.setting)
+        is_setting = named.name and named.name != LATER and named.stage.is_given(named.setting)
         if not is_setting or named.name.startswith(mounted or ("\0",)):
             continue
         key = (named.name, named.revision)

@@ -27,7 +27,7 @@ WORK = "work"
 def identify(checked: Checked) -> str:
     """A digest of what lies at every place that the settings of a run name."""
     facts_of: dict[str, Facts] = {}
-    for kind, name, revision in sorted(set(_places(checked))):
+    for kind, name, revision in sorted(set(_inputs(checked))):
         facts = in_time(partial(_facts, kind, name, revision))
         if isinstance(facts, str):
             return f"not known: {name} ({facts}), {uuid.uuid4().hex}"
@@ -35,9 +35,9 @@ def identify(checked: Checked) -> str:
     return digest(facts_of)
 
 
-def _places(checked: Checked) -> Iterator[tuple[str, str, str]]:
+def _inputs(checked: Checked) -> Iterator[tuple[str, str, str]]:
     """Kind of place (stored, or dataset or model of the hub), name and revision of all that a run reads."""
-    yield from _stored_places({name: value for name, value in checked.values.items() if name != WORK})
+    yield from _stored_uris({name: value for name, value in checked.values.items() if name != WORK})
     for stage in checked.stages:
         for source in getattr(stage.config, "sources", ()):
             if not _is_stored(source.uri):
@@ -50,14 +50,14 @@ def _places(checked: Checked) -> Iterator[tuple[str, str, str]]:
             yield "model", model.name, model.revision or ""
 
 
-def _stored_places(value: object) -> Iterator[tuple[str, str, str]]:
+def _stored_uris(value: object) -> Iterator[tuple[str, str, str]]:
     """Every path and URI in a setting, wherever it stands."""
     if isinstance(value, Mapping):
         for item in value.values():
-            yield from _stored_places(item)
+            yield from _stored_uris(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _stored_places(item)
+            yield from _stored_uris(item)
     elif isinstance(value, str) and _is_stored(value):
         yield "stored", value, ""
 

@@ -23,7 +23,7 @@ from kubealign_components.config import (
 )
 from kubealign_components.stages import config_class
 from kubealign_pipelines import rules
-from kubealign_pipelines.checking.describe import places_by_name
+from kubealign_pipelines.checking.describe import paths_by_name
 from kubealign_pipelines.checking.findings import (
     A_VALUE,
     PARAMETERS,
@@ -74,7 +74,7 @@ class Stage:
         path = (PARAMETERS, source.parameter, *rest) if source.parameter else (PARAMETERS, *setting)
         return self.written.as_written(path)
 
-    def is_known(self, setting: Path) -> bool:
+    def is_given(self, setting: Path) -> bool:
         """Whether the setting is given before a run, by a user or by default."""
         argument, *_ = self.settings.origin(setting) or (OPTIONS,)
         return not self.task.arguments.get(str(argument), Source()).produced
@@ -125,18 +125,18 @@ def check_stages(graph: Graph, values: Mapping[str, object], *, complete: bool =
     for task in _in_order(graph):
         if {s.parameter for s in task.arguments.values() if s.parameter} <= checked.values.keys():
             findings += _check_stage(graph, task, checked, values.keys())
-    by_place: dict[Path, Finding] = {}
+    by_path: dict[Path, Finding] = {}
     for finding in [*folded.findings, *findings]:
-        by_place.setdefault(finding.path, finding)
-    once_each = by_place.values()
+        by_path.setdefault(finding.path, finding)
+    once_each = by_path.values()
     checked.findings = once(replace(one, path=folded.as_written(one.path)) for one in once_each)
     return checked
 
 
-def positions(stage: Stage, place: Path, items: Sequence[object]) -> Iterator[int]:
+def positions(stage: Stage, path: Path, items: Sequence[object]) -> Iterator[int]:
     """Where in the list at ``place`` each of the config's ``items`` stands: unusable ones were left out."""
     written: object = stage.settings.values
-    for name in place:
+    for name in path:
         written = written.get(name, {}) if isinstance(written, Mapping) else {}
     entries = written if isinstance(written, (list, tuple)) else ()
     position = -1
@@ -187,7 +187,7 @@ def _check_stage(graph: Graph, task: Task, checked: Checked, given: Collection[s
     checked.stages.append(stage)
     for problem in problems:
         finding = from_problem(problem, stage.path(problem.path))
-        yield _with_place(graph, finding) if "a setting of" in finding.expected else finding
+        yield _with_hint(graph, finding) if "a setting of" in finding.expected else finding
     yield from _said_twice(graph, cls, stage, given)
 
 
@@ -218,7 +218,7 @@ def _inside(values: object, path: Path) -> object:
     return values
 
 
-def _with_place(graph: Graph, finding: Finding) -> Finding:
+def _with_hint(graph: Graph, finding: Finding) -> Finding:
     """An unknown option, and the place where one of that name belongs."""
     name = str(finding.path[-1])
     return error_at(finding.path, finding.value, _belongs(graph, name) or finding.expected)
@@ -227,17 +227,17 @@ def _with_place(graph: Graph, finding: Finding) -> Finding:
 def _belongs(graph: Graph, name: str) -> str:
     if name in graph.parameters:
         return "it beside the options: it is a parameter"
-    places = [place for place in places_by_name(graph).get(name, []) if place[-1] == name]
-    if not places:
+    paths = [path for path in paths_by_name(graph).get(name, []) if path[-1] == name]
+    if not paths:
         return ""
-    names = [text_of(place[1:-1]).replace(".[]", "[]") for place in places[:3]]
+    names = [text_of(path[1:-1]).replace(".[]", "[]") for path in paths[:3]]
     return f"it under {' or '.join(names)}, where it belongs"
 
 
 def _full_name(graph: Graph, name: str, names: Collection[str]) -> str:
     """What was expected in place of ``name``, which may be a setting's own without that of its stage."""
     flat = flat_names(graph)
-    full = [flat[place] for place in sorted(flat) if place[-1] == name]
+    full = [flat[path] for path in sorted(flat) if path[-1] == name]
     if full:
         return f"its full name, {' or '.join(full)}"
     every = {*names, *flat.values()}

@@ -75,9 +75,9 @@ class Boundary(click.Group):
         except OSError as error:
             say(f"Error: {_of_system(error)}", err=True)
             context.exit(FAILED)
-        except KeyboardInterrupt as told:
+        except KeyboardInterrupt as interrupt:
             say("Interrupted; finished rows are kept and a new run takes them up.", err=True)
-            context.exit(TERMINATED if isinstance(told, _Terminated) else INTERRUPTED)
+            context.exit(TERMINATED if isinstance(interrupt, _Terminated) else INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:

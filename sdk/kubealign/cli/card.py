@@ -11,26 +11,26 @@ from kubealign_components.whole_file import write_whole
 
 
 @click.command("card")
-@click.argument("place", metavar="PATH_OR_URI_OR_RUN")
+@click.argument("target", metavar="PATH_OR_URI_OR_RUN")
 @click.argument("stage", required=False, default="")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write, such as README.md.")
-def card(place: str, stage: str, output: Path | None) -> None:
+def card(target: str, stage: str, output: Path | None) -> None:
     """Write the card of a model or dataset, in the form of the Hugging Face hub.
 
     What it was made of, by which settings, and of a RUN's model (folder or name below runs/, the default) how
     it compares with its reference. Of a RUN also what STAGE made.
     """
     from kubealign.card import card
-    from kubealign.lineage import open_place
+    from kubealign.lineage import open_output
     from kubealign.local.runs import find_run, output_path
 
-    run = find_run(place)
+    run = find_run(target)
     evaluation = None
     if run is not None and stage:
-        place = str(output_path(run, stage))
+        target = str(output_path(run, stage))
     elif run is not None and run.models:
-        place, evaluation = str(run.models[-1]), dict(run.results.get("evaluation", {}))
-    text = card(open_place(place), evaluation)
+        target, evaluation = str(run.models[-1]), dict(run.results.get("evaluation", {}))
+    text = card(open_output(target), evaluation)
     if output:
         write_whole(output, text)
         say(output)

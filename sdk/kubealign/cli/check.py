@@ -117,7 +117,7 @@ def _setting(setting: Setting) -> dict[str, object]:
     default = None if required else setting.default
     return {
         "name": setting.name,
-        "place": setting.place,
+        "place": setting.dotted_path,
         "stage": setting.stage,
         "type": setting.type,
         "required": required,

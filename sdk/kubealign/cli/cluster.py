@@ -14,7 +14,7 @@ from kubealign.cli.connection import compiled, connected, placement, print_rows
 from kubealign.cli.local_runs import print_logs
 from kubealign.cli.options import Given, run_options
 from kubealign.cli.terminal import say
-from kubealign.cluster.workflows import DONE, GONE, OVER, UNENDED, states_of, told_state
+from kubealign.cluster.workflows import DONE, GONE, OVER, UNENDED, reported_state, states_of
 from kubealign.errors import RunFailed
 from kubealign_components.config import require
 
@@ -182,7 +182,7 @@ def _wait(cluster: Cluster, run_id: str, seconds: float = 5.0) -> None:
         run = cluster.run(run_id)
         now = _state(cluster, run)
         # What was never there is not gone: the kubeconfig may be of another cluster.
-        now = told_state(run) if now == GONE and not had_workflow else now
+        now = reported_state(run) if now == GONE and not had_workflow else now
         had_workflow = had_workflow or now in UNENDED
         if now != state:
             state = now

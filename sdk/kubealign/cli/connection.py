@@ -72,7 +72,7 @@ def placement(command: Callable[..., None]) -> Callable[..., None]:
 def compiled(run: RunFile, *, as_defaults: bool = False) -> Iterator[tuple[Path, dict[str, object]]]:
     """The IR of ``run`` in a temporary file and the parameters that it takes, checked before."""
     from kubealign.parameters import check_parameters
-    from kubealign.places import send_code
+    from kubealign.run_paths import send_code
     from kubealign_pipelines.compiler import compile_pipeline
     from kubealign_pipelines.flat import fold
 

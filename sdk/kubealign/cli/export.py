@@ -26,10 +26,10 @@ def export(dataset: str, form: str, output: Path, repository: str) -> None:
     trl: prompt, chosen and rejected, or completion and label, as JSON lines. sharegpt: conversations.
     parquet: the rows as they are.
     """
-    from kubealign.lineage import open_place
+    from kubealign.lineage import open_output
     from kubealign_components.data import export as exporting
 
-    file = exporting.export(open_place(dataset), form, output)
+    file = exporting.export(open_output(dataset), form, output)
     say(str(file))
     if repository:
         say(exporting.push(output, repository))

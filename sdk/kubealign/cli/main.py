@@ -122,14 +122,14 @@ def run_(
 
 
 @main.command("lineage")
-@click.argument("place", metavar="PATH_OR_URI_OR_RUN")
+@click.argument("target", metavar="PATH_OR_URI_OR_RUN")
 @click.argument("output", metavar="[STAGE_OR_OUTPUT]", required=False, default="")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--html", type=click.Path(path_type=Path), help="Also write a self-contained page.")
 @click.option("--pipeline-root", default="", help="Where the outputs of a cluster's run lie.")
 @connected
 def lineage_(
-    place: str,
+    target: str,
     output: str,
     as_json: bool,
     html: Path | None,
@@ -144,10 +144,10 @@ def lineage_(
     Checks every fingerprint of the recipe, and whether each ancestor still lies where it was.
     """
     from kubealign.cli.console import standard_console
-    from kubealign.lineage import ancestors, lineage_json, lineage_tree, open_place
+    from kubealign.lineage import ancestors, lineage_json, lineage_tree, open_output
     from kubealign_components.reports.lineage import to_html
 
-    dataset = open_place(_placed(place, output, pipeline_root, connect))
+    dataset = open_output(_target_uri(target, output, pipeline_root, connect))
     if html:
         write_whole(html, to_html(dataset.manifest))
     if as_json:
@@ -165,14 +165,14 @@ def lineage_(
 
 
 @main.command("rerun")
-@click.argument("place", metavar="PATH_OR_URI")
+@click.argument("target", metavar="PATH_OR_URI")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="File to write; standard output by default."
 )
 @click.option(
     "--check", "into", type=click.Path(path_type=Path), help="Run it below this folder, and compare."
 )
-def rerun_(place: str, output: Path | None, into: Path | None) -> None:
+def rerun_(target: str, output: Path | None, into: Path | None) -> None:
     """Write the run file that makes a dataset or model again, from its manifest.
 
     With --check it is run here, from the sources on, and fingerprint, rows and weights are compared.
@@ -182,12 +182,12 @@ def rerun_(place: str, output: Path | None, into: Path | None) -> None:
     from kubealign.cli.console import standard_console
     from kubealign.cli.progress import Progress
     from kubealign.errors import RunFailed
-    from kubealign.lineage import open_place
+    from kubealign.lineage import open_output
     from kubealign.local.runner import run_local
     from kubealign.rerun import check, rerun_folder, run_file_of
     from kubealign.runfile import RunFile
 
-    original = open_place(place)
+    original = open_output(target)
     content = run_file_of(original.manifest)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     if output:
@@ -205,12 +205,12 @@ def rerun_(place: str, output: Path | None, into: Path | None) -> None:
 
 
 @main.command("show")
-@click.argument("place", metavar="PATH_OR_URI_OR_RUN")
+@click.argument("target", metavar="PATH_OR_URI_OR_RUN")
 @click.argument("output", metavar="[STAGE_OR_OUTPUT]", required=False, default="")
 @click.option("--rows", default=3, show_default=True, type=click.IntRange(min=0), help="How many rows.")
 @click.option("--pipeline-root", default="", help="Where the outputs of a cluster's run lie.")
 @connected
-def show_(place: str, output: str, rows: int, pipeline_root: str, connect: Callable[[], Cluster]) -> None:
+def show_(target: str, output: str, rows: int, pipeline_root: str, connect: Callable[[], Cluster]) -> None:
     """Show a dataset: kind, counts, what was dropped and why, and a few rows.
 
     Of a RUN here (folder or name below runs/): what STAGE made, by default the last. Of a RUN of a cluster
@@ -218,27 +218,27 @@ def show_(place: str, output: str, rows: int, pipeline_root: str, connect: Calla
     """
     from kubealign.cli.console import standard_console
     from kubealign.cli.show import show
-    from kubealign.lineage import open_place
+    from kubealign.lineage import open_output
 
-    dataset = open_place(_placed(place, output, pipeline_root, connect))
+    dataset = open_output(_target_uri(target, output, pipeline_root, connect))
     show(dataset, rows, standard_console())
 
 
-def _placed(place: str, output: str, pipeline_root: str, connect: Callable[[], Cluster]) -> str:
+def _target_uri(target: str, output: str, pipeline_root: str, connect: Callable[[], Cluster]) -> str:
     """``place``, or where the ``output`` of the run of that name lies, here or on the cluster."""
     from kubealign.local.runs import find_run, output_path
 
-    if run := find_run(place):
+    if run := find_run(target):
         return str(output_path(run, output) if output else run.folder.path)
-    if "/" in place or Path(place).exists():
-        return place
+    if "/" in target or Path(target).exists():
+        return target
     try:
         cluster = connect()
     except ClusterError as error:
         raise NotFound(
-            f"{place}: there is no such path, and no cluster to ask for such a run ({error})"
+            f"{target}: there is no such path, and no cluster to ask for such a run ({error})"
         ) from error
-    return str(output_of(cluster, place, output or "model", pipeline_root).uri)
+    return str(output_of(cluster, target, output or "model", pipeline_root).uri)
 
 
 for _command in (

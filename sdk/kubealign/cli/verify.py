@@ -12,10 +12,10 @@ from kubealign_components.errors import CorruptDataset, NotFound
 
 
 @click.command("verify")
-@click.argument("place", metavar="PATH_OR_URI_OR_RUN")
+@click.argument("target", metavar="PATH_OR_URI_OR_RUN")
 @click.argument("stage", required=False, default="")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def verify(place: str, stage: str, as_json: bool) -> None:
+def verify(target: str, stage: str, as_json: bool) -> None:
     """Recompute every digest and row count of a dataset or model, and of every ancestor that is still there.
 
     Of a RUN here (folder or name below runs/): of what STAGE made, by default the last. Exit code 1 where a
@@ -25,11 +25,11 @@ def verify(place: str, stage: str, as_json: bool) -> None:
     from kubealign.local.runs import find_run, output_path
     from kubealign.verify import DAMAGED, GONE, verify
 
-    run = find_run(place)
+    run = find_run(target)
     if run is not None:
-        place = str(output_path(run, stage)) if stage else last_made(run).uri
+        target = str(output_path(run, stage)) if stage else last_made(run).uri
     looked_at = []
-    for one in verify(place):
+    for one in verify(target):
         looked_at.append(one)
         if not as_json:
             said = one.reason or f"{one.stage}, {one.rows} rows, {one.files} files"

@@ -16,9 +16,9 @@ from kubealign_components.errors import NotFound
 
 @click.command("why")
 @click.argument("what", metavar="ID_SOURCE_OR_TEXT")
-@click.argument("place", metavar="[OUTPUT_OR_RUN]", required=False, default="runs")
+@click.argument("folder", metavar="[OUTPUT_OR_RUN]", required=False, default="runs")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def why(what: str, place: str, as_json: bool) -> None:
+def why(what: str, folder: str, as_json: bool) -> None:
     """Say which datasets and models of the runs here hold a prompt, a source or a text, and in how many rows.
 
     WHAT is the id of a prompt or completion (eight digits are enough), the name of a source, or a text within
@@ -29,10 +29,10 @@ def why(what: str, place: str, as_json: bool) -> None:
     from kubealign.why import holders
 
     require(bool(what.strip()), "ID_SOURCE_OR_TEXT", what, "an id, the name of a source, or a text")
-    one = find_run(place) if is_run(Path(place)) or not Path(place).is_dir() else None
-    if one is None and not Path(place).is_dir():
-        raise NotFound(f"{place}: no such folder or run here; `kubealign ls` lists the runs")
-    held = [one for one in holders(what, [one] if one else runs_below(Path(place))[::-1]) if one.rows != 0]
+    one = find_run(folder) if is_run(Path(folder)) or not Path(folder).is_dir() else None
+    if one is None and not Path(folder).is_dir():
+        raise NotFound(f"{folder}: no such folder or run here; `kubealign ls` lists the runs")
+    held = [one for one in holders(what, [one] if one else runs_below(Path(folder))[::-1]) if one.rows != 0]
     if as_json:
         click.echo(json.dumps([asdict(one) for one in held], indent=2, ensure_ascii=False))
         return

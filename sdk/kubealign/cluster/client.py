@@ -60,7 +60,7 @@ class Cluster:
     """
 
     def __init__(self, connection: Connection) -> None:
-        self._place = connection.host or "the cluster of this pod or kubeconfig (there is no --host)"
+        self._host = connection.host or "the cluster of this pod or kubeconfig (there is no --host)"
         self._connection = connection
         with self._asking("connect"):
             self._client = open_client(connection)
@@ -123,7 +123,7 @@ class Cluster:
         if not _ID.fullmatch(run):
             runs = self.runs(name=run, limit=1)
             if not runs:
-                raise ClusterError(f"run {run!r}: {self._place} has none of that name")
+                raise ClusterError(f"run {run!r}: {self._host} has none of that name")
             run = runs[0].run_id
         with self._asking(f"run {run!r}"):
             return self._client.get_run(run)
@@ -167,7 +167,7 @@ class Cluster:
                 )
             spec = version.pipeline_spec
         if not spec:
-            raise ClusterError(f"run {run.run_id!r}: {self._place} does not tell its pipeline")
+            raise ClusterError(f"run {run.run_id!r}: {self._host} does not tell its pipeline")
         pipeline: JsonObject = spec.get("pipeline_spec", spec)
         return pipeline
 
@@ -257,7 +257,7 @@ class Cluster:
     def _existing(self, name: str) -> list[V2beta1RecurringRun]:
         schedules = self.schedules(name)
         if not schedules:
-            raise ClusterError(f"schedule {name!r}: {self._place} has none of that name")
+            raise ClusterError(f"schedule {name!r}: {self._host} has none of that name")
         return schedules
 
     def _create(
@@ -295,7 +295,7 @@ class Cluster:
         return str(self._client.create_experiment(name, namespace=self.namespace).experiment_id)
 
     def _asking(self, what: str) -> AbstractContextManager[None]:
-        return asking(what, self._place)
+        return asking(what, self._host)
 
 
 def _computes(run: V2beta1Run) -> tuple[object, object]:

@@ -37,7 +37,7 @@ class Workflow:
 
 def states_of(runs: Iterable[V2beta1Run], kubernetes: Kubernetes, namespace: str) -> dict[str, str]:
     """The state of each of ``runs`` by id, as well as it can be known from here."""
-    states = {str(run.run_id): told_state(run) for run in runs}
+    states = {str(run.run_id): reported_state(run) for run in runs}
     doubtful = [run_id for run_id, state in states.items() if state in UNENDED or state == "failed"]
     if not doubtful:
         return states
@@ -51,7 +51,7 @@ def states_of(runs: Iterable[V2beta1Run], kubernetes: Kubernetes, namespace: str
     }
 
 
-def told_state(run: V2beta1Run) -> str:
+def reported_state(run: V2beta1Run) -> str:
     """KFP's own word."""
     state = str(run.state or "").lower()
     passed = {str(status.state) for status in run.state_history or ()}

@@ -101,8 +101,8 @@ def quantile_rows(runs: Sequence[ComparedRun]) -> list[list[str]]:
 
 def spread_evenly(names: Sequence[str], most: int) -> list[str]:
     """At most ``most`` of ``names``, in their order, evenly over all."""
-    places = np.unique(np.linspace(0, len(names) - 1, min(len(names), most)).round().astype(int))
-    return [names[index] for index in places] if names else []
+    indices = np.unique(np.linspace(0, len(names) - 1, min(len(names), most)).round().astype(int))
+    return [names[index] for index in indices] if names else []
 
 
 def shared_texts(runs: Sequence[ComparedRun], prompt_id: str) -> SharedTexts:

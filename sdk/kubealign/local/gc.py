@@ -56,24 +56,24 @@ def garbage(output: Path, *, models: int, keep_failed: bool = False) -> list[Gar
     ended = [run for run in runs if run.state != RUNNING]
     failed = [run for run in ended if run.state in (FAILED, STOPPED) and not keep_failed]
     kept = [run for run in ended if run not in failed]
-    wanted = [(run.folder.path, f"the run {run.state}") for run in failed]
+    garbage = [(run.folder.path, f"the run {run.state}") for run in failed]
     with_models = [run for run in kept if run.models]
-    wanted += [(path, "an older run's model") for run in with_models[models:] for path in run.models]
+    garbage += [(path, "an older run's model") for run in with_models[models:] for path in run.models]
     # What a run under way, or one that is to go on, refers to is not yet known.
     if all(run.state == DONE for run in runs if run not in failed):
-        wanted += [
+        garbage += [
             (path, "no kept run refers to it")
             for path in _unreferenced(output / WORK, kept, with_models[:models])
         ]
-        going = [path for path, _ in wanted]
-        wanted += [(path, "what it points at is gone") for path in _dead_records(output / WORK, going)]
-        taken = {path for path, _ in wanted}
+        going = [path for path, _ in garbage]
+        garbage += [(path, "what it points at is gone") for path in _dead_records(output / WORK, going)]
+        taken = {path for path, _ in garbage}
         left = [(path, "empty, or half written by a killed process") for path in unfinished(output / WORK)]
         left += [(Path(one.uri), one.reason) for one in stale(str(output / WORK), older=0) if not one.half]
-        wanted += [(path, why) for path, why in left if taken.isdisjoint({path, *path.parents})]
-    wanted += [(path, "temporary files of a killed run") for path in dead_scratch()]
+        garbage += [(path, why) for path, why in left if taken.isdisjoint({path, *path.parents})]
+    garbage += [(path, "temporary files of a killed run") for path in dead_scratch()]
     seen: set[tuple[int, int]] = set()
-    return [Garbage(path=path, reason=reason, size=size_of([path], seen)) for path, reason in wanted]
+    return [Garbage(path=path, reason=reason, size=size_of([path], seen)) for path, reason in garbage]
 
 
 def _unreferenced(work: Path, kept: Sequence[RunInfo], with_models: Sequence[RunInfo]) -> Iterator[Path]:
@@ -82,24 +82,24 @@ def _unreferenced(work: Path, kept: Sequence[RunInfo], with_models: Sequence[Run
     referred = {name for run in kept for path in _manifests(run) for name in _read(path).recipe}
     trained = {_read(path / MANIFEST).fingerprint for run in with_models for path in run.models}
     for stage in sorted(CONFIGS):
-        places = sorted((work / stage).glob("*"))
+        folders = sorted((work / stage).glob("*"))
         parts = {part: _slices_of(part, referred) for part in sorted((work / stage / PARTS).glob("*"))}
         yield from (part for part, slices in parts.items() if slices is None)
         needed = trained if stage in TRAINING else {PARTS, *parts.values()}
-        yield from (place for place in places if place.name not in needed)
+        yield from (folder for folder in folders if folder.name not in needed)
 
 
 def _dead_records(work: Path, going: Sequence[Path]) -> Iterator[Path]:
     """Records of finished outputs below ``work`` that are not there any more once ``going`` has gone."""
     for record in sorted((work / FINISHED).glob("*/*/*.json")):
         try:
-            place = str(json.loads(record.read_bytes())["output"])
+            uri = str(json.loads(record.read_bytes())["output"])
         except (OSError, ValueError, KeyError, TypeError):
             yield record
             continue
-        if scheme_of(place) != "file":
+        if scheme_of(uri) != "file":
             continue
-        output = Path(place).resolve()
+        output = Path(uri).resolve()
         if not (output / MANIFEST).is_file() or any(output.is_relative_to(gone.resolve()) for gone in going):
             yield record
 

@@ -34,7 +34,7 @@ from kubealign.local.stopping import Stopping
 from kubealign.local.summary import write_summary
 from kubealign.local.watcher import Watcher, reason_of
 from kubealign.parameters import check_parameters
-from kubealign.places import send_code
+from kubealign.run_paths import send_code
 from kubealign.runfile import RunFile
 from kubealign_components.config import require
 from kubealign_components.data.finished import FINISHED
@@ -143,15 +143,15 @@ def _claimed(runs: Path, name: str) -> Iterator[RunFolder]:
     Raises:
         ConfigError: it cannot be made, or another process runs in it.
     """
-    wanted = name or datetime.now().strftime("%Y%m%d-%H%M%S")
-    require(Path(wanted).name == wanted, "--name", wanted, "a name for a folder, without slashes")
+    run_name = name or datetime.now().strftime("%Y%m%d-%H%M%S")
+    require(Path(run_name).name == run_name, "--name", run_name, "a name for a folder, without slashes")
     with contextlib.ExitStack() as stack:
         try:
-            path = _made(runs, wanted, new=not name)
+            path = _made(runs, run_name, new=not name)
             lock = stack.enter_context((path / LOCK).open("a"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError("--name", wanted, "a run that is not under way in another process") from None
+            raise ConfigError("--name", run_name, "a run that is not under way in another process") from None
         except OSError as error:
             expected = f"a folder that can be written to ({error.strerror or error})"
             raise ConfigError("--output", str(runs.parent), expected) from error

@@ -249,5 +249,5 @@ def size_of(paths: Iterator[Path] | Sequence[Path], seen: set[tuple[int, int]] |
 
 
 def _attempts(path: Path) -> list[int]:
-    places = [*(path / "artifacts").glob("*"), *(path / "logs").glob("*")]
-    return [int(folder.name) for folder in places if folder.name.isdecimal()]
+    folders = [*(path / "artifacts").glob("*"), *(path / "logs").glob("*")]
+    return [int(folder.name) for folder in folders if folder.name.isdecimal()]

@@ -24,17 +24,20 @@ def placed(
     Raises:
         ConfigError: the manifest does not tell where a file lay, or what lies there now is another function.
     """
-    return [_placed(story, function, identities.get(str(function["function"]))) for function in functions]
+    return [
+        _function_settings(story, function, identities.get(str(function["function"])))
+        for function in functions
+    ]
 
 
-def _placed(story: Story, function: Mapping[str, object], identity: object) -> dict[str, object]:
+def _function_settings(story: Story, function: Mapping[str, object], identity: object) -> dict[str, object]:
     spec = RewardFunctionSpec(function=str(function["function"]))
     if not spec.is_file or not isinstance(identity, str):
         return dict(function)
-    place = story.origin_of(identity)["uri"]
-    file, _, name = place.rpartition(":")
+    uri = story.origin_of(identity)["uri"]
+    file, _, name = uri.rpartition(":")
     if not file.endswith(".py"):  # what a run sends to its work prefix, which is named by its content
-        return {**function, "source": place}
+        return {**function, "source": uri}
     beside = Path(file).with_name(spec.module)  # a copy of it under another name has one identity with it
     _require_unchanged(story, beside, name, identity)
     return {**function, "function": f"{beside}:{name}"}
@@ -43,11 +46,11 @@ def _placed(story: Story, function: Mapping[str, object], identity: object) -> d
 def _require_unchanged(story: Story, file: Path, name: str, identity: str) -> None:
     if not file.is_file():
         return  # on another machine the place is told as it was
-    found = find_code(str(file), name).digest
+    current = find_code(str(file), name).digest
     require(
-        found == identity,
+        current == identity,
         "rerun",
         f"{file}:{name}",
         f"the function that rewarded {story.manifest.slug}, whose digest is {identity[:12]}; what is there "
-        f"now has {found[:12]}: put back what it was",
+        f"now has {current[:12]}: put back what it was",
     )

@@ -104,14 +104,14 @@ class _Rerun:
         )
         for stage, role in holders:
             for step in self.story.all(stage):
-                place = self.story.origin_of(step["models"][role]["digest"])
-                self.parameters.values.setdefault("policy", place["uri"])
-                self._revision = self._revision or place.get("revision")
+                origin = self.story.origin_of(step["models"][role]["digest"])
+                self.parameters.values.setdefault("policy", origin["uri"])
+                self._revision = self._revision or origin.get("revision")
         for step in self.story.all("logprobs"):
             reference = step["models"].get("reference")
-            if reference and (place := self.story.origin_of(reference["digest"])):
-                self.parameters.values["reference"] = place["uri"]
-                self._reference_at(place.get("revision"))
+            if reference and (origin := self.story.origin_of(reference["digest"])):
+                self.parameters.values["reference"] = origin["uri"]
+                self._reference_at(origin.get("revision"))
 
     def sources(self, stage: str, parameter: str, options: str, named: Mapping[str, str]) -> None:
         """Sources and settings of a stage that reads them."""
@@ -129,11 +129,11 @@ class _Rerun:
     def _source(self, source: Mapping[str, object], stage: str) -> Settings:
         content = source["content"]
         assert isinstance(content, Mapping)
-        place = self.story.origin_of(content.get("sha256") or content["commit"])
+        origin = self.story.origin_of(content.get("sha256") or content["commit"])
         # Where the kind of rows is no setting, the recipe says what they were all the same.
         recorded = ("content", "format") if stage in ("clean_prompts", "rl_prompts") else ("content",)
         kept = {k: v for k, v in _without(source, *recorded).items() if v not in (None, {}, [])}
-        return kept | dict(place)
+        return kept | dict(origin)
 
     def filter(self, step: Step, named: Mapping[str, str]) -> None:
         """Lengths, and the template."""
@@ -164,13 +164,13 @@ class _Rerun:
             settings.pop("functions")
         used = identity.get("model")
         if model and isinstance(used, Mapping):
-            place = self.story.origin_of(used["digest"])
-            self.parameters.values[model] = place["uri"]
-            settings["model_revision"] = place.get("revision")
+            origin = self.story.origin_of(used["digest"])
+            self.parameters.values[model] = origin["uri"]
+            settings["model_revision"] = origin.get("revision")
         shown = identity.get("principles")
         if isinstance(shown, list) and shown:
             settings |= {
-                "principles": self.story.place_of(shown),
+                "principles": self.story.uri_of(shown),
                 "principle_names": [name for name, _ in shown],
             }
         self._put("rewards_options", settings, named, "reward")
@@ -220,8 +220,8 @@ class _Rerun:
             own = {"revision": self._revision}  # the policy judges
             self._put(options, self._judge_settings(params, identity) | own, {})
             return
-        place = self.story.origin_of(str(identity["digest"]))
-        own = {"judge": place["uri"], "revision": place.get("revision")}
+        origin = self.story.origin_of(str(identity["digest"]))
+        own = {"judge": origin["uri"], "revision": origin.get("revision")}
         self._put(options, self._judge_settings(params, identity) | own, {}, "judge")
 
     def judgements(self) -> None:
@@ -241,7 +241,7 @@ class _Rerun:
         statements, template = params["principles"], params["template"]
         assert isinstance(statements, list) and isinstance(template, Mapping)
         settings |= {
-            "principles": self.story.place_of(statements),
+            "principles": self.story.uri_of(statements),
             "principle_names": [name for name, _ in statements],
             "template": self.story.origin_of(template["digest"])["uri"],
         }
@@ -259,7 +259,7 @@ class _Rerun:
             kind, _, head = str(settings.pop("head")).partition(", ")
             shown, template = settings.pop("own_principles"), settings["template"]
             settings["template"] = self.story.origin_of(template["digest"])["uri"]
-            settings["principles"] = self.story.place_of(shown) if shown else ""
+            settings["principles"] = self.story.uri_of(shown) if shown else ""
             settings["principle_names"] = [name for name, _ in shown]
             settings["head"] = head if kind == "new" else None
             named = {name: f"{prefix}_{name}" for name in ("learning_rate", "max_steps")}
@@ -295,7 +295,7 @@ class _Rerun:
         """``params`` with the place of the template in the place of its text."""
         settings = {k: v for k, v in params.items() if v not in (None, {}) or k not in TEMPLATE_FIELDS}
         if TEMPLATE_FIELDS[0] in settings:
-            settings[TEMPLATE_FIELDS[0]] = self.story.place_of(settings[TEMPLATE_FIELDS[0]])
+            settings[TEMPLATE_FIELDS[0]] = self.story.uri_of(settings[TEMPLATE_FIELDS[0]])
         return settings
 
     def _put(

@@ -63,11 +63,11 @@ class Story:
         Raises:
             ConfigError: the manifest does not tell.
         """
-        if place := self.manifest.place_of(content):
-            return place
+        if origin := self.manifest.origin_of(content):
+            return origin
         raise ConfigError("rerun", self.manifest.slug, f"a manifest that says where {content[:12]} lay")
 
-    def place_of(self, content: object) -> str:
+    def uri_of(self, content: object) -> str:
         """Where a text or a set that a step holds whole lay."""
         return self.origin_of(digest(content))["uri"]
 

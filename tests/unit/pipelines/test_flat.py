@@ -13,7 +13,7 @@ from kubealign.cli.main import main
 from kubealign_pipelines.checking.describe import describe
 from kubealign_pipelines.checking.stages import check_stages
 from kubealign_pipelines.compiler import compile_pipeline
-from kubealign_pipelines.flat import flat_names, fold, place_of
+from kubealign_pipelines.flat import flat_names, fold, path_of
 from kubealign_pipelines.graph import Graph
 from support.pipeline_shapes import SHAPES
 
@@ -49,7 +49,7 @@ def test_every_setting_in_options_has_one_name_that_leads_to_it(graph: Graph) ->
     names = flat_names(graph)
     assert len(set(names.values())) == len(names)
     for place, name in names.items():
-        assert place_of(graph, name) == place
+        assert path_of(graph, name) == place
     boxes = {parameter.name for parameter in graph.settings()}
     for setting in describe(graph):
         place = tuple(map(str, setting.path[1:]))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kubealign.places import send_code
 from kubealign.rerun import run_file_of
+from kubealign.run_paths import send_code
 from kubealign_components.clean_pmp.stage import CleanPmpConfig
 from kubealign_components.clean_pmp.stage import run as clean_pmp
 from kubealign_components.config import from_mapping, from_parameters

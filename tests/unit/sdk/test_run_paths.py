@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kubealign.places import send_code
+from kubealign.run_paths import send_code
 from kubealign.runfile import load_run_file
 from kubealign_components.engines.reward_functions import LoadedFunction, RewardFunctionSpec
 from kubealign_components.engines.reward_input import RewardInput

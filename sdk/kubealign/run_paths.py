@@ -10,13 +10,13 @@ from kubealign_components.engines.own_code import find_code
 from kubealign_components.engines.reward_functions import RewardFunctionSpec
 from kubealign_components.store import store_for
 
-_PLACES = {
+_PATHS = {
     *("policy", "judge", "reward_model", "model", "reference", "adapter"),
     *("principles", "rl_principles", "template", "chat_template"),
 }
 """Settings that are a path, a URI, a hub id or a name, of a pipeline or in the options of a stage: a path
 where there is something at it."""
-_NEW_PLACES = ("work",)
+_FOLDERS = ("work",)
 """Parameters that are a folder, whether it is there or not."""
 _FUNCTIONS = ("reward_functions", "functions")
 SOURCES = "sources"
@@ -50,14 +50,14 @@ def send_code(parameters: Mapping[str, object]) -> dict[str, object]:
 
 def _last_of(name: str) -> str:
     """What the parameter ``name`` is called inside options, if it is one of those that matter here."""
-    endings = (*_PLACES, *_FUNCTIONS, *_USERS)
+    endings = (*_PATHS, *_FUNCTIONS, *_USERS)
     return next((own for own in endings if name.endswith(f"_{own}")), name)
 
 
 def _beside(name: str, value: object, folder: Path) -> object:
-    if name in _NEW_PLACES:
+    if name in _FOLDERS:
         return _absolute(value, folder, always=True)
-    if name in _PLACES:
+    if name in _PATHS:
         return _absolute(value, folder)
     if name.endswith(SOURCES) and isinstance(value, list):
         return [_with(source, "uri", lambda uri: _absolute(uri, folder)) for source in value]
