@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kubealign_components.engines.own_code import find_code
 from kubealign_components.engines.reward_functions import RewardFunctionSpec
+from kubealign_components.named_paths import NOTHING, kind_at
 from kubealign_components.store import store_for
 
 _PATHS = {
@@ -70,13 +72,15 @@ def _beside(name: str, value: object, folder: Path) -> object:
 
 def _absolute(value: object, folder: Path, *, always: bool = False) -> object:
     """``value`` below ``folder``, if it is a relative path that is meant to be one."""
-    if not isinstance(value, str) or not value or "://" in value or value.startswith("~") or value in _KINDS:
+    if not isinstance(value, str) or value.startswith("~") or value in ("", *_KINDS):
+        return value
+    if "://" in value or "\0" in value:  # a URI, or no path at all
         return value
     path = Path(value)
     if path.is_absolute():
         return value
-    meant = always or value.startswith(("./", "../")) or (folder / path).exists()
-    return str((folder / path).resolve()) if meant else value
+    meant = always or value.startswith(("./", "../")) or kind_at(folder / path) != NOTHING
+    return os.path.realpath(folder / path) if meant else value
 
 
 def _own_function(function: object, folder: Path) -> object:

@@ -6,12 +6,13 @@ them. Everything that is wrong is found at once, with the place where it stands.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kubealign.run_paths import SOURCES, beside
-from kubealign.yaml_source import Document, is_compiled_pipeline, merge, read_yaml
+from kubealign.yaml_source import MAX_BYTES, Document, is_compiled_pipeline, merge, read_yaml
 from kubealign_components import config
 from kubealign_components.config import check_mapping, require, require_choice
 from kubealign_components.data.limits import MAX_CHUNKS
@@ -26,12 +27,15 @@ from kubealign_pipelines.checking.findings import (
     located,
     require_usable,
 )
+from kubealign_pipelines.checking.reach import near_path
 from kubealign_pipelines.resources import CompileSettings
 
 RUNNERS = ("process", "docker")
 SECTIONS = ("compile", "local")
 """Sections that an assignment reaches by their name; all others are parameters."""
 SET = "--set"
+_POSITION = re.compile(r"\[(\d+)\]")
+"""A position in a list as findings write it, ``sources[0].uri``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,10 +181,19 @@ def read_run(files: Sequence[Path], pipeline: str = "", assignments: Sequence[st
 
 def _read(path: Path) -> Document:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        return Document(findings=[_whole(path, f"a file that can be read ({reason})")])
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        near = near_path(path) if isinstance(error, FileNotFoundError) else ""
+        return Document(findings=[_whole(path, f"a file that can be read ({error.strerror}){near}")])
+    if len(data) > MAX_BYTES:
+        return Document(findings=[_whole(path, f"a run file of at most {MAX_BYTES:,} bytes")])
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start].split(b"\n")
+        expected = f"a text file in UTF-8; byte {error.object[error.start]:#04x} is none, save it as UTF-8"
+        return Document(findings=[_whole(path, expected, len(before), len(before[-1]) + 1)])
     if is_compiled_pipeline(text):
         expected = "a run file; this is a compiled pipeline: give the file that it was compiled from"
         return Document(findings=[_whole(path, expected)])
@@ -193,8 +206,9 @@ def _read(path: Path) -> Document:
     return document
 
 
-def _whole(path: Path, expected: str) -> Finding:
-    return Finding(path=("run file",), value=str(path), expected=expected, mark=Mark(str(path), 1, 1))
+def _whole(path: Path, expected: str, line: int = 1, column: int = 1) -> Finding:
+    mark = Mark(str(path), line, column)
+    return Finding(path=("run file",), value=str(path), expected=expected, mark=mark)
 
 
 def _of_problem(problem: config.Problem, values: object) -> Finding:
@@ -215,11 +229,11 @@ def _assigned(document: Document, values: dict[str, object], assignment: str) ->
     """``values`` with ``assignment``; what is wrong with it is a finding."""
     try:
         path, value = _assignment(assignment)
+        require(path != ("pipeline",), SET, assignment, "PIPELINE as an argument, without --set")
         path = path if path[0] in SECTIONS else (PARAMETERS, *path)
         values = _assign({PARAMETERS: {}, **values}, path, value, assignment)
     except ConfigError as error:
-        mark = Mark(f"{SET} {assignment}")
-        document.findings.append(Finding(path=(SET,), value=error.value, expected=error.expected, mark=mark))
+        document.findings.append(error_at((SET,), error.value, error.expected))
         return values
     path = tuple(int(part) if isinstance(part, str) and part.isdecimal() else part for part in path)
     for stale in [p for p in document.marks if p[: len(path)] == path]:
@@ -231,10 +245,13 @@ def _assigned(document: Document, values: dict[str, object], assignment: str) ->
 def _assignment(assignment: str) -> tuple[config.Path, object]:
     """Names and value of ``name.key=value``."""
     name, equals, text = assignment.partition("=")
-    require(bool(name and equals), SET, assignment, "name=value")
+    names = tuple(_POSITION.sub(r".\1", name.strip()).split("."))
+    require(bool(equals) and all(names), SET, assignment, "name=value, name.key=value or name.0=value")
     read = read_yaml(text, SET)
-    require(not read.findings, SET, assignment, "a value in YAML, quoted where it holds : or #")
-    names = tuple(name.split("."))
+    if read.findings:
+        reason = read.findings[0].expected.removeprefix("a YAML file ")
+        raise ConfigError(SET, assignment, f"a value in YAML {reason}; mind the quotes of the shell")
+    names = names[1:] if names[0] == PARAMETERS and names[1:] else names
     return names, _as_sources(names[-1], read.values if text else "")
 
 

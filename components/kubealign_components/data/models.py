@@ -23,6 +23,7 @@ from kubealign_components.data.origins import note_origin
 from kubealign_components.data.weight_files import check_weights, require_fetched
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.json_types import JsonObject
+from kubealign_components.named_paths import FILE, kind_at, named_path
 from kubealign_components.store import scheme_of
 
 if TYPE_CHECKING:
@@ -121,10 +122,10 @@ def find_model(name: str, revision: str | None = None) -> ModelFiles:
     short = name.rstrip("/").rsplit("/", 1)[-1]
     if scheme_of(name) != "file":
         return _checked(ModelFiles(name=short, path=fetch_prefix(name, CONFIG, "model"), uri=name))
-    path = Path(name.removeprefix("file://")).expanduser()
-    if (path / CONFIG).is_file():
+    path = named_path(name)
+    if kind_at(path / CONFIG) == FILE:
         return _checked(ModelFiles(name=short, path=path.resolve()))
-    if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") != 1:
+    if kind_at(path) or name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise ConfigError(
             "model",
             name,
@@ -167,8 +168,8 @@ def find_adapter(source: str, field: str) -> ModelFiles:
     short = source.rstrip("/").rsplit("/", 1)[-1]
     if scheme_of(source) != "file":
         return _whole(ModelFiles(name=short, path=fetch_prefix(source, ADAPTER_CONFIG, field), uri=source))
-    path = Path(source.removeprefix("file://")).expanduser()
-    if not (path / ADAPTER_CONFIG).is_file():
+    path = named_path(source)
+    if kind_at(path / ADAPTER_CONFIG) != FILE:
         raise ConfigError(field, source, f"a PEFT adapter: a folder with {ADAPTER_CONFIG}")
     return _whole(ModelFiles(name=short, path=path.resolve()))
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from kubealign_components.data.fingerprint import canonical_json, digest
 from kubealign_components.errors import ConfigError, StoreError
+from kubealign_components.named_paths import FILE, kind_at, named_path
 from kubealign_components.store import store_for
 
 MAX_FILE = 2**20
@@ -68,8 +69,8 @@ def find_code(module: str, name: str, source: str = "") -> OwnCode:
     if source:
         return _from_bundle(source, name)
     if module.endswith(".py"):
-        file = Path(module).expanduser().absolute()
-        if not file.is_file():
+        file = named_path(module).absolute()
+        if kind_at(file) != FILE:
             raise ConfigError("function", f"{module}:{name}", "a Python file; there is none at this path")
         return OwnCode(root=file.parent, file=file, name=name)
     return _importable(module, name)

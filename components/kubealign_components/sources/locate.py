@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kubealign_components.errors import ConfigError, StoreError
+from kubealign_components.named_paths import FOLDER, kind_at, named_path
 from kubealign_components.sources.file_readers import READERS, is_readable
 from kubealign_components.sources.splits import CARD, splits_of
 from kubealign_components.store import scheme_of, store_for
@@ -79,19 +80,20 @@ def find_files(
 def _stored(uri: str) -> dict[str, SourceFile] | None:
     """Files by name below a path or URI, one named ``""`` for a file itself; None for a hub id."""
     local = scheme_of(uri) == "file"
-    path = str(Path(uri.removeprefix("file://")).expanduser()) if local else uri.rstrip("/")
+    path = str(named_path(uri)) if local else uri.rstrip("/")
     store = store_for(path)
     if store.exists(path):
         return {"": _stored_file(path, path.rsplit("/", 1)[-1], 0)}
+    kind = kind_at(Path(path)) if local else ""
     prefix = path.rstrip("/") + "/"
-    objects = list(store.list(path)) if not local or Path(path).is_dir() else []
+    objects = list(store.list(path)) if not local or kind == FOLDER else []
     if objects:
         named = [(entry.uri.removeprefix(prefix), entry) for entry in objects]
         return {name: _stored_file(entry.uri, name, entry.size, entry.version) for name, entry in named}
-    if local and not Path(path).exists() and _HUB_ID.fullmatch(uri) and not is_readable(uri):
+    if local and not kind and _HUB_ID.fullmatch(uri) and not is_readable(uri):
         return None
-    kind = "this folder is empty" if local and Path(path).is_dir() else "there is nothing at this place"
-    raise ConfigError("uri", uri, f"a file of rows ({_suffixes()}), a folder of them or a hub id; {kind}")
+    found = "this folder is empty" if kind == FOLDER else "there is nothing at this place"
+    raise ConfigError("uri", uri, f"a file of rows ({_suffixes()}), a folder of them or a hub id; {found}")
 
 
 def _stored_file(uri: str, name: str, size: int, version: str = "") -> SourceFile:

@@ -58,8 +58,11 @@ class Finding:
 
     def __str__(self) -> str:
         level = "Warning" if self.warning else "Error"
-        mark = f"{self.mark}: " if self.mark and self.mark.line else ""
-        return f"{level}: {mark}{self.message}"
+        if self.mark is None:
+            return f"{level}: {self.message}"
+        if not self.mark.line:
+            return f"{level}: {self.message} (from {self.mark})"
+        return f"{level}: {self.mark}: {self.message}"
 
 
 class BadSettings(ConfigError):

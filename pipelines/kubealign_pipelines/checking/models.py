@@ -19,6 +19,7 @@ from kubealign_components.data.model_files import text_config
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.errors import KubeAlignError
 from kubealign_components.json_types import JsonObject
+from kubealign_components.named_paths import FILE, kind_at, named_path
 from kubealign_components.store import scheme_of, store_for
 from kubealign_pipelines.checking.across import room
 from kubealign_pipelines.checking.findings import Finding, error_at, warning_at
@@ -163,10 +164,10 @@ def find_folder(name: str, revision: str | None, *, here: bool) -> tuple[Folder 
             f"cannot be looked at from here ({missing})" if missing else "is there; it was not read",
             False,
         )
-    path = Path(name.removeprefix("file://")).expanduser()
-    if (path / "config.json").is_file():
+    path = named_path(name)
+    if kind_at(path / "config.json") == FILE:
         return Folder(path), "", True
-    if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") != 1:
+    if kind_at(path) or name.startswith(("/", ".", "~")) or name.count("/") != 1:
         return (
             None,
             f"a model directory (with config.json), a URI, or a hub id like org/name{near_path(path)}",

@@ -38,6 +38,9 @@ def in_time(ask: Callable[[], T]) -> T | str:
 def near_path(path: Path) -> str:
     """A folder beside it that was probably meant."""
     parent = path.parent
-    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+    try:
+        names = [entry.name for entry in parent.iterdir()]
+    except (OSError, ValueError):  # nothing that can be listed, or no path at all
+        names = []
     near = near_name(path.name, names)
     return f"; did you mean {parent / near}?" if near and near != path.name else ""

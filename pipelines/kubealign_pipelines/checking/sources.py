@@ -21,6 +21,7 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.seeds import held_out
 from kubealign_components.errors import KubeAlignError
 from kubealign_components.json_types import JsonObject
+from kubealign_components.named_paths import kind_at, named_path
 from kubealign_components.sources.file_readers import read_rows
 from kubealign_components.sources.locate import SourceFiles, find_files
 from kubealign_components.store import scheme_of
@@ -116,9 +117,7 @@ def _locate(source: SourceSettings, *, here: bool) -> tuple[SourceFiles | None, 
         return find_files(source.uri, split=source.split, revision=source.revision, subset=source.subset)
 
     answer: SourceFiles | str
-    if local and (
-        Path(source.uri.removeprefix("file://")).expanduser().exists() or not _is_hub_id(source.uri)
-    ):
+    if local and (kind_at(named_path(source.uri)) or not _is_hub_id(source.uri)):
         try:
             return find(), "", True
         except KubeAlignError as error:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import click
 
 from kubealign.cli.options import show_findings
-from kubealign.cli.terminal import say
+from kubealign.cli.terminal import counted, say
 from kubealign.errors import RunStopped
 from kubealign_components.errors import ConfigError, KubeAlignError
 from kubealign_pipelines.checking.findings import BadSettings
@@ -89,7 +89,7 @@ def _say_how_many(error: BadSettings) -> None:
     warnings = sum(finding.warning for finding in error.findings)
     errors = len(error.findings) - warnings
     if len(error.findings) > 1:
-        say(f"{errors} {'error' if errors == 1 else 'errors'}, {warnings} warnings", err=True)
+        say(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}", err=True)
 
 
 def _of_system(error: OSError) -> str:

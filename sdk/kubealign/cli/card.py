@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from kubealign.cli.arguments import LocalPath
 from kubealign.cli.terminal import say
 from kubealign_components.whole_file import write_whole
 
@@ -13,7 +14,7 @@ from kubealign_components.whole_file import write_whole
 @click.command("card")
 @click.argument("target", metavar="PATH_OR_URI_OR_RUN")
 @click.argument("stage", required=False, default="")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write, such as README.md.")
+@click.option("-o", "--output", type=LocalPath(), help="File to write, such as README.md.")
 def card(target: str, stage: str, output: Path | None) -> None:
     """Write the card of a model or dataset, in the form of the Hugging Face hub.
 

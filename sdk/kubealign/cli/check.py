@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kubealign.cli.arguments import PipelineName
 from kubealign.cli.options import Given, run_options, show_findings
-from kubealign.cli.terminal import say
+from kubealign.cli.terminal import counted, say
 from kubealign_pipelines import PIPELINES
 
 if TYPE_CHECKING:
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
 
 @click.command("check")
 @run_options
-@click.option("--rows", default=0, metavar="N", help="Show the first N prompts as the policy will see them.")
+@click.option(
+    "--rows",
+    default=0,
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="Show the first N prompts as the policy will see them.",
+)
 @click.option("--here", is_flag=True, help="For a run on this machine: models and data must be found here.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(given: Given, rows: int, here: bool, as_json: bool) -> None:
@@ -49,11 +56,11 @@ def check(given: Given, rows: int, here: bool, as_json: bool) -> None:
     show_findings(findings)
     for number, text in enumerate(first_rows(report, rows) if report else [], start=1):
         say(f"prompt {number}: {text}")
-    say(f"no errors, {len(findings)} {'warning' if len(findings) == 1 else 'warnings'}")
+    say(f"no errors, {counted(len(findings), 'warning')}")
 
 
 @click.command("params")
-@click.argument("pipeline", type=click.Choice(PIPELINES))
+@click.argument("pipeline", metavar="PIPELINE", type=PipelineName(PIPELINES))
 @click.option("--all", "every", is_flag=True, help="Every setting of every stage, not the parameters alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def params(pipeline: str, every: bool, as_json: bool) -> None:
@@ -82,7 +89,7 @@ def params(pipeline: str, every: bool, as_json: bool) -> None:
 
 
 @click.command("schema")
-@click.argument("pipeline", type=click.Choice(PIPELINES))
+@click.argument("pipeline", metavar="PIPELINE", type=PipelineName(PIPELINES))
 def schema(pipeline: str) -> None:
     """Print the JSON schema of a run file of PIPELINE, which editors complete and check from.
 

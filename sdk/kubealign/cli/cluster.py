@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kubealign.cli.arguments import LocalPath
 from kubealign.cli.connection import compiled, connected, placement, print_rows
 from kubealign.cli.local_runs import print_logs
 from kubealign.cli.options import Given, run_options
 from kubealign.cli.terminal import say
 from kubealign.cluster.workflows import DONE, GONE, OVER, UNENDED, reported_state, states_of
-from kubealign.errors import RunFailed
+from kubealign.errors import ClusterError, RunFailed
 from kubealign_components.config import require
+from kubealign_components.errors import NotFound
 
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
@@ -133,13 +135,14 @@ def logs(run: str, task: str, follow: bool, pipeline_root: str, connect: Callabl
     RUN is a run here (folder, or name below runs/), or one of a cluster (id or name): from the cluster while
     its pods are there, and then from the object store, where KFP keeps it.
     """
-    from kubealign.cluster.logs import log_lines
     from kubealign.local.runs import find_run
 
     if here := find_run(run):
         print_logs(here, task, follow=follow)
         return
-    cluster = connect()
+    from kubealign.cluster.logs import log_lines
+
+    cluster = cluster_for(run, connect)
     chosen = cluster.run(run)
 
     def over() -> bool:
@@ -152,7 +155,7 @@ def logs(run: str, task: str, follow: bool, pipeline_root: str, connect: Callabl
 @click.command("fetch")
 @click.argument("run")
 @click.argument("output_name", metavar="[OUTPUT]", required=False, default="model")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to; by default ./OUTPUT.")
+@click.option("-o", "--output", type=LocalPath(), help="Where to; by default ./OUTPUT.")
 @click.option("--pipeline-root", default="", help="Where the run's outputs lie, if the run does not say.")
 @connected
 def fetch(
@@ -164,6 +167,20 @@ def fetch(
     chosen = output_of(connect(), run, output_name, pipeline_root)
     target = fetch_output(chosen, output or Path(chosen.name))
     say(f"{target}: {chosen.title}, {len(chosen.objects)} files, {sum(o.size for o in chosen.objects)} B")
+
+
+def cluster_for(run: str, connect: Callable[[], Cluster]) -> Cluster:
+    """The cluster to ask for ``run``, which is not on this machine.
+
+    Raises:
+        NotFound: there is none to ask.
+    """
+    from kubealign.local.runs import no_such_run
+
+    try:
+        return connect()
+    except ClusterError as error:
+        raise NotFound(f"{no_such_run(run)}; and no cluster could be asked for it ({error})") from error
 
 
 def output_of(cluster: Cluster, run: str, name: str, pipeline_root: str) -> StoredOutput:

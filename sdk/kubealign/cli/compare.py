@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kubealign.cli.arguments import LocalPath
 from kubealign_components.errors import NotFound
 from kubealign_components.whole_file import write_whole
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("runs", nargs=-1, required=True)
 @click.option("--rows", default=3, show_default=True, type=click.IntRange(min=0), help="How many prompts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: settings and numbers.")
-@click.option("--html", type=click.Path(path_type=Path), help="Also write a self-contained page.")
+@click.option("--html", type=LocalPath(), help="Also write a self-contained page.")
 def compare(runs: tuple[str, ...], rows: int, as_json: bool, html: Path | None) -> None:
     """Set two to eight RUNS here (folders, or names below runs/) beside each other.
 
@@ -32,12 +33,12 @@ def compare(runs: tuple[str, ...], rows: int, as_json: bool, html: Path | None) 
     """
     from kubealign.compare.page import compare_page
     from kubealign.compare.runs import compared
-    from kubealign.local.runs import find_run
+    from kubealign.local.runs import find_run, no_such_run
 
     named = [(name, find_run(name)) for name in runs]
     missing = [name for name, run in named if run is None]
     if missing:
-        raise NotFound(f"{', '.join(missing)}: no such run here; `kubealign ls` lists the runs")
+        raise NotFound("\n".join(map(no_such_run, missing)))
     comparison = compared([run for _, run in named if run is not None])
     if html:
         write_whole(html, compare_page(comparison))

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from kubealign.cli.arguments import LocalPath
 from kubealign.cli.terminal import say
 
 
 @click.command("components")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option("-o", "--output", required=True, type=LocalPath(), help="Folder to write to.")
 @click.option("--registry", default="", help="Registry of the images, with a path if need be.")
 @click.option("--owner", "owners", multiple=True, help="An account that approves changes; repeatable.")
 @click.option(

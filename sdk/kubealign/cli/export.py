@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from kubealign.cli.arguments import LocalPath
 from kubealign.cli.terminal import say
 
 FORMATS = ("trl", "sharegpt", "parquet")
@@ -16,9 +17,7 @@ FORMATS = ("trl", "sharegpt", "parquet")
 @click.option(
     "--format", "form", default="trl", show_default=True, type=click.Choice(FORMATS), help="Of rows."
 )
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="New folder for rows and card."
-)
+@click.option("-o", "--output", required=True, type=LocalPath(), help="New folder for rows and card.")
 @click.option("--push", "repository", default="", help="Push them to this dataset of the Hugging Face hub.")
 def export(dataset: str, form: str, output: Path, repository: str) -> None:
     """Write DATASET (path or URI) in the form of another tool, with a card.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kubealign.cli.arguments import LocalPath
 from kubealign.cli.connection import print_rows
 from kubealign.cli.terminal import say
 from kubealign_components.errors import NotFound
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from kubealign.local.runs import RunInfo
     from kubealign_components.data.leftovers import Stale
 
-_OUTPUT = click.argument("output", required=False, default=Path("runs"), type=click.Path(path_type=Path))
+_OUTPUT = click.argument("output", required=False, default=Path("runs"), type=LocalPath())
 
 
 @click.command("ls")
@@ -37,11 +38,13 @@ def ls(output: Path, as_json: bool) -> None:
 @click.argument("run")
 def open_(run: str) -> None:
     """Open the page of RUN (folder, or name below runs/) in the browser."""
-    from kubealign.local.runs import find_run
+    from kubealign.local.runs import find_run, no_such_run
 
     listed = find_run(run)
-    if listed is None or not listed.folder.summary.is_file():
-        raise NotFound(f"{run}: no run here has a page of that name; `kubealign ls` lists the runs")
+    if listed is None:
+        raise NotFound(no_such_run(run))
+    if not listed.folder.summary.is_file():
+        raise NotFound(f"{run} has no page: it is {listed.state}; `kubealign logs {run}` shows its logs")
     say(listed.folder.summary)
     webbrowser.open(listed.folder.summary.resolve().as_uri())
 

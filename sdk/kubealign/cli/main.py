@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kubealign.cli.arguments import LocalPath
 from kubealign.cli.boundary import Boundary
 from kubealign.cli.card import card
 from kubealign.cli.check import check, params, schema
-from kubealign.cli.cluster import cancel, fetch, logs, output_of, retry, runs, submit, upload
+from kubealign.cli.cluster import cancel, cluster_for, fetch, logs, output_of, retry, runs, submit, upload
 from kubealign.cli.compare import compare
 from kubealign.cli.components import components
 from kubealign.cli.connection import connected
@@ -32,9 +33,7 @@ from kubealign.cli.terminal import say
 from kubealign.cli.ui import ui
 from kubealign.cli.verify import verify
 from kubealign.cli.why import why
-from kubealign.errors import ClusterError
 from kubealign_components import __version__
-from kubealign_components.errors import NotFound
 from kubealign_components.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -49,9 +48,7 @@ def main() -> None:
 
 @main.command("compile")
 @run_options
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The YAML to write; by default PIPELINE.yaml."
-)
+@click.option("-o", "--output", type=LocalPath(), help="The YAML to write; by default PIPELINE.yaml.")
 @click.option(
     "--format",
     "form",
@@ -82,7 +79,7 @@ def compile_(given: Given, output: Path | None, form: str) -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=LocalPath("; rows may go to a store all the same: --set work=URI"),
     default=Path("runs"),
     show_default=True,
     help="Folder of the runs; runs into one folder reuse each other's finished rows.",
@@ -125,7 +122,7 @@ def run_(
 @click.argument("target", metavar="PATH_OR_URI_OR_RUN")
 @click.argument("output", metavar="[STAGE_OR_OUTPUT]", required=False, default="")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--html", type=click.Path(path_type=Path), help="Also write a self-contained page.")
+@click.option("--html", type=LocalPath(), help="Also write a self-contained page.")
 @click.option("--pipeline-root", default="", help="Where the outputs of a cluster's run lie.")
 @connected
 def lineage_(
@@ -166,12 +163,8 @@ def lineage_(
 
 @main.command("rerun")
 @click.argument("target", metavar="PATH_OR_URI")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="File to write; standard output by default."
-)
-@click.option(
-    "--check", "into", type=click.Path(path_type=Path), help="Run it below this folder, and compare."
-)
+@click.option("-o", "--output", type=LocalPath(), help="File to write; standard output by default.")
+@click.option("--check", "into", type=LocalPath(), help="Run it below this folder, and compare.")
 def rerun_(target: str, output: Path | None, into: Path | None) -> None:
     """Write the run file that makes a dataset or model again, from its manifest.
 
@@ -232,13 +225,7 @@ def _target_uri(target: str, output: str, pipeline_root: str, connect: Callable[
         return str(output_path(run, output) if output else run.folder.path)
     if "/" in target or Path(target).exists():
         return target
-    try:
-        cluster = connect()
-    except ClusterError as error:
-        raise NotFound(
-            f"{target}: there is no such path, and no cluster to ask for such a run ({error})"
-        ) from error
-    return str(output_of(cluster, target, output or "model", pipeline_root).uri)
+    return str(output_of(cluster_for(target, connect), target, output or "model", pipeline_root).uri)
 
 
 for _command in (

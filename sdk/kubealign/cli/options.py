@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ParamSpec
 import click
 
 import kubealign_pipelines
+from kubealign.cli.arguments import LocalPath, PipelineName
 from kubealign.cli.terminal import say
 from kubealign_pipelines import PIPELINES
 
@@ -106,13 +107,15 @@ def show_findings(findings: Sequence[Finding]) -> None:
 def run_options(command: Callable[P, None]) -> Callable[..., None]:
     """PIPELINE, --file and --set, which the command gets as ``given``."""
 
-    @click.argument("pipeline", required=False, type=click.Choice((*PIPELINES, *SHIPPED)))
+    @click.argument(
+        "pipeline", metavar="[PIPELINE]", required=False, type=PipelineName((*PIPELINES, *SHIPPED))
+    )
     @click.option(
         "-f",
         "--file",
         "files",
         multiple=True,
-        type=click.Path(path_type=Path),
+        type=LocalPath(),
         help="Run file: pipeline, parameters, compile and local sections. Of several, later ones win.",
     )
     @click.option(

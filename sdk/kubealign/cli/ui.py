@@ -8,13 +8,20 @@ from pathlib import Path
 
 import click
 
+from kubealign.cli.arguments import LocalPath
 from kubealign.cli.terminal import say
 from kubealign_components.errors import NotFound
 
 
 @click.command("ui")
-@click.argument("output", required=False, default=Path("runs"), type=click.Path(path_type=Path))
-@click.option("--port", default=8765, show_default=True, help="Port on loopback; 0 for any that is free.")
+@click.argument("output", required=False, default=Path("runs"), type=LocalPath())
+@click.option(
+    "--port",
+    default=8765,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port on loopback; 0 for any that is free.",
+)
 @click.option("--open/--no-open", "browser", default=True, help="Open the browser.")
 def ui(output: Path, port: int, browser: bool) -> None:
     """Show the runs below the folder OUTPUT (runs) in the browser, until Ctrl-C.

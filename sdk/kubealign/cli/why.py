@@ -25,13 +25,13 @@ def why(what: str, folder: str, as_json: bool) -> None:
     a message or what its source says of it, such as the name of an annotator. A model holds what it was
     trained on. Looked for in all runs below the folder OUTPUT (runs), or in one RUN.
     """
-    from kubealign.local.runs import find_run, is_run, runs_below
+    from kubealign.local.runs import find_run, is_run, no_such_run, runs_below
     from kubealign.why import holders
 
     require(bool(what.strip()), "ID_SOURCE_OR_TEXT", what, "an id, the name of a source, or a text")
     one = find_run(folder) if is_run(Path(folder)) or not Path(folder).is_dir() else None
     if one is None and not Path(folder).is_dir():
-        raise NotFound(f"{folder}: no such folder or run here; `kubealign ls` lists the runs")
+        raise NotFound(no_such_run(folder))
     held = [one for one in holders(what, [one] if one else runs_below(Path(folder))[::-1]) if one.rows != 0]
     if as_json:
         click.echo(json.dumps([asdict(one) for one in held], indent=2, ensure_ascii=False))

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -50,6 +51,10 @@ if TYPE_CHECKING:
 
 WORK = "work"
 """Pipeline parameter for the work prefix."""
+MAX_NAME = 200
+"""Most bytes of a run's name: file systems take 255."""
+_NAME = re.compile(r"\w([\w .+=@,-]*[\w+=@-])?")
+_A_NAME = "a name for a folder: letters and digits, with spaces and any of . _ - + = @ , between"
 
 
 def run_local(run: RunFile, *, output: Path, name: str = "", progress: Progress | None = None) -> Results:
@@ -144,7 +149,12 @@ def _claimed(runs: Path, name: str) -> Iterator[RunFolder]:
         ConfigError: it cannot be made, or another process runs in it.
     """
     run_name = name or datetime.now().strftime("%Y%m%d-%H%M%S")
-    require(Path(run_name).name == run_name, "--name", run_name, "a name for a folder, without slashes")
+    require(
+        _NAME.fullmatch(run_name) is not None and len(run_name.encode()) <= MAX_NAME,
+        "--name",
+        run_name,
+        _A_NAME,
+    )
     with contextlib.ExitStack() as stack:
         try:
             path = _made(runs, run_name, new=not name)

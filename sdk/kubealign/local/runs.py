@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from kubealign_components.config import did_you_mean
 from kubealign_components.errors import NotFound
 
 RESULTS = "results.json"
@@ -173,6 +174,13 @@ def find_run(name: str, output: Path = Path(RUNS)) -> RunInfo | None:
     return newest[0] if newest else None
 
 
+def no_such_run(name: str, output: Path = Path(RUNS)) -> str:
+    """What is said of a run that is not on this machine."""
+    folder = output / RUNS
+    names = [path.name for path in folder.iterdir() if is_run(path)] if folder.is_dir() else []
+    return f"{name}: no such run here{did_you_mean(name, names)}; `kubealign ls` lists the runs"
+
+
 def output_path(run: RunInfo, stage: str) -> Path:
     """The dataset or model of ``run`` by its usual name, its task or its title.
 
@@ -188,7 +196,8 @@ def output_path(run: RunInfo, stage: str) -> Path:
         if task in made and (run.folder.path / made[task]).is_dir():
             return run.folder.path / made[task]
     names = sorted({*(p.name for p in run.folder.path.iterdir() if p.is_symlink()), *made})
-    raise NotFound(f"run {run.name} has no {stage!r}; it has {', '.join(names) or 'nothing yet'}")
+    near = did_you_mean(stage, names)
+    raise NotFound(f"run {run.name} has no {stage!r}{near}; it has {', '.join(names) or 'nothing yet'}")
 
 
 def log_files(run: RunInfo, stage: str = "") -> list[Path]:
@@ -205,7 +214,8 @@ def log_files(run: RunInfo, stage: str = "") -> list[Path]:
     of_stage = [file for file in files if task_of(file) == task_name]
     if not of_stage:
         tasks = dict.fromkeys(map(task_of, files))
-        raise NotFound(f"run {run.name} has no log of {stage!r}; it has those of {', '.join(tasks)}")
+        near = did_you_mean(task_name, tasks)
+        raise NotFound(f"run {run.name} has no log of {stage!r}{near}; it has those of {', '.join(tasks)}")
     return of_stage
 
 

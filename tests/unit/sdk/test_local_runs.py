@@ -140,7 +140,7 @@ def test_open_shows_the_run_s_page(output: Output, monkeypatch: pytest.MonkeyPat
     run = output.add("x", 1000, seed=1)
     opened: list[str] = []
     monkeypatch.setattr(webbrowser, "open", opened.append)
-    assert "no run here has a page" in call("open", run, code=1)
+    assert "has no page: it is done" in call("open", run, code=1)
     (run / "summary.html").write_text("page")
     call("open", run)
     assert opened == [(run / "summary.html").as_uri()]

@@ -19,7 +19,7 @@ from kubealign_pipelines.checking.findings import Finding
 from support.families import FAMILIES, build_family
 
 MISTAKES = Path(__file__).parent / "mistakes"
-FILES = sorted(path.stem for path in MISTAKES.glob("*.yaml") if path.stem != "whole")
+FILES = sorted(path.stem for path in MISTAKES.glob("*.yaml") if path.stem not in ("whole", "commands"))
 WHOLE = yaml.safe_load((MISTAKES / "whole.yaml").read_text())
 MARK = re.compile(r"# (error|warning): (.+)$")
 NO_WEIGHTS = b"\2" + bytes(7) + b"{}"

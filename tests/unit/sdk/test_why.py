@@ -126,4 +126,4 @@ def test_nothing_and_nowhere_are_told(run: Path, tmp_path: Path) -> None:
     assert f"Nothing here holds {'x' + ATTACK!r}" in call(f"x{ATTACK}", run).output
     assert call(" ", run).exit_code == 2
     missing = call("forum", tmp_path / "nothing")
-    assert missing.exit_code == 1 and "no such folder or run here" in missing.output
+    assert missing.exit_code == 1 and "no such run here" in missing.output
