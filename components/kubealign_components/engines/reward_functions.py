@@ -25,7 +25,7 @@ from kubealign_components.engines.worker import CallFailed, TimedOut, Worker, Wo
 from kubealign_components.errors import ConfigError, EngineError
 
 SHIPPED_MODULE = "kubealign_components.rewards.functions"
-SHIPPED: Mapping[str, int] = {"brevity": 1, "exact_answer": 3, "format_match": 2, "target_length": 1}
+SHIPPED: Mapping[str, int] = {"brevity": 1, "exact_answer": 4, "format_match": 2, "target_length": 1}
 """The shipped functions and the version of each, raised when it gives other rewards."""
 
 OPEN_SECONDS = 60.0

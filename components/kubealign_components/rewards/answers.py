@@ -1,9 +1,10 @@
 r"""Whether a text gives an answer: the same reading of both sides, in bounded time.
 
 An answer stands after the reasoning, in the last ``\boxed{…}``, behind the last ``####``, ``<answer>`` or
-"answer is"; without such a mark a
-number is the text's last one, and other answers are its last line or all of it. Numbers are compared by
-value, options by their letter, mathematics by math-verify, all else by its words.
+"answer is", in one of several languages; without such a mark a number is the text's last one, a verdict (yes,
+no) begins a sentence, and other answers are its last line or all of it. Numbers are compared by value, those
+with a base (``1011_2``) by their digits and base, options by their letter, mathematics by math-verify, all
+else by its words.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ MAX_EXPONENT = 400
 
 _SPACES = " \u00a0\u2009\u202f"
 _WHOLE = rf"\d{{1,3}}(?:[,{_SPACES}]\d{{3}}(?!\d))+|\d+"
-_NUMBER = rf"(?:(?<![\w.)])[-−+])?(?:(?:{_WHOLE})(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?(?:\s?/\s?\d+(?:\.\d+)?)?"
+_NUMBER = rf"(?:(?<![\w.)])[-−–+])?(?:(?:{_WHOLE})(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?(?:\s?/\s?\d+(?:\.\d+)?)?"
 _NUMBER_IN_TEXT = re.compile(rf"(?<![\d.])(?:{_NUMBER})")
 _NUMERIC_ANSWER = re.compile(rf"[$€£¥=~≈\s]*({_NUMBER})(\s*[%°$€£¥./²³^a-zA-Z(),'’\s-]*)")
 # "2x" and "3 pi" are no numbers with a unit.
 _VARIABLE = re.compile(r"\s*(?:[xyznkabctpqrie]|pi|π)(?![a-zA-Z])|\s*\^")
 _MARK = re.compile(
     r"answer\s*(?:is(?!\s+not\b)|:|=)[\s:]*\**|<answer>|####"
+    r"|\b(?:antwort|r[ée]ponse|respuesta|resposta|risposta|ответ)"
+    r"(?:\s*[:=]|\s+(?:ist|lautet|est|es|é|è)\b(?!\s+(?:nicht|pas|no|non|não)\b))[\s:]*\**"
+    r"|(?:答案|答え|正解|정답|답)\s*(?:应该是|是|为|為|は|은|[:：])(?!\s*(?:不|否))[\s:：]*\**"
     r"|\\(?:f?boxed|fbox)\s*(?=[{\S])|\bf?boxed(?=\{)",
     re.IGNORECASE,
 )
@@ -39,7 +43,18 @@ _OPTION = re.compile(r"[*_\s(\[]*([A-Z])[)\].:]*[*_.]*", re.IGNORECASE)
 _GIVEN_OPTION = re.compile(
     r"(?:[*_\s]*(?:[Oo]ption|[Cc]hoice)\b)?[*_\s]*(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Z])(?=[).:,*]|\s+(?:because|since|as|which|is)\b|\s*$))"
 )
-_BRACKETED = re.compile(r"\(([A-Z])\)")
+_BRACKETED = re.compile(r"\(([A-Z])\)|\*\*\(?([A-Z])[).]?\*\*")
+_LISTED_OPTION = re.compile(r"\s*([A-Z])[).:]\s")
+_VERDICTS = ("yes", "no", "true", "false")
+_SPOKEN_VERDICT = re.compile(
+    rf"[\s*_\"“(]*({'|'.join(_VERDICTS)})[*_\"”)]*\s*(?:[,;:—–-]|(?:because|since|as)\b|\Z)", re.IGNORECASE
+)
+_BASED = re.compile(
+    r"(?<![\w.])(\d[0-9A-Fa-f]*|[A-F]+\d[0-9A-F]*)\s*_\s*(?:\{\s*(\d{1,2})\s*\}|(\d{1,2})(?!\w))"
+)
+"""A number in a base, such as 1011_2."""
+_POWER = r"\^\s*(?:\{\s*([-−–+]?\d{1,4})\s*\}|([-−–+]?\d{1,4}))"
+_SCIENTIFIC = re.compile(rf"(?<![\w.])(\d+(?:\.\d+)?)\s*(?:\\times|\\cdot|×|·|\*|x)\s*10\s*{_POWER}")
 _MACRO_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 # A fraction of numbers that is the whole value or, behind a whole number, the rest of one.
 _SIMPLE_FRACTION = re.compile(
@@ -47,7 +62,7 @@ _SIMPLE_FRACTION = re.compile(
     r"(?:\{\s*(-?\d+(?:\.\d+)?)\s*\}\s*\{\s*(\d+(?:\.\d+)?)\s*\}|(\d)\s*(\d))(?!\s*[\w\\(^{])"
 )
 _MIXED = re.compile(r"(?<![\d.,/])(\d{1,9})[ \u00a0](\d{1,9})\s?/\s?(\d{1,9})(?!\d|[./]\d)")
-_LAYOUT = re.compile(r"(?<!\\)\\(?:(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|[!,;: ])")
+_LAYOUT = re.compile(r"(?<!\\)(?:\\(?:(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|[!,;: ])|~)")
 _SPACED_COMMA = re.compile(r",\\!\s*(?=\d)")
 """How MATH writes the commas of 11,111."""
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree")
@@ -60,6 +75,10 @@ def gives_answer(text: str, answer: str) -> bool:
     said = plain(said)
     if len(reference) > MAX_ANSWER:
         return bool(reference) and reference in (said.strip(), text.strip())
+    if (based := _BASED.fullmatch(reference)) is not None:
+        return _based(said, marked=marked) == based[0]
+    if reference.lower() in _VERDICTS and not marked:
+        return _verdict(said) == reference.lower()
     if (option := _OPTION.fullmatch(reference)) is not None:
         return _option(said, marked=marked) == option[1].upper()
     if (number := _numeric(reference)) is not None:
@@ -79,6 +98,8 @@ def plain(text: str) -> str:
         for pattern, by in ((_MACRO_TEXT, r"\1"), (_LAYOUT, " "), (_DEGREES, "°")):
             text = pattern.sub(by, text)
         text = _SIMPLE_FRACTION.sub(lambda m: _fraction(m[1], m[2] or m[4], m[3] or m[5]), text)
+    text = _SCIENTIFIC.sub(lambda m: f"{m[1]}e{_ascii_minus(m[2] or m[3])}", text)
+    text = _BASED.sub(lambda m: m[1] if "10" in m.groups()[1:] else f"{m[1]}_{m[2] or m[3]}", text)
     text = _MIXED.sub(lambda m: _fraction(*m.groups()) if int(m[2]) < int(m[3]) else m[0], text)
     return text.strip().strip("$").strip()
 
@@ -89,12 +110,16 @@ def value_of(number: str) -> Fraction | None:
         return None
     for space in (",", *_SPACES):
         number = number.replace(space, "")
-    top, _, bottom = number.replace("−", "-").partition("/")
+    top, _, bottom = _ascii_minus(number).partition("/")
     exponent = re.search(r"[eE]([+-]?\d+)", top)
     if exponent and abs(int(exponent[1])) > MAX_EXPONENT:
         return None
     divisor = Fraction(bottom or 1)
     return Fraction(top) / divisor if divisor else None
+
+
+def _ascii_minus(number: str) -> str:
+    return number.replace("−", "-").replace("–", "-")
 
 
 def _fraction(whole: str | None, top: str, bottom: str) -> str:
@@ -167,10 +192,23 @@ def _numbers(said: str, *, marked: bool) -> tuple[Fraction, bool] | None:
     after = text[chosen.end() : chosen.end() + 12]
     value = value_of(chosen[0])
     # What stands in a macro's braces, or above or below, is part of an expression.
-    inside = text[: chosen.start()].endswith(("{", "^", "_", "\\")) or after.startswith(("\\", "}"))
+    inside = text[: chosen.start()].endswith(("{", "^", "_", "\\")) or after.startswith(("\\", "}", "_"))
     if value is None or inside or _VARIABLE.match(after):
         return None
     return value, after.lstrip().startswith("%")
+
+
+def _based(said: str, *, marked: bool) -> str | None:
+    """The number with a base that is given as the answer."""
+    text = _first_sentence(said).rpartition("=")[2] if marked else said
+    numbers = list(_BASED.finditer(text))
+    return numbers[0 if marked else -1][0] if numbers else None
+
+
+def _verdict(said: str) -> str | None:
+    """The last verdict that a sentence begins with, or is."""
+    verdicts = [_SPOKEN_VERDICT.match(sentence) for sentence in re.split(r"[.!?\n]", said)]
+    return next((found[1].lower() for found in reversed(verdicts) if found), None)
 
 
 def _option(said: str, *, marked: bool) -> str | None:
@@ -183,8 +221,9 @@ def _option(said: str, *, marked: bool) -> str | None:
     match = whole or (_GIVEN_OPTION.match(line) if marked else None)
     if match is not None:
         return next(letter for letter in match.groups() if letter).upper()
-    bracketed = _BRACKETED.findall(line)
-    return str(bracketed[-1]) if bracketed else None
+    bracketed = ["".join(letters) for letters in _BRACKETED.findall(line)]
+    listed = _LISTED_OPTION.match(line) if len(lines) == 1 else None
+    return bracketed[-1] if bracketed else listed and listed[1]
 
 
 def _same_mathematics(said: str, reference: str, *, marked: bool) -> bool:
@@ -193,7 +232,11 @@ def _same_mathematics(said: str, reference: str, *, marked: bool) -> bool:
     candidates = {_squeezed(line): line for line in lines if len(line) <= MAX_ANSWER}
     if _squeezed(reference) in candidates:
         return True
-    return any(equal_mathematics(line, reference) for line in candidates.values() if is_mathematics(line))
+    return any(
+        equal_mathematics(line, reference)
+        for line in candidates.values()
+        if is_mathematics(line) or (is_mathematics(reference) and _numeric(line))
+    )
 
 
 def _lines(said: str, *, marked: bool) -> list[str]:

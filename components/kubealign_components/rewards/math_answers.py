@@ -29,6 +29,8 @@ _UNBOUNDED = re.compile(
 )
 
 
+_BASED = re.compile(r"([0-9A-Za-z]+)_(\d+)")
+"""Numbers in a base: math-verify does not read the base."""
 _AND = re.compile(r"\s*,?\s+(?:and|or)\s+")
 
 
@@ -40,6 +42,8 @@ def is_mathematics(text: str) -> bool:
 def equal_mathematics(one: str, other: str) -> bool:
     """Whether both texts are expressions of one value, set, interval, tuple or function."""
     if _UNBOUNDED.search(one) or _UNBOUNDED.search(other):
+        return False
+    if sorted(_BASED.findall(one)) != sorted(_BASED.findall(other)):
         return False
     return _equal(one, other)
 

@@ -23,6 +23,9 @@ EQUAL = [
     ("18 dollars", "$18"),
     (r"12\text{ cm}", "12"), (r"5\ \text{miles}", "5 miles"), (r"90^\circ", "90"), ("x = 5", "5"),
     ("5", "x=5"),
+    (r"3\times10^5", "300000"), ("6.02e23", r"6.02 \times 10^{23}"), (r"2\cdot 10^{-3}", "0.002"),
+    ("4210_{5}", "4210_5"), ("4210_{10}", "4210"), ("1A_{16}", "1A_16"),
+    (r"5 \mathrm{~m/s}", "5"), ("–5", "-5"),
     (r"\text{12}", "12"), ("3 hours", "3 h"), ("7 m/s", "7"),
     # options and words
     ("C", "(C)"), (r"\text{(C)}", "C"), (r"\text{C}", "(C)"), (r"\textbf{(B)}", "B"), ("B.", "B"),
@@ -46,6 +49,7 @@ DIFFERENT = [
     ("C", "D"), (r"\{1,2\}", r"\{1,3\}"), ("yes", "no"), (r"\sqrt{2}", "2"), ("10%", "0.2"), ("1/3", "0.3"),
     (r"1\frac{1}{2}", "5.5"), (r"1\frac{1}{2}", "0.5"), ("2 3/4", "3/4"), ("2, 3", "2, 4"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"), ("x<3", "[3,\\infty)"),
+    ("4210_5", "4210"), ("2516_8", "2516_7"), ("1011_2", "11"), ("101_2", "100_2"), (r"3\times10^5", "3"),
     ("1e9", "1e8"), ("(A)", "(B)"), ("2^{10}", "2^{11}"), ("east", "west"),
 ]  # fmt: skip
 FORMS = [
@@ -117,6 +121,27 @@ def test_other_answers_are_other_both_ways(one: str, other: str) -> None:
         (r"so we get \boxed{5!}", "120", 1.0),
         (r"so we get \boxed{\binom{5}{2}}", "10", 1.0),
         (r"so we get \fbox{7}", "7", 1.0),
+        (r"so we get \boxed{1024}", "2^{10}", 1.0),
+        ("No, because 2 < 3.", "no", 1.0),
+        ("No, because 2 < 3.", "yes", 0.0),
+        ("**Yes** — it is.", "yes", 1.0),
+        ("True. All of them are.", "True", 1.0),
+        ("Yes, at first sight. No, after all.", "yes", 0.0),
+        ("Yes, at first sight. No, after all.", "no", 1.0),
+        ("There is no answer", "no", 0.0),
+        ("No one says yes", "no", 0.0),
+        ("the result is 4210_5", "4210_5", 1.0),
+        ("the result is 4210_5", "4210", 0.0),
+        ("A. Paris", "A", 1.0),
+        ("A. Paris\nB. London", "B", 0.0),
+        ("(A) is wrong. So (B)", "A", 0.0),
+        ("I think it is **D**", "D", 1.0),
+        ("Die Antwort lautet: Paris. Oder?", "Paris", 1.0),
+        ("Die Antwort ist nicht 5, sondern 6", "5", 0.0),
+        ("La réponse est Paris.", "Paris", 1.0),
+        ("答案是：是", "是", 1.0),
+        ("最终答案是 3 个苹果和 5 个橙子", "3", 1.0),
+        ("答えは４２です", "42", 1.0),
     ],
 )
 def test_where_answers_stand(text: str, answer: str, wanted: float) -> None:
@@ -160,12 +185,25 @@ def test_references_that_are_solutions() -> None:
         "-" * 100_000,
         " " * 100_000,
         "a " * 50_000,
+        "1_" * 50_000,
+        "1A" * 50_000,
+        "* " * 50_000,
         "=" * 50_000,
     ],
 )
 def test_texts_without_sense_take_no_time(text: str) -> None:
     started = time.monotonic()
-    for answer in ("42", r"\frac{\sqrt{3}}{2}", "C", "Paris", "1e9999999", "9" * 5000, text[:3000]):
+    for answer in (
+        "42",
+        "yes",
+        "101_2",
+        r"\frac{\sqrt{3}}{2}",
+        "C",
+        "Paris",
+        "1e9999999",
+        "9" * 5000,
+        text[:3000],
+    ):
         reward(text, answer)
     for kind in ("json", "answer_line"):
         format_match(RewardInput(messages=[], completion=[], text=text), kind=kind)
