@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-VERSION = 3
+VERSION = 4
 
 Row = JsonObject
 

@@ -24,7 +24,7 @@ from kubealign_components.sources.row_formats import FORMATS, WANTED, detect, fo
 from kubealign_components.sources.source import SourceReader, reading_bar, report_of
 from kubealign_components.sources.source_settings import WeightedSource, named_sources, require_fraction
 
-VERSION = 6
+VERSION = 7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -98,6 +98,8 @@ def _plain(value: Any, kind: pa.DataType) -> object:
         return [_plain(item, kind.value_type) for item in value]
     if isinstance(kind, pa.JsonType):
         return json.loads(value)
+    if pa.types.is_float16(kind) or pa.types.is_float32(kind):
+        value = float(str(kind.to_pandas_dtype()(value)))  # 0.1, not 0.10000000149011612
     return _scalar(value)
 
 

@@ -22,11 +22,12 @@ from kubealign_components.sources.values import (
 
 _TELLING = re.compile(
     r"(?:\A|[_ -])(?:response|completion|answer|reply|chosen|rejected|output|better|winner"
-    r"|preferred|preference|human_ref|rank(?:ing)?|reasoning|thinking|thought|cot|rationale)s?\d*"
+    r"|preferred|preference|human_ref|rank(?:ing)?|reasoning|thinking|thought|cot|rationale"
+    r"|score|rating|reward|label|vote|margin|feedback|thumb|verdict|context|passage|document)s?\d*"
     r"(?:[_ -]|\Z)",
     re.IGNORECASE,
 )
-"""Names of columns that a file of answers or preferences means something by."""
+"""Names of columns that a file of prompts, answers or preferences means something by."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +124,12 @@ class Columns:
             elif value not in ("", [], {}):
                 self.reading.notes[f"column_not_kept_{name}"] += 1
         return kept
+
+    def note_rest(self, kind: str) -> None:
+        """Note the other columns of an object in a row, of which none is kept."""
+        for name, value in self._others():
+            if value not in ("", [], {}):
+                self.reading.notes[f"{kind}_not_kept_{name}"] += 1
 
     def _others(self) -> Iterator[tuple[str, object]]:
         return ((str(k), v) for k, v in self._row.items() if k not in self._taken and not is_missing(v))

@@ -1,4 +1,4 @@
-"""JSON lists and JSON lines, one row at a time."""
+"""JSON: one row a line, lists of rows, rows over several lines, and tables; read row by row."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 from kubealign_components.errors import DataError
 from kubealign_components.sources.bytes_of import BLOCK_BYTES, MAX_ROW_BYTES, Row, Unreadable, opened
+from kubealign_components.sources.json_tables import rows_in
 
 _TRUNCATED = re.compile(r"Unterminated string|Invalid \\u")
 _SPACE = re.compile(r"\s*")
@@ -36,15 +38,60 @@ def _number(text: str) -> float | None:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=lambda _: None)
 
 
+class _TooLong(DataError):
+    """A value is longer than a row may be."""
+
+
 def read_json(path: Path, name: str) -> Iterator[Row]:
-    """A list of rows, or one row a line: files of either kind are called ``.json``."""
+    """Lists of rows, or what :func:`read_json_lines` reads: files of either kind are called ``.json``."""
     with opened(path, name) as (file, _):
         head = file.read(BLOCK_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
-    yield from (_read_list if head.startswith(b"[") else read_json_lines)(path, name)
+    yield from (_read_values if head.startswith(b"[") else read_json_lines)(path, name)
 
 
 def read_json_lines(path: Path, name: str) -> Iterator[Row]:
-    """One row a line; a line that is no JSON is :class:`Unreadable`."""
+    """One row a line, or over several lines each; the only value of a file may be a table of rows.
+
+    A line that is no JSON is :class:`Unreadable`.
+    """
+    rows = (_read_values if _spans_lines(path, name) else _read_lines)(path, name)
+    first = list(islice(rows, 2))
+    if len(first) == 1:
+        ((value, _),) = first
+        yield from ((row, 1.0) for row in rows_in(value))
+    else:
+        yield from chain(first, rows)
+
+
+def _spans_lines(path: Path, name: str) -> bool:
+    """Whether the first value of a file goes on after its first line.
+
+    Raises:
+        DataError: it is too long.
+    """
+    with opened(path, name) as (file, _):
+        lines = iter(lambda: file.readline(MAX_ROW_BYTES).removeprefix(b"\xef\xbb\xbf"), b"")
+        line = next((line for line in lines if line.strip()), b"")
+    if not line.lstrip().startswith((b"{", b"[")) or not isinstance(_json_line(line), Unreadable):
+        return False
+    try:
+        next(_read_values(path, name), None)
+    except _TooLong:
+        raise
+    except (DataError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _read_values(path: Path, name: str) -> Iterator[Row]:
+    """The values of a file, one after another; a list is its items."""
+    with opened(path, name) as (file, done):
+        text = _Text(io.TextIOWrapper(file, "utf-8-sig"), name)
+        while start := text.peek():
+            yield from text.items(done) if start == "[" else ((text.item(), done()),)
+
+
+def _read_lines(path: Path, name: str) -> Iterator[Row]:
     with opened(path, name) as (file, done):
         for number, line in enumerate(iter(lambda: file.readline(MAX_ROW_BYTES), b"")):
             if number == 0:
@@ -63,19 +110,6 @@ def _json_line(line: bytes) -> object:
     except (ValueError, RecursionError):  # ValueError: not JSON, or a number too long
         reason = "bad_json"
     return Unreadable(reason, line[:BLOCK_BYTES].decode(errors="replace").strip())
-
-
-def _read_list(path: Path, name: str) -> Iterator[Row]:
-    """The items of a JSON list, parsed one by one as the file is read."""
-    with opened(path, name) as (file, done):
-        text = _Text(io.TextIOWrapper(file, "utf-8-sig"), name)
-        text.expect("[")
-        if text.peek() == "]":
-            return
-        while True:
-            yield text.item(), done()
-            if text.expect(",]") == "]":
-                return
 
 
 class _Text:
@@ -103,6 +137,17 @@ class _Text:
         self._at += 1
         return character
 
+    def items(self, done: Callable[[], float]) -> Iterator[Row]:
+        """The items of the list that begins here, parsed one by one as the file is read."""
+        self.expect("[")
+        if self.peek() == "]":
+            self.expect("]")
+            return
+        while True:
+            yield self.item(), done()
+            if self.expect(",]") == "]":
+                return
+
     def item(self) -> object:
         """The next JSON value."""
         self.peek()
@@ -120,7 +165,7 @@ class _Text:
             else:
                 length = end - self._at
                 if length > MAX_ROW_BYTES:
-                    raise self._damaged(f"an item of more than {MAX_ROW_BYTES} characters")
+                    raise self._too_long()
                 # A number that ends near the end of the window may go on after it: "1.0e+" of 1.0e+16.
                 if end + 2 < len(self._window) or not self._more():
                     self._at += length
@@ -134,12 +179,18 @@ class _Text:
         """Read on; False at the end of the file."""
         rest = self._window[self._at :]
         if len(rest) > MAX_ROW_BYTES:
-            raise self._damaged(f"an item of more than {MAX_ROW_BYTES} characters")
+            raise self._too_long()
         # Doubling keeps the work linear in the size of an item.
         block = self._file.read(max(BLOCK_BYTES, len(rest)))
         self._before += self._at
         self._window, self._at = rest + block, 0
         return bool(block)
+
+    def _too_long(self) -> DataError:
+        return _TooLong(
+            f"{self._name} has an item of more than {MAX_ROW_BYTES} characters; write one row a line "
+            "(JSON lines), or a list of rows"
+        )
 
     def _damaged(self, problem: str) -> DataError:
         where = self._before + self._at

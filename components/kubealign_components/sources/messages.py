@@ -26,12 +26,18 @@ ROLES = {
     "developer": "system",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "ai": "assistant",
+    "chatgpt": "assistant",
     "function_call": "call",
+    "tool_call": "call",
     "tool": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
     "function": "tool",
     "observation": "tool",
 }
@@ -44,7 +50,8 @@ _FOLLOWERS = {
     "call": ("tool",),
     "tool": ("tool", "assistant"),
 }
-_ROLE_KEYS = ("role", "from", "author")
+ROLE_KEYS = ("role", "from", "author")
+"""Members of a turn that say who speaks."""
 _TEXT_KEYS = ("content", "value", "text")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _KEYS_OF_ROLE = {
@@ -140,7 +147,7 @@ def split_common(chats: Sequence[list[Message]]) -> tuple[list[Message], list[li
 def _read_turn(turn: object, reading: Reading) -> Message:
     if not isinstance(turn, Mapping):
         raise Malformed("bad_message")
-    name = first_of(turn, *_ROLE_KEYS)
+    name = first_of(turn, *ROLE_KEYS)
     role = reading.roles.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise Malformed("unknown_role")
@@ -189,7 +196,7 @@ def _assistant_parts(turn: Mapping[str, object]) -> Message:
 
 def _unread(turn: Mapping[str, object], role: str) -> Iterator[str]:
     """The members of a turn that hold something and say nothing in a turn of this role."""
-    read = {next((k for k in keys if not is_missing(turn.get(k))), "") for keys in (_ROLE_KEYS, _TEXT_KEYS)}
+    read = {next((k for k in keys if not is_missing(turn.get(k))), "") for keys in (ROLE_KEYS, _TEXT_KEYS)}
     for key, value in turn.items():
         is_read = key in read or key in _KEYS_OF_ROLE.get(role, ())
         is_text = isinstance(value, str) if key in _REASONING_KEYS else True
@@ -207,7 +214,7 @@ def _json_text(value: object) -> str:
 def _is_turn(value: object, roles: Mapping[str, str]) -> bool:
     if not isinstance(value, Mapping):
         return False
-    role = first_of(value, *_ROLE_KEYS)
+    role = first_of(value, *ROLE_KEYS)
     has_role = isinstance(role, str) and role.lower() in roles
     return has_role and any(key in value for key in (*_TEXT_KEYS, "tool_calls"))
 

@@ -39,7 +39,7 @@ def explicit_prompt(row: Columns) -> list[Message] | None:
     if turns is not None:
         return turns
     if name == "instruction":
-        value = "\n".join(filter(None, [value, text_of(row.take("input"))]))
+        value = "\n".join(filter(None, [value, text_of(row.take("input", "context"))]))
     if name == "question":
         value = "\n".join(filter(None, [text_of(row.take("passage", "context")), value]))
     if not value.strip():

@@ -64,7 +64,7 @@ def merge_rows(rows: Sequence[PromptRow], counts: Counter[str]) -> PromptRow:
     Identical completions become one, which keeps the first score and model that is known; one that is
     chosen here and rejected there has no label (counted as ``completions_chosen_and_rejected``). All
     comparisons stay, each once, but those of two completions of which now the one is preferred and now the
-    other (counted as ``comparisons_contradicted``).
+    other (``comparisons_contradicted``), or of a completion with itself (``comparisons_of_equals``).
     """
     merged, comparisons = rows[0], _comparisons(rows, counts)
     completions: dict[str, ImportedCompletion] = {}
@@ -96,8 +96,9 @@ def _comparisons(rows: Sequence[PromptRow], counts: Counter[str]) -> list[tuple[
             for number in completion["wins"] or ():
                 pairs.setdefault((completion["completion_id"], losers[number]))
     kept = [pair for pair in pairs if pair[::-1] not in pairs]
-    if len(kept) < len(pairs):
-        counts["comparisons_contradicted"] += len(pairs) - len(kept)
+    alike = sum(winner == loser for winner, loser in pairs)
+    found = {"comparisons_of_equals": alike, "comparisons_contradicted": len(pairs) - len(kept) - alike}
+    counts.update({name: count for name, count in found.items() if count})
     return kept
 
 

@@ -36,11 +36,9 @@ def preference(row: Columns) -> Example:
         prompt = agreed(prompt, shared)
     if prompt is None:
         raise Malformed("no_prompt")
-    return Example(
-        messages=with_system(row, prompt),
-        whole=True,
-        completions=[_pair_member(row, side, turns) for side, turns in zip(("chosen", "rejected"), both)],
-    )
+    offered = [_pair_member(row, side, turns) for side, turns in zip(("chosen", "rejected"), both)]
+    _note_doubts(row, prompt, *offered)
+    return Example(messages=with_system(row, prompt), whole=True, completions=offered)
 
 
 def conversation(row: Columns) -> Example:
@@ -119,6 +117,9 @@ def swissai_row(row: Columns) -> Example:
 
 Parser = Callable[[Columns], Example]
 
+_SCORES = ("overall_score", "score", "rating")
+"""What the score of one completion is called."""
+
 FORMATS: dict[str, Parser] = {
     "swissai": swissai_row,
     "candidates": candidates,
@@ -140,7 +141,7 @@ WANTED: dict[str, str] = {
     "prompt": "prompt, question, problem, query or input_text, with completion and answer",
 }
 """The columns that each format is known by, in words."""
-_SIGNS: dict[str, tuple[tuple[str, ...], ...]] = {
+SIGNS: dict[str, tuple[tuple[str, ...], ...]] = {
     "swissai": (("initial_prompt",), ("conversation_branches",)),
     "candidates": (("candidate_0", "candidate_1"),),
     "sharegpt": (("conversations",),),
@@ -150,6 +151,7 @@ _SIGNS: dict[str, tuple[tuple[str, ...], ...]] = {
     "instruction": (("instruction",),),
     "prompt": (("prompt",), ("question",), ("problem",), ("query",), ("input_text",)),
 }
+"""The columns that each format is known by: all of one of these."""
 
 
 def detect(rows: Iterable[object]) -> str | None:
@@ -162,7 +164,7 @@ def format_of(row: object, usual: str) -> str:
     """The format of one row of a source whose format was detected: another than ``usual`` only where the
     row has not the columns of ``usual``, not even empty ones, and has those of the other. A prompt without
     the completions that all others have is an incomplete row of ``usual``."""
-    if not isinstance(row, Mapping) or any(row.keys() >= set(sign) for sign in _SIGNS[usual]):
+    if not isinstance(row, Mapping) or any(row.keys() >= set(sign) for sign in SIGNS[usual]):
         return usual
     own = _looks_like(row)
     incomplete = own == "prompt" and usual in ("preference", "completions", "candidates")
@@ -196,7 +198,7 @@ def _parse(row: Columns, parser: Parser) -> Example:
 
 def _looks_like(row: Mapping[object, object]) -> str | None:
     there = {name for name, value in row.items() if value is not None}
-    for name, signs in _SIGNS.items():
+    for name, signs in SIGNS.items():
         if any(there.issuperset(sign) for sign in signs):
             return name
     return None
@@ -263,12 +265,22 @@ def _pair_member(row: Columns, side: str, turns: list[Message]) -> Offline:
     return Offline(messages=turns, label=side, score=score, model=name_of(model))
 
 
+def _note_doubts(row: Columns, prompt: list[Message], chosen: Offline, rejected: Offline) -> None:
+    """Note what a pair seldom means: scores against its labels, and answers that begin with the question."""
+    if chosen.score is not None and rejected.score is not None and chosen.score < rejected.score:
+        row.reading.notes["pairs_scored_against_their_labels"] += 1
+    question = prompt[-1]["content"].strip()
+    said = [offered.messages[0]["content"].lstrip() for offered in (chosen, rejected) if offered.messages]
+    if question and all(text.startswith(question) and text.strip() != question for text in said):
+        row.reading.notes["pairs_that_repeat_their_prompt"] += 1
+
+
 def _labelled(row: Columns, turns: list[Message]) -> list[Offline]:
     """The one completion of a row, with its verdict (TRL's unpaired preference) and score."""
     if not turns:
         return []
     label = row.verdict("label", "kto_tag", "is_chosen", "desirable")
-    score, model = row.number("score"), name_of(row.take("model"))
+    score, model = row.number(*_SCORES), name_of(row.take("model"))
     return [Offline(messages=turns, label=label, score=score, model=model)]
 
 
@@ -277,12 +289,14 @@ def _listed_completion(row: Columns, item: object) -> Offline:
         return Offline(messages=read_answer(item, row.reading) if isinstance(item, str | list) else [])
     own = Columns(item, row.reading)
     answer = own.take("response", "text", "completion", "content", "messages")
-    return Offline(
+    offered = Offline(
         messages=read_answer(answer, row.reading) if answer is not None else [],
         label=own.verdict("label"),
-        score=own.number("overall_score", "score", "rating"),
+        score=own.number(*_SCORES),
         model=name_of(own.take("model")),
     )
+    own.note_rest("completion_field")
+    return offered
 
 
 def _check_prompt(messages: list[Message]) -> None:

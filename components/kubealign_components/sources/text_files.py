@@ -30,14 +30,17 @@ def read_csv(path: Path, name: str) -> Iterator[Row]:
     with opened(path, name) as (file, done):
         lines = io.TextIOWrapper(file, "utf-8-sig", newline="")
         preamble = _preamble(lines)
-        rows = csv.reader(_again(preamble, lines), delimiter=_delimiter(preamble[-1:], name))
+        rows = csv.reader(_again(preamble, lines), delimiter=_delimiter(preamble[-1:], name), strict=True)
         try:
             header = _header(next(rows, []), name)
             for cells in rows:
                 if cells:
                     yield _csv_row(header, cells), done()
         except csv.Error as error:
-            raise DataError(f"{name} is damaged at line {rows.line_num}: {error}") from error
+            raise DataError(
+                f"{name} is damaged at line {rows.line_num}: {error}. In a quoted cell a quote is written "
+                'twice (""); Spark writes a backslash before it, unless its option escape is a quote'
+            ) from error
 
 
 def read_lines(path: Path, name: str) -> Iterator[Row]:

@@ -550,3 +550,67 @@ def test_lists_of_texts_in_cells_are_lists_where_cells_have_no_types(imported: I
 def test_bytes_that_are_no_text_are_named() -> None:
     with pytest.raises(Malformed, match="not_text"):
         read({"prompt": b"\xff", "chosen": "A", "rejected": "B"})
+
+
+def test_scores_of_single_completions_and_members_of_listed_ones(imported: Import) -> None:
+    [row], stats = imported("a.jsonl", [{"prompt": "Hi?", "completion": "Good.", "rating": 4, "margin": 2}])
+    assert row["completions"][0]["score"] == 4.0
+    assert stats.counts["column_not_understood_margin"] == 1
+    listed = {"response": "Good.", "score": 1, "critique": "Fine.", "principle": ""}
+    _, stats = imported("b.jsonl", [{"prompt": "Hi?", "completions": [listed]}])
+    assert stats.counts["completion_field_not_kept_critique"] == 1
+    assert "completion_field_not_kept_principle" not in stats.counts
+
+
+def test_the_passage_of_an_instruction_is_in_its_prompt(imported: Import) -> None:
+    [row], _ = imported("a.jsonl", [{"instruction": "Sum up.", "context": "It rains.", "response": "Rain."}])
+    assert json.loads(row["messages"]) == [{"role": "user", "content": "Sum up.\nIt rains."}]
+    _, stats = imported("b.jsonl", [{"prompt": "Sum up.", "context": "It rains.", "response": "Rain."}])
+    assert stats.counts["column_not_understood_context"] == 1
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+def test_numbers_of_any_precision_are_those_that_were_written(imported: Import, kind: pa.DataType) -> None:
+    table = pa.table({"question": ["Hi?"], "answer": pa.array([0.1], pa.float64()).cast(kind)})
+    [row], _ = imported("a.parquet", table)
+    assert row["answers"] == ["0.1"]
+    scored = pa.array([[{"text": "Good.", "score": 0.3}]]).cast(
+        pa.list_(pa.struct([("text", pa.string()), ("score", kind)]))
+    )
+    [row], _ = imported("b.parquet", pa.table({"prompt": ["Hi?"], "completions": scored}))
+    assert row["completions"][0]["score"] == 0.3
+
+
+def test_pairs_that_seldom_mean_what_they_say_are_noted(imported: Import) -> None:
+    against = PAIR | {"score_chosen": 1, "score_rejected": 5}
+    repeated = {"prompt": "Ho?", "chosen": "Ho? Good.", "rejected": "Ho? Bad."}
+    equal = {"prompt": "Ha?", "chosen": "Same.", "rejected": "Same."}
+    rows, stats = imported("a.jsonl", [against, repeated, equal])
+    noted = ("pairs_scored_against_their_labels", "pairs_that_repeat_their_prompt", "comparisons_of_equals")
+    assert [stats.counts[name] for name in noted] == [1, 1, 1]
+    assert "comparisons_contradicted" not in stats.counts
+    assert sorted(sum(bool(c["wins"]) for c in row["completions"]) for row in rows) == [0, 1, 1]
+
+
+def test_quotes_escaped_by_a_backslash_are_refused_and_not_mangled(imported: Import) -> None:
+    with pytest.raises(DataError, match=r"damaged at line 2: .* Spark writes a backslash"):
+        imported("a.csv", 'prompt,chosen,rejected\n"say \\"hi\\"",a,b\n')
+    [row], _ = imported("b.csv", 'prompt,chosen,rejected\n"say ""hi"", C:\\",a "good" one,b\n')
+    assert json.loads(row["messages"])[0]["content"] == 'say "hi", C:\\'
+    assert json.loads(row["completions"][0]["messages"])[0]["content"] == 'a "good" one'
+
+
+@pytest.mark.parametrize("roles", [("prompter", "ai"), ("Human", "chatgpt")])
+def test_roles_of_known_exports(imported: Import, roles: tuple[str, str]) -> None:
+    turns = [{"from": role, "value": text} for role, text in zip(roles, ("Hi?", "Good."))]
+    [row], _ = imported("a.jsonl", [{"conversations": turns}])
+    assert json.loads(row["messages"]) == [USER]
+    assert json.loads(row["completions"][0]["messages"]) == [GOOD]
+
+
+def test_results_of_tools_under_the_names_of_known_families(imported: Import) -> None:
+    call = {"role": "tool_call", "content": '{"name": "f", "arguments": {}}'}
+    for role in ("ipython", "tool_response"):
+        chat = [USER, call, {"role": role, "content": "1"}, GOOD]
+        [row], _ = imported(f"{role}.jsonl", [{"messages": chat}])
+        assert [turn["role"] for turn in json.loads(row["messages"])] == ["user", "assistant", "tool"]

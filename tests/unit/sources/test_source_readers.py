@@ -39,6 +39,31 @@ def json_lines(path: Path) -> None:
     path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n")
 
 
+def json_values(path: Path) -> None:
+    path.write_text("\n".join(json.dumps(row, indent=2) for row in ROWS))
+
+
+def two_json_lists(path: Path) -> None:
+    path.write_text(json.dumps(ROWS[:300]) + "\n" + json.dumps(ROWS[300:], indent=1))
+
+
+def json_lists_as_columns(path: Path) -> None:
+    path.write_text(json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}))
+
+
+def json_numbered_columns(path: Path) -> None:
+    """As ``DataFrame.to_json`` writes by default."""
+    path.write_text(json.dumps({name: {str(i): row[name] for i, row in enumerate(ROWS)} for name in ROWS[0]}))
+
+
+def json_numbered_rows(path: Path) -> None:
+    path.write_text(json.dumps({str(i): row for i, row in enumerate(ROWS)}))
+
+
+def json_data(path: Path) -> None:
+    path.write_text(json.dumps({"data": ROWS}, indent=1))
+
+
 def comma_separated(path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8-sig") as file:
         writer = csv.DictWriter(file, list(ROWS[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
@@ -70,6 +95,14 @@ def arrow_file(path: Path) -> None:
         ("lines.json", json_lines),
         ("a.jsonl", json_lines),
         ("a.NDJSON", json_lines),
+        ("values.json", json_values),
+        ("values.jsonl", json_values),
+        ("list.jsonl", json_list),
+        ("lists.json", two_json_lists),
+        ("columns.json", json_lists_as_columns),
+        ("numbered.json", json_numbered_columns),
+        ("rows.json", json_numbered_rows),
+        ("data.json", json_data),
         ("a.csv", comma_separated),
         ("a.tsv", comma_separated),
         ("a.parquet", parquet),
@@ -174,3 +207,32 @@ def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
     }.items():
         (tmp_path / name).write_text(text)
         assert rows_of(tmp_path / name) == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi?", "completions": [{"response": "a"}, {"response": "b"}]},
+        {"messages": [{"role": "user", "content": "Hi?"}]},
+        {"dialogue": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hi!"}]},
+        {"chosen": {"role": "assistant", "content": "a"}, "rejected": {"role": "assistant", "content": "b"}},
+        {"train": [{"prompt": "a"}], "test": [{"prompt": "b"}]},
+        {"prompt": {"0": "a", "1": "b"}, "chosen": {"0": "c"}},
+    ],
+)
+def test_one_object_that_is_no_table_is_one_row(tmp_path: Path, row: dict[str, Any]) -> None:
+    for indent in (None, 2):
+        (tmp_path / "a.json").write_text(json.dumps(row, indent=indent))
+        assert rows_of(tmp_path / "a.json") == [row]
+
+
+def test_what_stands_beside_a_list_of_rows_is_said_of_each(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"system": "Be brief.", "data": ROWS[:2]}))
+    assert rows_of(tmp_path / "a.json") == [{"system": "Be brief."} | row for row in ROWS[:2]]
+
+
+def test_a_broken_first_line_costs_no_other(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": {"b": 1,\n{"a": 1}\n{"a": 2}\n')
+    first, *others = rows_of(tmp_path / "a.jsonl")
+    assert isinstance(first, Unreadable)
+    assert others == [{"a": 1}, {"a": 2}]
