@@ -81,6 +81,11 @@ CPU := -c images/locks/cpu.txt -c images/locks/torch-cpu.txt $(WHEELS) --no-emit
   --no-emit-package triton $(addprefix --find-links ,$(PIP_FIND_LINKS))
 CUDA := -c images/locks/gpu.txt $(WHEELS)
 
+# What images/build.py builds for arm64 too: every pin must have a wheel there.
+ON_ARM := data/requirements.txt locks/torch-cuda.txt train/cuda.txt
+UV_ARM := uv pip install --quiet --dry-run --no-deps --require-hashes --only-binary :all: \
+  --python-platform aarch64-manylinux_2_31 --python-version 3.11 --target build/arm
+
 .PHONY: lock
 lock: install ## Resolve the locks again (needs uv)
 	for kind in cpu gpu; do \
@@ -98,6 +103,7 @@ lock: install ## Resolve the locks again (needs uv)
 	  $(UV_COMPILE) $(CPU) pyproject.toml images/$$image/cpu.in -o images/$$image/cpu.txt; \
 	  $(UV_COMPILE) $(CUDA) pyproject.toml images/$$image/cuda.in -o images/$$image/cuda.txt; \
 	done
+	for lock in $(ON_ARM); do $(UV_ARM) -r images/$$lock; done
 
 .PHONY: clean
 clean: ## Remove the environment and what runs have written here
@@ -105,9 +111,14 @@ clean: ## Remove the environment and what runs have written here
 
 ##@ Deploy
 .PHONY: images
-images: ## Build the container images (VARIANT=cpu, KINDS="data train", BASE_IMAGE=, REGISTRY=, BUILD_ARGS=)
+images: ## Build the container images (VARIANT=cpu, KINDS="data train", BASE_IMAGE=, REGISTRY=, PUSH=1, BUILD_ARGS=)
 	$(PYTHON) images/build.py $(KINDS) --variant $(VARIANT) $(addprefix --base-image ,$(BASE_IMAGE)) \
-	  $(addprefix --registry ,$(REGISTRY)) $(addprefix --build-arg ,$(BUILD_ARGS))
+	  $(addprefix --registry ,$(REGISTRY)) $(if $(PUSH),--push) $(addprefix --platform ,$(PLATFORM)) \
+	  $(addprefix --build-arg ,$(BUILD_ARGS))
+
+.PHONY: sbom
+sbom: install ## Write a CycloneDX bill of materials of each image to build/sbom
+	$(BIN)/python images/sbom.py
 
 .PHONY: components
 components: install ## Write the components as files that other pipelines load (REGISTRY=, OWNERS="a b")

@@ -28,6 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("data", "sample", "train")
 PASSED_ON = ("index-url", "extra-index-url", "find-links", "trusted-host", "timeout", "retries")
 PLACES = ("index-url", "extra-index-url", "find-links")
+X86, ARM = "linux/amd64", "linux/arm64"
+ATTESTED = ("--push", "--sbom=true", "--provenance=mode=min", "--allow", "network.host")
+"""What is pushed says what is in it and where it comes from. Provenance of mode max would publish the build's
+arguments, a proxy with its password among them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,14 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--variant", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--base-image", default="", help="an image with Python 3.11 and its venv")
     parser.add_argument("--registry", default="", help="put before the names, such as registry.example/ai")
+    parser.add_argument("--push", action="store_true", help="push what is built, attested, for all platforms")
+    parser.add_argument("--platform", default="", help="such as linux/arm64; several want --push")
     parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     options = parser.parse_args(arguments)
     unknown = set(options.kinds) - set(KINDS)
     if unknown:
         parser.error(f"no such image: {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}")
-    tool = builder()
+    if "," in options.platform and not options.push:
+        parser.error(f"--platform={options.platform}: expected one platform, or --push beside it")
+    tool = pusher() if options.push else builder()
     if tool is None:
-        parser.error("neither docker with BuildKit nor buildah is on the PATH")
+        missing = (
+            "no docker with buildx is" if options.push else "neither docker with BuildKit nor buildah is"
+        )
+        parser.error(f"{missing} on the PATH")
     # Proxies are arguments that builders know and keep out of the history.
     proxies = [name for name in os.environ if name.upper() in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")]
     build_args = [*options.build_arg, *proxies, f"REVISION={revision()}"]
@@ -53,8 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with pip_secrets() as secrets:
         for kind in options.kinds or KINDS:
             tag = reference(kind, options.variant, options.registry)
+            where = options.platform or (platforms(kind, options.variant) if options.push else "")
+            target = [*tool, *(("--platform", where) if where else ())]
             build(
-                tool, kind, tag, [*build_args, f"VERSION={tag.rpartition(':')[2]}"], options.variant, secrets
+                target,
+                kind,
+                tag,
+                [*build_args, f"VERSION={tag.rpartition(':')[2]}"],
+                options.variant,
+                secrets,
             )
             sys.stdout.write(f"{tag}\n")
     return 0
@@ -72,6 +90,16 @@ def reference(kind: str, variant: str = "cuda", registry: str = "") -> str:
     name: str = getattr(images, kind.upper())
     prefix = f"{registry.rstrip('/')}/" if registry else ""
     return prefix + name + ("-cpu" if variant == "cpu" and kind != "data" else "")
+
+
+def platforms(kind: str, variant: str) -> str:
+    """The platforms that all pins of an image have wheels for; ``make lock`` looks after it.
+
+    >>> platforms("data", "cuda"), platforms("sample", "cuda")
+    ('linux/amd64,linux/arm64', 'linux/amd64')
+    """
+    everywhere = kind == "data" or (kind == "train" and variant == "cuda")
+    return f"{X86},{ARM}" if everywhere else X86
 
 
 def build(
@@ -94,14 +122,28 @@ def build(
 
 def builder() -> list[str] | None:
     """The first command here that builds with mounts and secrets, or None."""
+    if docker := _docker(["build"], "--secret"):
+        return [*docker, "--progress", "plain"]
+    return ["buildah", "build", "--format", "docker", "--layers"] if shutil.which("buildah") else None
+
+
+def pusher() -> list[str] | None:
+    """The first command here that builds for several platforms, attests and pushes, or None."""
+    docker = _docker(["buildx", "build"], "--sbom")
+    return [*docker, "--progress", "plain", *ATTESTED] if docker else None
+
+
+def _docker(command: Sequence[str], option: str) -> list[str] | None:
+    """The first docker on the PATH whose ``command`` knows ``option``."""
     folders = os.environ.get("PATH", "").split(os.pathsep)
     for docker in dict.fromkeys(path for folder in folders if (path := shutil.which("docker", path=folder))):
-        command = [docker, "build", "--help"]
         environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
-        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if said.returncode == 0 and "--secret" in said.stdout:
-            return [docker, "build", "--progress", "plain"]
-    return ["buildah", "build", "--format", "docker", "--layers"] if shutil.which("buildah") else None
+        said = subprocess.run(
+            [docker, *command, "--help"], env=environment, capture_output=True, text=True, check=False
+        )
+        if said.returncode == 0 and option in said.stdout:
+            return [docker, *command]
+    return None
 
 
 def revision() -> str:

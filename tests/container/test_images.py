@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kubealign_components import __version__, images
 
+ROOT = Path(__file__).parent.parent.parent
 KINDS = ("data", "sample", "train")
 IMPORTS = {
     "data": "kfp, kubealign.cli.main, kubealign_pipelines, transformers, pyarrow",
@@ -70,6 +76,23 @@ def test_names_what_it_is_and_keeps_no_settings_of_the_build(
     assert (
         run(engine, built[kind], ["sh", "-c", "find /etc/pip.conf /run /root -type f 2>/dev/null || :"]) == ""
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_bill_of_materials_names_all_that_pip_has_put_there(
+    kind: str, engine: Any, built: dict[str, str]
+) -> None:
+    program = (
+        f"import sys; sys.path.insert(0, 'images'); import sbom; print(sbom.requirements('{kind}', 'cpu'))"
+    )
+    bill = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    pinned = {line.split()[0].partition("==")[::2] for line in bill.stdout.splitlines()}
+    listed = json.loads(run(engine, built[kind], ["pip", "list", "--format", "json"]))
+    found = {(re.sub("[-_.]+", "-", one["name"].lower()), one["version"]) for one in listed}
+    own = {"kubealign", "pip", "setuptools"}  # of the image itself, and of every virtual environment
+    assert {one for one in found if one[0] not in own} == {one for one in pinned if one[0] not in own}
 
 
 def test_sample_and_train_share_their_layers_up_to_torch(engine: Any, built: dict[str, str]) -> None:
