@@ -1,4 +1,5 @@
-"""Every command of the documents: each is of a class that says how it is tried here."""
+"""Every command of the documents, and of the examples in every help: each is of a class that says how it is
+tried here."""
 
 import json
 import re
@@ -13,11 +14,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from kubealign.cli.examples import EXAMPLES
 from kubealign.cli.main import main
 from kubealign_components.data.dataset import DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
+from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run
 from support.fake_kfp import Kfp, Kube
 from support.store_servers import fake_gcs_server
 
@@ -27,6 +30,7 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", *(f"{folder}/README.md" for folder 
 _FENCE = re.compile(r"^ *```(\w*)$(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _SHELL = ("", "sh", "bash", "shell", "console")
 RUNS_HERE = ("params", "compile", "components", "check", "schema", "estimate")
+RUNS_HERE += ("init", "completion", "export")
 RUNS_HERE += ("show", "logs", "ls", "open", "du", "lineage", "compare", "verify", "why", "card", "gc")
 """Commands of ours that are run as they stand, in a folder with a run file and a finished run."""
 SERVED = ("submit", "upload", "schedule", "runs", "cancel", "retry", "fetch", "doctor")
@@ -69,7 +73,15 @@ def commands(document: str) -> Iterator[Command]:
                 yield Command(document, line.strip())
 
 
-ALL = [command for document in DOCUMENTS for command in commands(document)]
+def examples() -> Iterator[Command]:
+    """The commands below the help of ours."""
+    for words, lines in EXAMPLES.items():
+        for line in lines:
+            if not line.startswith("#"):
+                yield Command(f"kubealign {words} --help", line)
+
+
+ALL = [command for document in DOCUMENTS for command in commands(document)] + list(examples())
 
 
 def kind(command: Command) -> str:
@@ -111,8 +123,8 @@ def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
     written = {"pipeline": "offline_alignment", "parameters": parameters}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(written))
     (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
-    for run in ("runs/runs/OTHER", "runs/runs/NAME", "runs/first/runs/NAME"):
-        finished_run(tmp_path / run)
+    for name in ("runs/runs/OTHER", "runs/runs/NAME", "runs/first/runs/NAME"):
+        finished_run(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("webbrowser.open", lambda address: True)
     return tmp_path
@@ -127,6 +139,8 @@ def finished_run(path: Path) -> None:
         writer.commit(Stats())
     for name in ("model", "samples"):
         (path / name).symlink_to(path / "artifacts" / "1" / "model")
+    (path / "pairs.jsonl").write_text('{"prompt": "Name a fruit.", "chosen": "Plum.", "rejected": "Rock."}')
+    run(ImportConfig(sources=(SourceConfig(uri=str(path / "pairs.jsonl")),)), output=str(path / "selected"))
     outputs = [{"task": "train", "output": "model", "type": "system.Model", "path": "artifacts/1/model"}]
     (path / "results.json").write_text(json.dumps({"outputs": outputs, "evaluation": {}}))
 
@@ -136,10 +150,12 @@ def test_a_command_does_what_the_document_says(command: Command, folder: Path) -
     words = command.words[1:]
     target = Path(words.pop()) if ">" in words else None
     words = [word for word in words if word != ">"]
+    if words[0] == "init" and "-o" not in words:
+        Path("run.yaml").unlink()  # it makes a first one
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     assert result.output
-    if target:
+    if target and target.suffix == ".json":
         assert json.loads(result.stdout)
     if "-o" in words:
         assert Path(words[words.index("-o") + 1]).exists()
@@ -193,13 +209,13 @@ def leave_run(api: Kfp, kube: Kube, pods: str) -> None:
     ):
         done = CliRunner().invoke(main, words)
         assert done.exit_code == 0, done.output
-    (run,) = api.held["runs"]
+    (held,) = api.held["runs"]
     metadata = {"name": "t", "creationTimestamp": "2026-11-26T19:50:00Z"}
-    metadata["labels"] = {"pipeline/runid": run["run_id"]}
+    metadata["labels"] = {"pipeline/runid": held["run_id"]}
     metadata["annotations"] = {"workflows.argoproj.io/node-name": "w(0).root(0).train(0).executor(0)"}
     kube.collections[pods] = [{"metadata": metadata, "status": {"phase": "Failed"}}]
     kube.logs = {"t": "loss 0.5\n"}
-    model = f"gs://bucket/root/offline-alignment/{run['run_id']}/train/1/model"
+    model = f"gs://bucket/root/offline-alignment/{held['run_id']}/train/1/model"
     with DatasetWriter(model, MODEL, derive("train", 1, {})) as writer:
         writer.commit(Stats())
 
@@ -208,8 +224,8 @@ def leave_run(api: Kfp, kube: Kube, pods: str) -> None:
 def test_a_command_for_a_cluster_does_what_the_document_says(
     command: Command, cluster: Kfp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (run,) = cluster.held["runs"]
-    run["state"] = {"retry": "FAILED", "cancel": "RUNNING"}.get(command.words[1], "SUCCEEDED")
+    (held,) = cluster.held["runs"]
+    held["state"] = {"retry": "FAILED", "cancel": "RUNNING"}.get(command.words[1], "SUCCEEDED")
 
     def finish(_: float) -> None:
         for each in cluster.held["runs"]:

@@ -32,12 +32,7 @@ if TYPE_CHECKING:
 @click.option("--here", is_flag=True, help="For a run on this machine: models and data must be found here.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(given: Given, rows: int, here: bool, as_json: bool) -> None:
-    """Find everything that is wrong with a run before it starts; starts nothing.
-
-    \b
-    kubealign check -f run.yaml
-    kubealign check -f run.yaml -f mine.yaml --set train_epochs=3 --rows 2
-    """
+    """Find everything that is wrong with a run before it starts; starts nothing."""
     from kubealign.checking import check as check_run
     from kubealign_pipelines.checking.findings import BadSettings
     from kubealign_pipelines.checking.run import first_rows
@@ -91,13 +86,7 @@ def params(pipeline: str, every: bool, as_json: bool) -> None:
 @click.command("schema")
 @click.argument("pipeline", metavar="PIPELINE", type=PipelineName(PIPELINES))
 def schema(pipeline: str) -> None:
-    """Print the JSON schema of a run file of PIPELINE, which editors complete and check from.
-
-    \b
-    kubealign schema offline_alignment > run.schema.json
-    # yaml-language-server: $schema=run.schema.json
-    The second line is the first one of the run file.
-    """
+    """Print the JSON schema of a run file of PIPELINE, which editors complete and check from."""
     from kubealign.schema import run_file_schema
 
     click.echo(json.dumps(run_file_schema(pipeline), indent=2, ensure_ascii=False))

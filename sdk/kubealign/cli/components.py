@@ -23,9 +23,7 @@ from kubealign.cli.terminal import say
 def components(output: Path, registry: str, owners: tuple[str, ...], verified: datetime | None) -> None:
     """Write every component as a catalogue has it: YAML to load, metadata, README and owners.
 
-    \b
-    kubealign components -o catalogue --registry ghcr.io/me
-    kfp.components.load_component_from_file("catalogue/sample/sample.component.yaml")
+    A pipeline loads one by kfp.components.load_component_from_file, or from an address.
     """
     from kubealign_pipelines.catalogue import write_catalogue
     from kubealign_pipelines.resources import CompileSettings

@@ -20,12 +20,15 @@ from kubealign.cli.card import card
 from kubealign.cli.check import check, params, schema
 from kubealign.cli.cluster import cancel, cluster_for, fetch, logs, output_of, retry, runs, submit, upload
 from kubealign.cli.compare import compare
+from kubealign.cli.completion import completion
 from kubealign.cli.components import components
 from kubealign.cli.connection import connected
 from kubealign.cli.doctor import doctor
 from kubealign.cli.estimate import estimate
+from kubealign.cli.examples import show_examples
 from kubealign.cli.export import export
 from kubealign.cli.gc import gc
+from kubealign.cli.init import init
 from kubealign.cli.local_runs import du, ls, open_
 from kubealign.cli.options import Given, run_options
 from kubealign.cli.schedule import schedule
@@ -233,6 +236,7 @@ for _command in (
     card,
     check,
     compare,
+    completion,
     components,
     doctor,
     du,
@@ -240,6 +244,7 @@ for _command in (
     export,
     fetch,
     gc,
+    init,
     logs,
     ls,
     open_,
@@ -255,6 +260,7 @@ for _command in (
     why,
 ):
     main.add_command(_command)
+show_examples(main)
 
 
 if __name__ == "__main__":

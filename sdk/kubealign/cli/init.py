@@ -1,0 +1,91 @@
+"""``kubealign init``: a first run file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from kubealign.cli.options import show_findings
+from kubealign.cli.terminal import say
+from kubealign.starter import CLUSTER, LAPTOP, PLACES, REWARDS, TASKS, Starter
+
+_QUESTIONS = {
+    "place": "Where will it run",
+    "task": "Align on rewards of the model's own answers, or on pairs that people labelled",
+    "policy": "Chat model to align: directory, URI or hub id",
+    "source": "Data: file, folder, URI or hub dataset",
+    "reward": "Reward: brevity, exact_answer, format_match, target_length, rewards.py:name or a model",
+    "work": "Prefix of a store for finished rows, such as gs://bucket/work",
+    "registry": "Registry of the images (empty: as they are named)",
+}
+_DEFAULTS = {
+    "place": LAPTOP,
+    "task": REWARDS,
+    "policy": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "source": None,
+    "reward": "target_length",
+    "work": None,
+    "registry": "",
+}
+_CHOICES = {"place": PLACES, "task": TASKS}
+
+
+@click.command("init")
+@click.option("--for", "place", type=click.Choice(PLACES), help="Where it runs; laptop by default.")
+@click.option("--task", type=click.Choice(TASKS), help="What it aligns on; rewards by default.")
+@click.option("--policy", help="Chat model to align: directory, URI or hub id.")
+@click.option("--source", help="Data: file, folder, URI or hub dataset.")
+@click.option(
+    "--reward", help="Function, rewards.py:name, or a reward model; target_length by default, none for pairs."
+)
+@click.option("--work", help="For a cluster: prefix of a store for finished rows.")
+@click.option("--registry", help="For a cluster: registry of the images.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("run.yaml"),
+    show_default=True,
+    help="File to write; one that is there stays.",
+)
+def init(output: Path, **options: str | None) -> None:
+    """Write a commented run file, from a few questions.
+
+    What an option says is not asked; nothing is where standard input is no terminal. Then what
+    `kubealign check` finds in it is shown.
+    """
+    from kubealign.checking import check
+    from kubealign.runfile import read_run
+    from kubealign_components.config import require
+    from kubealign_components.whole_file import write_whole
+
+    require(not output.exists(), "-o", str(output), "a new file")
+    starter = Starter(**_answers(options))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(output, starter.text(output))
+    here = starter.place != CLUSTER
+    show_findings(check(read_run([output]), here=here).findings)
+    say(f"{output} is written; {'kubealign run' if here else 'kubealign submit'} -f {output} starts it")
+
+
+def _answers(given: dict[str, str | None]) -> dict[str, str]:
+    """What was given, and what the user says to what was not."""
+    answers: dict[str, str] = {}
+    for name, question in _QUESTIONS.items():
+        if not _applies(name, answers):
+            continue
+        value, default = given[name], _DEFAULTS[name]
+        if value is None and sys.stdin.isatty():
+            choices = click.Choice(_CHOICES[name]) if name in _CHOICES else None
+            value = click.prompt(question, default=default, type=choices, err=True)
+        value = default if value is None else value
+        answers[name] = "" if value is None else value
+    return answers
+
+
+def _applies(name: str, answers: dict[str, str]) -> bool:
+    if name == "reward":
+        return answers["task"] == REWARDS
+    return name not in ("work", "registry") or answers["place"] == CLUSTER
