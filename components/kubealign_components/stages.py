@@ -27,10 +27,24 @@ CONFIGS: Mapping[str, str] = {
 """Stages that have settings, and the module and name of their config."""
 
 
+_OWN: dict[str, type] = {}
+"""Configs of stages of users' own, as far as these are loaded."""
+
+
+def register(stage: str, config: type) -> None:
+    """Make the settings of a user's own stage known, which are checked like those of the others."""
+    _OWN[stage] = config
+
+
+def own_stages() -> tuple[str, ...]:
+    """Names of the users' own stages that are loaded."""
+    return tuple(_OWN)
+
+
 def config_class(stage: str) -> type | None:
     """The config that the component of ``stage`` builds, or None when it has no settings."""
     if stage not in CONFIGS:
-        return None
+        return _OWN.get(stage)
     module, _, name = CONFIGS[stage].partition(":")
     config: type = getattr(importlib.import_module(f"kubealign_components.{module}"), name)
     return config

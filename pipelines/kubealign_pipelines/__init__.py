@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kubealign_components.config import require_choice
 from kubealign_pipelines.late_client import import_kfp
+from kubealign_pipelines.own_pipelines import build_own, is_own, own_rules
 from kubealign_pipelines.rules import Choice, Rules
 
 if TYPE_CHECKING:
@@ -28,15 +29,17 @@ def build(
     """The pipeline ``name`` as a KFP component, ready to compile.
 
     Args:
-        name: one of :data:`PIPELINES`.
+        name: one of :data:`PIPELINES`, or the file of one's own.
         settings: what is fixed at compile time.
         parameters: those of the run: some decide which stages the graph has.
 
     Raises:
-        ConfigError: no pipeline of that name, or an unknown choice.
+        ConfigError: no pipeline of that name, an unknown choice, or a file that makes none.
     """
     from kubealign_pipelines.resources import CompileSettings
 
+    if is_own(name):
+        return build_own(name, settings or CompileSettings())
     return getattr(_module(name), name)(settings or CompileSettings(), parameters or {})
 
 
@@ -46,6 +49,8 @@ def rules(name: str) -> Rules:
     Raises:
         ConfigError: no pipeline of that name.
     """
+    if name not in PIPELINES:
+        return own_rules(name)
     rules_of_pipeline: Rules = _module(name).RULES
     return rules_of_pipeline
 

@@ -17,7 +17,7 @@ from kubealign_components.config import GROUPS, OPTIONS, Path, SettingGroup, con
 from kubealign_components.stages import config_class
 from kubealign_pipelines import rules
 from kubealign_pipelines.checking.findings import A_VALUE, PARAMETERS, Finding, belongs_to, error_at
-from kubealign_pipelines.graph import Graph
+from kubealign_pipelines.graph import Graph, Source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +61,7 @@ def path_of(graph: Graph, name: str) -> tuple[str, ...] | None:
     """The parameter, and the keys in it, of the setting ``name``; None where there is no such setting."""
     options = _options(graph)
     for prefix in sorted(options, key=len, reverse=True):
-        inner = _settings(options[prefix]).get(name.removeprefix(f"{prefix}_"))
+        inner = paths_in_options(options[prefix]).get(name.removeprefix(f"{prefix}_"))
         if name.startswith(f"{prefix}_") and inner is not None:
             return (f"{prefix}_{OPTIONS}", *inner)
     return None
@@ -72,18 +72,25 @@ def flat_names(graph: Graph) -> dict[tuple[str, ...], str]:
     own = {parameter.name for parameter in graph.settings()}
     names: dict[tuple[str, ...], str] = {}
     for prefix, stage in _options(graph).items():
-        for name, inner in _settings(stage).items():
+        for name, inner in paths_in_options(stage).items():
             if (flat := f"{prefix}_{name}") not in own:
                 names.setdefault((f"{prefix}_{OPTIONS}", *inner), flat)
     return names
 
 
 def _options(graph: Graph) -> Mapping[str, str]:
-    return rules(graph.name.replace("-", "_")).options
+    """The stages by what the parameters of their options begin with: as the rules say, or the tasks."""
+    given = {
+        options.parameter.removesuffix(f"_{OPTIONS}"): task.function
+        for task in graph.tasks.values()
+        if (options := task.arguments.get(OPTIONS, Source())).parameter
+        and options.parameter.endswith(f"_{OPTIONS}")
+    }
+    return rules(graph.name.replace("-", "_")).options or given
 
 
 @cache
-def _settings(stage: str) -> dict[str, tuple[str, ...]]:
+def paths_in_options(stage: str) -> dict[str, tuple[str, ...]]:
     """The keys below the options of ``stage`` by the name of a setting; a group's have the group's name
     before theirs where others have the same."""
     cls = config_class(stage)

@@ -19,6 +19,7 @@ from kubealign_components import images
 from kubealign_components.config import require, require_choice
 from kubealign_components.data.limits import MAX_CHUNKS
 from kubealign_components.forwarding import forwarded
+from kubealign_components.stages import own_stages
 from kubealign_components.supervisor import supervised
 from kubealign_components.trainjob.settings import TORCHRUN
 from kubealign_pipelines.first_check import check_component
@@ -30,6 +31,7 @@ from kubealign_pipelines.stage_resources import (
     PART_OF,
     SCRATCH,
     SHARED_MEMORY,
+    STREAMED,
     TRAINING,
     StageResources,
 )
@@ -117,7 +119,7 @@ class CompileSettings:
         for kind in self.images:
             require_choice(f"images.{kind}", kind, IMAGES)
         for stage, pod in self.stages.items():
-            require_choice(f"stages.{stage}", stage, DEFAULTS)
+            require_choice(f"stages.{stage}", stage, (*DEFAULTS, *own_stages()))
             several = pod.nodes is not None and pod.nodes > 1
             where, which = f"stages.{stage}.nodes", " or ".join(TRAINING)
             require(not several or stage in TRAINING, where, pod.nodes, f"1: only {which} takes several")
@@ -158,7 +160,8 @@ class CompileSettings:
     def resources(self, stage: str) -> StageResources:
         """What the pods of ``stage`` ask for."""
         own = self.stages.get(stage, StageResources())
-        pod = own.over(DEFAULTS[stage].over(self._everywhere().over(INSTALLATIONS[self.installation])))
+        default = DEFAULTS.get(stage, STREAMED)
+        pod = own.over(default.over(self._everywhere().over(INSTALLATIONS[self.installation])))
         shared = pod.shared_memory or (f"{8 * pod.accelerators}Gi" if pod.accelerators else None)
         return replace(pod, shared_memory=shared)
 

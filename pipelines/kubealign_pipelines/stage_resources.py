@@ -112,19 +112,19 @@ class StageResources:
 
 
 _DATA = StageResources(cpu=2, memory="8Gi")
-_STREAMED = StageResources(cpu=2, memory="4Gi")
+STREAMED = StageResources(cpu=2, memory="4Gi")
 """Of stages whose memory does not grow with the rows: 5 GB pass through filter, select and mix in 1 GiB."""
 _GPU = StageResources(cpu=8, memory="64Gi", accelerators=1, accelerator="nvidia.com/gpu")
 DEFAULTS: dict[str, StageResources] = {
     # Another attempt would find the same.
     CHECK: StageResources(cpu="500m", memory="2Gi", retries=0),
-    "import_prompts": _STREAMED,
+    "import_prompts": STREAMED,
     "filter": StageResources(cpu=4, memory="4Gi"),
-    "split": _STREAMED,
+    "split": STREAMED,
     "sample": _GPU,
-    "merge": _STREAMED,
+    "merge": STREAMED,
     "rewards": _GPU,
-    "select": _STREAMED,
+    "select": STREAMED,
     "logprobs": _GPU,
     "mix": StageResources(cpu=4, memory="4Gi"),
     "train": StageResources(cpu=16, memory="128Gi", accelerators=1, accelerator="nvidia.com/gpu"),

@@ -35,11 +35,12 @@ def check(
     own = {"work": str((output or Path.cwd()).absolute() / "work")} if here else {}
     report = check_run(
         run.pipeline,
-        {**own, **run.parameters},
+        run.parameters,
         run.compile,
         complete=complete,
         here=here,
         process=here and run.local.runner == "process",
+        assumed=own,
     )
     findings = [*report.findings]
     if not report.errors and not sourced.document.findings:

@@ -11,6 +11,7 @@ from kubealign_components.engines.own_code import find_code
 from kubealign_components.engines.reward_functions import RewardFunctionSpec
 from kubealign_components.named_paths import NOTHING, kind_at
 from kubealign_components.store import store_for
+from kubealign_pipelines.own_pipelines import is_own
 
 _PATHS = {
     *("policy", "judge", "reward_model", "model", "reference", "adapter"),
@@ -30,8 +31,10 @@ _USERS = ("chat_template_kwargs", "settings")
 
 
 def beside(content: Mapping[str, object], folder: Path) -> dict[str, object]:
-    """``content`` of a run file in ``folder``, with the relative paths of its parameters made absolute."""
-    parameters = content.get("parameters")
+    """``content`` of a run file in ``folder``, with the relative paths in it made absolute."""
+    parameters, pipeline = content.get("parameters"), content.get("pipeline")
+    if isinstance(pipeline, str) and is_own(pipeline):
+        content = {**content, "pipeline": _absolute(pipeline, folder, always=True)}
     if not isinstance(parameters, Mapping):
         return dict(content)
     placed = {name: _beside(_last_of(str(name)), value, folder) for name, value in parameters.items()}

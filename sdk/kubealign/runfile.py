@@ -28,6 +28,7 @@ from kubealign_pipelines.checking.findings import (
     require_usable,
 )
 from kubealign_pipelines.checking.reach import near_path
+from kubealign_pipelines.own_pipelines import is_own, load_own
 from kubealign_pipelines.resources import CompileSettings
 
 RUNNERS = ("process", "docker")
@@ -64,7 +65,7 @@ class RunFile:
     """A run file."""
 
     pipeline: str = "offline_alignment"
-    """Which pipeline."""
+    """Which pipeline: by name, or the file of one's own, my_pipeline.py."""
     parameters: Mapping[str, object] = field(default_factory=dict)
     """Pipeline parameters by name; what is left out keeps its default."""
     compile: CompileSettings = field(default_factory=CompileSettings)
@@ -73,7 +74,13 @@ class RunFile:
     """How it runs on this machine."""
 
     def __post_init__(self) -> None:
-        require_choice("pipeline", self.pipeline, PIPELINES)
+        if not is_own(self.pipeline):
+            require_choice("pipeline", self.pipeline, PIPELINES)
+
+    @property
+    def name(self) -> str:
+        """Of the pipeline, without the folders of its file."""
+        return Path(self.pipeline).stem if is_own(self.pipeline) else self.pipeline
 
     def with_parameters(self, assignments: Sequence[str]) -> RunFile:
         """With ``name=value`` assignments on top; values are YAML.
@@ -170,6 +177,7 @@ def read_run(files: Sequence[Path], pipeline: str = "", assignments: Sequence[st
     for assignment in assignments:
         values = _assigned(document, values, assignment)
     document.values = values
+    document.findings += _load_own(values.get("pipeline"))
     run, problems = check_mapping(RunFile, values, "run file")
     document.findings += [_of_problem(problem, values) for problem in problems]
     if run is None:
@@ -204,6 +212,16 @@ def _read(path: Path) -> Document:
     if isinstance(document.values, Mapping):
         document.values = beside(document.values, path.parent)
     return document
+
+
+def _load_own(pipeline: object) -> list[Finding]:
+    """Execute the file of a pipeline of one's own, whose stages have settings in the other sections, too."""
+    if isinstance(pipeline, str) and is_own(pipeline):
+        try:
+            load_own(pipeline)
+        except ConfigError as error:
+            return [error_at(("pipeline",), error.value, error.expected)]
+    return []
 
 
 def _whole(path: Path, expected: str, line: int = 1, column: int = 1) -> Finding:

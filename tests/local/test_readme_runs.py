@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from support.documents import leave_own_pipeline
 from support.small_run import small_run, small_salmon
 from unit.test_readme_commands import Command, of_kind
 
@@ -30,6 +31,7 @@ def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     small = small_run(tiny_model, made["offline_alignment"] / "prompts.jsonl", rows)
     written = {"pipeline": "offline_alignment", "parameters": small}
     (made["offline_alignment"] / "run.yaml").write_text(yaml.safe_dump(written))
+    leave_own_pipeline(made["offline_alignment"], tiny_model)
     salmon = asdict(small_salmon(tiny_model, made[SALMON], "ppo"))
     written = {name: salmon[name] for name in ("pipeline", "parameters")}
     (made[SALMON] / "run.yaml").write_text(yaml.safe_dump(written))
@@ -55,7 +57,7 @@ def test_a_command_that_runs_models_does_what_the_document_says(
     assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
     assert "Traceback" not in done.stderr
     if command.words[1] == "run":
-        assert "Model:" in done.stdout
+        assert ("Made:" if "my_pipeline.py" in command.words else "Model:") in done.stdout
     if "--check" in command.words:
         assert "The same again" in done.stdout
     if "-o" in command.words:

@@ -21,6 +21,7 @@ from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
 from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run
+from support.documents import leave_own_pipeline
 from support.fake_kfp import Kfp, Kube
 from support.store_servers import fake_gcs_server
 
@@ -123,6 +124,7 @@ def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
     written = {"pipeline": "offline_alignment", "parameters": parameters}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(written))
     (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
+    leave_own_pipeline(tmp_path, tiny_model)
     for name in ("runs/runs/OTHER", "runs/runs/NAME", "runs/first/runs/NAME"):
         finished_run(tmp_path / name)
     monkeypatch.chdir(tmp_path)

@@ -34,12 +34,14 @@ from kubealign_components.data.shards import (
     read_groups,
 )
 from kubealign_components.data.stats import Stats
+from kubealign_components.data.unpacked import json_columns, unpacked
 from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch, StoreError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.store import beside, join, scheme_of, store_for
 
 if TYPE_CHECKING:
     import datasets
+    import pandas
 
 R = TypeVar("R")
 A = TypeVarTuple("A")
@@ -84,6 +86,22 @@ class Dataset:
         if not manifest.rows and not allow_empty:
             raise EmptyDataset(f"{uri} ({manifest.schema}) has no rows: {_why_empty(manifest)}")
         return cls(uri, manifest)
+
+    def __repr__(self) -> str:
+        dropped = sum(self.manifest.stats.get("dropped", {}).values())
+        lost = f", {dropped} dropped" if dropped else ""
+        return f"<{self.manifest.schema} {self.manifest.slug!r}: {self.rows} rows{lost}, {self.uri}>"
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __bool__(self) -> bool:
+        """A dataset is one without rows, too, as models may be."""
+        return True
+
+    def __iter__(self) -> Iterator[JsonObject]:
+        """Rows for people, in order: chats, tools and metadata as lists and mappings."""
+        return map(unpacked, self.iter_rows())
 
     @property
     def rows(self) -> int:
@@ -143,6 +161,14 @@ class Dataset:
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
         return pa.Table.from_batches(self.batches(columns, batch_rows=65536), schema=schema)
+
+    def to_pandas(self, columns: Sequence[str] | None = None) -> pandas.DataFrame:
+        """The rows as a frame, in memory; chats, tools and metadata as in :meth:`__iter__`."""
+        table = self.table(columns)
+        frame: pandas.DataFrame = table.to_pandas()
+        for name in json_columns(table.schema):
+            frame[name] = [unpacked(row)[name] for row in table.select([name]).to_pylist()]
+        return frame
 
     def to_datasets(self, columns: Sequence[str] | None = None) -> datasets.Dataset:
         """The rows as a ``datasets.Dataset``, in memory; chats and tools are JSON text in it."""

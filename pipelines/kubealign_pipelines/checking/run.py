@@ -48,11 +48,12 @@ def check_run(
     here: bool = False,
     process: bool = False,
     shape: Mapping[str, object] | None = None,
+    assumed: Mapping[str, object] | None = None,
 ) -> Report:
     """Everything that can be known of a run before it starts.
 
     Args:
-        pipeline: by name.
+        pipeline: by name, or the file of one's own.
         values: its parameters.
         settings: what is fixed at compile time.
         complete: whether required parameters must be there, and models and sources be looked at: a pipeline
@@ -61,8 +62,11 @@ def check_run(
         process: whether its stages run in this environment, and not in images of their own.
         shape: where the pipeline is compiled already, the parameters by which its stages were chosen; then
             this is its first task, in an image that may lack what a user's reward functions import.
+        assumed: parameters that are given where the pipeline has them and ``values`` have not.
     """
     graph, refused = _graph(pipeline, values if shape is None else shape, settings)
+    settable = {parameter.name for parameter in graph.settings()}
+    values = {name: value for name, value in (assumed or {}).items() if name in settable} | dict(values)
     if shape is not None:
         refused = [*refused, *_other_stages(pipeline, graph, shape, values, settings)]
         values = _given(graph, values)

@@ -6,12 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from kubealign_components.config import did_you_mean
+from kubealign_pipelines.own_pipelines import is_own
 
 
 class PipelineName(click.Choice[str]):
-    """The name of a pipeline, or of a run file that comes along."""
+    """A pipeline by name, that of a run file that comes along, or the file of a pipeline of one's own."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """``value``; a file is looked at when it is needed."""
+        return value if is_own(value) else super().convert(value, param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The names that begin so, or else files."""
+        return super().shell_complete(ctx, param, incomplete) or [CompletionItem(incomplete, type="file")]
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:  # noqa: ARG002
         """What stands after "Invalid value for"; other files and assignments have options of their own."""

@@ -44,7 +44,7 @@ def submit(
     run = given.checked()
     with compiled(run) as (package, parameters):
         cluster = connect()
-        name = name or f"{run.pipeline} {datetime.now():%Y-%m-%d %H-%M-%S}"
+        name = name or f"{run.name} {datetime.now():%Y-%m-%d %H-%M-%S}"
         run_id = cluster.submit(package, parameters, name=name, **placed)
     say(f"{run_id}  {name}\n{cluster.link(run_id)}".rstrip())
     if wait:

@@ -68,7 +68,7 @@ def compile_(given: Given, output: Path | None, form: str) -> None:
     from kubealign_pipelines.compiler import compile_pipeline
 
     run = given.checked(complete=False)
-    path = output or Path(f"{run.pipeline}.yaml")
+    path = output or Path(f"{run.name}.yaml")
     graph = compile_pipeline(run.pipeline, path, run.compile, run.parameters, defaults=True)
     if form == "kubernetes":
         from kubealign.cluster.objects import pipeline_objects, write_objects
@@ -115,10 +115,10 @@ def run_(
     for note in [reuse_text(results), *notes_on(results)]:
         if note:
             console.print(note)
-    console.print(number_table("Evaluation", results.evaluation))
-    console.print(
-        f"Model:   {results.folder / 'model'}\nSummary: {results.folder / 'summary.html'}", soft_wrap=True
-    )
+    if results.evaluation:
+        console.print(number_table("Evaluation", results.evaluation))
+    made = f"Model:   {results.folder / 'model'}" if results.model else f"Made:    {results.outputs[-1].path}"
+    console.print(f"{made}\nSummary: {results.folder / 'summary.html'}", soft_wrap=True)
 
 
 @main.command("lineage")

@@ -55,6 +55,10 @@ Tokens = dict[str, float]
 """By kind of work: sample, score, train."""
 
 
+PROMPT_LIMIT = 2048
+"""Tokens of the longest prompt where no stage of the pipeline limits them."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assumptions:
     """What an estimate takes for granted; all of it is printed."""
@@ -238,7 +242,8 @@ def longest_completion(graph: Graph, values: Mapping[str, object]) -> int:
         ConfigError: parameters that a stage refuses.
     """
     taken, _ = _configs(graph, values)
-    return max(int(config.sampling.max_new_tokens) for _, config in taken if hasattr(config, "sampling"))
+    sampled = (int(config.sampling.max_new_tokens) for _, config in taken if hasattr(config, "sampling"))
+    return max(sampled, default=Assumptions().completion_tokens)
 
 
 def _configs(graph: Graph, values: Mapping[str, object]) -> tuple[list[tuple[Task, Any]], Recipe]:
@@ -274,14 +279,16 @@ class Recipe:
     @classmethod
     def of(cls, configs: Mapping[str, Any], values: Mapping[str, object]) -> Recipe:
         """The recipe of the stages' configs by function; ``evaluate`` samples as ``sample`` did."""
-        completions = configs["evaluate"].sampling.n
+        sampler = configs.get("evaluate") or configs.get("sample")  # a pipeline of one's own may have neither
+        completions = sampler.sampling.n if sampler else 1
+        filtered = configs.get("filter")
         select = configs.get("select")
         pairs = select.pairs_per_prompt if select is not None and select.pairwise else 0
         labelled = "sample" not in configs
         selected = min(2 * pairs if labelled else completions, 2 * pairs) if pairs else completions
         before = values.get("logprobs_order") == "before"
         return cls(
-            prompt_limit=configs["filter"].max_prompt_len,
+            prompt_limit=filtered.max_prompt_len if filtered else PROMPT_LIMIT,
             completions=completions,
             selected=selected,
             pairs=pairs,

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
-from kubealign.local.runs import DIRECTORIES
+import yaml
+
+from kubealign.local.runs import DIRECTORIES, RunInfo, find_run
 from kubealign.local.watcher import TaskRun, Watcher
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.manifest import MANIFEST, Manifest
+from kubealign_components.data.schemas import MODEL
+from kubealign_components.errors import NotFound
 from kubealign_pipelines.graph import Graph, Task
+
+V = TypeVar("V")
 
 USUAL_NAMES = {
     "import_prompts": "prompts",
@@ -105,18 +113,40 @@ class Results:
         models = list(self.outputs_of("system.Model"))
         return models[-1].path if models else None
 
+    @property
+    def datasets(self) -> dict[str, Dataset]:
+        """What the stages made, by stage; of a stage that stands twice the later ones are numbered."""
+        return self._made(lambda made: made.manifest.schema != MODEL)
+
+    @property
+    def models(self) -> dict[str, Dataset]:
+        """The models that were trained, by stage: ``uri`` is a model's directory, rows are its log."""
+        return self._made(lambda made: made.manifest.schema == MODEL)
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """The numbers of each stage, by stage: rows in and out, what was counted and what was measured."""
+        named = _numbered((row.stage, row) for row in self.stages)
+        return {
+            stage: {"rows_in": row.rows_in, "rows_out": row.rows_out, **row.counts, **row.numbers}
+            for stage, row in named.items()
+        }
+
     def by_usual_name(self) -> dict[str, Path]:
         """The datasets and models by the names of :data:`USUAL_NAMES`; of a stage that stands twice the later
         ones are numbered."""
-        named: dict[str, Path] = {}
+        named = ((USUAL_NAMES.get(stage, stage), path) for stage, path, _ in self._opened())
+        return _numbered(named)
+
+    def _made(self, wanted: Callable[[Dataset], bool]) -> dict[str, Dataset]:
+        return _numbered((stage, made) for stage, _, made in self._opened() if wanted(made))
+
+    def _opened(self) -> Iterator[tuple[str, Path, Dataset]]:
+        """Stage, folder and content of each dataset and model."""
         for output in self.outputs:
             if output.type in DIRECTORIES and output.exists:
-                made = Dataset.open(str(output.path), allow_empty=True).manifest
-                stage = str(made.provenance.step["stage"])
-                usual = USUAL_NAMES.get(stage, stage)
-                number = 1 + sum(name.partition("-")[0] == usual for name in named)
-                named[usual if number == 1 else f"{usual}-{number}"] = output.path
-        return named
+                made = Dataset.open(str(output.path), allow_empty=True)
+                yield str(made.manifest.provenance.step["stage"]), output.path, made
 
     @property
     def evaluation(self) -> dict[str, float]:
@@ -147,6 +177,58 @@ class Results:
                 for o in self.outputs
             ],
         }
+
+
+def load_run(place: str | Path) -> Results:
+    """What a run that ended here left: its datasets, models and numbers.
+
+    Args:
+        place: folder of the run, its name below ``runs/runs``, or an output folder for the newest run in it.
+
+    Raises:
+        NotFound: there is no such run, or it has left no results yet.
+    """
+    run = find_run(str(place))
+    if run is None:
+        raise NotFound(f"{place}: no run is there, and none below runs/ has that name; see `kubealign ls`")
+    if not run.results:
+        raise NotFound(f"{run.folder.path}: this run has left no results yet; it is {run.state}")
+    return _read_results(run)
+
+
+def _read_results(run: RunInfo) -> Results:
+    folder, content = run.folder, run.results
+    return Results(
+        pipeline=content.get("pipeline", ""),
+        folder=folder.path,
+        parameters=yaml.safe_load(folder.parameters.read_text()) if folder.parameters.is_file() else {},
+        seconds=content.get("seconds", 0.0),
+        stages=[StageRow(**row) for row in content.get("stages", ())],
+        outputs=[
+            Output(
+                task=made["task"],
+                title=made["task"].replace("-", " "),
+                output=made["output"],
+                type=made["type"],
+                path=folder.path / made["path"],
+                metadata={},
+            )
+            for made in run.outputs
+        ],
+    )
+
+
+def _numbered(pairs: Iterable[tuple[str, V]]) -> dict[str, V]:
+    """``pairs`` as a mapping; a name that stands again gets a number."""
+    named: dict[str, V] = {}
+    for name, value in pairs:
+        number = next(n for n in count(1) if _with_number(name, n) not in named)
+        named[_with_number(name, number)] = value
+    return named
+
+
+def _with_number(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"
 
 
 def find_outputs(graph: Graph, artifacts: Path, runs: Sequence[TaskRun]) -> list[Output]:

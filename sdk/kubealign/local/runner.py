@@ -82,9 +82,10 @@ def run_local(run: RunFile, *, output: Path, name: str = "", progress: Progress 
 
 
 def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Results:
-    parameters = {WORK: str(work), **run.parameters}
     with _discarded_on_error(folder):
-        graph = compile_pipeline(run.pipeline, folder.pipeline, run.compile, parameters)
+        graph = compile_pipeline(run.pipeline, folder.pipeline, run.compile, run.parameters)
+        own = {WORK: str(work)} if WORK in graph.parameters else {}
+        parameters = {**own, **run.parameters}
         complete = check_parameters(graph, parameters)
         given = {name: complete[name] for name in graph.given(fold(graph, parameters).values)}
         if run.local.runner == "docker":  # a container sees the work prefix, but not the files of functions
@@ -129,10 +130,12 @@ def _header(
     yield f"Time:  about {duration(expected.total())} by the estimate, corrected as it goes"
     again = f", attempt {folder.attempt}" if folder.attempt > 1 else ""
     yield f"Into:  {folder.path}{again}"
-    yield f"There: {_finished(str(parameters[WORK]))}"
+    yield f"There: {_finished(str(parameters.get(WORK, '')))}"
 
 
 def _finished(work: str) -> str:
+    if not work:
+        return "nothing that is kept between runs: the pipeline has no parameter work"
     if "://" in work:
         return f"rows and checkpoints that earlier runs left in {work} are taken"
     stages = {p.name for p in Path(work).glob("*") if p.is_dir() and p.name != FINISHED}
@@ -198,7 +201,8 @@ def _leave(folder: RunFolder, results: Results, failure: RunFailed | None) -> No
 def _runner(run: RunFile, parameters: JsonObject, folder: RunFolder) -> SubprocessRunner | DockerRunner:
     if run.local.runner == "process":
         return local.SubprocessRunner(use_venv=False)
-    work = [] if "://" in parameters[WORK] else [Path(parameters[WORK])]
+    given = str(parameters.get(WORK) or "")
+    work = [Path(given)] if given and "://" not in given else []
     return docker_runner(parameters, artifacts=folder.artifacts, writable=work, settings=run.local.container)
 
 

@@ -1,0 +1,110 @@
+"""Pipelines of a user's own: a Python file with a function of its name, which gives the graph."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from kubealign_components.config import require
+from kubealign_components.errors import ConfigError, KubeAlignError
+from kubealign_components.own_stage import where
+from kubealign_pipelines.rules import Rules
+
+if TYPE_CHECKING:
+    from kfp.dsl.graph_component import GraphComponent
+
+    from kubealign_pipelines.resources import CompileSettings
+
+SUFFIX = ".py"
+_BUILT: dict[str, Rules] = {}
+"""Rules of the pipelines that were built, by the names that their graphs have."""
+_LOADED: dict[tuple[Path, int], ModuleType] = {}
+"""Files as they were at a time."""
+
+
+def is_own(name: str) -> bool:
+    """Whether ``name`` is that of a file, and of no pipeline that comes along."""
+    return name.endswith(SUFFIX)
+
+
+def build_own(name: str, settings: CompileSettings) -> GraphComponent:
+    """The pipeline in the file ``name``.
+
+    Raises:
+        ConfigError: no such file, one that cannot be executed, or one that makes no pipeline.
+    """
+    from kfp.dsl.graph_component import GraphComponent
+
+    from kubealign_pipelines.resources import Placement
+
+    module = load_own(name)
+    path = Path(str(module.__file__))
+    rules, function = _rules_in(module), vars(module).get(path.stem)
+    require(callable(function), "pipeline", name, f"a file with a function {path.stem}(place)")
+    assert callable(function)
+    try:
+        built = function(Placement(settings))
+    except KubeAlignError:
+        raise
+    except (Exception, SystemExit) as error:  # code of a user may raise anything
+        raise ConfigError("pipeline", name, f"a pipeline ({where(error, str(path))})") from error
+    require(
+        isinstance(built, GraphComponent), "pipeline", name, f"a pipeline that {path.stem}(place) returns"
+    )
+    assert isinstance(built, GraphComponent)
+    _BUILT[built.pipeline_spec.pipeline_info.name.replace("-", "_")] = rules
+    return built
+
+
+def own_rules(name: str) -> Rules:
+    """Rules of the pipeline of that name, or in that file; a file may have some as RULES.
+
+    Raises:
+        ConfigError: no such file, and none that was built under that name.
+    """
+    if is_own(name):
+        return _rules_in(load_own(name))
+    require(name in _BUILT, "pipeline", name, "a pipeline that comes along, or a file my_pipeline.py")
+    return _BUILT[name]
+
+
+def load_own(name: str) -> ModuleType:
+    """The module of the file ``name``.
+
+    Raises:
+        ConfigError: no such file, or one that cannot be executed.
+    """
+    path = Path(name).expanduser().resolve()
+    require(path.is_file(), "pipeline", name, "a pipeline that comes along, or a Python file that is there")
+    changed = path.stat().st_mtime_ns
+    if (path, changed) not in _LOADED:
+        _LOADED[path, changed] = _executed(path)
+    return _LOADED[path, changed]
+
+
+def _executed(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"kubealign_own_pipeline_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(path.parent))  # for modules beside it
+    try:
+        spec.loader.exec_module(module)
+    except KubeAlignError:
+        raise
+    except (Exception, SystemExit) as error:  # code of a user may raise anything
+        expected = f"a file that Python can execute ({where(error, str(path))})"
+        raise ConfigError("pipeline", str(path), expected) from error
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _rules_in(module: ModuleType) -> Rules:
+    rules = vars(module).get("RULES", Rules())
+    require(isinstance(rules, Rules), "RULES", type(rules).__name__, "kubealign_pipelines.Rules")
+    assert isinstance(rules, Rules)
+    return rules

@@ -1,0 +1,172 @@
+"""Pipelines and stages of a user's own: what is understood, and what is refused with file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from kubealign.cli.main import main
+from kubealign_components.errors import ConfigError, Unexpected
+from kubealign_components.own_stage import read_stage, where
+from kubealign_pipelines import build, rules
+from kubealign_pipelines.compiler import graph_of
+from kubealign_pipelines.own_stages import own_stage
+from support.documents import PAGE, leave_own_pipeline, shown_file
+
+STAGE = """\
+from dataclasses import dataclass
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    {field}
+
+def run(config, *, rows, output):
+    pass
+"""
+SOUND = STAGE.format(field="a: int = 1")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files of the page, a run file, and some prompts."""
+    leave_own_pipeline(tmp_path, tiny_model)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def kubealign(*words: str) -> Result:
+    return CliRunner().invoke(main, words)
+
+
+def test_the_page_shows_twenty_lines_and_forty() -> None:
+    for name, most in (("my_pipeline.py", 20), ("short_prompts.py", 40)):
+        lines = [line for line in shown_file(PAGE, name).splitlines()[1:] if line.strip()]
+        assert len(lines) <= most
+
+
+def test_its_graph_is_compiled_with_settings_and_the_module(folder: Path) -> None:
+    done = kubealign("compile", "-f", "mine.yaml", "-o", "compiled.yaml")
+    assert done.exit_code == 0, done.output
+    assert "my-pipeline, 7 tasks" in done.output
+    spec, platform = yaml.safe_load_all((folder / "compiled.yaml").read_text())
+    executors = spec["deploymentSpec"]["executors"]
+    own = executors["exec-short-prompts"]["container"]
+    assert own["resources"]["memoryLimit"] or own["resources"]["resourceMemoryLimit"] == "3Gi"
+    assert "too_many_words" in "".join(own["command"] + own["args"])
+    assert "exec-short-prompts" in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+def test_its_settings_have_names_and_are_checked(folder: Path) -> None:
+    assert kubealign("check", "-f", "mine.yaml", "--here").exit_code == 0
+    shown = kubealign("params", "my_pipeline.py", "--all")
+    assert "sample_top_p" in shown.output
+    assert "Longest prompt that stays, in words." in shown.output
+    for given, expected in {
+        "most_words=0": "most_words=0: expected a positive number",
+        "most_word=3": "did you mean most_words",
+        "sample_n=-1": "sample_n=-1",
+        "sample_top_k=1": "sample_top_k",
+        "compile.stages.short_promts.memory=1Gi": "short_promts",
+        "policy=nowhere": "policy='nowhere'",
+    }.items():
+        refused = kubealign("check", "-f", "mine.yaml", "--here", "--set", given)
+        assert refused.exit_code == 2, given
+        assert expected in refused.output
+        assert "Traceback" not in refused.output
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "a Python file that is there"),
+        ("def pipe(:\n", "SyntaxError: invalid syntax, line 1"),
+        ("import json\n\njson.loads('{')\n", "line 3"),
+        ("import nowhere_at_all\n", "No module named 'nowhere_at_all', line 1"),
+        ("x = 1\n", "a function pipe(place)"),
+        ("def pipe(place):\n    return 1\n", "a pipeline that pipe(place) returns"),
+        (
+            "def pipe(place):\n    x = 1\n    return x.task\n",
+            "no attribute 'task', line 3",
+        ),
+        ("RULES = 1\ndef pipe(place):\n    pass\n", "kubealign_pipelines.Rules"),
+    ],
+)
+def test_a_file_that_makes_no_pipeline_is_refused(tmp_path: Path, text: str | None, expected: str) -> None:
+    path = tmp_path / "pipe.py"
+    if text is not None:
+        path.write_text(text)
+    done = kubealign("compile", str(path), "-o", str(tmp_path / "out.yaml"))
+    assert done.exit_code == 2, done.output
+    assert expected in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_file_that_changes_is_read_again(folder: Path) -> None:
+    path = folder / "my_pipeline.py"
+    assert "most_words" in graph_of(build(str(path)), str(path)).parameters
+    path.write_text(path.read_text().replace("most_words: int = 6", "most_words: int = 7, unused: str = ''"))
+    assert graph_of(build(str(path)), str(path)).parameters["most_words"].default == 7
+    assert rules("my_pipeline").choices == ()
+    with pytest.raises(ConfigError, match=r"a file my_pipeline\.py"):
+        rules("nothing_that_was_built")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("filter.py", SOUND, "like no stage that there is"),
+        ("two words.py", SOUND, "called like a function"),
+        ("own.txt", "", "a Python file"),
+        ("own.py", "x = 1\n", "Config, a dataclass"),
+        (
+            "own.py",
+            SOUND.replace("def run", "def ran"),
+            "run(config, *, dataset, output)",
+        ),
+        (
+            "own.py",
+            SOUND.replace("*, rows,", "rows, *,"),
+            "inputs and output by name",
+        ),
+        ("own.py", STAGE.format(field="rows: int = 1"), "settings with other names"),
+        ("own.py", STAGE.format(field="a: set = 1"), "own.Config.a"),
+        ("own.py", "1 / 0\n", "ZeroDivisionError: division by zero, line 1"),
+        ("own.py", f"# {'x' * 70_000}\n", "a module of at most 65536 bytes"),
+    ],
+)
+def test_a_module_that_is_no_stage_is_refused(tmp_path: Path, name: str, text: str, expected: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        own_stage(tmp_path / name)
+    assert expected in str(refused.value)
+
+
+def test_settings_of_every_type_are_parameters(tmp_path: Path) -> None:
+    fields = """a: str
+    b: bool = True
+    c: float = 0.5
+    d: tuple[int, ...] = (1, 2)
+    e: dict[str, int] = __import__("dataclasses").field(default_factory=dict)
+    f: int = 3"""
+    (tmp_path / "typed_stage.py").write_text(STAGE.format(field=fields))
+    inputs = own_stage(tmp_path / "typed_stage.py").component_spec.inputs
+    shown = {name: (one.type, one.default) for name, one in inputs.items() if name != "rows"}
+    assert shown == {
+        "a": ("String", None),
+        "b": ("Boolean", True),
+        "c": ("Float", 0.5),
+        "d": ("List", [1, 2]),
+        "e": ("Dict", {}),
+        "f": ("Integer", 3),
+    }
+
+
+def test_what_a_stage_raises_is_told_with_its_line() -> None:
+    stage = read_stage(SOUND.replace("pass", "{}['x']"), "broken")
+    with pytest.raises(KeyError) as raised:
+        stage.run(None, rows=None, output="")
+    assert where(raised.value, "broken.py") == "KeyError: 'x', line 8"
+    assert issubclass(Unexpected, Exception)
