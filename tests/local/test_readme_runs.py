@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from support.documents import leave_own_pipeline
+from support.documents import blocks, leave_own_pipeline
 from support.small_run import small_run, small_salmon
 from unit.test_readme_commands import Command, of_kind
 
@@ -62,3 +63,20 @@ def test_a_command_that_runs_models_does_what_the_document_says(
         assert "The same again" in done.stdout
     if "-o" in command.words:
         assert (folder / command.words[command.words.index("-o") + 1]).is_file()
+
+
+@pytest.mark.timeout(900)
+def test_the_run_from_python_does_what_the_document_says(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(folders["offline_alignment"], tmp_path / "here", ignore=shutil.ignore_patterns("runs"))
+    monkeypatch.chdir(tmp_path / "here")
+    (block,) = [text for text in blocks("sdk/README.md", "python") if "load_run_file" in text]
+    exec(block, {})
+    shown = capsys.readouterr().out
+    assert "reward_gain" in shown
+    assert "Question" in shown
+    assert "/train/model" in shown
