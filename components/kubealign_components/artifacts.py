@@ -87,11 +87,11 @@ def publish(artifact: Artifact, *pages: Artifact) -> Dataset:
 
 def publish_with_page(artifact: Artifact, report: Artifact) -> Dataset:
     """:func:`publish`, with a page about the rows as the output ``report`` and beside the rows."""
-    from kubealign_components.reports.html import REPORT
+    from kubealign_components.reports.html import write_report
 
     dataset = publish(artifact, report)
     page = _page_of(dataset)
-    store_for(dataset.home).publish(join(dataset.home, REPORT), page.encode())
+    write_report(page, dataset.home)
     write_page(report, page)
     return dataset
 

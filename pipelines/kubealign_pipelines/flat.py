@@ -15,7 +15,6 @@ from itertools import chain
 
 from kubealign_components.config import GROUPS, OPTIONS, Path, SettingGroup, config_in, hints_of
 from kubealign_components.stages import config_class
-from kubealign_pipelines import rules
 from kubealign_pipelines.checking.findings import A_VALUE, PARAMETERS, Finding, belongs_to, error_at
 from kubealign_pipelines.graph import Graph, Source
 
@@ -86,7 +85,7 @@ def _options(graph: Graph) -> Mapping[str, str]:
         if (options := task.arguments.get(OPTIONS, Source())).parameter
         and options.parameter.endswith(f"_{OPTIONS}")
     }
-    return rules(graph.name.replace("-", "_")).options or given
+    return graph.rules.options or given
 
 
 @cache

@@ -12,6 +12,7 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from kubealign_components.json_types import JsonObject
+from kubealign_pipelines import Rules, rules
 
 Json = JsonObject
 CHECK = "check"
@@ -86,6 +87,11 @@ class Graph:
         self.tasks = {task.name: task for task in tasks if task.function != CHECK}
         """In the order in which they can run; all but the one that checks parameters, which is no stage and
         reads whatever others read."""
+
+    @property
+    def rules(self) -> Rules:
+        """What no stage alone can check of its parameters."""
+        return rules(self.name.replace("-", "_"))
 
     def settings(self) -> list[Parameter]:
         """All that a run file may set, in whatever shape of the pipeline."""

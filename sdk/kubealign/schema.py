@@ -72,7 +72,7 @@ def run_file_schema(pipeline: str) -> Schema:
 def _parameters(graphs: Sequence[Graph]) -> Schema:
     parameters = {p.name: p for graph in reversed(graphs) for p in graph.settings()}
     properties: dict[str, Schema] = {name: _of_parameter(p) for name, p in sorted(parameters.items())}
-    choices = {choice.name: choice for choice in rules(graphs[0].name.replace("-", "_")).choices}
+    choices = {choice.name: choice for choice in graphs[0].rules.choices}
     for name, choice in choices.items():
         properties[name]["enum"] = list(choice.values)
     for setting in settings_of(graphs, everywhere=True):

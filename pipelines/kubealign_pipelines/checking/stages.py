@@ -22,7 +22,6 @@ from kubealign_components.config import (
     text_of,
 )
 from kubealign_components.stages import config_class
-from kubealign_pipelines import rules
 from kubealign_pipelines.checking.describe import paths_by_name
 from kubealign_pipelines.checking.findings import (
     A_VALUE,
@@ -117,7 +116,7 @@ def check_stages(graph: Graph, values: Mapping[str, object], *, complete: bool =
     usable = {name: value for name, value in graph.given(fitted).items() if name not in bad}
     missing = {p.name for p in graph.parameters.values() if p.required and p.name not in usable}
     findings += _missing(graph, missing - bad, usable, bad) if complete else []
-    for group in rules(graph.name.replace("-", "_")).one_of:
+    for group in graph.rules.one_of:
         missing |= set(group) if not any(usable.get(name) for name in group) else set()
     later = {n: LATER for n in missing & graph.parameters.keys() if graph.parameters[n].type == "STRING"}
     defaults = {p.name: p.default for p in graph.parameters.values() if not p.required}
@@ -251,7 +250,7 @@ def _unknown(graph: Graph, values: Mapping[str, object]) -> Iterator[Finding]:
     for name, value in values.items():
         if name not in names:
             yield error_at((PARAMETERS, name), value, _full_name(graph, name, names))
-    for choice in rules(graph.name.replace("-", "_")).choices:
+    for choice in graph.rules.choices:
         value = values.get(choice.name, choice.values[0])
         if value not in choice.values:
             allowed = ", ".join(sorted(choice.values))
@@ -267,7 +266,7 @@ def _missing(
     for name in sorted(missing):
         text = f"a value, it has no default: {graph.parameters[name].description}"
         yield error_at((PARAMETERS, name), None, text)
-    for group in rules(graph.name.replace("-", "_")).one_of:
+    for group in graph.rules.one_of:
         asked = group[0] in graph.parameters and not bad & set(group)
         if asked and not any(usable.get(name) for name in group):
             yield error_at((PARAMETERS, group[0]), None, f"a value for {' or '.join(group)}")
