@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kubealign_components.config import require
 from kubealign_components.errors import ConfigError, KubeAlignError
+from kubealign_components.named_paths import FILE, kind_at, named_path
 from kubealign_components.own_stage import where
 from kubealign_pipelines.rules import Rules
 
@@ -77,8 +78,10 @@ def load_own(name: str) -> ModuleType:
     Raises:
         ConfigError: no such file, or one that cannot be executed.
     """
-    path = Path(name).expanduser().resolve()
-    require(path.is_file(), "pipeline", name, "a pipeline that comes along, or a Python file that is there")
+    named = named_path(name)
+    expected = "a pipeline that comes along, or a Python file that is there"
+    require(kind_at(named) == FILE, "pipeline", name, expected)
+    path = named.resolve()
     changed = path.stat().st_mtime_ns
     if (path, changed) not in _LOADED:
         _LOADED[path, changed] = _executed(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kubealign_components.config import require, require_choice
+from kubealign_components.named_paths import FOLDER, kind_at
 from kubealign_components.store import scheme_of
 
 if TYPE_CHECKING:
@@ -98,11 +99,11 @@ def _scalar(value: str) -> str:
 
 def _beside(place: str, path: Path) -> str:
     """``place``, relative to the run file at ``path`` where it is on this machine."""
-    if scheme_of(place) != "file" or not Path(place).exists() or Path(place).is_absolute():
+    if scheme_of(place) != "file" or not kind_at(Path(place)) or Path(place).is_absolute():
         return place
     relative = os.path.relpath(place, path.parent)
     # A folder might be taken for an id of the hub.
-    return f"./{relative}" if Path(place).is_dir() and not relative.startswith(".") else relative
+    return f"./{relative}" if kind_at(Path(place)) == FOLDER and not relative.startswith(".") else relative
 
 
 def _function_beside(reward: str, path: Path) -> str:
@@ -111,5 +112,5 @@ def _function_beside(reward: str, path: Path) -> str:
 
 
 def _require_remote(field: str, place: str) -> None:
-    here = scheme_of(place) == "file" and (Path(place).exists() or place.startswith((".", "/", "~")))
+    here = scheme_of(place) == "file" and (kind_at(Path(place)) or place.startswith((".", "/", "~")))
     require(not here, field, place, "what pods can read: gs://, s3:// or a hub id, no path of this machine")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from kubealign.cli.arguments import LocalPath
 from kubealign.cli.options import show_findings
 from kubealign.cli.terminal import say
 from kubealign.starter import CLUSTER, LAPTOP, PLACES, REWARDS, TASKS, Starter
@@ -45,7 +46,7 @@ _CHOICES = {"place": PLACES, "task": TASKS}
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     default=Path("run.yaml"),
     show_default=True,
     help="File to write; one that is there stays.",
