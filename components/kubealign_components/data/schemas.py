@@ -190,7 +190,7 @@ class ImportedCompletion(_CompletionText):
 
 
 class Completion(_CompletionText):
-    """A completion with its tokens (from :data:`TOKENIZED` on); selected by labels it has no reward."""
+    """A completion with its tokens (from :data:`TOKENIZED` on); without a reward where none was given."""
 
     token_ids: list[int]
     num_tokens: int
@@ -200,7 +200,7 @@ class Completion(_CompletionText):
 
 
 class RewardedCompletion(_CompletionText):
-    """A completion with its reward (:data:`REWARDED`, :data:`EVALUATION`)."""
+    """A completion with its reward (:data:`REWARDED`)."""
 
     token_ids: list[int]
     num_tokens: int
@@ -288,9 +288,9 @@ class EvaluationRow(TypedDict):
 
     prompt_id: str
     messages: str
-    reference: list[RewardedCompletion]
-    aligned: list[RewardedCompletion]
-    reward_difference: float
+    reference: list[Completion]
+    aligned: list[Completion]
+    reward_difference: float | None
 
 
 class OpinionRow(TypedDict):

@@ -10,6 +10,7 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import canonical_json
 from kubealign_components.data.lineage import LineageStep, steps_of
 from kubealign_components.data.models import ModelFiles
+from kubealign_components.data.schemas import TokenizedRow
 from kubealign_components.engines.generation import SamplingSpec, recorded
 from kubealign_components.engines.rewards import Rewarder, reward_params
 from kubealign_components.errors import ConfigError, DataError
@@ -60,7 +61,7 @@ def check_split(model: Dataset, fraction: float, seed: int) -> None:
 def check_tokens(
     aligned: ModelFiles,
     ends: Sequence[int],
-    row: JsonObject,
+    row: TokenizedRow,
     settings: TemplateSettings | None = None,
 ) -> None:
     """Raise :class:`DataError` unless the aligned model begins and ends a turn as the reference did.

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kubealign_components.data.bootstrap import bootstrap_interval
-from kubealign_components.json_types import JsonObject
 
 Floats = NDArray[np.float64]
 
@@ -108,25 +107,23 @@ def win_rate(aligned: Floats, reference: Floats) -> float:
     return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
 
 
-def kl_estimate(rows: Sequence[Sequence[JsonObject]]) -> dict[str, float]:
+def kl_estimate(ratios: Sequence[Floats], tokens: int) -> dict[str, float]:
     """KL(aligned || reference) in nats from completions that the aligned policy sampled.
 
     The mean of log π(y|x) − log π_ref(y|x) over y from π: unbiased for the policy itself, that is for
     sampling at temperature 1 and top_p 1. A truncated completion counts with what it has.
 
     Args:
-        rows: completions of each prompt, with ``sampler_logprob`` (under the aligned policy),
-            ``logprob`` (under the reference) and ``num_tokens``.
+        ratios: of each prompt, the log-ratios of its completions in nats, shape (completions,).
+        tokens: of all completions.
     """
-    ratios = [np.array([c["sampler_logprob"] - c["logprob"] for c in row]) for row in rows]
-    tokens = sum(c["num_tokens"] for row in rows for c in row)
     means = np.array([ratio.mean() for ratio in ratios])
     spread = means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else 0.0
     return {
         "kl_per_completion": float(means.mean()),
         "kl_standard_error": float(spread),
         "kl_per_token": float(sum(ratio.sum() for ratio in ratios) / tokens),
-        "kl_prompts": float(len(rows)),
+        "kl_prompts": float(len(ratios)),
     }
 
 

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kubealign_components.data.arrow_take import keep
-from kubealign_components.data.chunks import Row
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.schemas import TokenizedRow
 from kubealign_components.data.seeds import is_held_out, unit_interval
 from kubealign_components.data.stats import Stats
 
 
-def held_out(dataset: Dataset, *, fraction: float, seed: int, most: int, stats: Stats) -> list[Row]:
+def held_out(dataset: Dataset, *, fraction: float, seed: int, most: int, stats: Stats) -> list[TokenizedRow]:
     """Rows of the held-out prompts of ``dataset``, ordered by hash.
 
     Args:
@@ -33,7 +33,7 @@ def held_out(dataset: Dataset, *, fraction: float, seed: int, most: int, stats: 
     return [rows[i] for i in order]
 
 
-def _rows_of(dataset: Dataset, prompt_ids: Sequence[str]) -> Iterator[Row]:
+def _rows_of(dataset: Dataset, prompt_ids: Sequence[str]) -> Iterator[TokenizedRow]:
     """The rows of ``prompt_ids``, in the order of ``dataset``."""
     ids = pa.array(prompt_ids, pa.string())
     for batch in dataset.batches(batch_rows=None):

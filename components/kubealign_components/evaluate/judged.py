@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kubealign_components.data.bootstrap import bootstrap_interval
-from kubealign_components.data.chunks import Row
 from kubealign_components.data.fingerprint import slug_word
+from kubealign_components.data.schemas import Completion
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.judge import Judgement, Pair, PairJudge
 from kubealign_components.engines.rewards import flatten_text
-from kubealign_components.json_types import JsonObject
+from kubealign_components.evaluate.answers import ALIGNED, REFERENCE, ComparedPrompt
 from kubealign_components.progress import progress_bar
 
 _PROMPTS_AT_ONCE = 32
@@ -56,7 +56,9 @@ class WinRates:
         return numbers
 
 
-def judged(judge: PairJudge, rows: Sequence[Row], most: int, *, seed: int, stats: Stats) -> WinRates | None:
+def judged(
+    judge: PairJudge, prompts: Sequence[ComparedPrompt], most: int, *, seed: int, stats: Stats
+) -> WinRates | None:
     """Let ``judge`` compare aligned and reference completions, which are samples of equal standing: the first
     with the first, the second with the second, …
 
@@ -65,7 +67,7 @@ def judged(judge: PairJudge, rows: Sequence[Row], most: int, *, seed: int, stats
 
     Args:
         judge: open; it is closed here.
-        rows: prompts with ``messages``, ``reference`` and ``aligned`` completions.
+        prompts: with both sides' completions.
         most: pairs of a prompt.
         seed: of the bootstrap.
         stats: where pairs are counted.
@@ -75,15 +77,15 @@ def judged(judge: PairJudge, rows: Sequence[Row], most: int, *, seed: int, stats
     """
     outcomes: list[np.ndarray] = []
     consistent: list[bool] = []
-    with progress_bar(len(rows), "prompts", "evaluate judge") as bar:
-        for start in range(0, len(rows), _PROMPTS_AT_ONCE):
-            for pairs in _judge(judge, rows[start : start + _PROMPTS_AT_ONCE], most):
+    with progress_bar(len(prompts), "prompts", "evaluate judge") as bar:
+        for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
+            for pairs in _judge(judge, prompts[start : start + _PROMPTS_AT_ONCE], most):
                 stats.counts["judged_pairs"] += len(pairs) - pairs.count(None)
                 stats.counts["judged_pairs_over_length"] += pairs.count(None)
                 consistent += [j.consistent for pair in pairs for j in pair or ()]
-                outcomes_of_row = [_outcome(pair, judge) for pair in pairs if pair is not None]
-                if outcomes_of_row:
-                    outcomes.append(np.mean(outcomes_of_row, axis=0))
+                outcomes_of_prompt = [_outcome(pair, judge) for pair in pairs if pair is not None]
+                if outcomes_of_prompt:
+                    outcomes.append(np.mean(outcomes_of_prompt, axis=0))
                 bar.update(1)
     judge.close()
     if not outcomes:
@@ -100,17 +102,19 @@ def judged(judge: PairJudge, rows: Sequence[Row], most: int, *, seed: int, stats
     )
 
 
-def _judge(judge: PairJudge, rows: Sequence[Row], most: int) -> list[list[list[Judgement] | None]]:
-    """By row the judgements of its pairs, None for a pair over length; those of equal texts are empty."""
-    pairs = [_pairs(row, most) for row in rows]
-    different = [pair for of_row in pairs for pair in of_row if pair.first != pair.second]
+def _judge(
+    judge: PairJudge, prompts: Sequence[ComparedPrompt], most: int
+) -> list[list[list[Judgement] | None]]:
+    """By prompt the judgements of its pairs, None for a pair over length; those of equal texts are empty."""
+    pairs = [_pairs(prompt, most) for prompt in prompts]
+    different = [pair for of_prompt in pairs for pair in of_prompt if pair.first != pair.second]
     judgements = iter(judge.judge(different))
-    return [[next(judgements) if pair.first != pair.second else [] for pair in of_row] for of_row in pairs]
+    return [[next(judgements) if pair.first != pair.second else [] for pair in own] for own in pairs]
 
 
-def _pairs(row: Row, most: int) -> list[Pair]:
-    messages = json.loads(row["messages"])
-    sides = list(zip(row["aligned"], row["reference"]))[:most]
+def _pairs(prompt: ComparedPrompt, most: int) -> list[Pair]:
+    messages = json.loads(prompt.row["messages"])
+    sides = list(zip(prompt.completions(ALIGNED), prompt.completions(REFERENCE)))[:most]
     return [Pair(messages, _text(aligned), _text(reference)) for aligned, reference in sides]
 
 
@@ -126,5 +130,5 @@ def _win_rate(wins: NDArray[np.float64], seed: int) -> WinRate:
     return WinRate(rate=float(wins.mean()), low=low, high=high)
 
 
-def _text(completion: JsonObject) -> str:
+def _text(completion: Completion) -> str:
     return flatten_text(json.loads(completion["messages"]))

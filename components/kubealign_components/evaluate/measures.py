@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kubealign_components.data.chunks import Row
 from kubealign_components.data.labels import preferred_pairs, verdicts_of
 from kubealign_components.data.models import ModelFiles
+from kubealign_components.data.schemas import Completion
+from kubealign_components.evaluate.answers import ALIGNED, REFERENCE, ComparedPrompt
 from kubealign_components.evaluate.comparison import (
     Side,
     compare,
@@ -19,13 +20,11 @@ from kubealign_components.evaluate.comparison import (
 )
 from kubealign_components.progress import progress_bar
 
-REFERENCE, ALIGNED = "reference", "aligned"
-"""The two sides of a comparison, as the columns of ``kubealign.evaluation/v1`` are called."""
 _PROMPTS_AT_ONCE = 32
 
 
 def measure(
-    rows: Sequence[Row],
+    prompts: Sequence[ComparedPrompt],
     policy: ModelFiles,
     aligned: ModelFiles,
     *,
@@ -33,10 +32,10 @@ def measure(
     dtype: str,
     seed: int,
 ) -> dict[str, float]:
-    """The numbers of the comparison, and each row's ``reward_difference``.
+    """The numbers of the comparison, and each prompt's ``reward_difference``.
 
     Args:
-        rows: held-out prompts with both sides' completions; the reference log-probabilities of aligned
+        prompts: held out, with both sides' completions; the reference log-probabilities of aligned
             completions are filled in.
         policy: the reference policy.
         aligned: the aligned policy.
@@ -44,25 +43,34 @@ def measure(
         dtype: that both are scored in.
         seed: of the bootstraps.
     """
-    reference, ours = [_side(row, REFERENCE) for row in rows], [_side(row, ALIGNED) for row in rows]
-    for row, before, after in zip(rows, reference, ours, strict=True):
-        row["reward_difference"] = mean_difference(before, after)
+    reference, ours = ([_side(prompt, side) for prompt in prompts] for side in (REFERENCE, ALIGNED))
+    for prompt, before, after in zip(prompts, reference, ours, strict=True):
+        prompt.reward_difference = mean_difference(before, after)
     numbers = compare(reference, ours, seed=seed)
-    scored = [(row, row[ALIGNED]) for row in rows[:kl_prompts]]
-    if scored:
-        for (_, completions), values in zip(scored, _logprobs(policy, scored, dtype, "KL"), strict=True):
-            for completion, value in zip(completions, values, strict=True):
-                completion["logprob"] = value
-        numbers |= kl_estimate([completions for _, completions in scored])
-    return numbers | preference_accuracy(_margins(rows, policy, aligned, dtype), seed=seed)
+    if prompts[:kl_prompts]:
+        numbers |= _kl(prompts[:kl_prompts], policy, dtype)
+    return numbers | preference_accuracy(_margins(prompts, policy, aligned, dtype), seed=seed)
+
+
+def _kl(prompts: Sequence[ComparedPrompt], policy: ModelFiles, dtype: str) -> dict[str, float]:
+    """The KL of what the aligned policy sampled; fills in the reference log-probabilities."""
+    answers = [prompt.completions(ALIGNED) for prompt in prompts]
+    asked = [(prompt.row["prompt_token_ids"], own) for prompt, own in zip(prompts, answers)]
+    for own, values in zip(answers, _logprobs(policy, asked, dtype, "KL"), strict=True):
+        for completion, value in zip(own, values, strict=True):
+            completion["logprob"] = value
+    return kl_estimate(list(map(_log_ratios, answers)), sum(c["num_tokens"] for own in answers for c in own))
 
 
 def _margins(
-    rows: Sequence[Row], policy: ModelFiles, aligned: ModelFiles, dtype: str
+    prompts: Sequence[ComparedPrompt], policy: ModelFiles, aligned: ModelFiles, dtype: str
 ) -> list[NDArray[np.float64]]:
     """By prompt with labelled pairs, each pair's chosen log-ratio minus its rejected one, in nats."""
-    labelled = [(row, [c for pair in labelled_completions(row) for c in pair]) for row in rows]
-    asked = [(row, completions) for row, completions in labelled if completions]
+    labelled = [
+        (row["prompt_token_ids"], [c for pair in labelled_completions(row["completions"]) for c in pair])
+        for row in (prompt.row for prompt in prompts)
+    ]
+    asked = [(tokens, completions) for tokens, completions in labelled if completions]
     if not asked:
         return []
     before = _logprobs(policy, asked, dtype, "labels, reference")
@@ -71,21 +79,29 @@ def _margins(
     return [of_prompt[::2] - of_prompt[1::2] for of_prompt in ratios]
 
 
-def labelled_completions(row: Row) -> list[tuple[Row, Row]]:
+def _log_ratios(completions: Sequence[Completion]) -> NDArray[np.float64]:
+    """log π(y|x) − log π_ref(y|x) of what the aligned policy sampled, in nats, shape (completions,)."""
+    sampled, reference = (
+        np.array([c[name] for c in completions], dtype=np.float64) for name in ("sampler_logprob", "logprob")
+    )
+    return sampled - reference
+
+
+def labelled_completions(completions: Sequence[Completion]) -> list[tuple[Completion, Completion]]:
     """The chosen and the rejected completion of each labelled pair of a prompt."""
-    there = [c for c in row["completions"] if c["token_ids"]]
+    there = [c for c in completions if c["token_ids"]]
     chosen, rejected = preferred_pairs(verdicts_of(there), np.zeros(len(there), dtype=np.int64))
     return [(there[i], there[j]) for i, j in zip(chosen, rejected)]
 
 
 def _logprobs(
-    model: ModelFiles, asked: Sequence[tuple[Row, Sequence[Row]]], dtype: str, what: str
+    model: ModelFiles, asked: Sequence[tuple[list[int], Sequence[Completion]]], dtype: str, what: str
 ) -> list[list[float]]:
-    """For each prompt the log-probabilities of the completions beside it under ``model``, in nats."""
+    """For the tokens of each prompt the log-probabilities of the completions beside them, in nats."""
     from kubealign_components.engines.packing import Group
     from kubealign_components.engines.scoring import Scorer
 
-    groups = [Group(row["prompt_token_ids"], [c["token_ids"] for c in own]) for row, own in asked]
+    groups = [Group(tokens, [c["token_ids"] for c in own]) for tokens, own in asked]
     values: list[list[float]] = []
     with (
         Scorer(model.path, dtype=dtype) as scorer,
@@ -98,12 +114,12 @@ def _logprobs(
     return values
 
 
-def _side(row: Row, side: str) -> Side:
-    completions = row[side]
-    rewards = [c["reward"] for c in completions]
+def _side(prompt: ComparedPrompt, side: str) -> Side:
+    answers = prompt.sides[side]
+    rewards = [c["reward"] for c in answers.completions]
     return Side(
         rewards=None if None in rewards else np.array(rewards, dtype=np.float64),
-        lengths=np.array([c["num_tokens"] for c in completions], dtype=np.float64),
-        truncated=row[f"{side}_truncated"],
-        sampled=row[f"{side}_sampled"],
+        lengths=np.array([c["num_tokens"] for c in answers.completions], dtype=np.float64),
+        truncated=answers.truncated,
+        sampled=answers.sampled,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
+from kubealign_components.data.schemas import Completion, EvaluationRow
 from kubealign_components.evaluate.judged import WinRates
 from kubealign_components.reports.html import fitting, messages_text, render
-from kubealign_components.reports.sides import SIDES, length_change, sides_charts
+from kubealign_components.reports.sides import length_change, sides_charts
 
 TEXTS = 60
 """Most prompts whose texts are shown."""
@@ -39,7 +40,7 @@ def report_html(
     numbers: Mapping[str, float],
     verdict: WinRates | None,
     warnings: Sequence[str],
-    rows: Sequence[Any],
+    rows: Sequence[EvaluationRow],
 ) -> str:
     """A self-contained page.
 
@@ -74,7 +75,7 @@ def report_html(
     )
 
 
-def _spread(rows: Sequence[Any]) -> list[Any]:
+def _spread(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
     """At most :data:`TEXTS` rows, in their order: spread evenly over all differences, ends included."""
     if len(rows) <= TEXTS:
         return list(rows)
@@ -83,7 +84,7 @@ def _spread(rows: Sequence[Any]) -> list[Any]:
     return [rows[i] for i in sorted({order[rank] for rank in kept})]
 
 
-def _verdict(numbers: Mapping[str, float], rows: Sequence[Any]) -> str:
+def _verdict(numbers: Mapping[str, float], rows: Sequence[EvaluationRow]) -> str:
     text = f"On {numbers['prompts']:.0f} held-out prompts "
     if "reward_gain" in numbers:
         text += (
@@ -109,17 +110,17 @@ def _verdict(numbers: Mapping[str, float], rows: Sequence[Any]) -> str:
     return text
 
 
-def _tally(rows: Sequence[Any]) -> str:
-    signs = [np.sign(row["reward_difference"]) for row in rows]
+def _tally(rows: Sequence[EvaluationRow]) -> str:
+    signs = [np.sign(row["reward_difference"] or 0.0) for row in rows]
     rose, fell, stayed = (signs.count(sign) for sign in (1, -1, 0))
     return f"The mean rose on {rose} prompts, fell on {fell} and stayed on {stayed}."
 
 
-def _texts(row: Mapping[str, Any], names: tuple[str, str]) -> _Shown:
+def _texts(row: EvaluationRow, names: tuple[str, str]) -> _Shown:
     difference = row["reward_difference"]
     sides = [
-        (name, _facts(row[side][0]), messages_text(row[side][0]["messages"], roles=False))
-        for name, side in zip(names, SIDES)
+        (name, _facts(first), messages_text(first["messages"], roles=False))
+        for name, (first, *_) in zip(names, (row["reference"], row["aligned"]))
     ]
     note = "" if difference is None else f"Difference of the mean rewards of this prompt: {difference:+.4f}"
     return {
@@ -131,6 +132,6 @@ def _texts(row: Mapping[str, Any], names: tuple[str, str]) -> _Shown:
     }
 
 
-def _facts(completion: Mapping[str, object]) -> str:
+def _facts(completion: Completion) -> str:
     reward = "" if completion["reward"] is None else f"reward {completion['reward']:.4f}, "
     return f"{reward}{completion['num_tokens']} tokens, {completion['finish_reason']}"

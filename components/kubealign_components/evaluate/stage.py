@@ -13,7 +13,6 @@ from typing import ClassVar
 
 from kubealign_components.config import SettingGroup, execution, require, semantic_params
 from kubealign_components.data.chat import ChatTemplate, stored_settings
-from kubealign_components.data.chunks import Row
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
 from kubealign_components.data.finished import once, output_request
@@ -22,6 +21,8 @@ from kubealign_components.data.schemas import (
     EVALUATION,
     MODEL,
     Completion,
+    EvaluationRow,
+    TokenizedRow,
     completion_id,
     new_completion,
 )
@@ -38,6 +39,7 @@ from kubealign_components.engines.generation import (
 from kubealign_components.engines.judge import JudgeSpec, PairJudge
 from kubealign_components.engines.rewards import REWARD, Rewarder, RewardSpec, reward_inputs, reward_params
 from kubealign_components.errors import DataError, GateError, NotFound
+from kubealign_components.evaluate.answers import ALIGNED, REFERENCE, Answers, ComparedPrompt
 from kubealign_components.evaluate.comparable import (
     check_rewards,
     check_sampling,
@@ -48,7 +50,7 @@ from kubealign_components.evaluate.comparable import (
 from kubealign_components.evaluate.comparison import warnings
 from kubealign_components.evaluate.held_out import held_out
 from kubealign_components.evaluate.judged import WinRates, judged
-from kubealign_components.evaluate.measures import ALIGNED, REFERENCE, measure
+from kubealign_components.evaluate.measures import measure
 from kubealign_components.evaluate.report import report_html
 from kubealign_components.progress import progress_bar
 from kubealign_components.reports.html import REPORT, copy_report, write_report
@@ -156,13 +158,12 @@ def run(
     policy = find_model(config.policy, config.revision)
     aligned = find_model(model)
     require_policy(policy, rewarded)
-    provenance = _provenance(config, rewarded, (model, model_uri or model), aligned, rewarder, judge)
+    inputs = _Inputs(config, rewarded, policy, aligned, rewarder, judge)
+    provenance = _provenance(inputs, model, model_uri or model)
     tokens = [aligned.tokenizer_digest(), _ends(aligned, rewarded)] if config.work else []
     request = output_request(config, provenance, output, REPORT, checked=tokens)
     try:
-        stats = once(
-            request, lambda: _make(config, rewarded, policy, aligned, rewarder, judge, provenance, output)
-        )
+        stats = once(request, lambda: _make(inputs, provenance, output))
     finally:
         if rewarder is not None:
             rewarder.close()
@@ -171,87 +172,98 @@ def run(
     return stats
 
 
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What an evaluation is made of."""
+
+    config: EvaluateConfig
+    rewarded: Dataset
+    policy: ModelFiles
+    aligned: ModelFiles
+    rewarder: Rewarder | None
+    judge: PairJudge | None
+
+
 def _ends(model: ModelFiles, dataset: Dataset) -> list[int]:
     """The tokens that end the model's turns."""
     return list(ChatTemplate(model, stored_settings(dataset)).end_ids)
 
 
-def _make(
-    config: EvaluateConfig,
-    rewarded: Dataset,
-    policy: ModelFiles,
-    aligned: ModelFiles,
-    rewarder: Rewarder | None,
-    judge: PairJudge | None,
-    provenance: Provenance,
-    output: str,
-) -> Stats:
-    stats = Stats(rows_in=rewarded.rows)
-    prompts = held_out(
-        rewarded,
-        fraction=config.validation_fraction,
-        seed=config.split_seed,
-        most=config.max_prompts,
-        stats=stats,
-    )
-    _require_enough(len(prompts), rewarded.uri, stats)
-    settings = stored_settings(rewarded)
-    template = ChatTemplate(policy, settings)
-    ends, drop = list(template.end_ids), False
-    answered = last_step(rewarded, "sample") is not None
-    if answered:
-        if rewarder is not None:
-            check_rewards(rewarder, rewarded)
-        sampled = check_sampling(config.sampling, rewarded)
-        ends, drop = sampled.models["policy"]["end_tokens"], sampled.params["truncated"] == "drop"
-    check_tokens(aligned, ends, prompts[0], settings)
-    if answered:
-        prompts = _with_references(prompts, rewarded.uri, stats)
-    else:
-        prompts = _answered(config, prompts, REFERENCE, template, rewarder, stats)
-    template = ChatTemplate(aligned, settings)
-    rows = _answered(config, prompts, ALIGNED, template, rewarder, stats, drop_truncated=drop)
-    stats.counts["reference_completions"] += sum(len(row[REFERENCE]) for row in prompts)
+def _make(inputs: _Inputs, provenance: Provenance, output: str) -> Stats:
+    config, rewarder = inputs.config, inputs.rewarder
+    stats = Stats(rows_in=inputs.rewarded.rows)
+    prompts, drop = _references(inputs, stats)
+    template = ChatTemplate(inputs.aligned, stored_settings(inputs.rewarded))
+    compared = _answered(config, prompts, ALIGNED, template, rewarder, stats, drop_truncated=drop)
+    stats.counts["reference_completions"] += sum(len(prompt.completions(REFERENCE)) for prompt in prompts)
     if rewarder is not None:
         rewarder.close()
     numbers = measure(
-        rows,
-        policy,
-        aligned,
+        compared,
+        inputs.policy,
+        inputs.aligned,
         kl_prompts=0 if config.sampling.engine == "fake" else config.kl_prompts,
         dtype=resolved_dtype(config.sampling.dtype),
         seed=config.split_seed,
     )
-    verdict = _verdict(config, judge, rows, stats)
+    verdict = _verdict(config, inputs.judge, compared, stats)
     numbers |= verdict.numbers() if verdict else {}
     stats.numbers.update(numbers)
+    rows = [prompt.evaluation_row() for prompt in compared]
     _write(rows, provenance, stats, output)
-    texts = warnings(numbers, dropped_truncated=drop)
-    for text in texts:
+    collapses = warnings(numbers, dropped_truncated=drop)
+    for text in collapses:
         log.warning(text)
     page = report_html(
-        model=aligned.name,
-        reference=policy.name,
+        model=inputs.aligned.name,
+        reference=inputs.policy.name,
         numbers=numbers,
         verdict=verdict,
-        warnings=texts,
+        warnings=collapses,
         rows=rows,
     )
     write_report(page, output)
     return stats
 
 
-def _provenance(
-    config: EvaluateConfig,
-    rewarded: Dataset,
-    model_paths: tuple[str, str],
-    aligned: ModelFiles,
-    rewarder: Rewarder | None,
-    judge: PairJudge | None,
-) -> Provenance:
-    """Where the evaluation comes from: the model's own story too, when KubeAlign trained it."""
-    inputs = {"rewarded": rewarded}
-    model, uri = model_paths
+def _references(inputs: _Inputs, stats: Stats) -> tuple[list[ComparedPrompt], bool]:
+    """The held-out prompts with the answers of the reference policy, which are there or are sampled here; and
+    whether truncated ones were dropped."""
+    config, rewarded = inputs.config, inputs.rewarded
+    rows = held_out(
+        rewarded,
+        fraction=config.validation_fraction,
+        seed=config.split_seed,
+        most=config.max_prompts,
+        stats=stats,
+    )
+    _require_enough(len(rows), rewarded.uri, stats)
+    settings = stored_settings(rewarded)
+    template = ChatTemplate(inputs.policy, settings)
+    ends, drop = list(template.end_ids), False
+    answered = last_step(rewarded, "sample") is not None
+    if answered:
+        if inputs.rewarder is not None:
+            check_rewards(inputs.rewarder, rewarded)
+        sampled = check_sampling(config.sampling, rewarded)
+        ends, drop = sampled.models["policy"]["end_tokens"], sampled.params["truncated"] == "drop"
+    check_tokens(inputs.aligned, ends, rows[0], settings)
+    prompts = [ComparedPrompt(row) for row in rows]
+    if answered:
+        return _with_references(prompts, rewarded.uri, stats), drop
+    return _answered(config, prompts, REFERENCE, template, inputs.rewarder, stats), drop
+
+
+def _provenance(inputs: _Inputs, model: str, uri: str) -> Provenance:
+    """Where the evaluation comes from: the model's own story too, when KubeAlign trained it.
+
+    Args:
+        inputs: of the evaluation.
+        model: directory or URI of the aligned model.
+        uri: what the manifest says of its place.
+    """
+    config, rewarder, judge = inputs.config, inputs.rewarder, inputs.judge
+    parents = {"rewarded": inputs.rewarded}
     try:
         trained = Dataset.open(model, MODEL, allow_empty=True)
     except NotFound:
@@ -259,7 +271,7 @@ def _provenance(
     else:
         trained = Dataset(uri, trained.manifest)
         check_split(trained, config.validation_fraction, config.split_seed)
-        inputs = {"model": trained, **inputs}
+        parents = {"model": trained, **parents}
     params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}
     return derive(
         "evaluate",
@@ -270,25 +282,22 @@ def _provenance(
             "reward": reward_params(config.reward) if config.reward else None,
             "judge": judge.params if judge else None,
         },
-        inputs=inputs,
-        models={"aligned": aligned.identity()}
+        inputs=parents,
+        models={"aligned": inputs.aligned.identity()}
         | ({"reward": rewarder.identity} if rewarder else {})
         | ({"judge": judge.identity} if judge else {}),
         slug=["evaluated"],
     )
 
 
-def _with_references(prompts: Sequence[Row], where: str, stats: Stats) -> list[Row]:
+def _with_references(prompts: Sequence[ComparedPrompt], where: str, stats: Stats) -> list[ComparedPrompt]:
     """The prompts with the reference policy's completions alone; those without any are dropped, counted."""
-    for row in prompts:
-        row[REFERENCE] = [c for c in row["completions"] if c["reference"]]
-        dropped = row["dropped_completions"] or 0
-        cut = sum(c["finish_reason"] == "length" for c in row[REFERENCE])
-        row[f"{REFERENCE}_sampled"], row[f"{REFERENCE}_truncated"] = (
-            len(row[REFERENCE]) + dropped,
-            cut + dropped,
-        )
-    kept = [row for row in prompts if row[REFERENCE]]
+    for prompt in prompts:
+        own = [c for c in prompt.row["completions"] if c["reference"]]
+        dropped = prompt.row["dropped_completions"] or 0
+        cut = sum(c["finish_reason"] == "length" for c in own)
+        prompt.sides[REFERENCE] = Answers(own, sampled=len(own) + dropped, truncated=cut + dropped)
+    kept = [prompt for prompt in prompts if prompt.completions(REFERENCE)]
     stats.drop("no_reference_completions", len(prompts) - len(kept))
     _require_enough(len(kept), where, stats)
     return kept
@@ -296,54 +305,64 @@ def _with_references(prompts: Sequence[Row], where: str, stats: Stats) -> list[R
 
 def _answered(
     config: EvaluateConfig,
-    prompts: Sequence[Row],
+    prompts: Sequence[ComparedPrompt],
     side: str,
     template: ChatTemplate,
     rewarder: Rewarder | None,
     stats: Stats,
     *,
     drop_truncated: bool = False,
-) -> list[Row]:
+) -> list[ComparedPrompt]:
     """Each prompt with the completions that the template's model gives, rewarded where there is a reward,
-    under the name ``side``; prompts without any are dropped, counted."""
+    as those of ``side``; prompts without any are dropped, counted."""
     model = template.model
-    for row, sampled in zip(prompts, _sample(config.sampling, prompts, template)):
+    for prompt, sampled in zip(prompts, _sample(config.sampling, prompts, template)):
         kept = [s for s in sampled if not (drop_truncated and s.finish_reason == "length")]
-        row[side] = [_completion(row, s, template, model.name, side) for s in kept]
-        row[f"{side}_truncated"] = sum(s.finish_reason == "length" for s in sampled)
-        row[f"{side}_sampled"] = len(sampled)
+        prompt.sides[side] = Answers(
+            [_completion(prompt.row, s, template, model.name, side) for s in kept],
+            sampled=len(sampled),
+            truncated=sum(s.finish_reason == "length" for s in sampled),
+        )
     if rewarder is not None:
         _reward(rewarder, prompts, side, stats)
-    rows = [row for row in prompts if row[side]]
-    stats.counts["aligned_completions"] += sum(len(row[side]) for row in rows) if side == ALIGNED else 0
-    stats.drop(f"no_{side}_completions", len(prompts) - len(rows))
-    _require_enough(len(rows), str(model.path), stats)
-    return rows
+    answered = [prompt for prompt in prompts if prompt.completions(side)]
+    if side == ALIGNED:
+        stats.counts["aligned_completions"] += sum(len(prompt.completions(side)) for prompt in answered)
+    stats.drop(f"no_{side}_completions", len(prompts) - len(answered))
+    _require_enough(len(answered), str(model.path), stats)
+    return answered
 
 
-def _reward(rewarder: Rewarder, prompts: Sequence[Row], side: str, stats: Stats) -> None:
+def _reward(rewarder: Rewarder, prompts: Sequence[ComparedPrompt], side: str, stats: Stats) -> None:
     """Give the completions of ``side`` their rewards; those over length go, counted."""
-    rewards = iter(rewarder.score([i for row in prompts for i in reward_inputs(row, row[side])]))
-    for row in prompts:
-        scored = [c | {"reward": next(rewards)} for c in row[side]]
-        row[side] = [c for c in scored if c["reward"] is not None]
-        stats.counts[f"{side}_over_length"] += len(scored) - len(row[side])
+    rewards = iter(rewarder.score([i for p in prompts for i in reward_inputs(p.row, p.completions(side))]))
+    for answers in (prompt.sides[side] for prompt in prompts):
+        for completion in answers.completions:
+            completion["reward"] = next(rewards)
+        scored = answers.completions
+        answers.completions = [c for c in scored if c["reward"] is not None]
+        stats.counts[f"{side}_over_length"] += len(scored) - len(answers.completions)
 
 
-def _sample(spec: SamplingSpec, prompts: Sequence[Row], template: ChatTemplate) -> list[list[Sampled]]:
+def _sample(
+    spec: SamplingSpec, prompts: Sequence[ComparedPrompt], template: ChatTemplate
+) -> list[list[Sampled]]:
+    rows = [prompt.row for prompt in prompts]
     sampled: dict[str, list[Sampled]] = {}
     with (
         open_engine(spec, template.model.path, template.end_ids) as engine,
-        progress_bar(len(prompts), "prompts", "evaluate") as bar,
+        progress_bar(len(rows), "prompts", "evaluate") as bar,
     ):
-        asked = (Prompt(row["prompt_id"], row["prompt_token_ids"]) for row in prompts)
+        asked = (Prompt(row["prompt_id"], row["prompt_token_ids"]) for row in rows)
         for prompt_id, completions in engine.generate(asked):
             sampled[prompt_id] = completions
             bar.update(1)
-    return [sampled[row["prompt_id"]] for row in prompts]
+    return [sampled[row["prompt_id"]] for row in rows]
 
 
-def _completion(row: Row, sampled: Sampled, template: ChatTemplate, model: str, side: str) -> Completion:
+def _completion(
+    row: TokenizedRow, sampled: Sampled, template: ChatTemplate, model: str, side: str
+) -> Completion:
     return new_completion(
         completion_id=completion_id(row["prompt_id"], sampled.token_ids),
         reference=side == REFERENCE,
@@ -357,20 +376,19 @@ def _completion(row: Row, sampled: Sampled, template: ChatTemplate, model: str, 
 
 
 def _verdict(
-    config: EvaluateConfig, judge: PairJudge | None, rows: Sequence[Row], stats: Stats
+    config: EvaluateConfig, judge: PairJudge | None, prompts: Sequence[ComparedPrompt], stats: Stats
 ) -> WinRates | None:
     if judge is None:
         return None
-    verdict = judged(judge, rows, config.judged_completions, seed=config.split_seed, stats=stats)
+    verdict = judged(judge, prompts, config.judged_completions, seed=config.split_seed, stats=stats)
     if verdict is None:
         log.warning("every question to the judge is over length: it has no verdict")
     return verdict
 
 
-def _write(rows: Sequence[Row], provenance: Provenance, stats: Stats, output: str) -> None:
-    columns = ("prompt_id", "messages", REFERENCE, ALIGNED, "reward_difference")
+def _write(rows: Sequence[EvaluationRow], provenance: Provenance, stats: Stats, output: str) -> None:
     with DatasetWriter(output, EVALUATION, provenance) as writer:
-        writer.write_rows([{name: row[name] for name in columns} for row in rows])
+        writer.write_rows(rows)
         stats.rows_out = writer.rows
         writer.commit(stats)
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from kubealign.cli.console import duration, format_number
 from kubealign.compare.runs import ComparedRun, Floats, RunComparison, mean_reward
-from kubealign_components.data.schemas import EvaluationRow, RewardedCompletion
+from kubealign_components.data.schemas import Completion, EvaluationRow
 from kubealign_components.reports.charts import bounds, histogram
 from kubealign_components.reports.html import fitting, messages_text, render
 
@@ -115,9 +115,8 @@ def shared_texts(runs: Sequence[ComparedRun], prompt_id: str) -> SharedTexts:
     return {"prompt": messages_text(first["messages"]), "sides": sides, "spread": _spread(rows.values())}
 
 
-def _side(name: str, completion: RewardedCompletion) -> tuple[str, str, str]:
-    reward: float | None = completion["reward"]  # there is none where nothing was rewarded
-    facts = "" if reward is None else f"reward {reward:.4g}, "
+def _side(name: str, completion: Completion) -> tuple[str, str, str]:
+    facts = "" if completion["reward"] is None else f"reward {completion['reward']:.4g}, "
     facts += f"{completion['num_tokens']} tokens, {completion['finish_reason']}"
     return name, facts, messages_text(completion["messages"], roles=False)
 

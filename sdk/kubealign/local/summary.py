@@ -21,7 +21,7 @@ from kubealign_components.data.schemas import EVALUATION
 from kubealign_components.reports.graph import Node, picture
 from kubealign_components.reports.html import render
 from kubealign_components.reports.lineage import to_html
-from kubealign_components.reports.sides import sides_charts
+from kubealign_components.reports.sides import SidesRow, sides_charts
 from kubealign_components.whole_file import write_whole
 
 MANY = 0.1
@@ -122,7 +122,7 @@ def _charts(results: Results) -> list[Markup]:
         if output.exists:
             made = Dataset.open(str(output.path), allow_empty=True)
             if made.manifest.schema == EVALUATION and made.rows:
-                return list(sides_charts(list(made.iter_rows(["reference", "aligned", "reward_difference"]))))
+                return list(sides_charts(list(made.iter_rows(of=SidesRow))))
     return []
 
 

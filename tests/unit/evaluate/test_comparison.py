@@ -80,10 +80,7 @@ def test_a_prompt_counts_once_however_many_completions_it_has() -> None:
 
 
 def test_kl_is_the_mean_log_ratio_of_the_prompts() -> None:
-    def completion(aligned: float, reference: float, tokens: int) -> dict[str, Any]:
-        return {"sampler_logprob": aligned, "logprob": reference, "num_tokens": tokens}
-
-    numbers = kl_estimate([[completion(-1, -3, 2), completion(-2, -6, 4)], [completion(-5, -4, 4)]])
+    numbers = kl_estimate([np.array([2.0, 4.0]), np.array([-1.0])], tokens=10)
     assert numbers["kl_per_completion"] == pytest.approx((3 - 1) / 2)
     assert numbers["kl_per_token"] == pytest.approx((2 + 4 - 1) / 10)
     assert numbers["kl_standard_error"] == pytest.approx(np.std([3, -1], ddof=1) / np.sqrt(2))
@@ -93,10 +90,7 @@ def test_kl_estimates_the_divergence_of_two_known_distributions() -> None:
     policy, reference = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
     drawn = np.random.default_rng(0).choice(3, p=policy, size=(500, 20))
     ratio = np.log(policy / reference)
-    rows = [
-        [{"sampler_logprob": float(ratio[i]), "logprob": 0.0, "num_tokens": 1} for i in row] for row in drawn
-    ]
-    numbers = kl_estimate(rows)
+    numbers = kl_estimate(list(ratio[drawn]), tokens=drawn.size)
     exact = float(np.sum(policy * ratio))
     assert abs(numbers["kl_per_completion"] - exact) < 4 * numbers["kl_standard_error"]
     assert numbers["kl_standard_error"] < 0.02

@@ -6,10 +6,9 @@ import time
 
 import pytest
 
-from kubealign_components.data.chunks import Row
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.schemas import REWARDED, new_completion
+from kubealign_components.data.schemas import REWARDED, TokenizedRow, new_completion
 from kubealign_components.data.seeds import is_held_out, unit_interval
 from kubealign_components.data.stats import Stats
 from kubealign_components.evaluate.held_out import held_out
@@ -40,8 +39,10 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         return writer.commit(Stats(rows_in=ROWS, rows_out=ROWS))
 
 
-def by_loop(dataset: Dataset, fraction: float, seed: int, most: int) -> list[Row]:
-    rows = [row for row in dataset.iter_rows() if is_held_out(row["prompt_id"], fraction, seed)]
+def by_loop(dataset: Dataset, fraction: float, seed: int, most: int) -> list[TokenizedRow]:
+    rows = [
+        row for row in dataset.iter_rows(of=TokenizedRow) if is_held_out(row["prompt_id"], fraction, seed)
+    ]
     return sorted(rows, key=lambda r: (unit_interval(seed, "validation", r["prompt_id"]), r["prompt_id"]))[
         :most
     ]

@@ -80,8 +80,7 @@ def test_the_accuracy_counts_prompts_once_and_ties_half() -> None:
 def test_pairs_of_a_prompt_go_by_their_order() -> None:
     made = [("a", "chosen"), ("b", "rejected"), ("c", "chosen"), ("d", None)]
     completions = [{**new_completion(completion_id=i, label=label), "token_ids": [1]} for i, label in made]
-    row = {"completions": completions}
-    found = [(a["completion_id"], b["completion_id"]) for a, b in labelled_completions(row)]
+    found = [(a["completion_id"], b["completion_id"]) for a, b in labelled_completions(completions)]
     assert found == [("a", "b"), ("c", "b")]
 
 
@@ -91,8 +90,5 @@ def test_pairs_of_a_prompt_are_the_comparisons_whose_sides_are_there() -> None:
         {**new_completion(completion_id=name, wins=wins, losses=losses), "token_ids": [1] * (name != "empty")}
         for name, (wins, losses) in made.items()
     ]
-    found = [
-        (a["completion_id"], b["completion_id"])
-        for a, b in labelled_completions({"completions": completions})
-    ]
+    found = [(a["completion_id"], b["completion_id"]) for a, b in labelled_completions(completions)]
     assert found == [("a", "b"), ("b", "c")]
