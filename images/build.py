@@ -188,7 +188,7 @@ def pip_settings() -> dict[str, str]:
 
 @contextlib.contextmanager
 def reachable(uri: str) -> Iterator[str]:
-    """``place`` as the build can reach it: a local folder is served over HTTP on the loopback address."""
+    """``uri`` as the build can reach it: a local folder is served over HTTP on the loopback address."""
     path = Path(urllib.parse.unquote(uri.removeprefix("file://")))
     if not (uri.startswith(("file:", "/")) and path.is_dir()):
         yield uri

@@ -245,7 +245,7 @@ def config_in(hint: object) -> type | None:
 
 
 def _follows(path: Path, absent: Path) -> bool:
-    """Whether what is wrong at ``path`` may come from having left out ``known``."""
+    """Whether what is wrong at ``path`` may come from having left out ``absent``."""
     shared = min(len(path), len(absent))
     return path[:shared] == absent[:shared]
 

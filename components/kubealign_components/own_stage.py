@@ -106,8 +106,8 @@ def where(error: BaseException, file: str) -> str:
     if isinstance(error, SyntaxError) and error.filename == file:
         lines, said = [error.lineno], error.msg
     text = (said.strip() or "no reason given").splitlines()[0]
-    place = f", line {lines[-1]}" if lines else ""
-    return f"{type(error).__name__}: {text}{place}"
+    location = f", line {lines[-1]}" if lines else ""
+    return f"{type(error).__name__}: {text}{location}"
 
 
 def _executed(source: str, name: str, file: str) -> ModuleType:

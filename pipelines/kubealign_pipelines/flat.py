@@ -118,7 +118,7 @@ def _of_group(group: SettingGroup, hint: object) -> Iterator[tuple[str, tuple[st
 
 
 def _put(values: dict[str, object], path: Sequence[str], value: object, findings: list[Finding]) -> object:
-    """Put ``value`` at ``place``, or give what is there already; what bars the way there is a finding."""
+    """Put ``value`` at ``path``, or give what is there already; what bars the way there is a finding."""
     target = values
     for length, name in enumerate(path[:-1], start=1):
         inner = target.get(name, {})

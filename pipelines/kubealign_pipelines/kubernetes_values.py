@@ -99,9 +99,10 @@ def require_volumes(field: str, volumes: Mapping[str, str], taken: Iterable[str]
         require(ok, f"{field}.{claim}", claim, "the name of a claim: at most 63 small letters, digits and -")
         absolute = path.startswith("/") and ":" not in path and path.strip("/") != ""
         require(absolute, f"{field}.{claim}", path, "a place in the pod, such as /models")
-        place = posixpath.normpath(path)
-        require(place not in seen, f"{field}.{claim}", path, "a place that no other volume of the pod has")
-        seen.add(place)
+        mount_path = posixpath.normpath(path)
+        unused = "a place that no other volume of the pod has"
+        require(mount_path not in seen, f"{field}.{claim}", path, unused)
+        seen.add(mount_path)
 
 
 def require_toleration(field: str, toleration: Mapping[str, str]) -> None:

@@ -277,7 +277,7 @@ def _on_nodes(task: PipelineTask, pod: StageResources) -> StageResources:
 
 
 def _watching(pod: StageResources) -> StageResources:
-    """What the pod gets that waits for a TrainJob, whose pods are as ``wanted``."""
+    """What the pod gets that waits for a TrainJob, whose pods are as ``pod``."""
     annotations = {**pod.annotations, **_KEPT}
     return replace(pod, annotations=annotations, cpu="500m", memory="4Gi", accelerators=0, shared_memory=None)
 

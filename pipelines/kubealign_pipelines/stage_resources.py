@@ -74,12 +74,12 @@ class StageResources:
     def __post_init__(self) -> None:
         require(self.nodes is None or self.nodes >= 1, "nodes", self.nodes, "1 or more")
         from_mapping(TrainJobSettings, self.train_job, "train_job")
-        for variable, place in self.secrets.items():
-            name, _, key = place.partition("/")
-            require(bool(name and key), f"secrets.{variable}", place, "secret/key")
+        for variable, secret in self.secrets.items():
+            name, _, key = secret.partition("/")
+            require(bool(name and key), f"secrets.{variable}", secret, "secret/key")
             require_object_name(f"secrets.{variable}", name)
         others = {SHARED_MEMORY: self.shared_memory, SCRATCH: self.scratch}
-        require_volumes("volumes", self.volumes, [place for place, size in others.items() if size])
+        require_volumes("volumes", self.volumes, [path for path, size in others.items() if size])
         both = ", ".join(self.environment.keys() & self.secrets.keys())
         require(not both, "secrets", both, "variables that environment does not set as well")
         require_cpu("cpu", self.cpu)
@@ -99,12 +99,12 @@ class StageResources:
     def over(self, base: StageResources) -> StageResources:
         """These settings where given, else those of ``base``; mappings are joined. A variable is a value or
         from a secret, and at a place in the pod is one volume: whichever is said here."""
-        places = {posixpath.normpath(path) for path in self.volumes.values()}
+        mount_paths = {posixpath.normpath(path) for path in self.volumes.values()}
         left = replace(
             base,
             environment={n: v for n, v in base.environment.items() if n not in self.secrets},
             secrets={n: v for n, v in base.secrets.items() if n not in self.environment},
-            volumes={n: p for n, p in base.volumes.items() if posixpath.normpath(p) not in places},
+            volumes={n: p for n, p in base.volumes.items() if posixpath.normpath(p) not in mount_paths},
         )
         return StageResources(
             **{f.name: _prefer(getattr(self, f.name), getattr(left, f.name)) for f in fields(self)}

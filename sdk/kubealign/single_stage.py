@@ -21,14 +21,18 @@ from kubealign_components.store import scheme_of
 from kubealign_pipelines.flat import paths_in_options
 
 SOURCES = "sources"
-Place = Dataset | str | Path
+DatasetOrPath = Dataset | str | Path
 """A dataset or model, or where one is."""
 WORK = "work"
 """Folder of finished rows and outputs below that of the stages, and the setting that names it."""
 
 
 def stage(
-    name: str, /, *inputs: Place | Sequence[Place], into: str | Path = "stages", **settings: object
+    name: str,
+    /,
+    *inputs: DatasetOrPath | Sequence[DatasetOrPath],
+    into: str | Path = "stages",
+    **settings: object,
 ) -> Dataset:
     """Run the stage ``name`` here and give what it made.
 
@@ -73,7 +77,7 @@ def _in_one_chunk(
 
 
 def _inputs(
-    name: str, inputs: Sequence[Place | Sequence[Place]], settings: dict[str, object]
+    name: str, inputs: Sequence[DatasetOrPath | Sequence[DatasetOrPath]], settings: dict[str, object]
 ) -> dict[str, object]:
     """The inputs of the stage by name; those that were given by name are taken out of ``settings``."""
     takes = INPUTS[name]
@@ -82,22 +86,22 @@ def _inputs(
     for own in [own for own in takes if own in settings]:
         require(own not in given, own, settings[own], "it once, in its place or by its name")
         given[own] = settings.pop(own)
-    for own, wanted in takes.items():
-        expected = f"what {name} takes: {' or '.join(wanted.schemas)}"
-        require(own in given or wanted.optional, own, None, expected)
+    for own, input_kind in takes.items():
+        expected = f"what {name} takes: {' or '.join(input_kind.schemas)}"
+        require(own in given or input_kind.optional, own, None, expected)
     return {own: _opened(given[own], takes[own]) for own in takes if own in given}
 
 
-def _opened(given: object, wanted: Input) -> object:
-    if wanted.many:
+def _opened(given: object, input_kind: Input) -> object:
+    if input_kind.many:
         each = given if isinstance(given, (list, tuple)) else [given]
-        return [_open(one, wanted) for one in each]
-    opened = _open(given, wanted)
-    return opened.uri if wanted.by_uri else opened
+        return [_open(one, input_kind) for one in each]
+    opened = _open(given, input_kind)
+    return opened.uri if input_kind.by_uri else opened
 
 
-def _open(given: object, wanted: Input) -> Dataset:
-    return Dataset.open(given.uri if isinstance(given, Dataset) else str(given), *wanted.schemas)
+def _open(given: object, input_kind: Input) -> Dataset:
+    return Dataset.open(given.uri if isinstance(given, Dataset) else str(given), *input_kind.schemas)
 
 
 def _sources(given: object) -> list[object]:
@@ -110,7 +114,7 @@ def _config(name: str, settings: Mapping[str, object]) -> object:
     """The config of the stage, of settings by their own names or by those in its options."""
     cls = config_class(name)
     assert cls is not None
-    places = paths_in_options(name)
+    paths = paths_in_options(name)
     arguments = [
         *getattr(cls, BORROWS, {}),
         *chain(*(g.arguments for g in getattr(cls, GROUPS, {}).values())),
@@ -121,18 +125,18 @@ def _config(name: str, settings: Mapping[str, object]) -> object:
     for setting, value in settings.items():
         if setting in own:
             parameters[setting] = value
-        elif setting in places:
-            _put(options, places[setting], value)
+        elif setting in paths:
+            _put(options, paths[setting], value)
         elif setting != WORK:
-            known = {*own, *places}
-            raise ConfigError(setting, value, f"a setting of {name}{did_you_mean(setting, known)}")
+            names = {*own, *paths}
+            raise ConfigError(setting, value, f"a setting of {name}{did_you_mean(setting, names)}")
     written = parameters.get(OPTIONS)
     merged = _merged(options, written) if isinstance(written, Mapping) else options
     return from_parameters(cls, {**parameters, OPTIONS: merged}, name)
 
 
-def _put(options: dict[str, object], place: Sequence[str], value: object) -> None:
-    *outer, last = place
+def _put(options: dict[str, object], path: Sequence[str], value: object) -> None:
+    *outer, last = path
     for part in outer:
         inner = options.setdefault(part, {})
         assert isinstance(inner, dict)

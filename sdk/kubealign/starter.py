@@ -16,7 +16,7 @@ from kubealign_components.store import scheme_of
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-LAPTOP, CLUSTER = PLACES = ("laptop", "cluster")
+LAPTOP, CLUSTER = TARGETS = ("laptop", "cluster")
 REWARDS, PAIRS = TASKS = ("rewards", "pairs")
 """Answers of the policy that a reward chooses among, or pairs that people labelled."""
 TEMPLATE = "starter.yaml.jinja"
@@ -26,8 +26,8 @@ TEMPLATE = "starter.yaml.jinja"
 class Starter:
     """What a first run file is made of."""
 
-    place: str = LAPTOP
-    """Where it runs, one of :data:`PLACES`."""
+    target: str = LAPTOP
+    """Where it runs, one of :data:`TARGETS`."""
     task: str = REWARDS
     """One of :data:`TASKS`."""
     policy: str
@@ -42,11 +42,11 @@ class Starter:
     """On a cluster: where its images are."""
 
     def __post_init__(self) -> None:
-        require_choice("--for", self.place, PLACES)
+        require_choice("--for", self.target, TARGETS)
         require_choice("--task", self.task, TASKS)
         require(bool(self.policy), "--policy", self.policy, "a chat model: a directory, a URI or a hub id")
         require(bool(self.source), "--source", self.source, "a file, a folder, a URI or a hub dataset")
-        if self.place == CLUSTER:
+        if self.target == CLUSTER:
             _require_remote("--policy", self.policy)
             _require_remote("--source", self.source)
             require("://" in self.work, "--work", self.work, "a prefix of a store, such as gs://bucket/work")
@@ -65,7 +65,7 @@ class Starter:
         }
         template = _environment().get_template(TEMPLATE)
         return template.render(
-            place=self.place,
+            target=self.target,
             task=self.task,
             by_model=by_model,
             file=path.name,
@@ -97,13 +97,13 @@ def _scalar(value: str) -> str:
     return quoted.rstrip()
 
 
-def _beside(place: str, path: Path) -> str:
-    """``place``, relative to the run file at ``path`` where it is on this machine."""
-    if scheme_of(place) != "file" or not kind_at(Path(place)) or Path(place).is_absolute():
-        return place
-    relative = os.path.relpath(place, path.parent)
+def _beside(uri: str, path: Path) -> str:
+    """``uri``, relative to the run file at ``path`` where it is on this machine."""
+    if scheme_of(uri) != "file" or not kind_at(Path(uri)) or Path(uri).is_absolute():
+        return uri
+    relative = os.path.relpath(uri, path.parent)
     # A folder might be taken for an id of the hub.
-    return f"./{relative}" if kind_at(Path(place)) == FOLDER and not relative.startswith(".") else relative
+    return f"./{relative}" if kind_at(Path(uri)) == FOLDER and not relative.startswith(".") else relative
 
 
 def _function_beside(reward: str, path: Path) -> str:
@@ -111,6 +111,6 @@ def _function_beside(reward: str, path: Path) -> str:
     return f"{_beside(file, path)}:{name}" if colon and file.endswith(".py") else reward
 
 
-def _require_remote(field: str, place: str) -> None:
-    here = scheme_of(place) == "file" and (kind_at(Path(place)) or place.startswith((".", "/", "~")))
-    require(not here, field, place, "what pods can read: gs://, s3:// or a hub id, no path of this machine")
+def _require_remote(field: str, uri: str) -> None:
+    here = scheme_of(uri) == "file" and (kind_at(Path(uri)) or uri.startswith((".", "/", "~")))
+    require(not here, field, uri, "what pods can read: gs://, s3:// or a hub id, no path of this machine")

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("components", "pipelines", "sdk")
 MOST = 12
 """Occurrences of ``Any`` in 1,000 lines."""
+VAGUE = {"place", "places", "wanted", "known", "found", "told"}
+"""Words that say of a thing how somebody came to it, and not what it is."""
 
 
 def sources() -> list[Path]:
@@ -73,3 +75,27 @@ def test_a_training_stage_declares_again_only_what_it_has_otherwise(stage: str) 
         and (f.default, meanings[f.name]) == (inherited[f.name], theirs[f.name])
     ]
     assert same == []
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    """What ``tree`` gives a name to: variables, parameters, attributes, functions and classes."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+            names.add(node.id if isinstance(node, ast.Name) else node.attr)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+    return names
+
+
+def test_names_are_nouns_that_say_what_a_thing_is() -> None:
+    """``path``, ``uri`` or ``position`` for a place, and for what was found or told its kind."""
+    told_nothing = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sources()
+        for name in names_in(ast.parse(path.read_text()))
+        if VAGUE & set(re.findall(r"[a-z]+", re.sub(r"([A-Z])", r"_\1", name).lower())) and name != "NotFound"
+    }
+    assert not told_nothing

@@ -111,7 +111,7 @@ def output_request(
 
 
 def once(request: OutputRequest, make: Callable[[], Stats]) -> Stats:
-    """Give ``wanted.output`` what was finished before, or else let ``make`` make it; the counts.
+    """Give ``request.output`` what was finished before, or else let ``make`` make it; the counts.
 
     Raises:
         KubeAlignError: what ``make`` raises; nothing is recorded then.
@@ -124,7 +124,7 @@ def once(request: OutputRequest, make: Callable[[], Stats]) -> Stats:
 
 
 def take(request: OutputRequest) -> Stats | None:
-    """Bring what was finished before to ``wanted.output``; its counts, None where there is none."""
+    """Bring what was finished before to ``request.output``; its counts, None where there is none."""
     if not request.work:
         return None
     for record in list(_records(request)):
@@ -136,7 +136,7 @@ def take(request: OutputRequest) -> Stats | None:
 
 
 def keep(request: OutputRequest) -> None:
-    """Record ``wanted.output``, which stands now, unless what it was made of has changed meanwhile."""
+    """Record ``request.output``, which stands now, unless what it was made of has changed meanwhile."""
     if request.work and (request.key_now is None or request.key_now() == request.key):
         _record(request)
 

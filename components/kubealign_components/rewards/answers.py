@@ -208,7 +208,7 @@ def _based(said: str, *, marked: bool) -> str | None:
 def _verdict(said: str) -> str | None:
     """The last verdict that a sentence begins with, or is."""
     verdicts = [_SPOKEN_VERDICT.match(sentence) for sentence in re.split(r"[.!?\n]", said)]
-    return next((found[1].lower() for found in reversed(verdicts) if found), None)
+    return next((match[1].lower() for match in reversed(verdicts) if match), None)
 
 
 def _option(said: str, *, marked: bool) -> str | None:

@@ -92,8 +92,8 @@ def _stored(uri: str) -> dict[str, SourceFile] | None:
         return {name: _stored_file(entry.uri, name, entry.size, entry.version) for name, entry in named}
     if local and not kind and _HUB_ID.fullmatch(uri) and not is_readable(uri):
         return None
-    found = "this folder is empty" if kind == FOLDER else "there is nothing at this place"
-    raise ConfigError("uri", uri, f"a file of rows ({_suffixes()}), a folder of them or a hub id; {found}")
+    content = "this folder is empty" if kind == FOLDER else "there is nothing at this place"
+    raise ConfigError("uri", uri, f"a file of rows ({_suffixes()}), a folder of them or a hub id; {content}")
 
 
 def _stored_file(uri: str, name: str, size: int, version: str = "") -> SourceFile:

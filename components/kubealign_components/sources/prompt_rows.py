@@ -97,8 +97,8 @@ def _comparisons(rows: Sequence[PromptRow], counts: Counter[str]) -> list[tuple[
                 pairs.setdefault((completion["completion_id"], losers[number]))
     kept = [pair for pair in pairs if pair[::-1] not in pairs]
     alike = sum(winner == loser for winner, loser in pairs)
-    found = {"comparisons_of_equals": alike, "comparisons_contradicted": len(pairs) - len(kept) - alike}
-    counts.update({name: count for name, count in found.items() if count})
+    notes = {"comparisons_of_equals": alike, "comparisons_contradicted": len(pairs) - len(kept) - alike}
+    counts.update({name: count for name, count in notes.items() if count})
     return kept
 
 

@@ -133,7 +133,7 @@ def check_stages(graph: Graph, values: Mapping[str, object], *, complete: bool =
 
 
 def positions(stage: Stage, path: Path, items: Sequence[object]) -> Iterator[int]:
-    """Where in the list at ``place`` each of the config's ``items`` stands: unusable ones were left out."""
+    """Where in the list at ``path`` each of the config's ``items`` stands: unusable ones were left out."""
     written: object = stage.settings.values
     for name in path:
         written = written.get(name, {}) if isinstance(written, Mapping) else {}

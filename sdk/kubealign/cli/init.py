@@ -10,10 +10,10 @@ import click
 from kubealign.cli.arguments import LocalPath
 from kubealign.cli.options import show_findings
 from kubealign.cli.terminal import say
-from kubealign.starter import CLUSTER, LAPTOP, PLACES, REWARDS, TASKS, Starter
+from kubealign.starter import CLUSTER, LAPTOP, REWARDS, TARGETS, TASKS, Starter
 
 _QUESTIONS = {
-    "place": "Where will it run",
+    "target": "Where will it run",
     "task": "Align on rewards of the model's own answers, or on pairs that people labelled",
     "policy": "Chat model to align: directory, URI or hub id",
     "source": "Data: file, folder, URI or hub dataset",
@@ -22,7 +22,7 @@ _QUESTIONS = {
     "registry": "Registry of the images (empty: as they are named)",
 }
 _DEFAULTS = {
-    "place": LAPTOP,
+    "target": LAPTOP,
     "task": REWARDS,
     "policy": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "source": None,
@@ -30,11 +30,11 @@ _DEFAULTS = {
     "work": None,
     "registry": "",
 }
-_CHOICES = {"place": PLACES, "task": TASKS}
+_CHOICES = {"target": TARGETS, "task": TASKS}
 
 
 @click.command("init")
-@click.option("--for", "place", type=click.Choice(PLACES), help="Where it runs; laptop by default.")
+@click.option("--for", "target", type=click.Choice(TARGETS), help="Where it runs; laptop by default.")
 @click.option("--task", type=click.Choice(TASKS), help="What it aligns on; rewards by default.")
 @click.option("--policy", help="Chat model to align: directory, URI or hub id.")
 @click.option("--source", help="Data: file, folder, URI or hub dataset.")
@@ -66,7 +66,7 @@ def init(output: Path, **options: str | None) -> None:
     starter = Starter(**_answers(options))
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, starter.text(output))
-    here = starter.place != CLUSTER
+    here = starter.target != CLUSTER
     show_findings(check(read_run([output]), here=here).findings)
     say(f"{output} is written; {'kubealign run' if here else 'kubealign submit'} -f {output} starts it")
 
@@ -89,4 +89,4 @@ def _answers(given: dict[str, str | None]) -> dict[str, str]:
 def _applies(name: str, answers: dict[str, str]) -> bool:
     if name == "reward":
         return answers["task"] == REWARDS
-    return name not in ("work", "registry") or answers["place"] == CLUSTER
+    return name not in ("work", "registry") or answers["target"] == CLUSTER

@@ -221,7 +221,7 @@ def show_(target: str, output: str, rows: int, pipeline_root: str, connect: Call
 
 
 def _target_uri(target: str, output: str, pipeline_root: str, connect: Callable[[], Cluster]) -> str:
-    """``place``, or where the ``output`` of the run of that name lies, here or on the cluster."""
+    """``target``, or where the ``output`` of the run of that name lies, here or on the cluster."""
     from kubealign.local.runs import find_run, output_path
 
     if run := find_run(target):

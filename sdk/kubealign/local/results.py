@@ -138,8 +138,8 @@ class Results:
         named = ((USUAL_NAMES.get(stage, stage), path) for stage, path, _ in self._opened())
         return _numbered(named)
 
-    def _made(self, wanted: Callable[[Dataset], bool]) -> dict[str, Dataset]:
-        return _numbered((stage, made) for stage, _, made in self._opened() if wanted(made))
+    def _made(self, predicate: Callable[[Dataset], bool]) -> dict[str, Dataset]:
+        return _numbered((stage, made) for stage, _, made in self._opened() if predicate(made))
 
     def _opened(self) -> Iterator[tuple[str, Path, Dataset]]:
         """Stage, folder and content of each dataset and model."""
@@ -179,18 +179,18 @@ class Results:
         }
 
 
-def load_run(place: str | Path) -> Results:
+def load_run(run_name: str | Path) -> Results:
     """What a run that ended here left: its datasets, models and numbers.
 
     Args:
-        place: folder of the run, its name below ``runs/runs``, or an output folder for the newest run in it.
+        run_name: its name below ``runs/runs``, its folder, or an output folder for the newest run in it.
 
     Raises:
         NotFound: there is no such run, or it has left no results yet.
     """
-    run = find_run(str(place))
+    run = find_run(str(run_name))
     if run is None:
-        raise NotFound(f"{place}: no run is there, and none below runs/ has that name; see `kubealign ls`")
+        raise NotFound(f"{run_name}: no run is there, and none below runs/ has that name; see `kubealign ls`")
     if not run.results:
         raise NotFound(f"{run.folder.path}: this run has left no results yet; it is {run.state}")
     return _read_results(run)
