@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from kubealign.cli.examples import EXAMPLES, walk
 from kubealign.cli.main import main
 from kubealign.runfile import load_run_file
-from kubealign.starter import PLACES, TASKS, Starter
+from kubealign.starter import TARGETS, TASKS, Starter
 
 BUCKET = ("--policy", "org/model", "--source", "org/data", "--work", "gs://bucket/work")
 
@@ -63,9 +63,11 @@ def test_the_file_of_a_cluster_passes_the_check(tmp_path: Path, task: str) -> No
 
 
 def test_every_line_of_settings_is_explained() -> None:
-    for place in PLACES:
+    for target in TARGETS:
         for task in TASKS:
-            starter = Starter(place=place, task=task, policy="org/model", source="org/data", work="gs://b/w")
+            starter = Starter(
+                target=target, task=task, policy="org/model", source="org/data", work="gs://b/w"
+            )
             text = starter.text(Path("run.yaml"))
             assert max(map(len, text.splitlines())) <= 120
             assert text.count("#") > 12
@@ -121,7 +123,7 @@ def test_on_a_terminal_it_asks_for_what_was_not_said(source: Path, tiny_model: P
 @given(st.text(min_size=1), st.one_of(st.text(), st.sampled_from(["yes", "1e3", "null", "0x10"])))
 def test_whatever_is_answered_is_what_the_file_says(policy: str, registry: str) -> None:
     starter = Starter(
-        place="cluster", policy=f"gs://{policy}", source="org/a", work="gs://b", registry=registry
+        target="cluster", policy=f"gs://{policy}", source="org/a", work="gs://b", registry=registry
     )
     read = yaml.safe_load(starter.text(Path("run.yaml")))
     assert read["parameters"]["policy"] == starter.policy
