@@ -17,10 +17,12 @@ def test_a_whole_run_is_made_again_from_the_models_manifest(tiny_model: Path, tm
     """Rows, fingerprint and weights; the settings that the run file names are those that ran."""
     source = tmp_path / "prompts.jsonl"
     source.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(24)))
+    rewards = tmp_path / "mine.py"
+    rewards.write_text("def short(item, scale): return scale / (1 + len(item.text))\n")
     parameters = {
         "sources": [{"name": "own", "uri": str(source)}],
         "policy": str(tiny_model),
-        "reward_functions": ["kubealign_components.rewards.functions:brevity"],
+        "reward_functions": ["brevity", {"function": f"{rewards}:short", "settings": {"scale": 2}}],
         "seed": 3,
         "validation_fraction": 0.3,
         "sample_engine": "transformers",
@@ -39,6 +41,7 @@ def test_a_whole_run_is_made_again_from_the_models_manifest(tiny_model: Path, tm
     assert written["sources"][0]["uri"] == str(source)
     assert written["select_options"]["quantile"] == "mid_rank"
     assert (written["seed"], written["train_adapter"], written["sample_n"]) == (3, "lora", 4)
+    assert written["reward_functions"][1]["function"] == f"{rewards}:short"
     checked = CliRunner().invoke(main, ["rerun", str(results.model), "--check", str(tmp_path / "again")])
     assert checked.exit_code == 0, checked.output
     assert "The same again" in checked.output

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from kubealign_components.data.schemas import pair_id
 from kubealign_components.json_types import JsonObject
 from kubealign_components.sources.example import Columns, Example, Offline
 from kubealign_components.sources.messages import ROLES
 from kubealign_components.sources.prompt_rows import to_row
-from kubealign_components.sources.row_formats import FORMATS, WANTED, detect, parse
+from kubealign_components.sources.row_formats import FORMATS, WANTED, looks_like, parse
 from kubealign_components.sources.source import Unwanted
 from kubealign_components.sources.values import Malformed, number_of
 
@@ -23,11 +23,11 @@ _SHP_COLUMNS = ("history", "human_ref_A", "human_ref_B")
 _NOT_COMPARABLE = ("completion_of_several_turns", "empty_completion")
 
 
-def detect_pairs(rows: Iterable[object]) -> str | None:
-    """The format of ``rows``: that of SHP, or one that ``import_prompts`` reads."""
-    listed = list(rows)
-    shp = [r for r in listed if isinstance(r, Mapping) and all(r.get(c) is not None for c in _SHP_COLUMNS)]
-    return SHP if len(shp) > len(listed) / 2 else detect(listed)
+def looks_like_pair(row: object) -> str | None:
+    """The format that ``row`` looks like: that of SHP, or one that ``import_prompts`` reads."""
+    if isinstance(row, Mapping) and all(row.get(column) is not None for column in _SHP_COLUMNS):
+        return SHP
+    return looks_like(row)
 
 
 def read_pair(

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from kubealign_components.clean_pmp.pairs import PAIR_FORMATS, detect_pairs, read_pair
+from kubealign_components.clean_pmp.pairs import PAIR_FORMATS, looks_like_pair, read_pair
 from kubealign_components.config import execution, gate, require, require_choice
 from kubealign_components.data.batches import batched
 from kubealign_components.data.dataset import DatasetWriter
@@ -26,7 +27,7 @@ from kubealign_components.progress import progress_bar
 from kubealign_components.sources.external_sort import Entry, Spool
 from kubealign_components.sources.prompt_writer import WRITE_ROWS, sample
 from kubealign_components.sources.request import requested
-from kubealign_components.sources.source import SourceReader, reading_bar, report_of
+from kubealign_components.sources.source import SourceReader, reading_bar, report_of, take_in
 from kubealign_components.sources.source_settings import SourceSettings, named_sources, require_fraction
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-VERSION = 4
+VERSION = 5
 
 Row = JsonObject
 
@@ -44,7 +45,7 @@ class PmpSource(SourceSettings):
     """One source of human preferences."""
 
     format: str = "auto"
-    """What rows look like: auto (by the columns of the first rows), shp, or a format of import_prompts."""
+    """What rows look like: auto (by the columns of most rows), shp, or a format of import_prompts."""
     max_rows: int = 0
     """Most pairs to take, a seeded sample; 0 for all."""
 
@@ -111,22 +112,17 @@ def _make(config: CleanPmpConfig, readers: Sequence[SourceReader], request: Outp
     stats = Stats()
     with Spool() as spool:
         with reading_bar(readers, "clean_pmp") as bar:
-            for number, (source, reader) in enumerate(zip(config.sources, readers)):
-                spool.add(_entries(config, source, reader, number, stats, bar))
-                reader.check(config.max_bad_fraction)
+            take_in(spool, readers, partial(_entries, config, bar), stats, config.max_bad_fraction)
         spool.sort()
         _write(config, readers, spool, stats, request)
     return stats
 
 
 def _entries(
-    config: CleanPmpConfig,
-    source: PmpSource,
-    reader: SourceReader,
-    number: int,
-    stats: Stats,
-    bar: tqdm[NoReturn],
+    config: CleanPmpConfig, bar: tqdm[NoReturn], number: int, reader: SourceReader, stats: Stats
 ) -> Iterator[Entry]:
+    source = config.sources[number]
+
     def read(raw: object) -> Row:
         return read_pair(
             raw,
@@ -138,7 +134,7 @@ def _entries(
         )
 
     items = reader.items(
-        read, stats, bar, formats=PAIR_FORMATS, row_format=source.format, detect=detect_pairs
+        read, stats, bar, formats=PAIR_FORMATS, row_format=source.format, looks_like=looks_like_pair
     )
     for position, row in items:
         yield row.pop("pair_id"), number, position, json.dumps(row, ensure_ascii=False)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from kubealign_components.config import execution, gate, require, require_choice
 from kubealign_components.data.fingerprint import Provenance, derive
@@ -20,11 +21,16 @@ from kubealign_components.sources.external_sort import Entry, Spool
 from kubealign_components.sources.prompt_rows import merge_rows, spooled, to_row
 from kubealign_components.sources.prompt_writer import sample, write_prompts
 from kubealign_components.sources.request import requested
-from kubealign_components.sources.row_formats import FORMATS, WANTED, detect, format_of, parse
-from kubealign_components.sources.source import SourceReader, reading_bar, report_of
+from kubealign_components.sources.row_formats import FORMATS, WANTED, format_of, looks_like, parse
+from kubealign_components.sources.source import SourceReader, reading_bar, report_of, take_in
 from kubealign_components.sources.source_settings import WeightedSource, named_sources, require_fraction
 
-VERSION = 7
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from tqdm import tqdm
+
+VERSION = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +38,7 @@ class SourceConfig(WeightedSource):
     """One source of prompts."""
 
     format: str = "auto"
-    """What rows look like: auto (by the columns of the first rows) or one of the formats by name."""
+    """What rows look like: auto (by the columns of most rows) or one of the formats by name."""
     max_rows: int = 0
     """Most prompts to take, a seeded sample; 0 for all."""
 
@@ -85,9 +91,7 @@ def _make(config: ImportConfig, readers: Sequence[SourceReader], request: Output
     stats = Stats()
     with Spool() as spool:
         with reading_bar(readers, "import_prompts") as bar:
-            for number, (source, reader) in enumerate(zip(config.sources, readers)):
-                spool.add(_entries(source, reader, number, stats, bar))
-                reader.check(config.max_bad_fraction)
+            take_in(spool, readers, partial(_entries, config, bar), stats, config.max_bad_fraction)
         spool.sort()
         kept = sample(
             spool, [s.max_rows for s in config.sources], config.max_rows, config.seed, "import_prompts"
@@ -106,12 +110,15 @@ def _make(config: ImportConfig, readers: Sequence[SourceReader], request: Output
 
 
 def _entries(
-    source: SourceConfig, reader: SourceReader, number: int, stats: Stats, bar: Any
+    config: ImportConfig, bar: tqdm[NoReturn], number: int, reader: SourceReader, stats: Stats
 ) -> Iterator[Entry]:
     """The usable rows of one source for the spool; the others are counted."""
+    source = config.sources[number]
 
     def read(raw: object) -> PromptRow:
         form = reader.format if source.format != "auto" else format_of(raw, reader.format)
+        if form != reader.format:
+            reader.other_formats.add(form)
         example = parse(raw, FORMATS[form], source.role_names)
         if form != reader.format:
             example.notes[f"rows_read_as_{form}"] += 1
@@ -121,7 +128,7 @@ def _entries(
             stats.counts[f"completions_dropped_{reason}"] += count
         return row
 
-    items = reader.items(read, stats, bar, formats=WANTED, row_format=source.format, detect=detect)
+    items = reader.items(read, stats, bar, formats=WANTED, row_format=source.format, looks_like=looks_like)
     for position, row in items:
         name, body = spooled(row)
         yield name, number, position, body

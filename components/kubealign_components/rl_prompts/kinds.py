@@ -12,7 +12,7 @@ from kubealign_components.json_types import JsonObject
 from kubealign_components.rl_prompts.cleaning import clean
 from kubealign_components.sources.example import answers_of
 from kubealign_components.sources.messages import Message, Reading, turns_from_text
-from kubealign_components.sources.row_formats import FORMATS, detect, parse
+from kubealign_components.sources.row_formats import FORMATS, looks_like, parse
 from kubealign_components.sources.source import Unwanted
 from kubealign_components.sources.values import Malformed, first_of, text_of
 
@@ -130,7 +130,7 @@ def any_prompt(row: Mapping[str, object], reading: Reading) -> Question:
     Raises:
         Malformed: as ``import_prompts`` would refuse it, or unknown_format.
     """
-    form = detect([row])
+    form = looks_like(row)
     if form is None:
         raise Malformed("unknown_format")
     example = parse(row, FORMATS[form], reading.roles)

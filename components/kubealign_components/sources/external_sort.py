@@ -53,6 +53,10 @@ class Spool:
         self._rows.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", entries)
         self._rows.execute("COMMIT")
 
+    def forget(self, source: int) -> None:
+        """Let go of all entries of a source."""
+        self._rows.execute("DELETE FROM rows WHERE source = ?", (source,))
+
     def sort(self) -> None:
         """Bring the rows of one key together; call it once, after the last :meth:`add`."""
         self._rows.execute("CREATE INDEX by_key ON rows (key, source, row)")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from kubealign_components.sources import swissai
 from kubealign_components.sources.example import Columns, Example, Offline, answers_of
@@ -154,10 +153,15 @@ SIGNS: dict[str, tuple[tuple[str, ...], ...]] = {
 """The columns that each format is known by: all of one of these."""
 
 
-def detect(rows: Iterable[object]) -> str | None:
-    """The format that most of ``rows`` look like by their columns; None when none looks like any."""
-    seen = Counter(name for row in rows if isinstance(row, Mapping) and (name := _looks_like(row)))
-    return max(seen, key=lambda name: seen[name]) if seen else None
+def looks_like(row: object) -> str | None:
+    """The format that ``row`` looks like by its columns; None when it looks like none."""
+    if not isinstance(row, Mapping):
+        return None
+    there = {name for name, value in row.items() if value is not None}
+    for name, signs in SIGNS.items():
+        if any(there.issuperset(sign) for sign in signs):
+            return name
+    return None
 
 
 def format_of(row: object, usual: str) -> str:
@@ -166,7 +170,7 @@ def format_of(row: object, usual: str) -> str:
     the completions that all others have is an incomplete row of ``usual``."""
     if not isinstance(row, Mapping) or any(row.keys() >= set(sign) for sign in SIGNS[usual]):
         return usual
-    own = _looks_like(row)
+    own = looks_like(row)
     incomplete = own == "prompt" and usual in ("preference", "completions", "candidates")
     return usual if own is None or incomplete else own
 
@@ -194,14 +198,6 @@ def _parse(row: Columns, parser: Parser) -> Example:
     _check_prompt(example.messages)
     _screen(example)
     return example
-
-
-def _looks_like(row: Mapping[object, object]) -> str | None:
-    there = {name for name, value in row.items() if value is not None}
-    for name, signs in SIGNS.items():
-        if any(there.issuperset(sign) for sign in signs):
-            return name
-    return None
 
 
 def _chats(

@@ -17,6 +17,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.progress import progress_bar
+from kubealign_components.sources.external_sort import Entry, Spool
 from kubealign_components.sources.file_readers import UNTYPED, Unreadable, kind_of, read_rows
 from kubealign_components.sources.locate import SourceFile, SourceFiles, find_files
 from kubealign_components.sources.messages import turns_from_text
@@ -32,6 +33,8 @@ T = TypeVar("T")
 
 DETECTION_ROWS = 64
 EXAMPLES = 5
+MIXED = "+"
+"""Between the formats of a source whose rows have several, the usual one first."""
 NOTED_NAMES = 100
 """Different things that are counted by name in a source; the others are counted together."""
 
@@ -63,6 +66,10 @@ class SourceReader:
         self.digests: list[list[str]] = []
         """Kind and SHA-256 of every file."""
         self.format = ""
+        self.other_formats: set[str] = set()
+        """Of rows that were read in another than that."""
+        self.misread = ""
+        """The format that most rows turned out to have, where they were read in another one."""
         self.rows = 0
         self.malformed: Counter[str] = Counter()
         self.examples: list[dict[str, object]] = []
@@ -77,12 +84,22 @@ class SourceReader:
             plain = name[:80].encode(errors="replace").decode()
             self.notes[plain if kept else "others_not_kept"] += count
 
+    def start_again(self) -> None:
+        """Forget what was read, to read it once more in the format that most rows have."""
+        self.format, self.misread, self.rows = self.misread, "", 0
+        for read in (self.digests, self.other_formats, self.malformed, self.examples, self.notes):
+            read.clear()
+
     def identity(self) -> dict[str, str]:
         """What the source's files hold: hub id and commit, or the digest of their bytes."""
         if self.source.hub is not None:
             note_origin(self.source.hub[1], *self.source.hub)
             return dict(zip(("hub", "commit"), self.source.hub))
-        content = self.digests[0][1] if len(self.digests) == 1 else digest(sorted(self.digests))
+        if len(self.digests) == 1:
+            [(kind, content)] = self.digests
+            note_origin(content, self.config.uri)
+            return {"sha256": content, "kind": kind}
+        content = digest(sorted(self.digests))
         note_origin(content, self.config.uri)
         return {"sha256": content}
 
@@ -97,7 +114,8 @@ class SourceReader:
         """The part of the recipe that is about this source; places are not in it."""
         params = semantic_params(self.config)
         own = {k: v for k, v in params.items() if k not in ("uri", "revision")}
-        return own | {"content": self.identity()} | ({"format": self.format} if self.format else {})
+        formats = MIXED.join([self.format, *sorted(self.other_formats)])
+        return own | {"content": self.identity()} | ({"format": formats} if formats else {})
 
     def summary(self) -> dict[str, object]:
         """What a manifest says of the source."""
@@ -118,7 +136,7 @@ class SourceReader:
         *,
         formats: Mapping[str, str] | None = None,
         row_format: str = "auto",
-        detect: Callable[[Iterable[object]], str | None] | None = None,
+        looks_like: Callable[[object], str | None] | None = None,
     ) -> Iterator[tuple[int, T]]:
         """Number of the row and what ``read`` makes of it, for every usable row; the others are counted.
 
@@ -126,9 +144,10 @@ class SourceReader:
             read: may raise :class:`Malformed` (the row is held against the source) or :class:`Unwanted`.
             stats: where rows in and drops are counted.
             bar: progress in kilobytes.
-            formats: the formats that ``detect`` knows, and the columns that each is known by.
-            row_format: the format by name, or auto.
-            detect: says which format the first rows look like; sets :attr:`format` before ``read`` is called.
+            formats: the formats that ``looks_like`` knows, and the columns that each is known by.
+            row_format: the format by name, or auto: then the first rows say which it seems to be, and all of
+                them whether it is; see :attr:`misread`.
+            looks_like: says which format a row looks like; :attr:`format` is set before ``read`` is called.
 
         Raises:
             ConfigError: there are no rows, or they look like no format.
@@ -136,9 +155,13 @@ class SourceReader:
         rows = self._raw_rows(bar)
         first = list(islice(rows, DETECTION_ROWS))
         self._check_columns()
-        self._set_format([row for _, _, row in first], formats or {}, row_format, detect)
+        looked_at = looks_like if row_format == "auto" else None
+        self._set_format([row for _, _, row in first], formats or {}, row_format, looked_at)
+        looks: Counter[str] = Counter()
         for file, position, raw in chain(first, rows):
             self.rows += 1
+            if looked_at is not None and (look := looked_at(raw)):
+                looks[look] += 1
             try:
                 if isinstance(raw, Unreadable):
                     raise Malformed(raw.reason)
@@ -152,6 +175,8 @@ class SourceReader:
         stats.rows_in += self.rows
         stats.dropped.update(self.malformed)
         stats.counts.update(self.notes)
+        usual = _most_frequent(looks, formats or {})
+        self.misread = usual if usual and usual != self.format else ""
 
     def check(self, max_bad_fraction: float) -> None:
         """Raise :class:`DataError` with examples when more rows than allowed are malformed."""
@@ -173,16 +198,21 @@ class SourceReader:
         rows: Sequence[object],
         formats: Mapping[str, str],
         row_format: str,
-        detect: Callable[[Iterable[object]], str | None] | None,
+        looks_like: Callable[[object], str | None] | None,
     ) -> None:
+        """Go by what the first ``rows`` look like, where nothing is known of all of them yet."""
         if not rows:
             raise ConfigError(
                 f"sources.{self.config.name}.uri",
                 self.config.uri,
                 "rows; the file is empty, or all files are",
             )
-        chosen = detect(rows) if row_format == "auto" and detect is not None else row_format
-        if chosen is None:
+        if looks_like is None:
+            self.format = row_format
+            return
+        looks = Counter(look for row in rows if (look := looks_like(row)))
+        self.format = self.format or _most_frequent(looks, formats)
+        if not self.format:
             wants = "; ".join(f"{name}: {columns}" for name, columns in formats.items())
             raise ConfigError(
                 f"sources.{self.config.name}.format",
@@ -190,7 +220,6 @@ class SourceReader:
                 f"rows of a known format; the first {len(rows)} rows have {_columns_text(rows)}. What "
                 f"formats are known by: {wants}. Name yours in columns: {{yours: prompt, …}}",
             )
-        self.format = chosen
 
     def _check_columns(self) -> None:
         """Raise :class:`ConfigError` for a mapped column that no row has so far."""
@@ -258,6 +287,37 @@ class SourceReader:
             )
 
 
+def take_in(
+    spool: Spool,
+    readers: Sequence[SourceReader],
+    entries: Callable[[int, SourceReader, Stats], Iterable[Entry]],
+    stats: Stats,
+    max_bad_fraction: float,
+) -> None:
+    """Bring the rows of all sources into ``spool``.
+
+    A source is read once more where its first rows had another format than most of them: what it gives must
+    not depend on which of its rows or files come first.
+
+    Args:
+        spool: where they go.
+        readers: of the sources.
+        entries: the usable rows of the source of that number; the others are counted.
+        stats: where rows are counted.
+        max_bad_fraction: see :meth:`SourceReader.check`.
+    """
+    for number, reader in enumerate(readers):
+        seen = Stats()
+        spool.add(entries(number, reader, seen))
+        if reader.misread:
+            spool.forget(number)
+            reader.start_again()
+            seen = Stats()
+            spool.add(entries(number, reader, seen))
+        reader.check(max_bad_fraction)
+        stats.add(seen)
+
+
 def reading_bar(readers: Sequence[SourceReader], stage: str) -> tqdm[NoReturn]:
     """A progress bar over the kilobytes of all sources."""
     sizes = sum(file.size for reader in readers for file in reader.source.files)
@@ -270,6 +330,11 @@ def report_of(readers: Sequence[SourceReader]) -> dict[str, object]:
         "sources": [reader.summary() for reader in readers],
         "malformed": [example for reader in readers for example in reader.examples],
     }
+
+
+def _most_frequent(looks: Mapping[str, int], formats: Iterable[str]) -> str:
+    """Of several that are as frequent, the first in ``formats``; empty where there is none."""
+    return max(formats, key=lambda name: looks.get(name, 0), default="") if any(looks.values()) else ""
 
 
 def _digest_of(file: SourceFile) -> str:

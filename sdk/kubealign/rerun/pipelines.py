@@ -9,6 +9,7 @@ from kubealign.rerun.parameters import Parameters
 from kubealign.rerun.story import Story
 from kubealign_components.data.chat.settings import TEMPLATE_FIELDS
 from kubealign_components.data.fingerprint import Step
+from kubealign_components.sources.source import MIXED
 
 Settings = dict[str, object]
 
@@ -133,6 +134,8 @@ class _Rerun:
         # Where the kind of rows is no setting, the recipe says what they were all the same.
         recorded = ("content", "format") if stage in ("clean_prompts", "rl_prompts") else ("content",)
         kept = {k: v for k, v in _without(source, *recorded).items() if v not in (None, {}, [])}
+        if MIXED in str(kept.get("format")):  # found row by row
+            del kept["format"]
         return kept | dict(origin)
 
     def filter(self, step: Step, named: Mapping[str, str]) -> None:

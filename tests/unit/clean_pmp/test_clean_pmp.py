@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kfp import dsl
 
 from kubealign_components.clean_pmp.component import clean_pmp
-from kubealign_components.clean_pmp.pairs import detect_pairs, read_pair
+from kubealign_components.clean_pmp.pairs import looks_like_pair, read_pair
 from kubealign_components.clean_pmp.stage import CleanPmpConfig, PmpSource, run
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import PREFERENCES, pair_id
@@ -242,9 +242,9 @@ def test_no_shp_row_is_more_than_malformed(row: Row) -> None:
 
 
 def test_formats_are_told_apart_by_their_columns() -> None:
-    assert detect_pairs([shp("Why?", "A", "B", 1, (9, 3))]) == "shp"
-    assert detect_pairs([plain(1)]) == "preference"
-    assert detect_pairs([{"x": 1}]) is None
+    assert looks_like_pair(shp("Why?", "A", "B", 1, (9, 3))) == "shp"
+    assert looks_like_pair(plain(1)) == "preference"
+    assert looks_like_pair({"x": 1}) is None
 
 
 def test_a_source_of_something_else_is_refused(cleaned: Cleaned) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ import yaml
 import kubealign_pipelines
 from kubealign.parameters import check_parameters
 from kubealign.runfile import load_run_file
-from kubealign_components.config import from_mapping
+from kubealign_components.config import from_mapping, from_parameters
+from kubealign_components.data.dataset import Dataset
 from kubealign_components.errors import ConfigError
+from kubealign_components.import_prompts.stage import ImportConfig
+from kubealign_components.import_prompts.stage import run as import_prompts
 from kubealign_pipelines import build
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.graph import CHECK
 from kubealign_pipelines.resources import CompileSettings
 from kubealign_pipelines.stage_resources import DEFAULTS, PART_OF, StageResources
+from support.compiled import compile_ir
 
 SALMON_ALONE = {
     "clean_prompts",
@@ -190,3 +195,38 @@ def test_on_several_nodes_the_starting_pod_holds_no_gpus(tmp_path: Path) -> None
 def test_what_cannot_be_placed_is_refused(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         from_mapping(CompileSettings, settings, "compile")
+
+
+@pytest.mark.parametrize("pipeline", ["offline_alignment", "salmon"])
+def test_every_stage_that_draws_is_given_the_seed_of_the_run(pipeline: str, tmp_path: Path) -> None:
+    """Those that read sources among them."""
+    spec, _ = compile_ir(tmp_path, pipeline)
+    given = {}
+    for stage, task, _ in tasks(spec):
+        component = spec["components"][task["componentRef"]["name"]]
+        if "seed" in component.get("inputDefinitions", {}).get("parameters", {}):
+            given[stage] = task["inputs"]["parameters"].get("seed", {}).get("componentInputParameter")
+    salmon = {"clean_prompts", "clean_pmp", "rl_prompts"}
+    assert given.keys() >= (salmon if pipeline == "salmon" else {"import_prompts"})
+    assert {stage for stage, parameter in given.items() if "seed" not in (parameter or "")} == set()
+
+
+def test_the_rows_that_are_imported_go_by_the_seed_of_the_run(tmp_path: Path) -> None:
+    """What the compiled graph hands to import_prompts of the run's parameters decides which rows are kept."""
+    spec, _ = compile_ir(tmp_path, "offline_alignment")
+    [(_, task, _)] = [found for found in tasks(spec) if found[0] == "import_prompts"]
+    source = tmp_path / "prompts.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(40)))
+    parameters = {"sources": [{"uri": str(source), "max_rows": 8}]}
+
+    def kept(seed: int, name: str) -> set[str]:
+        of_run = parameters | {"seed": seed}
+        given = {
+            setting: of_run[value["componentInputParameter"]]
+            for setting, value in task["inputs"]["parameters"].items()
+            if value.get("componentInputParameter") in of_run
+        }
+        import_prompts(from_parameters(ImportConfig, given, "import_prompts"), output=str(tmp_path / name))
+        return {row["prompt_id"] for row in Dataset.open(str(tmp_path / name)).iter_rows()}
+
+    assert kept(1, "a") == kept(1, "again") != kept(2, "b")

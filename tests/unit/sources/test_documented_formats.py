@@ -10,7 +10,7 @@ import yaml
 
 from kubealign_components.config import from_mapping
 from kubealign_components.import_prompts.stage import SourceConfig
-from kubealign_components.sources.row_formats import FORMATS, detect, parse
+from kubealign_components.sources.row_formats import FORMATS, looks_like, parse
 
 PAGE = Path(__file__).parents[3] / "pipelines" / "README.md"
 
@@ -21,7 +21,7 @@ def test_rows_of_the_page_are_what_it_says() -> None:
     assert {name for name, _ in shown} == set(FORMATS)
     for name, text in shown:
         row = json.loads(text)
-        assert detect([row]) == name, text
+        assert looks_like(row) == name, text
         example = parse(row, FORMATS[name])
         assert example.messages[-1]["role"] == "user"
         assert example.completions or example.answers == ["42"]

@@ -21,7 +21,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run
 from kubealign_components.sources.example import Example
-from kubealign_components.sources.row_formats import FORMATS, detect, parse
+from kubealign_components.sources.row_formats import FORMATS, looks_like, parse
 from kubealign_components.sources.values import Malformed, truth_of
 
 USER = {"role": "user", "content": "Hi?"}
@@ -35,7 +35,7 @@ Import = Callable[..., tuple[list[dict[str, Any]], Stats]]
 
 
 def read(row: dict[str, Any]) -> Example:
-    name = detect([row])
+    name = looks_like(row)
     assert name is not None, row
     return parse(row, FORMATS[name])
 

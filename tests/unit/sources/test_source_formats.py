@@ -12,7 +12,7 @@ import pytest
 
 from kubealign_components.sources.example import Example
 from kubealign_components.sources.file_readers import read_rows
-from kubealign_components.sources.row_formats import FORMATS, detect, parse
+from kubealign_components.sources.row_formats import FORMATS, looks_like, parse
 from kubealign_components.sources.values import Malformed
 
 USER = {"role": "user", "content": "Hi?"}
@@ -25,7 +25,7 @@ CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
 
 def read(row: dict[str, Any]) -> Example:
     """``row`` in the format that it is detected to have."""
-    name = detect([row])
+    name = looks_like(row)
     assert name is not None, row
     return parse(row, FORMATS[name])
 
@@ -321,8 +321,7 @@ def test_text_that_happens_to_be_json_stays_text() -> None:
         assert example.completions[0].messages == [{"role": "assistant", "content": text}]
 
 
-def test_detection_goes_by_the_majority() -> None:
-    pair = {"prompt": "Hi?", "chosen": "Good.", "rejected": "Bad."}
-    assert detect([{"messages": [USER]}, pair, 7, pair]) == "preference"
-    assert detect([{"a": 1}, 7, None]) is None
-    assert detect([{"chosen": None, "rejected": None, "prompt": "Hi?"}]) == "prompt"
+def test_formats_are_known_by_columns_that_hold_something() -> None:
+    assert looks_like({"prompt": "Hi?", "chosen": "Good.", "rejected": "Bad."}) == "preference"
+    assert [looks_like(row) for row in ({"a": 1}, 7, None)] == [None, None, None]
+    assert looks_like({"chosen": None, "rejected": None, "prompt": "Hi?"}) == "prompt"
