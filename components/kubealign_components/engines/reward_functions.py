@@ -47,6 +47,8 @@ class RewardFunctionSpec:
     """Factor of its value in the sum."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function, plain JSON."""
+    about: str = execution("")
+    """What it rewards, in words for who reads the reports; a shipped function has words of its own."""
     seconds: float = execution(60.0)
     """A call that takes longer is an error."""
     source: str = execution("")
@@ -90,6 +92,18 @@ class RewardFunctionSpec:
     def is_shipped(self) -> bool:
         """Whether it comes along."""
         return self.module == SHIPPED_MODULE
+
+    @property
+    def words(self) -> str:
+        """What a reader of a report is told of it: what it rewards, and its settings."""
+        about = self.about
+        if not about and self.is_shipped:
+            function = import_function(self.function, self.module, self.name, self.settings)
+            about = (inspect.getdoc(function) or "").partition("\n\n")[0].replace("``", "")
+        weight = [f"weight {self.weight:g}"] if self.weight != 1 else []
+        settings = [f"{name} {canonical_json(value)}" for name, value in self.settings.items()]
+        facts = ", ".join([self.recipe_name, *weight, *settings])
+        return f"{about} ({facts})" if about else facts
 
     @property
     def recipe_name(self) -> str:

@@ -43,6 +43,7 @@ __all__ = [
     "principles_identity",
     "reward_inputs",
     "reward_params",
+    "reward_words",
 ]
 
 if TYPE_CHECKING:
@@ -119,6 +120,18 @@ def _require_one_of_each_name(functions: Sequence[RewardFunctionSpec]) -> None:
             function.function,
             f"a file of another name: {other.function} is called {function.recipe_name} too",
         )
+
+
+def reward_words(spec: RewardSpec) -> list[str]:
+    """What is rewarded, in a line for the model and one for each function, for who reads a report."""
+    if not spec.model:
+        return [function.words for function in spec.functions]
+    name = spec.model.rstrip("/").rsplit("/", 1)[-1]
+    weight = f", weight {spec.model_weight:g}" if spec.model_weight != 1 else ""
+    principles = (
+        f", principles {', '.join(spec.principle_names) or spec.principles}" if spec.principles else ""
+    )
+    return [f"The score of the reward model {name}{weight}{principles}", *(f.words for f in spec.functions)]
 
 
 def reward_params(spec: RewardSpec) -> dict[str, object]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kubealign_components.data.bootstrap import bootstrap_interval
+from kubealign_components.evaluate.audit import findings
 
 Floats = NDArray[np.float64]
 
@@ -131,7 +132,7 @@ def warnings(numbers: dict[str, float], *, dropped_truncated: bool = False) -> l
     """What in ``numbers`` looks like a collapse or a bias, in words.
 
     Args:
-        numbers: of the evaluation.
+        numbers: of the evaluation, those of the audit among them.
         dropped_truncated: whether completions that were cut had been dropped.
     """
     texts = []
@@ -162,7 +163,7 @@ def warnings(numbers: dict[str, float], *, dropped_truncated: bool = False) -> l
             f"{numbers['kl_per_completion']:.0f} a completion: the policy has left the reference far "
             "behind; a higher beta or fewer steps keep it closer."
         )
-    return texts
+    return [*texts, *findings(numbers)]
 
 
 def _truncated(sides: Sequence[Side]) -> float:

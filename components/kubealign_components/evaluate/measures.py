@@ -11,6 +11,7 @@ from kubealign_components.data.labels import preferred_pairs, verdicts_of
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.data.schemas import Completion
 from kubealign_components.evaluate.answers import ALIGNED, REFERENCE, ComparedPrompt
+from kubealign_components.evaluate.audit import audit
 from kubealign_components.evaluate.comparison import (
     Side,
     compare,
@@ -47,6 +48,7 @@ def measure(
     for prompt, before, after in zip(prompts, reference, ours, strict=True):
         prompt.reward_difference = mean_difference(before, after)
     numbers = compare(reference, ours, seed=seed)
+    numbers |= audit([prompt.evaluation_row() for prompt in prompts])
     if prompts[:kl_prompts]:
         numbers |= _kl(prompts[:kl_prompts], policy, dtype)
     return numbers | preference_accuracy(_margins(prompts, policy, aligned, dtype), seed=seed)

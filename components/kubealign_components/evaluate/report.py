@@ -19,6 +19,8 @@ _ROWS = (
     ("Mean reward", "reward_reference", "reward_aligned", "{:.4f}"),
     ("Mean length (tokens)", "length_reference", "length_aligned", "{:.1f}"),
     ("Cut at max_new_tokens", "truncated_reference", "truncated_aligned", "{:.1%}"),
+    ("Said before in the same completion", "repetition_reference", "repetition_aligned", "{:.1%}"),
+    ("Same answer to another prompt", "same_answer_reference", "same_answer_aligned", "{:.1%}"),
 )
 
 
@@ -37,6 +39,7 @@ def report_html(
     *,
     model: str,
     reference: str,
+    reward: Sequence[str] = (),
     numbers: Mapping[str, float],
     verdict: WinRates | None,
     warnings: Sequence[str],
@@ -47,6 +50,7 @@ def report_html(
     Args:
         model: name of the aligned model.
         reference: name of the reference policy.
+        reward: what is rewarded, in words.
         numbers: of the evaluation.
         verdict: of the judge, if there is one.
         warnings: what looks like a collapse.
@@ -56,6 +60,7 @@ def report_html(
         "kubealign_components/evaluate/report.html",
         model=model,
         reference=reference,
+        reward=reward,
         verdict=_verdict(numbers, rows),
         warnings=warnings,
         numbers=[

@@ -37,7 +37,14 @@ from kubealign_components.engines.generation import (
     recorded,
 )
 from kubealign_components.engines.judge import JudgeSpec, PairJudge
-from kubealign_components.engines.rewards import REWARD, Rewarder, RewardSpec, reward_inputs, reward_params
+from kubealign_components.engines.rewards import (
+    REWARD,
+    Rewarder,
+    RewardSpec,
+    reward_inputs,
+    reward_params,
+    reward_words,
+)
 from kubealign_components.errors import DataError, GateError, NotFound
 from kubealign_components.evaluate.answers import ALIGNED, REFERENCE, Answers, ComparedPrompt
 from kubealign_components.evaluate.comparable import (
@@ -58,7 +65,7 @@ from kubealign_components.store import join
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,6 +224,7 @@ def _make(inputs: _Inputs, provenance: Provenance, output: str) -> Stats:
     page = report_html(
         model=inputs.aligned.name,
         reference=inputs.policy.name,
+        reward=reward_words(config.reward) if config.reward else (),
         numbers=numbers,
         verdict=verdict,
         warnings=collapses,

@@ -27,7 +27,7 @@ def import_prompts(
         metrics: rows in, out and dropped by reason.
         report: the rows in charts and examples.
         sources: one object a source: uri; and name, revision, split, subset, format, columns, roles, weight,
-            max_rows.
+            max_rows, prompt_suffix.
         max_bad_fraction: largest fraction of malformed rows in a source.
         max_rows: most prompts of all sources together, a seeded sample; 0 for all.
         seed: decides which prompts max_rows keeps.

@@ -18,6 +18,7 @@ from kubealign_components.data.finished import OutputRequest, once
 from kubealign_components.data.schemas import PromptRow
 from kubealign_components.data.stats import Stats
 from kubealign_components.sources.external_sort import Entry, Spool
+from kubealign_components.sources.messages import with_suffix
 from kubealign_components.sources.prompt_rows import merge_rows, spooled, to_row
 from kubealign_components.sources.prompt_writer import sample, write_prompts
 from kubealign_components.sources.request import requested
@@ -41,6 +42,9 @@ class SourceConfig(WeightedSource):
     """What rows look like: auto (by the columns of most rows) or one of the formats by name."""
     max_rows: int = 0
     """Most prompts to take, a seeded sample; 0 for all."""
+    prompt_suffix: str = ""
+    """A line to put behind every prompt's last user turn, such as an instruction that the reward checks:
+    ``End with a line "Answer:" and the number.``"""
 
     def __post_init__(self) -> None:
         WeightedSource.__post_init__(self)
@@ -123,6 +127,8 @@ def _entries(
         if form != reader.format:
             example.notes[f"rows_read_as_{form}"] += 1
         reader.note(example.notes)
+        if source.prompt_suffix:
+            example.messages = with_suffix(example.messages, source.prompt_suffix)
         row = to_row(example, source.name, source.weight)
         for reason, count in example.refused.items():
             stats.counts[f"completions_dropped_{reason}"] += count

@@ -85,7 +85,12 @@ def target_length(
 
 
 def format_match(
-    item: RewardInput, *, kind: str = "json", keys: list[str] | None = None, pattern: str = ""
+    item: RewardInput,
+    *,
+    kind: str = "json",
+    keys: list[str] | None = None,
+    pattern: str = "",
+    finished: bool = False,
 ) -> float:
     """1.0 if the completion has the wanted form, else 0.0.
 
@@ -95,6 +100,7 @@ def format_match(
             its last line is ``Answer: …``; ``regex``: the whole text matches ``pattern``.
         keys: for ``json``: the text must be an object with these keys.
         pattern: for ``regex``; when empty, the ``pattern`` of the row's metadata.
+        finished: a completion that was cut at max_new_tokens has no form, whatever stands there so far.
 
     Raises:
         ValueError: ``regex`` without a pattern in the settings or the metadata.
@@ -102,6 +108,8 @@ def format_match(
     require_choice("kind", kind, FORMATS)
     named = keys is None or (isinstance(keys, list) and all(isinstance(key, str) for key in keys))
     require(named, "keys", keys, "a list of names")
+    if finished and item.finish_reason == "length":
+        return 0.0
     text = item.text.strip()
     if kind == "json":
         return float(_is_json(text, keys))

@@ -120,6 +120,13 @@ def check_order(messages: Sequence[Message]) -> None:
         state = "call" if message.get("tool_calls") else message["role"]
 
 
+def with_suffix(messages: Sequence[Message], suffix: str) -> list[Message]:
+    """``messages`` with ``suffix`` on a line of its own behind the last user turn."""
+    last = max(i for i, message in enumerate(messages) if message["role"] == "user")
+    asked = {**messages[last], "content": f"{messages[last]['content']}\n{suffix}"}
+    return [*messages[:last], asked, *messages[last + 1 :]]
+
+
 def split_last(turns: list[Message]) -> tuple[list[Message], list[Message]]:
     """What stands before the last assistant turn, and that turn; nothing when another turn is last."""
     return (turns[:-1], turns[-1:]) if turns[-1]["role"] == "assistant" else (turns, [])

@@ -15,9 +15,12 @@ from markupsafe import Markup
 from kubealign.cli.console import drop_text, duration, format_number, reuse_text
 from kubealign.local.results import Results, StageRow
 from kubealign.local.runs import DIRECTORIES
+from kubealign_components.config import from_mapping
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.lineage import LineageStep, steps_of
 from kubealign_components.data.schemas import EVALUATION
+from kubealign_components.engines.rewards import REWARD, RewardSpec, reward_words
+from kubealign_components.evaluate.comparison import warnings
 from kubealign_components.reports.graph import Node, picture
 from kubealign_components.reports.html import render
 from kubealign_components.reports.lineage import to_html
@@ -53,6 +56,7 @@ def write_summary(results: Results, path: Path, *, failure: str = "") -> None:
         results=results,
         failure=failure,
         verdict=verdict(results.evaluation),
+        reward=_reward(results),
         charts=_charts(results),
         graph=_graph(results, links),
         links=links,
@@ -91,6 +95,14 @@ def verdict(numbers: Mapping[str, float]) -> str:
     if "kl_per_completion" in numbers:
         text += f" and a KL of {numbers['kl_per_completion']:.3g} nats a completion"
     return text + "."
+
+
+def _reward(results: Results) -> list[str]:
+    """What was rewarded, in words; nothing where the run was given no reward of its own."""
+    given = {name: results.parameters.get(argument) for argument, name in REWARD.items()}
+    if not any(given.values()):
+        return []
+    return reward_words(from_mapping(RewardSpec, {k: v for k, v in given.items() if v}, "reward"))
 
 
 def write_pages(results: Results, folder: Path) -> list[Link]:
@@ -191,8 +203,9 @@ def _stage(row: StageRow) -> list[str]:
 
 
 def notes_on(results: Results) -> list[str]:
-    """What a reader of the numbers must know about completions that were cut at max_new_tokens."""
-    notes = []
+    """What a reader of the numbers must know: what looks like no gain, and completions that were cut at
+    max_new_tokens."""
+    notes = warnings(results.evaluation) if "length_ratio" in results.evaluation else []
     for row in results.stages:
         sampled = row.counts.get("sampled_completions", 0)
         dropped, kept = row.counts.get("truncated_dropped", 0), row.counts.get("truncated_kept", 0)

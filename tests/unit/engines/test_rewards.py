@@ -31,6 +31,8 @@ from kubealign_components.engines.rewards import (
     RewardSpec,
     flatten_chat,
     flatten_text,
+    reward_params,
+    reward_words,
 )
 from kubealign_components.errors import ConfigError, DataError, EngineError
 
@@ -106,6 +108,35 @@ def test_functions_are_combined_by_weight() -> None:
     )
     assert rewarder.score([item("[12]"), item("four")]) == [2 * 0.5 - 1, 2 * 0.5]
     assert rewarder.score([]) == []
+
+
+def test_what_is_rewarded_is_told_in_words() -> None:
+    told = reward_words(
+        spec(
+            "brevity",
+            {
+                "function": "format_match",
+                "weight": 0.5,
+                "settings": {"keys": ["a"]},
+                "about": "an object with a",
+            },
+            "lib.py:short",
+            model="org/judge",
+            model_weight=2.0,
+        )
+    )
+    assert told[0] == "The score of the reward model judge, weight 2"
+    assert told[1].startswith("scale / (scale + n): from 1 towards 0") and "brevity)" in told[1]
+    assert told[2].startswith("an object with a (") and told[2].endswith(
+        'format_match, weight 0.5, keys ["a"])'
+    )
+    assert told[3:] == ["lib.py:short"]
+    assert reward_words(spec("brevity")) == told[1:2]
+
+
+def test_words_about_a_function_change_no_recipe() -> None:
+    plain, told = (spec({"function": "brevity", **about}) for about in ({}, {"about": "short texts"}))
+    assert reward_params(plain) == reward_params(told)
 
 
 def test_model_and_functions_are_combined_by_weight(reward_model: Path) -> None:

@@ -138,6 +138,7 @@ def test_the_report_escapes_what_it_shows() -> None:
     page = report_html(
         model=f"new {attack}",
         reference="old",
+        reward=["short texts", f"like {attack}"],
         numbers=compare([side([0.0])] * 2, [side([1.0])] * 2, seed=0),
         verdict=WinRates(
             judge=attack, overall=rate, by_principle={attack: rate}, consistency=0.25, prompts=2
@@ -154,5 +155,6 @@ def test_the_report_escapes_what_it_shows() -> None:
     assert "<i>empty</i>" in page
     assert [attack, "50.0%", "25.0% to 75.0%"] in shown.rows
     assert "changed by +1.0000 (95 % interval +1.0000 to +1.0000" in shown.text
+    assert "The reward: short texts" in shown.text and f"and: like {attack}" in shown.text
     assert {"Rewards before and after", "Reward differences", "Lengths before and after"} <= set(shown.charts)
     assert shown.loaded == []

@@ -235,6 +235,25 @@ def test_overlapping_comparisons_are_all_kept_and_nobody_else_s_are_made(importe
     assert labels["A"] == "chosen" and labels["C"] == "rejected" and labels["B"] is labels["D"] is None
 
 
+def test_a_suffix_stands_behind_the_last_user_turn_and_makes_another_prompt(imported: Import) -> None:
+    talk = [USER, {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "1+1?\n"}]
+    tool = {"role": "tool", "content": "2"}
+    call = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    chats: list[dict[str, Any]] = [{"messages": talk}, {"messages": [*talk, call, tool]}]
+    plain, _ = imported(chats)
+    asked, _ = imported(chats, each=[{"prompt_suffix": "Say a number."}])
+    contents = [[m["content"] for m in json.loads(row["messages"])] for row in asked.iter_rows()]
+    assert sorted(contents) == [
+        ["Hi?", "Hello.", "1+1?\n\nSay a number."],
+        ["Hi?", "Hello.", "1+1?\n\nSay a number.", "", "2"],
+    ]
+    assert not set(by_id(plain)) & set(by_id(asked))
+    assert (
+        asked.manifest.recipe[asked.manifest.fingerprint]["params"]["sources"][0]["prompt_suffix"]
+        == "Say a number."
+    )
+
+
 def test_tools_make_another_prompt(imported: Import) -> None:
     tool = {"name": "add", "parameters": {"type": "object", "properties": {}}}
     turns = [{"role": "user", "content": "1+1?"}]

@@ -139,6 +139,14 @@ def test_format_match(text: str, settings: dict[str, Any], reward: float) -> Non
     assert format_match(item(text), **settings) == reward
 
 
+@pytest.mark.parametrize("kind", ["json", "answer_line", "regex"])
+def test_a_completion_that_was_cut_has_no_form_where_it_must_be_finished(kind: str) -> None:
+    texts = {"json": "[1]", "answer_line": "Answer: 4", "regex": "ab"}
+    for reason, finished, reward in [("length", True, 0.0), ("stop", True, 1.0), ("length", False, 1.0)]:
+        given = item(texts[kind], finish_reason=reason)
+        assert format_match(given, kind=kind, pattern="ab", finished=finished) == reward
+
+
 def test_format_match_reads_the_pattern_of_the_row() -> None:
     assert format_match(item("ab", metadata={"pattern": "[ab]+"}), kind="regex") == 1.0
     with pytest.raises(ValueError, match="no pattern"):

@@ -153,6 +153,26 @@ def test_the_page_of_a_run_shows_what_changed_and_leads_to_every_stage(
     assert (tmp_path / links[1]).read_text().endswith("the report")
 
 
+def test_the_page_says_what_was_rewarded_and_what_the_gain_may_be_instead(tmp_path: Path) -> None:
+    numbers = {"length_ratio": 0.3, "length_reference": 100.0, "length_aligned": 30.0}
+    numbers |= {"reward_gain": 0.5, "reward_gain_low": 0.4, "reward_gain_high": 0.6, "prompts": 9.0}
+    numbers |= {"reward_reference": 0.0, "reward_aligned": 0.5, "gain_by_length": 0.45}
+    numbers |= {f"truncated_{side}": 0.0 for side in ("reference", "aligned")}
+    compared = replace(stage("evaluate"), numbers=numbers)
+    function = {"function": "brevity", "about": "short <i>texts</i>"}
+    run = replace(results(compared), parameters={"reward_functions": [function], "reward_model": ""})
+    write_summary(run, tmp_path / "summary.html")
+    text = Page((tmp_path / "summary.html").read_text()).text
+    assert "The reward: short <i>texts</i> (" in text
+    assert text.index("collapse to short answers") < text.index("may be one of length") < text.index("Stages")
+    assert "The reward" not in Page(_page_of(results(stage("evaluate")), tmp_path)).text
+
+
+def _page_of(run: Results, folder: Path) -> str:
+    write_summary(run, folder / "summary.html")
+    return (folder / "summary.html").read_text()
+
+
 def test_settings_that_differ_from_the_defaults_are_told_first(tmp_path: Path) -> None:
     parameters = {"seed": 1, "train_beta": 0.1, "policy": "p", "options": {"a": [1]}}
     run = replace(results(), parameters=parameters, defaults={"seed": 0, "train_beta": 0.1, "options": {}})
