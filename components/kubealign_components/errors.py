@@ -18,6 +18,8 @@ KubeAlignError
 
 from __future__ import annotations
 
+from kubealign_components.printable import shortened
+
 SHOWN = 120
 """Most characters of a bad value that a message repeats."""
 
@@ -44,8 +46,7 @@ class ConfigError(KubeAlignError):
 
 def shown(value: object) -> str:
     """``value`` as a message repeats it: cut, with what would move the cursor of a terminal written out."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"
+    return shortened(repr(value), SHOWN)
 
 
 class DataError(KubeAlignError):

@@ -1,4 +1,4 @@
-"""Texts of others on terminals and in logs: without what moves a cursor, and without secrets."""
+"""Texts of others on terminals and in logs: short, without what moves a cursor, and without secrets."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ _CONTROL = re.compile(
 def printable(text: str) -> str:
     """``text`` with control characters and marks of direction written out; newlines and tabs stay."""
     return _CONTROL.sub(_written_out, text)
+
+
+def shortened(text: str, most: int) -> str:
+    """``text``, or its first ``most`` characters and how many there are."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
 
 
 def redacted(text: str) -> str:

@@ -15,10 +15,14 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.lineage import LineageStep, describe, steps_of, to_json
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.errors import CorruptDataset, NotFound, StoreError
+from kubealign_components.printable import shortened
 
 MOUNTS = {"/gcs/": "gs://", "/s3/": "s3://", "/minio/": "minio://"}
 """Where KFP's launcher shows a pod the objects of each scheme; manifests of old name ancestors so."""
 _DIGEST = re.compile("[0-9a-f]{40,64}")
+
+LONGEST = 200
+"""Characters of a setting that a line of the tree shows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +126,7 @@ def _facts(step: LineageStep) -> Iterator[str]:
 
 
 def _settings(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {_short(value)}" for name, value in describe(values))
+    return ", ".join(f"{name} {shortened(value, LONGEST)}" for name, value in describe(values))
 
 
 def _identity(value: object) -> str:
@@ -133,10 +137,6 @@ def _identity(value: object) -> str:
     parts = [_identity(value["name"])] if "name" in value else []
     parts += [f"{key} {_identity(item)}" for key, item in value.items() if key != "name"]
     return ", ".join(parts)
-
-
-def _short(text: str, limit: int = 200) -> str:
-    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def recorded(path: str) -> str:

@@ -130,7 +130,11 @@ def packs(groups: Sequence[Group], budget: int) -> Iterator[list[tuple[int, list
     A group larger than the budget spans several packs; a completion that is over it alone is a pack by
     itself.
     """
-    pieces = [piece for number, group in enumerate(groups) for piece in _pieces(number, group, budget)]
+    pieces = [
+        (number, chosen, tokens)
+        for number, group in enumerate(groups)
+        for chosen, tokens in within(budget, len(group.prompt), list(map(len, group.completions)))
+    ]
     pieces.sort(key=lambda piece: piece[2], reverse=True)
     pack_of: list[tuple[int, list[int]]] = []
     used = 0
@@ -144,17 +148,27 @@ def packs(groups: Sequence[Group], budget: int) -> Iterator[list[tuple[int, list
         yield pack_of
 
 
-def _pieces(number: int, group: Group, budget: int) -> Iterator[tuple[int, list[int], int]]:
-    chosen: list[int] = []
-    used = len(group.prompt)
-    for index, completion in enumerate(group.completions):
-        if chosen and used + len(completion) > budget:
-            yield number, chosen, used
-            chosen, used = [], len(group.prompt)
-        chosen.append(index)
-        used += len(completion)
-    if chosen:
-        yield number, chosen, used
+def within(budget: int, prompt: int, completions: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+    """The completions of a prompt cut into runs of at most ``budget`` tokens, in their order.
+
+    Args:
+        budget: most tokens of a run; a completion that is over it with its prompt is a run by itself.
+        prompt: its tokens, which every run has once.
+        completions: tokens of each.
+
+    Yields:
+        Positions in ``completions``, and the tokens of the run.
+    """
+    run: list[int] = []
+    used = prompt
+    for position, tokens in enumerate(completions):
+        if run and used + tokens > budget:
+            yield run, used
+            run, used = [], prompt
+        run.append(position)
+        used += tokens
+    if run:
+        yield run, used
 
 
 def prepare(model: Any) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kubealign_components.engines.reward_input import RewardInput
+from kubealign_components.printable import shortened
 
 _loaded: dict[str, Callable[..., Any]] = {}
 
@@ -128,4 +129,4 @@ def _shown(value: object) -> str:
         text = repr(value)
     except Exception:  # of a user's own class, or of a number with more digits than Python writes
         text = f"a {type(value).__name__} that cannot be shown"
-    return text if len(text) <= 120 else f"{text[:120]}…"
+    return shortened(text, 120)

@@ -23,6 +23,7 @@ from kubealign_components.engines.reward_calls import NotAReward, call_function,
 from kubealign_components.engines.reward_input import Refused, RewardInput
 from kubealign_components.engines.worker import CallFailed, TimedOut, Worker, WorkerDied
 from kubealign_components.errors import ConfigError, EngineError
+from kubealign_components.printable import shortened
 
 SHIPPED_MODULE = "kubealign_components.rewards.functions"
 SHIPPED: Mapping[str, int] = {"brevity": 1, "exact_answer": 4, "format_match": 2, "target_length": 1}
@@ -263,7 +264,7 @@ def _describe(item: RewardInput) -> str:
 
 def clip(text: str) -> str:
     """``text`` as an error shows it: its beginning, and how long it is."""
-    return repr(text if len(text) <= _CLIP else f"{text[:_CLIP]}… ({len(text)} characters)")
+    return repr(shortened(text, _CLIP))
 
 
 def _whole(value: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import TypeVar
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import escape
 
+from kubealign_components.printable import shortened
 from kubealign_components.store import join, put, store_for
 from kubealign_components.whole_file import write_whole
 
@@ -41,7 +42,7 @@ def render(template: str, **values: object) -> str:
 
 def clipped(text: str) -> str:
     """``text``, cut where it is longer than :data:`CLIP`, which is said."""
-    return text if len(text) <= CLIP else f"{text[:CLIP]}… ({len(text)} characters)"
+    return shortened(text, CLIP)
 
 
 def messages_text(messages: str | Iterable[Mapping[str, object]], *, roles: bool = True) -> str:

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from kubealign_components.engines.packing import within
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
@@ -169,21 +171,12 @@ def _units(step: Sequence[int], sizes: Sizes, budget: int, processes: int) -> It
     chosen = np.asarray(step)
     prompts, completions = sizes.prompt_tokens[chosen], sizes.completion_tokens[chosen]
     limit = min(budget, math.ceil(int(prompts.sum() + completions.sum()) / processes))
-    by_prompt: dict[int, list[tuple[int, int, int]]] = {}
-    for prompt, *member in zip(
-        sizes.prompt_of[chosen].tolist(), step, prompts.tolist(), completions.tolist(), strict=True
-    ):
-        by_prompt.setdefault(prompt, []).append(tuple(member))
-    for members in by_prompt.values():
-        unit: list[int] = []
-        used = 0
-        for example, prompt_tokens, tokens in members:
-            if unit and used + tokens > limit:
-                yield used, unit
-                unit, used = [], 0
-            used += tokens if unit else prompt_tokens + tokens
-            unit.append(example)
-        yield used, unit
+    by_prompt: dict[int, list[int]] = {}
+    for position, prompt in enumerate(sizes.prompt_of[chosen].tolist()):
+        by_prompt.setdefault(prompt, []).append(position)
+    for positions in by_prompt.values():
+        for run, tokens in within(limit, int(prompts[positions[0]]), completions[positions].tolist()):
+            yield tokens, [step[positions[i]] for i in run]
 
 
 def _fill(units: Sequence[tuple[int, list[int]]], count: int) -> list[tuple[int, list[int]]]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from kubealign.cli.console import format_number
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.json_types import JsonObject
+from kubealign_components.printable import shortened
 
 TEXT = 400
 """Characters of a message that are shown."""
@@ -83,10 +84,9 @@ def _messages(text: str, indent: str) -> Iterator[str]:
     for message in json.loads(text):
         content = message.get("content")
         said = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-        cut = said if len(said) <= TEXT else f"{said[:TEXT]}…"
-        yield f"{indent}[bold]{escape(str(message.get('role')))}:[/] {escape(cut)}"
+        yield f"{indent}[bold]{escape(str(message.get('role')))}:[/] {escape(shortened(said, TEXT))}"
         if message.get("tool_calls"):
-            calls = json.dumps(message["tool_calls"], ensure_ascii=False)[:TEXT]
+            calls = shortened(json.dumps(message["tool_calls"], ensure_ascii=False), TEXT)
             yield f"{indent}[bold]calls:[/] {escape(calls)}"
 
 

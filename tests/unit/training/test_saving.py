@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kubealign_components.data.models import find_model
+from kubealign_components.errors import EngineError
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.training.models import load_policy, trained_weights
 from kubealign_components.training.saving import merged, save_policy, saved_dtype, trained_state
@@ -101,6 +102,14 @@ def test_trained_copies_of_tied_layers_are_merged_as_they_are(
     whole = merged(loaded(models[True]), settings, trained_state(model), "default")
     torch.testing.assert_close(logits(whole), logits(model), atol=1e-4, rtol=1e-4)
     assert whole.config.tie_word_embeddings is False
+
+
+def test_adapters_of_other_names_are_refused_and_not_left_out(models: dict[bool, Path]) -> None:
+    settings = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    state = trained_state(get_peft_model(loaded(models[True]), settings))
+    others = {name.replace("q_proj", "query"): weight for name, weight in state.items()}
+    with pytest.raises(EngineError, match=r"do not fit the policy: \S*query"):
+        merged(loaded(models[True]), settings, others, "default")
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
