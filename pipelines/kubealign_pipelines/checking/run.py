@@ -12,6 +12,7 @@ from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
 from kubealign_pipelines import build, rules
 from kubealign_pipelines.checking.across import check_across, check_counts, secrets
+from kubealign_pipelines.checking.carried import check_carried, check_texts
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at, once
 from kubealign_pipelines.checking.models import check_models, find_folder, template_settings
 from kubealign_pipelines.checking.rewards import check_functions
@@ -74,6 +75,8 @@ def check_run(
     paths = {finding.path for finding in checked.findings}
     findings = [f for f in refused if f.path not in paths] + checked.findings + list(check_across(checked))
     findings += secrets(("compile",), _literal(settings))
+    if not here:
+        findings += [*check_carried(values), *check_texts(("compile",), _literal(settings))]
     if not complete:
         # Compiled perhaps for another place: models and data are looked at by whoever runs it.
         return Report(once(findings), graph, checked, Prompts())
