@@ -126,12 +126,16 @@ def find_model(name: str, revision: str | None = None) -> ModelFiles:
     if kind_at(path / CONFIG) == FILE:
         return _checked(ModelFiles(name=short, path=path.resolve()))
     if kind_at(path) or name.startswith(("/", ".", "~")) or name.count("/") != 1:
-        raise ConfigError(
-            "model",
-            name,
-            "a model directory (with config.json), a gs:// or s3:// URI, or a hub id like org/name",
-        )
+        expected = "a model directory (with config.json), a gs:// or s3:// URI, or a hub id like org/name"
+        raise ConfigError("model", name, expected + _if_adapter(path))
     return _checked(ModelFiles(name=short, path=fetch_hub(name, revision), uri=name))
+
+
+def _if_adapter(path: Path) -> str:
+    if not (path / ADAPTER_CONFIG).is_file():
+        return ""
+    base = read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+    return f"; this is a PEFT adapter of {base}; merge it into that (merge_and_unload) and save the whole"
 
 
 def _checked(model: ModelFiles) -> ModelFiles:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 from kubealign_components.data.model_files import text_config
@@ -26,6 +26,9 @@ _EMBEDDINGS = (
     "model.language_model.embed_tokens.weight",
 )
 """What the token embedding is called in a file, shape (vocab_size, hidden size)."""
+_LAYERS = {"embed_tokens": "layers", "wte": "h", "embed_in": "layers"}
+"""What the layers are called beside an embedding of that name."""
+_INDEX = "model.safetensors.index.json"
 
 
 def require_fetched(folder: Path, names: Iterable[str]) -> None:
@@ -53,14 +56,20 @@ def check_weights(folder: Path, names: Sequence[str], config: JsonObject) -> Non
         config: of the model; empty for an adapter.
 
     Raises:
-        EngineError: a file is cut, is none of its format, or has an embedding that is not the config's.
+        EngineError: a file is cut, is none of its format, lacks what the index says that it holds, or has an
+            embedding or layers that are not the config's.
     """
+    held: dict[str, Mapping[str, Sequence[int]]] = {}
     for name in names:
         path = folder / name
         if name.endswith(".safetensors"):
-            _check_embedding(path, _shapes(path), config)
+            held[name] = _shapes(path)
+            _check_embedding(path, held[name], config)
         elif not zipfile.is_zipfile(path) and not _begins_with(path, _LEGACY_TORCH):
             raise EngineError(f"{path} is cut, or no file of torch.save; fetch the model again")
+    if len(held) == len(names):
+        _check_index(folder, held)
+        _check_layers(folder, {weight for weights in held.values() for weight in weights}, config)
 
 
 def _shapes(path: Path) -> Mapping[str, Sequence[int]]:
@@ -92,6 +101,38 @@ def _check_embedding(path: Path, shapes: Mapping[str, Sequence[int]], config: Js
                 f"{path} has an embedding of {shapes[name][0]} tokens ({name}), its config a vocab_size of "
                 f"{rows}; save the model again with the transformers that resized it"
             )
+
+
+def _check_index(folder: Path, held: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
+    """Hold the shards to the index that names them."""
+    if not (folder / _INDEX).is_file() or "model.safetensors" in held:
+        return
+    index = json.loads((folder / _INDEX).read_bytes())["weight_map"]
+    absent = [(weight, shard) for weight, shard in index.items() if weight not in held.get(shard, {})]
+    if absent:
+        weight, shard = absent[0]
+        raise EngineError(
+            f"{folder / _INDEX} says that {weight} is in {shard}, where it is not ({len(absent)} of "
+            f"{len(index)} weights are not where it says); fetch the model again, or save it again"
+        )
+
+
+def _check_layers(folder: Path, weights: Set[str], config: JsonObject) -> None:
+    """Refuse weights that lack layers of the config's, where the embedding tells what layers are called."""
+    text = text_config(config)
+    layers = text.get("num_hidden_layers", text.get("n_layer"))
+    embedding = next((name for name in _EMBEDDINGS if name in weights), None)
+    if embedding is None or not isinstance(layers, int):
+        return
+    *above, own, _ = embedding.split(".")
+    start = ".".join([*above, _LAYERS[own], ""])
+    found = {name.removeprefix(start).partition(".")[0] for name in weights if name.startswith(start)}
+    if absent := [number for number in range(layers) if str(number) not in found]:
+        raise EngineError(
+            f"the weights in {folder} lack {len(absent)} of the {layers} layers that its config has "
+            f"({', '.join(start + str(number) for number in absent[:3])}): they would be random; fetch the "
+            "model again, or mend num_hidden_layers in its config.json"
+        )
 
 
 def _begins_with(path: Path, start: bytes) -> bool:

@@ -181,7 +181,7 @@ def test_shards_are_those_that_the_index_lists(tmp_path: Path) -> None:
     (model / "model.safetensors").rename(model / shards[1])
     with pytest.raises(EngineError, match=r"model.safetensors.index.json is missing"):
         find_model(str(model))
-    index = {"weight_map": {"a": shards[0], "b": shards[1]}}
+    index = {"weight_map": {"model.embed_tokens.weight": shards[0], "model.norm.weight": shards[1]}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     assert find_model(str(model)).weights() == shards
     (model / shards[1]).unlink()
@@ -202,6 +202,12 @@ def test_an_adapter_among_the_files_of_a_model_is_refused(tiny_model: Path, tmp_
     (model / "adapter_config.json").write_text('{"base_model_name_or_path": "another/model"}')
     with pytest.raises(EngineError, match="merge the adapter"):
         find_model(str(model))
+
+
+def test_an_adapter_given_as_a_model_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "another/model"}')
+    with pytest.raises(ConfigError, match=r"this is a PEFT adapter of another/model; merge it"):
+        find_model(str(tmp_path))
 
 
 def test_the_name_of_what_a_link_points_at_is_not_believed(tiny_model: Path, tmp_path: Path) -> None:

@@ -98,3 +98,27 @@ def test_a_damaged_adapter_is_refused(tmp_path: Path) -> None:
     file.write_text(POINTER)
     with pytest.raises(EngineError, match="Git LFS"):
         find_adapter(str(tmp_path), "adapter")
+
+
+def test_layers_that_the_config_has_and_the_weights_have_not_are_named(model: Path) -> None:
+    layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+    changed(model, num_hidden_layers=layers + 2)
+    with pytest.raises(EngineError, match=rf"lack 2 of the {layers + 2} layers .*model\.layers\.{layers}, "):
+        find_model(str(model))
+    changed(model, num_hidden_layers=1)  # what is left over is told when the model is loaded
+    assert find_model(str(model)).weights() == [WEIGHTS]
+
+
+def test_shards_hold_what_the_index_says(model: Path) -> None:
+    weights = safetensors.torch.load_file(model / WEIGHTS)
+    (model / WEIGHTS).unlink()
+    names = sorted(weights)
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    for shard, part in zip(shards, (names[::2], names[1::2])):
+        safetensors.torch.save_file({name: weights[name] for name in part}, model / shard)
+    index = {"weight_map": {name: shards[i % 2] for i, name in enumerate(names)}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert find_model(str(model)).weights() == shards
+    safetensors.torch.save_file({name: weights[name] for name in names[3::2]}, model / shards[1])
+    with pytest.raises(EngineError, match=rf"says that {names[1]} is in {shards[1]}, where it is not"):
+        find_model(str(model))
