@@ -49,13 +49,14 @@ def load_checkpoint(
         The model, and those of the ``optional`` weights that the checkpoint lacks.
 
     Raises:
-        EngineError: it cannot be loaded, or is not whole; names what is missing.
+        EngineError: it cannot be loaded, is not whole, or does not fit its config; names what is missing.
     """
     said = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # what it would warn of is refused, or told, below
     try:
+        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below, by name
         model, report = kind.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, **{"trust_remote_code": False} | options
+            path, dtype=dtype, **told, **{"trust_remote_code": False} | options
         )
     except torch.OutOfMemoryError:
         raise
@@ -64,6 +65,12 @@ def load_checkpoint(
     finally:
         transformers_logging.set_verbosity(said)
     missing, left = set(report["missing_keys"]), set(report["unexpected_keys"])
+    if unlike := sorted(report["mismatched_keys"]):
+        name, held, wanted = unlike[0]
+        raise EngineError(
+            f"the checkpoint {path} does not fit its config: {name} has the shape {tuple(held)}, expected "
+            f"{tuple(wanted)} ({len(unlike)} weights in all); save both again, with one library"
+        )
     _require_kind(path, missing - {*optional}, left)
     if missing - {*optional}:
         raise EngineError(
