@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.licenses import joined, licenses
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
@@ -117,6 +118,7 @@ def describe(manifest: Manifest) -> dict[str, object]:
         "short_fingerprint": manifest.fingerprint[:12],
         "fingerprint": manifest.fingerprint,
         "slug": manifest.slug,
+        "license": joined(licenses(manifest)),
     }
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple
 
 import yaml
 
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.licenses import licensed, licenses
 from kubealign_components.data.lineage import LineageStep, describe, steps_of
 from kubealign_components.data.manifest import Manifest
 from kubealign_components.data.schemas import MODEL, ROWS
@@ -26,7 +28,8 @@ def card(dataset: Dataset, evaluation: Mapping[str, float] | None = None) -> str
     manifest = dataset.manifest
     steps = steps_of(manifest.fingerprint, manifest.recipe)
     is_model = manifest.schema == MODEL
-    head = _model_head(manifest, steps, evaluation or {}) if is_model else _data_head()
+    head: dict[str, object] = {"license": names} if (names := licenses(manifest)) else {}
+    head |= _model_head(manifest, steps, evaluation or {}) if is_model else _data_head()
     parts = [f"# {plain(manifest.slug or manifest.fingerprint[:12])}", _what(manifest)]
     if evaluation:
         parts += ["## Evaluation", _table(("number", "value"), _numbers(evaluation))]
@@ -34,6 +37,8 @@ def card(dataset: Dataset, evaluation: Mapping[str, float] | None = None) -> str
         parts += ["## Columns", _table(("column", "type"), _columns(manifest.schema))]
         parts += ["## Dropped", _table(("reason", "rows"), manifest.stats["dropped"].items())]
     parts += ["## Sources", _table(("source", "content", "where it lay"), _sources(manifest, steps))]
+    went_in = (astuple(one) for one in licensed(manifest))
+    parts += ["## Licences of what went in", _table(("kind", "name", "licence"), went_in)]
     for step in steps:
         parts += [f"## Step: {plain(step.stage)}", _table(("setting", "value"), _settings(step))]
     return (

@@ -12,6 +12,7 @@ from rich.tree import Tree
 
 from kubealign.local.runs import RunInfo, find_run
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.licenses import joined, licenses
 from kubealign_components.data.lineage import LineageStep, describe, steps_of, to_json
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.errors import CorruptDataset, NotFound, StoreError
@@ -111,6 +112,8 @@ def lineage_tree(manifest: Manifest, *, settings: bool = True) -> Tree:
         for child_role, child in step.inputs.items():
             grow(branch, child, f"  as {child_role}")
 
+    if names := licenses(manifest):
+        root.add(f"[magenta]licence[/] {escape(joined(names))}")
     grow(root, manifest.fingerprint, "")
     return root
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kubealign.lineage import recorded
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.licenses import joined, licenses
 from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.data.shards import digest_at
 from kubealign_components.errors import CorruptDataset, KubeAlignError, NotFound
@@ -27,6 +28,8 @@ class Verified:
     rows: int = 0
     files: int = 0
     """Whose digests were recomputed, the manifest included."""
+    license: str = ""
+    """All that it may be used under, as its recipe has them."""
     reason: str = ""
     """What is damaged, and how."""
 
@@ -77,6 +80,7 @@ def _verified(dataset: Dataset, fingerprint: str) -> Verified:
         stage=str(manifest.provenance.step["stage"]),
         state=DAMAGED if reason else GOOD,
         rows=manifest.rows,
+        license=joined(licenses(manifest)),
         files=1 + len(manifest.shards) + len(files),
         reason=reason,
     )

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.labels import CHOSEN, REJECTED
+from kubealign_components.data.licenses import license_in_card, licenses, parse_license, strictest
 from kubealign_components.data.schemas import (
     PREFERENCES,
     PROMPTS,
@@ -109,7 +110,11 @@ def push(folder: Path, repository: str) -> str:
         from huggingface_hub import DatasetCard, constants
 
         theirs = DatasetCard.load(repository, repo_type="dataset").content
-        DatasetCard(_with_own(theirs, (folder / "README.md").read_text("utf-8"))).push_to_hub(repository)
+        ours = (folder / "README.md").read_text("utf-8")
+        pushed = DatasetCard(_with_own(theirs, ours))
+        if licence := strictest(license_in_card(theirs), license_in_card(ours)):
+            pushed.data.license = list(parse_license(licence))
+        pushed.push_to_hub(repository)
     except Exception as error:  # the hub client lets the errors of its HTTP library through
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StoreError(f"cannot push to {repository}: {reason}") from error
@@ -130,8 +135,12 @@ def card(dataset: Dataset, form: str, file: str) -> str:
     steps = "\n".join(
         f"| {step['stage']} | {step['version']} | `{name[:12]}` |" for name, step in manifest.recipe.items()
     )
+    license = "".join(
+        ["license:\n", *(f"- {one}\n" for one in names)] if (names := licenses(manifest)) else []
+    )
     return (
-        f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {file}\n---\n\n"
+        f"---\n{license}configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {file}\n"
+        "---\n\n"
         f"{START}\n# {manifest.slug}\n\n{manifest.rows} rows of `{manifest.schema}`, written by KubeAlign in "
         f"the form `{form}`. Fingerprint: `{manifest.fingerprint}`.\n\n"
         f"| stage | version | fingerprint |\n|---|---|---|\n{steps}\n{END}\n"

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kubealign_components.data.fingerprint import Recipe
+from kubealign_components.data.licenses import licensed
 from kubealign_components.data.manifest import Manifest
 
 
@@ -68,6 +69,7 @@ def to_json(manifest: Manifest) -> dict[str, object]:
         "rows": manifest.rows,
         "identity": manifest.identity,
         "parents": list(manifest.parents),
+        "licenses": [asdict(one) for one in licensed(manifest)],
         "steps": [asdict(step) for step in steps_of(manifest.fingerprint, manifest.recipe)],
     }
 

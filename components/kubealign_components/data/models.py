@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kubealign_components.data.fingerprint import digest, file_digest, slug_word
+from kubealign_components.data.licenses import license_of_model
 from kubealign_components.data.model_cache import fetch_hub, fetch_prefix
 from kubealign_components.data.model_files import (
     ADAPTER_CONFIG,
@@ -68,7 +69,9 @@ class ModelFiles:
         """The digest of ``content``, whose place manifests will name."""
         revision = self.path.name if self.path.parent.name == "snapshots" else ""
         identity = {"digest": digest(content)}
-        note_origin(identity["digest"], self.uri or str(self.path), revision)
+        note_origin(
+            identity["digest"], self.uri or str(self.path), revision, license=license_of_model(self.path)
+        )
         return identity
 
     def tokenizer_digest(self) -> str:

@@ -23,9 +23,10 @@ _ORIGINS: dict[str, dict[str, str]] = {}
 """What this process found, by digest."""
 
 
-def note_origin(digest: str, uri: str, revision: str = "") -> None:
-    """Remember that what has ``digest`` lies at ``uri``."""
-    _ORIGINS[digest] = {"uri": uri} | ({"revision": revision} if revision else {})
+def note_origin(digest: str, uri: str, revision: str = "", *, license: str = "") -> None:
+    """Remember that what has ``digest`` lies at ``uri``, and under which licence it is."""
+    facts = {"revision": revision, "license": license}
+    _ORIGINS[digest] = {"uri": uri} | {name: text for name, text in facts.items() if text}
 
 
 def origin_of(digests: Iterable[str]) -> Origin:

@@ -26,8 +26,8 @@ def import_prompts(
         dataset: imported prompts (kubealign.prompts/v1).
         metrics: rows in, out and dropped by reason.
         report: the rows in charts and examples.
-        sources: one object a source: uri; and name, revision, split, subset, format, columns, roles, weight,
-            max_rows, prompt_suffix.
+        sources: one object a source: uri; and name, revision, split, subset, format, columns, roles, license,
+            weight, max_rows, prompt_suffix.
         max_bad_fraction: largest fraction of malformed rows in a source.
         max_rows: most prompts of all sources together, a seeded sample; 0 for all.
         seed: decides which prompts max_rows keeps.

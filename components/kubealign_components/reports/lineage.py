@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import astuple
 
+from kubealign_components.data.licenses import licensed
 from kubealign_components.data.lineage import LineageStep, describe, steps_of
 from kubealign_components.data.manifest import Manifest
 from kubealign_components.reports.graph import Node, picture
@@ -17,6 +19,7 @@ def to_html(manifest: Manifest) -> str:
         "kubealign_components/reports/lineage.html",
         title=f"Lineage of {manifest.slug or manifest.fingerprint[:12]}",
         manifest=manifest,
+        licensed=[astuple(one) for one in licensed(manifest)],
         graph=picture(
             {step.fingerprint: _node(step) for step in steps},
             [(parent, step.fingerprint) for step in steps for parent in step.inputs.values()],

@@ -16,6 +16,8 @@ from markupsafe import Markup, escape
 
 from kubealign_components.data.agreement import agreements
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.licenses import joined, licenses
+from kubealign_components.data.manifest import Manifest
 from kubealign_components.data.schemas import ROWS
 from kubealign_components.reports.charts import POINTS, bounds, histogram, scatter
 from kubealign_components.reports.columns import Bools, Floats, Ints, RowColumns, read_columns
@@ -47,7 +49,11 @@ def rows_page(dataset: Dataset) -> str:
         stage=str(manifest.provenance.step["stage"]).replace("_", " "),
         manifest=manifest,
         stride=columns.stride,
-        facts=[*_facts(columns), *((n.replace("_", " "), f"{v:.6g}") for n, v in stats["numbers"].items())],
+        facts=[
+            *_licence(manifest),
+            *_facts(columns),
+            *((n.replace("_", " "), f"{v:.6g}") for n, v in stats["numbers"].items()),
+        ],
         dropped=sorted(stats["dropped"].items(), key=lambda pair: -pair[1]),
         dropped_texts=fitting(_dropped_texts(manifest.extra), lambda shown: [shown[2]]),
         warnings=[f"{text[0].upper()}{text[1:]}." for one in agreement if (text := one.warning)],
@@ -68,6 +74,11 @@ def _dropped_texts(extra: Mapping[str, object]) -> Iterator[tuple[str, str, str]
             yield reason.replace("_", " "), f"prompt {one['prompt_id'][:12]}", one["text"]
     for one in malformed:
         yield one["reason"].replace("_", " "), f"{one['source']}: {one['file']} row {one['row']}", one["text"]
+
+
+def _licence(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    if names := licenses(manifest):
+        yield "licence", joined(names)
 
 
 def _facts(columns: RowColumns) -> Iterator[tuple[str, str]]:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kubealign_components.data.front_matter import CARD
+from kubealign_components.data.licenses import license_in_card
 from kubealign_components.errors import ConfigError, StoreError
 from kubealign_components.named_paths import FOLDER, kind_at, named_path
 from kubealign_components.sources.file_readers import READERS, is_readable
-from kubealign_components.sources.splits import CARD, splits_of
+from kubealign_components.sources.splits import splits_of
 from kubealign_components.store import scheme_of, store_for
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -39,6 +41,8 @@ class SourceFiles:
     files: tuple[SourceFile, ...]
     hub: tuple[str, str] | None = None
     """Hub id and commit, which say what the files hold; other files are identified by their bytes."""
+    license: str = ""
+    """What the card of the folder says; empty where it says nothing."""
 
 
 Listing = Mapping[str, SourceFile]
@@ -66,15 +70,18 @@ def find_files(
         return SourceFiles(files=(_single(uri, listing[""]),))
     if not any(map(is_readable, listing)):
         raise ConfigError("uri", uri, f"a folder with files of rows ({_suffixes()}); found {_some(listing)}")
+    card = _text(listing, CARD)
+    license = license_in_card(card)
     saved = _saved_dataset(listing, uri, split)
     if saved is not None:
-        return SourceFiles(files=tuple(saved), hub=hub)
-    splits = splits_of(listing, _text(listing, CARD), subset)
+        return SourceFiles(files=tuple(saved), hub=hub, license=license)
+    splits = splits_of(listing, card, subset)
     if not splits.get(split):
         raise ConfigError(
             "split", split, f"a split of {uri}, which has {', '.join(sorted(splits)) or 'none'}"
         )
-    return SourceFiles(files=tuple(listing[name] for name in splits[split]), hub=hub)
+    files = tuple(listing[name] for name in splits[split])
+    return SourceFiles(files=files, hub=hub, license=license)
 
 
 def _stored(uri: str) -> dict[str, SourceFile] | None:

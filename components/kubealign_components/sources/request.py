@@ -55,6 +55,4 @@ def requested(
 
 def _read_by(reader: SourceReader) -> dict[str, object]:
     """Content and settings of a source, wherever it lies."""
-    settings = semantic_params(reader.config)
-    own = {name: value for name, value in settings.items() if name not in ("uri", "revision")}
-    return own | {"content": reader.content()}
+    return reader.own_settings() | {"content": reader.content()}

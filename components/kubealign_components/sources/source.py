@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kubealign_components.config import semantic_params
 from kubealign_components.data.fingerprint import digest, file_digest
+from kubealign_components.data.licenses import strictest
 from kubealign_components.data.origins import note_origin
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError
@@ -112,10 +113,16 @@ class SourceReader:
 
     def settings(self) -> JsonObject:
         """The part of the recipe that is about this source; places are not in it."""
-        params = semantic_params(self.config)
-        own = {k: v for k, v in params.items() if k not in ("uri", "revision")}
         formats = MIXED.join([self.format, *sorted(self.other_formats)])
-        return own | {"content": self.identity()} | ({"format": formats} if formats else {})
+        return self.own_settings() | {"content": self.identity()} | ({"format": formats} if formats else {})
+
+    def own_settings(self) -> JsonObject:
+        """The settings without the place; with the licence where there is one, the stricter of what the
+        settings and the source's card say."""
+        own = semantic_params(self.config)
+        license = strictest(self.config.license, self.source.license)
+        own = {name: value for name, value in own.items() if name not in ("uri", "revision", "license")}
+        return own | ({"license": license} if license else {})
 
     def summary(self) -> dict[str, object]:
         """What a manifest says of the source."""

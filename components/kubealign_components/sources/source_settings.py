@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from kubealign_components.config import require, require_choice
+from kubealign_components.data.licenses import joined, parse_license
 from kubealign_components.sources.messages import ROLES
 
 MEANINGS = (
@@ -54,12 +55,17 @@ class SourceSettings:
     """What roles with names of one's own are: ``{Patient: user, Doctor: assistant}``."""
     json_columns: tuple[str, ...] = ()
     """Columns of text that is JSON; elsewhere text is text, but for CSV and TSV files."""
+    license: str = ""
+    """Under which licence it is: an SPDX identifier such as CC-BY-4.0, or several joined by AND. What the
+    source's own card says holds, too; where neither says anything, the licence is unknown."""
     text: str = "lines"
     """A text file is one prompt a line (``lines``), or one in all (``file``)."""
 
     def __post_init__(self) -> None:
         require(bool(self.uri.strip()), "sources.uri", self.uri, "a path, gs:// or s3:// URI, or hub id")
         require(not self.name or bool(self.name.strip()), "sources.name", self.name, "a name for the source")
+        if self.license:
+            object.__setattr__(self, "license", joined(parse_license(self.license)))
         require_choice("sources.text", self.text, ("lines", "file"))
         for column, meaning in self.columns.items():
             require_choice(f"sources.columns.{column}", meaning, MEANINGS)

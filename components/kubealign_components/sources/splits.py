@@ -11,14 +11,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
-import yaml
-
+from kubealign_components.data.front_matter import CARD, front_matter
 from kubealign_components.errors import ConfigError
 from kubealign_components.sources.file_readers import is_readable, kind_of
 
-CARD = "README.md"
-CARD_BYTES = 2**20
-"""A longer card's front matter is not read."""
 MAX_PATTERNS = 1000
 """Most patterns of a split in a dataset card."""
 MAX_PATTERN_CHARS = 1000
@@ -67,7 +63,7 @@ def _is_data(name: str) -> bool:
 
 
 def _configuration(card: str | None, subset: str | None) -> Mapping[str, object] | None:
-    declared = _front_matter(card).get("configs")
+    declared = front_matter(card).get("configs")
     listed = [c for c in declared if isinstance(c, Mapping)] if isinstance(declared, list) else []
     listed = [c for c in listed if c.get("data_files") or c.get("data_dir")]
     names = [_word(c.get("config_name", "default")) for c in listed]
@@ -83,29 +79,6 @@ def _configuration(card: str | None, subset: str | None) -> Mapping[str, object]
     if not default:
         raise ConfigError("subset", None, f"one of the dataset's configurations: {', '.join(names)}")
     return default[0]
-
-
-def _front_matter(card: str | None) -> Mapping[str, object]:
-    match = re.match(r"\s{0,99}---\r?\n(.*?)\r?\n---", (card or "")[:CARD_BYTES], re.DOTALL)
-    try:
-        body = yaml.load(match[1], Loader=_PlainLoader) if match else None  # noqa: S506
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
-        return {}
-    return body if isinstance(body, Mapping) else {}
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: a few of them can stand for more text than fits in memory."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """The next node.
-
-        Raises:
-            ConfigError: it is an alias.
-        """
-        if self.check_event(yaml.AliasEvent):
-            raise ConfigError(CARD, "an alias", "a dataset card without YAML aliases (*name)")
-        return super().compose_node(parent, index)
 
 
 def _declared(data: Sequence[str], config: Mapping[str, object]) -> dict[str, list[str]]:

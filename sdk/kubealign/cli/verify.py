@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from kubealign.cli.terminal import say
 from kubealign_components.errors import CorruptDataset, NotFound
+
+if TYPE_CHECKING:
+    from kubealign.verify import Verified
 
 
 @click.command("verify")
@@ -32,7 +36,7 @@ def verify(target: str, stage: str, as_json: bool) -> None:
     for one in verify(target):
         looked_at.append(one)
         if not as_json:
-            said = one.reason or f"{one.stage}, {one.rows} rows, {one.files} files"
+            said = one.reason or f"{one.stage}, {one.rows} rows, {one.files} files, {_licence(one)}"
             say(f"{one.state:<8}{one.uri}: {said}")
     if as_json:
         click.echo(json.dumps([asdict(one) for one in looked_at], indent=2, ensure_ascii=False))
@@ -41,3 +45,7 @@ def verify(target: str, stage: str, as_json: bool) -> None:
         raise NotFound(looked_at[0].reason)
     if damaged:
         raise CorruptDataset(f"{len(damaged)} of {len(looked_at)} are not what their manifests say")
+
+
+def _licence(one: Verified) -> str:
+    return f"licence {one.license}" if one.license else "no licence"
