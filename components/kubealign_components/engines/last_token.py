@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kubealign_components.engines.packed_attention import SegmentPlan, check_windows, use_segments
 from kubealign_components.engines.packing import Group, lay_out, packs
+from kubealign_components.engines.token_batches import token_batches
 from kubealign_components.errors import EngineError
 
 Tokens = tuple[int, ...]
@@ -171,14 +172,9 @@ def batches(sequences: Iterable[Tokens], token_budget: int) -> Iterator[list[Tok
 
     A sequence that is over the budget alone is a batch of its own.
     """
-    batch: list[Tokens] = []
-    for ids in sorted(sequences, key=lambda ids: (-len(ids), ids)):
-        if batch and (len(batch) + 1) * len(batch[0]) > token_budget:
-            yield batch
-            batch = []
-        batch.append(ids)
-    if batch:
-        yield batch
+    ordered = sorted(sequences, key=lambda ids: (-len(ids), ids))
+    for batch in token_batches(list(map(len, ordered)), token_budget, padded=True):
+        yield [ordered[i] for i in batch]
 
 
 def padded(batch: Sequence[Tokens], device: Any) -> tuple[dict[str, Tensor], Tensor]:

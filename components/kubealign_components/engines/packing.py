@@ -27,6 +27,7 @@ from torch.nn.functional import pad
 from kubealign_components.engines.head import Head
 from kubealign_components.engines.packed_attention import SegmentPlan, check_windows, use_segments
 from kubealign_components.engines.row_tiles import RowTiles, checkpoint_contexts, whole_tiles
+from kubealign_components.engines.token_batches import token_batches
 from kubealign_components.engines.variable_length import Segment
 from kubealign_components.errors import DataError, EngineError
 
@@ -130,45 +131,14 @@ def packs(groups: Sequence[Group], budget: int) -> Iterator[list[tuple[int, list
     A group larger than the budget spans several packs; a completion that is over it alone is a pack by
     itself.
     """
-    pieces = [
-        (number, chosen, tokens)
-        for number, group in enumerate(groups)
-        for chosen, tokens in within(budget, len(group.prompt), list(map(len, group.completions)))
-    ]
+    pieces: list[tuple[int, list[int], int]] = []
+    for number, group in enumerate(groups):
+        lengths = list(map(len, group.completions))
+        for chosen in token_batches(lengths, budget, shared=len(group.prompt)):
+            pieces.append((number, chosen, len(group.prompt) + sum(lengths[i] for i in chosen)))
     pieces.sort(key=lambda piece: piece[2], reverse=True)
-    pack_of: list[tuple[int, list[int]]] = []
-    used = 0
-    for number, chosen, tokens in pieces:
-        if pack_of and used + tokens > budget:
-            yield pack_of
-            pack_of, used = [], 0
-        pack_of.append((number, chosen))
-        used += tokens
-    if pack_of:
-        yield pack_of
-
-
-def within(budget: int, prompt: int, completions: Sequence[int]) -> Iterator[tuple[list[int], int]]:
-    """The completions of a prompt cut into runs of at most ``budget`` tokens, in their order.
-
-    Args:
-        budget: most tokens of a run; a completion that is over it with its prompt is a run by itself.
-        prompt: its tokens, which every run has once.
-        completions: tokens of each.
-
-    Yields:
-        Positions in ``completions``, and the tokens of the run.
-    """
-    run: list[int] = []
-    used = prompt
-    for position, tokens in enumerate(completions):
-        if run and used + tokens > budget:
-            yield run, used
-            run, used = [], prompt
-        run.append(position)
-        used += tokens
-    if run:
-        yield run, used
+    for pack_of in token_batches([tokens for *_, tokens in pieces], budget):
+        yield [pieces[i][:2] for i in pack_of]
 
 
 def prepare(model: Any) -> Any:

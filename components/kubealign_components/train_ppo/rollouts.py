@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from kubealign_components.data.chat.tokenizer import load_tokenizer
 from kubealign_components.engines.loading import context_length
 from kubealign_components.engines.reward_model import RewardChat
 from kubealign_components.engines.rewards import Rewarder, RewardInput, RewardSpec, flatten_chat
+from kubealign_components.engines.token_batches import longest_first
 from kubealign_components.errors import EngineError
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.model import PpoModel
@@ -132,7 +133,7 @@ class RolloutScorer:
             ids.append(self._chat.tokenise(chat, principles))
         scores: list[float | None] = [None] * len(turns)
         fitting = [i for i, tokens in enumerate(ids) if len(tokens) <= self._limit]
-        for batch in batches([len(ids[i]) for i in fitting], self._config.micro_batch_tokens):
+        for batch in longest_first([len(ids[i]) for i in fitting], self._config.micro_batch_tokens):
             chosen = [fitting[i] for i in batch]
             for i, score in zip(chosen, self._model.scores([ids[i] for i in chosen]), strict=True):
                 if not math.isfinite(score):
@@ -165,20 +166,6 @@ class RolloutScorer:
         )
         rules: list[list[float]] = torch.stack([bonus_B, penalty_B], dim=1).tolist()
         return rules
-
-
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Numbers of sequences in batches of at most ``budget`` tokens, longest first; a longer one alone."""
-    batch: list[int] = []
-    used = 0
-    for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and used + lengths[number] > budget:
-            yield batch
-            batch, used = [], 0
-        batch.append(number)
-        used += lengths[number]
-    if batch:
-        yield batch
 
 
 def _input(turn: Turn, sample: Sample, text: str) -> RewardInput:

@@ -22,6 +22,7 @@ from kubealign_components.engines.generation import (
     context_limit,
     end_token_ids,
 )
+from kubealign_components.engines.token_batches import longest_first
 from kubealign_components.engines.transformers_engine import choose
 from kubealign_components.errors import EngineError
 from kubealign_components.train_ppo.config import PpoConfig
@@ -102,15 +103,8 @@ class TransformersSampler:
 
     def _batches(self, turns: Sequence[Turn]) -> Iterator[list[int]]:
         """Numbers of turns, those with long prompts first, as many as ``generation_tokens`` hold."""
-        batch: list[int] = []
-        for number in sorted(range(len(turns)), key=lambda i: -len(turns[i].question.token_ids)):
-            longest = len(turns[(batch or [number])[0]].question.token_ids) + self._config.max_new_tokens
-            if batch and (len(batch) + 1) * longest > self._config.generation_tokens:
-                yield batch
-                batch = []
-            batch.append(number)
-        if batch:
-            yield batch
+        lengths = [len(turn.question.token_ids) + self._config.max_new_tokens for turn in turns]
+        return longest_first(lengths, self._config.generation_tokens, padded=True)
 
     def _decode(self, policy: object, turns: Sequence[Turn]) -> list[Sample]:
         try:

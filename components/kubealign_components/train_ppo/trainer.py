@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kubealign_components.data.seeds import generator_for
 from kubealign_components.engines.packing import PackedBatch
+from kubealign_components.engines.token_batches import longest_first
 from kubealign_components.errors import EngineError
 from kubealign_components.train_ppo.collectives import Collectives
 from kubealign_components.train_ppo.config import PpoConfig
@@ -30,7 +31,7 @@ from kubealign_components.train_ppo.objectives import (
     value_loss,
 )
 from kubealign_components.train_ppo.prompts import PpoPrompts, Turn, turns_of
-from kubealign_components.train_ppo.rollouts import Rollout, RolloutScorer, batches
+from kubealign_components.train_ppo.rollouts import Rollout, RolloutScorer
 from kubealign_components.train_ppo.sampling import Sampler
 from kubealign_components.training.metrics import peak_memory_gib
 from kubealign_components.training.schedule import learning_rate_factor
@@ -117,7 +118,7 @@ class PpoTrainer:
         """Fill in log-probabilities, reference, entropy and values of each rollout's tokens."""
         model = self.parts.model
         model.eval()
-        for numbers in batches([r.tokens for r in rollouts], self.config.micro_batch_tokens):
+        for numbers in longest_first([r.tokens for r in rollouts], self.config.micro_batch_tokens):
             chosen = [rollouts[i] for i in numbers]
             batch = self._packed(chosen)
             with model.acting(POLICY):
@@ -163,7 +164,7 @@ class PpoTrainer:
         self.optimizer.zero_grad()
         for part, loss in ((POLICY, self._policy_loss), (VALUE, self._value_loss)):
             with self.parts.model.acting(part):
-                for numbers in batches(
+                for numbers in longest_first(
                     [data.rollouts[i].tokens for i in own], self.config.micro_batch_tokens
                 ):
                     total = loss(data, [own[i] for i in numbers], sums)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from kubealign_components.engines.packing import within
+from kubealign_components.engines.token_batches import token_batches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,8 +175,10 @@ def _units(step: Sequence[int], sizes: Sizes, budget: int, processes: int) -> It
     for position, prompt in enumerate(sizes.prompt_of[chosen].tolist()):
         by_prompt.setdefault(prompt, []).append(position)
     for positions in by_prompt.values():
-        for run, tokens in within(limit, int(prompts[positions[0]]), completions[positions].tolist()):
-            yield tokens, [step[positions[i]] for i in run]
+        prompt_tokens, lengths = int(prompts[positions[0]]), completions[positions].tolist()
+        for unit in token_batches(lengths, limit, shared=prompt_tokens):
+            tokens = prompt_tokens + sum(lengths[i] for i in unit)
+            yield tokens, [step[positions[i]] for i in unit]
 
 
 def _fill(units: Sequence[tuple[int, list[int]]], count: int) -> list[tuple[int, list[int]]]:
