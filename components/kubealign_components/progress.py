@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
@@ -16,6 +16,7 @@ _LINE = re.compile(
     r"^(?P<name>[^|]+): (?P<done>\d+)/(?P<total>\d+) (?P<unit>[A-Za-z]+), "
     r"(?P<rate>[\d.]+|\?) (?P=unit)/s, (?P<left>[\d:]+|\?) left(?:, (?P<notes>.*))?$"
 )
+_PROCESS = re.compile(r"(?P<whole>.+) process (?P<number>\d+)/(?P<count>\d+)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +36,52 @@ class BarState:
     notes: str
     """Such as ``loss=0.6931``."""
 
+    def __str__(self) -> str:
+        """The line of it, which :func:`read_line` reads."""
+        rate = "?" if self.rate is None else f"{self.rate:.2f}"
+        left = "?" if self.left is None else tqdm.format_interval(self.left)
+        line = f"{self.name}: {self.done}/{self.total} {self.unit}, {rate} {self.unit}/s, {left} left"
+        return f"{line}, {self.notes}" if self.notes else line
+
+
+@dataclass(kw_only=True, slots=True)
+class ProcessBars:
+    """Makes one bar of those of a pod's engine processes, each of which counts the rows of its share."""
+
+    _of: dict[str, dict[int, BarState]] = field(default_factory=dict)
+    """The last states by what is done, and by process."""
+
+    def joined(self, state: BarState) -> BarState:
+        """The state of all processes that have said something, once one of them says ``state``."""
+        match = _PROCESS.fullmatch(state.name)
+        if match is None:
+            return state
+        states = self._of.setdefault(match["whole"], {})
+        states[int(match["number"])] = state
+        known = list(states.values())
+        busy = [one for one in known if one.done < one.total]
+        rates = [one.rate for one in busy if one.rate is not None]
+        return BarState(
+            name=match["whole"],
+            done=sum(one.done for one in known),
+            total=sum(one.total for one in known),
+            unit=state.unit,
+            rate=sum(rates) if rates else None,
+            left=max((one.left for one in busy if one.left is not None), default=None),
+            notes=f"{len(known)} of {match['count']} processes",
+        )
+
+    def line(self, line: str) -> str | None:
+        """``line``; where a process wrote it of its bar the line of all, once for all that go on."""
+        state = read_line(line)
+        match = _PROCESS.fullmatch(state.name) if state else None
+        if state is None or match is None:
+            return line
+        whole, states = self.joined(state), self._of[match["whole"]]
+        busy = [number for number, one in states.items() if one.done < one.total]
+        tells = int(match["number"]) == min(busy, default=0) or not busy
+        return str(whole) if tells else None
+
 
 def progress_bar(total: int, unit: str, description: str) -> tqdm[Any]:
     """A bar over ``total`` units; call ``update(k)`` as work finishes, or use it as a context.
@@ -45,6 +92,15 @@ def progress_bar(total: int, unit: str, description: str) -> tqdm[Any]:
     if sys.stderr.isatty():
         return _Bar(**settings, mininterval=0.5, dynamic_ncols=True)
     return _Lines(**settings, mininterval=float(os.environ.get(SECONDS, "30")))
+
+
+def process_name(whole: str, number: int, count: int) -> str:
+    """What the bar of a process is called, ``number`` from 1, that has a share of ``whole``.
+
+    >>> process_name("sample 1/4", 3, 8)
+    'sample 1/4 process 3/8'
+    """
+    return f"{whole} process {number}/{count}"
 
 
 def note(bar: tqdm[Any], text: str) -> None:

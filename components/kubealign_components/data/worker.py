@@ -22,7 +22,7 @@ from kubealign_components.data.slices import Finished, Result, SliceStore
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ChunkError, CorruptDataset, DataError, NotFound
 from kubealign_components.preemption import Preempted, Stop, grace_seconds, preemptible
-from kubealign_components.progress import progress_bar
+from kubealign_components.progress import process_name, progress_bar
 from kubealign_components.store import beside, join, store_for
 
 log = logging.getLogger(__name__)
@@ -218,7 +218,7 @@ class _ChunkWork(Generic[In, Result, Out]):
         chunk = self.chunk
         label = f"{self.name} {chunk.index + 1}/{chunk.of}"
         if isinstance(chunk, Share):
-            label += f" process {chunk.number + 1}/{chunk.count}"
+            label = process_name(label, chunk.number + 1, chunk.count)
 
         def missing() -> Iterator[Missing[In]]:
             nonlocal complete

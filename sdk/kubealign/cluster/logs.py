@@ -10,6 +10,7 @@ from kubealign.cluster.pods import Pod, arriving, failed_of, log_of, pods_of
 from kubealign.errors import ClusterError
 from kubealign_components.config import require
 from kubealign_components.errors import KubeAlignError, NotFound
+from kubealign_components.progress import ProcessBars
 
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
@@ -72,7 +73,9 @@ def _from_pods(
     for pod in pods:
         yield f"== {_pod_title(pod, titles)} {pod.name} {pod.phase}".rstrip()
         try:
-            yield from log_of(cluster.kubernetes, namespace, pod, follow=over is not None)
+            lines = log_of(cluster.kubernetes, namespace, pod, follow=over is not None)
+            bars = ProcessBars()
+            yield from (whole for line in lines if (whole := bars.line(line)) is not None)
         except ClusterError as error:
             yield f"-- {error}"
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TextIO
 
 from kubealign_components.printable import for_people
-from kubealign_components.progress import BarState, read_line
+from kubealign_components.progress import BarState, ProcessBars, read_line
 
 _COLOUR = re.compile(r"\x1b\[\d+m")
 _STARTED = re.compile(r"^Executing task '(.+)'$")
@@ -54,6 +54,8 @@ class TaskRun:
     ok: bool | None = None
     state: BarState | None = None
     """How far the stage has come, once it says so."""
+    bars: ProcessBars = field(default_factory=ProcessBars)
+    """What several processes of the stage say of themselves."""
     chunk: dict[str, int] = field(default_factory=dict)
     """Of a worker of a fan-out, ``index`` from 0 and ``of``: which of how many chunks."""
     reused: bool = False
@@ -201,7 +203,7 @@ class Watcher(logging.Filter):
         if run is None or not line.strip():
             return
         if state := read_line(line):
-            run.state = state
+            run.state = run.bars.joined(state)
             return
         if _FOREIGN_BAR.match(line):
             return

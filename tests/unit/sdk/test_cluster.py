@@ -211,6 +211,14 @@ def test_logs_come_from_the_pods_chunk_by_chunk(api: Kfp, submitted: dict[str, A
     assert wrong.exit_code == 2 and "one of sample, train" in wrong.output
 
 
+def test_the_processes_of_a_pod_tell_one_progress(api: Kfp, kube: Kube, submitted: dict[str, Any]) -> None:
+    of = "prompts, 1.00 prompts/s, 00:05 left\n"
+    kube.logs["t"] = f"sample 1/1 process 1/2: 5/10 {of}sample 1/1 process 2/2: 4/10 {of}loaded\n" * 2
+    written = call(api, "logs", "one").output.splitlines()
+    assert written.count("loaded") == 2 and len(written) == 5
+    assert written[3] == "sample 1/1: 9/20 prompts, 2.00 prompts/s, 00:05 left, 2 of 2 processes"
+
+
 def test_logs_are_followed_to_the_end_of_the_run(
     api: Kfp, kube: Kube, submitted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,15 @@ from kubealign.cli.progress import Progress, state_text
 from kubealign.local.forecast import START_SECONDS, Expected, Forecast, forecast
 from kubealign.local.live import read_state, state_written
 from kubealign.local.watcher import TaskRun, Watcher
-from kubealign_components.progress import SECONDS, BarState, note, progress_bar, read_line
+from kubealign_components.progress import (
+    SECONDS,
+    BarState,
+    ProcessBars,
+    note,
+    process_name,
+    progress_bar,
+    read_line,
+)
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.graph import Graph
 
@@ -76,6 +84,34 @@ def test_a_bar_in_a_pipe_writes_lines_that_are_read_again(
 )
 def test_other_lines_are_no_progress(line: str) -> None:
     assert read_line(line) is None
+    assert ProcessBars().line(line) == line
+
+
+def test_bars_of_a_pod_s_processes_become_one_that_is_read_again() -> None:
+    def says(process: int, done: int, rate: float | None, left: float | None) -> str:
+        name = process_name("sample 1/4", process, 2)
+        return str(BarState(name=name, done=done, total=10, unit="prompts", rate=rate, left=left, notes=""))
+
+    bars = ProcessBars()
+    told = [bars.line(one) for one in (says(2, 0, None, None), says(1, 4, 2.0, 3.0), says(2, 2, 1.0, 8.0))]
+    assert told[1:] == ["sample 1/4: 4/20 prompts, 2.00 prompts/s, 00:03 left, 2 of 2 processes", None]
+    whole = bars.line(says(1, 5, 2.0, 2.5))
+    assert whole is not None and read_line(whole) == BarState(
+        name="sample 1/4",
+        done=7,
+        total=20,
+        unit="prompts",
+        rate=3.0,
+        left=8.0,
+        notes="2 of 2 processes",
+    )
+    # One that has finished leaves it to another to tell, and counts with what it did.
+    assert bars.line(says(1, 10, 2.0, 0.0)) is None
+    assert bars.line(says(2, 3, 1.0, 7.0)) == (
+        "sample 1/4: 13/20 prompts, 1.00 prompts/s, 00:07 left, 2 of 2 processes"
+    )
+    last = bars.line(says(2, 10, 1.0, 0.0))
+    assert last is not None and last.startswith("sample 1/4: 20/20 prompts")
 
 
 @pytest.mark.parametrize(
