@@ -35,6 +35,7 @@ def report_html(*, slug: str, opinions: Mapping[str, Opinions], made: Mapping[st
         chance=rate <= CHANCE,
         stats=stats,
         opinions=[(name, opinions[name], _scores(name, opinions[name])) for name in _order(opinions, drawn)],
+        telling=sum(one.consistency > CHANCE for one in opinions.values()),
         drawn=drawn,
         principles=made["principles"],
         draws={str(k + 1): n for k, n in enumerate(made["principles_per_draw"])},

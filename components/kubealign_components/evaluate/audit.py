@@ -16,6 +16,10 @@ MORE = 0.1
 """Rise of a share from which a reader is told."""
 MOST = 0.5
 """Share of the gain from which it is called one of length."""
+CHANCE = 0.5
+"""A judge that knows nothing: how often either side wins, and the most that its two orders agree."""
+WIN_RATE = "judge_win_rate"
+"""What begins the names of the judge's win rates."""
 
 
 def audit(rows: Sequence[SidesRow]) -> dict[str, float]:
@@ -43,13 +47,19 @@ def findings(numbers: Mapping[str, float]) -> list[str]:
         numbers: of the evaluation, those of :func:`audit` among them.
     """
     texts = []
-    gain, by_length = numbers.get("reward_gain", 0.0), numbers.get("gain_by_length", 0.0)
-    if numbers.get("reward_gain_low", 0.0) > 0 and by_length >= MOST * gain:
+    gain, by_length = numbers.get("reward_gain", 0.0), numbers.get("gain_by_length")
+    if by_length is not None and numbers["reward_gain_low"] > 0 and by_length >= MOST * gain:
         texts.append(
             f"The gain may be one of length: the mean length went from {numbers['length_reference']:.0f} to "
             f"{numbers['length_aligned']:.0f} tokens, and by how reward goes with length among the "
             f"reference's own completions of a prompt that alone gives {by_length:+.4f} of {gain:+.4f}. "
             "Read the texts for what else is better."
+        )
+    if (agreed := numbers.get("judge_consistency", 1.0)) <= CHANCE:
+        texts.append(
+            f"The judge's two orders agree on {agreed:.1%} of what it compared. A judge without an opinion "
+            "reaches at most 50 %, one that looks at the position alone 0 %: its win rates say nothing. "
+            "Take a stronger judge."
         )
     for name, what in (
         ("repetition", "of what a completion says it has said before: read the texts for loops"),
@@ -59,6 +69,20 @@ def findings(numbers: Mapping[str, float]) -> list[str]:
         if after > before + MORE:
             texts.append(f"{after:.0%} {what}; it was {before:.0%} before.")
     return texts
+
+
+def told(numbers: Mapping[str, float]) -> dict[str, float]:
+    """``numbers`` without the judge's win rates that say nothing: those of the principles whose 95 % interval
+    holds one half are counted, under ``judge_undecided_principles``."""
+    rates = [name.removesuffix("_low") for name in numbers if name.endswith("_low")]
+    undecided = [
+        name
+        for name in rates
+        if name.startswith(f"{WIN_RATE}_") and numbers[f"{name}_low"] <= CHANCE <= numbers[f"{name}_high"]
+    ]
+    left_out = {f"{name}{end}" for name in undecided for end in ("", "_low", "_high")}
+    kept = {name: value for name, value in numbers.items() if name not in left_out}
+    return kept | ({"judge_undecided_principles": float(len(undecided))} if undecided else {})
 
 
 def repeated_share(token_ids: Sequence[int]) -> float:

@@ -8,6 +8,7 @@ from typing import TypedDict
 import numpy as np
 
 from kubealign_components.data.schemas import Completion, EvaluationRow
+from kubealign_components.evaluate.audit import CHANCE
 from kubealign_components.evaluate.judged import WinRates
 from kubealign_components.reports.html import fitting, messages_text, render
 from kubealign_components.reports.sides import length_change, sides_charts
@@ -56,6 +57,9 @@ def report_html(
         warnings: what looks like a collapse.
         rows: evaluation rows; the texts of :data:`TEXTS`, spread over all differences, are shown.
     """
+    rates = verdict.by_principle.items() if verdict else ()
+    silent = [(name, rate) for name, rate in rates if rate.low <= CHANCE <= rate.high]
+    telling = [pair for pair in rates if pair not in silent]
     return render(
         "kubealign_components/evaluate/report.html",
         model=model,
@@ -70,7 +74,8 @@ def report_html(
         ],
         charts=list(sides_charts(rows)),
         judge=verdict,
-        judged=[("All principles", verdict.overall), *verdict.by_principle.items()] if verdict else [],
+        judged=[("All principles", verdict.overall), *telling, *silent] if verdict else [],
+        telling=1 + len(telling),
         prompts=len(rows),
         rewarded="reward_gain" in numbers,
         texts=fitting(

@@ -106,6 +106,7 @@ def run_(
     from kubealign.cli.progress import Progress
     from kubealign.local.runner import run_local
     from kubealign.local.summary import notes_on
+    from kubealign_components.evaluate.audit import told
 
     console = standard_console()
     run = given.checked(here=True, runner=runner or "", output=output)
@@ -116,7 +117,7 @@ def run_(
         if note:
             console.print(note)
     if results.evaluation:
-        console.print(number_table("Evaluation", results.evaluation))
+        console.print(number_table("Evaluation", told(results.evaluation)))
     made = f"Model:   {results.folder / 'model'}" if results.model else f"Made:    {results.outputs[-1].path}"
     console.print(f"{made}\nSummary: {results.folder / 'summary.html'}", soft_wrap=True)
 

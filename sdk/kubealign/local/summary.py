@@ -20,6 +20,7 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.lineage import LineageStep, steps_of
 from kubealign_components.data.schemas import EVALUATION
 from kubealign_components.engines.rewards import REWARD, RewardSpec, reward_words
+from kubealign_components.evaluate.audit import told
 from kubealign_components.evaluate.comparison import warnings
 from kubealign_components.reports.graph import Node, picture
 from kubealign_components.reports.html import render
@@ -64,7 +65,8 @@ def write_summary(results: Results, path: Path, *, failure: str = "") -> None:
         reuse=reuse_text(results),
         notes=notes_on(results),
         stages=[_stage(row) for row in results.stages],
-        evaluation=[(name.replace("_", " "), format_number(n)) for name, n in results.evaluation.items()],
+        evaluation=_facts(told(results.evaluation)),
+        all_numbers=_facts(results.evaluation),
         counted=[
             [row.title, name.replace("_", " "), format_number(n)]
             for row in results.stages
@@ -95,6 +97,10 @@ def verdict(numbers: Mapping[str, float]) -> str:
     if "kl_per_completion" in numbers:
         text += f" and a KL of {numbers['kl_per_completion']:.3g} nats a completion"
     return text + "."
+
+
+def _facts(numbers: Mapping[str, float]) -> list[tuple[str, str]]:
+    return [(name.replace("_", " "), format_number(number)) for name, number in numbers.items()]
 
 
 def _reward(results: Results) -> list[str]:

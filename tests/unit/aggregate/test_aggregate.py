@@ -630,6 +630,8 @@ def test_the_report_tells_rates_scores_and_what_became_of_the_pairs(aggregated: 
     assert f"{8 * 21 + 1} judgements of 21 pairs of 21 prompts" in page.text
     assert page.text.count("23.8%") == 1 + 1 + len(NAMES)  # overall, in the warning, by principle
     assert "these labels are mostly noise" in page.text
+    assert f"{len(NAMES)} principles under which the judge has no opinion" in page.text
+    assert page.text.index("Also <judged>") < page.text.index("has no opinion")
     cells = {row[0]: row[1] for row in page.rows}
     assert cells["Also <judged> (judged, not drawn from)"] == "1"
     assert cells["tie"] == str(stats.dropped["tie"])

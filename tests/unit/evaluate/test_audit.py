@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubealign_components.data.schemas import new_completion
-from kubealign_components.evaluate.audit import GRAM, audit, findings, repeated_share
+from kubealign_components.evaluate.audit import GRAM, audit, findings, repeated_share, told
 from kubealign_components.reports.sides import SIDES, SidesRow
 
 Completions = list[tuple[list[int], float | None]]
@@ -101,6 +101,24 @@ def test_one_answer_to_every_prompt_is_told() -> None:
     assert (numbers["same_answer_reference"], numbers["same_answer_aligned"]) == (0.0, 0.5)
     [text] = findings(numbers)
     assert "word for word" in text
+
+
+def test_a_judge_that_sees_positions_alone_is_told_and_its_win_rates_are_folded() -> None:
+    numbers = {"judge_consistency": 0.0, "judge_win_rate": 0.5, "judge_win_rate_low": 0.5}
+    numbers |= {"judge_win_rate_high": 0.5, "reward_gain_low": 0.4, "reward_gain_high": 0.6}
+    numbers |= {f"judge_win_rate_kind{end}": 0.5 for end in ("", "_low", "_high")}
+    numbers |= {
+        "judge_win_rate_brief": 0.8,
+        "judge_win_rate_brief_low": 0.6,
+        "judge_win_rate_brief_high": 0.9,
+    }
+    [text] = findings(numbers)
+    assert "0.0%" in text and "stronger judge" in text
+    assert findings({"judge_consistency": 0.7}) == []
+    kept = told(numbers)
+    assert set(numbers) - set(kept) == {f"judge_win_rate_kind{end}" for end in ("", "_low", "_high")}
+    assert kept["judge_undecided_principles"] == 1
+    assert told({"reward_gain_low": 0.4}) == {"reward_gain_low": 0.4}
 
 
 @given(st.lists(st.integers(0, 3), max_size=40))

@@ -154,6 +154,7 @@ def test_the_report_escapes_what_it_shows() -> None:
     assert shown.tags.count("section") == TEXTS
     assert "<i>empty</i>" in page
     assert [attack, "50.0%", "25.0% to 75.0%"] in shown.rows
+    assert "1 principle under which neither wins" in shown.text
     assert "changed by +1.0000 (95 % interval +1.0000 to +1.0000" in shown.text
     assert "The reward: short texts" in shown.text and f"and: like {attack}" in shown.text
     assert {"Rewards before and after", "Reward differences", "Lengths before and after"} <= set(shown.charts)
