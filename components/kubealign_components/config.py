@@ -43,6 +43,8 @@ SHORTHAND = "SHORTHAND"
 
 _GATHERED: ContextVar[list[ConfigError] | None] = ContextVar("gathered", default=None)
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+MAX_INTEGER = 2**53
+"""Largest whole number of a setting."""
 _UNUSABLE = object()
 """In place of a value that could not be made."""
 
@@ -108,6 +110,28 @@ def gates_of(config: DataclassInstance) -> dict[str, object]:
 def takes_anything(hint: object) -> bool:
     """Whether a setting annotated with ``hint`` is checked by who uses it, not here."""
     return hint in (object, Any)
+
+
+def is_exact(number: float) -> bool:
+    """Whether ``number`` is whole, and comes whole through KFP, whose numbers are doubles."""
+    return isinstance(number, bool) or (abs(number) <= MAX_INTEGER and float(number).is_integer())
+
+
+def expected_of(kind: type, value: object) -> str:
+    """What was expected in place of ``value``, and how to write it where YAML has surprised somebody."""
+    words = _WORDS.get(kind, f"a value of type {kind.__name__}")
+    if kind in (int, float) and isinstance(value, str) and any(map(str.isdigit, value)):
+        return f"{words}, as digits alone: without quotes, units, separators or a 0 before it"
+    if kind is int and isinstance(value, (int, float)) and abs(value) > MAX_INTEGER:
+        return f"{words} of at most {MAX_INTEGER:,}"
+    if kind is str and isinstance(value, (bool, int, float)):
+        return f"{words}; put it in quotes if it is meant as text"
+    return words
+
+
+def list_of(value: object) -> str:
+    """How the list of one ``value`` is written."""
+    return f", such as [{value}]" if isinstance(value, str) and value else ""
 
 
 def require(ok: bool, field: str, value: object, expected: str) -> None:
@@ -350,7 +374,7 @@ class _Fitting:
         hints = hints_of(cls)
         for name in values:
             if name not in fields:
-                self._refuse((*path, name), values[name], self._alternative(cls, name, path))
+                self._refuse((*path, name), values[name], self._alternative(cls, name, path, values))
         for name, entry in fields.items():
             if not _has_default(entry) and name not in values:
                 self._refuse((*path, name), None, "a value: this setting has no default")
@@ -363,12 +387,14 @@ class _Fitting:
             return _UNUSABLE
         return self._built(cls, fitted, path)
 
-    def _alternative(self, cls: type, name: str, path: Path) -> str:
+    def _alternative(self, cls: type, name: str, path: Path, values: Mapping[str, object]) -> str:
         """What could stand in the place of the unknown ``name``."""
         nested = [field for field, config in nested_configs(cls).items() if name in _names(config)]
         if nested:
             return f"it under {text_of((*path, nested[0]))}, where it belongs"
-        near, names = near_name(name, _names(cls)), ", ".join(sorted(_names(cls)))
+        lacking = [f.name for f in dataclasses.fields(cls) if not (_has_default(f) or f.name in values)]
+        near = near_name(name, _names(cls)) or ", ".join(lacking)
+        names = ", ".join(sorted(_names(cls)))
         return f"a setting of {self._text(path)}" + (
             f"; did you mean {near}?" if near else f": one of {names}"
         )
@@ -382,7 +408,7 @@ class _Fitting:
             return self._union(hint, value, path)
         if origin is tuple:
             if not isinstance(value, (list, tuple)):
-                return self._refuse(path, value, "a list")
+                return self._refuse(path, value, f"a list{list_of(value)}")
             item = typing.get_args(hint)[0]
             usable = [(i, entry) for i, entry in enumerate(value) if entry is not _UNUSABLE]
             return tuple(self.value(item, entry, (*path, i)) for i, entry in usable)
@@ -421,19 +447,23 @@ class _Fitting:
             if not attempt.problems:
                 return fitted
         if all(option in _WORDS for option in options):
-            return self._refuse(path, value, " or ".join(_WORDS[option] for option in options))
+            *others, last = options
+            words = [_WORDS[option] for option in others] + [expected_of(last, value)]
+            return self._refuse(path, value, " or ".join(words))
         self.problems += attempt.problems
         return _UNUSABLE
 
     def _scalar(self, hint: object, value: object, path: Path) -> object:
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
-        if hint is int and isinstance(value, float) and value.is_integer():
+        if hint is int and isinstance(value, (int, float)) and not is_exact(value):
+            return self._refuse(path, value, expected_of(int, value))
+        if hint is int and isinstance(value, float):
             return int(value)
         assert isinstance(hint, type)
         if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
             return value
-        return self._refuse(path, value, _WORDS.get(hint, f"a value of type {hint.__name__}"))
+        return self._refuse(path, value, expected_of(hint, value))
 
     def _refuse(self, path: Path, value: object, expected: str) -> object:
         self.problems.append(Problem(path, ConfigError(self._text(path), value, expected)))

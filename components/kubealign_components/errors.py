@@ -18,8 +18,12 @@ KubeAlignError
 
 from __future__ import annotations
 
+import re
+
 from kubealign_components.printable import shortened
 
+_ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
+"""Where an object happens to lie: the same mistake is told in the same words."""
 SHOWN = 120
 """Most characters of a bad value that a message repeats."""
 
@@ -46,7 +50,7 @@ class ConfigError(KubeAlignError):
 
 def shown(value: object) -> str:
     """``value`` as a message repeats it: cut, with what would move the cursor of a terminal written out."""
-    return shortened(repr(value), SHOWN)
+    return shortened(_ADDRESS.sub("", repr(value)), SHOWN)
 
 
 class DataError(KubeAlignError):

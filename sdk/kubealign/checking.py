@@ -42,7 +42,8 @@ def check(
         process=here and run.local.runner == "process",
         assumed=own,
     )
-    findings = [*report.findings]
+    # Where the run's own folder cannot be made, that is told by its name when the run begins.
+    findings = [f for f in report.findings if f.path != (PARAMETERS, "work") or "work" in run.parameters]
     if not report.errors and not sourced.document.findings:
         findings += [*_memory(run)] if not here else [*_disk(run, output or Path.cwd())]
     return replace(report, findings=once(sourced.located(findings)), given=dict(run.parameters))

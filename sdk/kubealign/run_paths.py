@@ -65,7 +65,12 @@ def _beside(name: str, value: object, folder: Path) -> object:
     if name in _PATHS:
         return _absolute(value, folder)
     if name.endswith(SOURCES) and isinstance(value, list):
-        return [_with(source, "uri", lambda uri: _absolute(uri, folder)) for source in value]
+        return [
+            _absolute(source, folder)
+            if isinstance(source, str)
+            else _with(source, "uri", lambda uri: _absolute(uri, folder))
+            for source in value
+        ]
     if name in _FUNCTIONS and isinstance(value, list):
         return [_own_function(function, folder) for function in value]
     if isinstance(value, Mapping) and name not in _USERS:

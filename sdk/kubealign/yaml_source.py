@@ -1,14 +1,15 @@
 """YAML as people write run files: values, and the line and column of each.
 
-Beside what YAML itself refuses, names that are given twice are findings, ``5e-7`` is a number and a date is
-text. What aliases expand to is bounded, as are depth and size.
+Beside what YAML itself refuses, names that are given twice are findings, ``5e-7`` is a number, and dates,
+``1:30`` and ``010``, which YAML 1.1 takes for sixties and eights, are text. What aliases expand to is
+bounded, as are depth and size.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import yaml
 
@@ -22,6 +23,20 @@ MAX_NODES = 50_000
 MAX_DEPTH = 40
 """Deepest nesting of a run file."""
 
+_REMEDIES = {
+    "could not find expected ':'": "; write a name, a colon, a space and a value",
+    "mapping values are not allowed": "; put a value that holds a colon in quotes, and one name on each line",
+    "cannot start any token": "; put a value that begins with @, ` or % in quotes",
+    "another document": "; write one document: no second --- line",
+    "<document start>": "; write one document: no second --- line, and no lines of JSON",
+    "did not find expected key": "; indent what belongs together alike",
+    "did not find expected '-' indicator": "; begin each item of the list with a dash, indented alike",
+    "did not find expected ',' or": "; close the bracket, and part what is in it by commas",
+    "found unexpected end of stream": "; close the quotes",
+    "found unknown escape character": "; use single quotes where a backslash is meant",
+    "found undefined alias": "; put a value that begins with * in quotes",
+}
+"""What helps, by a part of what the parser says."""
 _COMPILED = re.compile(r"^(pipelineInfo|deploymentSpec):", re.MULTILINE)
 
 
@@ -29,10 +44,16 @@ class _Loader(yaml.CSafeLoader):
     """Resolves scalars: a number may go without its point, and a date is text."""
 
 
+_SURPRISING = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:int")
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _SURPRISING]
     for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"),
+    list("-+0123456789"),
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
@@ -68,9 +89,11 @@ def read_yaml(text: str, source: str) -> Document:
     except _TooMuch as error:
         document.findings.append(_finding(source, str(error), Mark(source, 1, 1)))
     except yaml.MarkedYAMLError as error:
-        position = error.problem_mark or error.context_mark
+        unfinished = error.context == "while scanning a simple key"
+        position = (error.context_mark if unfinished else None) or error.problem_mark or error.context_mark
         mark = Mark(source, position.line + 1, position.column + 1) if position else Mark(source, 1, 1)
-        document.findings.append(_finding(source, f"a YAML file ({_reason(error, text, mark)})", mark))
+        reason, mark = _reason(error, text.splitlines(), mark)
+        document.findings.append(_finding(source, f"a YAML file ({reason})", mark))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         document.findings.append(_finding(source, f"a YAML file ({reason})", Mark(source, 1, 1)))
@@ -181,11 +204,20 @@ def _finding(source: str, expected: str, mark: Mark) -> Finding:
     return Finding(path=("run file",), value=source, expected=expected, mark=mark)
 
 
-def _reason(error: yaml.MarkedYAMLError, text: str, mark: Mark) -> str:
+def _reason(error: yaml.MarkedYAMLError, lines: Sequence[str], mark: Mark) -> tuple[str, Mark]:
+    """What the parser says and what helps, and where: a line may be wrong because of the one before it."""
     reason = " ".join(filter(None, [error.context, error.problem])).replace("\n", " ")
-    lines = text.splitlines()
-    tab = mark.line <= len(lines) and lines[mark.line - 1].lstrip(" ").startswith("\t")
-    return f"{reason}; indent with spaces, not with tabs" if tab else reason
+    here = lines[mark.line - 1] if mark.line <= len(lines) else ""
+    before = lines[mark.line - 2] if 1 < mark.line <= len(lines) + 1 else ""
+    if here.lstrip(" ").startswith("\t"):
+        return f"{reason}; indent with spaces, not with tabs", mark
+    if "mapping values are not allowed" in reason and before.strip() and here.count(":") == 1:
+        if ": " in before:
+            return f"{reason}; indent this line as the one before it", mark
+        column = 1 + len(before) - len(before.lstrip())
+        remedy = "; write a name, a colon, a space and a value on this line"
+        return f"{reason}{remedy}", replace(mark, line=mark.line - 1, column=column)
+    return reason + next((help_ for said, help_ in _REMEDIES.items() if said in reason), ""), mark
 
 
 def _text(node: yaml.Node) -> str:

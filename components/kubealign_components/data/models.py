@@ -24,13 +24,14 @@ from kubealign_components.data.origins import note_origin
 from kubealign_components.data.weight_files import check_weights, require_fetched
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.json_types import JsonObject
-from kubealign_components.named_paths import FILE, kind_at, named_path
+from kubealign_components.named_paths import FILE, FOLDER, kind_at, named_path
 from kubealign_components.store import scheme_of
 
 if TYPE_CHECKING:
     from kubealign_components.data.dataset import Dataset
 
 # Where a run was made and by which library version does not make it another model.
+A_MODEL = "a model directory (with config.json), a URI of one, or a hub id like org/name"
 _IGNORED_CONFIG = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 
 
@@ -110,6 +111,26 @@ class ModelFiles:
         return slug_word(self.name)
 
 
+def instead_of_model(path: Path) -> str:
+    """What is said of whatever is at ``path`` where a model was expected; an empty text of nothing."""
+    kind = kind_at(path)
+    if kind == FILE:
+        return "; this is a file, name the folder with the model's files"
+    try:
+        names = sorted(entry.name for entry in path.iterdir()) if kind == FOLDER else []
+    except OSError as error:
+        return f"; this folder cannot be read ({error.strerror})"
+    if ADAPTER_CONFIG in names:
+        base = read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+        return f"; this is a PEFT adapter of {base}; merge it into that (merge_and_unload) and save the whole"
+    if any(name.endswith(".gguf") for name in names):
+        return "; this holds GGUF, take the model in Hugging Face's form"
+    inside = [name for name in names if kind_at(path / name / CONFIG) == FILE]
+    if inside:
+        return f"; did you mean {path / inside[-1]}?"
+    return "; this folder has none" if kind == FOLDER else ""
+
+
 def find_model(name: str, revision: str | None = None) -> ModelFiles:
     """The files of the model ``name``: a local directory, ``gs://`` or ``s3://`` prefix, or hub id.
 
@@ -129,16 +150,8 @@ def find_model(name: str, revision: str | None = None) -> ModelFiles:
     if kind_at(path / CONFIG) == FILE:
         return _checked(ModelFiles(name=short, path=path.resolve()))
     if kind_at(path) or name.startswith(("/", ".", "~")) or name.count("/") != 1:
-        expected = "a model directory (with config.json), a gs:// or s3:// URI, or a hub id like org/name"
-        raise ConfigError("model", name, expected + _if_adapter(path))
+        raise ConfigError("model", name, f"{A_MODEL}{instead_of_model(path)}")
     return _checked(ModelFiles(name=short, path=fetch_hub(name, revision), uri=name))
-
-
-def _if_adapter(path: Path) -> str:
-    if not (path / ADAPTER_CONFIG).is_file():
-        return ""
-    base = read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
-    return f"; this is a PEFT adapter of {base}; merge it into that (merge_and_unload) and save the whole"
 
 
 def _checked(model: ModelFiles) -> ModelFiles:

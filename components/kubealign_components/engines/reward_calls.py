@@ -13,6 +13,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from kubealign_components.config import did_you_mean
 from kubealign_components.engines.reward_input import RewardInput
 from kubealign_components.printable import shortened
 
@@ -46,7 +47,7 @@ def open_function(
     function = getattr(loaded, name, None)
     if not callable(function):
         names = sorted(n for n, f in vars(loaded).items() if inspect.isfunction(f) and n[0] != "_")
-        raise LookupError(f"one of {', '.join(names) or 'none'}")
+        raise LookupError(f"one of {', '.join(names) or 'none'}{did_you_mean(name, names)}")
     adapted = _from_trl(function) if takes_batches(function) else function
     if adapted is function:
         inspect.signature(function).bind(None, **settings)

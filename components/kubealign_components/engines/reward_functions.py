@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from kubealign_components.config import execution, require
+from kubealign_components.config import did_you_mean, execution, require
 from kubealign_components.data.fingerprint import canonical_json
 from kubealign_components.data.origins import note_origin
 from kubealign_components.engines.own_code import OwnCode, find_code
@@ -63,7 +63,8 @@ class RewardFunctionSpec:
             bool(formed),
             "function",
             self.function,
-            f"a shipped function ({', '.join(SHIPPED)}), path/to/file.py:function, or module:function",
+            f"a shipped function ({', '.join(SHIPPED)}), path/to/file.py:function, or module:function"
+            f"{did_you_mean(self.function, SHIPPED)}",
         )
         require_weight("weight", self.weight)
         require(self.seconds > 0, "seconds", self.seconds, "a positive number of seconds")
@@ -232,7 +233,11 @@ def import_function(
     function = getattr(module, name, None)
     if not callable(function):
         names = sorted(n for n, f in vars(module).items() if inspect.isfunction(f) and n[0] != "_")
-        raise ConfigError("function", shown, f"a function of {module_name}: one of {', '.join(names)}")
+        raise ConfigError(
+            "function",
+            shown,
+            f"a function of {module_name}{did_you_mean(name, names)}: one of {', '.join(names)}",
+        )
     try:
         inspect.signature(function).bind(None, **settings)
     except TypeError as error:

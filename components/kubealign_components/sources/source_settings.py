@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from kubealign_components.config import require, require_choice
 from kubealign_components.data.licenses import joined, parse_license
@@ -37,6 +37,8 @@ ROLE_MEANINGS = ("system", "user", "assistant", "tool", "function_call")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceSettings:
     """Where the rows of one source are; stages add what they need to know of it."""
+
+    SHORTHAND: ClassVar[str] = "uri"
 
     uri: str
     """A file or folder (local, ``gs://``, ``s3://``), a folder that ``save_to_disk`` wrote, or a hub id."""

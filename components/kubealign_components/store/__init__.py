@@ -32,15 +32,22 @@ __all__ = [
     "put",
     "register",
     "scheme_of",
+    "schemes",
     "store_for",
 ]
 
+_SCHEMES = ("file", "gs", "s3", "minio")
 _REGISTERED: dict[str, Callable[[], Store]] = {}
 
 
 def register(scheme: str, make: Callable[[], Store]) -> None:
     """Let ``make`` give the store of ``scheme://`` in this process."""
     _REGISTERED[scheme] = make
+
+
+def schemes() -> tuple[str, ...]:
+    """What may stand before ``://``."""
+    return (*_SCHEMES, *_REGISTERED)
 
 
 def store_for(uri: str) -> Store:

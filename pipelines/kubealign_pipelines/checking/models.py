@@ -16,14 +16,14 @@ from kubealign_components.config import Path as SettingPath
 from kubealign_components.data.chat import ChatTemplate, TemplateSettings
 from kubealign_components.data.chat.tokenizer_files import TOKENIZER_FILE, TokenizerFiles
 from kubealign_components.data.model_files import text_config
-from kubealign_components.data.models import ModelFiles, find_model
+from kubealign_components.data.models import A_MODEL, ModelFiles, find_model, instead_of_model
 from kubealign_components.errors import KubeAlignError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.named_paths import FILE, kind_at, named_path
 from kubealign_components.store import scheme_of, store_for
 from kubealign_pipelines.checking.across import room
 from kubealign_pipelines.checking.findings import Finding, error_at, warning_at
-from kubealign_pipelines.checking.reach import in_time, near_path
+from kubealign_pipelines.checking.reach import in_time, near_path, unserved
 from kubealign_pipelines.checking.stages import LATER, Checked, Stage
 
 CLASSIFIERS = ("ForSequenceClassification",)
@@ -155,6 +155,8 @@ def check_models(checked: Checked, *, here: bool, mounted: tuple[str, ...] = ())
 
 def find_folder(name: str, revision: str | None, *, here: bool) -> tuple[Folder | None, str, bool]:
     """The model's folder here, else why there is none, and whether that is certain to fail the run."""
+    if expected := unserved(name):
+        return None, expected, True
     if scheme_of(name) != "file":
         missing = in_time(lambda: not store_for(name).exists(f"{name.rstrip('/')}/config.json"))
         if missing is True:
@@ -168,11 +170,7 @@ def find_folder(name: str, revision: str | None, *, here: bool) -> tuple[Folder 
     if kind_at(path / "config.json") == FILE:
         return Folder(path), "", True
     if kind_at(path) or name.startswith(("/", ".", "~")) or name.count("/") != 1:
-        return (
-            None,
-            f"a model directory (with config.json), a URI, or a hub id like org/name{near_path(path)}",
-            True,
-        )
+        return None, f"{A_MODEL}{instead_of_model(path) or near_path(path)}", True
     return _cached(name, revision, path, here=here)
 
 

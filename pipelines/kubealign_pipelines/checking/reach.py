@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooLate
@@ -10,8 +11,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from kubealign_components.config import near_name
+from kubealign_components.store import scheme_of, schemes
 
 T = TypeVar("T")
+_OF_HUB = re.compile(
+    r"(?:https?://(?:www\.)?huggingface\.co|hf:/)/(?:datasets/|models/)?([^/]+/[^/]+)(?:/tree/[^/]+)?/?"
+)
+"""The page of a model or dataset, with its id."""
 
 PATIENCE = 5.0
 """Seconds that a store, the hub or a function of a user's gets for an answer."""
@@ -33,6 +39,18 @@ def in_time(ask: Callable[[], T]) -> T | str:
         pool.shutdown(wait=False, cancel_futures=True)
         for name in [name for name, value in before.items() if value is None]:
             os.environ.pop(name, None)
+
+
+def unserved(uri: str) -> str:
+    """What to write for a URI that no store serves; an empty text for one that is served, and for paths."""
+    scheme, rest = scheme_of(uri), uri.partition("://")[2]
+    if scheme in schemes():
+        return ""
+    if hub := _OF_HUB.fullmatch(uri):
+        return f"the hub id alone: {hub[1]}"
+    near = near_name(scheme, schemes())
+    beside = f"; did you mean {near}://{rest}?" if near else "; fetch what is elsewhere, and name its path"
+    return f"a local path, file://, gs://, s3:// or minio:// URI, or a hub id{beside}"
 
 
 def near_path(path: Path) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
+from kubealign_components.config import Path
 from kubealign_components.data.chat import ChatTemplate, TemplateMismatch
 from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
@@ -18,6 +19,7 @@ from kubealign_pipelines.checking.models import check_models, find_folder, templ
 from kubealign_pipelines.checking.rewards import check_functions
 from kubealign_pipelines.checking.sources import Prompts, check_sources, warn_of_unread
 from kubealign_pipelines.checking.stages import Checked, check_stages
+from kubealign_pipelines.checking.work import check_work
 from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.graph import Graph
 from kubealign_pipelines.resources import CompileSettings
@@ -81,18 +83,24 @@ def check_run(
         # Compiled perhaps for another place: models and data are looked at by whoever runs it.
         return Report(once(findings), graph, checked, Prompts())
     mounted = tuple(path for s in settings.stages.values() for path in s.volumes.values())
+    # In the place of what was refused a default was looked at, of which nothing is to be told.
     refused_at = {finding.path for finding in findings if not finding.warning}
-    models = check_models(checked, here=here, mounted=mounted)
-    findings += [finding for finding in models if finding.path not in refused_at]
+    found = [*check_models(checked, here=here, mounted=mounted), *check_work(checked, here=here)]
     prompts, of_sources = check_sources(checked, here=here, mounted=mounted)
-    findings += of_sources
+    found += of_sources
     if pipeline == "offline_alignment":
-        findings += _counted(checked, prompts) if prompts.rows and prompts.complete else []
-        findings += warn_of_unread(checked) if not (prompts.rows or of_sources) else []
+        found += _counted(checked, prompts) if prompts.rows and prompts.complete else []
+        found += warn_of_unread(checked) if not (prompts.rows or of_sources) else []
     functions = check_functions(checked, prompts.rows)
-    findings += [replace(one, warning=True) if shape is not None else one for one in functions]
-    findings += _engines(checked) if process else []
+    found += [replace(one, warning=True) if shape is not None else one for one in functions]
+    found += _engines(checked) if process else []
+    findings += [finding for finding in found if not _refused(finding, refused_at)]
     return Report(once(findings), graph, checked, prompts)
+
+
+def _refused(finding: Finding, paths: Collection[Path]) -> bool:
+    """Whether the setting of ``finding``, or one around it, is at one of ``paths``."""
+    return any(finding.path[:length] in paths for length in range(2, len(finding.path) + 1))
 
 
 def _graph(

@@ -11,7 +11,7 @@ import importlib
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.seeds import held_out
-from kubealign_components.errors import KubeAlignError
+from kubealign_components.errors import ConfigError, KubeAlignError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.named_paths import kind_at, named_path
 from kubealign_components.sources.file_readers import read_rows
 from kubealign_components.sources.locate import SourceFiles, find_files
 from kubealign_components.store import scheme_of
 from kubealign_pipelines.checking.findings import Finding, error_at, warning_at
-from kubealign_pipelines.checking.reach import in_time, near_path
+from kubealign_pipelines.checking.reach import in_time, near_path, unserved
 from kubealign_pipelines.checking.stages import Checked, Stage, positions
 
 if TYPE_CHECKING:
@@ -57,6 +57,21 @@ class Prompts:
         return sum(held_out([row["prompt_id"] for row in self.rows], fraction, seed))
 
 
+@dataclass(frozen=True, slots=True)
+class _Usable:
+    """A source that has files."""
+
+    position: int
+    """In the list of the run file."""
+    source: SourceSettings
+    files: SourceFiles
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether its files are to be fetched."""
+        return self.files.hub is not None or scheme_of(self.source.uri) != "file"
+
+
 def check_sources(
     checked: Checked, *, here: bool, mounted: tuple[str, ...] = ()
 ) -> tuple[Prompts, list[Finding]]:
@@ -69,20 +84,18 @@ def check_sources(
     """
     prompts, findings = Prompts(), []
     for stage in checked.stages:
-        usable: list[tuple[SourceSettings, SourceFiles]] = []
+        usable: list[_Usable] = []
         sources = getattr(stage.config, "sources", ())
         for position, source in zip(positions(stage, ("sources",), sources), sources):
-            path = stage.path(("sources", position, "uri"))
             if source.uri.startswith(mounted or ("\0",)):
                 prompts.complete = False
                 continue
-            files, problem, certain = _locate(source, here=here)
-            if files is None:
+            files = _locate(stage, position, source, here=here)
+            if isinstance(files, Finding):
                 prompts.complete = False
-                finding = error_at(path, source.uri, problem)
-                findings.append(finding if certain else replace(finding, warning=True))
+                findings.append(files)
             else:
-                usable.append((source, files))
+                usable.append(_Usable(position, source, files))
         if stage.task.function in PROMPT_STAGES and usable:
             findings += _import(stage, usable, prompts)
     return prompts, findings
@@ -109,83 +122,102 @@ def _rows_of(file: SourceFile) -> int:
         return sum(1 for _ in read_rows(path, file.name))
 
 
-def _locate(source: SourceSettings, *, here: bool) -> tuple[SourceFiles | None, str, bool]:
-    """Where the files of a source are, else why there are none, and whether that is certain to fail."""
-    local = scheme_of(source.uri) == "file"
+def _locate(stage: Stage, position: int, source: SourceSettings, *, here: bool) -> SourceFiles | Finding:
+    """Where the files of a source are, else why there are none: a warning where that is not certain."""
+    path, local = stage.path(("sources", position, "uri")), scheme_of(source.uri) == "file"
 
     def find() -> SourceFiles:
         return find_files(source.uri, split=source.split, revision=source.revision, subset=source.subset)
 
-    answer: SourceFiles | str
+    if expected := unserved(source.uri):
+        return error_at(path, source.uri, expected)
     if local and (kind_at(named_path(source.uri)) or not _is_hub_id(source.uri)):
         try:
-            return find(), "", True
+            return find()
         except KubeAlignError as error:
-            reason = getattr(error, "expected", str(error))
-            return None, f"{reason}{near_path(Path(source.uri))}", True
+            finding = _unreadable(stage, position, source, error)
+            near = near_path(Path(source.uri)) if finding.path == path else ""
+            return replace(finding, expected=f"{finding.expected}{near}")
     answer = in_time(find)
     if isinstance(answer, SourceFiles):
-        return answer, "", True
+        return answer
     if local:
         text = "a file, a folder, or a dataset of the hub that this machine has or can fetch"
-        return None, f"{text}{near_path(Path(source.uri))}", here
-    return None, f"could not be looked at from here ({answer})", False
+        return replace(error_at(path, source.uri, f"{text}{near_path(Path(source.uri))}"), warning=not here)
+    return warning_at(path, source.uri, f"could not be looked at from here ({answer})")
 
 
 def _is_hub_id(uri: str) -> bool:
     return uri.count("/") <= 1 and not uri.startswith((".", "/", "~")) and "." not in uri.rpartition("/")[2]
 
 
-def _import(
-    stage: Stage, usable: list[tuple[SourceSettings, SourceFiles]], prompts: Prompts
-) -> Iterator[Finding]:
-    """Import what is usable of the sources of ``stage`` into ``prompts``."""
+def _import(stage: Stage, usable: Sequence[_Usable], prompts: Prompts) -> Iterator[Finding]:
+    """Import what is usable of the sources of ``stage`` into ``prompts``; each that cannot be is told."""
+    with tempfile.TemporaryDirectory(prefix="kubealign-check-") as scratch:
+        sources, failed = [], []
+        for one in usable:
+            small = one.files.hub is None and sum(f.size or 0 for f in one.files.files) <= SMALL_BYTES
+            prompts.complete = prompts.complete and small
+            if one.is_elsewhere and one.files.files[0].size > FETCHED_BYTES:
+                continue
+            try:
+                sources.append((one, one.source if small else _beginning(one, Path(scratch))))
+            except KubeAlignError as error:
+                failed.append((one, error))
+        whole = _imported(stage, [source for _, source in sources], Path(scratch)) if sources else []
+        if isinstance(whole, KubeAlignError):
+            alone = [(one, _imported(stage, [source], Path(scratch))) for one, source in sources]
+            errors = [(one, error) for one, error in alone if isinstance(error, KubeAlignError)]
+            failed += errors or [(sources[0][0], whole)]
+        else:
+            prompts.rows += whole
+    prompts.complete = prompts.complete and not failed
+    yield from (_unreadable(stage, one.position, one.source, error) for one, error in failed)
+    if prompts.complete and not prompts.rows:
+        uris = [one.source.uri for one in usable]
+        yield error_at(stage.path(("sources",)), uris, "prompts; all rows were dropped")
+
+
+def _imported(
+    stage: Stage, sources: Sequence[SourceSettings], scratch: Path
+) -> list[JsonObject] | KubeAlignError:
+    """The prompts that ``stage`` makes of ``sources``, or why it makes none."""
     run: Callable[..., object] = importlib.import_module(
         f"kubealign_components.{stage.task.function}.stage"
     ).run
-    with tempfile.TemporaryDirectory(prefix="kubealign-check-") as scratch:
-        sources = []
-        for number, (source, files) in enumerate(usable):
-            small = files.hub is None and sum(file.size or 0 for file in files.files) <= SMALL_BYTES
-            prompts.complete = prompts.complete and small
-            elsewhere = files.hub is not None or scheme_of(source.uri) != "file"
-            if elsewhere and files.files[0].size > FETCHED_BYTES:
-                continue
-            sources.append(source if small else _beginning(source, files, Path(scratch), number))
-        if not sources:
-            return
-        # Without the run's work prefix: a check leaves nothing there, and what it imports is of this folder.
-        config = replace(stage.config, sources=tuple(sources), work="")
-        output = Path(scratch) / "prompts"
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):  # progress of a second, which nobody waits for
-                run(config, output=str(output))
-            prompts.rows += list(Dataset.open(str(output), allow_empty=True).iter_rows())
-        except KubeAlignError as error:
-            prompts.complete = False
-            yield error_at(stage.path(("sources",)), [source.uri for source, _ in usable], _reason(error))
-    if prompts.complete and not prompts.rows:
-        yield error_at(
-            stage.path(("sources",)), [source.uri for source, _ in usable], "prompts; all rows were dropped"
-        )
+    # Without the run's work prefix: a check leaves nothing there, and what it imports is of this folder.
+    config = replace(stage.config, sources=tuple(sources), work="")
+    output = tempfile.mkdtemp(dir=scratch)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # progress of a second, which nobody waits for
+            run(config, output=output)
+        return list(Dataset.open(output, allow_empty=True).iter_rows())
+    except KubeAlignError as error:
+        return error
 
 
-def _reason(error: KubeAlignError) -> str:
-    expected = getattr(error, "expected", None)
-    return (
-        f"{getattr(error, 'field', '')}: {expected}"
-        if expected
-        else f"sources that can be imported ({error})"
-    )
+def _unreadable(stage: Stage, position: int, source: SourceSettings, error: KubeAlignError) -> Finding:
+    """The finding of a source that cannot be imported, at the setting which is at fault."""
+    named = error.field.removeprefix(f"sources.{source.name}.") if isinstance(error, ConfigError) else ""
+    setting = named if named in _written(stage, position) else "uri"
+    expected = error.expected if isinstance(error, ConfigError) else f"rows that can be imported ({error})"
+    return error_at(stage.path(("sources", position, setting)), getattr(source, setting), expected)
 
 
-def _beginning(source: SourceSettings, files: SourceFiles, scratch: Path, number: int) -> SourceSettings:
-    """``source`` with its first rows alone."""
-    path = scratch / f"{number}.jsonl"
-    file = files.files[0]
+def _written(stage: Stage, position: int) -> Collection[str]:
+    """The settings that a user gave to a source."""
+    sources = stage.settings.values.get("sources")
+    written = sources[position] if isinstance(sources, (list, tuple)) else None
+    return written if isinstance(written, Mapping) else ()
+
+
+def _beginning(one: _Usable, scratch: Path) -> SourceSettings:
+    """The source with its first rows alone."""
+    path = scratch / f"{one.position}.jsonl"
+    file = one.files.files[0]
     rows = islice(read_rows(file.fetch(scratch), file.name), FIRST_ROWS)
     path.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row, _ in rows))
-    return replace(source, uri=str(path), revision=None, split="train", subset=None)
+    return replace(one.source, uri=str(path), revision=None, split="train", subset=None)
 
 
 def warn_of_unread(checked: Checked) -> list[Finding]:

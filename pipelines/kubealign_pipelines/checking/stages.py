@@ -6,6 +6,7 @@ so that a mistake is told at the place where it was written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +19,9 @@ from kubealign_components.config import (
     assemble,
     check_mapping,
     did_you_mean,
+    expected_of,
+    is_exact,
+    list_of,
     near_name,
     text_of,
 )
@@ -46,12 +50,12 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 _WORDS = {
     "STRING": "text",
-    "NUMBER_INTEGER": "a whole number",
-    "NUMBER_DOUBLE": "a number",
     "BOOLEAN": "true or false",
     "LIST": "a list",
     "STRUCT": "a mapping",
 }
+SECTIONS = ("pipeline", PARAMETERS, "compile", "local")
+"""What a run file has side by side."""
 LATER = "given-when-it-runs"
 """Stands for texts that are not known yet."""
 
@@ -70,7 +74,10 @@ class Stage:
         """Where the run file has, or would have, the ``setting`` of the stage."""
         argument, *rest = self.settings.origin(setting) or (OPTIONS, *setting)
         source = self.task.arguments.get(str(argument), Source())
+        options = self.task.arguments.get(OPTIONS, Source()).parameter
         path = (PARAMETERS, source.parameter, *rest) if source.parameter else (PARAMETERS, *setting)
+        if not source.parameter and options:  # nobody gave it: this is where it can be given
+            path = (PARAMETERS, options, *setting)
         return self.written.as_written(path)
 
     def is_given(self, setting: Path) -> bool:
@@ -110,9 +117,10 @@ def check_stages(graph: Graph, values: Mapping[str, object], *, complete: bool =
     fitted = {}
     for name, value in values.items():
         if name in every and value is not None:
+            value = _without_nulls(value)
             fitted[name], problem = _fit(every[name], value)
             findings += problem
-    bad = {str(finding.path[1]) for finding in findings if len(finding.path) > 1}
+    bad = {str(finding.path[1]) for finding in findings if len(finding.path) == 2}
     usable = {name: value for name, value in graph.given(fitted).items() if name not in bad}
     missing = {p.name for p in graph.parameters.values() if p.required and p.name not in usable}
     findings += _missing(graph, missing - bad, usable, bad) if complete else []
@@ -239,9 +247,11 @@ def _full_name(graph: Graph, name: str, names: Collection[str]) -> str:
     full = [flat[path] for path in sorted(flat) if path[-1] == name]
     if full:
         return f"its full name, {' or '.join(full)}"
+    if name in SECTIONS:
+        return f"it beside {PARAMETERS}, as a section of its own"
     every = {*names, *flat.values()}
     expected = f"a parameter of {graph.name}{did_you_mean(name, every)}"
-    listed = f"{expected}: one of {', '.join(sorted(every))}"
+    listed = f"{expected}: one of {', '.join(sorted(names))}; `kubealign params --all` lists all settings"
     return expected if near_name(name, every) else _belongs(graph, name) or listed
 
 
@@ -277,16 +287,22 @@ def _fit(parameter: Parameter, value: object) -> tuple[object, list[Finding]]:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if parameter.type == "NUMBER_DOUBLE":
             return float(value), []
-        if parameter.type == "NUMBER_INTEGER" and float(value).is_integer():
+        if parameter.type == "NUMBER_INTEGER" and is_exact(value):
             return int(value), []
-    if isinstance(value, _TYPES[parameter.type]) and (
+    elif isinstance(value, _TYPES[parameter.type]) and (
         parameter.type == "BOOLEAN" or not isinstance(value, bool)
     ):
         return value, []
-    expected = f"{_WORDS[parameter.type]}: {parameter.description}"
+    expected = f"{_words(parameter.type, value)}: {parameter.description}"
     if parameter.type == "STRING" and isinstance(value, (bool, int, float)):
         expected += " Put it in quotes if it is meant as text."
     return value, [error_at((PARAMETERS, parameter.name), value, expected)]
+
+
+def _words(type_name: str, value: object) -> str:
+    if type_name in ("NUMBER_INTEGER", "NUMBER_DOUBLE"):
+        return expected_of(_TYPES[type_name][0], value)
+    return _WORDS[type_name] + (list_of(value) if type_name == "LIST" else "")
 
 
 def _nulls(path: Path, value: object) -> Iterator[Finding]:
@@ -298,7 +314,20 @@ def _nulls(path: Path, value: object) -> Iterator[Finding]:
         for position, item in enumerate(value):
             yield from _nulls((*path, position), item)
     elif value is None:
-        yield error_at(path, value, A_VALUE)
+        joined = re.search("[:=]", str(path[-1]))
+        expected = (
+            f"a colon and a space before the value of {str(path[-1])[: joined.start()]}"
+            if joined
+            else A_VALUE
+        )
+        yield error_at(path, value, expected)
+
+
+def _without_nulls(value: object) -> object:
+    """``value`` without what :func:`_nulls` refuses, so that the rest is looked at."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return value
 
 
 def _in_order(graph: Graph) -> list[Task]:

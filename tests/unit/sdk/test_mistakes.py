@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,17 @@ def not_finite(item):
     return float("nan")
 def two_items(first, second):
     return 0.0
+async def later(item):
+    return 0.0
+def none(item):
+    pass
+def truth(item):
+    return "yes"
+def listed(item):
+    return [0.0, 1.0]
+def leaves(item):
+    raise SystemExit(3)
+NUMBER = 3
 """
 
 
@@ -58,6 +70,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         (folder / name / "model.safetensors").write_bytes(NO_WEIGHTS)
         (folder / name / "tokenizer.json").write_text("{}")
     (folder / "own_rewards.py").write_text(REWARDS)
+    (folder / "wrong_code.py").write_text("def short(item) return 1")
+    (folder / "latin.jsonl").write_bytes(
+        '{"prompt": "Café?", "chosen": "a", "rejected": "b"}\n'.encode("latin-1")
+    )
+    (folder / "broken.jsonl").write_text('{"prompt": "Why?"')
+    (folder / "hollow.jsonl").write_text("")
+    (folder / "columns.jsonl").write_text('{"frage": "Why?", "gut": "So."}\n')
+    (folder / "no.parquet").write_text("none")
+    (folder / "splits").mkdir()
+    shutil.copy(folder / "prompts.jsonl", folder / "splits" / "train.jsonl")
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
     build_family(FAMILIES["zephyr"], folder / "begins_texts", weights=True)
     (folder / "with_bos.jinja").write_text("{{ bos_token }}" + FAMILIES["zephyr"].text)
     return folder

@@ -1,0 +1,42 @@
+"""The work prefix at second 0: a run that cannot write there loses what it has computed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from kubealign_components.named_paths import FILE, kind_at, named_path
+from kubealign_components.store import scheme_of
+from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at
+from kubealign_pipelines.checking.outside import WORK
+from kubealign_pipelines.checking.reach import unserved
+from kubealign_pipelines.checking.stages import LATER, Checked
+
+
+def check_work(checked: Checked, *, here: bool) -> Iterator[Finding]:
+    """A finding where the work prefix is none, or cannot be written on this machine.
+
+    Args:
+        checked: the settings.
+        here: whether the run is on this machine.
+    """
+    work = str(checked.values.get(WORK, LATER))
+    if work != LATER and (expected := _problem(work, here=here)):
+        yield error_at((PARAMETERS, WORK), work, expected)
+
+
+def _problem(work: str, *, here: bool) -> str:
+    expected = "a folder, or a gs://, s3:// or minio:// prefix, where finished rows are kept"
+    if "\0" in work or (here and not work.strip()):
+        return expected
+    if other := unserved(work):
+        return other
+    if scheme_of(work) != "file":
+        return "" if work.partition("://")[2].strip("/") else f"{expected}; this one names no bucket"
+    if not here:
+        return ""
+    path = named_path(work).absolute()
+    existing = next(folder for folder in (path, *path.parents) if kind_at(folder))
+    if kind_at(existing) == FILE:
+        return f"{expected}; {existing} is a file"
+    return "" if os.access(existing, os.W_OK | os.X_OK) else f"{expected}; {existing} cannot be written to"
