@@ -118,10 +118,11 @@ def instead_of_model(path: Path) -> str:
         return "; this is a file, name the folder with the model's files"
     try:
         names = sorted(entry.name for entry in path.iterdir()) if kind == FOLDER else []
-    except OSError as error:
-        return f"; this folder cannot be read ({error.strerror})"
+        adapter = read_object(path / ADAPTER_CONFIG) if ADAPTER_CONFIG in names else {}
+    except (OSError, EngineError) as error:
+        return f"; this folder cannot be read ({error})"
     if ADAPTER_CONFIG in names:
-        base = read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+        base = adapter.get("base_model_name_or_path", "a model that it does not name")
         return f"; this is a PEFT adapter of {base}; merge it into that (merge_and_unload) and save the whole"
     if any(name.endswith(".gguf") for name in names):
         return "; this holds GGUF, take the model in Hugging Face's form"
