@@ -233,6 +233,7 @@ def test_jobset_takes_what_trainer_makes_of_the_training_runtime(
 ) -> None:
     """Its webhook has rules that no schema tells; a JobSet that it refuses leaves a TrainJob waiting."""
     spec = _only(built(overlay), "TrainingRuntime", "torch-distributed")["spec"]["template"]["spec"]
+    assert spec["failurePolicy"]["maxRestarts"] > 0, "a lost node would end the training"
     spec["failurePolicy"]["rules"][0] |= rule
     refused = refused_job_set(job_name("gs://bucket/work/job"), spec, 1000)
     assert told in refused and bool(refused) == bool(told)
