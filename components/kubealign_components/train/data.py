@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -26,13 +26,43 @@ from kubealign_components.training.config import INCLUSIVE, PAIRWISE, least_refe
 from kubealign_components.training.microbatches import Sizes
 from kubealign_components.training.rows import Rows
 
-Row = dict[str, Any]
-
 LARGEST = 1e15
 """Most that a reward or a log-probability may be: their squares, summed, are finite in float32."""
-_COMPLETION_FIELDS = (
-    *("completion_id", "reference", "label", "token_ids", "logprob", "reward", "quantile_reward"),
-)
+
+
+class ExampleCompletion(TypedDict):
+    """A completion as training reads it."""
+
+    completion_id: str
+    reference: bool
+    label: str | None
+    token_ids: list[int]
+    logprob: float | None
+    reward: float | None
+    quantile_reward: float | None
+
+
+class Example(TypedDict):
+    """A row of the files that training reads: a row of ``kubealign.training/v1`` without its texts."""
+
+    prompt_id: str
+    prompt_token_ids: list[int]
+    completions: list[ExampleCompletion]
+    num_references: int | None
+
+
+class _Facts(NamedTuple):
+    """What of a completion can be wrong."""
+
+    completion_id: str
+    label: str | None
+    logprob: float | None
+    reward: float | None
+    quantile_reward: float | None
+    tokens: int
+
+
+_COMPLETION_FIELDS = tuple(ExampleCompletion.__annotations__)
 
 
 class Examples:
@@ -42,7 +72,7 @@ class Examples:
         rows: those of a file of :func:`write_examples`.
     """
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows[Example]) -> None:
         self._rows = rows
         self.mismatches: Mismatches | None = None
         """What batches need beside their examples for kto's reference point; set once it is measured."""
@@ -50,8 +80,8 @@ class Examples:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def rows(self, numbers: Sequence[int]) -> list[Row]:
-        """The examples with these numbers, as dicts."""
+    def rows(self, numbers: Sequence[int]) -> list[Example]:
+        """The examples with these numbers."""
         return self._rows.take(numbers)
 
     def batch(self, numbers: Sequence[int], step_examples: int) -> Batch:
@@ -87,7 +117,7 @@ def write_examples(dataset: Dataset, config: TrainConfig, folder: Path) -> None:
     folder.mkdir(parents=True)
     rule = quantile_rule(dataset) if config.objective == "qrpo" else INCLUSIVE
     schema = ("prompt_id", "prompt_token_ids", "completions", "num_references", "split")
-    files: dict[str, Any] = {}
+    files: dict[str, pa.RecordBatchFileWriter] = {}
     for batch in dataset.batches(schema, batch_rows=4096):
         for split in ("train", "validation"):
             table = _slim(batch, split)
@@ -106,14 +136,13 @@ def _completion_tokens(completions: pa.ListArray) -> np.ndarray:
     return np.diff(np.concatenate([[0], np.cumsum(lengths)])[np.concatenate([[0], ends])])
 
 
-def _facts(table: pa.Table) -> Iterator[tuple[str, int | None, list[Row]]]:
-    """``(prompt id, references, completions)`` of every example, token ids replaced by their number."""
+def _facts(table: pa.Table) -> Iterator[tuple[str, int | None, list[_Facts]]]:
+    """``(prompt id, references, completions)`` of every example."""
     for batch in table.to_batches():
         values = batch["completions"].flatten()
         lengths = pc.list_value_length(values.field("token_ids")).to_pylist()
-        light = [name for name in _COMPLETION_FIELDS if name != "token_ids"]
-        columns = [values.field(name).to_pylist() for name in light]
-        completions = (dict(zip([*light, "tokens"], row)) for row in zip(*columns, lengths))
+        columns = [values.field(name).to_pylist() for name in _Facts._fields[:-1]]
+        completions = (_Facts(*facts) for facts in zip(*columns, lengths))
         counts = pc.list_value_length(batch["completions"]).to_pylist()
         for prompt, references, n in zip(
             batch["prompt_id"].to_pylist(), batch["num_references"].to_pylist(), counts
@@ -149,27 +178,27 @@ def _check(examples: pa.Table, config: TrainConfig, uri: str, rule: str) -> None
             problem = _problem(completion, references, config, rule)
             if problem:
                 raise DataError(
-                    f"{uri}: completion {completion['completion_id']} of prompt {prompt_id}: {problem}"
+                    f"{uri}: completion {completion.completion_id} of prompt {prompt_id}: {problem}"
                 )
 
 
-def _problem(completion: Row, references: int | None, config: TrainConfig, rule: str) -> str:
+def _problem(completion: _Facts, references: int | None, config: TrainConfig, rule: str) -> str:
     """What is wrong with ``completion`` for the objective; empty when it can be used."""
-    logprob, quantile = completion["logprob"], completion["quantile_reward"]
-    if not completion["tokens"]:
+    logprob, quantile = completion.logprob, completion.quantile_reward
+    if not completion.tokens:
         return "it has no tokens"
     if logprob is None:
         return "it has no reference log-probability; run logprobs before mix"
     if not -LARGEST <= logprob <= 0:
         return f"its reference log-probability is {logprob!r}, expected a number from -{LARGEST:g} to 0"
-    reward = completion["reward"]
+    reward = completion.reward
     if config.objective == "rebel" and (reward is None or not abs(reward) <= LARGEST):
         return (
             f"its reward is {reward!r}, expected a number within ±{LARGEST:g} for rebel, whose loss is the "
             "square of differences of rewards"
         )
-    if config.objective == "kto" and completion["label"] not in ("chosen", "rejected"):
-        return f"its label is {completion['label']!r}, kto needs chosen or rejected; select by labels"
+    if config.objective == "kto" and completion.label not in ("chosen", "rejected"):
+        return f"its label is {completion.label!r}, kto needs chosen or rejected; select by labels"
     if config.objective == "qrpo":
         if quantile is None or not 0 <= quantile <= 1:
             return f"its quantile reward is {quantile!r}, expected a number in [0, 1] for qrpo"
@@ -224,7 +253,7 @@ class Batch:
         return replace(self, **{k: v.to(device) for k, v in movable.items()})
 
 
-def collate(rows: Sequence[Row], step_examples: int) -> Batch:
+def collate(rows: Sequence[Example], step_examples: int) -> Batch:
     """One batch of ``rows``; examples of the same prompt share its tokens in the forward pass."""
     slots = [(row, c) for row in sorted(rows, key=lambda row: row["prompt_id"]) for c in row["completions"]]
     groups: dict[str, tuple[list[int], list[list[int]]]] = {}
@@ -251,15 +280,19 @@ def collate(rows: Sequence[Row], step_examples: int) -> Batch:
     )
 
 
-def _pairs(slots: Sequence[tuple[Row, Row]]) -> Tensor:
+def _pairs(slots: Sequence[tuple[Example, ExampleCompletion]]) -> Tensor:
     first = [
         i for i, (row, c) in enumerate(slots) if len(row["completions"]) == 2 and c is row["completions"][0]
     ]
     return torch.tensor([[i, i + 1] for i in first], dtype=torch.long).reshape(-1, 2)
 
 
-def _tensor(completions: Sequence[Row], name: str, dtype: torch.dtype) -> Tensor:
-    values = [math.nan if c[name] is None else c[name] for c in completions]
+def _tensor(
+    completions: Sequence[ExampleCompletion],
+    name: Literal["logprob", "reward", "quantile_reward"],
+    dtype: torch.dtype,
+) -> Tensor:
+    values = [math.nan if (value := c[name]) is None else value for c in completions]
     return torch.tensor(values, dtype=dtype)
 
 

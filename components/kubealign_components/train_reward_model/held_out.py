@@ -10,10 +10,11 @@ from kubealign_components.data.batches import batched
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.data.principles import PrincipleSet
+from kubealign_components.data.schemas import PreferenceRow
 from kubealign_components.engines.reward_model import RewardModel
 from kubealign_components.progress import progress_bar
 from kubealign_components.train_reward_model.config import RewardModelConfig
-from kubealign_components.train_reward_model.pairs import COLUMNS, Row, Shown, conversations, shown_principles
+from kubealign_components.train_reward_model.pairs import COLUMNS, Shown, conversations, shown_principles
 
 _ROWS = 256
 
@@ -21,7 +22,7 @@ _ROWS = 256
 class ScoredPair(NamedTuple):
     """A held-out pair with its scores, (preferred, other) each."""
 
-    row: Row
+    row: PreferenceRow
     scores: tuple[float, float]
     opposite: tuple[float, float] | None
     """Under the opposite of every principle; None where there are none, or one has no known opposite."""
@@ -47,22 +48,28 @@ def score_held_out(
         return
     # Nothing is kept for a backward pass here, so some more tokens fit.
     model = RewardModel(files, max_length=config.max_length, token_budget=2 * config.micro_batch_tokens)
-    rows = (row for row in dataset.iter_rows([*COLUMNS, "metadata"]) if row["split"] == "validation")
+    rows = (
+        row
+        for row in dataset.iter_rows([*COLUMNS, "metadata"], of=PreferenceRow)
+        if row["split"] == "validation"
+    )
     with progress_bar(total, "pairs", "held-out pairs") as bar:
         for some in batched(rows, _ROWS):
             yield from _scored(model, some, principles)
             bar.update(len(some))
 
 
-def deciding_principle(row: Row) -> str | None:
+def deciding_principle(row: PreferenceRow) -> str | None:
     """Name of the principle that the row says its preference goes by."""
     facts: Any = json.loads(row["metadata"]) if row["metadata"] else {}
     name = facts.get("dominant")
     return name if name in [p["name"] for p in row["principles"] or ()] else None
 
 
-def _scored(model: RewardModel, rows: list[Row], principles: PrincipleSet | None) -> Iterator[ScoredPair]:
-    asked: list[tuple[Row, list[list[int]], list[list[int]]]] = []
+def _scored(
+    model: RewardModel, rows: list[PreferenceRow], principles: PrincipleSet | None
+) -> Iterator[ScoredPair]:
+    asked: list[tuple[PreferenceRow, list[list[int]], list[list[int]]]] = []
     for row in rows:
         chats = conversations(row)
         ids = [model.tokenise(chat, shown_principles(row)) for chat in chats]
@@ -78,7 +85,7 @@ def _scored(model: RewardModel, rows: list[Row], principles: PrincipleSet | None
         yield ScoredPair(row, of_pair, (next(scores), next(scores)) if other else None)
 
 
-def _opposites(row: Row, principles: PrincipleSet | None) -> Shown | None:
+def _opposites(row: PreferenceRow, principles: PrincipleSet | None) -> Shown | None:
     """The opposite of every principle of the row; None where one is not known."""
     by_name = {p.name: p for p in principles or ()}
     opposites: Shown = []

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.schemas import PreferenceRow
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.last_token import common_length
 from kubealign_components.engines.packing import Group, lay_out
+from kubealign_components.engines.reward_input import Message
 from kubealign_components.engines.reward_model import RewardChat
 from kubealign_components.engines.rewards import flatten_chat
 from kubealign_components.engines.variable_length import Segment
@@ -26,19 +28,31 @@ from kubealign_components.progress import progress_bar
 from kubealign_components.training.microbatches import Sizes
 from kubealign_components.training.rows import Rows
 
-Row = dict[str, Any]
 Shown = list[dict[str, str]]
 
 _TOKENS = pa.large_list(pa.int32())
 _SCHEMA = pa.schema(
     [("prefix", _TOKENS), ("chosen", _TOKENS), ("rejected", _TOKENS), ("margin", pa.float64())]
 )
+
+
+class PairTokens(TypedDict):
+    """A row of the files that training reads: the token ids of a pair."""
+
+    prefix: list[int]
+    """What both conversations begin with."""
+    chosen: list[int]
+    """How the preferred one goes on."""
+    rejected: list[int]
+    margin: float
+
+
 _WRITE_ROWS = 1024
 COLUMNS = ("pair_id", "split", "messages", "tools", "completions", "preferred", "principles", "margin")
 """Columns of ``kubealign.preferences/v1`` that training reads."""
 
 
-def conversations(row: Row) -> tuple[list[Row], list[Row]]:
+def conversations(row: PreferenceRow) -> tuple[list[Message], list[Message]]:
     """The plain chats of the preferred and of the other completion of a preferences row.
 
     Raises:
@@ -58,7 +72,7 @@ def conversations(row: Row) -> tuple[list[Row], list[Row]]:
     return (second, first) if row["preferred"] else (first, second)
 
 
-def shown_principles(row: Row) -> Shown:
+def shown_principles(row: PreferenceRow) -> Shown:
     """The row's principles as the model is shown them."""
     return [{"name": p["name"], "text": p["text"]} for p in row["principles"] or ()]
 
@@ -80,10 +94,10 @@ def tokenise_pairs(
         EngineError: the template refuses a conversation.
     """
     stats = Stats(rows_in=dataset.rows)
-    pending: dict[str, list[Row]] = {"train": [], "validation": []}
+    pending: dict[str, list[PairTokens]] = {"train": [], "validation": []}
     with progress_bar(dataset.rows, "pairs", "tokenise") as bar:
         writers = {split: pa.ipc.new_file(folder / f"{split}.arrow", _SCHEMA) for split in pending}
-        for row in dataset.iter_rows(list(COLUMNS)):
+        for row in dataset.iter_rows(list(COLUMNS), of=PreferenceRow):
             pair = _pair(row, chat, max_length, margin, stats)
             if pair is not None:
                 pending[row["split"]].append(pair)
@@ -98,7 +112,9 @@ def tokenise_pairs(
     return stats
 
 
-def _pair(row: Row, chat: RewardChat, max_length: int, margin: float, stats: Stats) -> Row | None:
+def _pair(
+    row: PreferenceRow, chat: RewardChat, max_length: int, margin: float, stats: Stats
+) -> PairTokens | None:
     """The tokens of a pair; None, counted, when it is dropped."""
     principles = shown_principles(row)
     chosen, rejected = (chat.tokenise(turns, principles) for turns in conversations(row))
@@ -160,7 +176,7 @@ class Pairs:
     """
 
     def __init__(self, file: Path) -> None:
-        self._rows = Rows.mapped(file)
+        self._rows: Rows[PairTokens] = Rows.mapped(file)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -181,11 +197,11 @@ class Pairs:
         return pack_pairs(self._rows.take(numbers), step_examples)
 
 
-def pack_pairs(rows: Sequence[Row], step_examples: int) -> PairBatch:
+def pack_pairs(rows: Sequence[PairTokens], step_examples: int) -> PairBatch:
     """Lay pairs out in one row of tokens.
 
     Args:
-        rows: with token ids ``prefix``, ``chosen`` and ``rejected``, and ``margin``.
+        rows: the pairs.
         step_examples: pairs of the whole optimiser step.
     """
     groups = [Group(row["prefix"], [row["chosen"], row["rejected"]]) for row in rows]
