@@ -102,17 +102,17 @@ def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Res
         progress.say(line)
     started = time.monotonic()
     failure: RunFailed | None = None
-    try:
-        with (
-            stopping.handled(),
-            progress.showing(graph, watcher, expected),
-            state_written(folder.progress, graph, watcher, expected),
-        ):
-            _execute(folder, given, watcher, graph, runner)
-    except RunFailed as error:
-        failure = error
-    results = collect(graph, folder.path, folder.artifacts, watcher, complete, time.monotonic() - started)
-    _leave(folder, results, failure)
+    with stopping.handled():
+        try:
+            with (
+                progress.showing(graph, watcher, expected),
+                state_written(folder.progress, graph, watcher, expected),
+            ):
+                _execute(folder, given, watcher, graph, runner)
+        except RunFailed as error:
+            failure = error
+        results = collect(graph, folder.path, folder.artifacts, watcher, complete, time.monotonic() - started)
+        _leave(folder, results, failure)
     if failure is None:
         folder.discard_earlier()
         return results

@@ -1,7 +1,8 @@
 """What becomes of a local run that is told to stop: Ctrl-C and SIGTERM mean the same.
 
 The first signal starts nothing new and hands SIGTERM on to the stage that runs, which commits the slice in
-flight; the second one, or too long a wait, kills. No child outlives the run.
+flight. What has not ended in :data:`STAGE_SECONDS` is killed, and after :data:`RUN_SECONDS` the process of
+the run leaves, whatever it is at; a second signal does both at once. No child outlives the run.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,8 +19,11 @@ from types import FrameType
 
 from kubealign.local.watcher import Watcher
 
-WAIT_SECONDS = 9.0
-"""From the first signal to the end of what does not end by itself."""
+STAGE_SECONDS = 7.0
+"""From the first signal to the end of a stage that does not end by itself."""
+RUN_SECONDS = 9.5
+"""From the first signal to the end of the run, with whatever it has written by then."""
+_BETWEEN_KILLS = 0.2
 
 
 class Stopping:
@@ -33,8 +38,7 @@ class Stopping:
         self.signal = 0
         """The signal that came; 0 for none."""
         self._watcher, self._say = watcher, say
-        self._timer = threading.Timer(WAIT_SECONDS, self._kill)
-        self._timer.daemon = True
+        self._over = threading.Event()
 
     @contextmanager
     def handled(self) -> Iterator[None]:
@@ -46,24 +50,45 @@ class Stopping:
         try:
             yield
         finally:
-            self._timer.cancel()
+            self._over.set()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.signal:
-            self._kill()
-            self._say("Killed.")
-            sys.stdout.flush()
-            os._exit(128 + number)
+            self._leave("Killed.")
         self.signal = number
         self._watcher.stop("the run was told to stop")
+        threading.Thread(target=self._end_in_time, name="stopping", daemon=True).start()
         self._say(
             "Stopping: what is in flight is finished and kept, nothing new is started. Once more to kill."
         )
         for child in descendants(os.getpid()):
             _send(child, signal.SIGTERM)
-        self._timer.start()
+
+    def _end_in_time(self) -> None:
+        """Kill what outlives its time, also what starts meanwhile, and at last this process."""
+        began = time.monotonic()
+        if self._over.wait(STAGE_SECONDS):
+            return
+        while time.monotonic() < began + RUN_SECONDS:
+            self._kill()
+            if self._over.wait(_BETWEEN_KILLS):
+                return
+        self._leave(f"Killed: the run had not ended {RUN_SECONDS:g} s after it was told to stop.")
+
+    def _leave(self, text: str) -> None:
+        self._kill()
+        # A terminal that takes no text must not keep the process.
+        told = threading.Thread(target=self._tell, args=(text,), daemon=True)
+        told.start()
+        told.join(_BETWEEN_KILLS)
+        self._kill()  # also what has started meanwhile
+        os._exit(128 + self.signal)
+
+    def _tell(self, text: str) -> None:
+        self._say(text)
+        sys.stdout.flush()
 
     def _kill(self) -> None:
         for child in descendants(os.getpid()):
