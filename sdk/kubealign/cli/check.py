@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 @run_options
 @click.option(
     "--rows",
-    default=0,
+    default=2,
+    show_default=True,
     metavar="N",
     type=click.IntRange(min=0),
-    help="Show the first N prompts as the policy will see them.",
+    help="Show N of the prompts as the policy will see them; 0 for none.",
 )
 @click.option("--here", is_flag=True, help="For a run on this machine: models and data must be found here.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
