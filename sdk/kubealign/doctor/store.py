@@ -17,6 +17,8 @@ from kubealign_components.store.base import KUBEFLOW as KUBEFLOW_STORE
 SCHEMES = ("minio", "gs", "s3")
 OWN = "minio://mlpipeline/"
 """KFP's own bucket."""
+PROFILE = ("app.kubernetes.io/part-of", "kubeflow-profile")
+"""Label that Kubeflow gives the namespace of a profile, and that KFP's network policy selects by."""
 
 
 def check_store(subject: Subject) -> Iterator[Diagnosis]:
@@ -83,6 +85,7 @@ def _server(subject: Subject, root: str, scheme: str, provider: JsonObject) -> I
             yield problem("store server", fact, remedy)
         else:
             yield ok("store server", f"Service {namespace}/{name}")
+            yield from _reached(subject, namespace, name)
         return
     try:
         next(store_for(root).list(join(root, "kubealign-doctor")), None)
@@ -91,6 +94,20 @@ def _server(subject: Subject, root: str, scheme: str, provider: JsonObject) -> I
         yield unknown("store server", str(error), remedy)
     else:
         yield ok("store server", f"{root} can be listed from here")
+
+
+def _reached(subject: Subject, namespace: str, name: str) -> Iterator[Diagnosis]:
+    """Whether KFP's own store takes connections of the namespace, where network policies are enforced."""
+    if (namespace, name) != (KUBEFLOW, "seaweedfs") or subject.namespace == KUBEFLOW:
+        return
+    own = subject.kubernetes.get(f"/api/v1/namespaces/{subject.namespace}") or {}
+    if PROFILE in (own.get("metadata", {}).get("labels") or {}).items():
+        yield ok("store connections", f"{subject.namespace} is a profile")
+        return
+    label = "=".join(PROFILE)
+    fact = f"Kubeflow's network policy takes those of profiles alone, and {subject.namespace} has no {label}"
+    remedy = f"make the namespace as a Profile, or kubectl label namespace {subject.namespace} {label}"
+    yield warning("store connections", fact, remedy)
 
 
 def _work(subject: Subject, root: str) -> Iterator[Diagnosis]:

@@ -224,6 +224,17 @@ def test_what_a_pod_default_sets_otherwise_is_told(
     assert any("is refused" in one and "conflict" in one for one in told), told
 
 
+def test_a_namespace_that_is_no_profile_may_not_reach_kubeflow_s_store(kube: Kube, profile: Path) -> None:
+    def told() -> list[str]:
+        found = by_state(doctor("-f", str(profile), "--json")).get("warning", [])
+        return [one for one in found if one.startswith("store connections")]
+
+    assert len(told()) == 1
+    labels = {"app.kubernetes.io/part-of": "kubeflow-profile"}
+    kube.objects["/api/v1/namespaces/kubealign"] = {"metadata": {"name": "kubealign", "labels": labels}}
+    assert not told()
+
+
 def test_quotas_that_never_fit_and_foreign_prefixes_are_told(kube: Kube, profile: Path) -> None:
     content = yaml.safe_load(profile.read_text())
     content["parameters"]["work"] = "minio://mlpipeline/kubealign/work"
