@@ -56,6 +56,17 @@ def test_a_moved_run_is_still_whole(made: tuple[dsl.Dataset, dsl.HTML], tmp_path
     assert moved.table(["prompt_id"]).num_rows == 4
 
 
+def test_rows_are_found_through_links_as_a_run_folder_has_them(
+    made: tuple[dsl.Dataset, dsl.HTML], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "selected").symlink_to(Path("run", "filter", "execution", "dataset"))
+    monkeypatch.chdir(made[0].uri)
+    for place in (str(tmp_path / "selected"), f"file://{tmp_path / 'selected'}", "."):
+        opened = Dataset.open(place)
+        assert opened.table(["prompt_id"]).num_rows == 4
+        assert opened.uri == place
+
+
 def test_a_retried_task_publishes_what_stands(made: tuple[dsl.Dataset, dsl.HTML]) -> None:
     dataset, _ = made
     before = (Path(dataset.uri) / MANIFEST).read_bytes()

@@ -7,6 +7,7 @@ follows the manifest alone.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import weakref
@@ -114,8 +115,12 @@ class Dataset:
 
     @property
     def home(self) -> str:
-        """The folder of the shards."""
-        return beside(self.uri, self.manifest.shards_in) if self.manifest.shards_in else self.uri
+        """The folder of the shards: beside what ``uri`` points at, where it is a link of a run folder."""
+        if not self.manifest.shards_in:
+            return self.uri
+        local = scheme_of(self.uri) == "file"
+        place = os.path.realpath(self.uri.removeprefix("file://")) if local else self.uri
+        return beside(place, self.manifest.shards_in)
 
     def keep_files(self) -> None:
         """Fetch and verify a shard once, however often it is read: it stays on this machine until this object
