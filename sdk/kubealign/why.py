@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from kubealign.lineage import standing
 from kubealign.local.runs import RunInfo
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL, ROWS
+from kubealign_components.data.withdrawals import Withdrawal
 
 _ID = re.compile(r"[0-9a-f]{8,64}")
 _LISTS = ("completions", "reference", "aligned")
@@ -39,15 +40,80 @@ class Holder:
     model: bool
 
 
-def holders(what: str, runs: Sequence[RunInfo]) -> Iterator[Holder]:
-    """Every dataset and model of ``runs``, in the order of making, with the rows that hold ``what``.
+class RowsOf:
+    """Rows that a withdrawal takes back.
+
+    Args:
+        withdrawal: of prompts and sources.
+    """
+
+    def __init__(self, withdrawal: Withdrawal) -> None:
+        self._withdrawal = withdrawal
+        self._prompts: set[str] = set()
+
+    def columns(self, schema: pa.Schema) -> list[str]:
+        """Those of rows of ``schema`` that are looked at."""
+        return [name for name in ("prompt_id", "source") if name in schema.names]
+
+    def masks(self, batch: pa.RecordBatch) -> Iterator[pa.BooleanArray]:
+        """For each way in which a row may be meant, whether it is."""
+        yield self._withdrawal.mask(batch)
+        if "source" in batch.schema.names:
+            own = pc.is_in(batch.column("source"), value_set=_texts(self._withdrawal.sources))
+            self._prompts.update(batch.column("prompt_id").filter(own).to_pylist())
+        else:
+            yield pc.is_in(batch.column("prompt_id"), value_set=_texts(self._prompts))
+
+
+class RowsWith:
+    """Rows that hold one thing.
 
     Args:
         what: the id of a prompt or completion or eight or more of its first digits, the name of a source,
             or a text within a message or what its source says of it.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._prompts: set[str] = set()
+        """Of the source of that name, by which rows are known that do not say of which source they are."""
+
+    def columns(self, schema: pa.Schema) -> list[str]:
+        """Those of rows of ``schema`` that are looked at."""
+        leaves = [
+            f"{name}.list.element.{leaf}"
+            for name in _LISTS
+            if name in schema.names
+            for leaf in ("completion_id", "messages")
+        ]
+        return [*(name for name in ("prompt_id", "source", *_TEXTS) if name in schema.names), *leaves]
+
+    def masks(self, batch: pa.RecordBatch) -> Iterator[pa.BooleanArray]:
+        """For each way in which a row may hold it, whether it does."""
+        names, what = batch.schema.names, self._what
+        if "source" in names:
+            own = pc.equal(batch.column("source"), what)
+            self._prompts.update(batch.column("prompt_id").filter(own).to_pylist())
+            yield own
+        else:
+            yield pc.is_in(batch.column("prompt_id"), value_set=_texts(self._prompts))
+        if _ID.fullmatch(what):
+            yield pc.starts_with(batch.column("prompt_id"), what)
+            yield from _in_lists(batch, "completion_id", partial(pc.starts_with, pattern=what))
+        for form in {json.dumps(what)[1:-1], json.dumps(what, ensure_ascii=False)[1:-1]}:
+            for name in _TEXTS:
+                if name in names:
+                    yield pc.match_substring(batch.column(name), form)
+            yield from _in_lists(batch, "messages", partial(pc.match_substring, pattern=form))
+
+
+def holders(rows_of: RowsOf | RowsWith, runs: Sequence[RunInfo]) -> Iterator[Holder]:
+    """Every dataset and model of ``runs``, in the order of making, with the rows that are looked for.
+
+    Args:
+        rows_of: says of a row whether it is one.
         runs: where to look, oldest first.
     """
-    sources: set[str] = set()
     counted: dict[str, tuple[int | None, int]] = {}
     for run in runs:
         for dataset in standing(run.made):
@@ -56,7 +122,7 @@ def holders(what: str, runs: Sequence[RunInfo]) -> Iterator[Holder]:
             if is_model:
                 rows, of = _trained_on(dataset, counted)
             else:
-                rows, of = _count(dataset, what, sources), manifest.rows
+                rows, of = _count(dataset, rows_of), manifest.rows
             counted[manifest.fingerprint] = rows, of
             yield Holder(
                 run=run.name,
@@ -76,41 +142,14 @@ def _trained_on(model: Dataset, counted: dict[str, tuple[int | None, int]]) -> t
     return sum(counts) if len(counts) == len(parents) else None, sum(of for _, of in parents)
 
 
-def _count(dataset: Dataset, what: str, prompts: set[str]) -> int:
-    """Rows that hold ``what``; ids of prompts of the source ``what`` are added to ``prompts``, by which rows
-    are known that do not say of which source they are."""
-    schema = ROWS[dataset.manifest.schema]
-    leaves = [
-        f"{name}.list.element.{leaf}"
-        for name in _LISTS
-        if name in schema.names
-        for leaf in ("completion_id", "messages")
-    ]
-    names = [name for name in ("prompt_id", "source", *_TEXTS) if name in schema.names]
+def _count(dataset: Dataset, rows_of: RowsOf | RowsWith) -> int:
+    """Rows that are looked for."""
     total = 0
-    for batch in dataset.batches([*names, *leaves], batch_rows=None):
-        masks = list(_masks(batch, what, prompts))
+    columns = rows_of.columns(ROWS[dataset.manifest.schema])
+    for batch in dataset.batches(columns, batch_rows=None):
+        masks = list(rows_of.masks(batch))
         total += sum(any(of_row) for of_row in zip(*(mask.to_pylist() for mask in masks)))
     return total
-
-
-def _masks(batch: pa.RecordBatch, what: str, prompts: set[str]) -> Iterator[pa.BooleanArray]:
-    """For each way in which a row may hold ``what``, whether it does."""
-    names = batch.schema.names
-    if "source" in names:
-        own = pc.equal(batch.column("source"), what)
-        prompts.update(batch.column("prompt_id").filter(own).to_pylist())
-        yield own
-    else:
-        yield pc.is_in(batch.column("prompt_id"), value_set=pa.array(sorted(prompts), pa.string()))
-    if _ID.fullmatch(what):
-        yield pc.starts_with(batch.column("prompt_id"), what)
-        yield from _in_lists(batch, "completion_id", partial(pc.starts_with, pattern=what))
-    for form in {json.dumps(what)[1:-1], json.dumps(what, ensure_ascii=False)[1:-1]}:
-        for name in _TEXTS:
-            if name in names:
-                yield pc.match_substring(batch.column(name), form)
-        yield from _in_lists(batch, "messages", partial(pc.match_substring, pattern=form))
 
 
 def _in_lists(
@@ -123,3 +162,7 @@ def _in_lists(
             passed = pc.fill_null(test(lists.flatten().field(leaf)), False)
             rows = pc.list_parent_indices(lists).filter(passed)
             yield pc.is_in(pa.array(range(batch.num_rows), pa.int64()), value_set=pc.unique(rows))
+
+
+def _texts(values: Iterable[str]) -> pa.StringArray:
+    return pa.array(sorted(values), pa.string())

@@ -31,8 +31,21 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", *(f"{folder}/README.md" for folder 
 _FENCE = re.compile(r"^ *```(\w*)$(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _SHELL = ("", "sh", "bash", "shell", "console")
 RUNS_HERE = ("params", "compile", "components", "check", "schema", "estimate")
-RUNS_HERE += ("init", "completion", "export")
-RUNS_HERE += ("show", "logs", "ls", "open", "du", "lineage", "compare", "verify", "why", "card", "gc")
+RUNS_HERE += ("init", "completion", "export", "withdraw")
+RUNS_HERE += (
+    "show",
+    "logs",
+    "ls",
+    "open",
+    "du",
+    "lineage",
+    "compare",
+    "verify",
+    "why",
+    "withdraw",
+    "card",
+    "gc",
+)
 """Commands of ours that are run as they stand, in a folder with a run file and a finished run."""
 SERVED = ("submit", "upload", "schedule", "runs", "cancel", "retry", "fetch", "doctor")
 """Commands of ours that speak to a cluster: they are run as they stand, servers on this machine answer."""

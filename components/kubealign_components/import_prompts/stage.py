@@ -17,13 +17,14 @@ from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.finished import OutputRequest, once
 from kubealign_components.data.schemas import PromptRow
 from kubealign_components.data.stats import Stats
+from kubealign_components.data.withdrawals import WITHDRAWN, Withdrawal, read_withdrawal
 from kubealign_components.sources.external_sort import Entry, Spool
 from kubealign_components.sources.messages import with_suffix
 from kubealign_components.sources.prompt_rows import merge_rows, spooled, to_row
 from kubealign_components.sources.prompt_writer import sample, write_prompts
 from kubealign_components.sources.request import requested
 from kubealign_components.sources.row_formats import FORMATS, WANTED, format_of, looks_like, parse
-from kubealign_components.sources.source import SourceReader, reading_bar, report_of, take_in
+from kubealign_components.sources.source import SourceReader, Unwanted, reading_bar, report_of, take_in
 from kubealign_components.sources.source_settings import WeightedSource, named_sources, require_fraction
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class ImportConfig:
     """Most prompts of all sources together, a seeded sample; 0 for all."""
     seed: int = 0
     """Decides which prompts ``max_rows`` keeps."""
+    withdrawn: str = execution("")
+    """Path or URI of a withdrawal, of which nothing is taken: `kubealign withdraw` writes one."""
     work: str = execution("")
     """Work prefix: what was finished there before, with these settings on these rows, is taken."""
 
@@ -87,15 +90,19 @@ def run(config: ImportConfig, *, output: str) -> Stats:
         StoreError: a source that cannot be fetched, or no room for the rows.
     """
     readers = [SourceReader(source) for source in config.sources]
-    request = requested("import_prompts", VERSION, config, readers, output=output)
-    return once(request, lambda: _make(config, readers, request))
+    withdrawal = read_withdrawal(config.withdrawn)
+    used = {WITHDRAWN: withdrawal.to_json()} if withdrawal else {}
+    request = requested("import_prompts", VERSION, config, readers, output=output, **used)
+    return once(request, lambda: _make(config, readers, withdrawal, request))
 
 
-def _make(config: ImportConfig, readers: Sequence[SourceReader], request: OutputRequest) -> Stats:
-    stats = Stats()
+def _make(
+    config: ImportConfig, readers: Sequence[SourceReader], withdrawal: Withdrawal, request: OutputRequest
+) -> Stats:
+    stats, dropped = Stats(), Dropped(withdrawal)
     with Spool() as spool:
         with reading_bar(readers, "import_prompts") as bar:
-            take_in(spool, readers, partial(_entries, config, bar), stats, config.max_bad_fraction)
+            take_in(spool, readers, partial(_entries, config, dropped, bar), stats, config.max_bad_fraction)
         spool.sort()
         kept = sample(
             spool, [s.max_rows for s in config.sources], config.max_rows, config.seed, "import_prompts"
@@ -104,7 +111,7 @@ def _make(config: ImportConfig, readers: Sequence[SourceReader], request: Output
             spool,
             kept,
             request.output,
-            _provenance(config, readers),
+            _provenance(config, readers, dropped),
             stats,
             over="over_max_rows",
             extra=lambda: report_of(readers) | request.note,
@@ -114,7 +121,12 @@ def _make(config: ImportConfig, readers: Sequence[SourceReader], request: Output
 
 
 def _entries(
-    config: ImportConfig, bar: tqdm[NoReturn], number: int, reader: SourceReader, stats: Stats
+    config: ImportConfig,
+    dropped: Dropped,
+    bar: tqdm[NoReturn],
+    number: int,
+    reader: SourceReader,
+    stats: Stats,
 ) -> Iterator[Entry]:
     """The usable rows of one source for the spool; the others are counted."""
     source = config.sources[number]
@@ -130,6 +142,7 @@ def _entries(
         if source.prompt_suffix:
             example.messages = with_suffix(example.messages, source.prompt_suffix)
         row = to_row(example, source.name, source.weight)
+        dropped.check(row)
         for reason, count in example.refused.items():
             stats.counts[f"completions_dropped_{reason}"] += count
         return row
@@ -146,11 +159,33 @@ def _merge(rows: Sequence[PromptRow], counts: Counter[str]) -> PromptRow:
     return merged
 
 
-def _provenance(config: ImportConfig, readers: Sequence[SourceReader]) -> Provenance:
+class Dropped:
+    """Notes which part of a withdrawal rows were dropped for: what the recipe says of it."""
+
+    def __init__(self, withdrawal: Withdrawal) -> None:
+        self._withdrawal = withdrawal
+        self._prompt_ids: set[str] = set()
+        self._sources: set[str] = set()
+
+    def check(self, row: PromptRow) -> None:
+        """Raise :class:`Unwanted` for a row that was taken back."""
+        if self._withdrawal.holds(row["prompt_id"], row["source"]):
+            self._sources.add(row["source"])
+            self._prompt_ids.add(row["prompt_id"])
+            raise Unwanted(WITHDRAWN)
+
+    @property
+    def withdrawal(self) -> Withdrawal:
+        """The part that rows were dropped for."""
+        return self._withdrawal.among(self._prompt_ids, self._sources)
+
+
+def _provenance(config: ImportConfig, readers: Sequence[SourceReader], dropped: Dropped) -> Provenance:
     sampled = config.max_rows or any(source.max_rows for source in config.sources)
     params = {
         "sources": [reader.settings() for reader in readers],
         "max_rows": config.max_rows,
         "seed": config.seed if sampled else None,
+        **dropped.withdrawal.params(config.withdrawn),
     }
     return derive("import_prompts", VERSION, params, slug=[source.name for source in config.sources])

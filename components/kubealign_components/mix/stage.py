@@ -28,6 +28,7 @@ from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import SELECTION, TRAINING, TRAINING_ROW
 from kubealign_components.data.seeds import Keys, id_keys
 from kubealign_components.data.stats import Stats
+from kubealign_components.data.withdrawals import WITHDRAWN, Withdrawal, read_withdrawal
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.mix.buckets import MAX_BUCKETS, Buckets
 from kubealign_components.mix.examples import PAIR, from_selection, from_training, sizes, without_logprob
@@ -67,6 +68,8 @@ class MixConfig:
     require_logprobs: bool = True
     """Refuse completions without a log-probability of the reference policy; off for objectives that need
     none, such as simpo."""
+    withdrawn: str = execution("")
+    """Path or URI of a withdrawal, of which no example is taken: `kubealign withdraw` writes one."""
     memory_bytes: int = execution(128 * 2**20)
     """Bytes of examples that are shuffled in memory; more are shuffled in parts, through temporary files."""
     work: str = execution("")
@@ -125,23 +128,45 @@ def run(
     inputs = {f"selection_{i}": dataset for i, dataset in enumerate(selections)}
     inputs |= {f"training_{i}": dataset for i, dataset in enumerate(training)}
     _check_identities(list(inputs.values()))
-    provenance = derive("mix", VERSION, semantic_params(config), inputs=inputs, slug=config.slug(len(inputs)))
+    withdrawal = _withdrawal_among(read_withdrawal(config.withdrawn), inputs.values())
+    params = semantic_params(config) | withdrawal.params(config.withdrawn)
+    provenance = derive("mix", VERSION, params, inputs=inputs, slug=config.slug(len(inputs)))
     request = output_request(config, provenance, output)
-    return once(request, lambda: _make(config, inputs, provenance, output))
+    return once(request, lambda: _make(config, inputs, withdrawal, provenance, output))
 
 
-def _make(config: MixConfig, inputs: Mapping[str, Dataset], provenance: Provenance, output: str) -> Stats:
+def _withdrawal_among(withdrawal: Withdrawal, inputs: Iterable[Dataset]) -> Withdrawal:
+    """The part of ``withdrawal`` that rows of the inputs are of; where there is none, nothing changes."""
+    prompt_ids: set[str] = set()
+    sources: set[str] = set()
+    for dataset in inputs if withdrawal else ():
+        for batch in dataset.batches(["prompt_id", "source"], batch_rows=None):
+            rows = batch.filter(withdrawal.mask(batch))
+            prompt_ids.update(rows.column("prompt_id").to_pylist())
+            sources.update(rows.column("source").to_pylist())
+    return withdrawal.among(prompt_ids, sources)
+
+
+def _make(
+    config: MixConfig,
+    inputs: Mapping[str, Dataset],
+    withdrawal: Withdrawal,
+    provenance: Provenance,
+    output: str,
+) -> Stats:
     stats = Stats()
     with (
         Buckets(_buckets(config, inputs.values()), TRAINING_ROW, memory_bytes=config.memory_bytes) as buckets,
         DatasetWriter(output, TRAINING, provenance) as writer,
     ):
-        intake = _Intake(config, buckets)
+        intake = _Intake(config, buckets, withdrawal)
         for dataset in inputs.values():
             intake.take(dataset)
         intake.check()
         buckets.finish()
         plan = _plan(config, buckets, intake.weights(), stats)
+        stats.rows_in += intake.withdrawn
+        stats.drop(WITHDRAWN, intake.withdrawn)
         sides = _write(config, buckets, plan, writer)
         stats.rows_out = writer.rows
         stats.counts.update(prompts_in=intake.prompts, train=sides["train"], validation=sides["validation"])
@@ -160,9 +185,11 @@ def _buckets(config: MixConfig, inputs: Iterable[Dataset]) -> int:
 class _Intake:
     """Turns the inputs into examples and notes what must hold for all of them."""
 
-    def __init__(self, config: MixConfig, buckets: Buckets) -> None:
-        self.config, self.buckets = config, buckets
+    def __init__(self, config: MixConfig, buckets: Buckets, withdrawal: Withdrawal) -> None:
+        self.config, self.buckets, self.withdrawal = config, buckets, withdrawal
         self.prompts = 0
+        self.withdrawn = 0
+        """Examples that were taken back."""
         self.sizes: set[int] = set()
         self._row_weights: dict[str, set[float]] = {}
         self._missing: Counter[str] = Counter()
@@ -175,6 +202,10 @@ class _Intake:
         with progress_bar(dataset.rows, "rows", "mix: read") as bar:
             for batch in read_ahead(dataset.batches(batch_rows=None)):
                 examples = convert(batch, validation_fraction=config.validation_fraction, seed=config.seed)
+                if self.withdrawal:
+                    given = examples.num_rows
+                    examples = examples.filter(pc.invert(self.withdrawal.mask(examples)))
+                    self.withdrawn += given - examples.num_rows
                 self._note(batch, examples, dataset.uri)
                 self.buckets.add(examples, id_keys(examples.column("example_id"), config.seed, "order"))
                 bar.update(batch.num_rows)

@@ -80,6 +80,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "upload": ("kubealign upload -f run.yaml",),
     "verify": ("kubealign verify NAME",),
     "why": ("kubealign why questions",),
+    "withdraw": ("kubealign withdraw --source questions -o withdrawal.json",),
 }
 """By the words of the command; what stands behind a # is for the reader."""
 

@@ -36,6 +36,7 @@ from kubealign.cli.terminal import say
 from kubealign.cli.ui import ui
 from kubealign.cli.verify import verify
 from kubealign.cli.why import why
+from kubealign.cli.withdraw import withdraw
 from kubealign_components import __version__
 from kubealign_components.whole_file import write_whole
 
@@ -259,6 +260,7 @@ for _command in (
     upload,
     verify,
     why,
+    withdraw,
 ):
     main.add_command(_command)
 show_examples(main)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +14,10 @@ from kubealign.cli.connection import print_rows
 from kubealign.cli.terminal import say
 from kubealign_components.config import require
 from kubealign_components.errors import NotFound
+
+if TYPE_CHECKING:
+    from kubealign.local.runs import RunInfo
+    from kubealign.why import Holder
 
 
 @click.command("why")
@@ -25,28 +31,44 @@ def why(what: str, folder: str, as_json: bool) -> None:
     a message or what its source says of it, such as the name of an annotator. A model holds what it was
     trained on. Looked for in all runs below the folder OUTPUT (runs), or in one RUN.
     """
-    from kubealign.local.runs import find_run, is_run, no_such_run, runs_below
-    from kubealign.why import holders
+    from kubealign.why import RowsWith, holders
 
     require(bool(what.strip()), "ID_SOURCE_OR_TEXT", what, "an id, the name of a source, or a text")
-    one = find_run(folder) if is_run(Path(folder)) or not Path(folder).is_dir() else None
-    if one is None and not Path(folder).is_dir():
+    held = [one for one in holders(RowsWith(what), runs_at(folder)) if one.rows != 0]
+    if not held and not as_json:
+        say(f"Nothing here holds {what!r}.")
+    show_holders(held, as_json=as_json)
+
+
+def runs_at(folder: str) -> list[RunInfo]:
+    """The runs below an output folder, oldest first, or the one run of that path or name.
+
+    Raises:
+        NotFound: there is no such run or folder.
+    """
+    from kubealign.local.runs import find_run, is_run, no_such_run, runs_below
+
+    if Path(folder).is_dir() and not is_run(Path(folder)):
+        return runs_below(Path(folder))[::-1]
+    run = find_run(folder)
+    if run is None:
         raise NotFound(no_such_run(folder))
-    held = [one for one in holders(what, [one] if one else runs_below(Path(folder))[::-1]) if one.rows != 0]
+    return [run]
+
+
+def show_holders(held: Sequence[Holder], *, as_json: bool) -> None:
+    """Print ``held`` as a table, or as JSON."""
     if as_json:
         click.echo(json.dumps([asdict(one) for one in held], indent=2, ensure_ascii=False))
         return
-    if not held:
-        say(f"Nothing here holds {what!r}.")
+    unknown = "unknown: what it was trained on is gone"
     print_rows(
         [
             {
                 "run": one.run,
                 "made by": one.stage,
                 "kind": "model" if one.model else "dataset",
-                "rows": "unknown: what it was trained on is gone"
-                if one.rows is None
-                else f"{one.rows} of {one.of}",
+                "rows": unknown if one.rows is None else f"{one.rows} of {one.of}",
                 "where": one.uri,
             }
             for one in held

@@ -19,6 +19,7 @@ from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import SELECTION, TRAINING, completion_id, new_completion
 from kubealign_components.data.seeds import is_held_out
 from kubealign_components.data.stats import Stats
+from kubealign_components.data.withdrawals import Withdrawal, withdrawal_text
 from kubealign_components.errors import ConfigError, DataError, StoreError
 from kubealign_components.mix.buckets import Buckets
 from kubealign_components.mix.quotas import quotas
@@ -226,6 +227,31 @@ def test_earlier_training_data_is_mixed_in_once_and_split_anew(tmp_path: Path) -
     assert manifest.extra["pairwise"] is True
     alone, _ = mix(tmp_path / "alone", MixConfig(seed=5, validation_fraction=0.5), training=[earlier])
     assert alone == list(earlier.iter_rows())
+
+
+def test_nothing_that_was_taken_back_is_mixed_in(tmp_path: Path) -> None:
+    earlier, _ = mix(tmp_path / "1", MixConfig(), [selection_row(n, "a", pairs=2) for n in range(8)])
+    training = Dataset.open(str(tmp_path / "1" / "out"))
+    rows = [selection_row(n, "b" if n % 2 else "c") for n in range(8, 20)]
+    whole, _ = mix(tmp_path / "2", MixConfig(), rows, training=[training])
+    gone = {earlier[0]["prompt_id"], rows[0]["prompt_id"]}
+    path = tmp_path / "withdrawal.json"
+    path.write_text(withdrawal_text(Withdrawal(prompt_ids=frozenset(gone), sources=frozenset("b"))))
+    config = MixConfig(withdrawn=str(path), weights={"b": 1.0})
+    kept, stats = mix(tmp_path / "3", config, rows, training=[training])
+    assert kept == [row for row in whole if row["prompt_id"] not in gone and row["source"] != "b"]
+    assert stats.dropped == {"withdrawn": 2 + 1 + 6}
+    assert stats.rows_in == 16 + 12
+
+
+def test_what_no_example_is_of_makes_no_other_dataset(tmp_path: Path) -> None:
+    rows = [selection_row(n) for n in range(6)]
+    path = tmp_path / "withdrawal.json"
+    path.write_text(withdrawal_text(Withdrawal(prompt_ids=frozenset(["f" * 32]))))
+    mix(tmp_path / "1", MixConfig(), rows)
+    mix(tmp_path / "2", MixConfig(withdrawn=str(path)), rows)
+    before, after = (Dataset.open(str(tmp_path / n / "out")).manifest for n in "12")
+    assert before.fingerprint == after.fingerprint
 
 
 def test_pointwise_and_slug(tmp_path: Path) -> None:

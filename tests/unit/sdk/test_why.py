@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from kubealign.cli.main import main
 from kubealign.local.runs import read_run
-from kubealign.why import Holder, holders
+from kubealign.why import Holder, RowsWith, holders
 from kubealign_components.data.schemas import EVALUATION, MODEL, PROMPTS, TRAINING, new_completion
 from support.datasets import MakeDataset
 from support.tiny import prompt_row
@@ -78,7 +78,7 @@ def run(tmp_path: Path, make_dataset: MakeDataset) -> Path:
 
 
 def counts(what: str, run: Path) -> list[int | None]:
-    return [one.rows for one in holders(what, [read_run(run)])]
+    return [one.rows for one in holders(RowsWith(what), [read_run(run)])]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_rows_that_hold_it_are_counted(what: str, expected: list[int | None], ru
 
 
 def test_a_model_holds_what_it_was_trained_on_and_what_is_gone_is_unknown(run: Path) -> None:
-    found: list[Holder] = [one for one in holders("forum", [read_run(run)]) if one.model]
+    found: list[Holder] = [one for one in holders(RowsWith("forum"), [read_run(run)]) if one.model]
     assert [(one.rows, one.of) for one in found] == [(2, 2), (None, 0)]
 
 

@@ -1,0 +1,117 @@
+"""Withdrawals: prompts and sources that people took back, which no dataset made from now on may hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kubealign_components.config import require
+from kubealign_components.data.fingerprint import digest
+from kubealign_components.data.origins import note_origin
+from kubealign_components.errors import ConfigError, NotFound
+from kubealign_components.store import store_for
+
+SCHEMA = "kubealign.withdrawal/v1"
+WITHDRAWN = "withdrawn"
+"""The setting that names a withdrawal, what its rows are counted under, and what a recipe knows it by."""
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Withdrawal:
+    """What was taken back."""
+
+    prompt_ids: frozenset[str] = frozenset()
+    """Ids of prompts: whatever source they came from."""
+    sources: frozenset[str] = frozenset()
+    """Names of sources, of which nothing is taken."""
+
+    def __post_init__(self) -> None:
+        for one in self.prompt_ids:
+            require(_ID.fullmatch(one) is not None, "prompt_ids", one, "the id of a prompt: 32 hex digits")
+        for name in self.sources:
+            require(bool(name.strip()), "sources", name, "the name of a source")
+
+    def __bool__(self) -> bool:
+        return bool(self.prompt_ids or self.sources)
+
+    def __or__(self, other: Withdrawal) -> Withdrawal:
+        return Withdrawal(prompt_ids=self.prompt_ids | other.prompt_ids, sources=self.sources | other.sources)
+
+    def holds(self, prompt_id: str, source: str) -> bool:
+        """Whether a row of that prompt and source was taken back."""
+        return source in self.sources or prompt_id in self.prompt_ids
+
+    def mask(self, batch: pa.RecordBatch) -> pa.BooleanArray:
+        """Which rows of ``batch`` (columns ``prompt_id`` and, where there is one, ``source``) it holds."""
+        held = _in(batch.column("prompt_id"), self.prompt_ids)
+        if "source" in batch.schema.names:
+            held = pc.or_(held, _in(batch.column("source"), self.sources))
+        return held
+
+    def among(self, prompt_ids: Iterable[str], sources: Iterable[str]) -> Withdrawal:
+        """The part of it that is about these."""
+        return Withdrawal(
+            prompt_ids=self.prompt_ids.intersection(prompt_ids), sources=self.sources.intersection(sources)
+        )
+
+    def to_json(self) -> dict[str, list[str]]:
+        """Plain values in a fixed order."""
+        return {"prompt_ids": sorted(self.prompt_ids), "sources": sorted(self.sources)}
+
+    def params(self, uri: str) -> dict[str, str]:
+        """What a recipe says of rows that are not there for it: nothing where there are none.
+
+        Args:
+            uri: where the withdrawal lies, which is noted.
+        """
+        if not self:
+            return {}
+        name = digest(self.to_json())
+        note_origin(name, uri)
+        return {WITHDRAWN: name}
+
+
+def read_withdrawal(uri: str) -> Withdrawal:
+    """The withdrawal at ``uri``; an empty one where none is named.
+
+    Raises:
+        ConfigError: there is no withdrawal.
+        StoreError: the store cannot be read.
+    """
+    if not uri:
+        return Withdrawal()
+    expected = "a file that `kubealign withdraw` wrote"
+    try:
+        content = json.loads(store_for(uri).read(uri))
+    except NotFound as error:
+        raise ConfigError(WITHDRAWN, uri, f"{expected}; there is none") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(WITHDRAWN, uri, f"{expected} ({error})") from error
+    if not isinstance(content, Mapping) or content.get("schema") != SCHEMA:
+        raise ConfigError(WITHDRAWN, uri, f"{expected}: schema {SCHEMA}")
+    ids, sources = (_texts(content.get(name), uri, name) for name in ("prompt_ids", "sources"))
+    try:
+        return Withdrawal(prompt_ids=ids, sources=sources)
+    except ConfigError as error:
+        raise ConfigError(f"{WITHDRAWN} {uri} {error.field}", error.value, error.expected) from error
+
+
+def withdrawal_text(withdrawal: Withdrawal) -> str:
+    """What is written to the file of ``withdrawal``."""
+    return json.dumps({"schema": SCHEMA, **withdrawal.to_json()}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _texts(value: object, uri: str, name: str) -> frozenset[str]:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ConfigError(f"{WITHDRAWN} {uri} {name}", str(value)[:80], "a list of texts")
+    return frozenset(value)
+
+
+def _in(column: pa.Array, values: frozenset[str]) -> pa.BooleanArray:
+    return pc.is_in(column, value_set=pa.array(sorted(values), pa.string()))

@@ -1,0 +1,49 @@
+"""The command that takes prompts and sources back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kubealign.cli.arguments import LocalPath
+from kubealign.cli.terminal import counted, say
+from kubealign.cli.why import runs_at, show_holders
+
+
+@click.command("withdraw")
+@click.argument("target", metavar="[OUTPUT_OR_RUN]", required=False, default="runs")
+@click.option(
+    "--ids", multiple=True, metavar="ID_OR_FILE", help="The id of a prompt, or a file of ids; repeat it."
+)
+@click.option("--source", "sources", multiple=True, metavar="NAME", help="A source; repeat it.")
+@click.option(
+    "-o",
+    "--output",
+    type=LocalPath(),
+    default=Path("withdrawal.json"),
+    show_default=True,
+    help="File of the withdrawal; what stands in it already stays taken back.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def withdraw(
+    target: str, ids: tuple[str, ...], sources: tuple[str, ...], output: Path, as_json: bool
+) -> None:
+    """Take prompts or whole sources back: write a withdrawal, and say what still holds them.
+
+    Runs with import_withdrawn (and mix_withdrawn, for training datasets of earlier runs) set to the file take
+    none of it. Looked for in all runs below the folder OUTPUT (runs), or in one RUN: what holds a row of it
+    was made before, and is to be removed; a model holds what it was trained on.
+    """
+    from kubealign.why import RowsOf, holders
+    from kubealign.withdraw import withdrawal_of, write_withdrawal
+
+    asked = withdrawal_of(ids, sources)
+    runs = runs_at(target) if target != "runs" or Path(target).is_dir() else []
+    withdrawal = write_withdrawal(asked, output)
+    held = [one for one in holders(RowsOf(withdrawal), runs) if one.rows != 0]
+    if not as_json:
+        prompts, named = len(withdrawal.prompt_ids), len(withdrawal.sources)
+        say(f"{output}: {counted(prompts, 'prompt')} and {counted(named, 'source')} are taken back.")
+        say(f"{counted(len(held), 'output')} here hold rows of them:" if held else "Nothing here holds them.")
+    show_holders(held, as_json=as_json)

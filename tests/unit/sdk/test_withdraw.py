@@ -1,0 +1,185 @@
+"""What is taken back is in nothing made afterwards, costs what hangs on it, and is found where it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kubealign import Dataset, stage
+from kubealign.cli.main import main
+from kubealign_components.data.withdrawals import Withdrawal, read_withdrawal, withdrawal_text
+from kubealign_components.errors import ConfigError
+from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["withdraw", *map(str, arguments)])
+
+
+def write_rows(path: Path, texts: list[str]) -> str:
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def finished_run(output: Path, dataset: Dataset) -> Path:
+    """An output folder with a run that made ``dataset``."""
+    path = output / "runs" / "one"
+    (path / "logs" / "1").mkdir(parents=True)
+    (path / "pipeline.yaml").write_text("")
+    shutil.copytree(dataset.uri, path / "import")
+    made = {"task": "import", "output": "dataset", "type": "system.Dataset", "path": "import"}
+    (path / "results.json").write_text(json.dumps({"outputs": [made]}))
+    return output
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> tuple[SourceConfig, ...]:
+    """Two, that share a prompt."""
+    mine = write_rows(tmp_path / "mine.jsonl", ["both?", *(f"mine {n}?" for n in range(6))])
+    theirs = write_rows(tmp_path / "theirs.jsonl", ["both?", *(f"theirs {n}?" for n in range(3))])
+    return SourceConfig(uri=mine), SourceConfig(uri=theirs)
+
+
+def imported(output: Path, sources: tuple[SourceConfig, ...], withdrawn: str = "", work: str = "") -> Dataset:
+    run(ImportConfig(sources=sources, withdrawn=withdrawn, work=work), output=str(output))
+    return Dataset.open(str(output), allow_empty=True)
+
+
+def write(path: Path, ids: tuple[str, ...] = (), sources: tuple[str, ...] = ()) -> str:
+    withdrawal = Withdrawal(prompt_ids=frozenset(ids), sources=frozenset(sources))
+    path.write_text(withdrawal_text(withdrawal))
+    return str(path)
+
+
+def ids_of(dataset: Dataset) -> list[str]:
+    return [row["prompt_id"] for row in dataset.iter_rows(["prompt_id"])]
+
+
+def test_import_takes_nothing_of_it_and_counts_it(sources: tuple[SourceConfig, ...], tmp_path: Path) -> None:
+    work = str(tmp_path / "work")
+    before = imported(tmp_path / "1", sources, work=work)
+    gone = ids_of(before)[2]
+    after = imported(tmp_path / "2", sources, write(tmp_path / "w", (gone,)), work)
+    kept = [row for row in before.iter_rows() if row["prompt_id"] != gone]
+    assert list(after.iter_rows()) == kept
+    assert after.manifest.stats["dropped"]["withdrawn"] in (1, 2)  # two where both sources have it
+    assert after.manifest.fingerprint != before.manifest.fingerprint
+
+
+def test_a_rerun_takes_the_same_withdrawal(sources: tuple[SourceConfig, ...], tmp_path: Path) -> None:
+    path = write(tmp_path / "w.json", (), ("mine",))
+    made = imported(tmp_path / "made", sources, path)
+    written = CliRunner().invoke(main, ["rerun", made.uri])
+    assert written.exit_code == 0, written.output
+    assert f"withdrawn: {path}" in written.output
+
+
+def test_a_source_goes_and_what_others_have_too_stays(
+    sources: tuple[SourceConfig, ...], tmp_path: Path
+) -> None:
+    made = imported(tmp_path / "made", sources, write(tmp_path / "w", (), ("mine",)))
+    rows = list(made.iter_rows(["source", "messages"]))
+    assert {row["source"] for row in rows} == {"theirs"}
+    assert any("both?" in row["messages"] for row in rows)
+    assert made.manifest.stats["dropped"]["withdrawn"] == 7
+
+
+def test_what_nothing_is_of_changes_nothing(sources: tuple[SourceConfig, ...], tmp_path: Path) -> None:
+    before = imported(tmp_path / "1", sources)
+    after = imported(tmp_path / "2", sources, write(tmp_path / "w", ("f" * 32,), ("nobody",)))
+    assert after.manifest.fingerprint == before.manifest.fingerprint
+
+
+def test_rows_that_stay_are_not_sampled_again(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, into = write_rows(tmp_path / "p.jsonl", [f"Question {n}?" for n in range(24)]), tmp_path / "stages"
+    policy = str(tiny_model)
+
+    def answers(**settings: str) -> Dataset:
+        prompts = stage("import_prompts", into=into, sources=rows, **settings)
+        tokens = stage("filter", prompts, into=into, policy=policy)
+        sampling = {"engine": "transformers", "n": 2, "max_new_tokens": 4, "slice_rows": 8}
+        return stage("sample", tokens, into=into, policy=policy, **sampling)
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("it was sampled again")
+
+    before = answers()
+    gone = ids_of(before)[5]
+    monkeypatch.setattr("kubealign_components.engines.transformers_engine.TransformersEngine", fail)
+    after = answers(withdrawn=write(tmp_path / "w", (gone,)))
+    assert list(after.iter_rows()) == [row for row in before.iter_rows() if row["prompt_id"] != gone]
+
+
+def test_the_command_writes_adds_and_names_what_holds_it(
+    sources: tuple[SourceConfig, ...], tmp_path: Path
+) -> None:
+    made = imported(tmp_path / "made", sources)
+    runs = finished_run(tmp_path / "runs", made)
+    path = tmp_path / "w.json"
+    first = call(runs, "--source", "theirs", "-o", path)
+    assert first.exit_code == 0, first.output
+    assert "0 prompts and 1 source are taken back" in first.output
+    assert "3 of 10" in first.output
+    listed = tmp_path / "ids.txt"
+    listed.write_text("\n".join(ids_of(made)[:2]))
+    second = call(runs, "--ids", listed, "--ids", "e" * 32, "-o", path, "--json")
+    withdrawal = read_withdrawal(str(path))
+    assert withdrawal == Withdrawal(
+        prompt_ids=frozenset([*ids_of(made)[:2], "e" * 32]), sources=frozenset(["theirs"])
+    )
+    expected = sum(withdrawal.holds(row["prompt_id"], row["source"]) for row in made.iter_rows())
+    assert [one["rows"] for one in json.loads(second.output)] == [expected]
+    after = imported(tmp_path / "after", sources, str(path))
+    clean = finished_run(tmp_path / "others", after)
+    assert "Nothing here holds them." in call(clean, "--source", "theirs", "-o", path).output
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "--ids or --source"),
+        (["--ids", "abc"], "32 hex digits"),
+        (["--source", " "], "the name of a source"),
+        (["nowhere", "--source", "a"], "no such run here"),
+        (["--source", "a", "-o", "gs://bucket/w.json"], "a path on this machine"),
+        (["--source", "a", "-o", "other.json"], "kubealign.withdrawal/v1"),
+    ],
+)
+def test_mistakes_are_told_and_write_nothing(
+    words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("other.json").write_text("{}")
+    done = call(*words)
+    assert done.exit_code != 0
+    assert expected in done.output
+    assert "Traceback" not in done.output
+    assert [path.name for path in Path().iterdir()] == ["other.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"schema": "x"}', '{"schema": "kubealign.withdrawal/v1", "prompt_ids": 1}']
+)
+def test_a_file_that_is_none_is_refused(text: str, sources: tuple[SourceConfig, ...], tmp_path: Path) -> None:
+    (tmp_path / "w").write_text(text)
+    for uri in (str(tmp_path / "w"), str(tmp_path / "nowhere")):
+        with pytest.raises(ConfigError, match="withdraw"):
+            imported(tmp_path / "out", sources, uri)
+
+
+@given(st.sets(st.text("0123456789abcdef", min_size=32, max_size=32)), st.sets(st.text(min_size=1)))
+def test_what_is_written_is_what_is_read(
+    tmp_path_factory: pytest.TempPathFactory, ids: set[str], names: set[str]
+) -> None:
+    withdrawal = Withdrawal(prompt_ids=frozenset(ids), sources=frozenset(n for n in names if n.strip()))
+    path = tmp_path_factory.mktemp("w") / "w.json"
+    path.write_text(withdrawal_text(withdrawal))
+    assert read_withdrawal(str(path)) == withdrawal
