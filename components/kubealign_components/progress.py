@@ -58,17 +58,17 @@ class ProcessBars:
             return state
         states = self._of.setdefault(match["whole"], {})
         states[int(match["number"])] = state
-        known = list(states.values())
-        busy = [one for one in known if one.done < one.total]
+        processes = list(states.values())
+        busy = [one for one in processes if one.done < one.total]
         rates = [one.rate for one in busy if one.rate is not None]
         return BarState(
             name=match["whole"],
-            done=sum(one.done for one in known),
-            total=sum(one.total for one in known),
+            done=sum(one.done for one in processes),
+            total=sum(one.total for one in processes),
             unit=state.unit,
             rate=sum(rates) if rates else None,
             left=max((one.left for one in busy if one.left is not None), default=None),
-            notes=f"{len(known)} of {match['count']} processes",
+            notes=f"{len(processes)} of {match['count']} processes",
         )
 
     def line(self, line: str) -> str | None:

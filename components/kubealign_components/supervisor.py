@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -106,7 +107,10 @@ class _Supervisor:
     def _attempt(self, restart: int) -> _End:
         parent = os.getpid()
         outputs = [CleanOutput(descriptor) for descriptor in (1, 2)]
-        self._child = os.fork()
+        with warnings.catch_warnings():
+            # From Python 3.12 on it warns of threads, which may hold locks; ours waits in poll without any.
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+            self._child = os.fork()
         if not self._child:
             for output in outputs:
                 output.take()

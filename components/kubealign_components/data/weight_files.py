@@ -126,8 +126,8 @@ def _check_layers(folder: Path, weights: Set[str], config: JsonObject) -> None:
         return
     *above, own, _ = embedding.split(".")
     start = ".".join([*above, _LAYERS[own], ""])
-    found = {name.removeprefix(start).partition(".")[0] for name in weights if name.startswith(start)}
-    if absent := [number for number in range(layers) if str(number) not in found]:
+    layer_names = {name.removeprefix(start).partition(".")[0] for name in weights if name.startswith(start)}
+    if absent := [number for number in range(layers) if str(number) not in layer_names]:
         raise EngineError(
             f"the weights in {folder} lack {len(absent)} of the {layers} layers that its config has "
             f"({', '.join(start + str(number) for number in absent[:3])}): they would be random; fetch the "

@@ -54,9 +54,12 @@ def load_checkpoint(
     said = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # what it would warn of is refused, or told, below
     try:
-        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below, by name
+        report_options = {
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,
+        }  # refused below
         model, report = kind.from_pretrained(
-            path, dtype=dtype, **told, **{"trust_remote_code": False} | options
+            path, dtype=dtype, **report_options, **{"trust_remote_code": False} | options
         )
     except torch.OutOfMemoryError:
         raise
@@ -66,10 +69,10 @@ def load_checkpoint(
         transformers_logging.set_verbosity(said)
     missing, left = set(report["missing_keys"]), set(report["unexpected_keys"])
     if unlike := sorted(report["mismatched_keys"]):
-        name, held, wanted = unlike[0]
+        name, held, expected = unlike[0]
         raise EngineError(
             f"the checkpoint {path} does not fit its config: {name} has the shape {tuple(held)}, expected "
-            f"{tuple(wanted)} ({len(unlike)} weights in all); save both again, with one library"
+            f"{tuple(expected)} ({len(unlike)} weights in all); save both again, with one library"
         )
     _require_kind(path, missing - {*optional}, left)
     if missing - {*optional}:

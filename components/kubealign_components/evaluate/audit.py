@@ -71,7 +71,7 @@ def findings(numbers: Mapping[str, float]) -> list[str]:
     return texts
 
 
-def told(numbers: Mapping[str, float]) -> dict[str, float]:
+def decided_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
     """``numbers`` without the judge's win rates that say nothing: those of the principles whose 95 % interval
     holds one half are counted, under ``judge_undecided_principles``."""
     rates = [name.removesuffix("_low") for name in numbers if name.endswith("_low")]

@@ -42,7 +42,7 @@ class ExampleCompletion(TypedDict):
     quantile_reward: float | None
 
 
-class Example(TypedDict):
+class TrainingExample(TypedDict):
     """A row of the files that training reads: a row of ``kubealign.training/v1`` without its texts."""
 
     prompt_id: str
@@ -72,7 +72,7 @@ class Examples:
         rows: those of a file of :func:`write_examples`.
     """
 
-    def __init__(self, rows: Rows[Example]) -> None:
+    def __init__(self, rows: Rows[TrainingExample]) -> None:
         self._rows = rows
         self.mismatches: Mismatches | None = None
         """What batches need beside their examples for kto's reference point; set once it is measured."""
@@ -80,7 +80,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def rows(self, numbers: Sequence[int]) -> list[Example]:
+    def rows(self, numbers: Sequence[int]) -> list[TrainingExample]:
         """The examples with these numbers."""
         return self._rows.take(numbers)
 
@@ -253,7 +253,7 @@ class Batch:
         return replace(self, **{k: v.to(device) for k, v in movable.items()})
 
 
-def collate(rows: Sequence[Example], step_examples: int) -> Batch:
+def collate(rows: Sequence[TrainingExample], step_examples: int) -> Batch:
     """One batch of ``rows``; examples of the same prompt share its tokens in the forward pass."""
     slots = [(row, c) for row in sorted(rows, key=lambda row: row["prompt_id"]) for c in row["completions"]]
     groups: dict[str, tuple[list[int], list[list[int]]]] = {}
@@ -280,7 +280,7 @@ def collate(rows: Sequence[Example], step_examples: int) -> Batch:
     )
 
 
-def _pairs(slots: Sequence[tuple[Example, ExampleCompletion]]) -> Tensor:
+def _pairs(slots: Sequence[tuple[TrainingExample, ExampleCompletion]]) -> Tensor:
     first = [
         i for i, (row, c) in enumerate(slots) if len(row["completions"]) == 2 and c is row["completions"][0]
     ]

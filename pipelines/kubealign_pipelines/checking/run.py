@@ -85,16 +85,16 @@ def check_run(
     mounted = tuple(path for s in settings.stages.values() for path in s.volumes.values())
     # In the place of what was refused a default was looked at, of which nothing is to be told.
     refused_at = {finding.path for finding in findings if not finding.warning}
-    found = [*check_models(checked, here=here, mounted=mounted), *check_work(checked, here=here)]
+    candidates = [*check_models(checked, here=here, mounted=mounted), *check_work(checked, here=here)]
     prompts, of_sources = check_sources(checked, here=here, mounted=mounted)
-    found += of_sources
+    candidates += of_sources
     if pipeline == "offline_alignment":
-        found += _counted(checked, prompts) if prompts.rows and prompts.complete else []
-        found += warn_of_unread(checked) if not (prompts.rows or of_sources) else []
+        candidates += _counted(checked, prompts) if prompts.rows and prompts.complete else []
+        candidates += warn_of_unread(checked) if not (prompts.rows or of_sources) else []
     functions = check_functions(checked, prompts.rows)
-    found += [replace(one, warning=True) if shape is not None else one for one in functions]
-    found += _engines(checked) if process else []
-    findings += [finding for finding in found if not _refused(finding, refused_at)]
+    candidates += [replace(one, warning=True) if shape is not None else one for one in functions]
+    candidates += _engines(checked) if process else []
+    findings += [finding for finding in candidates if not _refused(finding, refused_at)]
     return Report(once(findings), graph, checked, prompts)
 
 

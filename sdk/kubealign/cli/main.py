@@ -107,7 +107,7 @@ def run_(
     from kubealign.cli.progress import Progress
     from kubealign.local.runner import run_local
     from kubealign.local.summary import notes_on
-    from kubealign_components.evaluate.audit import told
+    from kubealign_components.evaluate.audit import decided_numbers
 
     console = standard_console()
     run = given.checked(here=True, runner=runner or "", output=output)
@@ -118,7 +118,7 @@ def run_(
         if note:
             console.print(note)
     if results.evaluation:
-        console.print(number_table("Evaluation", told(results.evaluation)))
+        console.print(number_table("Evaluation", decided_numbers(results.evaluation)))
     made = f"Model:   {results.folder / 'model'}" if results.model else f"Made:    {results.outputs[-1].path}"
     console.print(f"{made}\nSummary: {results.folder / 'summary.html'}", soft_wrap=True)
 

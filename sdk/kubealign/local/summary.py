@@ -20,7 +20,7 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.lineage import LineageStep, steps_of
 from kubealign_components.data.schemas import EVALUATION
 from kubealign_components.engines.rewards import REWARD, RewardSpec, reward_words
-from kubealign_components.evaluate.audit import told
+from kubealign_components.evaluate.audit import decided_numbers
 from kubealign_components.evaluate.comparison import warnings
 from kubealign_components.reports.graph import Node, picture
 from kubealign_components.reports.html import render
@@ -65,7 +65,7 @@ def write_summary(results: Results, path: Path, *, failure: str = "") -> None:
         reuse=reuse_text(results),
         notes=notes_on(results),
         stages=[_stage(row) for row in results.stages],
-        evaluation=_facts(told(results.evaluation)),
+        evaluation=_facts(decided_numbers(results.evaluation)),
         all_numbers=_facts(results.evaluation),
         counted=[
             [row.title, name.replace("_", " "), format_number(n)]

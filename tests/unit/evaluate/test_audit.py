@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubealign_components.data.schemas import new_completion
-from kubealign_components.evaluate.audit import GRAM, audit, findings, repeated_share, told
+from kubealign_components.evaluate.audit import GRAM, audit, decided_numbers, findings, repeated_share
 from kubealign_components.reports.sides import SIDES, SidesRow
 
 Completions = list[tuple[list[int], float | None]]
@@ -115,10 +115,10 @@ def test_a_judge_that_sees_positions_alone_is_told_and_its_win_rates_are_folded(
     [text] = findings(numbers)
     assert "0.0%" in text and "stronger judge" in text
     assert findings({"judge_consistency": 0.7}) == []
-    kept = told(numbers)
+    kept = decided_numbers(numbers)
     assert set(numbers) - set(kept) == {f"judge_win_rate_kind{end}" for end in ("", "_low", "_high")}
     assert kept["judge_undecided_principles"] == 1
-    assert told({"reward_gain_low": 0.4}) == {"reward_gain_low": 0.4}
+    assert decided_numbers({"reward_gain_low": 0.4}) == {"reward_gain_low": 0.4}
 
 
 @given(st.lists(st.integers(0, 3), max_size=40))
