@@ -23,6 +23,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kubealign_components.errors import ConfigError
+from kubealign_components.refused_names import named_below
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -434,7 +435,7 @@ class _Fitting:
         config = _UNUSABLE
         with _gathering() as refused:
             config = cls(**fitted)
-        self.problems += [Problem(_below(path, error.field, fitted), error) for error in refused]
+        self.problems += [Problem(named_below(path, error.field, fitted), error) for error in refused]
         return _UNUSABLE if refused else config
 
     def _union(self, hint: object, value: object, path: Path) -> object:
@@ -481,32 +482,3 @@ def _keeps_default(field: dataclasses.Field[object], hint: object, value: object
     """Whether ``value`` is the null by which recipes say that a setting decided nothing."""
     may_be_null = takes_anything(hint) or type(None) in typing.get_args(hint)
     return value is None and _has_default(field) and not may_be_null
-
-
-def _below(path: Path, field: str, values: Mapping[str, object]) -> Path:
-    """The place that a check of the config at ``path``, of ``values``, calls ``field``; lists name themselves
-    there."""
-    names = [name for part in field.split(".") for name in _steps(part)]
-    around = [part for part in path if isinstance(part, str)]
-    if names and around and names[0] == around[-1]:
-        names = names[1:]
-    return (*path, *_whole_names(tuple(names), values))
-
-
-def _whole_names(names: Path, values: object) -> Path:
-    """``names`` as ``values`` have them: one may have points in it, such as a label's."""
-    if not isinstance(values, Mapping):
-        return names
-    for end in range(1, len(names) + 1):
-        name = ".".join(map(str, names[:end]))
-        if name in values:
-            return (name, *_whole_names(names[end:], values[name]))
-    return names
-
-
-def _steps(part: str) -> Iterator[str | int]:
-    name, _, rest = part.partition("[")
-    yield name
-    for position in rest.rstrip("]").split("]["):
-        if position.isdecimal():
-            yield int(position)
