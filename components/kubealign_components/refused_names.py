@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 def named_below(path: Path, field: str, values: Mapping[str, object]) -> Path:
-    """The path of what a check of the config at ``path``, of ``values``, calls ``field``; lists name themselves
-    there."""
+    """The path of what a check of the config at ``path``, of ``values``, calls ``field``; lists name
+    themselves there."""
     names = [name for part in field.split(".") for name in _steps(part)]
     around = [part for part in path if isinstance(part, str)]
     if names and around and names[0] == around[-1]:

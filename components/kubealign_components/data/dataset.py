@@ -119,8 +119,8 @@ class Dataset:
         if not self.manifest.shards_in:
             return self.uri
         local = scheme_of(self.uri) == "file"
-        place = os.path.realpath(self.uri.removeprefix("file://")) if local else self.uri
-        return beside(place, self.manifest.shards_in)
+        uri = os.path.realpath(self.uri.removeprefix("file://")) if local else self.uri
+        return beside(uri, self.manifest.shards_in)
 
     def keep_files(self) -> None:
         """Fetch and verify a shard once, however often it is read: it stays on this machine until this object

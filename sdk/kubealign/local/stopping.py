@@ -80,9 +80,9 @@ class Stopping:
     def _leave(self, text: str) -> None:
         self._kill()
         # A terminal that takes no text must not keep the process.
-        told = threading.Thread(target=self._tell, args=(text,), daemon=True)
-        told.start()
-        told.join(_BETWEEN_KILLS)
+        teller = threading.Thread(target=self._tell, args=(text,), daemon=True)
+        teller.start()
+        teller.join(_BETWEEN_KILLS)
         self._kill()  # also what has started meanwhile
         os._exit(128 + self.signal)
 
