@@ -72,8 +72,12 @@ def check_tokens(
         row: a prompt with its stored token ids.
         settings: of the template, that the ids were made with.
     """
-    template = ChatTemplate(aligned, settings)
-    own = list(template.end_ids)
+    check_template(ChatTemplate(aligned, settings), ends, row)
+
+
+def check_template(template: ChatTemplate, ends: Sequence[int], row: TokenizedRow) -> None:
+    """As :func:`check_tokens`, of the aligned model by its template."""
+    aligned, own = template.model, list(template.end_ids)
     if own != list(ends):
         raise DataError(
             f"{aligned.path} ends turns with tokens {own}, the reference with {list(ends)}; give it the "

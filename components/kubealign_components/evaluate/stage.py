@@ -51,7 +51,7 @@ from kubealign_components.evaluate.comparable import (
     check_rewards,
     check_sampling,
     check_split,
-    check_tokens,
+    check_template,
     last_step,
 )
 from kubealign_components.evaluate.comparison import warnings
@@ -163,11 +163,11 @@ def run(
     rewarder = Rewarder(config.reward) if config.reward else None
     judge = PairJudge(config.judge, rewarded) if config.judge else None
     policy = find_model(config.policy, config.revision)
-    aligned = find_model(model)
+    aligned = ChatTemplate(find_model(model), stored_settings(rewarded))
     require_policy(policy, rewarded)
     inputs = _Inputs(config, rewarded, policy, aligned, rewarder, judge)
     provenance = _provenance(inputs, model, model_uri or model)
-    tokens = [aligned.tokenizer_digest(), _ends(aligned, rewarded)] if config.work else []
+    tokens = [aligned.model.tokenizer_digest(), list(aligned.end_ids)] if config.work else []
     request = output_request(config, provenance, output, REPORT, checked=tokens)
     try:
         stats = once(request, lambda: _make(inputs, provenance, output))
@@ -186,29 +186,24 @@ class _Inputs:
     config: EvaluateConfig
     rewarded: Dataset
     policy: ModelFiles
-    aligned: ModelFiles
+    aligned: ChatTemplate
+    """With the aligned model, which it is made of."""
     rewarder: Rewarder | None
     judge: PairJudge | None
-
-
-def _ends(model: ModelFiles, dataset: Dataset) -> list[int]:
-    """The tokens that end the model's turns."""
-    return list(ChatTemplate(model, stored_settings(dataset)).end_ids)
 
 
 def _make(inputs: _Inputs, provenance: Provenance, output: str) -> Stats:
     config, rewarder = inputs.config, inputs.rewarder
     stats = Stats(rows_in=inputs.rewarded.rows)
     prompts, drop = _references(inputs, stats)
-    template = ChatTemplate(inputs.aligned, stored_settings(inputs.rewarded))
-    compared = _answered(config, prompts, ALIGNED, template, rewarder, stats, drop_truncated=drop)
+    compared = _answered(config, prompts, ALIGNED, inputs.aligned, rewarder, stats, drop_truncated=drop)
     stats.counts["reference_completions"] += sum(len(prompt.completions(REFERENCE)) for prompt in prompts)
     if rewarder is not None:
         rewarder.close()
     numbers = measure(
         compared,
         inputs.policy,
-        inputs.aligned,
+        inputs.aligned.model,
         kl_prompts=0 if config.sampling.engine == "fake" else config.kl_prompts,
         dtype=resolved_dtype(config.sampling.dtype),
         seed=config.split_seed,
@@ -222,7 +217,7 @@ def _make(inputs: _Inputs, provenance: Provenance, output: str) -> Stats:
     for text in collapses:
         log.warning(text)
     page = report_html(
-        model=inputs.aligned.name,
+        model=inputs.aligned.model.name,
         reference=inputs.policy.name,
         reward=reward_words(config.reward) if config.reward else (),
         numbers=numbers,
@@ -246,8 +241,7 @@ def _references(inputs: _Inputs, stats: Stats) -> tuple[list[ComparedPrompt], bo
         stats=stats,
     )
     _require_enough(len(rows), rewarded.uri, stats)
-    settings = stored_settings(rewarded)
-    template = ChatTemplate(inputs.policy, settings)
+    template = ChatTemplate(inputs.policy, stored_settings(rewarded))
     ends, drop = list(template.end_ids), False
     answered = last_step(rewarded, "sample") is not None
     if answered:
@@ -255,7 +249,7 @@ def _references(inputs: _Inputs, stats: Stats) -> tuple[list[ComparedPrompt], bo
             check_rewards(inputs.rewarder, rewarded)
         sampled = check_sampling(config.sampling, rewarded)
         ends, drop = sampled.models["policy"]["end_tokens"], sampled.params["truncated"] == "drop"
-    check_tokens(inputs.aligned, ends, rows[0], settings)
+    check_template(inputs.aligned, ends, rows[0])
     prompts = [ComparedPrompt(row) for row in rows]
     if answered:
         return _with_references(prompts, rewarded.uri, stats), drop
@@ -291,7 +285,7 @@ def _provenance(inputs: _Inputs, model: str, uri: str) -> Provenance:
             "judge": judge.params if judge else None,
         },
         inputs=parents,
-        models={"aligned": inputs.aligned.identity()}
+        models={"aligned": inputs.aligned.model.identity()}
         | ({"reward": rewarder.identity} if rewarder else {})
         | ({"judge": judge.identity} if judge else {}),
         slug=["evaluated"],

@@ -248,6 +248,27 @@ def test_models_without_usable_tokenizer_or_template_are_refused(
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_what_is_said_of_a_model_without_a_template_helps(
+    tiny_model: Path, tmp_path: Path, make_dataset: MakeDataset
+) -> None:
+    """The setting that the refusal names is read, and gives the ids of a model that has the template."""
+    prompts = make_dataset([prompt_row("a")])
+    bare = with_template(tiny_model, tmp_path / "bare", CHATML)
+    template = tmp_path / "own.jinja"
+    (bare / "chat_template.jinja").rename(template)
+    with pytest.raises(
+        EngineError, match=r"has no chat template; give the path of a file .* as chat_template"
+    ):
+        run(FilterConfig(policy=str(bare)), prompts=prompts, output=str(tmp_path / "refused"))
+    given = FilterConfig(policy=str(bare), chat_template=str(template))
+    run(given, prompts=prompts, output=str(tmp_path / "given"))
+    run(FilterConfig(policy=str(tiny_model)), prompts=prompts, output=str(tmp_path / "own"))
+    ids = [
+        next(Dataset.open(str(tmp_path / name)).iter_rows())["prompt_token_ids"] for name in ("given", "own")
+    ]
+    assert ids[0] == ids[1]
+
+
 def test_where_the_model_lies_is_not_in_the_fingerprint(
     tiny_model: Path, tmp_path: Path, make_dataset: MakeDataset
 ) -> None:
