@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
@@ -89,7 +90,7 @@ class StageRow:
         return self.counts.get("rows_reused")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Results:
     """A finished run."""
 
@@ -154,7 +155,7 @@ class Results:
         compared = [row.numbers for row in self.stages if row.stage == "evaluate"]
         return compared[-1] if compared else {}
 
-    @property
+    @cached_property
     def last(self) -> Manifest | None:
         """Manifest of the last dataset or model: its recipe holds the whole run."""
         made = [output for output in self.outputs if output.type in DIRECTORIES]

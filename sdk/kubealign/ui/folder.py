@@ -16,13 +16,23 @@ _LARGEST = 16 * 2**20
 """Bytes of a page that is shown."""
 
 
-def runs_in(folder: Path) -> dict[str, RunInfo]:
-    """The runs below ``folder``, newest first, by their paths there, without ``runs``.
+def paths_in(folder: Path) -> dict[str, Path]:
+    """The folders of the runs below ``folder``, by their paths there without ``runs``.
 
-    Links that lead elsewhere are left out, and so are outputs that lie elsewhere.
+    Links that lead elsewhere are left out.
     """
     root = folder.resolve()
-    runs = {_name(root, path): _inside(root, read_run(path)) for path in _folders(root)}
+    return {_name(root, path): path for path in _folders(root)}
+
+
+def run_in(folder: Path, path: Path) -> RunInfo:
+    """The run at ``path`` below ``folder``, without outputs that lie elsewhere."""
+    return _inside(folder.resolve(), read_run(path))
+
+
+def runs_in(folder: Path) -> dict[str, RunInfo]:
+    """The runs below ``folder``, newest first, by name."""
+    runs = {name: run_in(folder, path) for name, path in paths_in(folder).items()}
     return dict(sorted(runs.items(), key=lambda pair: pair[1].began, reverse=True))
 
 

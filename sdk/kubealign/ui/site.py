@@ -13,7 +13,7 @@ from kubealign.compare.page import compare_page
 from kubealign.compare.runs import compared
 from kubealign.lineage import last_made
 from kubealign.local.runs import RUNNING, RunInfo
-from kubealign.ui.folder import page_of, runs_in
+from kubealign.ui.folder import page_of, paths_in, run_in, runs_in
 from kubealign.ui.live import live_page
 from kubealign_components.errors import ConfigError, KubeAlignError, NotFound
 from kubealign_components.reports.html import render
@@ -63,16 +63,21 @@ class Site:
     def _reply(self, target: str) -> Reply:
         address = urlsplit(target)
         parts = [unquote(part) for part in address.path.split("/")][1:]
-        runs = runs_in(self._folder)
         if parts == [""]:
-            return _page(list_page(runs))
+            return _page(list_page(runs_in(self._folder)))
         if parts == ["compare"]:
-            return _page(_compare(runs, parse_qs(address.query).get("run", [])))
+            return _page(compare_page(compared(self._runs(parse_qs(address.query).get("run", [])))))
         if len(parts) < 2 or parts[0] != "run":
             raise NotFound(f"{address.path}: no such page")
-        if parts[1] not in runs:
-            raise NotFound(f"{parts[1]}: no such run")
-        return self._of_run(parts[1], runs[parts[1]], parts[2:])
+        [run] = self._runs(parts[1:2])
+        return self._of_run(parts[1], run, parts[2:])
+
+    def _runs(self, names: Sequence[str]) -> list[RunInfo]:
+        """The runs of those names, and no others, read now."""
+        paths = paths_in(self._folder)
+        if missing := [name for name in names if name not in paths]:
+            raise NotFound(f"{', '.join(missing)}: no such run")
+        return [run_in(self._folder, paths[name]) for name in names]
 
     def _of_run(self, name: str, run: RunInfo, rest: Sequence[str]) -> Reply:
         if not rest:
@@ -109,13 +114,6 @@ def _gain(numbers: Mapping[str, float]) -> str:
     bounded = "reward_gain_low" in numbers
     interval = f" [{numbers['reward_gain_low']:+.3g}, {numbers['reward_gain_high']:+.3g}]" if bounded else ""
     return f"{numbers['reward_gain']:+.3g}{interval}"
-
-
-def _compare(runs: Mapping[str, RunInfo], names: Sequence[str]) -> str:
-    missing = [name for name in names if name not in runs]
-    if missing:
-        raise NotFound(f"{', '.join(missing)}: no such run")
-    return compare_page(compared([runs[name] for name in names]))
 
 
 def _page(text: str) -> Reply:

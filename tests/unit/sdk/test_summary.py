@@ -19,6 +19,7 @@ from kubealign.local.watcher import TaskRun, Watcher
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import EVALUATION, new_completion
 from kubealign_pipelines.compiler import compile_pipeline
+from support.datasets import MakeDataset
 from support.pages import Page
 from support.tiny import prompt_row
 
@@ -64,6 +65,17 @@ def test_reuse_is_told_by_stage_and_only_where_there_was_some() -> None:
         "Reused from earlier runs: sample 3 of 4 chunks (6 of 8 rows)."
     )
     assert reuse_text(results(fresh, stage("mix"))) == ""
+
+
+def test_the_last_manifest_is_opened_once(make_dataset: MakeDataset) -> None:
+    made = make_dataset([prompt_row("p", ["a"])])
+    output = Output(
+        task="mix", title="mix", output="dataset", type="system.Dataset", path=Path(made.uri), metadata={}
+    )
+    run = replace(results(), outputs=[output])
+    assert run.last is not None
+    shutil.rmtree(made.uri)
+    assert run.last.fingerprint == made.manifest.fingerprint
 
 
 def test_the_table_and_the_page_hold_the_counts(tmp_path: Path) -> None:

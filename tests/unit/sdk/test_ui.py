@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from kubealign.cli.main import main
 from kubealign.local.live import read_state
-from kubealign.local.runs import LOCK
+from kubealign.local.runs import LOCK, RunInfo, read_run
 from kubealign.ui.live import step_charts
 from kubealign.ui.server import Server
 from support.datasets import MakeDataset
@@ -88,6 +88,21 @@ def test_the_list_leads_to_every_run_its_pages_lineage_and_comparison(browser: B
     assert ["beta", "0.5", "0.25"] in compared.rows
     status, _, headers = browser.ask("/run/dpo")
     assert (status, headers["Location"]) == (301, "/run/dpo/")
+
+
+def test_a_page_reads_the_runs_that_it_is_about(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of a thousand runs is not read for a picture of one."""
+    names: list[str] = []
+
+    def noting(path: Path) -> RunInfo:
+        names.append(path.name)
+        return read_run(path)
+
+    monkeypatch.setattr("kubealign.ui.folder.read_run", noting)
+    browser.page("/run/dpo/")
+    assert names == ["dpo"]
+    browser.page("/compare?run=qrpo&run=dpo")
+    assert names == ["dpo", "qrpo", "dpo"]
 
 
 @pytest.mark.parametrize(
