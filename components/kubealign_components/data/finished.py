@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from kubealign_components.data.shards import copy_object, digest_at
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, NotFound, StoreError
 from kubealign_components.json_types import JsonObject
+from kubealign_components.named_paths import named_path
 from kubealign_components.store import inside, join, put, scheme_of, store_for
 
 if TYPE_CHECKING:
@@ -159,7 +161,7 @@ def _records(request: OutputRequest) -> Iterator[tuple[str, JsonObject]]:
 
 def _taken(request: OutputRequest, record: str, content: JsonObject) -> Dataset | None:
     """The output as it was taken from where ``record`` says that it stands; None where it cannot be."""
-    origin = content["output"]
+    origin = recorded_output(record, content["output"])
     try:
         made = Dataset.open(origin, allow_empty=True)
         request.check(made.manifest)
@@ -225,15 +227,31 @@ def _provenance(request: OutputRequest, manifest: Manifest) -> Provenance:
 
 def _record(request: OutputRequest) -> None:
     """Leave a record of the output that now stands. Where that fails there is none, and nothing else."""
-    output = request.output
-    if scheme_of(output) == "file":
-        output = str(Path(output.removeprefix("file://")).resolve())
+    output = _as_recorded(request.output, request.folder, request.work)
     try:
-        pages = {name: digest_at(join(output, name)) for name in request.pages}
+        pages = {name: digest_at(join(request.output, name)) for name in request.pages}
         content = canonical_json({"output": output, "pages": pages}).encode()
         put(join(request.folder, f"{digest(output)[:32]}.json"), content)
     except (StoreError, NotFound) as error:
-        log.warning("%s cannot be recorded as finished: %s", output, error)
+        log.warning("%s cannot be recorded as finished: %s", request.output, error)
+
+
+def recorded_output(record: str, output: str) -> str:
+    """Where the ``output`` of the record at the URI ``record`` stands."""
+    if scheme_of(output) != "file" or Path(output).is_absolute() or scheme_of(record) != "file":
+        return output
+    return os.path.normpath(named_path(record).parent / output)
+
+
+def _as_recorded(output: str, folder: str, work: str) -> str:
+    """``output`` as a record in ``folder`` has it: by the way there from the record where both lie in the
+    folder that the work prefix is in, so that it can be moved or copied as a whole."""
+    if scheme_of(output) != "file":
+        return output
+    path = named_path(output).resolve()
+    if scheme_of(work) == "file" and path.is_relative_to(named_path(work).resolve().parent):
+        return os.path.relpath(path, named_path(folder).resolve())
+    return str(path)
 
 
 def _forget(record: str, why: str) -> None:

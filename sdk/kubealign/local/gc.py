@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kubealign.local.runs import DONE, FAILED, RUNNING, STOPPED, WORK, RunInfo, runs_below, size_of
 from kubealign.local.scratch import dead_scratch, remove, unfinished
-from kubealign_components.data.finished import FINISHED
+from kubealign_components.data.finished import FINISHED, recorded_output
 from kubealign_components.data.leftovers import stale
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.errors import CorruptDataset
@@ -93,7 +93,7 @@ def _dead_records(work: Path, going: Sequence[Path]) -> Iterator[Path]:
     """Records of finished outputs below ``work`` that are not there any more once ``going`` has gone."""
     for record in sorted((work / FINISHED).glob("*/*/*.json")):
         try:
-            uri = str(json.loads(record.read_bytes())["output"])
+            uri = recorded_output(str(record), str(json.loads(record.read_bytes())["output"]))
         except (OSError, ValueError, KeyError, TypeError):
             yield record
             continue

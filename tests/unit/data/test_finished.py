@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.finished import FINISHED, once, output_request
+from kubealign_components.data.finished import FINISHED, once, output_request, recorded_output
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
@@ -148,7 +149,25 @@ def test_what_is_damaged_or_gone_is_made_again(
     again = imports.run("again")
     assert imports.read == 2
     assert contents(again) == expected
-    assert [json.loads(r.read_text())["output"] for r in imports.records] == [str(imports.folder / "again")]
+    left = [recorded_output(str(r), json.loads(r.read_text())["output"]) for r in imports.records]
+    assert left == [str(imports.folder / "again")]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_folder_that_is_moved_or_copied_as_a_whole_is_taken_from_itself(
+    imports: Imports, tmp_path: Path, *, copied: bool
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    at_old = replace(imports.config, work=str(old / "work"))
+    import_prompts(at_old, output=str(old / "runs" / "one"))
+    if copied:
+        shutil.copytree(old, new)
+    else:
+        old.rename(new)
+    import_prompts(replace(imports.config, work=str(new / "work")), output=str(new / "runs" / "two"))
+    assert imports.read == 1
+    one, two = (shard(Dataset.open(str(new / "runs" / name))) for name in ("one", "two"))
+    assert one.stat().st_ino == two.stat().st_ino
 
 
 def test_another_place_is_tried_when_one_is_gone(imports: Imports) -> None:
