@@ -14,6 +14,7 @@ from kubealign_pipelines.checking.findings import PARAMETERS, Finding, once, war
 from kubealign_pipelines.checking.models import find_folder
 from kubealign_pipelines.checking.run import Report, check_run
 
+MIB = 2**20
 DISK_FACTOR = 3
 """Bytes that a run leaves for each byte of the policy's weights: a model in float32, and a checkpoint."""
 
@@ -81,5 +82,5 @@ def _disk(run: RunFile, output: Path) -> Iterator[Finding]:
     existing = next(p for p in (output.absolute(), *output.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if free < DISK_FACTOR * weights:
-        text = f"{free / GIB:.1f} GiB are free in {existing}; a run of this policy leaves about "
-        yield warning_at((PARAMETERS, "policy"), policy, f"{text}{DISK_FACTOR * weights / GIB:.1f} GiB")
+        text = f"{free / MIB:,.0f} MiB are free in {existing}; a run of this policy leaves about "
+        yield warning_at((PARAMETERS, "policy"), policy, f"{text}{DISK_FACTOR * weights / MIB:,.0f} MiB")

@@ -112,7 +112,12 @@ def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Res
         except RunFailed as error:
             failure = error
         results = collect(graph, folder.path, folder.artifacts, watcher, complete, time.monotonic() - started)
-        _leave(folder, results, failure)
+        try:
+            _leave(folder, results, failure)
+        except OSError as error:  # what failed comes first; both may be for lack of room
+            if failure is None:
+                raise
+            progress.say(f"What the run leaves is not whole: {error.filename}: {error.strerror}")
     if failure is None:
         folder.discard_earlier()
         return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -11,8 +12,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from kubealign.cli.main import main
+from kubealign.cli.progress import Progress
+from kubealign.errors import RunFailed
+from kubealign.local.runner import run_local
+from kubealign.runfile import RunFile
 from support.datasets import MakeDataset
 from support.tiny import prompt_row
 
@@ -57,3 +63,17 @@ def test_a_command_that_is_told_to_stop_says_so_before_a_run_begins(
     assert command.returncode == code
     assert said.startswith("Interrupted; finished rows are kept")
     assert "Traceback" not in said
+
+
+def test_what_failed_is_told_where_the_results_cannot_be_written_either(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "one" / "results.json").mkdir(parents=True)
+    parameters = {
+        "policy": "nowhere",
+        "sources": [{"uri": str(tmp_path / "gone.jsonl"), "name": "mine"}],
+        "reward_functions": ["brevity"],
+    }
+    shown = io.StringIO()
+    progress = Progress(console=Console(file=shown, width=200))
+    with pytest.raises(RunFailed, match=r"import prompts failed: .*nothing at this place"):
+        run_local(RunFile(parameters=parameters), output=tmp_path, name="one", progress=progress)
+    assert "What the run leaves is not whole" in shown.getvalue()
