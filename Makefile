@@ -54,6 +54,14 @@ lint: install ## ruff, mypy strict, import-linter, hadolint: a minute or two
 unit: install ## Unit tests and golden pipelines, and how much of the source they run (at least 93 %)
 	$(BIN)/pytest tests/unit tests/golden -n 2 -m "not model" --cov
 
+.PHONY: other-python
+other-python: ## Unit tests under another Python than the locks' (PYTHON=python3.13 VENV=.venv313)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) "$$(grep -o '^torch==[^ ]*' images/locks/torch-cpu.txt)" --index-url $(TORCH_CPU_INDEX)
+	$(PIP_INSTALL) --require-hashes -r images/locks/cpu.txt
+	$(PIP_INSTALL) --no-build-isolation --editable .
+	$(BIN)/pytest tests/unit -m "not model"
+
 .PHONY: bench
 bench: fetch ## Benchmarks against peers, ratios of one run (BENCH=scoring)
 	$(BIN)/python tests/benchmarks/bench_$(BENCH).py $(KUBEALIGN_CACHE)/smollm2
