@@ -35,8 +35,12 @@ class Licensed:
     """An identifier, or several joined by AND."""
 
 
-def parse_license(text: str) -> tuple[str, ...]:
+def parse_license(text: str, field: str = "license") -> tuple[str, ...]:
     """The identifiers of ``text``, several of which are joined by AND, in lower case and ascending.
+
+    Args:
+        text: what is stated.
+        field: the setting that an error names.
 
     Raises:
         ConfigError: no identifiers of licences.
@@ -44,7 +48,7 @@ def parse_license(text: str) -> tuple[str, ...]:
     words = _AND.split(text.strip().lower())
     if not all(map(_IDENTIFIER.fullmatch, words)):
         expected = "an SPDX identifier, such as CC-BY-4.0, or several joined by AND"
-        raise ConfigError("license", text, expected)
+        raise ConfigError(field, text, expected)
     return tuple(sorted(set(words)))
 
 

@@ -67,7 +67,7 @@ class SourceSettings:
         require(bool(self.uri.strip()), "sources.uri", self.uri, "a path, gs:// or s3:// URI, or hub id")
         require(not self.name or bool(self.name.strip()), "sources.name", self.name, "a name for the source")
         if self.license:
-            object.__setattr__(self, "license", joined(parse_license(self.license)))
+            object.__setattr__(self, "license", joined(parse_license(self.license, "sources.license")))
         require_choice("sources.text", self.text, ("lines", "file"))
         for column, meaning in self.columns.items():
             require_choice(f"sources.columns.{column}", meaning, MEANINGS)

@@ -19,6 +19,7 @@ from kubealign_pipelines.checking.models import check_models, find_folder, templ
 from kubealign_pipelines.checking.rewards import check_functions
 from kubealign_pipelines.checking.sources import Prompts, check_sources, warn_of_unread
 from kubealign_pipelines.checking.stages import Checked, check_stages
+from kubealign_pipelines.checking.withdrawals import check_withdrawals
 from kubealign_pipelines.checking.work import check_work
 from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.graph import Graph
@@ -86,6 +87,7 @@ def check_run(
     # In the place of what was refused a default was looked at, of which nothing is to be told.
     refused_at = {finding.path for finding in findings if not finding.warning}
     candidates = [*check_models(checked, here=here, mounted=mounted), *check_work(checked, here=here)]
+    candidates += check_withdrawals(checked, here=here, mounted=mounted)
     prompts, of_sources = check_sources(checked, here=here, mounted=mounted)
     candidates += of_sources
     if pipeline == "offline_alignment":

@@ -28,6 +28,7 @@ from kubealign_components.store import scheme_of
 from kubealign_pipelines.checking.findings import Finding, error_at, warning_at
 from kubealign_pipelines.checking.reach import in_time, near_path, unserved
 from kubealign_pipelines.checking.stages import Checked, Stage, positions
+from kubealign_pipelines.checking.withdrawals import without_unread
 
 if TYPE_CHECKING:
     from kubealign_components.sources.locate import SourceFile
@@ -186,7 +187,7 @@ def _imported(
         f"kubealign_components.{stage.task.function}.stage"
     ).run
     # Without the run's work prefix: a check leaves nothing there, and what it imports is of this folder.
-    config = replace(stage.config, sources=tuple(sources), work="")
+    config = replace(without_unread(stage.config), sources=tuple(sources), work="")
     output = tempfile.mkdtemp(dir=scratch)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # progress of a second, which nobody waits for

@@ -16,6 +16,9 @@ from kubealign.cli.main import main
 from kubealign_components.data.withdrawals import Withdrawal, read_withdrawal, withdrawal_text
 from kubealign_components.errors import ConfigError
 from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run
+from kubealign_pipelines.checking.run import check_run
+from kubealign_pipelines.resources import CompileSettings
+from kubealign_pipelines.stage_resources import StageResources
 
 
 def call(*arguments: object) -> Result:
@@ -173,6 +176,24 @@ def test_a_file_that_is_none_is_refused(text: str, sources: tuple[SourceConfig, 
     for uri in (str(tmp_path / "w"), str(tmp_path / "nowhere")):
         with pytest.raises(ConfigError, match="withdraw"):
             imported(tmp_path / "out", sources, uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [("./w.json", True), ("gs://bucket/w.json", False), ("/data/w.json", False), ("hdfs://a/w.json", True)],
+)
+def test_pods_must_be_able_to_read_it(uri: str, told: bool, tiny_model: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [f"Question {n}?" for n in range(24)])
+    values = {
+        "policy": str(tiny_model),
+        "sources": [{"uri": rows}],
+        "reward_functions": ["brevity"],
+        "sample_engine": "transformers",
+        "import_options": {"withdrawn": uri},
+    }
+    volumes = {"import_prompts": StageResources(volumes={"claim": "/data"})}
+    report = check_run("offline_alignment", values, CompileSettings(stages=volumes))
+    assert any("withdraw" in str(finding) for finding in report.findings) is told
 
 
 @given(st.sets(st.text("0123456789abcdef", min_size=32, max_size=32)), st.sets(st.text(min_size=1)))
