@@ -27,7 +27,7 @@ from kubealign_components.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

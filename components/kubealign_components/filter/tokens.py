@@ -46,7 +46,7 @@ class Tokeniser:
         encoded = iter(self.template.encode_completions(rendered))
         for row in prompted:
             pairs = [(c, next(encoded)) for c in row["completions"]]
-            row["completions"] = list(self._fitting(row, pairs))
+            row["completions"] = self._fitting(row, pairs)
         kept = [row for row in prompted if len(row["completions"]) >= self.limits.min_completions]
         self.stats.drop("too_few_completions", len(prompted) - len(kept))
         if kept:
@@ -94,27 +94,39 @@ class Tokeniser:
         messages = json.loads(completion["messages"])
         return self.template.completion_text(row["prompt_text"], row["chat"], messages, row["functions"])
 
-    def _fitting(
-        self, row: Row, encoded: Sequence[tuple[Row, list[int] | TemplateMismatch]]
-    ) -> Iterator[Row]:
+    def _fitting(self, row: Row, encoded: Sequence[tuple[Row, list[int] | TemplateMismatch]]) -> list[Row]:
         """The completions that fit into what the prompt leaves, with their ids."""
         room = self.limits.max_seq_len - row["prompt_tokens"]
-        texts: dict[tuple[int, ...], str] = {}
+        kept: list[Row] = []
+        first: dict[tuple[int, ...], Row] = {}
         for completion, ids in encoded:
             del completion["rendered"]
             if isinstance(ids, TemplateMismatch):
                 self._drop_completion(ids.reason, row, completion)
-            elif len(ids) > room:
+                continue
+            if len(ids) > room:
                 self.stats.counts["completions_too_long"] += 1
-            elif texts.setdefault(tuple(ids), completion["messages"]) != completion["messages"]:
-                self._drop_completion("same_tokens", row, completion)
+                continue
+            fitting = completion | {
+                "completion_id": completion_id(row["prompt_id"], ids),
+                "token_ids": ids,
+                "num_tokens": len(ids),
+                "finish_reason": "offline",
+            }
+            said = first.setdefault(tuple(ids), fitting)
+            if said["messages"] == fitting["messages"]:
+                kept.append(fitting)
             else:
-                yield completion | {
-                    "completion_id": completion_id(row["prompt_id"], ids),
-                    "token_ids": ids,
-                    "num_tokens": len(ids),
-                    "finish_reason": "offline",
-                }
+                self._drop_completion("same_tokens", row, completion)
+                self._reconcile(said, completion)
+        return kept
+
+    def _reconcile(self, kept: Row, dropped: Row) -> None:
+        """Take the label from a completion of whose tokens another one was said."""
+        labels = {kept["label"], dropped["label"]}
+        if None not in labels and len(labels) > 1:
+            kept["label"] = None
+            self.stats.counts["completions_chosen_and_rejected"] += 1
 
     def _drop_completion(self, reason: str, row: Row, completion: Row) -> None:
         self.stats.counts[f"completions_{reason}"] += 1

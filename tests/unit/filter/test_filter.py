@@ -112,6 +112,21 @@ def test_lengths_are_exact_bounds(filtered: Any) -> None:
     assert stats.dropped == {"prompt_too_long": 1}
 
 
+@pytest.mark.parametrize(("other", "label"), [("rejected", None), ("chosen", "chosen"), (None, "chosen")])
+def test_what_two_people_said_of_the_same_tokens_counts_where_they_agree(
+    filtered: Any, tiny_model: Path, tmp_path: Path, other: str | None, label: str | None
+) -> None:
+    trimming = CHATML.replace("message['content']", "message['content'] | trim")
+    policy = with_template(tiny_model, tmp_path / "trimming", trimming)
+    row = prompt_row("Why?", ["Because.", "Because. "])
+    for completion, said in zip(row["completions"], ("chosen", other)):
+        completion["label"] = said
+    [kept], stats = filtered([row], policy)
+    assert [c["label"] for c in kept["completions"]] == [label]
+    assert stats.counts["completions_same_tokens"] == 1
+    assert stats.counts["completions_chosen_and_rejected"] == (label is None)
+
+
 def test_too_few_completions_left(filtered: Any) -> None:
     rows = [
         prompt_row("none"),
