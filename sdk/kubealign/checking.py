@@ -10,7 +10,7 @@ from pathlib import Path
 from kubealign.estimate.formulas import GIB
 from kubealign.runfile import RunFile, Sourced
 from kubealign_components.errors import KubeAlignError
-from kubealign_pipelines.checking.findings import PARAMETERS, Finding, once, warning_at
+from kubealign_pipelines.checking.findings import PARAMETERS, Finding, distinct, warning_at
 from kubealign_pipelines.checking.models import find_folder
 from kubealign_pipelines.checking.run import Report, check_run
 
@@ -47,7 +47,7 @@ def check(
     findings = [f for f in report.findings if f.path != (PARAMETERS, "work") or "work" in run.parameters]
     if not report.errors and not sourced.document.findings:
         findings += [*_memory(run)] if not here else [*_disk(run, output or Path.cwd())]
-    return replace(report, findings=once(sourced.located(findings)), given=dict(run.parameters))
+    return replace(report, findings=distinct(sourced.located(findings)), given=dict(run.parameters))
 
 
 def _memory(run: RunFile) -> Iterator[Finding]:

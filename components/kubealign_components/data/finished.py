@@ -118,14 +118,14 @@ def once(request: OutputRequest, make: Callable[[], Stats]) -> Stats:
     Raises:
         KubeAlignError: what ``make`` raises; nothing is recorded then.
     """
-    made = take(request)
+    made = take_finished(request)
     if made is None:
         made = make()
-        keep(request)
+        record_finished(request)
     return made
 
 
-def take(request: OutputRequest) -> Stats | None:
+def take_finished(request: OutputRequest) -> Stats | None:
     """Bring what was finished before to ``request.output``; its counts, None where there is none."""
     if not request.work:
         return None
@@ -137,7 +137,7 @@ def take(request: OutputRequest) -> Stats | None:
     return None
 
 
-def keep(request: OutputRequest) -> None:
+def record_finished(request: OutputRequest) -> None:
     """Record ``request.output``, which stands now, unless what it was made of has changed meanwhile."""
     if request.work and (request.key_now is None or request.key_now() == request.key):
         _record(request)

@@ -14,7 +14,9 @@ from kubealign_components.data.seeds import is_held_out, unit_interval
 from kubealign_components.data.stats import Stats
 
 
-def held_out(dataset: Dataset, *, fraction: float, seed: int, most: int, stats: Stats) -> list[TokenizedRow]:
+def held_out_rows(
+    dataset: Dataset, *, fraction: float, seed: int, most: int, stats: Stats
+) -> list[TokenizedRow]:
     """Rows of the held-out prompts of ``dataset``, ordered by hash.
 
     Args:

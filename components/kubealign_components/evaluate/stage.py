@@ -55,7 +55,7 @@ from kubealign_components.evaluate.comparable import (
     last_step,
 )
 from kubealign_components.evaluate.comparison import warnings
-from kubealign_components.evaluate.held_out import held_out
+from kubealign_components.evaluate.held_out import held_out_rows
 from kubealign_components.evaluate.judged import WinRates, judged
 from kubealign_components.evaluate.measures import measure
 from kubealign_components.evaluate.report import report_html
@@ -233,7 +233,7 @@ def _references(inputs: _Inputs, stats: Stats) -> tuple[list[ComparedPrompt], bo
     """The held-out prompts with the answers of the reference policy, which are there or are sampled here; and
     whether truncated ones were dropped."""
     config, rewarded = inputs.config, inputs.rewarded
-    rows = held_out(
+    rows = held_out_rows(
         rewarded,
         fraction=config.validation_fraction,
         seed=config.split_seed,

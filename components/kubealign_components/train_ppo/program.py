@@ -23,7 +23,7 @@ from kubealign_components.train_ppo.checkpoint import LoopState, load_state, sav
 from kubealign_components.train_ppo.collectives import Collectives
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.model import Adapters, PpoModel
-from kubealign_components.train_ppo.prompts import PrincipleDraw, load_prompts, steps_of
+from kubealign_components.train_ppo.prompts import PrincipleDraw, load_prompts, ppo_steps
 from kubealign_components.train_ppo.rollouts import Rollout, RolloutScorer
 from kubealign_components.train_ppo.sampling import open_sampler
 from kubealign_components.train_ppo.saving import compare, samples, save_aligned
@@ -126,7 +126,7 @@ class _Loop:
         self.pauses = Pauses(run.processes, run.stop, every=config.save_every, minutes=config.save_minutes)
         if run.processes.count == 1:
             parts.check = run.stop  # several stop together, at the end of a step
-        self.steps = steps_of(config, len(parts.questions.train))
+        self.steps = ppo_steps(config, len(parts.questions.train))
         self.trainer = PpoTrainer(config, parts, self.steps)
         self.progress = LoopState()
 

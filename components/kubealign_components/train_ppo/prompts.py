@@ -96,7 +96,7 @@ def load_prompts(dataset: Dataset, config: PpoConfig) -> PpoPrompts:
     return PpoPrompts(train=questions.train, held_out=_sample(questions.held_out, config), too_long=too_long)
 
 
-def steps_of(config: PpoConfig, prompts: int) -> int:
+def ppo_steps(config: PpoConfig, prompts: int) -> int:
     """Steps of a run over ``prompts`` prompts: at least one."""
     return config.max_steps or max(1, int(config.epochs * prompts / config.rollout_batch))
 

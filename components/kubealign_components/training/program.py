@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kubealign_components.config import from_mapping
 from kubealign_components.data.fingerprint import Provenance
-from kubealign_components.data.finished import keep, output_request, take
+from kubealign_components.data.finished import output_request, record_finished, take_finished
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError
 from kubealign_components.preemption import Stop, grace_seconds, preemptible
@@ -115,7 +115,7 @@ def train_model(
         Preempted: they were told to stop.
     """
     request = output_request(config, provenance, job.output)
-    stats = take(request)
+    stats = take_finished(request)
     if stats is not None:
         return stats
     stats = finished_run(job.output, provenance)
@@ -128,7 +128,7 @@ def train_model(
             launcher=launcher,
         )
         stats = published_run(job.output, provenance)
-    keep(request)
+    record_finished(request)
     return stats
 
 

@@ -62,7 +62,7 @@ def secrets(path: tuple[str | int, ...], value: object) -> Iterator[Finding]:
         yield error_at(path, "…", _NO_SECRET)
 
 
-def steps_of(train: Any, examples: int) -> tuple[int, int]:
+def optimiser_steps(train: Any, examples: int) -> tuple[int, int]:
     """Optimiser steps on ``examples``, and those of them at a learning rate above 0."""
     steps = train.max_steps or math.ceil(math.ceil(examples / train.batch_size) * train.epochs)
     warm = math.ceil(train.warmup_ratio * steps)
@@ -93,7 +93,7 @@ def check_counts(checked: Checked, prompts: int, held_out: int) -> Iterator[Find
 
 def _steps(train: Stage, examples: int) -> Iterator[Finding]:
     config = train.config
-    steps, useful = steps_of(config, examples)
+    steps, useful = optimiser_steps(config, examples)
     path = train.path(("max_steps",) if config.max_steps else ("batch_size",))
     value = config.max_steps or config.batch_size
     if useful < 1:

@@ -98,7 +98,7 @@ def from_problem(problem: Problem, path: Path) -> Finding:
     return error_at(path, problem.error.value, problem.error.expected)
 
 
-def once(findings: Iterable[Finding]) -> list[Finding]:
+def distinct(findings: Iterable[Finding]) -> list[Finding]:
     """Every finding once: stages that share a setting refuse it together. Errors stand first."""
     seen: dict[tuple[Path, str], Finding] = {}
     for finding in findings:

@@ -14,7 +14,7 @@ from kubealign_components.json_types import JsonObject
 from kubealign_pipelines import build, rules
 from kubealign_pipelines.checking.across import check_across, check_counts, secrets
 from kubealign_pipelines.checking.carried import check_carried, check_texts
-from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at, once
+from kubealign_pipelines.checking.findings import PARAMETERS, Finding, distinct, error_at
 from kubealign_pipelines.checking.models import check_models, find_folder, template_settings
 from kubealign_pipelines.checking.rewards import check_functions
 from kubealign_pipelines.checking.sources import Prompts, check_sources, warn_of_unread
@@ -82,7 +82,7 @@ def check_run(
         findings += [*check_carried(values), *check_texts(("compile",), _literal(settings))]
     if not complete:
         # Compiled perhaps for another place: models and data are looked at by whoever runs it.
-        return Report(once(findings), graph, checked, Prompts())
+        return Report(distinct(findings), graph, checked, Prompts())
     mounted = tuple(path for s in settings.stages.values() for path in s.volumes.values())
     # In the place of what was refused a default was looked at, of which nothing is to be told.
     refused_at = {finding.path for finding in findings if not finding.warning}
@@ -97,7 +97,7 @@ def check_run(
     candidates += [replace(one, warning=True) if shape is not None else one for one in functions]
     candidates += _engines(checked) if process else []
     findings += [finding for finding in candidates if not _refused(finding, refused_at)]
-    return Report(once(findings), graph, checked, prompts)
+    return Report(distinct(findings), graph, checked, prompts)
 
 
 def _refused(finding: Finding, paths: Collection[Path]) -> bool:

@@ -32,9 +32,9 @@ from kubealign_pipelines.checking.findings import (
     PARAMETERS,
     Finding,
     belongs_to,
+    distinct,
     error_at,
     from_problem,
-    once,
 )
 from kubealign_pipelines.flat import Folded, flat_names, fold
 from kubealign_pipelines.graph import Graph, Parameter, Source, Task
@@ -136,7 +136,7 @@ def check_stages(graph: Graph, values: Mapping[str, object], *, complete: bool =
     for finding in [*folded.findings, *findings]:
         by_path.setdefault(finding.path, finding)
     once_each = by_path.values()
-    checked.findings = once(replace(one, path=folded.as_written(one.path)) for one in once_each)
+    checked.findings = distinct(replace(one, path=folded.as_written(one.path)) for one in once_each)
     return checked
 
 

@@ -11,7 +11,7 @@ from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import REWARDED, TokenizedRow, new_completion
 from kubealign_components.data.seeds import is_held_out, unit_interval
 from kubealign_components.data.stats import Stats
-from kubealign_components.evaluate.held_out import held_out
+from kubealign_components.evaluate.held_out import held_out_rows
 from support.tiny import prompt_row
 
 ROWS, N, TOKENS = 1500, 8, 200
@@ -51,7 +51,7 @@ def by_loop(dataset: Dataset, fraction: float, seed: int, most: int) -> list[Tok
 @pytest.mark.parametrize(("fraction", "most"), [(0.05, 64), (0.05, 10_000), (0.5, 7)])
 def test_rows_are_those_of_a_plain_loop(prompts: Dataset, fraction: float, most: int) -> None:
     stats = Stats(rows_in=ROWS)
-    found = held_out(prompts, fraction=fraction, seed=3, most=most, stats=stats)
+    found = held_out_rows(prompts, fraction=fraction, seed=3, most=most, stats=stats)
     assert found == by_loop(prompts, fraction, 3, most)
     assert stats.dropped.total() == ROWS - len(found)
 
@@ -61,7 +61,7 @@ def test_rows_that_are_not_compared_do_not_become_objects(prompts: Dataset) -> N
     times = []
     for read in (
         lambda: by_loop(prompts, 0.05, 3, 64),
-        lambda: held_out(prompts, fraction=0.05, seed=3, most=64, stats=Stats(rows_in=ROWS)),
+        lambda: held_out_rows(prompts, fraction=0.05, seed=3, most=64, stats=Stats(rows_in=ROWS)),
     ):
         began = time.process_time()
         read()

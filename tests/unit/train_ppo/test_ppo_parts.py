@@ -24,7 +24,7 @@ from kubealign_components.train_ppo.prompts import (
     PrincipleDraw,
     Turn,
     load_prompts,
-    steps_of,
+    ppo_steps,
     turns_of,
 )
 from kubealign_components.train_ppo.rollouts import RolloutScorer
@@ -92,9 +92,9 @@ def test_a_batch_larger_than_the_prompts_repeats_them_with_other_seeds(tiny_mode
 
 def test_steps_are_counted_by_epochs(tiny_model: Path) -> None:
     config = PpoConfig(policy="p")
-    assert steps_of(config, 157_500) == 546
-    assert steps_of(config, 10) == 1
-    assert steps_of(replace(config, max_steps=7), 157_500) == 7
+    assert ppo_steps(config, 157_500) == 546
+    assert ppo_steps(config, 10) == 1
+    assert ppo_steps(replace(config, max_steps=7), 157_500) == 7
 
 
 def draws(config: PpoConfig, kind: str, count: int = 3000) -> list[list[str]]:
