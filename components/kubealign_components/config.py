@@ -200,13 +200,17 @@ def check_mapping(cls: type[T], values: Mapping[str, object], where: str) -> tup
         fitting = _Fitting(where)
         config = fitting.config(cls, values, ())
         fresh = [problem for problem in fitting.problems if problem.path not in left_out]
+        # An item of a list that now lacks what it must have is left out whole.
+        less = _without_all(values, fitting.problems)
+        if not fresh and less != values:
+            values = less
+            continue
         if not fresh:
             return (config if isinstance(config, cls) else None), list(problems.values())
         for problem in fresh:
             if not any(_follows(problem.path, missing) for missing in left_out):
                 problems.setdefault(problem.path, problem)
-        for problem in fresh:
-            values = _without(values, problem.path)
+        values = _without_all(values, fresh)
         left_out |= {problem.path for problem in fresh}
 
 
@@ -285,13 +289,24 @@ def _without(values: Mapping[str, object], path: Path) -> Mapping[str, object]:
     return kept
 
 
+def _without_all(values: Mapping[str, object], problems: Sequence[Problem]) -> Mapping[str, object]:
+    for problem in problems:
+        values = _without(values, problem.path)
+    return values
+
+
 def _inner_without(values: Mapping[str, object] | Sequence[object], path: Path) -> object:
     if isinstance(values, Mapping):
         return _without(values, path) if path[0] in values else values
-    first = path[0]
+    first, *rest = path
     if not isinstance(first, int):
         return values
-    return [_UNUSABLE if position == first else item for position, item in enumerate(values)]
+    return [_item_without(item, tuple(rest)) if n == first else item for n, item in enumerate(values)]
+
+
+def _item_without(item: object, path: Path) -> object:
+    """``item`` of a list without what stands at ``path``; not the item at all where that is what it lacks."""
+    return _without(item, path) if path and isinstance(item, Mapping) and path[0] in item else _UNUSABLE
 
 
 def _mapping(value: object) -> Mapping[str, object]:

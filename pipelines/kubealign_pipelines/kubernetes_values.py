@@ -34,7 +34,7 @@ def require_cpu(field: str, value: float | str | None) -> None:
 
 def require_memory(field: str, value: str | None) -> None:
     """Bytes: a number with Ki, Mi, Gi, Ti, Pi, Ei, or M, G, T, P, E."""
-    ok = value is None or _MEMORY.fullmatch(value) is not None
+    ok = value is None or (_MEMORY.fullmatch(value) is not None and any(map(value.__contains__, "123456789")))
     meant = (value or "").replace(" ", "").upper().removesuffix("B")
     hint = (
         f"; did you mean {meant.removesuffix('I')}i?" if meant[-1:] in "GMTK" or meant.endswith("I") else ""

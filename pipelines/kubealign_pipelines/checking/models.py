@@ -42,6 +42,8 @@ class Named:
     revision: str | None
     rewards: bool = False
     """Whether it scores, and does not write."""
+    writes: bool = True
+    """Whether it is given prompts by its chat template."""
 
     @property
     def path(self) -> SettingPath:
@@ -119,6 +121,10 @@ def models_of(checked: Checked) -> Iterator[Named]:
         config = stage.config
         if hasattr(config, "policy"):
             yield Named(stage, ("policy",), config.policy, getattr(config, "revision", None))
+        reference = getattr(config, "reference", "")
+        if isinstance(reference, str) and reference:
+            revision = getattr(config, "reference_revision", None)
+            yield Named(stage, ("reference",), reference, revision, writes=False)
         reward = getattr(config, "reward", None)
         if reward is not None and reward.model:
             yield Named(stage, ("reward", "model"), reward.model, reward.model_revision, rewards=True)
@@ -205,7 +211,7 @@ def _look(named: Named, folder: Folder, checked: Checked) -> Iterator[Finding]:
         yield from _look_at_reward_model(path, name, folder)
     elif kind and not kind.endswith(DECODERS):
         yield error_at(path, name, f"a model that writes text, such as …ForCausalLM; this is a {kind}")
-    else:
+    elif named.writes:
         try:
             settings = template_settings(checked, name)
         except KubeAlignError:  # a file that this machine may not see; filter says what is wrong with it

@@ -245,6 +245,7 @@ def _full_name(graph: Graph, name: str, names: Collection[str]) -> str:
     """What was expected in place of ``name``, which may be a setting's own without that of its stage."""
     flat = flat_names(graph)
     full = [flat[path] for path in sorted(flat) if path[-1] == name]
+    full += sorted(own for own in names if own.endswith(f"_{name}"))
     if full:
         return f"its full name, {' or '.join(full)}"
     if name in SECTIONS:
