@@ -40,6 +40,7 @@ from kubealign_components.engines.loading import free_memory
 from kubealign_components.engines.packing import (
     Group,
     LogprobModel,
+    computing_in,
     lay_out,
     pack,
     packs,
@@ -47,7 +48,6 @@ from kubealign_components.engines.packing import (
     summed_logprobs,
 )
 from kubealign_components.engines.row_tiles import whole_tiles
-from kubealign_components.engines.scoring import computing_in
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.data import Examples
 from kubealign_components.train.trainer import AlignmentTrainer

@@ -12,7 +12,8 @@ adapters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -68,8 +69,8 @@ class Head:
 
     @property
     def plain(self) -> bool:
-        """Whether the head is a matrix that lies here whole, and LoRA: not quantised, no ZeRO-3 shard."""
-        return type(self.linear) is nn.Linear and not hasattr(self.linear.weight, "ds_id")
+        """Whether the head is a matrix, and LoRA: not quantised."""
+        return type(self.linear) is nn.Linear
 
     @property
     def rows(self) -> int:
@@ -96,19 +97,17 @@ class Head:
         A row's bits depend on the row alone, see :mod:`.row_tiles`.
         """
         if self.plain:
-            device = self.linear.weight.device
-            result: Tensor = _Logprobs.apply(
-                hidden_MH.to(device),
-                self.linear.weight,
-                self.linear.bias,
-                *self._low_rank(hidden_MH.to(device)),
-                targets_M.to(device),
-                self.scale,
-                self.softcap or 0.0,
-            )
-            return result.to(hidden_MH.device)
+            layers = (self.linear, *(layer for one in self.adapters for layer in (one.down, one.up)))
+            return _gathering(layers, self._own_logprobs)(hidden_MH, targets_M)
         parts = zip(hidden_MH.split(self.rows), targets_M.split(self.rows))
         return torch.cat([self._part(hidden, targets) for hidden, targets in parts])
+
+    def _own_logprobs(self, hidden_MH: Tensor, targets_M: Tensor) -> Tensor:
+        weight, bias = self.linear.weight, self.linear.bias
+        moved_MH = hidden_MH.to(weight.device)
+        given = moved_MH, weight, bias, *self._low_rank(moved_MH), targets_M.to(weight.device)
+        result: Tensor = _Logprobs.apply(*given, self.scale, self.softcap or 0.0)
+        return result.to(hidden_MH.device)
 
     def _logits(self, hidden_MH: Tensor, words: slice | list[int]) -> Tensor:
         weight, bias = self.linear.weight[words].float(), self.linear.bias
@@ -169,6 +168,25 @@ def _parts(module: Any) -> tuple[Any, tuple[Adapter, ...]]:
     return module.base_layer, tuple(
         Adapter(module.lora_A[n], module.lora_B[n], module.lora_dropout[n], module.scaling[n]) for n in acting
     )
+
+
+def _gathering(layers: Iterable[nn.Module], compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``compute`` with the weights of all ``layers`` in one piece. Under ZeRO-3 they are that inside a call
+    of their layer alone, whose hooks gather them, once more for the backward pass."""
+    for layer in layers:
+        # Asked for by name, a shard would be gathered until the end of the backward pass.
+        if any(hasattr(weight, "ds_id") for weight in layer.parameters(recurse=False)):
+            compute = partial(_as_forward_of, layer, compute)
+    return compute
+
+
+def _as_forward_of(layer: nn.Module, compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    layer.__dict__["forward"] = compute
+    try:
+        result: Tensor = layer(*inputs)
+    finally:
+        del layer.__dict__["forward"]
+    return result
 
 
 def _scaled(logits: Tensor, scale: float, softcap: float) -> Tensor:

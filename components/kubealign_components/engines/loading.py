@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from kubealign_components.data.models import read_object
@@ -67,6 +69,8 @@ def load_checkpoint(
         raise EngineError(f"cannot load the model {path}: {_reason(error)}") from error
     finally:
         transformers_logging.set_verbosity(said)
+    if is_deepspeed_zero3_enabled():
+        _restore_buffers(model)
     missing, left = set(report["missing_keys"]), set(report["unexpected_keys"])
     if unlike := sorted(report["mismatched_keys"]):
         name, held, expected = unlike[0]
@@ -83,6 +87,21 @@ def load_checkpoint(
     if left:
         log.warning("%s has weights that a %s does not use: %s", path, type(model).__name__, _some(left))
     return model, missing & {*optional}
+
+
+def _restore_buffers(model: Any) -> None:
+    """Give ``model`` its computed constants as its code makes them.
+
+    While ZeRO-3 shards a model that is being made, every number is in what is trained in: rotary frequencies
+    in bfloat16 turn a token at position 4,000 by whole radians too much or too little.
+    """
+    with init_empty_weights():
+        made = type(model)(model.config)
+    for name, module in made.named_modules():
+        for buffer in module._non_persistent_buffers_set:
+            value, own = getattr(module, buffer), model.get_submodule(name)
+            if value is not None:
+                setattr(own, buffer, value.to(getattr(own, buffer).device))
 
 
 def load_config(path: Path) -> object:

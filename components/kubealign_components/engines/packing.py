@@ -16,6 +16,7 @@ N heads, D head size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -209,12 +210,25 @@ def hidden_states(base: Any, batch: PackedBatch) -> Tensor:
 
 
 class LogprobModel(nn.Module):
-    """:func:`summed_logprobs` as a module: what FSDP and DeepSpeed wrap, so that their hooks run."""
+    """:func:`summed_logprobs` as a module: what FSDP and DeepSpeed wrap, so that their hooks run.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: a causal language model, possibly PEFT-wrapped.
+        dtype: of products by autocast, which DeepSpeed switches off around it; None to leave it as it is.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.model = prepare(model)
+        self._dtype = dtype
 
     def forward(self, batch: PackedBatch, names: Sequence[str] = ()) -> Tensor:
         """(K,) fp32 sums."""
-        return summed_logprobs(self.model, batch, [f"completion {name}" for name in names])
+        device = batch.input_ids.device
+        with nullcontext() if self._dtype is None else computing_in(self._dtype, device):
+            return summed_logprobs(self.model, batch, [f"completion {name}" for name in names])
+
+
+def computing_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """Products in ``dtype`` on ``device`` by autocast, as ``transformers.Trainer`` has them."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -14,7 +14,7 @@ from kubealign_components.config import require, require_choice
 from kubealign_components.data.chat.tokenizer import check_ids
 from kubealign_components.engines.dtypes import DTYPES, on_cuda, resolved_dtype
 from kubealign_components.engines.loading import free_memory, load_checkpoint
-from kubealign_components.engines.packing import Group, pack, packs, prepare, summed_logprobs
+from kubealign_components.engines.packing import Group, computing_in, pack, packs, prepare, summed_logprobs
 from kubealign_components.errors import ConfigError, EngineError
 
 NF4 = "nf4"
@@ -147,11 +147,6 @@ def load_for_inference(
         quantization_config=four_bits(chosen) if quantise else None,
     )
     return (loaded if adapter is None else _with_adapter(loaded, adapter)).eval()
-
-
-def computing_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
-    """Products in ``dtype`` on ``device`` by autocast, as ``transformers.Trainer`` has them."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def in_4_bits(model: Any) -> Any:

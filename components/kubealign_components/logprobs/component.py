@@ -23,7 +23,7 @@ def logprobs(
         reference: model whose log-probabilities are wanted, where it is not the policy.
         source: scorer, or sampler to keep what the sampler said of the reference completions.
         adapter: what will be trained, none, lora or qlora: the reference is scored in the same numbers.
-        train_options: of the training to come; its dtype and adapter are this stage's too.
+        train_options: of the training to come; its dtype, adapter and strategy are this stage's too.
         options: further settings of the stage by name.
     """
     parameters = dict(locals())

@@ -26,7 +26,8 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.engines.dtypes import DTYPES, resolved_dtype
 from kubealign_components.errors import DriftError, EngineError
-from kubealign_components.training.regime import Regime, regime
+from kubealign_components.training.config import SHARDED
+from kubealign_components.training.regime import Regime, regime, weights_dtype
 
 if TYPE_CHECKING:
     from kubealign_components.engines.scoring import Scorer
@@ -38,7 +39,7 @@ VERSION = 4
 class LogprobsConfig:
     """Settings of ``logprobs``."""
 
-    BORROWS: ClassVar[Mapping[str, tuple[str, ...]]] = {"train_options": ("dtype", "adapter")}
+    BORROWS: ClassVar[Mapping[str, tuple[str, ...]]] = {"train_options": ("dtype", "adapter", "strategy")}
     """It scores in the numbers that the training to come will compute in."""
 
     policy: str
@@ -59,6 +60,9 @@ class LogprobsConfig:
     adapter: str = "none"
     """What will be trained, which says how weights are held: none (float32), lora (in ``dtype``) or qlora
     (in 4 bits, which need CUDA)."""
+    strategy: str = "none"
+    """How the training to come is sharded: none, fsdp2, zero1, zero2 or zero3. Full training that is holds
+    the weights of its forward pass in ``dtype``."""
     max_drift: float = 0.05
     """With ``source: sampler``, the largest accepted mean difference of sampler and scorer on a measured
     prompt, in nats per token. vLLM and transformers differ by under 0.001 in fp32 and about 0.01 in
@@ -77,6 +81,7 @@ class LogprobsConfig:
         require_choice("source", self.source, ("sampler", "scorer"))
         require_choice("dtype", self.dtype, DTYPES)
         require_choice("adapter", self.adapter, ("none", "lora", "qlora"))
+        require_choice("strategy", self.strategy, ("none", *SHARDED))
         require(
             self.source == "scorer" or not self.reference,
             "source",
@@ -107,11 +112,11 @@ def run(config: LogprobsConfig, *, chunk: Chunk) -> Part:
     if config.reference:
         model = find_model(config.reference, config.reference_revision)
         models["reference"] = _require_tokens(model, dataset)
-    own = regime(config.adapter, resolved_dtype(config.dtype), device_type())
+    own = regime(config.adapter, resolved_dtype(config.dtype), device_type(), config.strategy)
     provenance = derive(
         "logprobs",
         VERSION,
-        _params(config) | {"regime": own},
+        _params(config, own) | {"regime": own},
         inputs={"completions": dataset},
         models=models,
         identity={"reference": (models.get("reference") or models["policy"])["digest"]},
@@ -136,12 +141,15 @@ def run(config: LogprobsConfig, *, chunk: Chunk) -> Part:
 
 def _held(config: LogprobsConfig) -> int:
     """Bytes in memory of a byte of weights as they are mostly saved, in 16 bits."""
-    return 2 if config.adapter == "none" or config.dtype == "float32" else 1
+    whole = config.adapter == "none" and config.strategy == "none"
+    return 2 if whole or config.dtype == "float32" else 1
 
 
-def _params(config: LogprobsConfig) -> dict[str, object]:
+def _params(config: LogprobsConfig, own: Regime) -> dict[str, object]:
     """The settings that rows depend on, but for models and precision, which stand in the recipe resolved."""
     elsewhere = {"policy", "revision", "reference", "reference_revision", "dtype", "adapter"}
+    if own["weights"] == weights_dtype(config.adapter, own["compute"]):
+        elsewhere.add("strategy")  # as without sharding
     if config.source == "scorer":
         elsewhere |= {"max_drift", "drift_share"}
     return {name: value for name, value in semantic_params(config).items() if name not in elsewhere}

@@ -48,10 +48,12 @@ class TrainConfig(TrainerConfig):
     reference_revision: str | None = None
     """Branch, tag or commit of the reference, where that is a hub id."""
     max_initial_drift: float | None = gate(None)
-    """Largest mean |log-ratio| per token before the first step, in nats. By default 0 on one device: the
-    reference was computed as the policy is, to the last bit, or the run is refused. Where weights are
-    sharded 1e-5 in float32 and 0.02 in bfloat16, and 0.05 for log-probabilities of the sampler or from
-    elsewhere. A number given here also accepts a reference that was scored in another precision."""
+    """Largest mean |log-ratio| per token before the first step, in nats. By default 0: the reference was
+    computed as the policy is, to the last bit, or the run is refused. That holds on one device and, measured
+    on two processes, of data parallelism, fsdp2, zero1, zero2 and zero3, in float32 and bfloat16: a forward
+    pass has whole weights, and sharding changes the order of sums of gradients alone. The default is 0.05
+    for log-probabilities of the sampler or from elsewhere. A number given here also accepts a reference that
+    was scored in another precision."""
 
     def __post_init__(self) -> None:
         TrainerConfig.__post_init__(self)

@@ -20,7 +20,7 @@ from kubealign_components.train.trainer import AlignmentTrainer
 from kubealign_components.training.arguments import training_arguments
 from kubealign_components.training.changed import require_changed
 from kubealign_components.training.metrics import means_of_last
-from kubealign_components.training.models import check_machine, load_policy
+from kubealign_components.training.models import check_machine, compute_dtype, load_policy
 from kubealign_components.training.program import Run, Trained
 from kubealign_components.training.rehearsal import rehearse_saving
 from kubealign_components.training.resuming import Checkpoints
@@ -51,7 +51,7 @@ def train(run: Run[TrainConfig]) -> Trained | None:
     require_examples(train, "train")
     set_seed(config.seed)
     policy = load_policy(config, source)
-    model = LogprobModel(policy)
+    model = LogprobModel(policy, compute_dtype(config.dtype))
     # What FSDP wraps one by one: without the names it would gather the whole model at once.
     model._no_split_modules = getattr(policy, "_no_split_modules", None)
     trainer = AlignmentTrainer(

@@ -25,7 +25,6 @@ from kubealign_components.training.launch import Where, pinned, trained_on
 from kubealign_components.training.program import Job, Program, Run, Trained, train_model
 from kubealign_components.training.publishing import checkpoint_uri
 from kubealign_components.training.regime import (
-    SHARDED_DRIFT,
     UNKNOWN_DRIFT,
     Regime,
     differences,
@@ -121,10 +120,10 @@ def expected_drift(config: TrainConfig, training: Dataset, device: str) -> float
     steps = list(nearest_steps("logprobs", manifest.fingerprint, manifest.recipe))
     if not steps or any(step["params"]["source"] == "sampler" for step in steps):
         return UNKNOWN_DRIFT
-    if config.strategy != "none":
-        return SHARDED_DRIFT[dtype]
     for step in steps:
-        _check_regime(regime(config.adapter, dtype, device), step["params"].get("regime", {}), config)
+        ours = regime(config.adapter, dtype, device, config.strategy)
+        _check_regime(ours, step["params"].get("regime", {}), config)
+    # However weights are sharded, those of a forward pass are put together: only gradients add up otherwise.
     return 0.0
 
 
@@ -138,8 +137,9 @@ def _check_regime(ours: Regime, theirs: dict[str, str], config: TrainConfig) -> 
             "dtype",
             config.dtype,
             f"training in the numbers that the reference was scored in; training has {differing}. Score "
-            f"again with logprobs options dtype: {ours['compute']} and adapter: {config.adapter} on the same "
-            f"kind of device, or accept the difference with max_initial_drift: {UNKNOWN_DRIFT}",
+            f"again with logprobs options dtype: {ours['compute']}, adapter: {config.adapter} and strategy: "
+            f"{config.strategy} on the same kind of device, or accept the difference with "
+            f"max_initial_drift: {UNKNOWN_DRIFT}",
         )
 
 

@@ -17,21 +17,18 @@ UNKNOWN_DRIFT = 0.05
 """Nats per token. Measured on SmolLM2-135M and real chats: bfloat16 against float32 0.005 to 0.009 (errors of
 either sign mostly cancel over a completion), vLLM against transformers about 0.01 in bfloat16, a prompt that
 lacks three tokens of the template 0.9: every mix of precisions passes and no mistake."""
-SHARDED_DRIFT = {"float32": 1e-5, "bfloat16": 0.02}
-"""Nats per token by compute dtype, for every sharding strategy: they hold weights in the compute dtype or add
-up in another order. Measured on two processes: 1e-6 in float32 and up to 0.009 in bfloat16."""
 
 
-def weights_dtype(adapter: str, dtype: str) -> str:
+def weights_dtype(adapter: str, dtype: str, strategy: str = "none") -> str:
     """What training in ``dtype`` holds the weights of its forward pass in: full training float32, a LoRA's
-    frozen base ``dtype``, QLoRA's nf4."""
-    return {"none": "float32", "lora": dtype, "qlora": "nf4"}[adapter]
+    frozen base ``dtype``, QLoRA's nf4; and ``dtype`` wherever shards are put together."""
+    return {"none": "float32" if strategy == "none" else dtype, "lora": dtype, "qlora": "nf4"}[adapter]
 
 
-def regime(adapter: str, dtype: str, device: str) -> Regime:
-    """That of training with ``adapter``, computed in ``dtype``, on one device of type ``device``."""
+def regime(adapter: str, dtype: str, device: str, strategy: str = "none") -> Regime:
+    """That of training with ``adapter``, computed in ``dtype`` on devices of type ``device``."""
     return {
-        "weights": weights_dtype(adapter, dtype),
+        "weights": weights_dtype(adapter, dtype, strategy),
         "compute": dtype,
         "head": "float32",
         "attention": "segments",

@@ -186,7 +186,7 @@ class _Rerun:
             before = self.story.feeding(step, "rewarded") == "logprobs"
             self.parameters.values["logprobs_order"] = "before" if before else "after"
         for step in self.story.all("logprobs"):
-            params = _without(step["params"], "regime")
+            params = _without(step["params"], "regime", "strategy")
             self._put("logprobs_options", params | {"dtype": step["params"]["regime"]["compute"]}, logprobs)
             self._at_revision("logprobs_options")
         own = {"seed": "seed", "validation_fraction": "validation_fraction"}
@@ -194,7 +194,10 @@ class _Rerun:
             self._put("mix_options", step["params"], own)
 
     def train(self, named: Mapping[str, str]) -> None:
-        """How the policy was trained."""
+        """How the policy was trained, and sharded where its reference was scored for that."""
+        for step in self.story.all("logprobs"):
+            if strategy := step["params"].get("strategy"):
+                self._put("train_options", {"strategy": strategy}, {})
         for step in self.story.all("train"):
             self._put("train_options", step["params"], named)
             self._at_revision("train_options")

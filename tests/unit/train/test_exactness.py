@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import struct
 from pathlib import Path
 from typing import Any
@@ -14,32 +13,29 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
 
-from kubealign_components.data.chat import ChatTemplate
-from kubealign_components.data.chunks import merge, plan
-from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.models import find_model
-from kubealign_components.data.schemas import COMPLETIONS, MODEL, TRAINING
-from kubealign_components.engines.packing import Group, LogprobModel, pack, packs, prepare, summed_logprobs
-from kubealign_components.engines.scoring import computing_in, in_4_bits
+from kubealign_components.engines.packing import (
+    Group,
+    LogprobModel,
+    computing_in,
+    pack,
+    packs,
+    prepare,
+    summed_logprobs,
+)
+from kubealign_components.engines.scoring import in_4_bits
 from kubealign_components.errors import ConfigError, DriftError
 from kubealign_components.logprobs.stage import LogprobsConfig
-from kubealign_components.logprobs.stage import run as score
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.data import Examples, write_examples
-from kubealign_components.train.stage import run
+from kubealign_components.train.stage import expected_drift, run
 from kubealign_components.train.trainer import AlignmentTrainer
 from kubealign_components.training.arguments import training_arguments
-from kubealign_components.training.curves import training_log
 from kubealign_components.training.models import attach_adapter, ready_to_train
 from kubealign_components.training.rows import Rows
 from support.datasets import MakeDataset
-from support.tiny import build_tiny_model, prompt_row
-from support.training_data import training_rows
+from support.scored_pairs import LN_2, Sums, completions, first_step, pairs, scored, sums
+from support.tiny import build_tiny_model
 
-Sums = dict[str, float]
-
-LN_2 = struct.unpack("f", struct.pack("f", math.log(2)))[0]
-"""As fp32 has it."""
 CUTS: tuple[dict[str, Any], ...] = (
     {"chunks": 1},
     {"chunks": 3, "token_budget": 150},
@@ -64,43 +60,6 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with one matrix for embedding and head."""
     return build_tiny_model(tmp_path_factory.mktemp("models") / "tied", hidden=40, layers=2, tied=True)
-
-
-def completions(make_dataset: MakeDataset, policy: Path, order: int, count: int) -> Dataset:
-    """``count`` of the four completions of each of twelve prompts, in one of many orders."""
-    rows, shuffle = training_rows(12, completions=4), random.Random(order)
-    for row in rows:
-        row["completions"] = shuffle.sample(row["completions"], count)
-    shuffle.shuffle(rows)
-    names = ("prompt_id", "prompt_token_ids", "completions")
-    kept = [prompt_row("") | {"prompt_tokens": 1} | {name: row[name] for name in names} for row in rows]
-    identity = ChatTemplate(find_model(str(policy))).identity
-    return make_dataset(kept, COMPLETIONS, identity=identity, params={"order": order, "count": count})
-
-
-def scored(dataset: Dataset, policy: Path, folder: Path, *, chunks: int = 1, **settings: Any) -> Dataset:
-    config = LogprobsConfig(policy=str(policy), **settings)
-    planned = plan(dataset, work=str(folder / "work"), chunks=chunks)
-    return merge([score(config, chunk=chunk) for chunk in planned], planned, str(folder / "merged"))
-
-
-def sums(dataset: Dataset) -> Sums:
-    return {c["completion_id"]: c["logprob"] for row in dataset.iter_rows() for c in row["completions"]}
-
-
-def pairs(make_dataset: MakeDataset, found: Sums, source: Dataset) -> Dataset:
-    """Ten training pairs, another choice and order than was scored together."""
-    rows = training_rows(12, completions=4)[1:11]
-    random.Random(7).shuffle(rows)
-    for row in rows:
-        row["completions"] = row["completions"][1:3]
-        for completion in row["completions"]:
-            completion["logprob"] = found[completion["completion_id"]]
-    return make_dataset(rows, TRAINING, inputs={"selection": source})
-
-
-def first_step(output: Path) -> dict[str, Any]:
-    return training_log(Dataset.open(str(output), MODEL))[0][1]
 
 
 @pytest.mark.parametrize(
@@ -237,6 +196,25 @@ def test_another_regime_is_named_before_training(
     accepted = TrainConfig(policy=str(policy), dtype="bfloat16", max_steps=1, max_initial_drift=0.5)
     run(accepted, training=data, output=str(tmp_path / "accepted"))
     assert 0 < first_step(tmp_path / "accepted")["abs_log_ratio_per_token"] < 0.5
+
+
+def test_sharded_training_has_a_reference_of_its_own(
+    make_dataset: MakeDataset, policy: Path, tmp_path: Path
+) -> None:
+    """Its weights are put together in the precision that it computes in, as the reference then has them."""
+    source = completions(make_dataset, policy, 0, 4)
+    numbers = {"dtype": "bfloat16", "adapter": "none"}
+    own = scored(source, policy, tmp_path / "own", strategy="zero3", **numbers)
+    alone = scored(source, policy, tmp_path / "alone", **numbers)
+    assert sums(own) == sums(scored(source, policy, tmp_path / "lora", dtype="bfloat16", adapter="lora"))
+    assert sums(own) != sums(alone)
+    config = TrainConfig(policy=str(policy), strategy="zero3", dtype="bfloat16")
+    assert expected_drift(config, pairs(make_dataset, sums(own), own), "cpu") == 0
+    with pytest.raises(ConfigError, match=r"weights bfloat16 \(the reference: float32\).*strategy: zero3"):
+        expected_drift(config, pairs(make_dataset, sums(alone), alone), "cpu")
+    whole = {"dtype": "float32", "adapter": "none"}
+    by_strategy = [scored(source, policy, tmp_path / s, strategy=s, **whole) for s in ("none", "fsdp2")]
+    assert len({each.manifest.fingerprint for each in by_strategy}) == 1, "in float32 nothing differs"
 
 
 def test_a_last_bit_stops_the_run(make_dataset: MakeDataset, policy: Path, tmp_path: Path) -> None:
