@@ -210,6 +210,19 @@ def test_the_reference_of_a_started_policy_is_its_start(tiny_model: Path, tmp_pa
             assert (second.tokens(POLICY, batch)[0] - start).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_on_the_head_starts_at_the_reference(tiny_model: Path, dtype: str) -> None:
+    config = settings(tiny_model, dtype=dtype, lora_targets=("q_proj", "lm_head"))
+    model, batch = PpoModel(config, tiny_model, Adapters(), CPU), pack_rollouts(ROLLOUTS)
+    with torch.no_grad():
+        with model.acting(REFERENCE):
+            reference, _ = model.tokens(REFERENCE, batch)
+        with model.acting(POLICY):
+            assert torch.equal(model.tokens(POLICY, batch)[0], reference)
+            jolt(model, POLICY)
+            assert (model.tokens(POLICY, batch)[0] - reference).abs().max() > 0.01
+
+
 def test_an_adapter_that_is_more_than_lora_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
