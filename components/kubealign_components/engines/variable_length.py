@@ -132,6 +132,8 @@ def _tried(
     try:
         kernel = _flash_kernel()
         apart = difference(kernel, one_by_one, device, dtype, (heads, key_heads, size))
+    except torch.OutOfMemoryError:  # says nothing of the kernel
+        raise
     except Exception as error:  # whatever a kernel cannot do, the other way can
         reason = f"{type(error).__name__}: {error}"
     else:
@@ -139,7 +141,10 @@ def _tried(
             return kernel
         reason = f"it differs from segments one by one by {apart:.2g}"
     log.warning(
-        "attention in one call is not used on %s, which costs time and nothing else: %s", device, reason
+        "attention in one call is not used on %s: %s. It takes longer so, and log-probabilities differ by "
+        "rounding from those of cards that use it: score and train on one kind of card",
+        device,
+        reason,
     )
     return None
 

@@ -74,6 +74,15 @@ def test_a_kernel_that_is_wrong_on_a_device_is_not_used(
     assert reason in caplog.text
 
 
+def test_want_of_memory_says_nothing_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(variable_length, "_flash_kernel", lambda: full)
+    with pytest.raises(torch.OutOfMemoryError):
+        variable_length._tried.__wrapped__(CPU, torch.bfloat16, 4, 2, 8, one_by_one)
+
+
 def test_cpus_have_a_call_for_each_segment() -> None:
     query = torch.randn(1, 4, 5, 8, dtype=torch.bfloat16)
     assert kernel_for(query, query, one_by_one) is None
