@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import deepspeed
 from transformers.utils import logging as transformers_logging
 
 from kubealign_components.data.models import read_object
@@ -69,7 +70,7 @@ def load_checkpoint(
         raise EngineError(f"cannot load the model {path}: {_reason(error)}") from error
     finally:
         transformers_logging.set_verbosity(said)
-    if is_deepspeed_zero3_enabled():
+    if deepspeed.is_deepspeed_zero3_enabled():
         _restore_buffers(model)
     missing, left = set(report["missing_keys"]), set(report["unexpected_keys"])
     if unlike := sorted(report["mismatched_keys"]):
@@ -95,13 +96,24 @@ def _restore_buffers(model: Any) -> None:
     While ZeRO-3 shards a model that is being made, every number is in what is trained in: rotary frequencies
     in bfloat16 turn a token at position 4,000 by whole radians too much or too little.
     """
-    with init_empty_weights():
+    with _without_zero(), init_empty_weights():
         made = type(model)(model.config)
     for name, module in made.named_modules():
         for buffer in module._non_persistent_buffers_set:
             value, own = getattr(module, buffer), model.get_submodule(name)
             if value is not None:
                 setattr(own, buffer, value.to(getattr(own, buffer).device))
+
+
+@contextmanager
+def _without_zero() -> Iterator[None]:
+    """What is made inside is not sharded: models that make another inside would ask for it."""
+    asked = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = asked
 
 
 def load_config(path: Path) -> object:
