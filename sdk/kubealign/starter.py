@@ -49,25 +49,33 @@ class Starter:
         if self.target == CLUSTER:
             _require_remote("--policy", self.policy)
             _require_remote("--source", self.source)
+            if self._by_model:
+                _require_remote("--reward", self.reward)
             require("://" in self.work, "--work", self.work, "a prefix of a store, such as gs://bucket/work")
+
+    @property
+    def _by_model(self) -> bool:
+        """Whether a reward model is what rewards: whatever is not named as a function is."""
+        from kubealign_components.engines.reward_functions import names_function
+
+        return self.task == REWARDS and not names_function(self.reward)
 
     def text(self, path: Path) -> str:
         """The run file that will lie at ``path``: places on this machine are relative to it."""
         from kubealign_components.engines.reward_functions import SHIPPED
 
-        by_model = ":" not in self.reward and self.reward not in SHIPPED
         values = {
             "policy": _beside(self.policy, path),
             "source": _beside(self.source, path),
             "work": self.work,
             "registry": self.registry,
-            "reward": _beside(self.reward, path) if by_model else _function_beside(self.reward, path),
+            "reward": _beside(self.reward, path) if self._by_model else _function_beside(self.reward, path),
         }
         template = _environment().get_template(TEMPLATE)
         return template.render(
             target=self.target,
             task=self.task,
-            by_model=by_model,
+            by_model=self._by_model,
             file=path.name,
             functions=", ".join(sorted(SHIPPED)),
             **{name: _scalar(value) for name, value in values.items()},

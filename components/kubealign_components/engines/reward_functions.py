@@ -56,11 +56,8 @@ class RewardFunctionSpec:
     """Where its file is when it is not on this machine; filled in when a run is sent to a cluster."""
 
     def __post_init__(self) -> None:
-        formed = (
-            self.function in SHIPPED or _FILE.fullmatch(self.function) or _MODULE.fullmatch(self.function)
-        )
         require(
-            bool(formed),
+            names_function(self.function),
             "function",
             self.function,
             f"a shipped function ({', '.join(SHIPPED)}), path/to/file.py:function, or module:function"
@@ -111,6 +108,11 @@ class RewardFunctionSpec:
     def recipe_name(self) -> str:
         """What a recipe calls it: no place of this machine."""
         return f"{Path(self.module).name if self.is_file else self.module}:{self.name}"
+
+
+def names_function(text: str) -> bool:
+    """Whether ``text`` has the form of a function's name, whether or not there is such a function."""
+    return text in SHIPPED or bool(_FILE.fullmatch(text) or _MODULE.fullmatch(text))
 
 
 class LoadedFunction:

@@ -11,6 +11,7 @@ from kubealign.cli.arguments import LocalPath
 from kubealign.cli.options import show_findings
 from kubealign.cli.terminal import say
 from kubealign.starter import CLUSTER, LAPTOP, REWARDS, TARGETS, TASKS, Starter
+from kubealign_components.config import require
 
 _QUESTIONS = {
     "target": "Where will it run",
@@ -30,6 +31,12 @@ _DEFAULTS = {
     "work": None,
     "registry": "",
 }
+_ELSEWHERE = {
+    "reward": "nothing with --task pairs, whose rows say what is better; or give --task rewards",
+    "work": "nothing for a laptop, which keeps finished rows beside its runs; or give --for cluster",
+    "registry": "nothing for a laptop, where no image is pulled; or give --for cluster",
+}
+"""What is said of an answer to a question that is not asked."""
 _CHOICES = {"target": TARGETS, "task": TASKS}
 
 
@@ -59,7 +66,6 @@ def init(output: Path, **options: str | None) -> None:
     """
     from kubealign.checking import check
     from kubealign.runfile import read_run
-    from kubealign_components.config import require
     from kubealign_components.whole_file import write_whole
 
     require(not output.exists(), "-o", str(output), "a new file")
@@ -72,10 +78,15 @@ def init(output: Path, **options: str | None) -> None:
 
 
 def _answers(given: dict[str, str | None]) -> dict[str, str]:
-    """What was given, and what the user says to what was not."""
+    """What was given, and what the user says to what was not.
+
+    Raises:
+        ConfigError: something was given that the file would have no place for.
+    """
     answers: dict[str, str] = {}
     for name, question in _QUESTIONS.items():
         if not _applies(name, answers):
+            require(not given[name], f"--{name}", given[name], _ELSEWHERE[name])
             continue
         value, default = given[name], _DEFAULTS[name]
         if value is None and sys.stdin.isatty():

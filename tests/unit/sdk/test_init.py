@@ -62,6 +62,26 @@ def test_the_file_of_a_cluster_passes_the_check(tmp_path: Path, task: str) -> No
     assert load_run_file(path).compile.registry == "ghcr.io/me"
 
 
+@pytest.mark.parametrize(
+    ("reward", "by_model"),
+    [
+        ("gs://bucket/rm", True),
+        ("s3://bucket/rm:v2", True),
+        ("./models/rm:v2", True),
+        ("org/reward-model", True),
+        ("brevity", False),
+        ("rewards.py:short", False),
+        ("/of/mine/rewards.py:short", False),
+        ("package.rewards:short", False),
+    ],
+)
+def test_a_reward_is_a_model_unless_it_is_named_as_a_function(reward: str, by_model: bool) -> None:
+    starter = Starter(policy="org/model", source="org/data", reward=reward)
+    parameters = yaml.safe_load(starter.text(Path("run.yaml")))["parameters"]
+    given = {name: parameters[name] for name in ("reward_model", "reward_functions") if name in parameters}
+    assert given == ({"reward_model": reward} if by_model else {"reward_functions": [reward]})
+
+
 def test_every_line_of_settings_is_explained() -> None:
     for target in TARGETS:
         for task in TASKS:
@@ -82,6 +102,10 @@ def test_every_line_of_settings_is_explained() -> None:
         (["--source", "a", "--for", "cluster"], "--work=''"),
         (["--source", "./pairs.jsonl", "--for", "cluster", "--work", "gs://b/w"], "no path of this machine"),
         (["--source", "a", "-o", "pairs.jsonl"], "expected a new file"),
+        (["--source", "a", "--task", "pairs", "--reward", "brevity"], "--reward='brevity'"),
+        (["--source", "a", "--work", "gs://b/w"], "--work='gs://b/w'"),
+        (["--source", "a", "--registry", "ghcr.io/me"], "--registry='ghcr.io/me'"),
+        (["--for", "cluster", *BUCKET, "--reward", "./reward_model"], "no path of this machine"),
     ],
 )
 def test_what_it_cannot_write_is_said_and_nothing_is_asked(
