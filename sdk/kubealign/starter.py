@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 LAPTOP, CLUSTER = TARGETS = ("laptop", "cluster")
 REWARDS, PAIRS = TASKS = ("rewards", "pairs")
 """Answers of the policy that a reward chooses among, or pairs that people labelled."""
+OBJECTIVE = "dpo"
+"""What a first run trains on."""
 TEMPLATE = "starter.yaml.jinja"
 
 
@@ -61,8 +64,10 @@ class Starter:
         return self.task == REWARDS and not names_function(self.reward)
 
     def text(self, path: Path) -> str:
-        """The run file that will lie at ``path``: places on this machine are relative to it."""
+        """The run file that will lie at ``path``: places on this machine are relative to it, and the commands
+        in it are for where the user stands now."""
         from kubealign_components.engines.reward_functions import SHIPPED
+        from kubealign_pipelines.checking.across import USUAL_BETA
 
         values = {
             "policy": _beside(self.policy, path),
@@ -76,7 +81,9 @@ class Starter:
             target=self.target,
             task=self.task,
             by_model=self._by_model,
-            file=path.name,
+            file=shlex.quote(path.as_posix()),
+            beta="{:g} to {:g}".format(*USUAL_BETA[OBJECTIVE]),
+            objective=OBJECTIVE,
             functions=", ".join(sorted(SHIPPED)),
             **{name: _scalar(value) for name, value in values.items()},
         )

@@ -20,9 +20,11 @@ from kubealign_components.errors import KubeAlignError, error_kinds
 from kubealign_components.import_prompts.component import import_prompts
 from kubealign_components.select.pairs import STRATEGIES
 from kubealign_components.select.stage import ALL, LABELLED, LABELS
+from kubealign_components.train.config import TrainConfig
 from kubealign_components.training.config import PAIRWISE, POINTWISE
 from kubealign_pipelines.catalogue import write_catalogue
 from kubealign_pipelines.checking.across import USUAL_BETA
+from kubealign_pipelines.checking.describe import meanings_of
 from kubealign_pipelines.resources import CompileSettings
 from support.documents import ROOT, blocks
 
@@ -60,6 +62,7 @@ def test_every_objective_is_told_with_its_range() -> None:
     usual = {name: f"{low:g} to {high:g}" for name, (low, high) in USUAL_BETA.items()}
     looks = dict.fromkeys(PAIRWISE, "pairs") | dict.fromkeys(POINTWISE, "one completion")
     assert told == {name: (looks[name], usual.get(name, "any")) for name in (*PAIRWISE, *POINTWISE)}
+    assert all(beta in meanings_of(TrainConfig)["beta"] for beta in usual.values())
 
 
 def test_every_error_is_told() -> None:

@@ -16,8 +16,8 @@ class TrainConfig(TrainerConfig):
     """dpo, dpo_norm, ipo, simpo, rebel (these need pairs), qrpo or kto (pairs or single completions; kto goes
     by people's labels)."""
     beta: float = 0.1
-    """Pull to the reference. Its scale depends on the objective: 0.01 to 0.1 for dpo, about 5 for
-    dpo_norm, 0.01 to 0.1 for kto, 0.001 to 0.1 for qrpo, 2 to 10 for simpo."""
+    """Pull to the reference. Its scale depends on the objective: 0.01 to 0.5 for dpo and kto, 0.01 to 1 for
+    ipo, 0.0001 to 0.1 for qrpo, 1 to 20 for dpo_norm and simpo."""
     transform: str = "identity"
     """qrpo: what is regressed on, as a function of the quantile reward: identity, log, sqrt, square or
     normal_icdf."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import click
 
 from kubealign.cli.arguments import LocalPath
 from kubealign.cli.options import show_findings
-from kubealign.cli.terminal import say
+from kubealign.cli.terminal import counted, say
 from kubealign.starter import CLUSTER, LAPTOP, REWARDS, TARGETS, TASKS, Starter
 from kubealign_components.config import require
 
@@ -73,8 +74,14 @@ def init(output: Path, **options: str | None) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, starter.text(output))
     here = starter.target != CLUSTER
-    show_findings(check(read_run([output]), here=here).findings)
-    say(f"{output} is written; {'kubealign run' if here else 'kubealign submit'} -f {output} starts it")
+    report = check(read_run([output]), here=here)
+    show_findings(report.findings)
+    starts = f"{'kubealign run' if here else 'kubealign submit'} -f {shlex.quote(str(output))}"
+    if report.errors:
+        must = f"{counted(len(report.errors), 'error')} must be put right before {starts} starts it"
+        say(f"{output} is written; {must}")
+    else:
+        say(f"{output} is written; {starts} starts it")
 
 
 def _answers(given: dict[str, str | None]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from kubealign.cli.examples import EXAMPLES, walk
 from kubealign.cli.main import main
 from kubealign.runfile import load_run_file
 from kubealign.starter import TARGETS, TASKS, Starter
+from kubealign_pipelines.checking.across import USUAL_BETA
 
 BUCKET = ("--policy", "org/model", "--source", "org/data", "--work", "gs://bucket/work")
 
@@ -47,6 +48,9 @@ def test_the_file_of_a_laptop_passes_the_check(
     checked = CliRunner().invoke(main, ["check", "-f", output, "--here", "--rows", "1"])
     assert checked.exit_code == 0, checked.output
     assert "prompt 1:" in checked.output
+    text = Path(output).read_text()
+    assert f"kubealign check -f {output} " in text and f"kubealign run -f {output} " in text
+    assert done.output.endswith(f"kubealign run -f {output} starts it\n")
     parameters = load_run_file(Path(output)).parameters
     assert ("reward_functions" in parameters) is (task == "rewards")
 
@@ -91,6 +95,7 @@ def test_every_line_of_settings_is_explained() -> None:
             text = starter.text(Path("run.yaml"))
             assert max(map(len, text.splitlines())) <= 120
             assert text.count("#") > 12
+            assert "dpo with a beta of {:g} to {:g},".format(*USUAL_BETA["dpo"]) in text
             assert yaml.safe_load(text)["pipeline"] == "offline_alignment"
 
 
@@ -122,6 +127,7 @@ def test_what_the_check_finds_is_shown(source: Path) -> None:
     done = init("--policy", "./nowhere", "--source", source)
     assert done.exit_code == 0
     assert "run.yaml:10:11: policy=" in done.output
+    assert done.output.endswith("; 1 error must be put right before kubealign run -f run.yaml starts it\n")
 
 
 def test_on_a_terminal_it_asks_for_what_was_not_said(source: Path, tiny_model: Path) -> None:
