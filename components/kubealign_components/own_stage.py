@@ -5,11 +5,13 @@ Its text travels in the compiled pipeline, and is executed where the task runs.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import inspect
 import linecache
 import sys
 import traceback
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -41,6 +43,14 @@ class OwnStage:
     """Names of the datasets that it takes."""
 
 
+def packed(source: str) -> str:
+    """The text of a module as a compiled pipeline carries it: a few plain letters.
+
+    In a text of its own ``{{`` would begin a variable of Argo's.
+    """
+    return base64.b64encode(zlib.compress(source.encode(), 9)).decode("ascii")
+
+
 def read_stage(source: str, name: str, file: str = "") -> OwnStage:
     """The stage of the module ``source``.
 
@@ -70,7 +80,7 @@ def read_stage(source: str, name: str, file: str = "") -> OwnStage:
 
 
 def run_stage(
-    source: str,
+    carried: str,
     name: str,
     settings: Mapping[str, object],
     inputs: Mapping[str, Artifact],
@@ -79,13 +89,14 @@ def run_stage(
     metrics: Metrics,
     report: Artifact,
 ) -> None:
-    """Run the stage of the module ``source`` as a task, and publish what it made.
+    """Run the stage whose module is ``carried``, as :func:`packed` gives it, as a task; publish what it made.
 
     Raises:
         ConfigError: settings that cannot be used.
         KubeAlignError: what the stage raises.
         Unexpected: it raised something else.
     """
+    source = zlib.decompress(base64.b64decode(carried)).decode()
     stage = read_stage(source, name)
     config: object = from_mapping(stage.config, settings, name)
     opened = {own: open_dataset(artifact) for own, artifact in inputs.items()}

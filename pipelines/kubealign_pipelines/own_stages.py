@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from kfp import dsl
 
-from kubealign_components.config import hints_of, require, require_choice
+from kubealign_components.config import OPTIONS, hints_of, require, require_choice
 from kubealign_components.errors import ConfigError
-from kubealign_components.own_stage import OwnStage, read_stage
+from kubealign_components.own_stage import OwnStage, packed, read_stage
 from kubealign_components.stages import CONFIGS, register
+from kubealign_pipelines.checking.carried import check_texts
 from kubealign_pipelines.resources import IMAGES
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 OUTPUTS = ("dataset", "metrics", "report")
 """Outputs of a stage of rows: the dataset, its numbers, and the page about it."""
 MOST = 64 * 2**10
-"""Bytes of a module: it lies in the compiled pipeline once for each task."""
+"""Bytes of a packed module: it lies in the compiled pipeline once for each task."""
 _TYPES = {str: "str", int: "int", float: "float", bool: "bool"}
 _SOURCE = '''\
 def {name}({inputs}):
@@ -34,7 +35,7 @@ def {name}({inputs}):
     from kubealign_components.own_stage import run_stage
 
     run_stage(
-        {source!r},
+        {carried!r},
         {name!r},
         settings,
         dict({datasets}),
@@ -64,15 +65,18 @@ def own_stage(file: str | Path, *, image: str = "data") -> BaseComponent:
     usable = name.isidentifier() and not keyword.iskeyword(name) and name not in (*CONFIGS, "merge")
     require(usable, "own_stage", str(file), "a file called like a function, and like no stage that there is")
     source = path.read_text(encoding="utf-8")
-    require(len(source) <= MOST, "own_stage", str(file), f"a module of at most {MOST} bytes")
+    carried = packed(source)
+    most = f"a module of at most {MOST} bytes as it is packed (this has {len(carried)})"
+    require(len(carried) <= MOST, "own_stage", str(file), most)
     stage = read_stage(source, name, str(path))
-    taken = {*OUTPUTS, *stage.inputs} & {field.name for field in dataclasses.fields(stage.config)}
-    require(not taken, name, sorted(taken), "settings with other names than inputs and outputs have")
+    taken = {*OUTPUTS, *stage.inputs, OPTIONS} & {field.name for field in dataclasses.fields(stage.config)}
+    expected = f"settings with other names than inputs and outputs have, and than {OPTIONS}"
+    require(not taken, name, sorted(taken), expected)
     register(name, stage.config)
-    return _component(stage, source, IMAGES[image])
+    return _component(stage, carried, IMAGES[image])
 
 
-def _component(stage: OwnStage, source: str, image: str) -> BaseComponent:
+def _component(stage: OwnStage, carried: str, image: str) -> BaseComponent:
     datasets = [f"{name}: dsl.Input[dsl.Dataset]" for name in stage.inputs]
     outputs = [
         f"{name}: dsl.Output[dsl.{kind}]" for name, kind in zip(OUTPUTS, ("Dataset", "Metrics", "HTML"))
@@ -85,7 +89,7 @@ def _component(stage: OwnStage, source: str, image: str) -> BaseComponent:
         meaning=_meaning(stage),
         settings=", ".join(f"{name}={name}" for name in settings),
         datasets=", ".join(f"{name}={name}" for name in stage.inputs),
-        source=source,
+        carried=carried,
     )
     return dsl.component(_defined(stage.name, text), base_image=image, install_kfp_package=False)
 
@@ -99,6 +103,8 @@ def _parameters(stage: OwnStage) -> Iterator[tuple[str, str]]:
             expected = "text, whole number, number, true or false, a tuple, a list or a mapping"
             raise ConfigError(f"{stage.name}.Config.{field.name}", str(hints[field.name]), expected)
         default = _default(field)
+        for finding in check_texts((f"{stage.name}.Config", field.name), default):
+            raise ConfigError(finding.name, finding.value, finding.expected)
         text = f"{field.name}: {kind}"
         yield field.name, text if default is dataclasses.MISSING else f"{text} = {default!r}"
 
@@ -122,7 +128,7 @@ def _default(field: dataclasses.Field[object]) -> object:
 def _meaning(stage: OwnStage) -> str:
     """The first line of what ``run`` says of itself."""
     text = (stage.run.__doc__ or f"The stage {stage.name}.").strip().splitlines()[0]
-    return text.replace("\\", "").replace('"', "'")
+    return text.replace("\\", "").replace('"', "'").replace("{{", "{ {")
 
 
 def _defined(name: str, text: str) -> Callable[..., object]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from kfp import dsl
 
 from kubealign.cli.main import main
 from kubealign_components.errors import ConfigError, Unexpected
-from kubealign_components.own_stage import read_stage, where
+from kubealign_components.own_stage import packed, read_stage, where
 from kubealign_pipelines import build, rules
 from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.own_stages import own_stage
+from support.datasets import MakeDataset
 from support.documents import PAGE, leave_own_pipeline, shown_file
+from support.tiny import prompt_row
 
 STAGE = """\
 from dataclasses import dataclass
@@ -55,7 +59,7 @@ def test_its_graph_is_compiled_with_settings_and_the_module(folder: Path) -> Non
     executors = spec["deploymentSpec"]["executors"]
     own = executors["exec-short-prompts"]["container"]
     assert own["resources"]["memoryLimit"] or own["resources"]["resourceMemoryLimit"] == "3Gi"
-    assert "too_many_words" in "".join(own["command"] + own["args"])
+    assert packed((folder / "short_prompts.py").read_text()) in "".join(own["command"] + own["args"])
     assert "exec-short-prompts" in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
@@ -134,7 +138,9 @@ def test_a_file_that_changes_is_read_again(folder: Path) -> None:
         ("own.py", STAGE.format(field="rows: int = 1"), "settings with other names"),
         ("own.py", STAGE.format(field="a: set = 1"), "own.Config.a"),
         ("own.py", "1 / 0\n", "ZeroDivisionError: division by zero, line 1"),
-        ("own.py", f"# {'x' * 70_000}\n", "a module of at most 65536 bytes"),
+        ("own.py", STAGE.format(field="options: str = ''"), "than options"),
+        ("own.py", STAGE.format(field="a: str = 'of {{name}}'"), "text without {{"),
+        ("own.py", f"# {Random(0).randbytes(50_000).hex()}\n", "a module of at most 65536 bytes"),
     ],
 )
 def test_a_module_that_is_no_stage_is_refused(tmp_path: Path, name: str, text: str, expected: str) -> None:
@@ -142,6 +148,31 @@ def test_a_module_that_is_no_stage_is_refused(tmp_path: Path, name: str, text: s
     with pytest.raises(ConfigError) as refused:
         own_stage(tmp_path / name)
     assert expected in str(refused.value)
+
+
+def test_a_module_is_as_large_as_it_is_packed(tmp_path: Path) -> None:
+    (tmp_path / "large_stage.py").write_text(f"# {'é' * 70_000}\n{SOUND}")
+    carried = own_stage(tmp_path / "large_stage.py").component_spec.implementation.container
+    assert len("".join(carried.command)) < 5_000
+
+
+def test_a_module_may_say_what_argo_would_take_for_a_variable(
+    tmp_path: Path, make_dataset: MakeDataset
+) -> None:
+    raising = '"""Of {{ é }}."""\n    raise RuntimeError("{{ é }}")'
+    (tmp_path / "braces.py").write_text(SOUND.replace("pass", raising))
+    component = own_stage(tmp_path / "braces.py")
+    container = component.component_spec.implementation.container
+    carried = "".join(map(str, [*container.command, *container.args]))
+    assert "{{" not in carried.replace("{{$}}", "")
+    made = make_dataset([prompt_row("p")])
+    outputs = {
+        "dataset": dsl.Dataset(uri=str(tmp_path / "out")),
+        "metrics": dsl.Metrics(uri=str(tmp_path / "metrics")),
+        "report": dsl.HTML(uri=str(tmp_path / "page")),
+    }
+    with pytest.raises(Unexpected, match=r"braces failed: RuntimeError: \{\{ é \}\}, line 9"):
+        component.python_func(rows=dsl.Dataset(uri=made.uri), **outputs)
 
 
 def test_settings_of_every_type_are_parameters(tmp_path: Path) -> None:
