@@ -49,7 +49,7 @@ def rules(name: str) -> Rules:
     Raises:
         ConfigError: no pipeline of that name.
     """
-    if name not in PIPELINES:
+    if is_own(name):
         return own_rules(name)
     rules_of_pipeline: Rules = _module(name).RULES
     return rules_of_pipeline

@@ -12,7 +12,7 @@ from kfp.compiler.pipeline_spec_builder import extract_comments_from_pipeline_sp
 
 from kubealign_components.config import require
 from kubealign_components.whole_file import whole_file
-from kubealign_pipelines import build, rules
+from kubealign_pipelines import Rules, build, rules
 from kubealign_pipelines.checking.describe import options_text
 from kubealign_pipelines.flat import fold
 from kubealign_pipelines.graph import CHECK, Graph, Json, Parameter
@@ -71,19 +71,20 @@ def graph_of(pipeline: GraphComponent, name: str) -> Graph:
 
 def _spec_of(pipeline: GraphComponent, name: str) -> tuple[Json, Graph]:
     spec: Json = MessageToDict(pipeline.pipeline_spec)
-    whole = Graph(spec)
+    whole, own = Graph(spec), rules(name)
     others = {idle: whole.parameters[idle] for idle in _prune(spec)}
-    return spec, Graph(spec, others=others, choices={p.name: p for p in _choices(name)})
+    return spec, Graph(spec, others=others, choices={p.name: p for p in _choices(own)}, rules=own)
 
 
 def read_graph(path: Path) -> Graph:
-    """The graph of the compiled pipeline at ``path``; a second YAML document holds only pod settings."""
+    """The graph of the compiled pipeline at ``path``, without rules, of which a compiled one knows nothing; a
+    second YAML document holds only pod settings."""
     with path.open("rb") as file:
         return Graph(next(yaml.load_all(file, Loader=yaml.CSafeLoader)))
 
 
-def _choices(name: str) -> Iterator[Parameter]:
-    for choice in rules(name).choices:
+def _choices(rules: Rules) -> Iterator[Parameter]:
+    for choice in rules.choices:
         allowed = " or ".join(choice.values)
         yield Parameter(
             name=choice.name,

@@ -14,7 +14,7 @@ from functools import cache
 from itertools import chain
 
 from kubealign_components.config import GROUPS, OPTIONS, Path, SettingGroup, config_in, hints_of
-from kubealign_components.stages import config_class
+from kubealign_components.stages import CONFIGS, config_class
 from kubealign_pipelines.checking.findings import A_VALUE, PARAMETERS, Finding, belongs_to, error_at
 from kubealign_pipelines.graph import Graph, Source
 
@@ -78,14 +78,15 @@ def flat_names(graph: Graph) -> dict[tuple[str, ...], str]:
 
 
 def _options(graph: Graph) -> Mapping[str, str]:
-    """The stages by what the parameters of their options begin with: as the rules say, or the tasks."""
+    """The stages by what the parameters of their options begin with: as the rules say, or the tasks, of which
+    a component of a user's own may call an argument so as well."""
     given = {
         options.parameter.removesuffix(f"_{OPTIONS}"): task.function
         for task in graph.tasks.values()
         if (options := task.arguments.get(OPTIONS, Source())).parameter
         and options.parameter.endswith(f"_{OPTIONS}")
     }
-    return graph.rules.options or given
+    return {prefix: stage for prefix, stage in (graph.rules.options or given).items() if stage in CONFIGS}
 
 
 @cache

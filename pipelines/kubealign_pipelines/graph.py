@@ -11,12 +11,18 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import Any
 
+from kubealign_components.config import require
 from kubealign_components.json_types import JsonObject
-from kubealign_pipelines import Rules, rules
+from kubealign_pipelines.rules import Rules
 
 Json = JsonObject
 CHECK = "check"
 """The function of the task that checks all parameters before the others start."""
+_FUNCTION = "--function_to_execute"
+_PYTHON = (
+    "tasks of Python: one of kubealign.components, an own_stage or a @dsl.component; no dsl.importer and no "
+    "@dsl.container_component (import_prompts reads data, and a model is named by its URI)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +74,10 @@ class Graph:
         spec: the IR as parsed from YAML.
         others: parameters of the pipeline's other shapes, which no task of this graph reads.
         choices: settings that decide which stages there are.
+        rules: what no stage alone can check of its parameters.
+
+    Raises:
+        ConfigError: a task that is no component of Python.
     """
 
     def __init__(
@@ -75,23 +85,20 @@ class Graph:
         spec: Json,
         others: Mapping[str, Parameter] | None = None,
         choices: Mapping[str, Parameter] | None = None,
+        rules: Rules | None = None,
     ) -> None:
         self.name: str = spec["pipelineInfo"]["name"]
         self.description: str = spec["pipelineInfo"].get("description", "")
         self.parameters = {p.name: p for p in _parameters(spec["root"])}
         self.others = dict(others or {})
         self.choices = dict(choices or {})
+        self.rules = rules or Rules()
         self._spec = spec
         outer = {name: Source(parameter=name) for name in self.parameters}
         tasks = list(self._walk(spec["root"]["dag"], outer, None))
         self.tasks = {task.name: task for task in tasks if task.function != CHECK}
         """In the order in which they can run; all but the one that checks parameters, which is no stage and
         reads whatever others read."""
-
-    @property
-    def rules(self) -> Rules:
-        """What no stage alone can check of its parameters."""
-        return rules(self.name.replace("-", "_"))
 
     def settings(self) -> list[Parameter]:
         """All that a run file may set, in whatever shape of the pipeline."""
@@ -114,8 +121,9 @@ class Graph:
                 yield self._task(task, component, arguments, loop or groups.get(name))
 
     def _task(self, task: Json, component: Json, arguments: dict[str, Source], group: str | None) -> Task:
-        executor = self._spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
-        function = executor["args"][executor["args"].index("--function_to_execute") + 1]
+        executor = self._spec["deploymentSpec"]["executors"][component["executorLabel"]]
+        function = function_of(executor.get("container", {}))
+        require(bool(function), "pipeline", f"{self.name}: {task['taskInfo']['name']}", _PYTHON)
         artifacts = component.get("outputDefinitions", {}).get("artifacts", {})
         return Task(
             name=task["componentRef"]["name"].removeprefix("comp-"),
@@ -125,6 +133,13 @@ class Graph:
             arguments=arguments,
             outputs={name: value["artifactType"]["schemaTitle"] for name, value in artifacts.items()},
         )
+
+
+def function_of(container: Json) -> str:
+    """The Python function that the pod of a component calls; empty where it calls none."""
+    arguments = [str(argument) for argument in container.get("args", ())]
+    at = arguments.index(_FUNCTION) + 1 if _FUNCTION in arguments else len(arguments)
+    return arguments[at] if at < len(arguments) else ""
 
 
 def _parameters(root: Json) -> Iterator[Parameter]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from kubealign_pipelines.resources import CompileSettings
 
 SUFFIX = ".py"
-_BUILT: dict[str, Rules] = {}
-"""Rules of the pipelines that were built, by the names that their graphs have."""
 _LOADED: dict[tuple[Path, int], ModuleType] = {}
 """Files as they were at a time."""
 
@@ -43,11 +43,13 @@ def build_own(name: str, settings: CompileSettings) -> GraphComponent:
 
     module = load_own(name)
     path = Path(str(module.__file__))
-    rules, function = _rules_in(module), vars(module).get(path.stem)
+    _rules_in(module)
+    function = vars(module).get(path.stem)
     require(callable(function), "pipeline", name, f"a file with a function {path.stem}(place)")
     assert callable(function)
     try:
-        built = function(Placement(settings))
+        with _importable(path.parent):
+            built = function(Placement(settings))
     except KubeAlignError:
         raise
     except (Exception, SystemExit) as error:  # code of a user may raise anything
@@ -56,20 +58,16 @@ def build_own(name: str, settings: CompileSettings) -> GraphComponent:
         isinstance(built, GraphComponent), "pipeline", name, f"a pipeline that {path.stem}(place) returns"
     )
     assert isinstance(built, GraphComponent)
-    _BUILT[built.pipeline_spec.pipeline_info.name.replace("-", "_")] = rules
     return built
 
 
 def own_rules(name: str) -> Rules:
-    """Rules of the pipeline of that name, or in that file; a file may have some as RULES.
+    """Rules of the pipeline in the file ``name``, which may have some as RULES.
 
     Raises:
-        ConfigError: no such file, and none that was built under that name.
+        ConfigError: no such file.
     """
-    if is_own(name):
-        return _rules_in(load_own(name))
-    require(name in _BUILT, "pipeline", name, "a pipeline that comes along, or a file my_pipeline.py")
-    return _BUILT[name]
+    return _rules_in(load_own(name))
 
 
 def load_own(name: str) -> ModuleType:
@@ -93,17 +91,26 @@ def _executed(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.parent))  # for modules beside it
     try:
-        spec.loader.exec_module(module)
+        with _importable(path.parent):
+            spec.loader.exec_module(module)
     except KubeAlignError:
         raise
     except (Exception, SystemExit) as error:  # code of a user may raise anything
         expected = f"a file that Python can execute ({where(error, str(path))})"
         raise ConfigError("pipeline", str(path), expected) from error
-    finally:
-        sys.path.remove(str(path.parent))
     return module
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let what a file in ``folder`` does in this block import the modules beside it."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # code of a user may have done it
+            sys.path.remove(str(folder))
 
 
 def _rules_in(module: ModuleType) -> Rules:

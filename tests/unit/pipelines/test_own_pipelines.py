@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from random import Random
 
@@ -31,6 +32,42 @@ def run(config, *, rows, output):
     pass
 """
 SOUND = STAGE.format(field="a: int = 1")
+PIPE = """\
+from kfp import dsl
+
+@dsl.container_component
+def in_container():
+    return dsl.ContainerSpec(image="busybox", command=["true"])
+
+@dsl.component(base_image="busybox", install_kfp_package=False)
+def in_python(options: dict) -> int:
+    return len(options)
+
+@dsl.component(base_image="busybox", install_kfp_package=False)
+def reading(rows: dsl.Input[dsl.Dataset]):
+    pass
+
+def pipe(place):
+    {before}
+
+    @dsl.pipeline(name={name!r})
+    def pipeline(sample_options: dict = {{}}, reward_functions: dict = {{}}, reward_model: str = "none"):
+        {task}
+
+    return pipeline
+"""
+IMPORTING = 'reading(rows=dsl.importer("gs://b/rows", dsl.Dataset).output)'
+"""A pipeline of parts as KFP has them."""
+
+
+def leave_pipe(
+    folder: Path, *, name: str = "pipe", task: str = "in_python(options=sample_options)", before: str = "pass"
+) -> str:
+    """The file of a pipeline in ``folder``, which is made."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "pipe.py"
+    path.write_text(PIPE.format(name=name, task=task, before=before))
+    return str(path)
 
 
 @pytest.fixture
@@ -113,9 +150,9 @@ def test_a_file_that_changes_is_read_again(folder: Path) -> None:
     assert "most_words" in graph_of(build(str(path)), str(path)).parameters
     path.write_text(path.read_text().replace("most_words: int = 6", "most_words: int = 7, unused: str = ''"))
     assert graph_of(build(str(path)), str(path)).parameters["most_words"].default == 7
-    assert rules("my_pipeline").choices == ()
-    with pytest.raises(ConfigError, match=r"a file my_pipeline\.py"):
-        rules("nothing_that_was_built")
+    assert rules(str(path)).choices == ()
+    with pytest.raises(ConfigError, match="one of offline_alignment, salmon"):
+        rules("nothing_that_is_there")
 
 
 @pytest.mark.parametrize(
@@ -201,3 +238,44 @@ def test_what_a_stage_raises_is_told_with_its_line() -> None:
         stage.run(None, rows=None, output="")
     assert where(raised.value, "broken.py") == "KeyError: 'x', line 8"
     assert issubclass(Unexpected, Exception)
+
+
+@pytest.mark.parametrize("task", ["in_container()", IMPORTING])
+def test_a_task_that_is_not_of_python_is_named(tmp_path: Path, task: str) -> None:
+    path = leave_pipe(tmp_path, task=task)
+    for command in (["check", path], ["compile", path, "-o", str(tmp_path / "out.yaml")], ["params", path]):
+        done = kubealign(*command)
+        assert done.exit_code == 2, done.output
+        assert f"'pipe: {'importer' if 'importer' in task else 'in-container'}'" in done.output
+        assert "expected tasks of Python" in done.output
+        assert "Traceback" not in done.output
+
+
+def test_a_component_of_ones_own_may_call_an_argument_options(tmp_path: Path) -> None:
+    path = leave_pipe(tmp_path)
+    done = kubealign("compile", path, "-o", str(tmp_path / "out.yaml"), "--set", "sample_options={a: 1}")
+    assert done.exit_code == 0, done.output
+    assert kubealign("params", path, "--all").exit_code == 0
+
+
+def test_rules_are_those_of_the_file_whatever_its_pipeline_is_called(tmp_path: Path) -> None:
+    rules_of = "from kubealign_pipelines import Choice, Rules\nRULES = Rules(choices=(Choice(name={0!r}, "
+    rules_of += "values=('a',), meaning=''),))\n"
+    paths = [leave_pipe(tmp_path / name, name="offline-alignment") for name in ("one", "two", "none")]
+    for path, choice in zip(paths, ("first", "second")):
+        Path(path).write_text(rules_of.format(choice) + Path(path).read_text())
+    graphs = [graph_of(build(path), path) for path in paths]
+    assert [[choice.name for choice in graph.rules.choices] for graph in graphs] == [
+        ["first"],
+        ["second"],
+        [],
+    ]
+    assert [graph.rules.one_of for graph in graphs] == [()] * 3
+
+
+def test_a_function_may_import_what_lies_beside_its_file(tmp_path: Path) -> None:
+    (tmp_path / "beside_the_pipe.py").write_text("NAME = 'late'\n")
+    path = leave_pipe(tmp_path, before="import beside_the_pipe")
+    before = list(sys.path)
+    assert graph_of(build(path), path).name == "pipe"
+    assert sys.path == before
