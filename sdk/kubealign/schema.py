@@ -12,6 +12,7 @@ from itertools import product
 from kubealign.runfile import RUNNERS, LocalSettings
 from kubealign_components.config import SHORTHAND, config_in, hints_of, takes_anything
 from kubealign_components.json_types import JsonObject
+from kubealign_components.stages import own_stages
 from kubealign_pipelines import PIPELINES, build, rules
 from kubealign_pipelines.checking.describe import (
     Setting,
@@ -49,7 +50,10 @@ def run_file_schema(pipeline: str) -> Schema:
     graphs = shapes(pipeline)
     compiled = _of_config(CompileSettings)
     stage = _of_config(StageResources)
-    compiled["properties"]["stages"] = _closed({name: {"$ref": "#/$defs/stage"} for name in DEFAULTS})
+    own = sorted({t.function for g in graphs for t in g.tasks.values()}.intersection(own_stages()))
+    compiled["properties"]["stages"] = _closed(
+        {name: {"$ref": "#/$defs/stage"} for name in (*DEFAULTS, *own)}
+    )
     compiled["properties"]["images"] = _closed({name: {"type": "string"} for name in IMAGES})
     local = _of_config(LocalSettings)
     local["properties"]["runner"]["enum"] = list(RUNNERS)

@@ -13,6 +13,8 @@ from kubealign.cluster.kube import Json, Kubernetes
 from kubealign.errors import ClusterError
 from kubealign.runfile import RunFile
 from kubealign_components.config import require
+from kubealign_components.stages import own_stages
+from kubealign_pipelines.graph import function_of
 from kubealign_pipelines.stage_resources import DEFAULTS, StageResources
 
 KUBEFLOW = "kubeflow"
@@ -105,9 +107,9 @@ class Subject:
     @property
     def stages(self) -> Iterator[tuple[str, StageResources]]:
         """The stages that the run has, and what their pods ask for."""
-        text = " ".join(" ".join(map(str, task["container"].get("args", ()))) for task in self.tasks)
-        for stage in DEFAULTS:
-            if f"--function_to_execute {stage}" in text:
+        functions = {function_of(task["container"]) for task in self.tasks}
+        for stage in (*DEFAULTS, *own_stages()):
+            if stage in functions:
                 yield stage, self.run.compile.resources(stage)
 
     @property

@@ -6,12 +6,17 @@ import sys
 from pathlib import Path
 from random import Random
 
+import jsonschema
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 from kfp import dsl
 
 from kubealign.cli.main import main
+from kubealign.cluster.kube import Kubernetes
+from kubealign.doctor.diagnosis import Subject
+from kubealign.runfile import load_run_file
+from kubealign.schema import run_file_schema
 from kubealign_components.errors import ConfigError, Unexpected
 from kubealign_components.own_stage import packed, read_stage, where
 from kubealign_pipelines import build, rules
@@ -279,3 +284,13 @@ def test_a_function_may_import_what_lies_beside_its_file(tmp_path: Path) -> None
     before = list(sys.path)
     assert graph_of(build(path), path).name == "pipe"
     assert sys.path == before
+
+
+def test_schema_and_doctor_know_the_stages_of_ones_own(folder: Path) -> None:
+    schema = run_file_schema("my_pipeline.py")
+    jsonschema.validate(yaml.safe_load((folder / "mine.yaml").read_text()), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"compile": {"stages": {"short_promts": {"memory": "8Gi"}}}}, schema)
+    stages = dict(Subject(Kubernetes(), load_run_file(folder / "mine.yaml")).stages)
+    assert stages.keys() == {"import_prompts", "filter", "sample", "merge", "rewards", "short_prompts"}
+    assert stages["short_prompts"].memory == "3Gi"
