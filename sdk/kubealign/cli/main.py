@@ -119,8 +119,11 @@ def run_(
             console.print(note)
     if results.evaluation:
         console.print(number_table("Evaluation", decided_numbers(results.evaluation)))
-    made = f"Model:   {results.folder / 'model'}" if results.model else f"Made:    {results.outputs[-1].path}"
-    console.print(f"{made}\nSummary: {results.folder / 'summary.html'}", soft_wrap=True)
+    if results.model:
+        console.print(f"Model:   {results.folder / 'model'}", soft_wrap=True)
+    elif results.outputs:
+        console.print(f"Made:    {results.outputs[-1].path}", soft_wrap=True)
+    console.print(f"Summary: {results.folder / 'summary.html'}", soft_wrap=True)
 
 
 @main.command("lineage")

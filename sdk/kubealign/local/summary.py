@@ -20,6 +20,7 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.lineage import LineageStep, steps_of
 from kubealign_components.data.schemas import EVALUATION
 from kubealign_components.engines.rewards import REWARD, RewardSpec, reward_words
+from kubealign_components.errors import ConfigError
 from kubealign_components.evaluate.audit import decided_numbers
 from kubealign_components.evaluate.comparison import warnings
 from kubealign_components.reports.graph import Node, picture
@@ -104,11 +105,15 @@ def _facts(numbers: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def _reward(results: Results) -> list[str]:
-    """What was rewarded, in words; nothing where the run was given no reward of its own."""
+    """What was rewarded, in words; nothing where the run was given no reward of its own, or parameters that
+    a pipeline of its user's own calls so and that are something else."""
     given = {name: results.parameters.get(argument) for argument, name in REWARD.items()}
     if not any(given.values()):
         return []
-    return reward_words(from_mapping(RewardSpec, {k: v for k, v in given.items() if v}, "reward"))
+    try:
+        return reward_words(from_mapping(RewardSpec, {k: v for k, v in given.items() if v}, "reward"))
+    except ConfigError:
+        return []
 
 
 def write_pages(results: Results, folder: Path) -> list[Link]:

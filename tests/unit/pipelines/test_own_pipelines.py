@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from random import Random
@@ -294,3 +295,14 @@ def test_schema_and_doctor_know_the_stages_of_ones_own(folder: Path) -> None:
     stages = dict(Subject(Kubernetes(), load_run_file(folder / "mine.yaml")).stages)
     assert stages.keys() == {"import_prompts", "filter", "sample", "merge", "rewards", "short_prompts"}
     assert stages["short_prompts"].memory == "3Gi"
+
+
+def test_a_run_without_artifacts_and_with_other_rewards_ends_well(tmp_path: Path) -> None:
+    path = leave_pipe(tmp_path)
+    words = ["run", path, "--set", "reward_functions={a: 1}", "-o", str(tmp_path / "runs"), "--name", "one"]
+    done = subprocess.run(
+        [sys.executable, "-m", "kubealign.cli.main", *words], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Summary: " in done.stdout and "Made:" not in done.stdout
+    assert (tmp_path / "runs" / "runs" / "one" / "summary.html").is_file()
