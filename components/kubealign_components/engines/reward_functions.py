@@ -26,7 +26,7 @@ from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.printable import shortened
 
 SHIPPED_MODULE = "kubealign_components.rewards.functions"
-SHIPPED: Mapping[str, int] = {"brevity": 1, "exact_answer": 4, "format_match": 2, "target_length": 1}
+SHIPPED: Mapping[str, int] = {"brevity": 1, "exact_answer": 5, "format_match": 2, "target_length": 1}
 """The shipped functions and the version of each, raised when it gives other rewards."""
 
 OPEN_SECONDS = 60.0

@@ -46,8 +46,11 @@ _GIVEN_OPTION = re.compile(
 _BRACKETED = re.compile(r"\(([A-Z])\)|\*\*\(?([A-Z])[).]?\*\*")
 _LISTED_OPTION = re.compile(r"\s*([A-Z])[).:]\s")
 _VERDICTS = ("yes", "no", "true", "false")
+# Marks of a list, quotation or heading may stand around it; negations, strokes and unticked boxes may not.
 _SPOKEN_VERDICT = re.compile(
-    rf"[\s*_\"“(]*({'|'.join(_VERDICTS)})[*_\"”)]*\s*(?:[,;:—–-]|(?:because|since|as)\b|\Z)", re.IGNORECASE
+    rf"(?:[^\w\[¬~≠☐]|_|\[(?!\s*\]))*({'|'.join(_VERDICTS)})"
+    r"(?:[*_\"”)\]}`'’»>$]*\s*(?:[,;:—–-]|(?:because|since|as)\b)|[\W_]*\Z)",
+    re.IGNORECASE,
 )
 _BASED = re.compile(
     r"(?<![\w.])(\d[0-9A-Fa-f]*|[A-F]+\d[0-9A-F]*)\s*_\s*(?:\{\s*(\d{1,2})\s*\}|(\d{1,2})(?!\w))"
@@ -77,8 +80,8 @@ def gives_answer(text: str, answer: str) -> bool:
         return bool(reference) and reference in (said.strip(), text.strip())
     if (based := _BASED.fullmatch(reference)) is not None:
         return _based(said, marked=marked) == based[0]
-    if reference.lower() in _VERDICTS and not marked:
-        return _verdict(said) == reference.lower()
+    if (verdict := _words(reference)) in _VERDICTS and not marked:
+        return _verdict(said) == verdict
     if (option := _OPTION.fullmatch(reference)) is not None:
         return _option(said, marked=marked) == option[1].upper()
     if (number := _numeric(reference)) is not None:

@@ -148,6 +148,37 @@ def test_where_answers_stand(text: str, answer: str, wanted: float) -> None:
     assert reward(text, answer) == wanted
 
 
+@pytest.mark.parametrize("said", ["yes", "No", "True", "FALSE"])
+@pytest.mark.parametrize("form", [
+    "{}", "`{}`", "'{}'", "‘{}’", "«{}»", "- {}", "* {}.", "+ {}", "• {}", "> {}", "> **{}**", "# {}", "## {}!",
+    "${}$", "$$\n{}\n$$", "[{}]", "→ {}", "= {}", "; {}", "- `{}`, because 2 < 3", "**{}** ✅", "({})", "__{}__",
+])  # fmt: skip
+def test_a_verdict_with_marks_around_it_is_one(said: str, form: str) -> None:
+    for before in ("", "Let me see.\n\n", "No, wait.\nYes, perhaps.\nTrue or false?\n"):
+        for wanted in ("yes", "no", "true", "false", f"{said}."):
+            given = wanted.strip(".").lower() == said.lower()
+            assert reward(before + form.format(said), wanted) == float(given), (before, wanted)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I said no such thing; yes",
+        "It is not yes",
+        "¬ yes",
+        "~~yes~~",
+        "- [ ] yes\n- [x] no",
+        "- [x] no\n- [ ] yes",
+        "yes/no",
+        "yes and no",
+        "'yes' is what she said",
+        "yesterday",
+    ],
+)
+def test_what_only_has_the_word_is_no_verdict(text: str) -> None:
+    assert reward(text, "yes") == 0.0
+
+
 def test_references_that_are_solutions() -> None:
     assert reference_answer("a\nb\n#### 7") == "7"
     assert reference_answer("#### A heading\n\nand its text") == "#### A heading\n\nand its text"
