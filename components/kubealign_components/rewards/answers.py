@@ -26,7 +26,10 @@ MAX_EXPONENT = 400
 
 _SPACES = " \u00a0\u2009\u202f"
 _WHOLE = rf"\d{{1,3}}(?:[,{_SPACES}]\d{{3}}(?!\d))+|\d+"
-_NUMBER = rf"(?:(?<![\w.)])[-−–+])?(?:(?:{_WHOLE})(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?(?:\s?/\s?\d+(?:\.\d+)?)?"
+_NO_SUBSCRIPT = r"(?<![^\W_])(?<![^\W_]_)"
+"""Behind no letter or digit, nor one with an underscore; other underscores are Markdown's."""
+_SIGN = rf"(?:{_NO_SUBSCRIPT}(?<![.)])[-−–+])?"
+_NUMBER = rf"{_SIGN}(?:(?:{_WHOLE})(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?(?:\s?/\s?\d+(?:\.\d+)?)?"
 _NUMBER_IN_TEXT = re.compile(rf"(?<![\d.])(?:{_NUMBER})")
 _NUMERIC_ANSWER = re.compile(rf"[$€£¥=~≈\s]*({_NUMBER})(\s*[%°$€£¥./²³^a-zA-Z(),'’\s-]*)")
 # "2x" and "3 pi" are no numbers with a unit.
@@ -53,9 +56,12 @@ _SPOKEN_VERDICT = re.compile(
     re.IGNORECASE,
 )
 _BASED = re.compile(
-    r"(?<![\w.])(\d[0-9A-Fa-f]*|[A-F]+\d[0-9A-F]*)\s*_\s*(?:\{\s*(\d{1,2})\s*\}|(\d{1,2})(?!\w))"
+    rf"{_NO_SUBSCRIPT}(?<!\.)(\d[0-9A-Fa-f]*|[A-F]+\d[0-9A-F]*)\s*_\s*"
+    r"(?:\{\s*(\d{1,2})\s*\}|(\d{1,2})(?!_*[^\W_]))"
 )
 """A number in a base, such as 1011_2."""
+_EMPHASIS = re.compile(r"(?:\A|[\s*(\"“])_{1,3}\Z")
+"""Markdown's underscores before what they emphasise."""
 _POWER = r"\^\s*(?:\{\s*([-−–+]?\d{1,4})\s*\}|([-−–+]?\d{1,4}))"
 _SCIENTIFIC = re.compile(rf"(?<![\w.])(\d+(?:\.\d+)?)\s*(?:\\times|\\cdot|×|·|\*|x)\s*10\s*{_POWER}")
 _MACRO_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
@@ -194,11 +200,17 @@ def _numbers(said: str, *, marked: bool) -> tuple[Fraction, bool] | None:
     chosen = numbers[0] if marked else numbers[-1]
     after = text[chosen.end() : chosen.end() + 12]
     value = value_of(chosen[0])
-    # What stands in a macro's braces, or above or below, is part of an expression.
-    inside = text[: chosen.start()].endswith(("{", "^", "_", "\\")) or after.startswith(("\\", "}", "_"))
-    if value is None or inside or _VARIABLE.match(after):
+    if value is None or _is_part(text[: chosen.start()], after) or _VARIABLE.match(after):
         return None
     return value, after.lstrip().startswith("%")
+
+
+def _is_part(before: str, after: str) -> bool:
+    """Whether the number between is part of an expression: in a macro's braces, above or below something."""
+    emphasised = before.endswith("_") and _EMPHASIS.search(before)
+    if before.endswith(("{", "^", "_", "\\")) and not emphasised:
+        return True
+    return after.startswith(("\\", "}")) or re.match(r"_[\d{\\]", after) is not None
 
 
 def _based(said: str, *, marked: bool) -> str | None:

@@ -148,10 +148,28 @@ def test_where_answers_stand(text: str, answer: str, wanted: float) -> None:
     assert reward(text, answer) == wanted
 
 
+@pytest.mark.parametrize("form", [
+    "_{}_", "__{}__", "___{}___", "**_{}_**", "_So it is {}_", "__So it is {}__", "_The total is {}._",
+    "The total is _{}_", "The total is __{}__.", "_Answer: {}_", "__Answer: {}__", "Answer: _{}_",
+    "_Answer:_ __{}__", "#### _{}_", "It is (_{}_)",
+])  # fmt: skip
+@pytest.mark.parametrize("answer", ["42", "1,000", "-3", "1011_2", "1A_{16}"])
+def test_emphasis_is_no_subscript(form: str, answer: str) -> None:
+    assert reward(form.format(answer), answer) == 1.0
+    assert reward(form.format(answer), "11") == 0.0
+
+
+@pytest.mark.parametrize("text", ["a_42", "x_{42}", r"\log_42", "42_8", "42_{8}", "42_{n}", r"42_\pi"])
+def test_a_subscript_or_base_is_part_of_an_expression(text: str) -> None:
+    for form in ("{}", "_It is {}_"):
+        assert reward(form.format(text), "42") == 0.0
+
+
 @pytest.mark.parametrize("said", ["yes", "No", "True", "FALSE"])
 @pytest.mark.parametrize("form", [
-    "{}", "`{}`", "'{}'", "‘{}’", "«{}»", "- {}", "* {}.", "+ {}", "• {}", "> {}", "> **{}**", "# {}", "## {}!",
-    "${}$", "$$\n{}\n$$", "[{}]", "→ {}", "= {}", "; {}", "- `{}`, because 2 < 3", "**{}** ✅", "({})", "__{}__",
+    "{}", "`{}`", "'{}'", "‘{}’", "«{}»", "- {}", "* {}.", "+ {}", "• {}", "> {}", "> **{}**", "# {}",
+    "## {}!", "${}$", "$$\n{}\n$$", "[{}]", "→ {}", "= {}", "; {}", "- `{}`, because 2 < 3", "**{}** ✅", "({})",
+    "__{}__",
 ])  # fmt: skip
 def test_a_verdict_with_marks_around_it_is_one(said: str, form: str) -> None:
     for before in ("", "Let me see.\n\n", "No, wait.\nYes, perhaps.\nTrue or false?\n"):
