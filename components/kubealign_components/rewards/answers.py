@@ -3,7 +3,7 @@ r"""Whether a text gives an answer: the same reading of both sides, in bounded t
 An answer stands after the reasoning, in the last ``\boxed{…}``, behind the last ``####``, ``<answer>`` or
 "answer is", in one of several languages; without such a mark a number is the text's last one, a verdict (yes,
 no) begins a sentence, and other answers are its last line or all of it. Numbers are compared by value, those
-with a base (``1011_2``) by their digits and base, options by their letter, mathematics by math-verify, all
+with a base (``1011_2``) by value and base, options by their letter, mathematics by math-verify, all
 else by its words.
 """
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from itertools import dropwhile
+from operator import not_
 
 from kubealign_components.data.answers import last_boxed
 from kubealign_components.rewards.math_answers import equal_mathematics, is_mathematics
@@ -56,7 +58,8 @@ _SPOKEN_VERDICT = re.compile(
     re.IGNORECASE,
 )
 _BASED = re.compile(
-    rf"{_NO_SUBSCRIPT}(?<!\.)(\d[0-9A-Fa-f]*|[A-F]+\d[0-9A-F]*)\s*_\s*"
+    rf"{_NO_SUBSCRIPT}(?<!\.)(\d[0-9A-Fa-f]*|[A-F]+\d[0-9A-F]*"
+    r"|[0-9A-Fa-f]{2,}(?=\s*_\s*(?:\{\s*)?16(?!\d)))\s*_\s*"
     r"(?:\{\s*(\d{1,2})\s*\}|(\d{1,2})(?!_*[^\W_]))"
 )
 """A number in a base, such as 1011_2."""
@@ -85,7 +88,8 @@ def gives_answer(text: str, answer: str) -> bool:
     if len(reference) > MAX_ANSWER:
         return bool(reference) and reference in (said.strip(), text.strip())
     if (based := _BASED.fullmatch(reference)) is not None:
-        return _based(said, marked=marked) == based[0]
+        given = _based(said, marked=marked)
+        return given is not None and _base_and_digits(given) == _base_and_digits(based)
     if (verdict := _words(reference)) in _VERDICTS and not marked:
         return _verdict(said) == verdict
     if (option := _OPTION.fullmatch(reference)) is not None:
@@ -108,9 +112,15 @@ def plain(text: str) -> str:
             text = pattern.sub(by, text)
         text = _SIMPLE_FRACTION.sub(lambda m: _fraction(m[1], m[2] or m[4], m[3] or m[5]), text)
     text = _SCIENTIFIC.sub(lambda m: f"{m[1]}e{_ascii_minus(m[2] or m[3])}", text)
-    text = _BASED.sub(lambda m: m[1] if "10" in m.groups()[1:] else f"{m[1]}_{m[2] or m[3]}", text)
+    text = _BASED.sub(_plain_base, text)
     text = _MIXED.sub(lambda m: _fraction(*m.groups()) if int(m[2]) < int(m[3]) else m[0], text)
     return text.strip().strip("$").strip()
+
+
+def _plain_base(number: re.Match[str]) -> str:
+    """The number with its base bare behind it, and decimals without one."""
+    base = number[2] or number[3]
+    return number[1] if base == "10" and number[1].isdecimal() else f"{number[1]}_{base}"
 
 
 def value_of(number: str) -> Fraction | None:
@@ -213,11 +223,20 @@ def _is_part(before: str, after: str) -> bool:
     return after.startswith(("\\", "}")) or re.match(r"_[\d{\\]", after) is not None
 
 
-def _based(said: str, *, marked: bool) -> str | None:
+def _based(said: str, *, marked: bool) -> re.Match[str] | None:
     """The number with a base that is given as the answer."""
     text = _first_sentence(said).rpartition("=")[2] if marked else said
     numbers = list(_BASED.finditer(text))
-    return numbers[0 if marked else -1][0] if numbers else None
+    return numbers[0 if marked else -1] if numbers else None
+
+
+def _base_and_digits(number: re.Match[str]) -> tuple[int, tuple[int, ...]] | str:
+    """What a number in a base is compared by: digits less zeros before them; as text if they are none of the
+    base. Digits, because Python counts no longer ones than some thousand."""
+    base, digits = int(number[2] or number[3]), [int(digit, 36) for digit in number[1]]
+    if not 2 <= base <= 36 or max(digits) >= base:
+        return number[0]
+    return base, tuple(dropwhile(not_, digits))
 
 
 def _verdict(said: str) -> str | None:

@@ -25,6 +25,8 @@ EQUAL = [
     ("5", "x=5"),
     (r"3\times10^5", "300000"), ("6.02e23", r"6.02 \times 10^{23}"), (r"2\cdot 10^{-3}", "0.002"),
     ("4210_{5}", "4210_5"), ("4210_{10}", "4210"), ("1A_{16}", "1A_16"),
+    ("1F_16", "1f_{16}"), ("0011_2", "11_2"), ("FF_{16}", "0ff_16"), ("a1_{16}", "A1_16"), ("000_2", "0_2"),
+    ("12_2", "12_{2}"),
     (r"5 \mathrm{~m/s}", "5"), ("–5", "-5"),
     (r"\text{12}", "12"), ("3 hours", "3 h"), ("7 m/s", "7"),
     # options and words
@@ -49,7 +51,9 @@ DIFFERENT = [
     ("C", "D"), (r"\{1,2\}", r"\{1,3\}"), ("yes", "no"), (r"\sqrt{2}", "2"), ("10%", "0.2"), ("1/3", "0.3"),
     (r"1\frac{1}{2}", "5.5"), (r"1\frac{1}{2}", "0.5"), ("2 3/4", "3/4"), ("2, 3", "2, 4"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"), ("x<3", "[3,\\infty)"),
-    ("4210_5", "4210"), ("2516_8", "2516_7"), ("1011_2", "11"), ("101_2", "100_2"), (r"3\times10^5", "3"),
+    ("4210_5", "4210"), ("2516_8", "2516_7"), ("1011_2", "11"), ("101_2", "100_2"),
+    ("012_2", "12_2"), ("11_2", "3_8"), ("10_2", "1_2"), ("FF_16", "FE_16"),
+    (r"3\times10^5", "3"),
     ("1e9", "1e8"), ("(A)", "(B)"), ("2^{10}", "2^{11}"), ("east", "west"),
 ]  # fmt: skip
 FORMS = [
@@ -168,8 +172,8 @@ def test_a_subscript_or_base_is_part_of_an_expression(text: str) -> None:
 @pytest.mark.parametrize("said", ["yes", "No", "True", "FALSE"])
 @pytest.mark.parametrize("form", [
     "{}", "`{}`", "'{}'", "‘{}’", "«{}»", "- {}", "* {}.", "+ {}", "• {}", "> {}", "> **{}**", "# {}",
-    "## {}!", "${}$", "$$\n{}\n$$", "[{}]", "→ {}", "= {}", "; {}", "- `{}`, because 2 < 3", "**{}** ✅", "({})",
-    "__{}__",
+    "## {}!", "${}$", "$$\n{}\n$$", "[{}]", "→ {}", "= {}", "; {}", "- `{}`, because 2 < 3", "**{}** ✅",
+    "({})", "__{}__",
 ])  # fmt: skip
 def test_a_verdict_with_marks_around_it_is_one(said: str, form: str) -> None:
     for before in ("", "Let me see.\n\n", "No, wait.\nYes, perhaps.\nTrue or false?\n"):
@@ -268,6 +272,15 @@ def test_texts_without_sense_take_no_time(text: str) -> None:
 def test_any_text_has_a_reward_and_gives_itself(text: str, answer: str) -> None:
     assert reward(text, answer) in (0.0, 1.0)
     assert reward(answer, text) in (0.0, 1.0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**12), st.integers(0, 10**12), st.integers(0, 3))
+def test_any_way_to_write_a_number_in_a_base(one: int, other: int, zeros: int) -> None:
+    for form, base in (("b", 2), ("o", 8), ("x", 16), ("X", 16)):
+        said = f"It is {'0' * zeros}{one:{form}}_{{{base}}}"
+        assert reward(said, f"0{one:{form.lower()}}_{base}") == 1.0
+        assert reward(said, f"0{other:{form}}_{base}") == float(one == other)
 
 
 @given(st.integers(-(10**9), 10**9), st.integers(1, 999))
