@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.labels import CHOSEN, REJECTED
-from kubealign_components.data.licenses import license_in_card, licenses, parse_license, strictest
+from kubealign_components.data.licenses import license_in_card, licenses, parse_license, united
 from kubealign_components.data.schemas import (
     PREFERENCES,
     PROMPTS,
@@ -112,7 +112,8 @@ def push(folder: Path, repository: str) -> str:
         theirs = DatasetCard.load(repository, repo_type="dataset").content
         ours = (folder / "README.md").read_text("utf-8")
         pushed = DatasetCard(_with_own(theirs, ours))
-        if licence := strictest(license_in_card(theirs), license_in_card(ours)):
+        # What the repository says of its other rows makes none of these known.
+        if licence := united(license_in_card(theirs), license_in_card(ours)):
             pushed.data.license = list(parse_license(licence))
         pushed.push_to_hub(repository)
     except Exception as error:  # the hub client lets the errors of its HTTP library through

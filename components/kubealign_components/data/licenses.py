@@ -57,6 +57,11 @@ def joined(licenses: Iterable[str]) -> str:
     return " AND ".join(sorted(set(licenses)))
 
 
+def united(*texts: str) -> str:
+    """All licences of ``texts``, each of which :func:`parse_license` reads, or is empty."""
+    return joined(word for text in texts if text for word in parse_license(text))
+
+
 def license_in_card(card: str | None) -> str:
     """What the text of a README.md says of the licence; empty where it says nothing that is one."""
     try:
@@ -82,7 +87,7 @@ def license_of_model(folder: Path) -> str:
         made_of = licenses(Manifest.from_json(manifest.read_bytes(), str(manifest)))
     except (OSError, CorruptDataset):  # no model of ours
         return said
-    return joined([*made_of, *(parse_license(said) if said else ())])
+    return united(*made_of, said)
 
 
 def licensed(manifest: Manifest) -> list[Licensed]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from huggingface_hub import DatasetCard
 
 from kubealign.cli.main import main
 from kubealign_components.data.dataset import Dataset
@@ -158,6 +159,21 @@ def test_what_is_pushed_can_be_loaded_from_the_hub(dataset: Dataset, tmp_path: P
     own = [json.loads(line) for line in (tmp_path / "first/out/train.jsonl").read_text().splitlines()]
     rows = [{k: v for k, v in row.items() if v is not None} for row in json.loads(loaded.stdout)]
     assert rows == own
+
+
+def test_a_repository_s_licence_frees_no_rows_that_are_pushed_to_it(tmp_path: Path) -> None:
+    sources = []
+    for number, license in enumerate(("cc-by-4.0", "")):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"prompt": f"Why {number}?"}) + "\n")
+        sources.append(SourceConfig(uri=str(tmp_path / f"{number}.jsonl"), license=license))
+    run(ImportConfig(sources=tuple(sources)), output=str(tmp_path / "made"))
+    with fake_hub() as hub:
+        hub.commit("me/mine", {"README.md": b"---\nlicense: mit\n---\n# Mine\n"})
+        done = pushed(hub, Dataset.open(str(tmp_path / "made")), tmp_path)
+        assert done.returncode == 0, done.stderr
+        card = DatasetCard(hub.files("me/mine")["README.md"].decode())
+    assert card.data.license == ["cc-by-4.0", "mit", "unknown"]
+    assert "# Mine" in card.text
 
 
 def test_a_hub_that_refuses_is_one_line(dataset: Dataset, tmp_path: Path) -> None:
