@@ -17,7 +17,9 @@ from kubealign_components.errors import ConfigError, CorruptDataset
 
 UNKNOWN = "unknown"
 """Of what does not say its licence: to be taken for one that allows nothing."""
-_UNSAID = (UNKNOWN, "other")
+OTHER = "other"
+"""Of what states one that has no identifier."""
+_UNSAID = (UNKNOWN, OTHER)
 _IDENTIFIER = re.compile(r"(?!(?:and|or|with)$)[a-z0-9][a-z0-9.+-]*")
 _NO_MODELS = ("tokenizer", "template", "principles", "functions")
 """What a step names by a digest among its models, too."""
@@ -63,13 +65,14 @@ def united(*texts: str) -> str:
 
 
 def license_in_card(card: str | None) -> str:
-    """What the text of a README.md says of the licence; empty where it says nothing that is one."""
+    """What the text of a README.md says of the licence, :data:`OTHER` of each that is no identifier; empty
+    where it says nothing."""
     try:
         said = front_matter(card).get("license")
-        each = said if isinstance(said, list) else [said] if said else []
-        return joined(word for one in each for word in parse_license(str(one)))
     except ConfigError:
         return ""
+    each = said if isinstance(said, list) else [said]
+    return joined(word for one in each if one for word in _readable(str(one)))
 
 
 def strictest(stated: str, card: str) -> str:
@@ -127,6 +130,11 @@ def _checked(stated: object) -> str:
         return joined(parse_license(str(stated))) if stated else UNKNOWN
     except ConfigError:
         return UNKNOWN
+
+
+def _readable(text: str) -> Iterator[str]:
+    for word in _AND.split(text.strip().lower()):
+        yield word if _IDENTIFIER.fullmatch(word) else OTHER
 
 
 def _beginning(card: Path) -> str:

@@ -85,7 +85,24 @@ def test_what_is_stated_frees_nothing_that_a_card_binds(stated: str, said: str) 
 def test_what_is_no_licence_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="SPDX identifier"):
         SourceConfig(uri="a", license=text)
-    assert license_in_card(f"---\nlicense: {json.dumps(text)}\n---\n") == ""
+    assert license_in_card(f"---\nlicense: {json.dumps(text)}\n---\n") == "other"
+
+
+@pytest.mark.parametrize(
+    ("stated", "read"),
+    [
+        (["cc-by-nc-4.0", "Acme terms"], "cc-by-nc-4.0 AND other"),
+        (["Acme terms", "CC-BY-NC-4.0 AND MIT"], "cc-by-nc-4.0 AND mit AND other"),
+        ("CC-BY-NC-4.0 AND Acme terms", "cc-by-nc-4.0 AND other"),
+        ([{"name": "cc-by-4.0"}, None, "mit"], "mit AND other"),
+        ([], ""),
+        (None, ""),
+    ],
+)
+def test_one_licence_that_cannot_be_read_hides_no_other(stated: object, read: str) -> None:
+    said = license_in_card(f"---\nlicense: {json.dumps(stated)}\n---\n")
+    assert said == read
+    assert set(parse_license(strictest("MIT", said))) == {"mit", *parse_license(read or "mit")} - {"other"}
 
 
 def test_settings_and_card_of_a_source_are_carried_on(tmp_path: Path) -> None:
