@@ -9,6 +9,7 @@ from dataclasses import astuple
 import yaml
 
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.hub_licenses import card_head
 from kubealign_components.data.licenses import licensed, licenses
 from kubealign_components.data.lineage import LineageStep, describe, steps_of
 from kubealign_components.data.manifest import Manifest
@@ -28,7 +29,7 @@ def card(dataset: Dataset, evaluation: Mapping[str, float] | None = None) -> str
     manifest = dataset.manifest
     steps = steps_of(manifest.fingerprint, manifest.recipe)
     is_model = manifest.schema == MODEL
-    head: dict[str, object] = {"license": names} if (names := licenses(manifest)) else {}
+    head = card_head(licenses(manifest))
     head |= _model_head(manifest, steps, evaluation or {}) if is_model else _data_head()
     parts = [f"# {plain(manifest.slug or manifest.fingerprint[:12])}", _what(manifest)]
     if evaluation:

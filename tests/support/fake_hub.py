@@ -17,7 +17,10 @@ from threading import Lock, Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from huggingface_hub import DatasetCard
+
 TOKEN = "hf_of_the_tests"
+LISTED_LICENSES = ("cc-by-4.0", "mit", "unknown", "other")
 Files = dict[str, bytes]
 
 
@@ -92,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answered(
             {
                 r"/api/repos/create": self._create,
-                r"/api/validate-yaml": lambda: self._json({"errors": [], "warnings": []}),
+                r"/api/validate-yaml": self._validate,
                 r"/api/datasets/(?P<name>[^/]+/[^/]+)/paths-info/(?P<revision>[^/]+)": self._paths,
                 r"/api/datasets/(?P<name>[^/]+/[^/]+)/preupload/[^/]+": self._preupload,
                 r"/datasets/(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch": self._batch,
@@ -124,6 +127,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _may_write(self) -> None:
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             raise _Refused(401)
+
+    def _validate(self) -> None:
+        """The hub has a list of licences; of it, here is what tests state."""
+        said = DatasetCard(json.loads(self.body)["content"]).data.get("license") or []
+        stated = said if isinstance(said, list) else [said]
+        refused = [{"message": f'"license" cannot be {x}'} for x in stated if x not in LISTED_LICENSES]
+        self._json({"errors": refused, "warnings": []}, 400 if refused else 200)
 
     def _create(self) -> None:
         self._may_write()

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import yaml
 
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.hub_licenses import card_head
 from kubealign_components.data.labels import CHOSEN, REJECTED
 from kubealign_components.data.licenses import license_in_card, licenses, parse_license, united
 from kubealign_components.data.schemas import (
@@ -114,7 +116,8 @@ def push(folder: Path, repository: str) -> str:
         pushed = DatasetCard(_with_own(theirs, ours))
         # What the repository says of its other rows makes none of these known.
         if licence := united(license_in_card(theirs), license_in_card(ours)):
-            pushed.data.license = list(parse_license(licence))
+            for key, value in card_head(parse_license(licence)).items():
+                pushed.data[key] = value
         pushed.push_to_hub(repository)
     except Exception as error:  # the hub client lets the errors of its HTTP library through
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -136,14 +139,14 @@ def card(dataset: Dataset, form: str, file: str) -> str:
     steps = "\n".join(
         f"| {step['stage']} | {step['version']} | `{name[:12]}` |" for name, step in manifest.recipe.items()
     )
-    license = "".join(
-        ["license:\n", *(f"- {one}\n" for one in names)] if (names := licenses(manifest)) else []
-    )
+    names = licenses(manifest)
+    head = yaml.safe_dump(card_head(names), sort_keys=False) if names else ""
+    licence = f"Licences of what went in: {', '.join(f'`{name}`' for name in names)}.\n\n" if names else ""
     return (
-        f"---\n{license}configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {file}\n"
+        f"---\n{head}configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {file}\n"
         "---\n\n"
         f"{START}\n# {manifest.slug}\n\n{manifest.rows} rows of `{manifest.schema}`, written by KubeAlign in "
-        f"the form `{form}`. Fingerprint: `{manifest.fingerprint}`.\n\n"
+        f"the form `{form}`. Fingerprint: `{manifest.fingerprint}`.\n\n{licence}"
         f"| stage | version | fingerprint |\n|---|---|---|\n{steps}\n{END}\n"
     )
 

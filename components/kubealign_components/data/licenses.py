@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kubealign_components.data.front_matter import CARD, CARD_BYTES, front_matter
+from kubealign_components.data.hub_licenses import OTHER, name_of_other
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.errors import ConfigError, CorruptDataset
 
 UNKNOWN = "unknown"
 """Of what does not say its licence: to be taken for one that allows nothing."""
-OTHER = "other"
-"""Of what states one that has no identifier."""
 _UNSAID = (UNKNOWN, OTHER)
 _IDENTIFIER = re.compile(r"(?!(?:and|or|with)$)[a-z0-9][a-z0-9.+-]*")
 _NO_MODELS = ("tokenizer", "template", "principles", "functions")
@@ -65,14 +64,18 @@ def united(*texts: str) -> str:
 
 
 def license_in_card(card: str | None) -> str:
-    """What the text of a README.md says of the licence, :data:`OTHER` of each that is no identifier; empty
-    where it says nothing."""
+    """What the text of a README.md says of the licence, :data:`OTHER` of each that is no identifier nor named
+    by one; empty where it says nothing."""
     try:
-        said = front_matter(card).get("license")
+        head = front_matter(card)
     except ConfigError:
         return ""
+    said = head.get("license")
     each = said if isinstance(said, list) else [said]
-    return joined(word for one in each if one for word in _readable(str(one)))
+    words = {word for one in each if one for word in _readable(str(one))}
+    if OTHER in words and (name := name_of_other(head)):
+        words = words - {OTHER} | set(_readable(name))
+    return joined(words)
 
 
 def strictest(stated: str, card: str) -> str:

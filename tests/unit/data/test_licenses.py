@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from huggingface_hub import DatasetCard
 from hypothesis import given
@@ -17,6 +19,7 @@ from kubealign_components.artifacts import describe
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.export import export
 from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.hub_licenses import HUB_LICENSES, card_head
 from kubealign_components.data.licenses import (
     UNKNOWN,
     joined,
@@ -128,14 +131,45 @@ def test_a_licence_that_is_stated_later_is_no_longer_unknown(tmp_path: Path) -> 
     assert licenses(again.manifest) == ["cc-by-sa-4.0", "mit"]
 
 
-def test_an_exported_dataset_keeps_its_licences_when_it_is_imported(tmp_path: Path) -> None:
-    one = write_source(tmp_path / "a")
-    made = imported(tmp_path / "made", SourceConfig(uri=str(one), license="CC-BY-4.0"))
+@pytest.mark.parametrize(
+    ("stated", "head"),
+    [
+        ("CC-BY-4.0", ["cc-by-4.0"]),
+        ("CC-BY-4.0 AND MIT", ["cc-by-4.0", "mit"]),
+        ("GPL-3.0-only", "other"),
+        ("MIT AND LicenseRef-A-and-B AND GPL-2.0+", "other"),
+    ],
+)
+def test_an_exported_dataset_keeps_its_licences_when_it_is_imported(
+    stated: str, head: object, tmp_path: Path
+) -> None:
+    made = imported(tmp_path / "made", SourceConfig(uri=str(write_source(tmp_path / "a")), license=stated))
     export(made, "trl", tmp_path / "out")
-    assert DatasetCard.load(tmp_path / "out" / "README.md").data.license == ["cc-by-4.0"]
-    assert licenses(imported(tmp_path / "again", SourceConfig(uri=str(tmp_path / "out"))).manifest) == [
-        "cc-by-4.0"
-    ]
+    read = DatasetCard.load(tmp_path / "out" / "README.md")
+    assert read.data.license == head
+    assert all(f"`{name}`" in read.text for name in parse_license(stated))
+    again = imported(tmp_path / "again", SourceConfig(uri=str(tmp_path / "out"), license="mit"))
+    assert set(licenses(again.manifest)) == {*parse_license(stated), "mit"}
+
+
+@given(st.sets(st.one_of(WORDS, st.from_regex(r"[a-z0-9][a-z0-9.+-]{0,20}", fullmatch=True)), min_size=1))
+def test_the_head_of_a_card_is_one_that_the_hub_takes_and_says_all(names: set[str]) -> None:
+    names = set(parse_license(joined(names - {"and", "or", "with"} or {"mit"})))
+    head = card_head(names)
+    if names <= HUB_LICENSES:
+        assert head == {"license": sorted(names)}
+    else:
+        assert head["license"] == "other" and re.fullmatch(r"[a-z0-9.-]+", str(head["license_name"]))
+    assert set(license_in_card(f"---\n{yaml.safe_dump(head)}---\n").split(" AND ")) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "read"), [("Acme-1.0", "acme-1.0"), ("Acme terms", "other"), ("", "other"), (None, "other")]
+)
+def test_a_licence_that_the_hub_does_not_list_has_its_name(name: str | None, read: str) -> None:
+    head = {"license": "other", "license_name": name, "license_details": "free as in beer"}
+    assert license_in_card(f"---\n{yaml.safe_dump(head)}---\n") == read
+    assert license_in_card(f"---\n{yaml.safe_dump(head | {'license': 'mit'})}---\n") == "mit"
 
 
 @pytest.fixture

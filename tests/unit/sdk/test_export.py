@@ -176,6 +176,19 @@ def test_a_repository_s_licence_frees_no_rows_that_are_pushed_to_it(tmp_path: Pa
     assert "# Mine" in card.text
 
 
+def test_what_the_hub_does_not_list_is_pushed_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "Why?"}) + "\n")
+    source = SourceConfig(uri=str(tmp_path / "a.jsonl"), license="GPL-3.0-only")
+    run(ImportConfig(sources=(source,)), output=str(tmp_path / "made"))
+    with fake_hub() as hub:
+        hub.commit("me/mine", {"README.md": b"---\nlicense: mit\n---\n# Mine\n"})
+        done = pushed(hub, Dataset.open(str(tmp_path / "made")), tmp_path)
+        assert done.returncode == 0, done.stderr
+        card = DatasetCard(hub.files("me/mine")["README.md"].decode())
+    assert (card.data.license, card.data.license_name) == ("other", "gpl-3.0-only-and-mit")
+    assert "`gpl-3.0-only`" in card.text
+
+
 def test_a_hub_that_refuses_is_one_line(dataset: Dataset, tmp_path: Path) -> None:
     with fake_hub() as hub:
         done = pushed(hub, dataset, tmp_path, token="hf_of_nobody")
