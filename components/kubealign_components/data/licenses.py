@@ -30,7 +30,7 @@ class Licensed:
     """A source or model that went into a dataset or model."""
 
     kind: str
-    """``source``, or what the model was to the step that took it, such as ``policy``."""
+    """``source``, or what the model was to the step that took it, such as ``policy`` or ``reward model``."""
     name: str
     license: str
     """An identifier, or several joined by AND."""
@@ -118,13 +118,14 @@ def licenses(manifest: Manifest) -> list[str]:
     return sorted({word for one in licensed(manifest) for word in parse_license(one.license)})
 
 
-def _models(models: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Role and digest of each model that a step used."""
-    for role, identity in models.items():
-        if isinstance(identity, Mapping) and role not in _NO_MODELS:
+def _models(models: Mapping[str, object], within: str = "") -> Iterator[tuple[str, str]]:
+    """Role and digest of each model that a step used; a ``model`` within ``reward`` is ``reward model``."""
+    for name, identity in models.items():
+        if isinstance(identity, Mapping) and name not in _NO_MODELS:
+            role = f"{within} {name}".lstrip()
             if isinstance(digest := identity.get("digest"), str):
                 yield role, digest
-            yield from _models(identity)
+            yield from _models(identity, role)
 
 
 def _checked(stated: object) -> str:

@@ -199,6 +199,25 @@ def test_a_model_is_bound_by_its_data_and_its_base(model: Dataset) -> None:
     assert license_of_model(Path(model.uri)) == "cc-by-4.0 AND llama3.1 AND mit"
 
 
+def test_a_reward_model_binds_an_evaluation_of_a_model_that_is_known(model: Dataset) -> None:
+    places = {
+        "a" * 64: {"uri": "org/aligned", "license": "llama3.1"},
+        "b" * 64: {"uri": "org/scorer", "license": "cc-by-nc-4.0"},
+    }
+    reward = {"functions": {"brevity": "1"}, "model": {"digest": "b" * 64, "tokenizer": "t"}}
+    models = {"aligned": {"digest": "a" * 64}, "reward": reward}
+    own = derive("evaluate", 1, {}, inputs={"model": model}, models=models)
+    own.origins[own.fingerprint] = {"places": places, "versions": {}}
+    compared = _manifest(own)
+    assert licenses(compared) == ["cc-by-4.0", "cc-by-nc-4.0", "llama3.1"]
+    assert [(one.kind, one.name) for one in licensed(compared)] == [
+        ("aligned", "aligned"),
+        ("policy", "policy"),
+        ("reward model", "scorer"),
+        ("source", "chats"),
+    ]
+
+
 def test_everything_that_describes_it_says_so(model: Dataset, make_dataset: MakeDataset) -> None:
     assert describe(model.manifest)["license"] == "cc-by-4.0 AND llama3.1"
     assert "license:\n- cc-by-4.0\n- llama3.1\n" in card(model)
