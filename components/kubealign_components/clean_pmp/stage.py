@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-VERSION = 5
+VERSION = 6
 
 Row = JsonObject
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

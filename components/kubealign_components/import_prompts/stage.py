@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-VERSION = 8
+VERSION = 9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

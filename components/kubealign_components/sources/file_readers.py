@@ -8,8 +8,10 @@ broken beyond that point is a :class:`DataError` that names it.
 from __future__ import annotations
 
 import lzma
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow as pa
 
@@ -21,10 +23,9 @@ from kubealign_components.sources.text_files import read_csv, read_lines, read_w
 
 __all__ = ["READERS", "UNTYPED", "Unreadable", "is_readable", "kind_of", "read_rows"]
 
+_JSON = {".json": read_json, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
 READERS: dict[str, Reader] = {
-    ".json": read_json,
-    ".jsonl": read_json_lines,
-    ".ndjson": read_json_lines,
+    **_JSON,
     ".csv": read_csv,
     ".tsv": read_csv,
     ".txt": read_lines,
@@ -35,19 +36,28 @@ UNTYPED = (".csv", ".tsv")
 """Files whose cells are text, whatever was written: chats in them can only be JSON text."""
 
 
-def read_rows(path: Path, name: str, *, whole_text: bool = False) -> Iterator[Row]:
+def read_rows(
+    path: Path,
+    name: str,
+    *,
+    whole_text: bool = False,
+    columns: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Row]:
     """The rows of the file at ``path``, in bounded memory.
 
     Args:
         path: the file.
         name: what the source calls it; its suffix says how to read it.
         whole_text: a text file is one prompt, and not one a line.
+        columns: what columns with names of the source's own mean, by name: what tells a row from a table.
 
     Raises:
         DataError: the file is damaged.
     """
     kind = kind_of(name)
     reader = read_whole if whole_text and kind == ".txt" else READERS[kind]
+    if kind in _JSON:
+        reader = partial(_JSON[kind], columns=columns)
     try:
         yield from reader(path, name)
     except UnicodeDecodeError as error:

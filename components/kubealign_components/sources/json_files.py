@@ -6,9 +6,10 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 
 from kubealign_components.errors import DataError
 from kubealign_components.sources.bytes_of import BLOCK_BYTES, MAX_ROW_BYTES, Row, Unreadable, opened
@@ -38,27 +39,33 @@ def _number(text: str) -> float | None:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=lambda _: None)
 
 
+_NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+
+
 class _TooLong(DataError):
     """A value is longer than a row may be."""
 
 
-def read_json(path: Path, name: str) -> Iterator[Row]:
+def read_json(path: Path, name: str, columns: Mapping[str, str] = _NO_COLUMNS) -> Iterator[Row]:
     """Lists of rows, or what :func:`read_json_lines` reads: files of either kind are called ``.json``."""
     with opened(path, name) as (file, _):
         head = file.read(BLOCK_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
-    yield from (_read_values if head.startswith(b"[") else read_json_lines)(path, name)
+    if head.startswith(b"["):
+        yield from _read_values(path, name)
+    else:
+        yield from read_json_lines(path, name, columns)
 
 
-def read_json_lines(path: Path, name: str) -> Iterator[Row]:
+def read_json_lines(path: Path, name: str, columns: Mapping[str, str] = _NO_COLUMNS) -> Iterator[Row]:
     """One row a line, or over several lines each; the only value of a file may be a table of rows.
 
-    A line that is no JSON is :class:`Unreadable`.
+    A line that is no JSON is :class:`Unreadable`. ``columns`` are what rows' own columns mean, by name.
     """
     rows = (_read_values if _spans_lines(path, name) else _read_lines)(path, name)
     first = list(islice(rows, 2))
     if len(first) == 1:
         ((value, _),) = first
-        yield from ((row, 1.0) for row in rows_in(value))
+        yield from ((row, 1.0) for row in rows_in(value, columns))
     else:
         yield from chain(first, rows)
 

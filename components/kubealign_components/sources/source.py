@@ -250,7 +250,7 @@ class SourceReader:
                 if self.source.hub is None:
                     self.digests.append([kind_of(file.name), file_digest(path)])
                 whole = self.config.text == "file"
-                rows = read_rows(path, file.name, whole_text=whole)
+                rows = read_rows(path, file.name, whole_text=whole, columns=self.config.columns)
                 for number, (row, done) in enumerate(rows, start=1):
                     yield file.name, number, self._prepared(row, file.name)
                     now = int(size * min(1.0, done))

@@ -216,7 +216,8 @@ def _beginning(one: _Usable, scratch: Path) -> SourceSettings:
     """The source with its first rows alone."""
     path = scratch / f"{one.position}.jsonl"
     file = one.files.files[0]
-    rows = islice(read_rows(file.fetch(scratch), file.name), FIRST_ROWS)
+    read = read_rows(file.fetch(scratch), file.name, columns=one.source.columns)
+    rows = islice(read, FIRST_ROWS)
     path.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row, _ in rows))
     return replace(one.source, uri=str(path), revision=None, split="train", subset=None)
 

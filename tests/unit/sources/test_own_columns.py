@@ -52,6 +52,37 @@ def test_columns_with_names_of_ones_own(tmp_path: Path) -> None:
     assert clean_pmp(config, output=str(tmp_path / "pmp")).rows_out == 1
 
 
+@pytest.mark.parametrize(
+    ("value", "prompts"),
+    [
+        ({"frage": "Hi?", "antworten": [{"text": "Good."}, {"text": "Bad."}]}, ["Hi?"]),
+        ({"1": {"role": "user", "content": "Hi?"}, "antworten": ["Good.", "Bad."]}, ["Hi?"]),
+        ({"1": [{"role": "user", "content": "Hi?"}], "antworten": [{"text": "Good."}]}, ["Hi?"]),
+        ({"frage": ["Hi?", "Ho?"], "antworten": [["Good.", "Bad."], ["So."]]}, ["Hi?", "Ho?"]),
+        ({"frage": {"0": "Hi?", "1": "Ho?"}, "antworten": {"0": ["Good."], "1": ["So."]}}, ["Hi?", "Ho?"]),
+        ({"0": {"frage": "Hi?", "antworten": ["Good."]}}, ["Hi?"]),
+        (
+            {
+                "regel": "Be brief.",
+                "data": [{"frage": f"{word}?", "antworten": ["So."]} for word in ("Hi", "Ho")],
+            },
+            ["Hi?", "Ho?"],
+        ),
+    ],
+)
+def test_one_row_a_file_and_tables_of_ones_own_columns(
+    tmp_path: Path, value: dict[str, Any], prompts: list[str]
+) -> None:
+    columns = {"frage": "prompt", "antworten": "completions", "1": "prompt", "regel": "system"}
+    known = {name: columns[name] for name in columns if f'"{name}"' in json.dumps(value)}
+    if "frage" in known:
+        known.pop("1", None)
+    source = lines(tmp_path / "a" / "a.json", value) | {"uri": str(tmp_path / "a"), "columns": known}
+    rows = imported(tmp_path, source)
+    assert sorted(told(row)[-1][1] for row in rows) == prompts
+    assert all(row["completions"] for row in rows)
+
+
 def test_roles_with_names_of_ones_own(tmp_path: Path) -> None:
     turns = [{"role": "Patient", "content": "Hi?"}, {"role": "Doctor", "content": "Good."}]
     source = lines(tmp_path / "a.jsonl", {"dialogue": turns})
