@@ -51,7 +51,7 @@ class Missing(Generic[In]):
     keys: tuple[str, ...]
     """Of the results that are wanted, each once."""
     positions: tuple[int, ...]
-    """Where these stand among the row's keys: ``places[i]`` is the first place of ``keys[i]``."""
+    """Where these stand among the row's keys: ``positions[i]`` is the first one of ``keys[i]``."""
 
 
 class ChunkedStage(Protocol[In, Result, Out]):
@@ -284,7 +284,7 @@ class _ChunkWork(Generic[In, Result, Out]):
 
 
 def _first_positions(keys: Sequence[str], finished: set[str]) -> dict[str, int]:
-    """The first place of each key that is not finished."""
+    """The first position of each key that is not finished."""
     positions: dict[str, int] = {}
     for position, key in enumerate(keys):
         if key not in finished:
