@@ -237,10 +237,11 @@ def _record(request: OutputRequest) -> None:
 
 
 def recorded_output(record: str, output: str) -> str:
-    """Where the ``output`` of the record at the URI ``record`` stands."""
+    """Where the ``output`` of the record at the URI ``record`` stands: the way there is from the folder that
+    the record lies in, whatever links led to it."""
     if scheme_of(output) != "file" or Path(output).is_absolute() or scheme_of(record) != "file":
         return output
-    return os.path.normpath(named_path(record).parent / output)
+    return os.path.normpath(named_path(record).parent.resolve() / output)
 
 
 def _as_recorded(output: str, folder: str, work: str) -> str:

@@ -170,6 +170,21 @@ def test_a_folder_that_is_moved_or_copied_as_a_whole_is_taken_from_itself(
     assert one.stat().st_ino == two.stat().st_ino
 
 
+@pytest.mark.parametrize("link", ["link", "some/where/else"])
+def test_a_work_folder_that_is_a_link_is_known_again(imports: Imports, tmp_path: Path, link: str) -> None:
+    there, work = tmp_path / "disk" / "a", tmp_path / link
+    (there / "work").mkdir(parents=True)
+    work.parent.mkdir(parents=True, exist_ok=True)
+    work.symlink_to(there / "work")
+    config = replace(imports.config, work=str(work))
+    import_prompts(config, output=str(there / "runs" / "one"))
+    import_prompts(config, output=str(there / "runs" / "two"))
+    import_prompts(replace(config, work=str(there / "work")), output=str(tmp_path / "three"))
+    assert imports.read == 1
+    one, two = (shard(Dataset.open(str(there / "runs" / name))) for name in ("one", "two"))
+    assert one.stat().st_ino == two.stat().st_ino
+
+
 def test_another_place_is_tried_when_one_is_gone(imports: Imports) -> None:
     first = imports.run("first")
     imports.run("second")
