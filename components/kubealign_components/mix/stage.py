@@ -128,11 +128,12 @@ def run(
     inputs = {f"selection_{i}": dataset for i, dataset in enumerate(selections)}
     inputs |= {f"training_{i}": dataset for i, dataset in enumerate(training)}
     _check_identities(list(inputs.values()))
-    withdrawal = _withdrawal_among(read_withdrawal(config.withdrawn), inputs.values())
+    asked = read_withdrawal(config.withdrawn)
+    withdrawal = _withdrawal_among(asked, inputs.values())
     params = semantic_params(config) | withdrawal.params(config.withdrawn)
     provenance = derive("mix", VERSION, params, inputs=inputs, slug=config.slug(len(inputs)))
     request = output_request(config, provenance, output)
-    return once(request, lambda: _make(config, inputs, withdrawal, provenance, output))
+    return once(request, lambda: _make(config, inputs, withdrawal, asked.sources, provenance, output))
 
 
 def _withdrawal_among(withdrawal: Withdrawal, inputs: Iterable[Dataset]) -> Withdrawal:
@@ -151,6 +152,7 @@ def _make(
     config: MixConfig,
     inputs: Mapping[str, Dataset],
     withdrawal: Withdrawal,
+    gone: Iterable[str],
     provenance: Provenance,
     output: str,
 ) -> Stats:
@@ -159,7 +161,7 @@ def _make(
         Buckets(_buckets(config, inputs.values()), TRAINING_ROW, memory_bytes=config.memory_bytes) as buckets,
         DatasetWriter(output, TRAINING, provenance) as writer,
     ):
-        intake = _Intake(config, buckets, withdrawal)
+        intake = _Intake(config, buckets, withdrawal, gone)
         for dataset in inputs.values():
             intake.take(dataset)
         intake.check()
@@ -183,10 +185,21 @@ def _buckets(config: MixConfig, inputs: Iterable[Dataset]) -> int:
 
 
 class _Intake:
-    """Turns the inputs into examples and notes what must hold for all of them."""
+    """Turns the inputs into examples and notes what must hold for all of them.
 
-    def __init__(self, config: MixConfig, buckets: Buckets, withdrawal: Withdrawal) -> None:
+    Args:
+        config: the settings.
+        buckets: where the examples go.
+        withdrawal: of which none is taken.
+        gone: names of sources that were taken back, whether the inputs have them or not.
+    """
+
+    def __init__(
+        self, config: MixConfig, buckets: Buckets, withdrawal: Withdrawal, gone: Iterable[str]
+    ) -> None:
         self.config, self.buckets, self.withdrawal = config, buckets, withdrawal
+        self._known = set(gone)
+        """Sources that the settings may name, beside those that examples are left of."""
         self.prompts = 0
         self.withdrawn = 0
         """Examples that were taken back."""
@@ -201,14 +214,24 @@ class _Intake:
         convert = from_selection if dataset.manifest.schema == SELECTION else from_training
         with progress_bar(dataset.rows, "rows", "mix: read") as bar:
             for batch in read_ahead(dataset.batches(batch_rows=None)):
+                self.prompts += batch.num_rows
+                bar.update(batch.num_rows)
                 examples = convert(batch, validation_fraction=config.validation_fraction, seed=config.seed)
                 if self.withdrawal:
-                    given = examples.num_rows
-                    examples = examples.filter(pc.invert(self.withdrawal.mask(examples)))
-                    self.withdrawn += given - examples.num_rows
+                    batch, examples = self._without_withdrawn(batch, examples)
                 self._note(batch, examples, dataset.uri)
                 self.buckets.add(examples, id_keys(examples.column("example_id"), config.seed, "order"))
-                bar.update(batch.num_rows)
+
+    def _without_withdrawn(
+        self, batch: pa.RecordBatch, examples: pa.RecordBatch
+    ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """Rows and their examples without those that were taken back; counts these examples."""
+        columns = [name for name in ("prompt_id", "source", "source_weight") if name in batch.schema.names]
+        rows = batch.select(columns)
+        kept, stay = (one.filter(pc.invert(self.withdrawal.mask(one))) for one in (rows, examples))
+        self.withdrawn += examples.num_rows - stay.num_rows
+        self._known.update(pc.unique(rows.column("source")).to_pylist())
+        return kept, stay
 
     def check(self) -> None:
         """Raise :class:`DataError` when the examples cannot be trained on together."""
@@ -231,7 +254,7 @@ class _Intake:
         sources = sorted(self._row_weights)
         for setting, names in (("weights", config.weights), ("caps", config.caps)):
             for name in names:
-                if name not in sources:
+                if name not in sources and name not in self._known:
                     raise ConfigError(
                         f"{setting}.{name}", names[name], f"a source of the data: one of {', '.join(sources)}"
                     )
@@ -249,7 +272,6 @@ class _Intake:
         return weights[0] if weights else 1.0
 
     def _note(self, batch: pa.RecordBatch, examples: pa.RecordBatch, uri: str) -> None:
-        self.prompts += batch.num_rows
         self.sizes |= sizes(examples)
         if len(self.sizes) > 1:
             raise DataError(
@@ -298,7 +320,7 @@ def _plan(config: MixConfig, buckets: Buckets, weights: dict[str, float], stats:
     after = quotas(before, weights, config.caps, config.temperature, config.max_examples)
     stats.rows_in = buckets.rows
     stats.drop("duplicate", buckets.rows - sum(before.values()))
-    over_cap = sum(max(0, before[name] - cap) for name, cap in config.caps.items())
+    over_cap = sum(max(0, before.get(name, 0) - cap) for name, cap in config.caps.items())
     stats.drop("over_cap", over_cap)
     stats.drop("over_share", sum(before.values()) - over_cap - sum(after.values()))
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,34 @@ def test_nothing_that_was_taken_back_is_mixed_in(tmp_path: Path) -> None:
     assert kept == [row for row in whole if row["prompt_id"] not in gone and row["source"] != "b"]
     assert stats.dropped == {"withdrawn": 2 + 1 + 6}
     assert stats.rows_in == 16 + 12
+
+
+@pytest.mark.parametrize("by_source", [True, False])
+def test_nothing_is_asked_of_a_source_that_was_taken_back(tmp_path: Path, *, by_source: bool) -> None:
+    stay = [selection_row(n, "a") for n in range(6)]
+    gone = [selection_row(n, "b") | {"source_weight": float(n)} for n in range(6, 10)]
+    withdrawal = Withdrawal(sources=frozenset("b"))
+    if not by_source:
+        withdrawal = Withdrawal(prompt_ids=frozenset(row["prompt_id"] for row in gone))
+    path = tmp_path / "withdrawal.json"
+    path.write_text(withdrawal_text(withdrawal))
+    alone, _ = mix(tmp_path / "1", MixConfig(), stay)
+    for name, config in (("2", MixConfig()), ("3", MixConfig(weights={"b": 2.0}, caps={"b": 1}))):
+        kept, stats = mix(tmp_path / name, replace(config, withdrawn=str(path)), stay + gone)
+        assert kept == alone
+        assert stats.dropped == {"withdrawn": 4}
+        assert stats.counts["prompts_in"] == 10
+        assert Dataset.open(str(tmp_path / name / "out")).manifest.extra["sources"].keys() == {"a"}
+
+
+def test_a_weight_of_a_source_that_no_input_has_any_more(tmp_path: Path) -> None:
+    path = tmp_path / "withdrawal.json"
+    path.write_text(withdrawal_text(Withdrawal(sources=frozenset("b"))))
+    config = MixConfig(withdrawn=str(path), weights={"b": 2.0}, caps={"b": 1})
+    kept, _ = mix(tmp_path / "1", config, [selection_row(n) for n in range(6)])
+    assert len(kept) == 6
+    with pytest.raises(ConfigError, match=r"weights\.c"):
+        mix(tmp_path / "2", replace(config, weights={"c": 2.0}), [selection_row(n) for n in range(6)])
 
 
 def test_what_no_example_is_of_makes_no_other_dataset(tmp_path: Path) -> None:
