@@ -130,6 +130,7 @@ def _entries(
 ) -> Iterator[Entry]:
     """The usable rows of one source for the spool; the others are counted."""
     source = config.sources[number]
+    dropped.forget(number)  # what was dropped of it when it was read in another format
 
     def read(raw: object) -> PromptRow:
         form = reader.format if source.format != "auto" else format_of(raw, reader.format)
@@ -142,7 +143,7 @@ def _entries(
         if source.prompt_suffix:
             example.messages = with_suffix(example.messages, source.prompt_suffix)
         row = to_row(example, source.name, source.weight)
-        dropped.check(row)
+        dropped.check(number, row)
         for reason, count in example.refused.items():
             stats.counts[f"completions_dropped_{reason}"] += count
         return row
@@ -164,20 +165,25 @@ class Dropped:
 
     def __init__(self, withdrawal: Withdrawal) -> None:
         self._withdrawal = withdrawal
-        self._prompt_ids: set[str] = set()
-        self._sources: set[str] = set()
+        self._prompt_ids: dict[int, set[str]] = {}
+        self._sources: dict[int, str] = {}
 
-    def check(self, row: PromptRow) -> None:
-        """Raise :class:`Unwanted` for a row that was taken back."""
+    def forget(self, number: int) -> None:
+        """Forget the rows of the source of that number."""
+        self._prompt_ids.pop(number, None)
+        self._sources.pop(number, None)
+
+    def check(self, number: int, row: PromptRow) -> None:
+        """Raise :class:`Unwanted` for a row of the source of that number that was taken back."""
         if self._withdrawal.holds(row["prompt_id"], row["source"]):
-            self._sources.add(row["source"])
-            self._prompt_ids.add(row["prompt_id"])
+            self._sources[number] = row["source"]
+            self._prompt_ids.setdefault(number, set()).add(row["prompt_id"])
             raise Unwanted(WITHDRAWN)
 
     @property
     def withdrawal(self) -> Withdrawal:
         """The part that rows were dropped for."""
-        return self._withdrawal.among(self._prompt_ids, self._sources)
+        return self._withdrawal.among(set().union(*self._prompt_ids.values()), self._sources.values())
 
 
 def _provenance(config: ImportConfig, readers: Sequence[SourceReader], dropped: Dropped) -> Provenance:

@@ -77,6 +77,12 @@ class SourceReader:
         self.notes: Counter[str] = Counter()
         """What rows hold and the dataset does not, by name."""
         self._columns: set[str] = set()
+        self._readings = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files, as far as a listing knows them."""
+        return sum(file.size for file in self.source.files)
 
     def note(self, notes: Mapping[str, int]) -> None:
         """Count what a row holds and its example does not."""
@@ -240,6 +246,9 @@ class SourceReader:
 
     def _raw_rows(self, bar: tqdm[NoReturn]) -> Iterator[tuple[str, int, object]]:
         """File name, row number in the file (from 1) and row, of every file of the source."""
+        self._readings += 1
+        if self._readings > 1:  # the bar has come to the end of it once
+            bar.total = (bar.total or 0) + _kilobytes(self.size)
         for file in self.source.files:
             with tempfile.TemporaryDirectory(prefix="kubealign-source-") as folder:
                 path = file.fetch(Path(folder))
@@ -327,7 +336,7 @@ def take_in(
 
 def reading_bar(readers: Sequence[SourceReader], stage: str) -> tqdm[NoReturn]:
     """A progress bar over the kilobytes of all sources."""
-    sizes = sum(file.size for reader in readers for file in reader.source.files)
+    sizes = sum(reader.size for reader in readers)
     return progress_bar(_kilobytes(sizes), "kB", f"{stage}: read")
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 from kubealign import Dataset, stage
 from kubealign.cli.main import main
+from kubealign_components.data.stats import Stats
 from kubealign_components.data.withdrawals import Withdrawal, read_withdrawal, withdrawal_text
 from kubealign_components.errors import ConfigError
 from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run
+from kubealign_components.sources.source import SourceReader
 from kubealign_pipelines.checking.run import check_run
 from kubealign_pipelines.resources import CompileSettings
 from kubealign_pipelines.stage_resources import StageResources
@@ -97,6 +102,48 @@ def test_what_nothing_is_of_changes_nothing(sources: tuple[SourceConfig, ...], t
     before = imported(tmp_path / "1", sources)
     after = imported(tmp_path / "2", sources, write(tmp_path / "w", ("f" * 32,), ("nobody",)))
     assert after.manifest.fingerprint == before.manifest.fingerprint
+
+
+def test_a_source_that_is_read_again_in_another_format_is_asked_anew(tmp_path: Path) -> None:
+    """The first rows look like chats, which the last turn of is in a column of its own; most are prompts."""
+    said = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hi."}]
+    both = [
+        {"prompt": f"Both {n}?", "messages": [*said, {"role": "user", "content": f"Both {n}?"}]}
+        for n in range(64)
+    ]
+    bare = [{"prompt": f"Bare {n}?"} for n in range(80)]
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("chats", "most")}
+    for path, rows in zip(files.values(), (both, both + bare)):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chats, most = ((SourceConfig(uri=str(path)),) for path in files.values())
+    whole = imported(tmp_path / "whole", most)
+    chat_only = set(ids_of(imported(tmp_path / "chats", chats))) - set(ids_of(whole))
+    assert len(chat_only) == 64
+    one = min(chat_only)
+    after = imported(tmp_path / "after", most, write(tmp_path / "w", (one,)))
+    assert "withdrawn" not in after.manifest.stats["dropped"]
+    assert after.manifest.fingerprint == whole.manifest.fingerprint
+    gone = ids_of(whole)[0]
+    after = imported(tmp_path / "other", most, write(tmp_path / "v", (one, gone)))
+    alone = imported(tmp_path / "alone", most, write(tmp_path / "u", (gone,)))
+    assert ids_of(after) == ids_of(whole)[1:]
+    assert after.manifest.fingerprint == alone.manifest.fingerprint
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_bar_of_a_source_that_is_read_again_goes_on_to_its_end(tmp_path: Path, *, listed: bool) -> None:
+    """Whether its size is known beforehand, as of objects in a store, or not."""
+    path = write_rows(tmp_path / "a.jsonl", ["What? " * 50] * 99)
+    reader = SourceReader(SourceConfig(uri=path))
+    size = Path(path).stat().st_size
+    kilobytes = -(-size // 1000)
+    [file] = reader.source.files
+    reader.source = replace(reader.source, files=(replace(file, size=size if listed else 0),))
+    with tqdm(total=kilobytes if listed else 0, file=io.StringIO()) as bar:
+        for reading in (1, 2):
+            assert len(list(reader.items(str, Stats(), bar))) == 99
+            assert bar.n == bar.total == reading * kilobytes
+            reader.start_again()
 
 
 def test_rows_that_stay_are_not_sampled_again(
