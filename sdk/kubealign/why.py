@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from kubealign.lineage import standing
 from kubealign.local.runs import RunInfo
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.manifest import Manifest
 from kubealign_components.data.schemas import MODEL, ROWS
-from kubealign_components.data.withdrawals import Withdrawal
+from kubealign_components.data.withdrawals import Withdrawal, may_hold
 
 _ID = re.compile(r"[0-9a-f]{8,64}")
 _LISTS = ("completions", "reference", "aligned")
@@ -41,7 +42,7 @@ class Holder:
 
 
 class RowsOf:
-    """Rows that a withdrawal takes back.
+    """Rows that a withdrawal takes back, and rows with completions that may be of sources that it takes back.
 
     Args:
         withdrawal: of prompts and sources.
@@ -50,14 +51,23 @@ class RowsOf:
     def __init__(self, withdrawal: Withdrawal) -> None:
         self._withdrawal = withdrawal
         self._prompts: set[str] = set()
+        self._beside: frozenset[str] = frozenset()
+
+    def start(self, manifest: Manifest) -> None:
+        """Look at the rows of another dataset."""
+        self._beside = frozenset(self._withdrawal.beside(manifest.recipe, manifest.fingerprint))
 
     def columns(self, schema: pa.Schema) -> list[str]:
         """Those of rows of ``schema`` that are looked at."""
-        return [name for name in ("prompt_id", "source") if name in schema.names]
+        looked_at = [name for name in ("prompt_id", "source") if name in schema.names]
+        may = self._beside and {"source", "completions"} <= set(schema.names)
+        return [*looked_at, *(["completions.list.element.reference"] if may else [])]
 
     def masks(self, batch: pa.RecordBatch) -> Iterator[pa.BooleanArray]:
         """For each way in which a row may be meant, whether it is."""
         yield self._withdrawal.mask(batch)
+        if "completions" in batch.schema.names:
+            yield may_hold(self._beside, batch)
         if "source" in batch.schema.names:
             own = pc.is_in(batch.column("source"), value_set=_texts(self._withdrawal.sources))
             self._prompts.update(batch.column("prompt_id").filter(own).to_pylist())
@@ -145,6 +155,8 @@ def _trained_on(model: Dataset, counted: dict[str, tuple[int | None, int]]) -> t
 def _count(dataset: Dataset, rows_of: RowsOf | RowsWith) -> int:
     """Rows that are looked for."""
     total = 0
+    if isinstance(rows_of, RowsOf):
+        rows_of.start(dataset.manifest)
     columns = rows_of.columns(ROWS[dataset.manifest.schema])
     for batch in dataset.batches(columns, batch_rows=None):
         masks = list(rows_of.masks(batch))

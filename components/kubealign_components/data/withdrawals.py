@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kubealign_components.config import require
-from kubealign_components.data.fingerprint import digest
+from kubealign_components.data.fingerprint import Recipe, digest
 from kubealign_components.data.origins import note_origin
 from kubealign_components.errors import ConfigError, NotFound
 from kubealign_components.store import store_for
@@ -19,6 +19,8 @@ from kubealign_components.store import store_for
 SCHEMA = "kubealign.withdrawal/v1"
 WITHDRAWN = "withdrawn"
 """The setting that names a withdrawal, what its rows are counted under, and what a recipe knows it by."""
+WITHDRAWN_SOURCES = "withdrawn_sources"
+"""What a recipe calls the names of sources that a step left out: what it made holds nothing of them."""
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -54,6 +56,33 @@ class Withdrawal:
             held = pc.or_(held, _in(batch.column("source"), self.sources))
         return held
 
+    def beside(self, recipe: Recipe, fingerprint: str) -> dict[str, frozenset[str]]:
+        """Sources in whose rows completions of sources that were taken back may stand, and of which.
+
+        A prompt that several sources have is one row, which has the name of the first of them and the
+        completions of all. A recipe tells what was read together, not which prompts they share.
+
+        Args:
+            recipe: of a dataset.
+            fingerprint: of the same dataset.
+        """
+        found: dict[str, frozenset[str]] = {}
+        seen: set[tuple[str, frozenset[str]]] = set()
+        ways = [(fingerprint, self.sources)]
+        while ways:
+            name, gone = ways.pop()
+            step = recipe[name]
+            gone -= frozenset(step["params"].get(WITHDRAWN_SOURCES, ()))
+            if not gone or (name, gone) in seen:
+                continue
+            seen.add((name, gone))
+            ways += [(parent, gone) for parent in step["inputs"].values()]
+            together = _names_of(step["params"].get("sources"))
+            for position, source in enumerate(together):
+                if later := gone.intersection(together[position + 1 :]):
+                    found[source] = found.get(source, frozenset()) | later
+        return found
+
     def among(self, prompt_ids: Iterable[str], sources: Iterable[str]) -> Withdrawal:
         """The part of it that is about these."""
         return Withdrawal(
@@ -64,7 +93,7 @@ class Withdrawal:
         """Plain values in a fixed order."""
         return {"prompt_ids": sorted(self.prompt_ids), "sources": sorted(self.sources)}
 
-    def params(self, uri: str) -> dict[str, str]:
+    def params(self, uri: str) -> dict[str, object]:
         """What a recipe says of rows that are not there for it: nothing where there are none.
 
         Args:
@@ -74,7 +103,7 @@ class Withdrawal:
             return {}
         name = digest(self.to_json())
         note_origin(name, uri)
-        return {WITHDRAWN: name}
+        return {WITHDRAWN: name} | ({WITHDRAWN_SOURCES: sorted(self.sources)} if self.sources else {})
 
 
 def read_withdrawal(uri: str) -> Withdrawal:
@@ -102,9 +131,29 @@ def read_withdrawal(uri: str) -> Withdrawal:
         raise ConfigError(f"{WITHDRAWN} {uri} {error.field}", error.value, error.expected) from error
 
 
+def may_hold(sources: Iterable[str], batch: pa.RecordBatch) -> pa.BooleanArray:
+    """Which rows of ``batch`` are of ``sources`` and have a completion that came with a source.
+
+    Args:
+        sources: by name.
+        batch: with the columns ``source`` and ``completions``, of which ``reference`` is looked at.
+    """
+    lists = batch.column("completions")
+    offline = pc.invert(pc.fill_null(lists.flatten().field("reference"), False))
+    having = pc.unique(pc.list_parent_indices(lists).filter(offline)).cast(pa.int64())
+    has_offline = pc.is_in(pa.array(range(batch.num_rows), pa.int64()), value_set=having)
+    return pc.and_(has_offline, _in(batch.column("source"), frozenset(sources)))
+
+
 def withdrawal_text(withdrawal: Withdrawal) -> str:
     """What is written to the file of ``withdrawal``."""
     return json.dumps({"schema": SCHEMA, **withdrawal.to_json()}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _names_of(sources: object) -> list[str]:
+    """Names of the sources that a step read, in their order."""
+    listed = sources if isinstance(sources, list) else []
+    return [str(source["name"]) for source in listed if isinstance(source, Mapping) and "name" in source]
 
 
 def _texts(value: object, uri: str, name: str) -> frozenset[str]:

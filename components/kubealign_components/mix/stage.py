@@ -28,7 +28,7 @@ from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import SELECTION, TRAINING, TRAINING_ROW
 from kubealign_components.data.seeds import Keys, id_keys
 from kubealign_components.data.stats import Stats
-from kubealign_components.data.withdrawals import WITHDRAWN, Withdrawal, read_withdrawal
+from kubealign_components.data.withdrawals import WITHDRAWN, Withdrawal, may_hold, read_withdrawal
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.mix.buckets import MAX_BUCKETS, Buckets
 from kubealign_components.mix.examples import PAIR, from_selection, from_training, sizes, without_logprob
@@ -37,9 +37,12 @@ from kubealign_components.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 PARQUET_DENSITY = 10
 """Most bytes in memory of a byte of Parquet; token ids have 2 to 4, repetitive texts more."""
+PERHAPS_WITHDRAWN = "perhaps_withdrawn"
+"""What examples are counted under whose completions may be of a source that was taken back."""
+_OFFLINE = "completions.list.element.reference"
 _TAKEN_ROWS = 4096
 """Examples that are put in order at once."""
 
@@ -141,7 +144,12 @@ def _withdrawal_among(withdrawal: Withdrawal, inputs: Iterable[Dataset]) -> With
     prompt_ids: set[str] = set()
     sources: set[str] = set()
     for dataset in inputs if withdrawal else ():
-        for batch in dataset.batches(["prompt_id", "source"], batch_rows=None):
+        beside = withdrawal.beside(dataset.manifest.recipe, dataset.manifest.fingerprint)
+        columns = ["prompt_id", "source", *([_OFFLINE] if beside else [])]
+        for batch in dataset.batches(columns, batch_rows=None):
+            if beside:
+                may = pc.unique(batch.column("source").filter(may_hold(beside, batch)))
+                sources.update(*(beside[name] for name in may.to_pylist()))
             rows = batch.filter(withdrawal.mask(batch))
             prompt_ids.update(rows.column("prompt_id").to_pylist())
             sources.update(rows.column("source").to_pylist())
@@ -167,8 +175,9 @@ def _make(
         intake.check()
         buckets.finish()
         plan = _plan(config, buckets, intake.weights(), stats)
-        stats.rows_in += intake.withdrawn
+        stats.rows_in += intake.withdrawn + intake.perhaps_withdrawn
         stats.drop(WITHDRAWN, intake.withdrawn)
+        stats.drop(PERHAPS_WITHDRAWN, intake.perhaps_withdrawn)
         sides = _write(config, buckets, plan, writer)
         stats.rows_out = writer.rows
         stats.counts.update(prompts_in=intake.prompts, train=sides["train"], validation=sides["validation"])
@@ -203,6 +212,8 @@ class _Intake:
         self.prompts = 0
         self.withdrawn = 0
         """Examples that were taken back."""
+        self.perhaps_withdrawn = 0
+        """Other examples whose completions may be of a source that was taken back."""
         self.sizes: set[int] = set()
         self._row_weights: dict[str, set[float]] = {}
         self._missing: Counter[str] = Counter()
@@ -211,6 +222,8 @@ class _Intake:
     def take(self, dataset: Dataset) -> None:
         """Add the examples of ``dataset``."""
         config = self.config
+        manifest, perhaps = dataset.manifest, self.perhaps_withdrawn
+        beside = self.withdrawal.beside(manifest.recipe, manifest.fingerprint)
         convert = from_selection if dataset.manifest.schema == SELECTION else from_training
         with progress_bar(dataset.rows, "rows", "mix: read") as bar:
             for batch in read_ahead(dataset.batches(batch_rows=None)):
@@ -218,18 +231,32 @@ class _Intake:
                 bar.update(batch.num_rows)
                 examples = convert(batch, validation_fraction=config.validation_fraction, seed=config.seed)
                 if self.withdrawal:
-                    batch, examples = self._without_withdrawn(batch, examples)
+                    batch, examples = self._without_withdrawn(batch, examples, beside)
                 self._note(batch, examples, dataset.uri)
                 self.buckets.add(examples, id_keys(examples.column("example_id"), config.seed, "order"))
+        if self.perhaps_withdrawn > perhaps:
+            log.warning(
+                "%s: %d examples of %s are left out: their completions may be of %s, which was taken back "
+                "and imported together with them; to have those that are not, import and select again, with "
+                "the withdrawal for import_withdrawn",
+                dataset.uri,
+                self.perhaps_withdrawn - perhaps,
+                ", ".join(sorted(beside)),
+                ", ".join(sorted(frozenset[str]().union(*beside.values()))),
+            )
 
     def _without_withdrawn(
-        self, batch: pa.RecordBatch, examples: pa.RecordBatch
+        self, batch: pa.RecordBatch, examples: pa.RecordBatch, beside: Iterable[str]
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """Rows and their examples without those that were taken back; counts these examples."""
+        """Rows and their examples without those that were taken back, or of sources ``beside`` them may have
+        been; counts these examples."""
         columns = [name for name in ("prompt_id", "source", "source_weight") if name in batch.schema.names]
         rows = batch.select(columns)
-        kept, stay = (one.filter(pc.invert(self.withdrawal.mask(one))) for one in (rows, examples))
-        self.withdrawn += examples.num_rows - stay.num_rows
+        kept, left = (one.filter(pc.invert(self.withdrawal.mask(one))) for one in (rows, examples))
+        stay = left.filter(pc.invert(may_hold(beside, left)))
+        kept = kept.filter(pc.is_in(kept.column("prompt_id"), value_set=pc.unique(stay.column("prompt_id"))))
+        self.withdrawn += examples.num_rows - left.num_rows
+        self.perhaps_withdrawn += left.num_rows - stay.num_rows
         self._known.update(pc.unique(rows.column("source")).to_pylist())
         return kept, stay
 

@@ -9,7 +9,7 @@ from kubealign.rerun.parameters import Parameters
 from kubealign.rerun.story import Story
 from kubealign_components.data.chat.settings import TEMPLATE_FIELDS
 from kubealign_components.data.fingerprint import Step
-from kubealign_components.data.withdrawals import WITHDRAWN
+from kubealign_components.data.withdrawals import WITHDRAWN, WITHDRAWN_SOURCES
 from kubealign_components.sources.source import MIXED
 
 Settings = dict[str, object]
@@ -310,7 +310,7 @@ class _Rerun:
     ) -> None:
         if WITHDRAWN in settings:  # a recipe knows it by what it took away
             lay = self.story.origin_of(str(settings[WITHDRAWN]))["uri"]
-            settings = {**settings, WITHDRAWN: lay}
+            settings = {k: v for k, v in settings.items() if k != WITHDRAWN_SOURCES} | {WITHDRAWN: lay}
         self.parameters.put(options, settings, named, group)
 
     def _at_revision(self, options: str) -> None:

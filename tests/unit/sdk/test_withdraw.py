@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.data.withdrawals import Withdrawal, read_withdrawal, withdrawal_text
 from kubealign_components.errors import ConfigError
 from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run
+from kubealign_components.mix.stage import MixConfig
+from kubealign_components.mix.stage import run as mix
 from kubealign_components.sources.source import SourceReader
 from kubealign_pipelines.checking.run import check_run
 from kubealign_pipelines.resources import CompileSettings
@@ -113,7 +116,8 @@ def test_a_source_that_is_read_again_in_another_format_is_asked_anew(tmp_path: P
     ]
     bare = [{"prompt": f"Bare {n}?"} for n in range(80)]
     files = {name: tmp_path / f"{name}.jsonl" for name in ("chats", "most")}
-    for path, rows in zip(files.values(), (both, both + bare)):
+    contents: tuple[Sequence[object], ...] = (both, [*both, *bare])
+    for path, rows in zip(files.values(), contents):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     chats, most = ((SourceConfig(uri=str(path)),) for path in files.values())
     whole = imported(tmp_path / "whole", most)
@@ -190,6 +194,94 @@ def test_the_command_writes_adds_and_names_what_holds_it(
     after = imported(tmp_path / "after", sources, str(path))
     clean = finished_run(tmp_path / "others", after)
     assert "Nothing here holds them." in call(clean, "--source", "theirs", "-o", path).output
+
+
+Told = set[tuple[str, str]]
+"""Source and text of completions."""
+
+
+class Pairs:
+    """Two sources that share a prompt, for which each has answers of its own."""
+
+    def __init__(self, folder: Path, policy: Path) -> None:
+        self.folder, self.policy, self.made = folder, str(policy), 0
+        self.sources = tuple(SourceConfig(uri=self._write(name), name=name) for name in ("mine", "theirs"))
+
+    def _write(self, name: str) -> str:
+        path = self.folder / f"{name}.jsonl"
+        answers = {"chosen": f"good of {name}", "rejected": f"bad of {name}"}
+        rows = [{"prompt": text, **answers} for text in ("Both?", f"Of {name}?", f"More of {name}?")]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    def output(self) -> str:
+        self.made += 1
+        return str(self.folder / str(self.made))
+
+    def selection(self, withdrawn: str = "") -> Dataset:
+        rows = imported(Path(self.output()), self.sources, withdrawn)
+        tokens = stage("filter", rows, into=self.output(), policy=self.policy)
+        return stage("select", tokens, into=self.output(), strategy="labels", pairs_per_prompt=4)
+
+    def mixed(self, *selections: Dataset, training: tuple[Dataset, ...] = (), withdrawn: str = "") -> Dataset:
+        config = MixConfig(withdrawn=withdrawn, require_logprobs=False)
+        output = self.output()
+        mix(config, selections=selections, training=training, output=output)
+        return Dataset.open(output, allow_empty=True)
+
+
+def told(dataset: Dataset) -> Told:
+    return {(row["source"], c["messages"]) for row in dataset.iter_rows() for c in row["completions"]}
+
+
+def authors(dataset: Dataset) -> list[tuple[str, bool, bool]]:
+    """Of each source that rows have: its name, and whether they hold completions of either."""
+    texts: dict[str, str] = {}
+    for name, text in told(dataset):
+        texts[name] = texts.get(name, "") + text
+    return [(name, "of mine" in text, "of theirs" in text) for name, text in sorted(texts.items())]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, tiny_model: Path) -> Pairs:
+    return Pairs(tmp_path, tiny_model)
+
+
+def test_nothing_of_a_source_is_left_under_the_name_of_another(
+    pairs: Pairs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    selection = pairs.selection()
+    earlier = pairs.mixed(selection)
+    assert authors(earlier) == [("mine", True, True), ("theirs", False, True)]
+    gone = write(tmp_path / "w", (), ("theirs",))
+    for left in (pairs.mixed(selection, withdrawn=gone), pairs.mixed(training=(earlier,), withdrawn=gone)):
+        assert authors(left) == []
+        dropped = left.manifest.stats["dropped"]
+        assert (dropped["withdrawn"], dropped["perhaps_withdrawn"]) == (2, earlier.rows - 2)
+        assert "may be of theirs" in caplog.text
+    anew = pairs.selection(gone)
+    both = pairs.mixed(anew, training=(earlier,), withdrawn=gone)
+    assert told(both) == told(pairs.mixed(anew))
+    assert authors(both) == [("mine", True, False)]
+    again = pairs.mixed(training=(both,), withdrawn=gone)  # of which nothing is taken back any more
+    assert told(again) == told(both)
+    assert not again.manifest.stats["dropped"]
+
+
+def test_of_the_first_source_whole_rows_go_and_those_of_the_next_stay(pairs: Pairs, tmp_path: Path) -> None:
+    gone = write(tmp_path / "w", (), ("mine",))
+    left = pairs.mixed(pairs.selection(), withdrawn=gone)
+    assert authors(left) == [("theirs", False, True)]
+    assert left.manifest.stats["dropped"].keys() == {"withdrawn"}
+
+
+def test_the_command_counts_what_may_hold_it(pairs: Pairs, tmp_path: Path) -> None:
+    runs = finished_run(tmp_path / "runs", imported(tmp_path / "made", pairs.sources))
+    found = call(runs, "--source", "theirs", "-o", tmp_path / "w.json")
+    assert "5 of 5" in found.output
+    assert "may hold some of it" in found.output
+    found = call(runs, "--source", "mine", "-o", tmp_path / "v.json")
+    assert "3 of 5" in found.output
 
 
 @pytest.mark.parametrize(
