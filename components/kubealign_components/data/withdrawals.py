@@ -66,7 +66,7 @@ class Withdrawal:
             recipe: of a dataset.
             fingerprint: of the same dataset.
         """
-        found: dict[str, frozenset[str]] = {}
+        holders: dict[str, frozenset[str]] = {}
         seen: set[tuple[str, frozenset[str]]] = set()
         ways = [(fingerprint, self.sources)]
         while ways:
@@ -80,8 +80,8 @@ class Withdrawal:
             together = _names_of(step["params"].get("sources"))
             for position, source in enumerate(together):
                 if later := gone.intersection(together[position + 1 :]):
-                    found[source] = found.get(source, frozenset()) | later
-        return found
+                    holders[source] = holders.get(source, frozenset()) | later
+        return holders
 
     def among(self, prompt_ids: Iterable[str], sources: Iterable[str]) -> Withdrawal:
         """The part of it that is about these."""

@@ -207,7 +207,7 @@ class _Intake:
         self, config: MixConfig, buckets: Buckets, withdrawal: Withdrawal, gone: Iterable[str]
     ) -> None:
         self.config, self.buckets, self.withdrawal = config, buckets, withdrawal
-        self._known = set(gone)
+        self._optional_sources = set(gone)
         """Sources that the settings may name, beside those that examples are left of."""
         self.prompts = 0
         self.withdrawn = 0
@@ -257,7 +257,7 @@ class _Intake:
         kept = kept.filter(pc.is_in(kept.column("prompt_id"), value_set=pc.unique(stay.column("prompt_id"))))
         self.withdrawn += examples.num_rows - left.num_rows
         self.perhaps_withdrawn += left.num_rows - stay.num_rows
-        self._known.update(pc.unique(rows.column("source")).to_pylist())
+        self._optional_sources.update(pc.unique(rows.column("source")).to_pylist())
         return kept, stay
 
     def check(self) -> None:
@@ -281,7 +281,7 @@ class _Intake:
         sources = sorted(self._row_weights)
         for setting, names in (("weights", config.weights), ("caps", config.caps)):
             for name in names:
-                if name not in sources and name not in self._known:
+                if name not in sources and name not in self._optional_sources:
                     raise ConfigError(
                         f"{setting}.{name}", names[name], f"a source of the data: one of {', '.join(sources)}"
                     )
