@@ -148,7 +148,8 @@ class CompileSettings:
             for name, stage in self.stages.items()
             if stage.volumes or stage.nodes
         }
-        return {"stages": sections} if sections else {}
+        everywhere = {"volumes": dict(self.volumes)} if self.volumes else {}
+        return {**everywhere, **({"stages": sections} if sections else {})}
 
     def image(self, reference: str) -> str:
         """The image to pull for ``reference``, one of :data:`IMAGES`."""

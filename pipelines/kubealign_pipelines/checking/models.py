@@ -7,7 +7,7 @@ which takes seconds to import.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from kubealign_pipelines.checking.across import room
 from kubealign_pipelines.checking.findings import Finding, error_at, warning_at
 from kubealign_pipelines.checking.reach import in_time, near_path, unserved
 from kubealign_pipelines.checking.stages import LATER, Checked, Stage
+from kubealign_pipelines.checking.volumes import is_below
 
 CLASSIFIERS = ("ForSequenceClassification",)
 DECODERS = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
@@ -135,18 +136,18 @@ def models_of(checked: Checked) -> Iterator[Named]:
             yield Named(stage, ("judge", "judge"), judge.judge, judge.revision)
 
 
-def check_models(checked: Checked, *, here: bool, mounted: tuple[str, ...] = ()) -> Iterator[Finding]:
+def check_models(checked: Checked, *, here: bool, unseen: Collection[str] = ()) -> Iterator[Finding]:
     """Findings on the models of a run.
 
     Args:
         checked: the settings.
         here: whether the run is on this machine, and must find them here.
-        mounted: folders that only the pods see.
+        unseen: folders that are not mounted here, but in pods of the run.
     """
     seen: dict[tuple[str, str | None], tuple[Folder | None, str, bool]] = {}
     for named in models_of(checked):
         is_setting = named.name and named.name != LATER and named.stage.is_given(named.setting)
-        if not is_setting or named.name.startswith(mounted or ("\0",)):
+        if not is_setting or is_below(named.name, unseen):
             continue
         key = (named.name, named.revision)
         if key not in seen:

@@ -19,6 +19,7 @@ from kubealign_pipelines.checking.models import check_models, find_folder, templ
 from kubealign_pipelines.checking.rewards import check_functions
 from kubealign_pipelines.checking.sources import Prompts, check_sources, warn_of_unread
 from kubealign_pipelines.checking.stages import Checked, check_stages
+from kubealign_pipelines.checking.volumes import unseen_folders
 from kubealign_pipelines.checking.withdrawals import check_withdrawals
 from kubealign_pipelines.checking.work import check_work
 from kubealign_pipelines.compiler import graph_of
@@ -83,18 +84,19 @@ def check_run(
     if not complete:
         # Compiled perhaps for another place: models and data are looked at by whoever runs it.
         return Report(distinct(findings), graph, checked, Prompts())
-    mounted = tuple(path for s in settings.stages.values() for path in s.volumes.values())
+    in_pod = shape is not None
+    unseen = set() if here else unseen_folders(settings, in_pod=in_pod)
     # In the place of what was refused a default was looked at, of which nothing is to be told.
     refused_at = {finding.path for finding in findings if not finding.warning}
-    candidates = [*check_models(checked, here=here, mounted=mounted), *check_work(checked, here=here)]
-    candidates += check_withdrawals(checked, here=here, mounted=mounted)
-    prompts, of_sources = check_sources(checked, here=here, mounted=mounted)
+    candidates = [*check_models(checked, here=here, unseen=unseen), *check_work(checked, here=here)]
+    candidates += check_withdrawals(checked, readable=here or in_pod, unseen=unseen)
+    prompts, of_sources = check_sources(checked, here=here, unseen=unseen)
     candidates += of_sources
     if pipeline == "offline_alignment":
         candidates += _counted(checked, prompts) if prompts.rows and prompts.complete else []
         candidates += warn_of_unread(checked) if not (prompts.rows or of_sources) else []
     functions = check_functions(checked, prompts.rows)
-    candidates += [replace(one, warning=True) if shape is not None else one for one in functions]
+    candidates += [replace(one, warning=True) if in_pod else one for one in functions]
     candidates += _engines(checked) if process else []
     findings += [finding for finding in candidates if not _refused(finding, refused_at)]
     return Report(distinct(findings), graph, checked, prompts)

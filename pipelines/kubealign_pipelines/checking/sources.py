@@ -28,6 +28,7 @@ from kubealign_components.store import scheme_of
 from kubealign_pipelines.checking.findings import Finding, error_at, warning_at
 from kubealign_pipelines.checking.reach import in_time, near_path, unserved
 from kubealign_pipelines.checking.stages import Checked, Stage, positions
+from kubealign_pipelines.checking.volumes import is_below
 from kubealign_pipelines.checking.withdrawals import without_unread
 
 if TYPE_CHECKING:
@@ -74,21 +75,21 @@ class _Usable:
 
 
 def check_sources(
-    checked: Checked, *, here: bool, mounted: tuple[str, ...] = ()
+    checked: Checked, *, here: bool, unseen: Collection[str] = ()
 ) -> tuple[Prompts, list[Finding]]:
     """The prompts of a run as far as they are at hand, and findings on every source.
 
     Args:
         checked: the settings.
         here: whether the run is on this machine, and must find them here.
-        mounted: folders that only the pods see.
+        unseen: folders that are not mounted here, but in pods of the run.
     """
     prompts, findings = Prompts(), []
     for stage in checked.stages:
         usable: list[_Usable] = []
         sources = getattr(stage.config, "sources", ())
         for position, source in zip(positions(stage, ("sources",), sources), sources):
-            if source.uri.startswith(mounted or ("\0",)):
+            if is_below(source.uri, unseen):
                 prompts.complete = False
                 continue
             files = _locate(stage, position, source, here=here)
