@@ -37,6 +37,7 @@ _REMEDIES = {
     "found undefined alias": "; put a value that begins with * in quotes",
 }
 """What helps, by a part of what the parser says."""
+_MERGE = "tag:yaml.org,2002:merge"
 _COMPILED = re.compile(r"^(pipelineInfo|deploymentSpec):", re.MULTILINE)
 
 
@@ -125,10 +126,15 @@ def _joined(
         if isinstance(value, Mapping) and isinstance(before, Mapping):
             joined[name] = _joined(before, value, below, marks)
         else:
-            for child in [p for p in marks if p[: len(below)] == below]:
-                del marks[child]
+            _forget(marks, below)
             joined[name] = value
     return joined
+
+
+def _forget(marks: dict[Path, Mark], path: Path) -> None:
+    """Take out of ``marks`` what stands at ``path``, and what is in it."""
+    for child in [p for p in marks if p[: len(path)] == path]:
+        del marks[child]
 
 
 class _Reading:
@@ -157,23 +163,33 @@ class _Reading:
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, object]:
         given: dict[str, object] = {}
         for key, item in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
-            if name is None:
+            if key.tag == _MERGE:
+                given = self._merged(item, path) | given
+        own: set[str] = set()
+        for key, item in node.value:
+            if not isinstance(key, yaml.ScalarNode):
                 self._refuse(key, path, "a name before the colon, not a list or a mapping")
-            elif key.tag == "tag:yaml.org,2002:merge":
-                merged = self.value(item, path)
-                for one in reversed(merged) if isinstance(merged, list) else [merged]:
-                    given = {**one, **given} if isinstance(one, Mapping) else given
-            else:
+            elif key.tag != _MERGE and key.value in own:
+                line = self.document.marks[(*path, key.value)].line
+                expected = f"every name once; line {line} has it already, remove one of them"
+                self._refuse(key, (*path, key.value), expected)
+            elif key.tag != _MERGE:
+                own.add(key.value)
                 self._put(given, key, item, path)
+        return given
+
+    def _merged(self, node: yaml.Node, path: Path) -> dict[str, object]:
+        """What ``<<`` brings into the mapping at ``path``: of a list the first mapping wins."""
+        given: dict[str, object] = {}
+        for one in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
+            value = self.value(one, path)
+            given |= value if isinstance(value, Mapping) else {}
         return given
 
     def _put(self, given: dict[str, object], key: yaml.ScalarNode, item: yaml.Node, path: Path) -> None:
         below = (*path, key.value)
-        if below in self.document.marks and key.value in given:
-            line = self.document.marks[below].line
-            self._refuse(key, below, f"every name once; line {line} has it already, remove one of them")
-            return
+        if key.value in given:  # merged into the mapping, which says otherwise
+            _forget(self.document.marks, below)
         self.document.marks[below] = self._mark(key)
         given[key.value] = self.value(item, below)
         self.document.marks[below] = (
