@@ -11,8 +11,9 @@ from kubealign.estimate.formulas import GIB
 from kubealign.runfile import RunFile, Sourced
 from kubealign_components.errors import KubeAlignError
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, distinct, warning_at
-from kubealign_pipelines.checking.models import find_folder
+from kubealign_pipelines.checking.models import policy_folder
 from kubealign_pipelines.checking.run import Report, check_run
+from kubealign_pipelines.checking.stages import Checked
 
 MIB = 2**20
 DISK_FACTOR = 3
@@ -46,14 +47,15 @@ def check(
     # Where the run's own folder cannot be made, that is told by its name when the run begins.
     findings = [f for f in report.findings if f.path != (PARAMETERS, "work") or "work" in run.parameters]
     if not report.errors and not sourced.document.findings:
-        findings += [*_memory(run)] if not here else [*_disk(run, output or Path.cwd())]
+        checked = report.checked
+        findings += _disk(run, checked, output or Path.cwd()) if here else _memory(run, checked)
     return replace(report, findings=distinct(sourced.located(findings)), given=dict(run.parameters))
 
 
-def _memory(run: RunFile) -> Iterator[Finding]:
+def _memory(run: RunFile, checked: Checked) -> Iterator[Finding]:
     """Warnings on stages that do not fit into a GPU of 80 GiB, where the policy's shape can be read."""
     policy = str(run.parameters.get("policy", ""))
-    folder = find_folder(policy, None, here=False)[0] if policy else None
+    folder = policy_folder(checked, policy)
     if folder is None:
         return
     from kubealign.estimate.stages import Assumptions, estimate, shape_from_config
@@ -72,10 +74,10 @@ def _memory(run: RunFile) -> Iterator[Finding]:
             yield warning_at((PARAMETERS, "policy"), policy, text)
 
 
-def _disk(run: RunFile, output: Path) -> Iterator[Finding]:
+def _disk(run: RunFile, checked: Checked, output: Path) -> Iterator[Finding]:
     """A warning where the disk has no room for what the run leaves."""
     policy = str(run.parameters.get("policy", ""))
-    folder = find_folder(policy, None, here=False)[0] if policy else None
+    folder = policy_folder(checked, policy)
     if folder is None:
         return
     weights = folder.weight_bytes

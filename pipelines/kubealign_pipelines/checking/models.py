@@ -181,6 +181,12 @@ def find_folder(name: str, revision: str | None, *, here: bool) -> tuple[Folder 
     return _cached(name, revision, path, here=here)
 
 
+def policy_folder(checked: Checked, policy: str) -> Folder | None:
+    """The folder here of the ``policy`` of a run, at the revision that its stages take."""
+    revisions = (named.revision for named in models_of(checked) if named.name == policy)
+    return find_folder(policy, next(revisions, None), here=False)[0] if policy else None
+
+
 def _cached(name: str, revision: str | None, path: Path, *, here: bool) -> tuple[Folder | None, str, bool]:
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 

@@ -15,7 +15,7 @@ from kubealign_pipelines import build, rules
 from kubealign_pipelines.checking.across import check_across, check_counts, secrets
 from kubealign_pipelines.checking.carried import check_carried, check_texts
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, distinct, error_at
-from kubealign_pipelines.checking.models import check_models, find_folder, template_settings
+from kubealign_pipelines.checking.models import check_models, policy_folder, template_settings
 from kubealign_pipelines.checking.rewards import check_functions
 from kubealign_pipelines.checking.sources import Prompts, check_sources, warn_of_unread
 from kubealign_pipelines.checking.stages import Checked, check_stages
@@ -177,12 +177,20 @@ def _engines(checked: Checked) -> list[Finding]:
 def first_rows(report: Report, number: int) -> list[str]:
     """The first ``number`` prompts as the policy will see them, and their offline completions: tokens apart,
     so that control tokens and texts that spell one can be told from each other."""
-    policy = next((s.config.policy for s in report.checked.of("filter")), "")
-    folder = find_folder(policy, None, here=False)[0] if policy else None
-    template = folder.chat(template_settings(report.checked, policy)) if folder else None
+    template = _template(report.checked) if number else None
     if template is None:
         return []
     return ["\n".join(_seen(template, row)) for row in report.prompts.rows[:number]]
+
+
+def _template(checked: Checked) -> ChatTemplate | None:
+    """The chat template of the policy; None where it, or a file of the user's own, is not on this machine."""
+    policy = next((stage.config.policy for stage in checked.of("filter")), "")
+    folder = policy_folder(checked, policy)
+    try:
+        return folder.chat(template_settings(checked, policy)) if folder else None
+    except Exception:  # ours, and whatever strangers' files make the libraries raise
+        return None
 
 
 def _seen(template: ChatTemplate, row: JsonObject) -> Iterator[str]:

@@ -90,6 +90,31 @@ def test_first_rows_are_the_tokens_that_filter_makes(
     assert rejected == "  rejected: N|o|.|<|im_end|>"
 
 
+def test_a_template_that_only_pods_see_is_not_shown(run_file: Path) -> None:
+    there = ("--set", "filter_options={chat_template: /only-there/own.jinja}")
+    for rows in (0, 2):
+        done = kubealign("check", "-f", run_file, "--rows", rows, *there)
+        assert done.exit_code == 0, done.output
+        assert "prompt 1" not in done.output and "no errors" in done.output
+
+
+def test_rows_are_shown_as_the_pinned_revision_has_them(
+    run_file: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--org--tiny"
+    for revision, name in (("a" * 40, "USER"), ("b" * 40, "PINNED")):
+        snapshot = repository / "snapshots" / revision
+        shutil.copytree(tiny_model, snapshot)
+        (snapshot / "chat_template.jinja").write_text(CHATML.replace("message['role']", f"'{name}'"))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    policy = ("--set", "policy=org/tiny", "--rows", 1)
+    assert "|U|S|E|R|" in kubealign("check", "-f", run_file, *policy).output
+    pinned = kubealign("check", "-f", run_file, *policy, "--set", f"filter_options={{revision: {'b' * 40}}}")
+    assert "|P|I|N|N|E|D|" in pinned.output, pinned.output
+
+
 @pytest.mark.parametrize(
     ("template", "problem"),
     [
