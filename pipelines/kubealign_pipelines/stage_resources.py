@@ -18,6 +18,7 @@ from kubealign_pipelines.kubernetes_values import (
     require_object_name,
     require_pod_names,
     require_toleration,
+    require_variables,
     require_volumes,
 )
 
@@ -74,6 +75,7 @@ class StageResources:
     def __post_init__(self) -> None:
         require(self.nodes is None or self.nodes >= 1, "nodes", self.nodes, "1 or more")
         from_mapping(TrainJobSettings, self.train_job, "train_job")
+        require_variables("secrets", self.secrets)
         for variable, secret in self.secrets.items():
             name, _, key = secret.partition("/")
             require(bool(name and key), f"secrets.{variable}", secret, "secret/key")
@@ -83,7 +85,7 @@ class StageResources:
         both = ", ".join(self.environment.keys() & self.secrets.keys())
         require(not both, "secrets", both, "variables that environment does not set as well")
         require_cpu("cpu", self.cpu)
-        for name in ("memory", "shared_memory"):
+        for name in ("memory", "shared_memory", "scratch"):
             require_memory(name, getattr(self, name))
         require_pod_names(self.labels, self.annotations, self.environment)
         require_labels("node_selector", self.node_selector)
