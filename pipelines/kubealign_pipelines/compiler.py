@@ -73,7 +73,8 @@ def _spec_of(pipeline: GraphComponent, name: str) -> tuple[Json, Graph]:
     spec: Json = MessageToDict(pipeline.pipeline_spec)
     whole, own = Graph(spec), rules(name)
     others = {idle: whole.parameters[idle] for idle in _prune(spec)}
-    return spec, Graph(spec, others=others, choices={p.name: p for p in _choices(own)}, rules=own)
+    choices = {p.name: p for p in _choices(own)}
+    return spec, Graph(spec, others=others, choices=choices, rules=own, called=name)
 
 
 def read_graph(path: Path) -> Graph:

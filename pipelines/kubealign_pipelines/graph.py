@@ -75,6 +75,7 @@ class Graph:
         others: parameters of the pipeline's other shapes, which no task of this graph reads.
         choices: settings that decide which stages there are.
         rules: what no stage alone can check of its parameters.
+        called: what the command line knows it by, where that is not its name: the file of one's own.
 
     Raises:
         ConfigError: a task that is no component of Python.
@@ -86,8 +87,10 @@ class Graph:
         others: Mapping[str, Parameter] | None = None,
         choices: Mapping[str, Parameter] | None = None,
         rules: Rules | None = None,
+        called: str = "",
     ) -> None:
         self.name: str = spec["pipelineInfo"]["name"]
+        self.called = called or self.name.replace("-", "_")
         self.description: str = spec["pipelineInfo"].get("description", "")
         self.parameters = {p.name: p for p in _parameters(spec["root"])}
         self.others = dict(others or {})

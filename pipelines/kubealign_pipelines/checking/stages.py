@@ -7,6 +7,7 @@ so that a mistake is told at the place where it was written.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -252,7 +253,8 @@ def _full_name(graph: Graph, name: str, names: Collection[str]) -> str:
         return f"it beside {PARAMETERS}, as a section of its own"
     every = {*names, *flat.values()}
     expected = f"a parameter of {graph.name}{did_you_mean(name, every)}"
-    listed = f"{expected}: one of {', '.join(sorted(names))}; `kubealign params --all` lists all settings"
+    command = f"kubealign params {shlex.quote(graph.called)} --all"
+    listed = f"{expected}: one of {', '.join(sorted(names))}; `{command}` lists all settings"
     return expected if near_name(name, every) else _belongs(graph, name) or listed
 
 
