@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -118,6 +119,11 @@ def is_exact(number: float) -> bool:
     return isinstance(number, bool) or (abs(number) <= MAX_INTEGER and float(number).is_integer())
 
 
+def is_double(number: float) -> bool:
+    """Whether ``number``, which may be a whole one of any length, can be a float."""
+    return isinstance(number, float) or abs(number) <= sys.float_info.max
+
+
 def expected_of(kind: type, value: object) -> str:
     """What was expected in place of ``value``, and how to write it where YAML has surprised somebody."""
     words = _WORDS.get(kind, f"a value of type {kind.__name__}")
@@ -125,6 +131,8 @@ def expected_of(kind: type, value: object) -> str:
         return f"{words}, as digits alone: without quotes, units, separators or a 0 before it"
     if kind is int and isinstance(value, (int, float)) and abs(value) > MAX_INTEGER:
         return f"{words} of at most {MAX_INTEGER:,}"
+    if kind is float and isinstance(value, int) and not is_double(value):
+        return f"{words} of at most {sys.float_info.max:.1e}"
     if kind is str and isinstance(value, (bool, int, float)):
         return f"{words}; put it in quotes if it is meant as text"
     return words
@@ -470,7 +478,7 @@ class _Fitting:
         return _UNUSABLE
 
     def _scalar(self, hint: object, value: object, path: Path) -> object:
-        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if hint is float and isinstance(value, int) and not isinstance(value, bool) and is_double(value):
             return float(value)
         if hint is int and isinstance(value, (int, float)) and not is_exact(value):
             return self._refuse(path, value, expected_of(int, value))

@@ -21,6 +21,7 @@ from kubealign_components.config import (
     check_mapping,
     did_you_mean,
     expected_of,
+    is_double,
     is_exact,
     list_of,
     near_name,
@@ -288,7 +289,7 @@ def _missing(
 def _fit(parameter: Parameter, value: object) -> tuple[object, list[Finding]]:
     """``value`` as the parameter's type, with a finding where it is of another."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if parameter.type == "NUMBER_DOUBLE":
+        if parameter.type == "NUMBER_DOUBLE" and is_double(value):
             return float(value), []
         if parameter.type == "NUMBER_INTEGER" and is_exact(value):
             return int(value), []
