@@ -7,14 +7,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from kubealign.lineage import standing
-from kubealign.local.runs import RunInfo
+from kubealign.local.runs import DONE, RunInfo
 from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.manifest import Manifest
+from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.data.schemas import MODEL, ROWS
 from kubealign_components.data.withdrawals import Withdrawal, may_hold
 
@@ -126,7 +127,7 @@ def holders(rows_of: RowsOf | RowsWith, runs: Sequence[RunInfo]) -> Iterator[Hol
     """
     counted: dict[str, tuple[int | None, int]] = {}
     for run in runs:
-        for dataset in standing(run.made):
+        for dataset in standing(_made(run)):
             manifest = dataset.manifest
             is_model = manifest.schema == MODEL
             if is_model:
@@ -143,6 +144,16 @@ def holders(rows_of: RowsOf | RowsWith, runs: Sequence[RunInfo]) -> Iterator[Hol
                 of=of,
                 model=is_model,
             )
+
+
+def _made(run: RunInfo) -> list[Path]:
+    """Folders of the datasets and models of ``run`` in the order of making; where it has not ended well,
+    those as well that its results, if there are any, do not list."""
+    if run.state == DONE:
+        return run.made
+    listed = {path.resolve() for path in run.made}
+    manifests = sorted(run.folder.path.glob(f"artifacts/**/{MANIFEST}"), key=lambda m: m.stat().st_mtime_ns)
+    return [*run.made, *(m.parent for m in manifests if m.parent.resolve() not in listed)]
 
 
 def _trained_on(model: Dataset, counted: dict[str, tuple[int | None, int]]) -> tuple[int | None, int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kubealign.cli.connection import print_rows
-from kubealign.cli.terminal import say
+from kubealign.cli.terminal import counted, say
 from kubealign_components.config import require
 from kubealign_components.errors import NotFound
 
@@ -29,15 +29,19 @@ def why(what: str, folder: str, as_json: bool) -> None:
 
     WHAT is the id of a prompt or completion (eight digits are enough), the name of a source, or a text within
     a message or what its source says of it, such as the name of an annotator. A model holds what it was
-    trained on. Looked for in all runs below the folder OUTPUT (runs), or in one RUN.
+    trained on. Looked for in all runs below the folder OUTPUT (runs), or in one RUN, those under way and
+    those that were killed included; not in the work prefix.
     """
     from kubealign.why import RowsWith, holders
 
     require(bool(what.strip()), "ID_SOURCE_OR_TEXT", what, "an id, the name of a source, or a text")
-    held = [one for one in holders(RowsWith(what), runs_at(folder)) if one.rows != 0]
+    runs = runs_at(folder)
+    held = [one for one in holders(RowsWith(what), runs) if one.rows != 0]
     if not held and not as_json:
-        say(f"Nothing here holds {what!r}.")
+        say(f"No dataset or model of {counted(len(runs), 'run')} here holds {what!r}.")
     show_holders(held, as_json=as_json)
+    if not as_json:
+        say_what_was_not_searched(runs)
 
 
 def runs_at(folder: str) -> list[RunInfo]:
@@ -54,6 +58,18 @@ def runs_at(folder: str) -> list[RunInfo]:
     if run is None:
         raise NotFound(no_such_run(folder))
     return [run]
+
+
+def say_what_was_not_searched(runs: Sequence[RunInfo]) -> None:
+    """Name the places beside the datasets and models of ``runs`` where rows may be."""
+    from kubealign.local.runs import RUNNING
+
+    if under_way := [run.name for run in runs if run.state == RUNNING]:
+        say(f"Under way, and not yet all there: {', '.join(under_way)}; ask again when they have ended.")
+    say(
+        "Not searched: finished rows and checkpoints in the work prefix; "
+        "`kubealign gc` finds those that no run refers to any more."
+    )
 
 
 def show_holders(held: Sequence[Holder], *, as_json: bool) -> None:

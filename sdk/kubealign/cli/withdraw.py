@@ -8,7 +8,7 @@ import click
 
 from kubealign.cli.arguments import LocalPath
 from kubealign.cli.terminal import counted, say
-from kubealign.cli.why import runs_at, show_holders
+from kubealign.cli.why import runs_at, say_what_was_not_searched, show_holders
 
 
 @click.command("withdraw")
@@ -32,10 +32,11 @@ def withdraw(
     """Take prompts or whole sources back: write a withdrawal, and say what still holds them.
 
     Runs with import_withdrawn (and mix_withdrawn, for training datasets of earlier runs) set to the file take
-    none of it. Looked for in all runs below the folder OUTPUT (runs), or in one RUN: what holds a row of it
-    was made before, and is to be removed; a model holds what it was trained on. A prompt of several sources
-    has the name of the first and the completions of all: rows with completions of sources that were imported
-    before one that is taken back, and together with it, are counted, too, since they may hold some of it.
+    none of it. Looked for in all runs below the folder OUTPUT (runs), or in one RUN, those under way and
+    those that were killed included, and not in the work prefix: what holds a row of it was made before, and
+    is to be removed; a model holds what it was trained on. A prompt of several sources has the name of the
+    first and the completions of all: rows with completions of sources that were imported before one that is
+    taken back, and together with it, are counted, too, since they may hold some of it.
     """
     from kubealign.why import RowsOf, holders
     from kubealign.withdraw import withdrawal_of, write_withdrawal
@@ -47,10 +48,13 @@ def withdraw(
     if not as_json:
         prompts, named = len(withdrawal.prompt_ids), len(withdrawal.sources)
         say(f"{output}: {counted(prompts, 'prompt')} and {counted(named, 'source')} are taken back.")
-        say(f"{counted(len(held), 'output')} here hold rows of them:" if held else "Nothing here holds them.")
+        looked = f"dataset or model of {counted(len(runs), 'run')} here"
+        say(f"{counted(len(held), 'output')} here hold rows of them:" if held else f"No {looked} holds them.")
         if held and withdrawal.sources:
             say(
                 "Counted are also rows with completions of sources that were imported before "
                 f"{', '.join(sorted(withdrawal.sources))}, and together: they may hold some of it."
             )
     show_holders(held, as_json=as_json)
+    if not as_json:
+        say_what_was_not_searched(runs)

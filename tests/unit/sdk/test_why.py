@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kubealign.cli.main import main
-from kubealign.local.runs import read_run
+from kubealign.local.runs import LOCK, read_run
 from kubealign.why import Holder, RowsWith, holders
 from kubealign_components.data.schemas import EVALUATION, MODEL, PROMPTS, TRAINING, new_completion
 from support.datasets import MakeDataset
@@ -121,9 +123,38 @@ def test_the_command_names_run_stage_and_rows(run: Path) -> None:
     ]
 
 
+def unlisted(run: Path) -> None:
+    """Let what ``run`` made lie where it was made, and no results say of it."""
+    results = json.loads((run / "results.json").read_text())
+    for number, one in enumerate(results["outputs"]):
+        if (run / one["path"]).is_dir():
+            (run / "artifacts" / "1").mkdir(parents=True, exist_ok=True)
+            manifest = (run / one["path"]).rename(run / "artifacts" / "1" / one["path"]) / "manifest.json"
+            os.utime(manifest, (1000 + number, 1000 + number))
+    (run / "results.json").unlink()
+
+
+def test_a_run_without_results_is_looked_at(run: Path) -> None:
+    unlisted(run)
+    assert counts("forum", run) == [3, 2, 2, None, 1]
+    assert "3 of 6" in call("forum", run).output
+
+
+def test_a_run_that_goes_on_is_looked_at_with_what_it_left_before(run: Path, tmp_path: Path) -> None:
+    again = run / "artifacts" / "2" / "mix"
+    shutil.copytree(run / "mix", again)
+    os.utime(run / "pipeline.yaml", (2**33, 2**33))  # after the results
+    with (run / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert counts("forum", run) == [3, 2, 2, None, 1, 2]
+        told = call("nobody said this", run).output
+    assert "Under way, and not yet all there: dpo" in told
+    assert "Under way" not in call("nobody said this", run).output
+
+
 def test_nothing_and_nowhere_are_told(run: Path, tmp_path: Path) -> None:
     (run / "orphan" / "manifest.json").unlink()
-    assert f"Nothing here holds {'x' + ATTACK!r}" in call(f"x{ATTACK}", run).output
+    assert f"No dataset or model of 1 run here holds {'x' + ATTACK!r}" in call(f"x{ATTACK}", run).output
     assert call(" ", run).exit_code == 2
     missing = call("forum", tmp_path / "nothing")
     assert missing.exit_code == 1 and "no such run here" in missing.output

@@ -193,7 +193,14 @@ def test_the_command_writes_adds_and_names_what_holds_it(
     assert [one["rows"] for one in json.loads(second.output)] == [expected]
     after = imported(tmp_path / "after", sources, str(path))
     clean = finished_run(tmp_path / "others", after)
-    assert "Nothing here holds them." in call(clean, "--source", "theirs", "-o", path).output
+    told = call(clean, "--source", "theirs", "-o", path).output
+    assert "No dataset or model of 1 run here holds them." in told
+    assert "Not searched: finished rows and checkpoints in the work prefix" in told
+    (clean / "runs" / "one" / "results.json").unlink()
+    killed = clean / "runs" / "one" / "artifacts" / "2" / "import" / "dataset"
+    shutil.copytree(made.uri, killed)
+    told = call(clean, "--source", "theirs", "-o", path).output
+    assert "1 output here hold rows of them" in told
 
 
 Told = set[tuple[str, str]]
