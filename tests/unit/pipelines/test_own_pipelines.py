@@ -116,7 +116,7 @@ def test_its_settings_have_names_and_are_checked(folder: Path) -> None:
         "most_word=3": "did you mean most_words",
         "sample_n=-1": "sample_n=-1",
         "sample_top_k=1": "sample_top_k",
-        "zzz=1": "`kubealign params my_pipeline.py --all` lists all settings",
+        "zzz=1": f"`kubealign params {folder / 'my_pipeline.py'} --all` lists all settings",
         "compile.stages.short_promts.memory=1Gi": "short_promts",
         "policy=nowhere": "policy='nowhere'",
     }.items():
