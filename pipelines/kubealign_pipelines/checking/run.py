@@ -85,7 +85,7 @@ def check_run(
         # Compiled perhaps for another place: models and data are looked at by whoever runs it.
         return Report(distinct(findings), graph, checked, Prompts())
     in_pod = shape is not None
-    unseen = set() if here else unseen_folders(settings, in_pod=in_pod)
+    unseen: set[str] = set() if here else unseen_folders(settings, in_pod=in_pod)
     # In the place of what was refused a default was looked at, of which nothing is to be told.
     refused_at = {finding.path for finding in findings if not finding.warning}
     candidates = [*check_models(checked, here=here, unseen=unseen), *check_work(checked, here=here)]

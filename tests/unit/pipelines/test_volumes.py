@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from kubealign_pipelines.checking.run import check_run
 from kubealign_pipelines.checking.volumes import is_below
 from kubealign_pipelines.resources import CompileSettings
 
-EVERYWHERE = {"volumes": {"data": "/only-there/"}}
-OF_STAGES = {"stages": dict.fromkeys(("import_prompts", "filter", "sample", "mix", "train"), EVERYWHERE)}
+EVERYWHERE: dict[str, object] = {"volumes": {"data": "/only-there/"}}
+OF_STAGES: dict[str, object] = {
+    "stages": dict.fromkeys(("import_prompts", "filter", "sample", "mix", "train"), EVERYWHERE)
+}
 NAMED = ["policy", "import_withdrawn", "sources[0].uri", "sources[1].uri"]
 """What :func:`at` gives, as findings call it."""
 
@@ -35,7 +38,7 @@ def sound(tmp_path: Path, tiny_model: Path) -> dict[str, object]:
 
 
 def errors(
-    values: dict[str, object], settings: dict[str, object], *, here: bool = False, in_pod: bool = False
+    values: Mapping[str, object], settings: Mapping[str, object], *, here: bool = False, in_pod: bool = False
 ) -> list[str]:
     """Names of the settings that are refused; in a pod with what the compiled pipeline tells its check."""
     compiled = from_mapping(CompileSettings, settings, "compile")
