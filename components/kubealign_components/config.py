@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import sys
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kubealign_components.doubles import MAX_DOUBLE, MAX_INTEGER, is_double, is_exact
 from kubealign_components.errors import ConfigError
 from kubealign_components.refused_names import named_below
 
@@ -45,8 +45,6 @@ SHORTHAND = "SHORTHAND"
 
 _GATHERED: ContextVar[list[ConfigError] | None] = ContextVar("gathered", default=None)
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-MAX_INTEGER = 2**53
-"""Largest whole number of a setting."""
 _UNUSABLE = object()
 """In place of a value that could not be made."""
 
@@ -114,16 +112,6 @@ def takes_anything(hint: object) -> bool:
     return hint in (object, Any)
 
 
-def is_exact(number: float) -> bool:
-    """Whether ``number`` is whole, and comes whole through KFP, whose numbers are doubles."""
-    return isinstance(number, bool) or (abs(number) <= MAX_INTEGER and float(number).is_integer())
-
-
-def is_double(number: float) -> bool:
-    """Whether ``number``, which may be a whole one of any length, can be a float."""
-    return isinstance(number, float) or abs(number) <= sys.float_info.max
-
-
 def expected_of(kind: type, value: object) -> str:
     """What was expected in place of ``value``, and how to write it where YAML has surprised somebody."""
     words = _WORDS.get(kind, f"a value of type {kind.__name__}")
@@ -132,7 +120,7 @@ def expected_of(kind: type, value: object) -> str:
     if kind is int and isinstance(value, (int, float)) and abs(value) > MAX_INTEGER:
         return f"{words} of at most {MAX_INTEGER:,}"
     if kind is float and isinstance(value, int) and not is_double(value):
-        return f"{words} of at most {sys.float_info.max:.1e}"
+        return f"{words} of at most {MAX_DOUBLE:.1e}"
     if kind is str and isinstance(value, (bool, int, float)):
         return f"{words}; put it in quotes if it is meant as text"
     return words

@@ -21,12 +21,11 @@ from kubealign_components.config import (
     check_mapping,
     did_you_mean,
     expected_of,
-    is_double,
-    is_exact,
     list_of,
     near_name,
     text_of,
 )
+from kubealign_components.doubles import is_double, is_exact
 from kubealign_components.stages import config_class
 from kubealign_pipelines.checking.describe import paths_by_name
 from kubealign_pipelines.checking.findings import (
