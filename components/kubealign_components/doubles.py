@@ -16,4 +16,4 @@ def is_exact(number: float) -> bool:
 
 def is_double(number: float) -> bool:
     """Whether ``number``, which may be a whole one of any length, can be a float."""
-    return isinstance(number, float) or abs(number) <= MAX_DOUBLE
+    return not isinstance(number, int) or abs(number) <= MAX_DOUBLE
