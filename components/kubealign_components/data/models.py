@@ -30,8 +30,8 @@ from kubealign_components.store import scheme_of
 if TYPE_CHECKING:
     from kubealign_components.data.dataset import Dataset
 
-# Where a run was made and by which library version does not make it another model.
 A_MODEL = "a model directory (with config.json), a URI of one, or a hub id like org/name"
+# Where a run was made and by which library version does not make it another model.
 _IGNORED_CONFIG = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 
 
