@@ -57,12 +57,12 @@ def load_checkpoint(
     said = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # what it would warn of is refused, or told, below
     try:
-        report_options = {
-            "output_loading_info": True,
-            "ignore_mismatched_sizes": True,
-        }  # refused below
         model, report = kind.from_pretrained(
-            path, dtype=dtype, **report_options, **{"trust_remote_code": False} | options
+            path,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below
+            **{"trust_remote_code": False} | options,
         )
     except torch.OutOfMemoryError:
         raise
