@@ -16,6 +16,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.engines.judge import Judgement, Pair, PairJudge
 from kubealign_components.engines.rewards import flatten_text
 from kubealign_components.evaluate.answers import ALIGNED, REFERENCE, ComparedPrompt
+from kubealign_components.evaluate.audit import WIN_RATE
 from kubealign_components.progress import progress_bar
 
 _PROMPTS_AT_ONCE = 32
@@ -46,8 +47,8 @@ class WinRates:
 
     def numbers(self) -> dict[str, float]:
         """Flat numbers for the stats."""
-        rates = {"judge_win_rate": self.overall}
-        rates |= {f"judge_win_rate_{slug_word(name)}": rate for name, rate in self.by_principle.items()}
+        rates = {WIN_RATE: self.overall}
+        rates |= {f"{WIN_RATE}_{slug_word(name)}": rate for name, rate in self.by_principle.items()}
         numbers = {"judge_prompts": float(self.prompts)}
         if self.consistency == self.consistency:
             numbers["judge_consistency"] = self.consistency
