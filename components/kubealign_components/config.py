@@ -196,13 +196,13 @@ def check_mapping(cls: type[T], values: Mapping[str, object], where: str) -> tup
         fitting = _Fitting(where)
         config = fitting.config(cls, values, ())
         fresh = [problem for problem in fitting.problems if problem.path not in left_out]
-        # An item of a list that now lacks what it must have is left out whole.
-        less = _without_all(values, fitting.problems)
-        if not fresh and less != values:
+        if not fresh:
+            # An item of a list that now lacks what it must have is left out whole.
+            less = _without_all(values, fitting.problems)
+            if less == values:
+                return (config if isinstance(config, cls) else None), list(problems.values())
             values = less
             continue
-        if not fresh:
-            return (config if isinstance(config, cls) else None), list(problems.values())
         for problem in fresh:
             if not any(_follows(problem.path, missing) for missing in left_out):
                 problems.setdefault(problem.path, problem)
