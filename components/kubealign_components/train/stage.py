@@ -120,8 +120,8 @@ def expected_drift(config: TrainConfig, training: Dataset, device: str) -> float
     steps = list(nearest_steps("logprobs", manifest.fingerprint, manifest.recipe))
     if not steps or any(step["params"]["source"] == "sampler" for step in steps):
         return UNKNOWN_DRIFT
+    ours = regime(config.adapter, dtype, device, config.strategy)
     for step in steps:
-        ours = regime(config.adapter, dtype, device, config.strategy)
         _check_regime(ours, step["params"].get("regime", {}), config)
     # However weights are sharded, those of a forward pass are put together: only gradients add up otherwise.
     return 0.0
