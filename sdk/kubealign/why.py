@@ -17,7 +17,7 @@ from kubealign.local.runs import DONE, RunInfo
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.data.schemas import MODEL, ROWS
-from kubealign_components.data.withdrawals import Withdrawal, may_hold
+from kubealign_components.data.withdrawals import COMPLETION_REFERENCE, Withdrawal, may_hold
 
 _ID = re.compile(r"[0-9a-f]{8,64}")
 _LISTS = ("completions", "reference", "aligned")
@@ -62,7 +62,7 @@ class RowsOf:
         """Those of rows of ``schema`` that are looked at."""
         looked_at = [name for name in ("prompt_id", "source") if name in schema.names]
         may = self._beside and {"source", "completions"} <= set(schema.names)
-        return [*looked_at, *(["completions.list.element.reference"] if may else [])]
+        return [*looked_at, *([COMPLETION_REFERENCE] if may else [])]
 
     def masks(self, batch: pa.RecordBatch) -> Iterator[pa.BooleanArray]:
         """For each way in which a row may be meant, whether it is."""

@@ -21,6 +21,8 @@ WITHDRAWN = "withdrawn"
 """The setting that names a withdrawal, what its rows are counted under, and what a recipe knows it by."""
 WITHDRAWN_SOURCES = "withdrawn_sources"
 """What a recipe calls the names of sources that a step left out: what it made holds nothing of them."""
+COMPLETION_REFERENCE = "completions.list.element.reference"
+"""The column of ``completions`` that :func:`may_hold` looks at, as Parquet has it."""
 _ID = re.compile(r"[0-9a-f]{32}")
 
 

@@ -28,7 +28,13 @@ from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import SELECTION, TRAINING, TRAINING_ROW
 from kubealign_components.data.seeds import Keys, id_keys
 from kubealign_components.data.stats import Stats
-from kubealign_components.data.withdrawals import WITHDRAWN, Withdrawal, may_hold, read_withdrawal
+from kubealign_components.data.withdrawals import (
+    COMPLETION_REFERENCE,
+    WITHDRAWN,
+    Withdrawal,
+    may_hold,
+    read_withdrawal,
+)
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.mix.buckets import MAX_BUCKETS, Buckets
 from kubealign_components.mix.examples import PAIR, from_selection, from_training, sizes, without_logprob
@@ -42,7 +48,6 @@ PARQUET_DENSITY = 10
 """Most bytes in memory of a byte of Parquet; token ids have 2 to 4, repetitive texts more."""
 PERHAPS_WITHDRAWN = "perhaps_withdrawn"
 """What examples are counted under whose completions may be of a source that was taken back."""
-_OFFLINE = "completions.list.element.reference"
 _TAKEN_ROWS = 4096
 """Examples that are put in order at once."""
 
@@ -145,7 +150,7 @@ def _withdrawal_among(withdrawal: Withdrawal, inputs: Iterable[Dataset]) -> With
     sources: set[str] = set()
     for dataset in inputs if withdrawal else ():
         beside = withdrawal.beside(dataset.manifest.recipe, dataset.manifest.fingerprint)
-        columns = ["prompt_id", "source", *([_OFFLINE] if beside else [])]
+        columns = ["prompt_id", "source", *([COMPLETION_REFERENCE] if beside else [])]
         for batch in dataset.batches(columns, batch_rows=None):
             if beside:
                 may = pc.unique(batch.column("source").filter(may_hold(beside, batch)))
