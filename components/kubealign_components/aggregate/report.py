@@ -44,7 +44,9 @@ def report_html(*, slug: str, opinions: Mapping[str, Opinions], made: Mapping[st
 
 
 def _order(opinions: Mapping[str, Opinions], drawn: Sequence[str]) -> list[str]:
-    return [name for name in drawn if name in opinions] + [name for name in opinions if name not in drawn]
+    """The most consistent first; of equals those that are drawn from."""
+    names = [name for name in drawn if name in opinions] + [name for name in opinions if name not in drawn]
+    return sorted(names, key=lambda name: opinions[name].consistency, reverse=True)
 
 
 def _scores(name: str, one: Opinions) -> Markup:
