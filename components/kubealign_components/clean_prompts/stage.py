@@ -136,7 +136,6 @@ def _make(config: CleanPromptsConfig, readers: Sequence[SourceReader], request: 
 def _read(reader: SourceReader, number: int, trees: Trees, stats: Stats, bar: tqdm[NoReturn]) -> None:
     """Take the messages of one source in; what does not make a tree is counted."""
     seen = Stats()
-    reader.format = "trees"
     for row, messages in reader.items(read_messages, seen, bar, row_format="trees"):
         for message in messages:
             stats.counts["messages"] += 1
