@@ -10,7 +10,6 @@ import dataclasses
 import inspect
 import linecache
 import sys
-import traceback
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 from kubealign_components.artifacts import log_stats, open_dataset, publish_with_page, rows_of
 from kubealign_components.config import from_mapping, require
 from kubealign_components.errors import ConfigError, KubeAlignError, Unexpected
+from kubealign_components.raised import where
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,17 +108,6 @@ def run_stage(
         raise Unexpected(f"{name} failed: {where(error, f'{name}.py')}") from error
     publish_with_page(dataset, report)
     log_stats(metrics, stats)
-
-
-def where(error: BaseException, file: str) -> str:
-    """What ``error`` says, with the last line of ``file`` that led to it."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-    said = str(error)
-    if isinstance(error, SyntaxError) and error.filename == file:
-        lines, said = [error.lineno], error.msg
-    text = (said.strip() or "no reason given").splitlines()[0]
-    location = f", line {lines[-1]}" if lines else ""
-    return f"{type(error).__name__}: {text}{location}"
 
 
 def _executed(source: str, name: str, file: str) -> ModuleType:

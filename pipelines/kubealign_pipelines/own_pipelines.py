@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kubealign_components.config import require
 from kubealign_components.errors import ConfigError, KubeAlignError
 from kubealign_components.named_paths import FILE, kind_at, named_path
-from kubealign_components.own_stage import where
+from kubealign_components.raised import where
 from kubealign_pipelines.rules import Rules
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from kubealign.doctor.diagnosis import Subject
 from kubealign.runfile import load_run_file
 from kubealign.schema import run_file_schema
 from kubealign_components.errors import ConfigError, Unexpected
-from kubealign_components.own_stage import packed, read_stage, where
+from kubealign_components.own_stage import packed, read_stage
+from kubealign_components.raised import where
 from kubealign_pipelines import build, rules
 from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.own_stages import own_stage
