@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kubealign.run_paths import SOURCES, beside
-from kubealign.yaml_source import MAX_BYTES, Document, is_compiled_pipeline, merge, read_yaml
+from kubealign.yaml_source import MAX_BYTES, Document, forget, is_compiled_pipeline, merge, read_yaml
 from kubealign_components import config
 from kubealign_components.config import check_mapping, require, require_choice
 from kubealign_components.data.limits import MAX_CHUNKS
@@ -254,8 +254,7 @@ def _assigned(document: Document, values: dict[str, object], assignment: str) ->
         document.findings.append(error_at((SET,), error.value, error.expected))
         return values
     path = tuple(int(part) if isinstance(part, str) and part.isdecimal() else part for part in path)
-    for stale in [p for p in document.marks if p[: len(path)] == path]:
-        del document.marks[stale]
+    forget(document.marks, path)
     document.marks[path] = Mark(f"{SET} {assignment}")
     return values
 

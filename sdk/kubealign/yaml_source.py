@@ -116,6 +116,12 @@ def merge(first: Document, second: Document) -> Document:
     return Document(values, marks | second.marks, findings)
 
 
+def forget(marks: dict[Path, Mark], path: Path) -> None:
+    """Take out of ``marks`` what stands at ``path``, and what is in it."""
+    for child in [p for p in marks if p[: len(path)] == path]:
+        del marks[child]
+
+
 def _joined(
     base: Mapping[str, object], over: Mapping[str, object], path: Path, marks: dict[Path, Mark]
 ) -> dict[str, object]:
@@ -126,15 +132,9 @@ def _joined(
         if isinstance(value, Mapping) and isinstance(before, Mapping):
             joined[name] = _joined(before, value, below, marks)
         else:
-            _forget(marks, below)
+            forget(marks, below)
             joined[name] = value
     return joined
-
-
-def _forget(marks: dict[Path, Mark], path: Path) -> None:
-    """Take out of ``marks`` what stands at ``path``, and what is in it."""
-    for child in [p for p in marks if p[: len(path)] == path]:
-        del marks[child]
 
 
 class _Reading:
@@ -189,7 +189,7 @@ class _Reading:
     def _put(self, given: dict[str, object], key: yaml.ScalarNode, item: yaml.Node, path: Path) -> None:
         below = (*path, key.value)
         if key.value in given:  # merged into the mapping, which says otherwise
-            _forget(self.document.marks, below)
+            forget(self.document.marks, below)
         self.document.marks[below] = self._mark(key)
         given[key.value] = self.value(item, below)
         self.document.marks[below] = (
