@@ -11,7 +11,7 @@ from kubealign_components.config import Path
 from kubealign_components.data.chat import ChatTemplate, TemplateMismatch
 from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
-from kubealign_pipelines import build, rules
+from kubealign_pipelines import build
 from kubealign_pipelines.checking.across import check_across, check_counts, secrets
 from kubealign_pipelines.checking.carried import check_carried, check_texts
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, distinct, error_at
@@ -136,8 +136,8 @@ def _other_stages(
     settings: CompileSettings,
 ) -> list[Finding]:
     """Findings on ``values`` for which a pipeline would have other stages than the compiled ``graph`` has."""
-    now = rules(pipeline).shape(values)
-    changed = [n for n in rules(pipeline).deciding if n in values and now.get(n) != shape.get(n)]
+    now = graph.rules.shape(values)
+    changed = [n for n in graph.rules.deciding if n in values and now.get(n) != shape.get(n)]
     if not changed:
         return []
     other, refused = _graph(pipeline, {**shape, **values}, settings)

@@ -31,7 +31,7 @@ from kubealign_components.errors import ConfigError
 from kubealign_components.gpus import Gpus
 from kubealign_components.json_types import JsonObject
 from kubealign_components.stages import config_class
-from kubealign_pipelines import build, rules
+from kubealign_pipelines import build
 from kubealign_pipelines.checking.sources import count_rows
 from kubealign_pipelines.checking.stages import arguments
 from kubealign_pipelines.compiler import graph_of
@@ -208,7 +208,7 @@ def estimate(run: RunFile, shape: ModelShape, assumed: Assumptions) -> list[Stag
     """
     graph = graph_of(build(run.pipeline, run.compile, run.parameters), run.pipeline)
     values = check_parameters(graph, run.parameters, complete=False)
-    values |= rules(run.pipeline).choose(run.parameters)
+    values |= graph.rules.choose(run.parameters)
     taken, recipe = _configs(graph, values)
     estimates: list[StageEstimate] = []
     for task, config in taken:
