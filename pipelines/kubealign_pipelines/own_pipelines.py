@@ -47,13 +47,8 @@ def build_own(name: str, settings: CompileSettings) -> GraphComponent:
     function = vars(module).get(path.stem)
     require(callable(function), "pipeline", name, f"a file with a function {path.stem}(place)")
     assert callable(function)
-    try:
-        with _importable(path.parent):
-            built = function(Placement(settings))
-    except KubeAlignError:
-        raise
-    except (Exception, SystemExit) as error:  # code of a user may raise anything
-        raise ConfigError("pipeline", name, f"a pipeline ({where(error, str(path))})") from error
+    with _users_code(path, name, "a pipeline"):
+        built = function(Placement(settings))
     require(
         isinstance(built, GraphComponent), "pipeline", name, f"a pipeline that {path.stem}(place) returns"
     )
@@ -91,26 +86,29 @@ def _executed(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    try:
-        with _importable(path.parent):
-            spec.loader.exec_module(module)
-    except KubeAlignError:
-        raise
-    except (Exception, SystemExit) as error:  # code of a user may raise anything
-        expected = f"a file that Python can execute ({where(error, str(path))})"
-        raise ConfigError("pipeline", str(path), expected) from error
+    with _users_code(path, str(path), "a file that Python can execute"):
+        spec.loader.exec_module(module)
     return module
 
 
 @contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let what a file in ``folder`` does in this block import the modules beside it."""
-    sys.path.insert(0, str(folder))
+def _users_code(path: Path, value: str, expected: str) -> Iterator[None]:
+    """Let what the file at ``path`` does in this block import the modules beside it.
+
+    Raises:
+        ConfigError: it raises something of its own: ``value`` is not what was ``expected``.
+    """
+    folder = str(path.parent)
+    sys.path.insert(0, folder)
     try:
         yield
+    except KubeAlignError:
+        raise
+    except (Exception, SystemExit) as error:  # code of a user may raise anything
+        raise ConfigError("pipeline", value, f"{expected} ({where(error, str(path))})") from error
     finally:
         with contextlib.suppress(ValueError):  # code of a user may have done it
-            sys.path.remove(str(folder))
+            sys.path.remove(folder)
 
 
 def _rules_in(module: ModuleType) -> Rules:
