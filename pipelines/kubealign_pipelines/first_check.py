@@ -9,12 +9,12 @@ answers them, and all after them, while nothing is new there.
 
 from __future__ import annotations
 
-import linecache
 from collections.abc import Callable, Mapping
 
 from kfp import dsl
 
 from kubealign_components import images
+from kubealign_pipelines.generated import defined
 from kubealign_pipelines.graph import CHECK
 
 OWN = ("pipeline", "compiled", "shape")
@@ -53,13 +53,9 @@ def check_component(parameters: Mapping[str, str]) -> Callable[..., dsl.Pipeline
     read = [f"{name}: {_TYPES[kind.partition('[')[0]]} = None" for name, kind in parameters.items()]
     inputs = ", ".join([*own, *read])
     source = _SOURCE.format(name=CHECK, inputs=inputs)
-    file = f"<{CHECK} of {len(parameters)} parameters {hash(source):x}>"
-    # KFP ships a component's source, which it asks Python for.
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    made: dict[str, Callable[..., str]] = {}
     # Names and types of the pipeline's own signature: nothing of a user's is run here.
-    exec(compile(source, file, "exec", dont_inherit=True), made)
+    function = defined(CHECK, source, f"{CHECK} of {len(parameters)} parameters", {})
     component: Callable[..., dsl.PipelineTask] = dsl.component(
-        made[CHECK], base_image=images.DATA, install_kfp_package=False
+        function, base_image=images.DATA, install_kfp_package=False
     )
     return component

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import keyword
-import linecache
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from kubealign_components.errors import ConfigError
 from kubealign_components.own_stage import OwnStage, packed, read_stage
 from kubealign_components.stages import CONFIGS, register
 from kubealign_pipelines.checking.carried import check_texts
+from kubealign_pipelines.generated import defined
 from kubealign_pipelines.resources import IMAGES
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def _component(stage: OwnStage, carried: str, image: str) -> BaseComponent:
         datasets=", ".join(f"{name}={name}" for name in stage.inputs),
         carried=carried,
     )
-    return dsl.component(_defined(stage.name, text), base_image=image, install_kfp_package=False)
+    function = defined(stage.name, text, f"component of {stage.name}", {"dsl": dsl})
+    return dsl.component(function, base_image=image, install_kfp_package=False)
 
 
 def _parameters(stage: OwnStage) -> Iterator[tuple[str, str]]:
@@ -129,12 +130,3 @@ def _meaning(stage: OwnStage) -> str:
     """The first line of what ``run`` says of itself."""
     text = (stage.run.__doc__ or f"The stage {stage.name}.").strip().splitlines()[0]
     return text.replace("\\", "").replace('"', "'").replace("{{", "{ {")
-
-
-def _defined(name: str, text: str) -> Callable[..., object]:
-    file = f"<component of {name} {hash(text):x}>"
-    # KFP ships a component's source, which it asks Python for.
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    made: dict[str, Callable[..., object]] = {}
-    exec(compile(text, file, "exec", dont_inherit=True), {"dsl": dsl}, made)
-    return made[name]
