@@ -7,9 +7,10 @@ import inspect
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 
+from kubealign.local.runs import numbered
 from kubealign_components.config import BORROWS, GROUPS, OPTIONS, did_you_mean, from_parameters, require
 from kubealign_components.data.chunks import Part, plan
 from kubealign_components.data.dataset import Dataset
@@ -176,8 +177,7 @@ def _new_folder(folder: Path, name: str) -> tuple[Path, list[Path]]:
     """A new folder for what the stage makes, and those of earlier calls."""
     earlier: list[Path] = []
     folder.mkdir(parents=True, exist_ok=True)
-    for number in count(1):
-        path = folder / (name if number == 1 else f"{name}-{number}")
+    for path in (folder / own for own in numbered(name)):
         try:
             path.mkdir()
         except FileExistsError:

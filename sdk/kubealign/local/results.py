@@ -6,13 +6,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
 
-from kubealign.local.runs import DIRECTORIES, RunInfo, find_run
+from kubealign.local.runs import DIRECTORIES, RunInfo, find_run, numbered
 from kubealign.local.watcher import TaskRun, Watcher
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.manifest import MANIFEST, Manifest
@@ -223,13 +222,8 @@ def _numbered(pairs: Iterable[tuple[str, V]]) -> dict[str, V]:
     """``pairs`` as a mapping; a name that stands again gets a number."""
     named: dict[str, V] = {}
     for name, value in pairs:
-        number = next(n for n in count(1) if _with_number(name, n) not in named)
-        named[_with_number(name, number)] = value
+        named[next(free for free in numbered(name) if free not in named)] = value
     return named
-
-
-def _with_number(name: str, number: int) -> str:
-    return name if number == 1 else f"{name}-{number}"
 
 
 def find_outputs(graph: Graph, artifacts: Path, runs: Sequence[TaskRun]) -> list[Output]:

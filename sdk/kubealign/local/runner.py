@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import json
 import re
 import time
@@ -28,7 +27,7 @@ from kubealign.local.forecast import Forecast, forecast
 from kubealign.local.live import state_written
 from kubealign.local.loops import loop_inputs_kept
 from kubealign.local.results import Results, collect, missing_outputs
-from kubealign.local.runs import LOCK, RUNS, RunFolder
+from kubealign.local.runs import LOCK, RUNS, RunFolder, numbered
 from kubealign.local.runs import WORK as WORK_FOLDER
 from kubealign.local.scratch import scratch
 from kubealign.local.stopping import Stopping
@@ -179,8 +178,7 @@ def _claimed(runs: Path, name: str) -> Iterator[RunFolder]:
 def _made(runs: Path, name: str, *, new: bool) -> Path:
     """``runs/name``; a number is added where it has to be new and is not."""
     runs.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        path = runs / (name if number == 1 else f"{name}-{number}")
+    for path in (runs / own for own in numbered(name)):
         try:
             path.mkdir(exist_ok=not new)
         except FileExistsError:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,13 @@ class RunInfo:
         """Folders of the models that it made and that are still there."""
         made = [self.folder.path / o["path"] for o in self.outputs if o["type"] == "system.Model"]
         return [path for path in made if path.is_dir()]
+
+
+def numbered(name: str) -> Iterator[str]:
+    """``name``, and then the names that are taken where it is not free."""
+    yield name
+    for number in count(2):
+        yield f"{name}-{number}"
 
 
 def is_run(path: Path) -> bool:
