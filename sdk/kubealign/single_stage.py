@@ -106,9 +106,9 @@ def _open(given: object, input_kind: Input) -> Dataset:
 
 
 def _sources(given: object) -> list[object]:
-    """Sources as settings have them; a place alone is one without further settings."""
+    """Sources as settings have them, which take a text for a place alone."""
     each = given if isinstance(given, (list, tuple)) else [given]
-    return [{"uri": str(one)} if isinstance(one, (str, Path)) else one for one in each]
+    return [str(one) if isinstance(one, Path) else one for one in each]
 
 
 def _config(name: str, settings: Mapping[str, object]) -> object:
