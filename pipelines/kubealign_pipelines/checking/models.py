@@ -116,6 +116,10 @@ class Folder:
         return ChatTemplate(model, settings, TokenizerFiles(self.path))
 
 
+Looked = tuple[Folder | None, str, bool]
+"""The model's folder here, else why there is none, and whether that is certain to fail the run."""
+
+
 def models_of(checked: Checked) -> Iterator[Named]:
     """Every setting that names a model which is known before the run."""
     for stage in checked.stages:
@@ -144,15 +148,11 @@ def check_models(checked: Checked, *, here: bool, unseen: Collection[str] = ()) 
         here: whether the run is on this machine, and must find them here.
         unseen: folders that are not mounted here, but in pods of the run.
     """
-    seen: dict[tuple[str, str | None], tuple[Folder | None, str, bool]] = {}
     for named in models_of(checked):
         is_setting = named.name and named.name != LATER and named.stage.is_given(named.setting)
         if not is_setting or is_below(named.name, unseen):
             continue
-        key = (named.name, named.revision)
-        if key not in seen:
-            seen[key] = find_folder(named.name, named.revision, here=here)
-        folder, problem, certain = seen[key]
+        folder, problem, certain = _looked_for(checked, named.name, named.revision, here=here)
         if folder is None:
             finding = error_at(named.path, named.name, problem)
             yield finding if certain else replace(finding, warning=True)
@@ -160,7 +160,7 @@ def check_models(checked: Checked, *, here: bool, unseen: Collection[str] = ()) 
             yield from _look(named, folder, checked)
 
 
-def find_folder(name: str, revision: str | None, *, here: bool) -> tuple[Folder | None, str, bool]:
+def find_folder(name: str, revision: str | None, *, here: bool) -> Looked:
     """The model's folder here, else why there is none, and whether that is certain to fail the run."""
     if expected := unserved(name):
         return None, expected, True
@@ -184,10 +184,17 @@ def find_folder(name: str, revision: str | None, *, here: bool) -> tuple[Folder 
 def policy_folder(checked: Checked, policy: str) -> Folder | None:
     """The folder here of the ``policy`` of a run, at the revision that its stages take."""
     revisions = (named.revision for named in models_of(checked) if named.name == policy)
-    return find_folder(policy, next(revisions, None), here=False)[0] if policy else None
+    return _looked_for(checked, policy, next(revisions, None), here=False)[0] if policy else None
 
 
-def _cached(name: str, revision: str | None, path: Path, *, here: bool) -> tuple[Folder | None, str, bool]:
+def _looked_for(checked: Checked, name: str, revision: str | None, *, here: bool) -> Looked:
+    """As :func:`find_folder`, which is asked once: a store or the hub may take seconds to give no answer."""
+    if (name, revision) not in checked.folders:
+        checked.folders[name, revision] = find_folder(name, revision, here=here)
+    return checked.folders[name, revision]
+
+
+def _cached(name: str, revision: str | None, path: Path, *, here: bool) -> Looked:
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     cached = in_time(lambda: try_to_load_from_cache(name, "config.json", revision=revision))

@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kubealign_components.config import (
     GROUPS,
@@ -40,6 +40,9 @@ from kubealign_pipelines.checking.findings import (
 from kubealign_pipelines.flat import Folded, flat_names, fold
 from kubealign_pipelines.graph import Graph, Parameter, Source, Task
 from kubealign_pipelines.stage_resources import DEFAULTS
+
+if TYPE_CHECKING:
+    from kubealign_pipelines.checking.models import Looked
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
@@ -97,6 +100,8 @@ class Checked:
     """What of the parameters the run file has at another place."""
     stages: list[Stage] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    folders: dict[tuple[str, str | None], Looked] = field(default_factory=dict)
+    """What was found of each model by name and revision."""
 
     def of(self, function: str) -> list[Stage]:
         """The tasks of a stage whose settings can be used."""

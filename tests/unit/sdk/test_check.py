@@ -68,6 +68,20 @@ def test_a_sound_run_file_has_no_finding_and_its_first_rows_are_shown(run_file: 
     assert "<|im_start|>|u|s|e|r" in done.output.replace("Ġ", "")
 
 
+def test_a_model_is_looked_for_once(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that cannot be reached keeps a check waiting for some seconds each time that it is asked."""
+    asked: list[str] = []
+
+    def look(name: str, *_: object, **__: object) -> None:
+        asked.append(name)
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", look)
+    done = kubealign("check", "-f", run_file, "--set", "policy=org/unknown", "--rows", "1")
+    assert done.exit_code == 0, done.output
+    assert "could not be looked up" in done.output
+    assert asked == ["org/unknown"]
+
+
 def test_first_rows_are_the_tokens_that_filter_makes(
     run_file: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
