@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kubealign.cli.arguments import LocalPath
 from kubealign.cli.connection import print_rows
+from kubealign.cli.options import output_argument
 from kubealign.cli.terminal import say
 from kubealign_components.errors import NotFound
 
@@ -21,11 +21,9 @@ if TYPE_CHECKING:
     from kubealign.local.runs import RunInfo
     from kubealign_components.data.leftovers import Stale
 
-_OUTPUT = click.argument("output", required=False, default=Path("runs"), type=LocalPath())
-
 
 @click.command("ls")
-@_OUTPUT
+@output_argument
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def ls(output: Path, as_json: bool) -> None:
     """List the runs below the folder OUTPUT (runs), newest first."""
@@ -50,7 +48,7 @@ def open_(run: str) -> None:
 
 
 @click.command("du")
-@_OUTPUT
+@output_argument
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def du(output: Path, as_json: bool) -> None:
     """Tell what the runs below OUTPUT (runs) take on the disk, and the rows that they share by stage.

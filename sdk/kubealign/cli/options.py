@@ -1,4 +1,4 @@
-"""What commands have in common on the command line: PIPELINE, --file and --set."""
+"""What commands have in common on the command line: PIPELINE, --file and --set, and the folder of runs."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ SHIPPED = {
     if path.stem not in PIPELINES
 }
 """Run files that come along, by the names under which the command line takes them for a pipeline."""
+output_argument = click.argument("output", required=False, default=Path("runs"), type=LocalPath())
+"""OUTPUT, the folder that ``kubealign run`` has as --output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

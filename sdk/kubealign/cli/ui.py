@@ -8,13 +8,13 @@ from pathlib import Path
 
 import click
 
-from kubealign.cli.arguments import LocalPath
+from kubealign.cli.options import output_argument
 from kubealign.cli.terminal import say
 from kubealign_components.errors import NotFound
 
 
 @click.command("ui")
-@click.argument("output", required=False, default=Path("runs"), type=LocalPath())
+@output_argument
 @click.option(
     "--port",
     default=8765,
