@@ -54,14 +54,12 @@ class RowsOf:
         self._prompts: set[str] = set()
         self._beside: frozenset[str] = frozenset()
 
-    def start(self, manifest: Manifest) -> None:
-        """Look at the rows of another dataset."""
+    def start(self, manifest: Manifest) -> list[str]:
+        """Turn to the rows of another dataset: the columns of it that are looked at."""
         self._beside = frozenset(self._withdrawal.beside(manifest.recipe, manifest.fingerprint))
-
-    def columns(self, schema: pa.Schema) -> list[str]:
-        """Those of rows of ``schema`` that are looked at."""
-        looked_at = [name for name in ("prompt_id", "source") if name in schema.names]
-        may = self._beside and {"source", "completions"} <= set(schema.names)
+        names = ROWS[manifest.schema].names
+        looked_at = [name for name in ("prompt_id", "source") if name in names]
+        may = self._beside and {"source", "completions"} <= set(names)
         return [*looked_at, *([COMPLETION_REFERENCE] if may else [])]
 
     def masks(self, batch: pa.RecordBatch) -> Iterator[pa.BooleanArray]:
@@ -89,15 +87,16 @@ class RowsWith:
         self._prompts: set[str] = set()
         """Of the source of that name, by which rows are known that do not say of which source they are."""
 
-    def columns(self, schema: pa.Schema) -> list[str]:
-        """Those of rows of ``schema`` that are looked at."""
+    def start(self, manifest: Manifest) -> list[str]:
+        """Turn to the rows of another dataset: the columns of it that are looked at."""
+        names = ROWS[manifest.schema].names
         leaves = [
             f"{name}.list.element.{leaf}"
             for name in _LISTS
-            if name in schema.names
+            if name in names
             for leaf in ("completion_id", "messages")
         ]
-        return [*(name for name in ("prompt_id", "source", *_TEXTS) if name in schema.names), *leaves]
+        return [*(name for name in ("prompt_id", "source", *_TEXTS) if name in names), *leaves]
 
     def masks(self, batch: pa.RecordBatch) -> Iterator[pa.BooleanArray]:
         """For each way in which a row may hold it, whether it does."""
@@ -166,10 +165,7 @@ def _trained_on(model: Dataset, counted: dict[str, tuple[int | None, int]]) -> t
 def _count(dataset: Dataset, rows_of: RowsOf | RowsWith) -> int:
     """Rows that are looked for."""
     total = 0
-    if isinstance(rows_of, RowsOf):
-        rows_of.start(dataset.manifest)
-    columns = rows_of.columns(ROWS[dataset.manifest.schema])
-    for batch in dataset.batches(columns, batch_rows=None):
+    for batch in dataset.batches(rows_of.start(dataset.manifest), batch_rows=None):
         masks = list(rows_of.masks(batch))
         total += sum(any(of_row) for of_row in zip(*(mask.to_pylist() for mask in masks)))
     return total
