@@ -25,6 +25,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: threads of one would spin while they wait for a core that another has.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+for name in ("COLUMNS", "LINES"):
+    # pytest loads readline, which sets them for processes that are started: workers, and programs under test.
+    os.environ.pop(name, None)
+    os.unsetenv(name)
 
 # Machines are noisy: how long an example takes says nothing about whether it holds.
 hypothesis.settings.register_profile("kubealign", deadline=None)

@@ -82,7 +82,6 @@ def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The files of the page, a run file, and some prompts."""
     leave_own_pipeline(tmp_path, tiny_model)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")  # tables are as wide as what called pytest says otherwise
     return tmp_path
 
 
