@@ -102,7 +102,7 @@ def test_its_graph_is_compiled_with_settings_and_the_module(folder: Path) -> Non
     spec, platform = yaml.safe_load_all((folder / "compiled.yaml").read_text())
     executors = spec["deploymentSpec"]["executors"]
     own = executors["exec-short-prompts"]["container"]
-    assert own["resources"]["memoryLimit"] or own["resources"]["resourceMemoryLimit"] == "3Gi"
+    assert own["resources"]["resourceMemoryLimit"] == "3Gi"
     assert packed((folder / "short_prompts.py").read_text()) in "".join(own["command"] + own["args"])
     assert "exec-short-prompts" in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
@@ -245,7 +245,6 @@ def test_what_a_stage_raises_is_told_with_its_line() -> None:
     with pytest.raises(KeyError) as raised:
         stage.run(None, rows=None, output="")
     assert where(raised.value, "broken.py") == "KeyError: 'x', line 8"
-    assert issubclass(Unexpected, Exception)
 
 
 @pytest.mark.parametrize("task", ["in_container()", IMPORTING])

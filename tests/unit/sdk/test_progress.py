@@ -220,6 +220,9 @@ def test_a_state_that_cannot_be_written_stops_no_run(graph: Graph, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bar_whose_making_was_interrupted_is_closed_in_silence() -> None:
-    kind = type(progress_bar(1, "rows", "filter"))
+def test_a_bar_whose_making_was_interrupted_is_closed_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(1, "rows", "filter") as bar:
+        kind = type(bar)
+    capsys.readouterr()
     kind.__new__(kind).close()
+    assert capsys.readouterr() == ("", "")

@@ -121,12 +121,13 @@ def test_a_dataset_shows_itself(chosen: Dataset, here: Path) -> None:
     assert chosen.to_datasets().num_rows == len(chosen)
 
 
+@pytest.mark.usefixtures("chosen")
 def test_a_dataset_without_rows_is_one(here: Path, tiny_model: Path) -> None:
     empty = stage("filter", here / "stages/import_prompts", into=here / "none", policy=str(tiny_model),
                   max_prompt_len=1)  # fmt: skip
     assert len(empty) == 0
     assert empty
-    assert f"{24} dropped" in repr(empty)
+    assert "24 dropped" in repr(empty)
 
 
 def test_the_inputs_are_those_of_the_components() -> None:
