@@ -10,12 +10,28 @@ import yaml
 
 PAGE = "pipelines/README.md"
 ROOT = Path(__file__).parents[2]
+_FOLDERS = ("components", "images", "manifests", "pipelines", "sdk", "tests", "tests/benchmarks")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", *(f"{folder}/README.md" for folder in _FOLDERS))
+"""Those for users and for who works on this."""
 _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+
+def fenced(document: str) -> list[tuple[str, str]]:
+    """Language and text of every fenced block of ``document``."""
+    return _FENCE.findall((ROOT / document).read_text())
 
 
 def blocks(document: str, language: str) -> list[str]:
     """The texts of the fenced blocks of ``document`` in ``language``."""
-    return [text for kind, text in _FENCE.findall((ROOT / document).read_text()) if kind == language]
+    return [text for kind, text in fenced(document) if kind == language]
+
+
+def table(document: str, name: str) -> list[list[str]]:
+    """The rows of the table between the marks ``name`` of ``document``, cell by cell, without its head."""
+    text = (ROOT / document).read_text()
+    text = text.partition(f"<!-- {name} -->")[2].partition(f"<!-- end of {name} -->")[0]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip().strip("`") for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
 def shown_file(document: str, name: str) -> str:

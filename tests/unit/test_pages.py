@@ -4,6 +4,7 @@ import dataclasses
 import http.server
 import re
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -26,24 +27,14 @@ from kubealign_pipelines.catalogue import write_catalogue
 from kubealign_pipelines.checking.across import USUAL_BETA
 from kubealign_pipelines.checking.describe import meanings_of
 from kubealign_pipelines.resources import CompileSettings
-from support.documents import ROOT, blocks
+from support.documents import DOCUMENTS, ROOT, blocks, table
 
-ROOMS = ("components", "images", "manifests", "pipelines", "sdk", "tests")
-PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", *(f"{room}/README.md" for room in ROOMS))
-Captured = pytest.CaptureFixture[str]
 PYTHON = {
     "components/README.md": ["from kubealign_components.select", "from kfp import components"],
     "pipelines/README.md": ["def short(", "# my_pipeline.py", "# short_prompts.py"],
     "sdk/README.md": ["from kubealign import stage", "from pathlib import Path"],
 }
 """Every block of Python by how it begins: tests here, test_own_pipelines.py and tests/local run them."""
-
-
-def table(page: str, name: str) -> list[list[str]]:
-    """The rows of the table between the marks ``name`` of ``page``, cell by cell, without its head."""
-    text = (ROOT / page).read_text().partition(f"<!-- {name} -->")[2].partition(f"<!-- end of {name} -->")[0]
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip().strip("`") for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
 def python(page: str, start: str) -> str:
@@ -73,7 +64,7 @@ def test_every_error_is_told() -> None:
 def test_a_term_of_the_glossary_means_one_thing_and_is_used() -> None:
     terms = [row[0] for row in table("components/README.md", "glossary")]
     assert terms == sorted(set(terms))
-    texts = [(ROOT / page).read_text() for page in PAGES]
+    texts = [(ROOT / page).read_text() for page in DOCUMENTS]
     texts += [path.read_text() for path in ROOT.glob("*/kubealign*/**/*.py")]
     everywhere = " ".join(" ".join(texts).split()).lower()
     own = " ".join((ROOT / "components/README.md").read_text().partition("<!-- glossary -->")[2].split())
@@ -87,7 +78,7 @@ def test_what_a_reward_function_gets_is_told() -> None:
     assert named == {field.name for field in dataclasses.fields(RewardInput)}
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", DOCUMENTS)
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)]+)\)", text):
@@ -107,7 +98,7 @@ def anchors(file: Path) -> set[str]:
 
 
 def test_every_block_of_python_is_run_by_a_test() -> None:
-    shown = {page: blocks(page, "python") for page in PAGES if blocks(page, "python")}
+    shown = {page: blocks(page, "python") for page in DOCUMENTS if blocks(page, "python")}
     assert shown.keys() == PYTHON.keys()
     for page, texts in shown.items():
         assert len(texts) == len(PYTHON[page])
@@ -127,8 +118,6 @@ def test_a_stage_is_a_task(tmp_path: Path) -> None:
 
 
 def test_a_component_is_loaded_by_its_address(tmp_path: Path) -> None:
-    from datetime import UTC, datetime
-
     write_catalogue(tmp_path, CompileSettings(), verified=datetime(2026, 1, 1, tzinfo=UTC))
 
     class Served(http.server.SimpleHTTPRequestHandler):
@@ -164,7 +153,7 @@ def test_the_functions_of_the_page_reward(tmp_path: Path, monkeypatch: pytest.Mo
     assert reward == 1.0 + 0.5 + 1.0
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", DOCUMENTS)
 def test_blocks_of_yaml_are_settings(page: str) -> None:
     for block in blocks(page, "yaml"):
         content = yaml.safe_load(block.replace("…", "0"))

@@ -21,31 +21,14 @@ from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
 from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run
-from support.documents import leave_own_pipeline
+from support.documents import DOCUMENTS, ROOT, fenced, leave_own_pipeline
 from support.fake_kfp import Kfp, Kube
 from support.store_servers import fake_gcs_server
 
-ROOT = Path(__file__).parents[2]
-FOLDERS = ("components", "images", "manifests", "pipelines", "sdk", "tests", "tests/benchmarks")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", *(f"{folder}/README.md" for folder in FOLDERS))
-_FENCE = re.compile(r"^ *```(\w*)$(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _SHELL = ("", "sh", "bash", "shell", "console")
 RUNS_HERE = ("params", "compile", "components", "check", "schema", "estimate")
 RUNS_HERE += ("init", "completion", "export", "withdraw")
-RUNS_HERE += (
-    "show",
-    "logs",
-    "ls",
-    "open",
-    "du",
-    "lineage",
-    "compare",
-    "verify",
-    "why",
-    "withdraw",
-    "card",
-    "gc",
-)
+RUNS_HERE += ("show", "logs", "ls", "open", "du", "lineage", "compare", "verify", "why", "card", "gc")
 """Commands of ours that are run as they stand, in a folder with a run file and a finished run."""
 SERVED = ("submit", "upload", "schedule", "runs", "cancel", "retry", "fetch", "doctor")
 """Commands of ours that speak to a cluster: they are run as they stand, servers on this machine answer."""
@@ -77,7 +60,7 @@ class Command:
 
 def commands(document: str) -> Iterator[Command]:
     """The commands in the shell blocks of ``document``; a block of them begins with the name of a program."""
-    for language, block in _FENCE.findall((ROOT / document).read_text()):
+    for language, block in fenced(document):
         first = (block.split() or [""])[0]
         if language not in _SHELL or first not in PROGRAMS:
             continue

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
 
 import yaml
 
 from kubealign_components.config import from_mapping
 from kubealign_components.import_prompts.stage import SourceConfig
 from kubealign_components.sources.row_formats import FORMATS, looks_like, parse
-
-PAGE = Path(__file__).parents[3] / "pipelines" / "README.md"
+from support.documents import PAGE, blocks, table
 
 
 def test_rows_of_the_page_are_what_it_says() -> None:
-    table = PAGE.read_text().partition("<!-- formats -->")[2].partition("<!-- end of formats -->")[0]
-    shown = re.findall(r"^\| (\w+) \| `(\{.*\})` \|$", table, re.MULTILINE)
+    shown = table(PAGE, "formats")
     assert {name for name, _ in shown} == set(FORMATS)
     for name, text in shown:
         row = json.loads(text)
@@ -29,6 +25,6 @@ def test_rows_of_the_page_are_what_it_says() -> None:
 
 
 def test_sources_of_the_page_are_settings() -> None:
-    block = next(b for b in re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL) if "roles:" in b)
+    block = next(text for text in blocks(PAGE, "yaml") if "roles:" in text)
     for source in yaml.safe_load(block)["sources"]:
         assert from_mapping(SourceConfig, source, "source").columns == source.get("columns", {})
