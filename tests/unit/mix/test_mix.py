@@ -20,12 +20,12 @@ from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import SELECTION, TRAINING, completion_id, new_completion
 from kubealign_components.data.seeds import is_held_out
 from kubealign_components.data.stats import Stats
-from kubealign_components.data.withdrawals import Withdrawal, withdrawal_text
 from kubealign_components.errors import ConfigError, DataError, StoreError
 from kubealign_components.mix.buckets import Buckets
 from kubealign_components.mix.quotas import quotas
 from kubealign_components.mix.stage import MixConfig, run
 from support.mix_oracle import examples_of, mixed
+from support.source_files import write_withdrawal
 from support.tiny import prompt_row
 
 Row = dict[str, Any]
@@ -236,9 +236,8 @@ def test_nothing_that_was_taken_back_is_mixed_in(tmp_path: Path) -> None:
     rows = [selection_row(n, "b" if n % 2 else "c") for n in range(8, 20)]
     whole, _ = mix(tmp_path / "2", MixConfig(), rows, training=[training])
     gone = {earlier[0]["prompt_id"], rows[0]["prompt_id"]}
-    path = tmp_path / "withdrawal.json"
-    path.write_text(withdrawal_text(Withdrawal(prompt_ids=frozenset(gone), sources=frozenset("b"))))
-    config = MixConfig(withdrawn=str(path), weights={"b": 1.0})
+    path = write_withdrawal(tmp_path / "withdrawal.json", prompts=gone, sources=["b"])
+    config = MixConfig(withdrawn=path, weights={"b": 1.0})
     kept, stats = mix(tmp_path / "3", config, rows, training=[training])
     assert kept == [row for row in whole if row["prompt_id"] not in gone and row["source"] != "b"]
     assert stats.dropped == {"withdrawn": 2 + 1 + 6}
@@ -249,14 +248,14 @@ def test_nothing_that_was_taken_back_is_mixed_in(tmp_path: Path) -> None:
 def test_nothing_is_asked_of_a_source_that_was_taken_back(tmp_path: Path, *, by_source: bool) -> None:
     stay = [selection_row(n, "a") for n in range(6)]
     gone = [selection_row(n, "b") | {"source_weight": float(n)} for n in range(6, 10)]
-    withdrawal = Withdrawal(sources=frozenset("b"))
-    if not by_source:
-        withdrawal = Withdrawal(prompt_ids=frozenset(row["prompt_id"] for row in gone))
-    path = tmp_path / "withdrawal.json"
-    path.write_text(withdrawal_text(withdrawal))
+    path = write_withdrawal(
+        tmp_path / "withdrawal.json",
+        prompts=() if by_source else [row["prompt_id"] for row in gone],
+        sources=["b"] if by_source else (),
+    )
     alone, _ = mix(tmp_path / "1", MixConfig(), stay)
     for name, config in (("2", MixConfig()), ("3", MixConfig(weights={"b": 2.0}, caps={"b": 1}))):
-        kept, stats = mix(tmp_path / name, replace(config, withdrawn=str(path)), stay + gone)
+        kept, stats = mix(tmp_path / name, replace(config, withdrawn=path), stay + gone)
         assert kept == alone
         assert stats.dropped == {"withdrawn": 4}
         assert stats.counts["prompts_in"] == 10
@@ -264,9 +263,8 @@ def test_nothing_is_asked_of_a_source_that_was_taken_back(tmp_path: Path, *, by_
 
 
 def test_a_weight_of_a_source_that_no_input_has_any_more(tmp_path: Path) -> None:
-    path = tmp_path / "withdrawal.json"
-    path.write_text(withdrawal_text(Withdrawal(sources=frozenset("b"))))
-    config = MixConfig(withdrawn=str(path), weights={"b": 2.0}, caps={"b": 1})
+    path = write_withdrawal(tmp_path / "withdrawal.json", sources=["b"])
+    config = MixConfig(withdrawn=path, weights={"b": 2.0}, caps={"b": 1})
     kept, _ = mix(tmp_path / "1", config, [selection_row(n) for n in range(6)])
     assert len(kept) == 6
     with pytest.raises(ConfigError, match=r"weights\.c"):
@@ -275,10 +273,9 @@ def test_a_weight_of_a_source_that_no_input_has_any_more(tmp_path: Path) -> None
 
 def test_what_no_example_is_of_makes_no_other_dataset(tmp_path: Path) -> None:
     rows = [selection_row(n) for n in range(6)]
-    path = tmp_path / "withdrawal.json"
-    path.write_text(withdrawal_text(Withdrawal(prompt_ids=frozenset(["f" * 32]))))
+    path = write_withdrawal(tmp_path / "withdrawal.json", prompts=["f" * 32])
     mix(tmp_path / "1", MixConfig(), rows)
-    mix(tmp_path / "2", MixConfig(withdrawn=str(path)), rows)
+    mix(tmp_path / "2", MixConfig(withdrawn=path), rows)
     before, after = (Dataset.open(str(tmp_path / n / "out")).manifest for n in "12")
     assert before.fingerprint == after.fingerprint
 

@@ -20,6 +20,7 @@ from kubealign_pipelines.flat import Folded
 from kubealign_pipelines.resources import CompileSettings
 from support.compiled import compile_ir
 from support.pipeline_shapes import SHAPES
+from support.source_files import write_pairs
 
 BREVITY = "kubealign_components.rewards.functions:brevity"
 
@@ -35,11 +36,9 @@ def compiled(folder: Path, parameters: dict[str, Any], **settings: Any) -> tuple
 @pytest.fixture
 def sound(tmp_path: Path, tiny_model: Path) -> dict[str, Any]:
     """Parameters with which nothing is wrong."""
-    rows = [{"prompt": f"Question {n}?", "chosen": f"Yes {n}.", "rejected": "No."} for n in range(60)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "policy": str(tiny_model),
-        "sources": [{"uri": str(tmp_path / "prompts.jsonl"), "name": "mine"}],
+        "sources": [{"uri": write_pairs(tmp_path / "prompts.jsonl", 60), "name": "mine"}],
         "reward_functions": [BREVITY],
         "sample_options": {"sampling": {"engine": "transformers", "max_new_tokens": 10}},
         "filter_options": {"max_prompt_len": 1024},

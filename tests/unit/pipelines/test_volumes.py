@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from kubealign_components.config import from_mapping
 from kubealign_pipelines.checking.run import check_run
 from kubealign_pipelines.checking.volumes import is_below
 from kubealign_pipelines.resources import CompileSettings
+from support.source_files import write_pairs, write_withdrawal
 
 EVERYWHERE: dict[str, object] = {"volumes": {"data": "/only-there/"}}
 OF_STAGES: dict[str, object] = {
@@ -24,11 +24,9 @@ NAMED = ["policy", "import_withdrawn", "sources[0].uri", "sources[1].uri"]
 @pytest.fixture
 def sound(tmp_path: Path, tiny_model: Path) -> dict[str, object]:
     """Parameters with which nothing is wrong."""
-    rows = [{"prompt": f"Question {n}?", "chosen": f"Yes {n}.", "rejected": "No."} for n in range(60)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "policy": str(tiny_model),
-        "sources": [{"uri": str(tmp_path / "prompts.jsonl"), "name": "mine"}],
+        "sources": [{"uri": write_pairs(tmp_path / "prompts.jsonl", 60), "name": "mine"}],
         "reward_functions": ["brevity"],
         "sample_engine": "transformers",
         "validation_fraction": 0.3,
@@ -78,7 +76,7 @@ def test_what_lies_beside_a_volume_is_told(folder: str, sound: dict[str, object]
 
 def test_a_pod_looks_at_what_is_mounted_in_it(sound: dict[str, object], tmp_path: Path) -> None:
     """``tmp_path`` is where the pod of the check has the volume."""
-    (tmp_path / "w.json").write_text('{"schema": "kubealign.withdrawal/v1", "prompt_ids": [], "sources": []}')
+    write_withdrawal(tmp_path / "w.json")
     there, missing = ({"import_withdrawn": str(tmp_path / name)} for name in ("w.json", "none.json"))
     everywhere: dict[str, object] = {"volumes": {"data": str(tmp_path)}}
     assert errors(sound | there, everywhere, in_pod=True) == []

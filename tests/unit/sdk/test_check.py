@@ -22,6 +22,7 @@ from kubealign.runfile import read_run
 from kubealign.schema import run_file_schema
 from kubealign.yaml_source import read_yaml
 from kubealign_pipelines import PIPELINES
+from support.source_files import write_pairs
 from support.tiny import CHATML
 
 SHIPPED = sorted((Path(kubealign_pipelines.__file__).parent / "params").glob("*.yaml"))
@@ -40,14 +41,12 @@ def kubealign(*arguments: object) -> Result:
 @pytest.fixture
 def run_file(tmp_path: Path, tiny_model: Path) -> Path:
     """A sound run file of a local model and local data."""
-    rows = [{"prompt": f"Question {n}?", "chosen": f"Yes {n}.", "rejected": "No."} for n in range(60)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = tmp_path / "run.yaml"
     path.write_text(
         f"""pipeline: offline_alignment
 parameters:
   policy: {tiny_model}
-  sources: [{{uri: {tmp_path / "prompts.jsonl"}, name: mine}}]
+  sources: [{{uri: {write_pairs(tmp_path / "prompts.jsonl", 60)}, name: mine}}]
   reward_functions: [kubealign_components.rewards.functions:brevity]
   sample_engine: transformers
   sample_max_new_tokens: 10

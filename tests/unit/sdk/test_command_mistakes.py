@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from kubealign.cli.main import main
+from support.source_files import write_pairs
 
 COMMANDS = yaml.safe_load((Path(__file__).parent / "mistakes" / "commands.yaml").read_text())
 RUN = """pipeline: offline_alignment
@@ -28,8 +28,7 @@ parameters:
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A sound run file, data, and a run that was killed."""
     folder = tmp_path_factory.mktemp("commands")
-    rows = [{"prompt": f"Question {n}?", "chosen": f"Yes {n}.", "rejected": "No."} for n in range(24)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_pairs(folder / "rows.jsonl", 24)
     (folder / "run.yaml").write_text(RUN.format(model=tiny_model))
     (folder / "latin.yaml").write_bytes("parameters:\n  policy: é\n".encode("latin-1"))
     (folder / "folder").mkdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import subprocess
@@ -20,6 +19,7 @@ from kubealign.cli.main import main
 from kubealign.runfile import load_run_file
 from kubealign.starter import TARGETS, TASKS, Starter
 from kubealign_pipelines.checking.across import USUAL_BETA
+from support.source_files import write_pairs
 
 BUCKET = ("--policy", "org/model", "--source", "org/data", "--work", "gs://bucket/work")
 
@@ -32,8 +32,7 @@ def init(*words: object) -> Result:
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Pairs in the folder where the user stands."""
     monkeypatch.chdir(tmp_path)
-    rows = [{"prompt": f"Question {n}?", "chosen": f"Yes {n}.", "rejected": "No."} for n in range(200)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_pairs(tmp_path / "pairs.jsonl", 200)
     return Path("pairs.jsonl")
 
 

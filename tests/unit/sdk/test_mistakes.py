@@ -18,6 +18,7 @@ from kubealign.checking import check
 from kubealign.runfile import read_run
 from kubealign_pipelines.checking.findings import Finding
 from support.families import FAMILIES, build_family
+from support.source_files import write_pairs
 
 MISTAKES = Path(__file__).parent / "mistakes"
 FILES = sorted(path.stem for path in MISTAKES.glob("*.yaml") if path.stem not in ("whole", "commands"))
@@ -52,8 +53,7 @@ NUMBER = 3
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Data, a classifier of three labels, a model without a template, and a user's reward functions."""
     folder = tmp_path_factory.mktemp("mistakes")
-    rows = [{"prompt": f"Question {n}?", "chosen": f"Yes {n}.", "rejected": "No."} for n in range(24)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_pairs(folder / "prompts.jsonl", 24)
     tree = [
         {"message_id": "1", "parent_id": None, "role": "prompter", "text": "Why?", "lang": "en"},
         {"message_id": "2", "parent_id": "1", "role": "assistant", "text": "So.", "lang": "en"},

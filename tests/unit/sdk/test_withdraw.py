@@ -27,6 +27,7 @@ from kubealign_components.sources.source import SourceReader
 from kubealign_pipelines.checking.run import check_run
 from kubealign_pipelines.resources import CompileSettings
 from kubealign_pipelines.stage_resources import StageResources
+from support.source_files import write_withdrawal
 from support.tiny import prompt_row
 
 
@@ -63,12 +64,6 @@ def imported(output: Path, sources: tuple[SourceConfig, ...], withdrawn: str = "
     return Dataset.open(str(output), allow_empty=True)
 
 
-def write(path: Path, ids: tuple[str, ...] = (), sources: tuple[str, ...] = ()) -> str:
-    withdrawal = Withdrawal(prompt_ids=frozenset(ids), sources=frozenset(sources))
-    path.write_text(withdrawal_text(withdrawal))
-    return str(path)
-
-
 def ids_of(dataset: Dataset) -> list[str]:
     return [row["prompt_id"] for row in dataset.iter_rows(["prompt_id"])]
 
@@ -77,7 +72,7 @@ def test_import_takes_nothing_of_it_and_counts_it(sources: tuple[SourceConfig, .
     work = str(tmp_path / "work")
     before = imported(tmp_path / "1", sources, work=work)
     gone = ids_of(before)[2]
-    after = imported(tmp_path / "2", sources, write(tmp_path / "w", (gone,)), work)
+    after = imported(tmp_path / "2", sources, write_withdrawal(tmp_path / "w", prompts=[gone]), work)
     kept = [row for row in before.iter_rows() if row["prompt_id"] != gone]
     assert list(after.iter_rows()) == kept
     both = prompt_row("both?")["prompt_id"]
@@ -86,7 +81,7 @@ def test_import_takes_nothing_of_it_and_counts_it(sources: tuple[SourceConfig, .
 
 
 def test_a_rerun_takes_the_same_withdrawal(sources: tuple[SourceConfig, ...], tmp_path: Path) -> None:
-    path = write(tmp_path / "w.json", (), ("mine",))
+    path = write_withdrawal(tmp_path / "w.json", sources=["mine"])
     made = imported(tmp_path / "made", sources, path)
     written = CliRunner().invoke(main, ["rerun", made.uri])
     assert written.exit_code == 0, written.output
@@ -96,7 +91,7 @@ def test_a_rerun_takes_the_same_withdrawal(sources: tuple[SourceConfig, ...], tm
 def test_a_source_goes_and_what_others_have_too_stays(
     sources: tuple[SourceConfig, ...], tmp_path: Path
 ) -> None:
-    made = imported(tmp_path / "made", sources, write(tmp_path / "w", (), ("mine",)))
+    made = imported(tmp_path / "made", sources, write_withdrawal(tmp_path / "w", sources=["mine"]))
     rows = list(made.iter_rows(["source", "messages"]))
     assert {row["source"] for row in rows} == {"theirs"}
     assert any("both?" in row["messages"] for row in rows)
@@ -105,7 +100,8 @@ def test_a_source_goes_and_what_others_have_too_stays(
 
 def test_what_nothing_is_of_changes_nothing(sources: tuple[SourceConfig, ...], tmp_path: Path) -> None:
     before = imported(tmp_path / "1", sources)
-    after = imported(tmp_path / "2", sources, write(tmp_path / "w", ("f" * 32,), ("nobody",)))
+    nothing = write_withdrawal(tmp_path / "w", prompts=["f" * 32], sources=["nobody"])
+    after = imported(tmp_path / "2", sources, nothing)
     assert after.manifest.fingerprint == before.manifest.fingerprint
 
 
@@ -126,12 +122,12 @@ def test_a_source_that_is_read_again_in_another_format_is_asked_anew(tmp_path: P
     chat_only = set(ids_of(imported(tmp_path / "chats", chats))) - set(ids_of(whole))
     assert len(chat_only) == 64
     one = min(chat_only)
-    after = imported(tmp_path / "after", most, write(tmp_path / "w", (one,)))
+    after = imported(tmp_path / "after", most, write_withdrawal(tmp_path / "w", prompts=[one]))
     assert "withdrawn" not in after.manifest.stats["dropped"]
     assert after.manifest.fingerprint == whole.manifest.fingerprint
     gone = ids_of(whole)[0]
-    after = imported(tmp_path / "other", most, write(tmp_path / "v", (one, gone)))
-    alone = imported(tmp_path / "alone", most, write(tmp_path / "u", (gone,)))
+    after = imported(tmp_path / "other", most, write_withdrawal(tmp_path / "v", prompts=[one, gone]))
+    alone = imported(tmp_path / "alone", most, write_withdrawal(tmp_path / "u", prompts=[gone]))
     assert ids_of(after) == ids_of(whole)[1:]
     assert after.manifest.fingerprint == alone.manifest.fingerprint
 
@@ -170,7 +166,7 @@ def test_rows_that_stay_are_not_sampled_again(
     before = answers()
     gone = ids_of(before)[5]
     monkeypatch.setattr("kubealign_components.engines.transformers_engine.TransformersEngine", fail)
-    after = answers(withdrawn=write(tmp_path / "w", (gone,)))
+    after = answers(withdrawn=write_withdrawal(tmp_path / "w", prompts=[gone]))
     assert list(after.iter_rows()) == [row for row in before.iter_rows() if row["prompt_id"] != gone]
 
 
@@ -262,7 +258,7 @@ def test_nothing_of_a_source_is_left_under_the_name_of_another(
     selection = pairs.selection()
     earlier = pairs.mixed(selection)
     assert authors(earlier) == [("mine", True, True), ("theirs", False, True)]
-    gone = write(tmp_path / "w", (), ("theirs",))
+    gone = write_withdrawal(tmp_path / "w", sources=["theirs"])
     for left in (pairs.mixed(selection, withdrawn=gone), pairs.mixed(training=(earlier,), withdrawn=gone)):
         assert authors(left) == []
         dropped = left.manifest.stats["dropped"]
@@ -278,7 +274,7 @@ def test_nothing_of_a_source_is_left_under_the_name_of_another(
 
 
 def test_of_the_first_source_whole_rows_go_and_those_of_the_next_stay(pairs: Pairs, tmp_path: Path) -> None:
-    gone = write(tmp_path / "w", (), ("mine",))
+    gone = write_withdrawal(tmp_path / "w", sources=["mine"])
     left = pairs.mixed(pairs.selection(), withdrawn=gone)
     assert authors(left) == [("theirs", False, True)]
     assert left.manifest.stats["dropped"].keys() == {"withdrawn"}
