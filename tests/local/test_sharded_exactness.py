@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,13 @@ import torch
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.stage import run
 from support.datasets import MakeDataset
-from support.scored_pairs import LN_2, completions, first_step, pairs, scored, sums
+from support.scored_pairs import ON_THE_HEAD, check_first_step, completions, first_step, pairs, scored, sums
 from support.tiny import build_tiny_model
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need no GPU or two"),
 ]
-
-ON_THE_HEAD = ("q_proj", "lm_head")
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +63,4 @@ def test_step_0_of_two_processes_is_the_reference_to_the_last_bit(
         micro_batch_tokens=100,
     )
     run(config, training=data, output=str(tmp_path / "model"))
-    first = first_step(tmp_path / "model")
-    drift = first["abs_log_ratio_per_token"]
-    print(f"{strategy} {dtype} {adapter}: |log-ratio| {drift} a token, first loss {first['loss']}")
-    assert drift == 0.0
-    assert struct.unpack("f", struct.pack("f", first["loss"]))[0] == LN_2
+    check_first_step(first_step(tmp_path / "model"), f"{strategy} {dtype} {adapter}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from support.training_data import training_rows
 Sums = dict[str, float]
 """Log-probabilities of completions by their ids."""
 LN_2 = struct.unpack("f", struct.pack("f", math.log(2)))[0]
-"""As fp32 has it."""
+"""The loss of DPO where policy and reference are one, as fp32 has it."""
+ON_THE_HEAD = ("q_proj", "lm_head")
+"""Layers that get adapters, the head among them."""
 
 
 def completions(make_dataset: MakeDataset, policy: Path, order: int, count: int) -> Dataset:
@@ -57,6 +60,13 @@ def pairs(make_dataset: MakeDataset, found: Sums, source: Dataset) -> Dataset:
         for completion in row["completions"]:
             completion["logprob"] = found[completion["completion_id"]]
     return make_dataset(rows, TRAINING, inputs={"selection": source})
+
+
+def check_first_step(first: Mapping[str, Any], what: str) -> None:
+    """Hold the first entry of a log of training to the reference, to the last bit, and print both numbers."""
+    print(f"{what}: |log-ratio| {first['abs_log_ratio_per_token']} a token, first loss {first['loss']}")
+    assert first["abs_log_ratio_per_token"] == 0.0
+    assert struct.unpack("f", struct.pack("f", first["loss"]))[0] == LN_2
 
 
 def first_step(output: Path) -> dict[str, Any]:

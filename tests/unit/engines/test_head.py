@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from kubealign_components.engines import head as module
@@ -15,7 +16,19 @@ from kubealign_components.engines.head import Head, chosen_logprobs
 WORDS = 262_144
 
 
-def model(head: nn.Linear, **settings: Any) -> Any:
+class Base(nn.Module):
+    """What PEFT wraps: a layer, and the head, which is ``own`` where one is given."""
+
+    def __init__(self, own: nn.Linear | None = None) -> None:
+        super().__init__()
+        self.inner, self.lm_head = nn.Linear(8, 8), own or nn.Linear(8, 101)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.lm_head(hidden)
+        return result
+
+
+def model(head: Any, **settings: Any) -> Any:
     """What a :class:`Head` looks at of a model."""
     config = SimpleNamespace(vocab_size=head.out_features, **settings)
     return SimpleNamespace(
@@ -91,18 +104,7 @@ def test_no_matrix_is_larger_than_its_bytes(monkeypatch: pytest.MonkeyPatch) -> 
 
 def adapted(own: nn.Linear, *, rank: int = 4, **settings: Any) -> Any:
     """The head ``own`` under PEFT, with an adapter that changes something."""
-    from peft import LoraConfig, get_peft_model
-
-    class Base(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lm_head = own
-
-        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            result: torch.Tensor = self.lm_head(hidden)
-            return result
-
-    peft = get_peft_model(Base(), LoraConfig(target_modules=["lm_head"], r=rank, **settings))
+    peft = get_peft_model(Base(own), LoraConfig(target_modules=["lm_head"], r=rank, **settings))
     for name, weight in peft.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(weight, std=0.3)
@@ -110,13 +112,7 @@ def adapted(own: nn.Linear, *, rank: int = 4, **settings: Any) -> Any:
 
 
 def head_of(peft: Any, **settings: Any) -> Head:
-    config = SimpleNamespace(vocab_size=101, **settings)
-    layer = peft.base_model.model.lm_head
-    return Head(
-        SimpleNamespace(
-            config=SimpleNamespace(get_text_config=lambda: config), get_output_embeddings=lambda: layer
-        )
-    )
+    return Head(model(peft.base_model.model.lm_head, **settings))
 
 
 @pytest.mark.parametrize("scalings", [{}, {"logit_scale": 0.3, "final_logit_softcapping": 2.0}])
@@ -164,8 +160,6 @@ def test_an_adapted_half_head_is_multiplied_in_fp32() -> None:
 
 def test_which_adapters_of_a_head_count() -> None:
     """Those that act: none while they are off or merged, and a whole head that PEFT trains in its place."""
-    from peft import LoraConfig
-
     torch.manual_seed(0)
     own = nn.Linear(8, 101, bias=False)
     peft = adapted(own, lora_alpha=12).eval()
@@ -209,17 +203,6 @@ def test_an_adapter_of_another_kind_computes_its_own_logits(settings: dict[str, 
 
 
 def test_a_head_that_peft_trains_whole_is_the_matrix_it_trains() -> None:
-    from peft import LoraConfig, get_peft_model
-
-    class Base(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.lm_head = nn.Linear(8, 8), nn.Linear(8, 101)
-
-        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            result: torch.Tensor = self.lm_head(hidden)
-            return result
-
     torch.manual_seed(0)
     peft = get_peft_model(Base(), LoraConfig(target_modules=["inner"], modules_to_save=["lm_head"]))
     own = peft.base_model.model.lm_head

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,16 @@ from kubealign_components.training.arguments import training_arguments
 from kubealign_components.training.models import attach_adapter, ready_to_train
 from kubealign_components.training.rows import Rows
 from support.datasets import MakeDataset
-from support.scored_pairs import LN_2, Sums, completions, first_step, pairs, scored, sums
+from support.scored_pairs import (
+    ON_THE_HEAD,
+    Sums,
+    check_first_step,
+    completions,
+    first_step,
+    pairs,
+    scored,
+    sums,
+)
 from support.tiny import build_tiny_model
 
 CUTS: tuple[dict[str, Any], ...] = (
@@ -44,10 +52,6 @@ CUTS: tuple[dict[str, Any], ...] = (
 """Chunks and packs of ``logprobs``."""
 MICRO_BATCHES = (4096, 150, 20)
 """Tokens of a forward pass of ``train``."""
-
-
-ON_THE_HEAD = ("q_proj", "lm_head")
-"""Layers that get adapters, the head among them."""
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +107,8 @@ def test_step_0_is_the_reference_to_the_last_bit(
             **numbers,
         )
         run(config, training=data, output=str(output))
-        first = first_step(output)
         what = f"{name} {dtype} {adapter} {' '.join(targets)} {tokens}"
-        print(f"{what}: |log-ratio| {first['abs_log_ratio_per_token']}, first loss {first['loss']}")
-        assert first["abs_log_ratio_per_token"] == 0.0
-        assert struct.unpack("f", struct.pack("f", first["loss"]))[0] == LN_2
+        check_first_step(first_step(output), what)
 
 
 LEVELS = torch.linspace(-1, 1, 16)
@@ -176,11 +177,7 @@ def test_step_0_of_a_quantised_base_is_the_reference_to_the_last_bit(
         arguments = training_arguments(config, tmp_path / "run")
         trainer = AlignmentTrainer(config, LogprobModel(adapted), arguments, train, validation, max_drift=0.0)
         trainer.train()
-        first = trainer.training_log()[0][1]
-        what = f"quantised {' '.join(targets)} {tokens}"
-        print(f"{what}: |log-ratio| {first['abs_log_ratio_per_token']}, first loss {first['loss']}")
-        assert first["abs_log_ratio_per_token"] == 0.0
-        assert struct.unpack("f", struct.pack("f", first["loss"]))[0] == LN_2
+        check_first_step(trainer.training_log()[0][1], f"quantised {' '.join(targets)} {tokens}")
 
 
 def test_another_regime_is_named_before_training(
