@@ -259,7 +259,9 @@ def test_nothing_of_a_source_is_left_under_the_name_of_another(
     earlier = pairs.mixed(selection)
     assert authors(earlier) == [("mine", True, True), ("theirs", False, True)]
     gone = write_withdrawal(tmp_path / "w", sources=["theirs"])
-    for left in (pairs.mixed(selection, withdrawn=gone), pairs.mixed(training=(earlier,), withdrawn=gone)):
+    for selections, training in (((selection,), ()), ((), (earlier,))):
+        caplog.clear()
+        left = pairs.mixed(*selections, training=training, withdrawn=gone)
         assert authors(left) == []
         dropped = left.manifest.stats["dropped"]
         assert (dropped["withdrawn"], dropped["perhaps_withdrawn"]) == (2, earlier.rows - 2)
