@@ -34,9 +34,7 @@ demo-salmon: fetch ## All of SALMON on SmolLM2-135M, on this machine (20 minutes
 
 .PHONY: test
 test: check fetch ## Everything CI runs: checks, unit tests, whole pipelines, the real small model, containers
-	$(BIN)/pytest tests/local -n 2 --dist loadfile -m "not model"
-	$(BIN)/pytest tests -m model -n 2 --dist loadfile
-	$(BIN)/pytest tests/container
+	$(BIN)/pytest tests/container tests/local -n 2 --dist loadgroup --no-loadscope-reorder
 
 ##@ Develop
 .PHONY: check
@@ -52,7 +50,7 @@ lint: install ## ruff, mypy strict, import-linter, hadolint: a minute or two
 
 .PHONY: unit
 unit: install ## Unit tests and golden pipelines, and how much of the source they run (at least 93 %)
-	$(BIN)/pytest tests/unit tests/golden -n 2 -m "not model" --cov
+	$(BIN)/pytest tests/unit tests/golden -n 2 --cov
 
 .PHONY: other-python
 other-python: ## Unit tests under another Python than the locks' (PYTHON=python3.13 VENV=.venv313)
@@ -60,7 +58,7 @@ other-python: ## Unit tests under another Python than the locks' (PYTHON=python3
 	$(PIP_INSTALL) "$$(grep -o '^torch==[^ ]*' images/locks/torch-cpu.txt)" --index-url $(TORCH_CPU_INDEX)
 	$(PIP_INSTALL) --require-hashes -r images/locks/cpu.txt
 	$(PIP_INSTALL) --no-build-isolation --editable .
-	$(BIN)/pytest tests/unit -m "not model"
+	$(BIN)/pytest tests/unit
 
 .PHONY: bench
 bench: fetch ## Benchmarks against peers, ratios of one run (BENCH=scoring)

@@ -47,13 +47,16 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
+# One after the other, in one process: the second takes its completions and rewards from the first.
+pytestmark = [pytest.mark.model, pytest.mark.xdist_group("alignment")]
+
+
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of both runs: the second one takes its completions and rewards from the first."""
     return tmp_path_factory.mktemp("alignment")
 
 
-@pytest.mark.model
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_held_out_reward_rises(
