@@ -1,7 +1,9 @@
 """The head of a language model: logits and log-probabilities in fp32, cut by bytes.
 
 Logits that were rounded to bf16 are off by up to 0.06 each at a size of 16, which is tenths of a nat
-on a completion; so hidden states and weights are multiplied in fp32 here, whatever they are held in.
+on a completion; so hidden states and weights are multiplied in fp32 here, whatever they are held in. On CUDA
+those that are computed in bf16 are multiplied as they are, with sums and logits in fp32: tensor cores do so
+exactly but for the order of the sums, at ten times and more the rate of fp32.
 The softmax is a log-sum-exp of blocks of the vocabulary: PyTorch's fp32 ``log_softmax`` adds up a
 row in one running sum on CPUs, which on 262,144 words is off by 5e-5 nats a token, always to one side.
 A LoRA on the head is added to the same products, so that one which changes nothing changes no bit.
@@ -25,13 +27,14 @@ from kubealign_components.engines.row_tiles import (
     RowTiles,
     log_sum_exp,
     rows_at_once,
-    tile_rows,
     tiled_linear,
     tiles,
 )
 
 HEAD_BYTES = 2**26
 """Of the fp32 matrices that are made beside the weights at a time: rows of logits and a block of the head."""
+CARD_HEAD_BYTES = 2**30
+"""The same on accelerators, where small matrices are over before the next one is on its way."""
 
 _WORDS = 16
 """Words that a block holds a multiple of: whole vectors."""
@@ -75,7 +78,7 @@ class Head:
     @property
     def rows(self) -> int:
         """Rows whose logits take :data:`HEAD_BYTES`."""
-        return max(1, HEAD_BYTES // (4 * self.words))
+        return max(1, head_bytes(self.linear.weight.device) // (4 * self.words))
 
     def __call__(self, hidden_MH: Tensor) -> Tensor:
         """(M, V) fp32 logits, all at once."""
@@ -211,13 +214,15 @@ class _Logprobs(torch.autograd.Function):
         scale: float,
         softcap: float,
     ) -> Tensor:
+        dtype = _multiplied_in(hidden_MH, weight_VH)
         hidden_MH = hidden_MH.contiguous()
         chosen_M = torch.zeros(len(hidden_MH), dtype=torch.float64, device=hidden_MH.device)
         sums = []  # one log-sum-exp a block and row
         with torch.autocast(hidden_MH.device.type, enabled=False):
-            for start, weight_BH, bias_B, up_BA in _blocks(weight_VH, bias_V, up_VA):
+            given_MH, most = hidden_MH.to(dtype), rows_at_once(hidden_MH.device)
+            for start, weight_BH, bias_B, up_BA in _blocks(weight_VH, bias_V, up_VA, dtype):
                 sum_M = torch.empty(len(hidden_MH), device=hidden_MH.device)
-                for first, end, product in tiles(hidden_MH.float(), weight_BH, bias_B):
+                for first, end, product in tiles(given_MH, weight_BH, bias_B, sums=torch.float32, most=most):
                     raw_RB = product(None)
                     if inner_MA is not None and up_BA is not None:
                         raw_RB[: end - first] += tiled_linear(inner_MA[first:end], up_BA)
@@ -229,7 +234,7 @@ class _Logprobs(torch.autograd.Function):
                 sums.append(sum_M)
             total_M = torch.stack(sums, 1).double().logsumexp(1)
         ctx.save_for_backward(hidden_MH, weight_VH, bias_V, inner_MA, up_VA, targets_M, total_M)
-        ctx.scale, ctx.softcap = scale, softcap
+        ctx.scale, ctx.softcap, ctx.dtype = scale, softcap, dtype
         return (chosen_M - total_M).float()
 
     @staticmethod
@@ -241,19 +246,22 @@ class _Logprobs(torch.autograd.Function):
         to_weight_VH = torch.empty_like(weight_VH) if wants[1] else None
         to_bias_V = torch.empty_like(bias_V) if wants[2] else None
         to_up_VA = torch.empty_like(up_VA) if wants[4] else None
-        size = tile_rows(hidden_MH.device)
+        size = rows_at_once(hidden_MH.device)
         with torch.autocast(hidden_MH.device.type, enabled=False):
-            for start, weight_BH, bias_B, up_BA in _blocks(weight_VH, bias_V, up_VA):
+            for start, weight_BH, bias_B, up_BA in _blocks(weight_VH, bias_V, up_VA, ctx.dtype):
                 sums = _Sums(slice(start, start + len(weight_BH)), to_weight_VH, to_bias_V, to_up_VA)
                 for first in range(0, len(hidden_MH), size):
                     part = slice(first, first + size)
-                    rows_RH, inner_RA = hidden_MH[part].float(), None if inner_MA is None else inner_MA[part]
-                    raw_RB = linear(rows_RH, weight_BH, bias_B)
+                    rows_RH = hidden_MH[part].to(ctx.dtype)
+                    inner_RA = None if inner_MA is None else inner_MA[part]
+                    raw_RB = _product(rows_RH, weight_BH.t())
+                    if bias_B is not None:
+                        raw_RB += bias_B
                     if inner_RA is not None:
                         raw_RB += linear(inner_RA, up_BA)
                     grad_RB = _to_logits(raw_RB, targets_M[part] - start, total_M[part], ctx)
                     grad_RB *= grads[0][part, None]
-                    to_hidden_MH[part] += grad_RB @ weight_BH
+                    to_hidden_MH[part] += _product(grad_RB.to(ctx.dtype), weight_BH)
                     if to_inner_MA is not None:
                         to_inner_MA[part] += grad_RB @ up_BA
                     sums.add(grad_RB, rows_RH, inner_RA)
@@ -276,7 +284,7 @@ class _Sums:
         """Of some rows: what the logits' gradient makes of weights, bias and adapter."""
         weight_BH, bias_B, up_BA = self._sums
         if weight_BH is not None:
-            weight_BH += grad_RB.t() @ rows_RH
+            weight_BH += _product(grad_RB.to(rows_RH.dtype).t(), rows_RH)
         if bias_B is not None:
             bias_B += grad_RB.sum(0)
         if up_BA is not None and inner_RA is not None:
@@ -289,17 +297,39 @@ class _Sums:
                 whole[self._block] = own
 
 
+def head_bytes(device: torch.device) -> int:
+    """Bytes of the fp32 matrices that a head on ``device`` makes beside the weights at a time."""
+    return HEAD_BYTES if device.type == "cpu" else CARD_HEAD_BYTES
+
+
+def _multiplied_in(hidden_MH: Tensor, weight_VH: Tensor) -> torch.dtype:
+    """bf16 on CUDA for what is computed in bf16, else fp32; sums are fp32 either way."""
+    kind = hidden_MH.device.type
+    autocast = torch.is_autocast_enabled(kind)
+    computed = {torch.get_autocast_dtype(kind)} if autocast else {hidden_MH.dtype, weight_VH.dtype}
+    return torch.bfloat16 if kind == "cuda" and computed == {torch.bfloat16} else torch.float32
+
+
+def _product(one_MK: Tensor, other_KN: Tensor) -> Tensor:
+    """(M, N) fp32, also of bf16 matrices."""
+    if one_MK.dtype == torch.float32:
+        return one_MK @ other_KN
+    return torch.mm(one_MK, other_KN, out_dtype=torch.float32)
+
+
 def _blocks(
-    weight_VH: Tensor, bias_V: Tensor | None, up_VA: Tensor | None
+    weight_VH: Tensor, bias_V: Tensor | None, up_VA: Tensor | None, dtype: torch.dtype
 ) -> Iterator[tuple[int, Tensor, Tensor | None, Tensor | None]]:
-    """``(first word, weights, bias, adapter)`` of blocks of the vocabulary, in fp32."""
+    """``(first word, weights, bias, adapter)`` of blocks of the vocabulary, the weights in ``dtype`` and the
+    others in fp32."""
     # Block, logits and what the softmax makes of them are four such matrices.
-    size = HEAD_BYTES // (4 * 4 * max(weight_VH.shape[1], rows_at_once(weight_VH.device)))
+    device = weight_VH.device
+    size = head_bytes(device) // (4 * 4 * max(weight_VH.shape[1], rows_at_once(device)))
     size = max(_WORDS, size // _WORDS * _WORDS)
     for start in range(0, len(weight_VH), size):
         block = slice(start, start + size)
         bias_B, up_BA = (None if one is None else one[block].float() for one in (bias_V, up_VA))
-        yield start, weight_VH[block].float(), bias_B, up_BA
+        yield start, weight_VH[block].to(dtype), bias_B, up_BA
 
 
 def _inside(targets_R: Tensor, start: int, words: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,10 @@ from torch.overrides import TorchFunctionMode
 _CPU_ROWS = 64
 _ACCELERATOR_ROWS = 512
 _AT_ONCE = 8
-"""Tiles that are multiplied at once where that changes nothing."""
+"""Tiles that are multiplied at once where that changes nothing, and whose logits fit into what a head may
+make of them."""
+_MOST_AT_ONCE = 32
+"""On accelerators, where a product is over before the next one is on its way."""
 _VECTOR = 16
 _PIECE = 2**14
 """Elements of a piece: whole vectors, and below what PyTorch shares out among threads."""
@@ -53,25 +56,40 @@ def whole_tiles(rows: int, device: torch.device) -> int:
 
 
 def tiles(
-    tensor_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None
+    tensor_MI: Tensor,
+    weight_OI: Tensor,
+    bias_O: Tensor | None,
+    *,
+    sums: torch.dtype | None = None,
+    most: int | None = None,
 ) -> Iterator[tuple[int, int, Callable[[Tensor | None], Tensor]]]:
     """``(first, end, product)`` of parts of the rows, whole tiles each but for the last one's zeros.
 
     ``product(out)`` gives (R, O) into ``out``, or into a matrix of its own; its first end - first rows are
     those of ``tensor_MI`` with the weights.
+
+    Args:
+        tensor_MI: the rows.
+        weight_OI: the weights, of the same dtype.
+        bias_O: added to each row's product.
+        sums: dtype of the products; that of the rows when not given. float32 for bfloat16 on CUDA alone,
+            where nothing is rounded in between.
+        most: rows of a part; as many as are worth it when not given.
     """
-    size = tile_rows(tensor_MI.device)
-    form = (
-        tensor_MI.device,
-        tensor_MI.dtype,
-        *weight_OI.shape,
-        weight_OI.is_contiguous(),
-        bias_O is not None,
+    form = _Form(
+        device=tensor_MI.device,
+        dtype=tensor_MI.dtype,
+        outs=weight_OI.shape[0],
+        ins=weight_OI.shape[1],
+        by_rows=weight_OI.is_contiguous(),
+        biased=bias_O is not None,
+        sums=sums or tensor_MI.dtype,
+        threads=torch.get_num_threads(),
     )
-    way = _way(*form, torch.get_num_threads())
+    way = _way(form)
     first = 0
     while first < len(tensor_MI):
-        chosen = way.rows if len(tensor_MI) - first >= way.rows else size
+        chosen = _rows_of_part(form, len(tensor_MI) - first, most)
         tile_RI = tensor_MI[first : first + chosen]
         missing = chosen - len(tile_RI)
         filled_RI = pad(tile_RI, (0, 0, 0, missing)) if missing else tile_RI
@@ -88,13 +106,37 @@ def log_sum_exp(tensor_RB: Tensor) -> Tensor:
     return _in_pieces(torch.exp, tensor_RB - finite_R[:, None]).sum(1).log() + finite_R
 
 
+class _Form(NamedTuple):
+    """What libraries choose their way of multiplying by, but for the number of rows."""
+
+    device: torch.device
+    dtype: torch.dtype
+    outs: int
+    ins: int
+    by_rows: bool
+    """Whether the weights lie in memory output by output."""
+    biased: bool
+    sums: torch.dtype
+    threads: int
+
+
 class _Way(NamedTuple):
-    rows: int
-    """That are multiplied at once."""
     alone: bool = False
     """By one thread: the shares of several may end where other code takes over."""
     filled: bool = False
     """With inputs and outputs filled up to whole vectors, for the same reason."""
+    sums: torch.dtype | None = None
+    """Dtype of the product, where it is not that of the rows."""
+
+
+def _rows_of_part(form: _Form, left: int, most: int | None) -> int:
+    """How many of ``left`` rows, filled up to whole tiles, are multiplied at once: many, or a tile."""
+    size = tile_rows(form.device)
+    if form.device.type == "cpu":  # trying takes as long as multiplying
+        many = _AT_ONCE * size if left >= _AT_ONCE * size else size
+    else:
+        many = min(whole_tiles(left, form.device), most or _MOST_AT_ONCE * size)
+    return many if many == size or _changes_nothing(form, many) else size
 
 
 def _product(
@@ -107,6 +149,10 @@ def _product(
         whole = pad(tile_RI, (0, ins)), pad(weight_OI, (0, ins, 0, outs)), bias_O
         result_RO = _product(*whole, way._replace(filled=False))[:, : len(weight_OI)].contiguous()
         return result_RO if out is None else out.copy_(result_RO)
+    if way.sums is not None:
+        result_RO = torch.mm(tile_RI, weight_OI.t(), out_dtype=way.sums)
+        result_RO = result_RO if bias_O is None else result_RO.add_(bias_O)
+        return result_RO if out is None else out.copy_(result_RO)
     result_RO = tile_RI.new_empty(len(tile_RI), len(weight_OI)) if out is None else out
     with _one_thread() if way.alone else nullcontext():
         if bias_O is None:
@@ -117,34 +163,51 @@ def _product(
 
 
 @lru_cache(maxsize=4096)
-def _way(
-    device: torch.device, dtype: torch.dtype, outs: int, ins: int, by_rows: bool, biased: bool, _threads: int
-) -> _Way:
-    """The first way by which a row's result depends on the row alone, with as many rows as changes nothing.
+def _way(form: _Form) -> _Way:
+    """The first way by which a row's result depends on the row alone.
 
     Tried on random numbers, in which another order of sums shows.
     """
-    size = tile_rows(device)
-    source = torch.Generator(device).manual_seed(0)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        make = partial(torch.randn, generator=source, device=device)
-        rows_MI = make(_AT_ONCE * size, ins).to(dtype)
-        weight_OI = (make(outs, ins) if by_rows else make(ins, outs).t()).to(dtype)
-        bias_O = make(outs).to(dtype) if biased else None
-        order = torch.randperm(len(rows_MI), generator=source, device=device)
-        ways = (_Way(size), _Way(size, alone=True), _Way(size, alone=True, filled=True))
-        for way in ways if device.type == "cpu" else ways[:1]:
-            multiply = partial(_product, weight_OI=weight_OI, bias_O=bias_O, way=way)
-            in_order, moved = (
-                torch.cat([multiply(tile_RI) for tile_RI in rows.split(size)])
-                for rows in (rows_MI, rows_MI[order])
-            )
-            if torch.equal(moved, in_order[order]):
-                same = torch.equal(multiply(rows_MI), in_order) and torch.equal(
-                    multiply(rows_MI[order]), moved
-                )
-                return way._replace(rows=len(rows_MI)) if same else way
+    ways = [_Way(sums=None if form.sums == form.dtype else form.sums)]
+    if form.device.type == "cpu":
+        ways += [_Way(alone=True), _Way(alone=True, filled=True)]
+    with torch.no_grad(), torch.autocast(form.device.type, enabled=False):
+        rows_MI, moved_M, multiply = _trial(form, _AT_ONCE * tile_rows(form.device))
+        for way in ways:
+            in_order, moved = (_by_tiles(rows, multiply, way) for rows in (rows_MI, rows_MI[moved_M]))
+            if torch.equal(moved, in_order[moved_M]):
+                return way
     return ways[0]
+
+
+@lru_cache(maxsize=4096)
+def _changes_nothing(form: _Form, rows: int) -> bool:
+    """Whether a product of ``rows`` rows has the bits of its tiles one by one, tried as above."""
+    way = _way(form)
+    with torch.no_grad(), torch.autocast(form.device.type, enabled=False):
+        try:
+            rows_MI, moved_M, multiply = _trial(form, rows)
+            return all(
+                torch.equal(multiply(some_MI, way=way), _by_tiles(some_MI, multiply, way))
+                for some_MI in (rows_MI, rows_MI[moved_M])
+            )
+        except torch.OutOfMemoryError:  # what is tried needs more than what is asked for
+            return False
+
+
+def _trial(form: _Form, rows: int) -> tuple[Tensor, Tensor, Callable[..., Tensor]]:
+    """(rows, I) random numbers, an order of the rows, and the product with random weights."""
+    source = torch.Generator(form.device).manual_seed(0)
+    make = partial(torch.randn, generator=source, device=form.device)
+    rows_MI = make(rows, form.ins).to(form.dtype)
+    weight_OI = make(form.outs, form.ins) if form.by_rows else make(form.ins, form.outs).t()
+    bias_O = make(form.outs).to(form.sums) if form.biased else None
+    order_M = torch.randperm(rows, generator=source, device=form.device)
+    return rows_MI, order_M, partial(_product, weight_OI=weight_OI.to(form.dtype), bias_O=bias_O)
+
+
+def _by_tiles(rows_MI: Tensor, multiply: Callable[..., Tensor], way: _Way) -> Tensor:
+    return torch.cat([multiply(tile_RI, way=way) for tile_RI in rows_MI.split(tile_rows(rows_MI.device))])
 
 
 @contextmanager

@@ -177,9 +177,9 @@ def difference(
     """
     heads, key_heads, size = shape
     source = torch.Generator(device).manual_seed(0)
-    layout = lay_out_keys(_PROBE, device)
     apart = 0.0
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        layout = lay_out_keys(_PROBE, device)
         for window in (None, 16):
             numbers = [
                 torch.randn(1, n, _PROBE[-1][1], size, generator=source, device=device).to(dtype)

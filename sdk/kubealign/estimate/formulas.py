@@ -23,8 +23,8 @@ HALF, FULL = 2, 4
 FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 """Bytes of a weight in nf4 with double quantisation: blocks of 64 with an 8-bit scale, 256 scales with a
 32-bit one (arXiv 2305.14314)."""
-LOGIT_BYTES = 2**26
-"""Logits that exist at one time, ``HEAD_BYTES`` of ``engines/head.py``."""
+LOGIT_BYTES = 2**30
+"""What a head makes beside its weights at one time, ``CARD_HEAD_BYTES`` of ``engines/head.py``."""
 ZERO3_LIVE = 1_000_000_000
 """Weights that DeepSpeed keeps gathered at most (``stage3_max_live_parameters``, its default)."""
 ZERO_BUCKET = 200_000_000
@@ -224,9 +224,9 @@ def activations(shape: ModelShape, training: Training) -> float:
 
 
 def logits(shape: ModelShape, tokens: int) -> float:
-    """Bytes of one block of logits at its largest, in the backward pass: the head's output and its gradient,
-    in float32 whatever else is computed in."""
-    return 2.0 * min(tokens * shape.vocabulary * FULL, LOGIT_BYTES)
+    """Bytes of logits at their most, in the backward pass: the head's output and its gradient, in float32
+    whatever else is computed in, block by block where they would be more than a block may take."""
+    return float(min(2 * tokens * shape.vocabulary * FULL, LOGIT_BYTES))
 
 
 def gathered(shape: ModelShape, training: Training) -> float:

@@ -83,6 +83,41 @@ def test_gradients_are_those_of_a_plain_head(
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("held", [torch.bfloat16, torch.float32])
+def test_what_tensor_cores_multiply_is_rounded_once(
+    monkeypatch: pytest.MonkeyPatch, held: torch.dtype
+) -> None:
+    """As on CUDA under bfloat16: inputs are rounded, products, sums and logits are not; a stand-in for CUDA's
+    product has exact ones, and autograd through fp64 the expected gradients."""
+    multiply = torch.mm
+
+    def mm(one: Any, other: Any, *, out_dtype: torch.dtype | None = None, **options: Any) -> Any:
+        assert out_dtype is None or (one.dtype, other.dtype) == (torch.bfloat16, torch.bfloat16)
+        exact = (one.float(), other.float()) if out_dtype else (one, other)
+        return multiply(*exact, **options)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(module, "_multiplied_in", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(module, "HEAD_BYTES", 4 * 64 * 25)
+    torch.manual_seed(0)
+    own = nn.Linear(16, 101).to(held)
+    hidden = (4 * torch.randn(70, 16)).to(held).requires_grad_()
+    targets, weights = torch.randint(101, (70,)), torch.randn(70)
+    logits = hidden.bfloat16().double() @ own.weight.bfloat16().double().t() + own.bias.double()
+    expected = chosen_logprobs(logits, targets)
+    logprobs = Head(model(own)).logprobs(hidden, targets)
+    assert logprobs.dtype == torch.float32
+    torch.testing.assert_close(logprobs, expected.float(), atol=1e-5, rtol=1e-5)
+    inputs = [hidden, *own.parameters()]
+    for one, other in zip(
+        torch.autograd.grad((logprobs * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights.double()).sum(), inputs),
+        strict=True,
+    ):
+        assert one.dtype == held
+        torch.testing.assert_close(one, other, atol=0.02, rtol=0.02)
+
+
 def test_no_matrix_is_larger_than_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 200 rows over 60,000 words, 48 MB of logits, never more than 1 MB is made at a time."""
     monkeypatch.setattr(module, "HEAD_BYTES", 2**20)

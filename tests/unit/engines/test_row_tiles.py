@@ -44,6 +44,11 @@ def test_rows_do_not_depend_on_their_batch(
         assert torch.equal(part, whole[first : first + count])
 
 
+def forget() -> None:
+    row_tiles._way.cache_clear()
+    row_tiles._changes_nothing.cache_clear()
+
+
 def test_tiles_are_multiplied_at_once_only_where_no_bit_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library whose large products round otherwise is found out by trying."""
 
@@ -57,13 +62,13 @@ def test_tiles_are_multiplied_at_once_only_where_no_bit_changes(monkeypatch: pyt
             return out.mul_(1 + 2**-20) if rounds_otherwise and len(one) > tile_rows(CPU) else out
 
         monkeypatch.setattr(row_tiles.torch, "mm", mm)
-        row_tiles._way.cache_clear()
+        forget()
         rows, weight = torch.randn(2 * rows_at_once(CPU), 32), torch.randn(64, 32)
         tiled_linear(rows, weight)
         sizes.clear()
         tiled_linear(rows, weight)
         monkeypatch.undo()
-        row_tiles._way.cache_clear()
+        forget()
         return sizes
 
     assert counted(rounds_otherwise=False) == [rows_at_once(CPU)] * 2
@@ -71,7 +76,7 @@ def test_tiles_are_multiplied_at_once_only_where_no_bit_changes(monkeypatch: pyt
 
 
 def test_trying_leaves_the_random_numbers_alone() -> None:
-    row_tiles._way.cache_clear()
+    forget()
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

@@ -51,6 +51,12 @@ def test_gradients_of_shared_prompts_add_up() -> None:
     assert difference(varlen_by_loops, one_by_one, CPU, torch.float32, (4, 2, 8)) < 1e-5
 
 
+def test_a_kernel_is_tried_while_nothing_else_has_gradients() -> None:
+    """Scoring runs under inference mode, whose tensors autograd refuses."""
+    with torch.inference_mode():
+        assert difference(varlen_by_loops, one_by_one, CPU, torch.float32, (4, 2, 8)) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("spoilt", "reason"),
     [

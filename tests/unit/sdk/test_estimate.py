@@ -104,7 +104,7 @@ def test_what_a_micro_batch_takes() -> None:
     kept = 4 * 2 * 8 * 10
     assert activations(SMALL, Training(micro_batch_tokens=10, gradient_checkpointing=True)) == 3360 + kept
     assert logits(SMALL, 10) == 10 * 100 * 8
-    assert logits(SMALL, 10**6) == 2 * LOGIT_BYTES
+    assert logits(SMALL, 10**7) == LOGIT_BYTES
     assert gathered(SMALL, Training(strategy="fsdp2", ranks=4)) == 2 * (2 * 576 + 1600)
     assert gathered(SMALL, Training(strategy="zero3", ranks=4)) == 2 * 2792
     assert gathered(SMALL, Training(strategy="zero2", ranks=4)) == 0
@@ -113,10 +113,10 @@ def test_what_a_micro_batch_takes() -> None:
 
 def test_slices_are_those_of_the_program() -> None:
     from kubealign.estimate.formulas import ZERO_BUCKET
-    from kubealign_components.engines.head import HEAD_BYTES
+    from kubealign_components.engines.head import CARD_HEAD_BYTES
     from kubealign_components.training.arguments import strategy_settings
 
-    assert LOGIT_BYTES == HEAD_BYTES
+    assert LOGIT_BYTES == CARD_HEAD_BYTES
     for stage in ("zero2", "zero3"):
         assert strategy_settings(stage)["zero_optimization"]["reduce_bucket_size"] == ZERO_BUCKET
 
