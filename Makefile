@@ -21,7 +21,7 @@ help: ## List the targets
 .PHONY: demo
 demo: fetch ## Align SmolLM2-135M on real prompts, end to end, on this machine (10 minutes on 2 cores)
 	$(BIN)/kubealign run offline_alignment -f pipelines/kubealign_pipelines/params/demo.yaml \
-	  --set policy=$(KUBEALIGN_CACHE)/smollm2 --set sources.0.uri=$(KUBEALIGN_CACHE)/llamafactory/dpo_en_demo.json \
+	  --set policy=$(KUBEALIGN_CACHE)/smollm2 --set sources.0.uri=$(KUBEALIGN_CACHE)/llamafactory/alpaca_en_demo.json \
 	  --output runs/demo
 
 .PHONY: demo-salmon
@@ -110,6 +110,10 @@ lock: install ## Resolve the locks again (needs uv)
 	  $(UV_COMPILE) $(CUDA) pyproject.toml images/$$image/cuda.in -o images/$$image/cuda.txt; \
 	done
 	for lock in $(ON_ARM); do $(UV_ARM) -r images/$$lock; done
+
+.PHONY: picture
+picture: install ## Take the README's picture of the last `make demo` (needs Chromium)
+	PYTHONPATH=tests $(BIN)/python tests/picture.py $$(ls -td runs/demo/runs/*/ | head -1) .github/demo.png
 
 .PHONY: clean
 clean: ## Remove the environment and what runs have written here

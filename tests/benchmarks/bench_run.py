@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     options = parser.parse_args()
-    prompts = quickstart.preferences() / "dpo_en_demo.json"
+    prompts = quickstart.preferences() / "alpaca_en_demo.json"
     run = load_run_file(DEMO).with_parameters([f"policy={options.model}", f"sources.0.uri={prompts}"])
     with tempfile.TemporaryDirectory(prefix="bench-run-") as folder:
         results = run_local(run, output=Path(folder))
