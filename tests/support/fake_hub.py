@@ -1,4 +1,4 @@
-"""A Hugging Face hub for datasets: what its client asks for when it makes, fills and reads a repository.
+"""A Hugging Face hub: what its client asks for when it makes, fills and reads a dataset, or reads a model.
 
 Files are kept in commits. Those of more than text go the way of Git LFS, as the hub's own rules for Parquet
 say; writing needs the token.
@@ -9,10 +9,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -22,10 +26,11 @@ from huggingface_hub import DatasetCard
 TOKEN = "hf_of_the_tests"
 LISTED_LICENSES = ("cc-by-4.0", "mit", "unknown", "other")
 Files = dict[str, bytes]
+_API = r"/api/(?:datasets|models)/(?P<name>[^/]+/[^/]+)"
 
 
 class FakeHub:
-    """Datasets by name, each a list of commits, and the objects of Git LFS."""
+    """Repositories by name, each a list of commits, and the objects of Git LFS."""
 
     def __init__(self) -> None:
         self.address = ""
@@ -34,6 +39,8 @@ class FakeHub:
         self.lfs: set[str] = set()
         """Digests of files that came as objects of Git LFS."""
         self.lock = Lock()
+        self.sent = 0
+        """Bytes of its answers."""
 
     def files(self, name: str, revision: str = "main") -> Files:
         """The files of a repository at a branch or commit."""
@@ -70,6 +77,21 @@ def fake_hub() -> Iterator[FakeHub]:
         server.server_close()
 
 
+def hub_run(hub: FakeHub, folder: Path, code: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    """``code`` in a Python of its own, because the client reads its settings once; large files go as they did
+    before Xet, a protocol of binary chunks that no test server speaks."""
+    settings = {"HF_ENDPOINT": hub.address, "HF_TOKEN": token, "HF_HOME": str(folder / "hf")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | settings
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"HF_HUB_DISABLE_XET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: FakeHub
     protocol_version = "HTTP/1.1"
@@ -80,9 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answered(
             {
-                r"/api/datasets/(?P<name>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?": self._info,
-                r"/api/datasets/(?P<name>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?": self._tree,
-                r"/datasets/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)": self._file,
+                rf"{_API}(?:/revision/(?P<revision>[^/]+))?": self._info,
+                rf"{_API}/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?": self._tree,
+                r"(?:/datasets)?/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)": self._file,
             }
         )
 
@@ -152,9 +174,19 @@ class _Handler(BaseHTTPRequestHandler):
                 "_id": "0", "id": name, "private": False, "disabled": False, "gated": False, "tags": [],
                 "downloads": 0, "likes": 0, "sha": revision if revision in commits else commits[-1],
                 "lastModified": "2026-01-01T00:00:00.000Z",
-                "siblings": [{"rfilename": path} for path in files],
+                "siblings": [self._sibling(name, revision, path) for path in files],
             }
         )  # fmt: skip
+
+    def _sibling(self, name: str, revision: str, path: str) -> dict[str, Any]:
+        """A file, with what is kept of it where that is asked for."""
+        if "blobs=true" not in urlsplit(self.path).query.lower():
+            return {"rfilename": path}
+        entry = self._entry(name, revision, path)
+        facts = {"rfilename": path, "size": entry["size"], "blobId": entry["oid"]}
+        if "lfs" in entry:
+            facts["lfs"] = {"sha256": entry["lfs"]["oid"], "size": entry["size"], "pointerSize": 134}
+        return facts
 
     def _tree(self, name: str, revision: str, path: str = "") -> None:
         below = f"{path}/" if path else ""
@@ -263,4 +295,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
+            self.hub.sent += len(body)
             self.wfile.write(body)

@@ -40,6 +40,8 @@ class Wire:
     server: str
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     spoiled: dict[str, list[str]] = field(default_factory=dict)
+    fetched: int = 0
+    """Bytes of the server's answers."""
     down: str = ""
     """What happens to every request that is not spoiled."""
     first: Callable[[], object] | None = None
@@ -91,6 +93,8 @@ class Wire:
             _reset(handler)
         else:
             answer, content = self._forward(handler, _flipped(body) if how == "tamper" else body)
+            with self.lock:
+                self.fetched += len(content)
             _give(handler, answer, content, how)
 
     def _draw(self, handler: BaseHTTPRequestHandler) -> str:

@@ -2,8 +2,9 @@
 
 ``finished/<stage>/<key>/`` below the work prefix holds records, one for each place where this very output
 stands; nothing is kept there a second time. The key says all that the output depends on. Who takes an output
-holds every byte of it to its manifest first; a record of something that is damaged, gone or another thing is
-removed, and the output is made again. Local files get a second name, objects are copied by their store.
+holds every byte of it to its manifest first, weights in a store by the versions that their digests were
+recorded with; a record of something that is damaged, gone or another thing is removed, and the output is made
+again. Local files get a second name, objects are copied by their store.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from kubealign_components.data.fingerprint import Provenance, canonical_json, di
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.data.shards import copy_object, digest_at
 from kubealign_components.data.stats import Stats
+from kubealign_components.data.weight_records import copy_record, objects_below, recorded_weights
 from kubealign_components.errors import CorruptDataset, NotFound, StoreError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.named_paths import named_path
@@ -190,11 +192,12 @@ def _verify(made: Dataset, request: OutputRequest, pages: object) -> dict[str, s
     """
     recorded = pages if isinstance(pages, Mapping) else {}
     digests = _files(made) | {page: recorded.get(page, "") for page in request.pages}
+    weights = recorded_weights(made.uri, objects_below(made.uri)) if _files(made) else {}
     try:
         made.verify()
         for name, expected in digests.items():
             uri = join(made.uri, str(inside(Path(), name)))
-            if digest_at(uri) != expected:
+            if (weights[name].sha256 if name in weights else digest_at(uri)) != expected:
                 raise CorruptDataset(f"{uri} is damaged")
     except (NotFound, CorruptDataset):
         if _same_uri(made.uri, request.output):
@@ -210,6 +213,8 @@ def _adopted(request: OutputRequest, made: Dataset, digests: Mapping[str, str]) 
         if not copy_object(source, target) and digest_at(target) != expected:
             store_for(target).delete(target)  # of an attempt that never finished
             copy_object(source, target)
+    if _files(made):
+        copy_record(made.uri, request.output)
     with DatasetWriter(request.output, made.manifest.schema, _provenance(request, made.manifest)) as writer:
         writer.adopt(made)
         return writer.commit(Stats.from_json(made.manifest.stats), made.manifest.extra)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from glob import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from kubealign_components.data.cache import cache_folder
 from kubealign_components.data.fingerprint import digest
-from kubealign_components.data.model_files import needed
+from kubealign_components.data.model_files import CONFIG, named_dtype, needed, weights_among, without_weights
+from kubealign_components.data.weight_records import Objects, WeightFile, objects_below, recorded_weights
 from kubealign_components.errors import ConfigError, StoreError
-from kubealign_components.store import ObjectInfo, inside, join, name_below, store_for
+from kubealign_components.store import ObjectInfo, inside, join, store_for
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 log = logging.getLogger(__name__)
 
-CACHE = "KUBEALIGN_CACHE"
-"""Environment variable: the folder for everything that is fetched once."""
 _FETCHING = ".fetching-"
 _ABANDONED = 2 * 24 * 3600
 """Seconds after which a fetch that has not ended never will."""
@@ -40,12 +46,18 @@ _OTHER_FORMATS = [
 """What is no use to this project, where the hub cannot be asked which files a model has."""
 
 
-def cache_folder() -> Path:
-    """Where fetched files are kept: ``KUBEALIGN_CACHE``, else ``~/.cache/kubealign``."""
-    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "kubealign")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FetchedModel:
+    """A local copy of a model that lies elsewhere."""
+
+    path: Path
+    weights: Mapping[str, WeightFile] = field(default_factory=dict)
+    """The files of weights by name where they were not fetched."""
+    objects: Objects = field(default_factory=dict)
+    """Of an object store, what was fetched just now, weights and all; empty for a copy that was there."""
 
 
-def fetch_prefix(uri: str, marker: str, field: str) -> Path:
+def fetch_prefix(uri: str, marker: str, field: str, *, weights: bool = True) -> FetchedModel:
     """A local copy of what a model needs of the objects below ``uri``, among them ``marker``.
 
     A copy is kept by name, size and version (generation or ETag) of its objects, so that a model which is
@@ -56,6 +68,7 @@ def fetch_prefix(uri: str, marker: str, field: str) -> Path:
         uri: folder in an object store.
         marker: the file that a model of this kind has.
         field: the setting that errors name.
+        weights: whether weights are needed; where not, they are fetched only if nothing is known of them.
 
     Raises:
         ConfigError: no such folder, or one without ``marker``.
@@ -68,16 +81,31 @@ def fetch_prefix(uri: str, marker: str, field: str) -> Path:
             raise ConfigError(
                 field, uri, f"a prefix that holds a Hugging Face model ({marker} was not found)"
             )
-        names = needed(objects, lambda name: store_for(uri).read(join(uri, name)))
+        read = partial(_read, uri)
+        names = needed(objects, read)
+        key = _key(uri, {name: objects[name] for name in names})
+        target = cache_folder() / "models" / key
+        if target.is_dir():
+            return FetchedModel(path=target)
+        elsewhere = {} if weights else _recorded(uri, objects, weights_among(objects, read))
+        if elsewhere:
+            names, target = without_weights(names), target.with_name(f"{key}-without-weights")
+            if target.is_dir():
+                return FetchedModel(path=target, weights=elsewhere)
         chosen = {name: objects[name] for name in names}
-        target = cache_folder() / "models" / _key(uri, chosen)
-        if target.is_dir() or _fetched(uri, chosen, target):
-            return target
+        if _fetched(uri, chosen, target):
+            return FetchedModel(path=target, weights=elsewhere, objects={} if elsewhere else chosen)
     raise StoreError(f"{uri} changed while it was fetched, {_ATTEMPTS} times; wait until its writer is done")
 
 
-def fetch_hub(name: str, revision: str | None) -> Path:
+def fetch_hub(name: str, revision: str | None, *, weights: bool = True) -> FetchedModel:
     """The snapshot of a hub id in the hub's own cache, with the files that a model needs.
+
+    Args:
+        name: hub id.
+        revision: branch, tag or commit.
+        weights: whether weights are needed; where not, they are fetched only if the hub does not say what
+            their digests are.
 
     Raises:
         ConfigError: nothing of that name, or no way to fetch it.
@@ -87,22 +115,31 @@ def fetch_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns: list[str] | None = None
+    elsewhere: dict[str, WeightFile] = {}
     try:
         try:
-            info = HfApi().model_info(name, revision=revision)
+            info = HfApi().model_info(name, revision=revision, files_metadata=not weights)
             revision = info.sha or revision
-            names = [sibling.rfilename for sibling in info.siblings or ()]
-            chosen = needed(names, lambda n: Path(hf_hub_download(name, n, revision=revision)).read_bytes())
+
+            def read(file: str) -> bytes:
+                return Path(hf_hub_download(name, file, revision=revision)).read_bytes()
+
+            files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+            chosen = needed(files, read)
+            if not weights:
+                elsewhere = _weights_of(name, revision, files, read)
+            if elsewhere:
+                chosen = without_weights(chosen)
             patterns = [escape(file) for file in chosen]
         except (OSError, LocalEntryNotFoundError) as error:
             if isinstance(error, HfHubHTTPError):
                 raise
             log.info("the hub cannot be asked for %s, looking for a copy on this machine", name)
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=patterns, ignore_patterns=_OTHER_FORMATS
-            )
+            elsewhere = {}
+        path = snapshot_download(
+            name, revision=revision, allow_patterns=patterns, ignore_patterns=_OTHER_FORMATS
         )
+        return FetchedModel(path=Path(path), weights=elsewhere)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
@@ -110,20 +147,55 @@ def fetch_hub(name: str, revision: str | None) -> Path:
         ) from error
 
 
+def _recorded(uri: str, objects: Objects, names: Sequence[str]) -> dict[str, WeightFile]:
+    """What is recorded of the files of weights ``names``; nothing unless all of them are."""
+    recorded = recorded_weights(uri, objects)
+    return {name: recorded[name] for name in names} if recorded.keys() >= set(names) else {}
+
+
+def _weights_of(
+    name: str, revision: str | None, files: Mapping[str, RepoSibling], read: Callable[[str], bytes]
+) -> dict[str, WeightFile]:
+    """What the hub says of the files of weights of a model; nothing unless it knows the digests of all.
+
+    Args:
+        name: hub id.
+        revision: its commit.
+        files: of the model, with what the hub keeps of each.
+        read: gives the bytes of one of them.
+    """
+    from huggingface_hub import HfApi
+
+    kept = {file: files[file].lfs for file in weights_among(files, read)}
+    dtype = ""
+    first = min(kept, default="")
+    if first.endswith(".safetensors") and CONFIG in files and not named_dtype(json.loads(read(CONFIG))):
+        header = HfApi().parse_safetensors_file_metadata(name, first, revision=revision)
+        dtype = header.tensors[min(header.tensors)].dtype if header.tensors else ""
+    stored = {
+        file: WeightFile(size=lfs.size, sha256=lfs.sha256, dtype=dtype) for file, lfs in kept.items() if lfs
+    }
+    return stored if len(stored) == len(kept) else {}
+
+
+def _read(uri: str, name: str) -> bytes:
+    return store_for(uri).read(join(uri, name))
+
+
 def _objects(uri: str) -> dict[str, ObjectInfo]:
     """The objects below ``uri`` by name, of which none leaves the folder."""
-    objects = {name_below(entry.uri, uri): entry for entry in store_for(uri).list(uri)}
+    objects = objects_below(uri)
     for name in objects:
         inside(cache_folder(), name)
     return objects
 
 
-def _key(uri: str, objects: Mapping[str, ObjectInfo]) -> str:
+def _key(uri: str, objects: Objects) -> str:
     facts = [[name, entry.size, entry.version] for name, entry in sorted(objects.items())]
     return digest([uri.rstrip("/"), facts])[:32]
 
 
-def _fetched(uri: str, objects: Mapping[str, ObjectInfo], target: Path) -> bool:
+def _fetched(uri: str, objects: Objects, target: Path) -> bool:
     """Fetch ``objects`` to ``target``; False when they were changed meanwhile, and nothing stands there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target.parent)

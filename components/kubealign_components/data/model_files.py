@@ -138,6 +138,15 @@ def needed(names: Collection[str], read: Callable[[str], bytes]) -> list[str]:
     return sorted(kept | others)
 
 
+def without_weights(names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that are no weights of this or of another model, nor their index."""
+    return [
+        name
+        for name in names
+        if PurePosixPath(name).suffix not in _WEIGHTS and not name.endswith(".index.json")
+    ]
+
+
 def files_below(folder: Path) -> list[str]:
     """Paths of all files below ``folder``, with slashes, ascending."""
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
@@ -178,6 +187,12 @@ def _indexed(index: str, body: bytes, names: Collection[str]) -> list[str]:
             f"{', '.join(missing[:3])}; fetch the model again"
         )
     return shards
+
+
+def named_dtype(config: JsonObject) -> str:
+    """What a model's config says that its weights are in; empty where it does not say."""
+    said = (part.get(name) for part in (config, text_config(config)) for name in ("dtype", "torch_dtype"))
+    return next((str(name) for name in said if name and name != "auto"), "")
 
 
 def text_config(config: JsonObject) -> JsonObject:

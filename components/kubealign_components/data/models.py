@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kubealign_components.data.fingerprint import digest, file_digest, slug_word
+from kubealign_components.data.file_digests import kept_digest
+from kubealign_components.data.fingerprint import digest, slug_word
 from kubealign_components.data.licenses import license_of_model
-from kubealign_components.data.model_cache import fetch_hub, fetch_prefix
+from kubealign_components.data.model_cache import FetchedModel, fetch_hub, fetch_prefix
 from kubealign_components.data.model_files import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -22,6 +22,7 @@ from kubealign_components.data.model_files import (
 )
 from kubealign_components.data.origins import note_origin
 from kubealign_components.data.weight_files import check_weights, require_fetched
+from kubealign_components.data.weight_records import WeightFile, record_weights, recorded_weights
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.named_paths import FILE, FOLDER, kind_at, named_path
@@ -45,6 +46,8 @@ class ModelFiles:
     """A Hugging Face model directory."""
     uri: str = ""
     """Where the user said that it lies: a path, URI or hub id; the path for one that nobody named."""
+    elsewhere: Mapping[str, WeightFile] = field(default_factory=dict, compare=False)
+    """The files of weights by name where they were not fetched."""
 
     def identity(self) -> dict[str, str]:
         """SHA-256 of config and weights; the same bytes have the same, whatever they are called.
@@ -75,6 +78,10 @@ class ModelFiles:
         )
         return identity
 
+    def file_digests(self) -> dict[str, str]:
+        """SHA-256 of the config and of the files of weights, by name."""
+        return self._digests([CONFIG, *self.weights()])
+
     def tokenizer_digest(self) -> str:
         """SHA-256 of the files that decide tokens: tokenizer and templates, and all that may be one."""
         files = deciding_tokens(files_below(self.path))
@@ -88,6 +95,8 @@ class ModelFiles:
         Raises:
             EngineError: shards are missing.
         """
+        if self.elsewhere:
+            return sum(file.size for file in self.elsewhere.values())
         return sum((self.path / name).stat().st_size for name in self.weights())
 
     def weights(self) -> list[str]:
@@ -96,6 +105,8 @@ class ModelFiles:
         Raises:
             EngineError: shards are missing.
         """
+        if self.elsewhere:
+            return sorted(self.elsewhere)
         try:
             return weights_among(files_below(self.path), lambda name: (self.path / name).read_bytes())
         except EngineError as error:
@@ -103,7 +114,11 @@ class ModelFiles:
 
     def _digests(self, names: Sequence[str]) -> dict[str, str]:
         with ThreadPoolExecutor(4) as pool:
-            return dict(zip(names, pool.map(lambda name: _sha256(self.path / name), names)))
+            return dict(zip(names, pool.map(self._sha256, names)))
+
+    def _sha256(self, name: str) -> str:
+        stored = self.elsewhere.get(name)
+        return stored.sha256 if stored else kept_digest(self.path / name)
 
     @property
     def slug(self) -> str:
@@ -132,12 +147,14 @@ def instead_of_model(path: Path) -> str:
     return "; this folder has none" if kind == FOLDER else ""
 
 
-def find_model(name: str, revision: str | None = None) -> ModelFiles:
+def find_model(name: str, revision: str | None = None, *, weights: bool = True) -> ModelFiles:
     """The files of the model ``name``: a local directory, ``gs://`` or ``s3://`` prefix, or hub id.
 
     Args:
         name: path, URI or hub id; a remote model is fetched once and cached.
         revision: branch, tag or commit of a hub id.
+        weights: whether weights are needed. Where not, a remote model's are fetched only if neither the hub
+            nor a record beside them says what their digests are.
 
     Raises:
         ConfigError: nothing of that name.
@@ -146,13 +163,21 @@ def find_model(name: str, revision: str | None = None) -> ModelFiles:
     """
     short = name.rstrip("/").rsplit("/", 1)[-1]
     if scheme_of(name) != "file":
-        return _checked(ModelFiles(name=short, path=fetch_prefix(name, CONFIG, "model"), uri=name))
+        fetched = fetch_prefix(name, CONFIG, "model", weights=weights)
+        model = _checked(_of(fetched, short, name))
+        if fetched.objects and not recorded_weights(name, fetched.objects):
+            record_weights(name, fetched.objects, model.path, model.file_digests())
+        return model
     path = named_path(name)
     if kind_at(path / CONFIG) == FILE:
         return _checked(ModelFiles(name=short, path=path.resolve()))
     if kind_at(path) or name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise ConfigError("model", name, f"{A_MODEL}{instead_of_model(path)}")
-    return _checked(ModelFiles(name=short, path=fetch_hub(name, revision), uri=name))
+    return _checked(_of(fetch_hub(name, revision, weights=weights), short, name))
+
+
+def _of(fetched: FetchedModel, name: str, uri: str) -> ModelFiles:
+    return ModelFiles(name=name, path=fetched.path, uri=uri, elsewhere=fetched.weights)
 
 
 def _checked(model: ModelFiles) -> ModelFiles:
@@ -169,7 +194,8 @@ def _checked(model: ModelFiles) -> ModelFiles:
             f"{model.path} holds {ADAPTER_CONFIG} beside {CONFIG}: transformers would load the adapter's "
             "base in the place of these weights; merge the adapter, or move it to a folder of its own"
         )
-    weights = model.weights()
+    # What was not fetched is looked at by those who fetch it.
+    weights = [] if model.elsewhere else model.weights()
     require_fetched(model.path, [*weights, *deciding_tokens(files_below(model.path))])
     check_weights(model.path, weights, config)
     return model
@@ -188,7 +214,7 @@ def find_adapter(source: str, field: str) -> ModelFiles:
     """
     short = source.rstrip("/").rsplit("/", 1)[-1]
     if scheme_of(source) != "file":
-        return _whole(ModelFiles(name=short, path=fetch_prefix(source, ADAPTER_CONFIG, field), uri=source))
+        return _whole(_of(fetch_prefix(source, ADAPTER_CONFIG, field), short, source))
     path = named_path(source)
     if kind_at(path / ADAPTER_CONFIG) != FILE:
         raise ConfigError(field, source, f"a PEFT adapter: a folder with {ADAPTER_CONFIG}")
@@ -238,14 +264,3 @@ def read_object(path: Path) -> JsonObject:
 
 def _config(folder: Path) -> JsonObject:
     return {k: v for k, v in read_object(folder / CONFIG).items() if k not in _IGNORED_CONFIG}
-
-
-def _sha256(path: Path) -> str:
-    # What a link points at says nothing of its bytes, even where its name looks like their digest.
-    status = path.stat()
-    return _cached_sha256(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-@lru_cache(maxsize=1024)
-def _cached_sha256(path: Path, *_: int) -> str:
-    return file_digest(path)

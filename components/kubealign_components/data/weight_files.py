@@ -72,6 +72,17 @@ def check_weights(folder: Path, names: Sequence[str], config: JsonObject) -> Non
         _check_layers(folder, {weight for weights in held.values() for weight in weights}, config)
 
 
+def first_dtype(path: Path) -> str:
+    """What the first matrix of a safetensors file is in, by safetensors' name; empty for another format."""
+    from safetensors import safe_open
+
+    if path.suffix != ".safetensors":
+        return ""
+    with safe_open(path, "np") as file:
+        names = sorted(file.keys())
+        return str(file.get_slice(names[0]).get_dtype()) if names else ""
+
+
 def _shapes(path: Path) -> Mapping[str, Sequence[int]]:
     """The shape of every weight in a safetensors file, whose length is that of all of them."""
     size = path.stat().st_size

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from kubealign_components.data.model_files import CONFIG, files_below, text_config, weights_among
+from kubealign_components.data.model_files import CONFIG, files_below, named_dtype, weights_among
 from kubealign_components.data.models import read_object
+from kubealign_components.data.weight_files import first_dtype
+from kubealign_components.data.weight_records import WeightFile
 from kubealign_components.errors import EngineError
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -49,16 +52,19 @@ def device_count() -> int:
     return int(torch.cuda.device_count()) if torch.cuda.is_available() else 0
 
 
-def saved_dtype_name(name: str, source: Path) -> str:
+def saved_dtype_name(name: str, source: Path, weights: Mapping[str, WeightFile] | None = None) -> str:
     """The precision that ``save_dtype`` ``name`` means for weights of the policy at ``source``.
+
+    Args:
+        name: the setting.
+        source: the policy's folder.
+        weights: its files of weights by name where they do not lie there.
 
     Raises:
         EngineError: ``save_dtype`` is saved, and the policy's own is none that training can save.
     """
     if name == "saved":
-        settings = read_object(source / CONFIG)
-        named = [s.get(k) for s in (settings, text_config(settings)) for k in ("dtype", "torch_dtype")]
-        name = next((str(n) for n in named if n and n != "auto"), "") or _dtype_of_weights(source)
+        name = named_dtype(read_object(source / CONFIG)) or _dtype_of_weights(source, weights or {})
     kept = _KEPT.get(name.removeprefix("torch."))
     if kept is None:
         raise EngineError(
@@ -68,17 +74,14 @@ def saved_dtype_name(name: str, source: Path) -> str:
     return kept
 
 
-def _dtype_of_weights(source: Path) -> str:
+def _dtype_of_weights(source: Path, weights: Mapping[str, WeightFile]) -> str:
     """What the first matrix of the policy's files is in."""
-    from safetensors import safe_open
-
-    names = weights_among(files_below(source), lambda name: (source / name).read_bytes())
-    for name in names:
-        if name.endswith(".safetensors"):
-            with safe_open(source / name, "np") as file:
-                stored = str(file.get_slice(next(iter(file.keys()))).get_dtype())
-            return _IN_FILES.get(stored, stored)
-    return "float32"
+    stored = [weights[name].dtype for name in sorted(weights)]
+    if not weights:
+        names = weights_among(files_below(source), lambda name: (source / name).read_bytes())
+        stored = [first_dtype(source / name) for name in names[:1]]
+    first = next(filter(None, stored), "F32")
+    return _IN_FILES.get(first, first)
 
 
 def _may_have_gpus() -> bool:

@@ -79,7 +79,7 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
         EngineError: the policy has no usable tokenizer or template.
         DataError: tokenised prompts with a row that has no token ids.
     """
-    model = find_model(config.policy, config.revision)
+    model = find_model(config.policy, config.revision, weights=False)
     params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}
     stats = Stats()
     tokeniser: Tokeniser | None = None

@@ -145,7 +145,7 @@ def run(config: RlPromptsConfig, *, prompts: Dataset | None = None, output: str)
     """
     if prompts is None and not config.sources:
         raise ConfigError("sources", config.sources, "at least one source, or a dataset of prompts")
-    policy = find_model(config.policy, config.revision)
+    policy = find_model(config.policy, config.revision, weights=False)
     readers = [SourceReader(source) for source in config.sources]
     request = requested(
         "rl_prompts",

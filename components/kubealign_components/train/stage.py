@@ -57,9 +57,11 @@ def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launch
     """
     device = device_type(trained_on(launcher))
     config = replace(config, dtype=resolved_dtype(config.dtype, device))
-    model = find_model(config.policy, config.revision)
+    model = find_model(config.policy, config.revision, weights=False)
     template = ChatTemplate(model, stored_settings(training))
-    reference = find_model(config.reference, config.reference_revision) if config.reference else model
+    reference = model
+    if config.reference:
+        reference = find_model(config.reference, config.reference_revision, weights=False)
     same = check_identity(template.identity, reference.identity()["digest"], training)
     drift = expected_drift(config, training, device) if same else None
     provenance = _provenance(config, training, model, template)
@@ -149,7 +151,7 @@ def _provenance(
     # What the policy is, not where it lies. The dataset's identity stays: the token ids are its own.
     elsewhere = ("policy", "revision", "reference", "reference_revision")
     params = {k: v for k, v in semantic_params(config).items() if k not in elsewhere}
-    params["save_dtype"] = saved_dtype_name(config.save_dtype, model.path)
+    params["save_dtype"] = saved_dtype_name(config.save_dtype, model.path, model.elsewhere)
     beta = f"beta{config.beta:g}" + ("len" if config.length_normalise else "")
     transform = config.transform if config.objective == "qrpo" else ""
     return derive(

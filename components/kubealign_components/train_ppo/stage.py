@@ -89,7 +89,7 @@ def run(
 
 
 def _models(config: PpoConfig, reward_model: Dataset | None) -> _Models:
-    policy = find_model(config.policy, config.revision)
+    policy = find_model(config.policy, config.revision, weights=False)
     if reward_model:
         _check_reward_model(reward_model, policy)
     return _Models(
@@ -126,7 +126,7 @@ def _provenance(
 ) -> Provenance:
     params = {k: v for k, v in semantic_params(config).items() if k not in _PLACES}
     params["functions"] = function_params(config.functions)
-    params["save_dtype"] = saved_dtype_name(config.save_dtype, models.policy.path)
+    params["save_dtype"] = saved_dtype_name(config.save_dtype, models.policy.path, models.policy.elsewhere)
     template = ChatTemplate(models.policy, stored_settings(prompts))
     used: dict[str, object] = {"policy": models.policy.identity() | template.identity}
     if models.adapter:

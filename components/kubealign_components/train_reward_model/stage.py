@@ -58,7 +58,7 @@ def run(
             not a number.
     """
     config = replace(config, dtype=resolved_dtype(config.dtype, trained_on(launcher)))
-    policy = find_model(config.policy, config.revision)
+    policy = find_model(config.policy, config.revision, weights=False)
     template = load_reward_template(config.template)
     shown = chosen_principles(config.principles, config.principle_names) if config.principles else []
     _check_start(config, policy, start)
@@ -111,7 +111,7 @@ def _provenance(
     params = {name: value for name, value in semantic_params(config).items() if name not in _PLACES}
     params |= {
         "dtype": config.dtype,
-        "save_dtype": saved_dtype_name(config.save_dtype, policy.path),
+        "save_dtype": saved_dtype_name(config.save_dtype, policy.path, policy.elsewhere),
         "head": "of start" if start else f"new, {config.head}",
         "template": template.identity(),
         "own_principles": principles_identity(shown),

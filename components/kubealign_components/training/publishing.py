@@ -12,6 +12,7 @@ from kubealign_components.data.fingerprint import Provenance, file_digest
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.shards import digest_at
 from kubealign_components.data.stats import Stats
+from kubealign_components.data.weight_records import objects_below, record_weights
 from kubealign_components.errors import EngineError, NotFound
 from kubealign_components.store import join, store_for
 
@@ -37,6 +38,7 @@ def publish_model(
         extra: what else to say of the model; the digests of its files are added.
     """
     files = publish_folder(folder, output)
+    record_weights(output, objects_below(output), folder, files)
     with DatasetWriter(output, MODEL, provenance_of(provenance)) as writer:
         writer.write_rows([{"step": step, "metrics": json.dumps(metrics)} for step, metrics in steps])
         writer.commit(stats, {"files": files, **extra})

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubealign_components.data.model_cache import CACHE
+from kubealign_components.data.cache import CACHE
 from kubealign_components.data.model_files import beside_weights, needed, weights_among
 from kubealign_components.data.models import ModelFiles, find_adapter, find_model
+from kubealign_components.data.weight_records import RECORD
 from kubealign_components.errors import ConfigError, EngineError, StoreError
 from kubealign_components.store import ObjectInfo, inside, register
 from kubealign_components.store.local import LocalStore
@@ -39,6 +40,12 @@ class Bucket(LocalStore):
 
     def read(self, uri: str) -> bytes:
         return super().read(uri.removeprefix("bucket://"))
+
+    def publish(self, uri: str, data: bytes) -> bool:
+        return super().publish(uri.removeprefix("bucket://"), data)
+
+    def delete(self, uri: str) -> None:
+        super().delete(uri.removeprefix("bucket://"))
 
     def fetch(self, uri: str, directory: Path) -> Path:
         self.fetched.append(uri.rsplit("/", 1)[-1])
@@ -91,6 +98,26 @@ def test_a_model_trained_again_to_the_same_place_is_another(bucket: Bucket, remo
     again = find_model(f"bucket://{remote}")
     assert (again.path / "model.safetensors").read_bytes() == bytes(body)
     assert again.identity() != before
+
+
+RECORDS = [b"[]", b"{", b"\xff", b"3", b'{"model.safetensors": 3}', b'{"model.safetensors": {}}']
+RECORDS += [b'{"model.safetensors": {"version": "%s", "size": 1, "sha256": "0", "dtype": ""}}', b"[" * 10**5]
+
+
+@pytest.mark.parametrize("body", RECORDS)
+def test_a_malformed_record_of_weights_is_not_believed(
+    bucket: Bucket, remote: Path, tmp_path: Path, body: bytes
+) -> None:
+    expected = find_model(str(remote)).identity()
+    (remote / RECORD).write_bytes(body)
+    found = find_model(f"bucket://{remote}", weights=False)
+    assert found.identity() == expected
+    assert "model.safetensors" in bucket.fetched
+    shutil.rmtree(tmp_path / "cache")
+    bucket.fetched = []
+    assert find_model(f"bucket://{remote}", weights=False).identity() == expected
+    assert bucket.fetched
+    assert "model.safetensors" not in bucket.fetched
 
 
 def test_two_that_fetch_at_once_are_both_served(bucket: Bucket, remote: Path, tmp_path: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from huggingface_hub import DatasetCard
 from kubealign.cli.main import main
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run
-from support.fake_hub import TOKEN, FakeHub, fake_hub
+from support.fake_hub import FakeHub, fake_hub, hub_run
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
@@ -119,21 +117,6 @@ def test_what_cannot_be_done_is_said(dataset: Dataset, tmp_path: Path) -> None:
         main, ["export", dataset.uri, "-o", str(tmp_path / "new"), "--push", "nobody/none"]
     )
     assert (result.exit_code, "cannot push to nobody/none" in result.output) == (1, True)
-
-
-def hub_run(hub: FakeHub, folder: Path, code: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
-    """A Python of its own, because the client reads its settings once; large files go as they did before Xet,
-    a protocol of binary chunks that no test server speaks."""
-    settings = {"HF_ENDPOINT": hub.address, "HF_TOKEN": token, "HF_HOME": str(folder / "hf")}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | settings
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment | {"HF_HUB_DISABLE_XET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def pushed(hub: FakeHub, dataset: Dataset, folder: Path, **options: str) -> subprocess.CompletedProcess[str]:
