@@ -24,3 +24,9 @@ def kind_at(path: Path) -> str:
     except (OSError, ValueError):  # too long, unreadable, or no path at all
         return NOTHING
     return FOLDER if stat.S_ISDIR(mode) else FILE
+
+
+def nearest(path: Path) -> Path:
+    """What there is at ``path``, else the nearest folder above it that there is: a new one goes in there."""
+    path = path.absolute()
+    return next(above for above in (path, *path.parents) if kind_at(above))

@@ -10,6 +10,7 @@ from pathlib import Path
 from kubealign.estimate.formulas import GIB
 from kubealign.runfile import RunFile, Sourced
 from kubealign_components.errors import KubeAlignError
+from kubealign_components.named_paths import nearest
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, distinct, warning_at
 from kubealign_pipelines.checking.models import policy_folder
 from kubealign_pipelines.checking.run import Report, check_run
@@ -48,21 +49,21 @@ def check(
     findings = [f for f in report.findings if f.path != (PARAMETERS, "work") or "work" in run.parameters]
     if not report.errors and not sourced.document.findings:
         checked = report.checked
-        findings += _disk(run, checked, output or Path.cwd()) if here else _memory(run, checked)
+        findings += _disk(run, checked, output or Path.cwd()) if here else _memory(run, report)
     return replace(report, findings=distinct(sourced.located(findings)), given=dict(run.parameters))
 
 
-def _memory(run: RunFile, checked: Checked) -> Iterator[Finding]:
+def _memory(run: RunFile, report: Report) -> Iterator[Finding]:
     """Warnings on stages that do not fit into a GPU of 80 GiB, where the policy's shape can be read."""
     policy = str(run.parameters.get("policy", ""))
-    folder = policy_folder(checked, policy)
+    folder = policy_folder(report.checked, policy)
     if folder is None:
         return
     from kubealign.estimate.stages import Assumptions, estimate, shape_from_config
 
     try:
         assumed = Assumptions()
-        stages = estimate(run, shape_from_config(folder.config), assumed)
+        stages = estimate(run, shape_from_config(folder.config), assumed, report.graph)
     except (KubeAlignError, KeyError, TypeError):
         return
     for stage in stages:
@@ -81,7 +82,7 @@ def _disk(run: RunFile, checked: Checked, output: Path) -> Iterator[Finding]:
     if folder is None:
         return
     weights = folder.weight_bytes
-    existing = next(p for p in (output.absolute(), *output.absolute().parents) if p.exists())
+    existing = nearest(output)
     free = shutil.disk_usage(existing).free
     if free < DISK_FACTOR * weights:
         text = f"{free / MIB:,.0f} MiB are free in {existing}; a run of this policy leaves about "

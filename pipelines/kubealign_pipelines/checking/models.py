@@ -57,6 +57,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
+        self._chats: list[tuple[TemplateSettings, ChatTemplate | None]] = []
 
     @cached_property
     def config(self) -> JsonObject:
@@ -105,15 +106,21 @@ class Folder:
         return str(template)
 
     def chat(self, settings: TemplateSettings) -> ChatTemplate | None:
-        """Its chat template as the stages have it; None where its tokenizer has no ``tokenizer.json``.
+        """Its chat template as the stages have it; None where its tokenizer has no ``tokenizer.json``. Built
+        once, which takes a second for a large vocabulary: every stage with the model asks for it.
 
         Raises:
             ConfigError, EngineError: it cannot be used.
         """
-        if not (self.path / TOKENIZER_FILE).is_file():
-            return None
-        model = ModelFiles(name=self.path.name, path=self.path)
-        return ChatTemplate(model, settings, TokenizerFiles(self.path))
+        for own, chat in self._chats:
+            if own == settings:
+                return chat
+        chat = None
+        if (self.path / TOKENIZER_FILE).is_file():
+            model = ModelFiles(name=self.path.name, path=self.path)
+            chat = ChatTemplate(model, settings, TokenizerFiles(self.path))
+        self._chats.append((settings, chat))
+        return chat
 
 
 Looked = tuple[Folder | None, str, bool]

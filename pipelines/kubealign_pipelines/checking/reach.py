@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TooLate
 from pathlib import Path
 from typing import TypeVar
@@ -24,21 +25,31 @@ PATIENCE = 5.0
 
 
 def in_time(ask: Callable[[], T]) -> T | str:
-    """What ``ask`` gives within :data:`PATIENCE`, else the reason why it gave nothing."""
+    """What ``ask`` gives within :data:`PATIENCE`, else the reason why it gave nothing.
+
+    One that is still waiting then does not keep the process: it ends without an answer.
+    """
     quick = {"KUBEALIGN_STORE_DEADLINE": str(PATIENCE), "NO_GCE_CHECK": "true", "GCE_METADATA_TIMEOUT": "1"}
     before = {name: os.environ.get(name) for name in quick}
     os.environ.update({name: value for name, value in quick.items() if before[name] is None})
-    pool = ThreadPoolExecutor(1)
+    answer: Future[T] = Future()
+    threading.Thread(target=_answer, args=(ask, answer), name="asking", daemon=True).start()
     try:
-        return pool.submit(ask).result(timeout=PATIENCE)
+        return answer.result(timeout=PATIENCE)
     except TooLate:
         return f"no answer in {PATIENCE:g} s"
     except Exception as error:  # no credentials, no network, no such bucket: each store has its own
         return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         for name in [name for name, value in before.items() if value is None]:
             os.environ.pop(name, None)
+
+
+def _answer(ask: Callable[[], T], answer: Future[T]) -> None:
+    try:
+        answer.set_result(ask())
+    except BaseException as error:  # handed on, not handled: it is raised where the answer is waited for
+        answer.set_exception(error)
 
 
 def unserved(uri: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from kubealign_components.named_paths import FILE, kind_at, named_path
+from kubealign_components.named_paths import FILE, kind_at, named_path, nearest
 from kubealign_components.store import scheme_of
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at
 from kubealign_pipelines.checking.outside import WORK
@@ -35,8 +35,7 @@ def _problem(work: str, *, here: bool) -> str:
         return "" if work.partition("://")[2].strip("/") else f"{expected}; this one names no bucket"
     if not here:
         return ""
-    path = named_path(work).absolute()
-    existing = next(folder for folder in (path, *path.parents) if kind_at(folder))
+    existing = nearest(named_path(work))
     if kind_at(existing) == FILE:
         return f"{expected}; {existing} is a file"
     return "" if os.access(existing, os.W_OK | os.X_OK) else f"{expected}; {existing} cannot be written to"

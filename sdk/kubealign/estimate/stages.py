@@ -200,13 +200,21 @@ def read_shape(folder: Path) -> ModelShape:
         raise ConfigError("policy", str(folder), f"a decoder's config.json ({error})") from error
 
 
-def estimate(run: RunFile, shape: ModelShape, assumed: Assumptions) -> list[StageEstimate]:
+def estimate(
+    run: RunFile, shape: ModelShape, assumed: Assumptions, graph: Graph | None = None
+) -> list[StageEstimate]:
     """Memory and GPU-hours of every GPU stage of ``run``, in the order of the pipeline.
+
+    Args:
+        run: pipeline, parameters and settings.
+        shape: of the policy.
+        assumed: what a run file does not say.
+        graph: of the run's pipeline, where it is built already.
 
     Raises:
         ConfigError: parameters that a stage refuses.
     """
-    graph = graph_of(build(run.pipeline, run.compile, run.parameters), run.pipeline)
+    graph = graph or graph_of(build(run.pipeline, run.compile, run.parameters), run.pipeline)
     values = check_parameters(graph, run.parameters, complete=False)
     values |= graph.rules.choose(run.parameters)
     taken, recipe = _configs(graph, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -79,6 +80,26 @@ def test_a_model_is_looked_for_once(run_file: Path, monkeypatch: pytest.MonkeyPa
     assert done.exit_code == 0, done.output
     assert "could not be looked up" in done.output
     assert asked == ["org/unknown"]
+
+
+def test_graph_and_tokenizer_are_built_once(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many stages have the policy, for its rows that are shown, and for the estimate."""
+    built: list[str] = []
+
+    def counted(module: str, name: str) -> None:
+        whole = getattr(importlib.import_module(module), name)
+
+        def count(*arguments: object) -> object:
+            built.append(name)
+            return whole(*arguments)
+
+        monkeypatch.setattr(f"{module}.{name}", count)
+
+    counted("kubealign_pipelines.checking.models", "TokenizerFiles")
+    for module in ("kubealign_pipelines.checking.run", "kubealign.estimate.stages"):
+        counted(module, "graph_of")
+    assert kubealign("check", "-f", run_file).exit_code == 0
+    assert sorted(built) == ["TokenizerFiles", "graph_of"]
 
 
 def test_first_rows_are_the_tokens_that_filter_makes(
