@@ -14,7 +14,7 @@ from kubealign_components.data.licenses import license_in_card
 from kubealign_components.errors import ConfigError, StoreError
 from kubealign_components.named_paths import FOLDER, kind_at, named_path
 from kubealign_components.sources.file_readers import READERS, is_readable
-from kubealign_components.sources.splits import splits_of
+from kubealign_components.sources.splits import DEFAULT_SPLIT, splits_of
 from kubealign_components.store import scheme_of, store_for
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -67,7 +67,7 @@ def find_files(
         listing, commit = _hub_listing(uri, revision)
         hub = (uri, commit)
     elif len(listing) == 1 and "" in listing:
-        return SourceFiles(files=(_single(uri, listing[""]),))
+        return SourceFiles(files=(_single(uri, listing[""], split),))
     if not any(map(is_readable, listing)):
         raise ConfigError("uri", uri, f"a folder with files of rows ({_suffixes()}); found {_some(listing)}")
     card = _text(listing, CARD)
@@ -110,9 +110,18 @@ def _stored_file(uri: str, name: str, size: int, version: str = "") -> SourceFil
     return SourceFile(name=name, size=size, fetch=fetch, version=f"{uri} {version}" if version else "")
 
 
-def _single(uri: str, file: SourceFile) -> SourceFile:
+def _single(uri: str, file: SourceFile, split: str) -> SourceFile:
+    """A source of one file, which is read whole: it is the split that its name says, and ``train``."""
     if not is_readable(file.name):
         raise ConfigError("uri", uri, f"a file of rows: {_suffixes()}, each also as .gz, .bz2 or .zst")
+    splits = dict.fromkeys([DEFAULT_SPLIT, *splits_of([file.name])])
+    if split not in splits:
+        raise ConfigError(
+            "split",
+            split,
+            f"{' or '.join(splits)}: {uri} is one file and is read whole; name the file or folder that has "
+            "the split",
+        )
     return file
 
 

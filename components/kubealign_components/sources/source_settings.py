@@ -48,7 +48,7 @@ class SourceSettings:
     revision: str | None = None
     """Branch, tag or commit of a hub id; the commit it stands for is recorded."""
     split: str = "train"
-    """Which split of a folder, saved dataset or hub dataset."""
+    """Which split of a folder, saved dataset or hub dataset; a single file is read whole."""
     subset: str | None = None
     """Which configuration of the dataset card, when it has several."""
     columns: dict[str, str] = field(default_factory=dict)

@@ -15,6 +15,8 @@ from kubealign_components.data.front_matter import CARD, front_matter
 from kubealign_components.errors import ConfigError
 from kubealign_components.sources.file_readers import is_readable, kind_of
 
+DEFAULT_SPLIT = "train"
+"""Of files that do not say which split they are."""
 MAX_PATTERNS = 1000
 """Most patterns of a split in a dataset card."""
 MAX_PATTERN_CHARS = 1000
@@ -53,7 +55,7 @@ def splits_of(
         pairs = [(n, split) for n in data for split in _keyword_splits(parts(n))]
         if pairs:
             return _grouped(pairs)
-    return {"train": data} if data else {}
+    return {DEFAULT_SPLIT: data} if data else {}
 
 
 def _is_data(name: str) -> bool:

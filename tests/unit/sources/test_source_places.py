@@ -129,6 +129,8 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
             find_files(str(tmp_path / place), split="train")
     with pytest.raises(ConfigError, match=r"split='test': expected a split of .*, which has train"):
         find_files(str(tmp_path / "split"), split="test")
+    with pytest.raises(ConfigError, match=r"split='test': expected train: .*/train\.jsonl is one file"):
+        find_files(str(tmp_path / "split" / "train.jsonl"), split="test")
     with pytest.raises(
         ConfigError, match=r"a path \(no such file or folder is here\), or a dataset of the Hugging"
     ):
@@ -144,6 +146,15 @@ def server_for(scheme: str, folder: Path) -> Iterator[dict[str, str]]:
     else:
         with seaweedfs(folder) as served:
             yield {**ACCESS, "AWS_ENDPOINT_URL": served.s3}
+
+
+def test_a_single_file_is_the_split_of_its_name_and_the_usual_one(tmp_path: Path) -> None:
+    fill(tmp_path, ["my-test.jsonl"])
+    for split in ("train", "test"):
+        [file] = find_files(str(tmp_path / "my-test.jsonl"), split=split).files
+        assert file.name == "my-test.jsonl"
+    with pytest.raises(ConfigError, match=r"split='validation': expected train or test: "):
+        find_files(str(tmp_path / "my-test.jsonl"), split="validation")
 
 
 @pytest.mark.parametrize("scheme", ["gs", "s3"])
