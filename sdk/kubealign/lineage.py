@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rich.markup import escape
 from rich.tree import Tree
@@ -15,8 +15,10 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.licenses import joined, licenses
 from kubealign_components.data.lineage import LineageStep, describe, steps_of, to_json
 from kubealign_components.data.manifest import MANIFEST, Manifest
-from kubealign_components.errors import CorruptDataset, NotFound, StoreError
+from kubealign_components.errors import CorruptDataset, KubeAlignError, NotFound, StoreError
+from kubealign_components.named_paths import named_path
 from kubealign_components.printable import shortened
+from kubealign_components.store import scheme_of
 
 MOUNTS = {"/gcs/": "gs://", "/s3/": "s3://", "/minio/": "minio://"}
 """Where KFP's launcher shows a pod the objects of each scheme; manifests of old name ancestors so."""
@@ -69,25 +71,26 @@ def standing(paths: Iterable[Path]) -> Iterator[Dataset]:
             continue
 
 
-def ancestors(manifest: Manifest) -> Iterator[Ancestor]:
-    """Every ancestor that can be reached by URI, nearest first, each once."""
+def ancestors(dataset: Dataset) -> Iterator[Ancestor]:
+    """Every ancestor that can be reached, nearest first, each once."""
     seen: set[str] = set()
-    pending = list(manifest.parents)
+    pending = [(parent, dataset.uri) for parent in dataset.manifest.parents]
     while pending:
-        parent = pending.pop(0)
-        if parent["uri"] in seen:
+        parent, child = pending.pop(0)
+        uri = located(parent, child)
+        if uri in seen:
             continue
-        seen.add(parent["uri"])
-        state, parent_manifest = _look(parent)
-        yield Ancestor(**{**parent, "uri": recorded(parent["uri"])}, state=state)
-        if parent_manifest:
-            pending += parent_manifest.parents
+        seen.add(uri)
+        state, manifest = _look(parent, uri)
+        yield Ancestor(**{**parent, "uri": uri}, state=state)
+        if manifest:
+            pending += [(above, uri) for above in manifest.parents]
 
 
 def lineage_json(dataset: Dataset) -> dict[str, object]:
     """The whole story as plain JSON values."""
     story = to_json(dataset.manifest)
-    return {"uri": dataset.uri, **story, "ancestors": [asdict(a) for a in ancestors(dataset.manifest)]}
+    return {"uri": dataset.uri, **story, "ancestors": [asdict(a) for a in ancestors(dataset)]}
 
 
 def lineage_tree(manifest: Manifest, *, settings: bool = True) -> Tree:
@@ -150,9 +153,39 @@ def recorded(path: str) -> str:
     return path
 
 
-def _look(parent: dict[str, str]) -> tuple[str, Manifest | None]:
+def located(parent: Mapping[str, str], child: str) -> str:
+    """The URI of a ``parent`` that the manifest at ``child`` names: where it was, or where it lies now if a
+    folder around both, as of a run or of several, was moved or copied on or to this machine."""
+    uri = recorded(parent["uri"])
+    moved = _moved_with(uri, child) if scheme_of(child) == "file" else []
+    if not moved or _fingerprint_at(uri) == parent["fingerprint"]:
+        return uri
+    return next((place for place in moved if _fingerprint_at(place) == parent["fingerprint"]), uri)
+
+
+def _moved_with(uri: str, child: str) -> list[str]:
+    """Datasets that lie below a folder around ``child`` as the one at ``uri`` lay below one of that name;
+    those of the innermost folder first."""
+    parts = PurePosixPath(uri.partition("://")[2] or uri).parts
+    places: list[Path] = []
+    for folder in named_path(child).resolve().parents:
+        if folder.name in parts:
+            below = parts[len(parts) - parts[::-1].index(folder.name) :]
+            places.append(folder.joinpath(*below))
+    return [str(place) for place in places if (place / MANIFEST).is_file()]
+
+
+def _fingerprint_at(uri: str) -> str:
+    """Of the dataset at ``uri``; an empty text where there is none."""
     try:
-        manifest = Dataset.open(recorded(parent["uri"]), allow_empty=True).manifest
+        return Dataset.open(uri, allow_empty=True).manifest.fingerprint
+    except KubeAlignError:
+        return ""
+
+
+def _look(parent: Mapping[str, str], uri: str) -> tuple[str, Manifest | None]:
+    try:
+        manifest = Dataset.open(uri, allow_empty=True).manifest
     except NotFound:
         return "gone", None
     except (CorruptDataset, StoreError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kubealign.lineage import recorded
+from kubealign.lineage import located
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.licenses import joined, licenses
 from kubealign_components.data.manifest import MANIFEST
@@ -41,10 +41,9 @@ def verify(uri: str) -> Iterator[Verified]:
     model, and the rows of every shard. Of an ancestor also that it is the one which was taken.
     """
     seen: set[str] = set()
-    pending = [{"uri": uri, "fingerprint": ""}]
+    pending = [(uri, "")]
     while pending:
-        parent = pending.pop(0)
-        location = recorded(parent["uri"])
+        location, fingerprint = pending.pop(0)
         if location in seen:
             continue
         seen.add(location)
@@ -56,8 +55,8 @@ def verify(uri: str) -> Iterator[Verified]:
         except CorruptDataset as error:
             yield Verified(uri=location, stage="", state=DAMAGED, reason=str(error))
             continue
-        yield _verified(dataset, parent["fingerprint"])
-        pending += dataset.manifest.parents
+        yield _verified(dataset, fingerprint)
+        pending += [(located(each, location), each["fingerprint"]) for each in dataset.manifest.parents]
 
 
 def _verified(dataset: Dataset, fingerprint: str) -> Verified:

@@ -161,7 +161,7 @@ def lineage_(
     console = standard_console()
     console.print(lineage_tree(dataset.manifest))
     console.print(f"All {len(dataset.manifest.recipe)} fingerprints match their steps.")
-    for ancestor in ancestors(dataset.manifest):
+    for ancestor in ancestors(dataset):
         console.print(
             f"  {ancestor.state}: {ancestor.name} {ancestor.fingerprint[:12]} {ancestor.uri}",
             markup=False,

@@ -228,10 +228,10 @@ def _inherited(outputs: Iterable[StoredOutput]) -> Iterator[StoredOutput]:
         if not output.whole:
             continue
         try:
-            manifest = Dataset.open(output.uri, allow_empty=True).manifest
+            dataset = Dataset.open(output.uri, allow_empty=True)
         except (DataError, StoreError):
             continue
-        for ancestor in ancestors(manifest):
+        for ancestor in ancestors(dataset):
             parts = ancestor.uri.rstrip("/").split("/")
             if ancestor.state == "found" and ancestor.uri not in seen and len(parts) > DEPTH:
                 seen.add(ancestor.uri)

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from kubealign.cli.main import main
 from kubealign.lineage import ancestors
+from kubealign.verify import verify
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.lineage import steps_of
@@ -79,8 +80,27 @@ def test_ancestors_that_went_or_changed_are_told(diamond: Dataset, tmp_path: Pat
     shutil.rmtree(tmp_path / "import")
     shutil.rmtree(tmp_path / "train")
     make(tmp_path, "train", {}, beta=0.5)
-    states = {ancestor.name: ancestor.state.split(":")[0] for ancestor in ancestors(diamond.manifest)}
+    states = {ancestor.name: ancestor.state.split(":")[0] for ancestor in ancestors(diamond)}
     assert states == {"rewarded": "found", "model": "changed", "prompts": "gone"}
+
+
+def test_ancestors_are_looked_for_where_they_were_moved_to(diamond: Dataset, tmp_path: Path) -> None:
+    """With the folder around them, under another name; what lies at the old place by then is another one."""
+    (tmp_path / "run" / "artifacts").mkdir(parents=True)
+    for stage in ("import", "rewards", "train", "evaluate"):
+        shutil.rmtree(tmp_path / stage)
+    source = make(tmp_path / "run" / "artifacts", "import", {}, sources=[{"name": "a"}])
+    rewards = make(tmp_path / "run" / "artifacts", "rewards", {"prompts": source})
+    last = make(tmp_path / "run" / "artifacts", "train", {"training": rewards})
+    moved = (tmp_path / "run").rename(tmp_path / "kept")
+    make(tmp_path / "run" / "artifacts", "rewards", {}, another=True)
+    (moved / "model").symlink_to("artifacts/train")
+    for place in ("artifacts/train", "model"):
+        found = list(ancestors(Dataset.open(str(moved / place))))
+        assert [(one.name, one.state) for one in found] == [("training", "found"), ("prompts", "found")]
+        assert [Path(one.uri) for one in found] == [moved / "artifacts" / n for n in ("rewards", "import")]
+        assert [one.state for one in verify(str(moved / place))] == ["good"] * 3
+    assert last.uri not in {one.uri for one in found}
 
 
 def test_an_edited_recipe_is_refused(diamond: Dataset) -> None:
