@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Generic, Protocol, TypedDict, TypeVar
 
 import pyarrow as pa
@@ -187,6 +187,9 @@ class _ChunkWork(Generic[In, Result, Out]):
     name: str
     uri: str
     """Folder of the slices."""
+    keys: dict[str, list[str]] = field(default_factory=dict)
+    """Of the rows that were read, by prompt id: they hash all that a row holds, and it is read more than
+    once."""
 
     def open_slices(self) -> SliceStore[Result]:
         """Finished results of the chunk's rows. Chunks of one plan share no row."""
@@ -205,7 +208,7 @@ class _ChunkWork(Generic[In, Result, Out]):
         """Whether a result of any row is not finished."""
         with self.open_slices() as slices:
             for row in self._rows():
-                keys = set(self.stage.keys(row))
+                keys = set(self._keys(row))
                 if keys - slices.finished(row["prompt_id"], keys):
                     return True
         return False
@@ -223,7 +226,7 @@ class _ChunkWork(Generic[In, Result, Out]):
         def missing() -> Iterator[Missing[In]]:
             nonlocal complete
             for row in self._rows():
-                keys = self.stage.keys(row)
+                keys = self._keys(row)
                 lacking = _first_positions(keys, slices.finished(row["prompt_id"], set(keys)))
                 if lacking:
                     # Here, where the stage asks for more: what it has computed it has given back.
@@ -275,8 +278,14 @@ class _ChunkWork(Generic[In, Result, Out]):
         for batch in self.dataset.batches(spans=self.chunk.spans):
             yield from batch.to_pylist()
 
+    def _keys(self, row: In) -> list[str]:
+        keys = self.keys.get(row["prompt_id"])
+        if keys is None:
+            keys = self.keys[row["prompt_id"]] = self.stage.keys(row)
+        return keys
+
     def _finished(self, row: In, slices: SliceStore[Result]) -> Out:
-        keys = self.stage.keys(row)
+        keys = self._keys(row)
         results = slices.results(row["prompt_id"], keys)
         if lost := set(keys) - results.keys():
             raise _ResultsLost(f"{len(lost)} results of prompt {row['prompt_id']} are gone from {self.uri}")

@@ -16,7 +16,7 @@ from kubealign_components.data.chunks import Chunk, Part, merge, plan
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.errors import ChunkError, ConfigError, CorruptDataset
-from support.chunk_worker import Upper, run
+from support.chunk_worker import Row, Upper, run
 from support.datasets import questions
 from support.tiny import prompt_row
 
@@ -76,6 +76,27 @@ def test_a_killed_chunk_repeats_only_the_slice_in_flight(
     third = Upper()
     assert run(chunk, third).reused_rows == 10
     assert third.computed == []
+
+
+class Hashing(Upper):
+    """Tells whose keys it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hashed: list[str] = []
+
+    def keys(self, row: Row) -> list[str]:
+        self.hashed.append(row["prompt_id"])
+        return super().keys(row)
+
+
+def test_a_worker_hashes_a_row_once(make_dataset: Callable[..., Dataset], tmp_path: Path) -> None:
+    """To see what is missing, and to put the part together."""
+    dataset = make_dataset(questions(5))
+    [chunk] = plan(dataset, work=str(tmp_path / "work"), chunks=1)
+    stage = Hashing()
+    run(chunk, stage)
+    assert sorted(stage.hashed) == sorted({row["prompt_id"] for row in dataset.iter_rows()})
 
 
 def test_a_grown_dataset_computes_only_its_new_rows(
