@@ -160,19 +160,19 @@ def located(parent: Mapping[str, str], child: str) -> str:
     moved = _moved_with(uri, child) if scheme_of(child) == "file" else []
     if not moved or _fingerprint_at(uri) == parent["fingerprint"]:
         return uri
-    return next((place for place in moved if _fingerprint_at(place) == parent["fingerprint"]), uri)
+    return next((own for own in moved if _fingerprint_at(own) == parent["fingerprint"]), uri)
 
 
 def _moved_with(uri: str, child: str) -> list[str]:
     """Datasets that lie below a folder around ``child`` as the one at ``uri`` lay below one of that name;
     those of the innermost folder first."""
     parts = PurePosixPath(uri.partition("://")[2] or uri).parts
-    places: list[Path] = []
+    candidates: list[Path] = []
     for folder in named_path(child).resolve().parents:
         if folder.name in parts:
             below = parts[len(parts) - parts[::-1].index(folder.name) :]
-            places.append(folder.joinpath(*below))
-    return [str(place) for place in places if (place / MANIFEST).is_file()]
+            candidates.append(folder.joinpath(*below))
+    return [str(path) for path in candidates if (path / MANIFEST).is_file()]
 
 
 def _fingerprint_at(uri: str) -> str:
