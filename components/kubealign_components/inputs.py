@@ -36,6 +36,7 @@ INPUTS: Mapping[str, Mapping[str, Input]] = {
     "filter": {"prompts": Input((PROMPTS, TOKENIZED, COMPLETIONS, REWARDED))},
     "sample": {"dataset": Input((TOKENIZED,))},
     "rewards": {"dataset": Input((COMPLETIONS, TOKENIZED))},
+    "rank": {"dataset": Input((COMPLETIONS, TOKENIZED))},
     "select": {"rewarded": Input((REWARDED, COMPLETIONS, TOKENIZED))},
     "logprobs": {"dataset": Input((COMPLETIONS, REWARDED, SELECTION))},
     "mix": {

@@ -15,6 +15,7 @@ CONFIGS: Mapping[str, str] = {
     "judge": "judge.stage:JudgeConfig",
     "logprobs": "logprobs.stage:LogprobsConfig",
     "mix": "mix.stage:MixConfig",
+    "rank": "rank.stage:RankConfig",
     "rewards": "rewards.stage:RewardsConfig",
     "rl_prompts": "rl_prompts.stage:RlPromptsConfig",
     "sample": "sample.stage:SampleConfig",

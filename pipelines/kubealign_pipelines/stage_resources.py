@@ -126,6 +126,7 @@ DEFAULTS: dict[str, StageResources] = {
     "sample": _GPU,
     "merge": STREAMED,
     "rewards": _GPU,
+    "rank": _GPU,
     "select": STREAMED,
     "logprobs": _GPU,
     "mix": StageResources(cpu=4, memory="4Gi"),

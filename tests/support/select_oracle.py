@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from statistics import NormalDist
 from typing import Any
 
 from kubealign_components.data.seeds import seed_for
@@ -80,6 +81,15 @@ def bands(pool: list[Row], n: int, config: SelectConfig, key: Any) -> list[Pair]
     return pairs
 
 
+def apart(chosen: Row, rejected: Row, level: float) -> bool:
+    """Whether the intervals of both rewards have nothing in common."""
+    width = NormalDist().inv_cdf((1 + level) / 2)
+    low, high = (
+        c["reward"] + sign * width * (c["reward_se"] or 0) for c, sign in ((chosen, -1), (rejected, 1))
+    )
+    return bool(low > high)
+
+
 def select_row(row: Row, config: SelectConfig) -> tuple[str | None, Row | None]:
     """The reason why the prompt is dropped, or its output row."""
     references = [c for c in row["completions"] if c["reference"]]
@@ -95,15 +105,19 @@ def select_row(row: Row, config: SelectConfig) -> tuple[str | None, Row | None]:
     if len({c["reward"] for c in [*pool, *references]}) == 1:
         return "all_rewards_tie", None
     pairs: list[Pair] = []
+    overlap = False
     if config.strategy != "all":
         for a, b in candidates(pool, len(references), config):
             chosen, rejected = (a, b) if a["reward"] >= b["reward"] else (b, a)
             gap = chosen["quantile_reward"] - rejected["quantile_reward"]
             if chosen["reward"] > rejected["reward"] and gap >= config.min_quantile_gap - 1e-9:
-                pairs.append((chosen, rejected))
+                if apart(chosen, rejected, config.reward_interval):
+                    pairs.append((chosen, rejected))
+                else:
+                    overlap = True
         pairs = pairs[: config.pairs_per_prompt]
         if not pairs:
-            return "no_pair", None
+            return "rewards_overlap" if overlap else "no_pair", None
     return None, assemble(row, pool, references, pairs)
 
 

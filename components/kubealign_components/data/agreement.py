@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kubealign_components.data.labels import preferred_pairs, verdicts_of
+from kubealign_components.data.schemas import RewardedRow
 from kubealign_components.data.segments import Floats, Ints
 from kubealign_components.data.stats import Stats
 
@@ -64,6 +66,16 @@ def count_agreement(
     stats.observe(AGREEMENT, wins.tolist())
     for name in np.unique(names).tolist():
         stats.observe(f"{AGREEMENT}_{name}", wins[names == name].tolist())
+
+
+def count_agreement_of_rows(rows: Sequence[RewardedRow], stats: Stats) -> None:
+    """:func:`count_agreement` of rows that were just rewarded."""
+    completions = [c for row in rows for c in row["completions"]]
+    counts = np.array([len(row["completions"]) for row in rows], dtype=np.int64)
+    of = np.repeat(np.arange(len(rows)), counts)
+    reward = np.array([c["reward"] for c in completions], dtype=np.float64)
+    pairs = preferred_pairs(verdicts_of(completions), of)
+    count_agreement(stats, [row["source"] for row in rows], of, pairs, reward)
 
 
 def agreements(sums: Mapping[str, Sequence[float]]) -> list[Agreement]:

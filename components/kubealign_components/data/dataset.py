@@ -33,6 +33,7 @@ from kubealign_components.data.shards import (
     copy_object,
     publish_shard,
     read_groups,
+    with_new_fields,
 )
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.unpacked import json_columns, unpacked
@@ -241,7 +242,7 @@ class Dataset:
                 offset = max(0, offset - batch.num_rows)
                 left -= part.num_rows
                 if part.num_rows:
-                    yield part
+                    yield with_new_fields(part, ROWS[self.manifest.schema], columns)
 
     def _check_rows(self, number: int, held: int) -> None:
         shard = self.manifest.shards[number]

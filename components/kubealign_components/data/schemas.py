@@ -62,6 +62,10 @@ COMPLETION = pa.struct(
         ("sampler_logprob", pa.float64()),  # nats, sum over token_ids, raw (before temperature and top-p)
         ("logprob", pa.float64()),  # nats, sum over token_ids under the reference policy, by `logprobs`
         ("reward", pa.float64()),
+        (
+            "reward_se",
+            pa.float64(),
+        ),  # standard error of the reward, where it is an estimate (`rank`), or null
         ("quantile_reward", pa.float64()),  # in [0, 1], against the prompt's reference rewards
     ]
 )
@@ -186,6 +190,7 @@ class ImportedCompletion(_CompletionText):
     num_tokens: int | None
     finish_reason: str | None
     reward: float | None
+    reward_se: float | None
     quantile_reward: float | None
 
 
@@ -196,6 +201,7 @@ class Completion(_CompletionText):
     num_tokens: int
     finish_reason: str
     reward: float | None
+    reward_se: float | None
     quantile_reward: float | None
 
 
@@ -206,6 +212,7 @@ class RewardedCompletion(_CompletionText):
     num_tokens: int
     finish_reason: str
     reward: float
+    reward_se: float | None
     quantile_reward: float | None
 
 
@@ -456,6 +463,7 @@ class _Given(TypedDict, total=False):
     sampler_logprob: float | None
     logprob: float | None
     reward: float | None
+    reward_se: float | None
     quantile_reward: float | None
 
 

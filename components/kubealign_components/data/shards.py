@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -107,3 +107,19 @@ def read_groups(
     for group in groups:
         table = file.read_row_group(group, columns=columns, use_threads=False)
         yield from table.combine_chunks().to_batches()
+
+
+def with_new_fields(
+    batch: pa.RecordBatch, schema: pa.Schema, columns: Sequence[str] | None
+) -> pa.RecordBatch:
+    """``batch`` with nulls for the fields that ``schema`` was given since it was written.
+
+    Args:
+        batch: as it was read.
+        schema: of the dataset's kind.
+        columns: what was asked for; parts of columns stay as they are.
+    """
+    if columns is not None and not set(columns) <= set(schema.names):
+        return batch
+    present = pa.schema([schema.field(name) for name in batch.schema.names])
+    return batch if batch.schema.types == present.types else batch.cast(present)

@@ -31,7 +31,7 @@ class ActiveRanking:
     until none are asked for."""
 
     count: int
-    """Of completions, 2 or more."""
+    """Of completions."""
     most: int
     """Comparisons at most."""
     resolved: float
@@ -42,8 +42,7 @@ class ActiveRanking:
     """What became of each pair: probabilities that its first one is preferred, shown first and second."""
     refused: set[PositionPair] = field(default_factory=set)
     """Pairs that cannot be compared."""
-    strengths: Strengths | None = None
-    """As fitted to all outcomes."""
+    _fitted: Strengths | None = None
 
     def ask(self) -> list[PositionPair]:
         """The pairs of the next round; none when the ranking is finished."""
@@ -60,14 +59,18 @@ class ActiveRanking:
 
     def tell(self, pair: PositionPair, outcome: tuple[float, float] | None) -> None:
         """What became of ``pair``; None where it cannot be compared."""
+        self._fitted = None
         if outcome is None:
             self.refused.add(pair)
         else:
             self.outcomes[pair] = outcome
 
-    def refit(self) -> None:
-        """Fit the strengths to all outcomes."""
-        self.strengths = fit(self.count, self.comparisons)
+    @property
+    def strengths(self) -> Strengths:
+        """What all outcomes say of the completions."""
+        if self._fitted is None:
+            self._fitted = fit(self.count, self.comparisons)
+        return self._fitted
 
     @property
     def comparisons(self) -> Comparisons:
@@ -86,7 +89,6 @@ class ActiveRanking:
     @property
     def expected_tau(self) -> float:
         """Kendall's tau to be expected between the values as fitted and the true ones."""
-        assert self.strengths is not None
         one, other = np.triu_indices(self.count, 1)
         return 1 - 2 * float(_doubt(self.strengths, self.strengths.covariance, one, other).mean())
 
@@ -99,7 +101,6 @@ class ActiveRanking:
     def _most_telling(self, rest: list[PositionPair], number: int) -> list[PositionPair]:
         """The ``number`` pairs of ``rest`` with the highest score, one after the other."""
         strengths = self.strengths
-        assert strengths is not None
         covariance = strengths.covariance.copy()
         chosen: list[PositionPair] = []
         for _ in range(number):

@@ -10,15 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypedDict
 
-import numpy as np
 import pyarrow as pa
 
 from kubealign_components.config import SettingGroup, execution, require
-from kubealign_components.data.agreement import count_agreement
+from kubealign_components.data.agreement import count_agreement_of_rows
 from kubealign_components.data.chunks import Chunk, Part, open_chunk
 from kubealign_components.data.engine_processes import engines
 from kubealign_components.data.fingerprint import derive, digest
-from kubealign_components.data.labels import preferred_pairs, verdicts_of
 from kubealign_components.data.schemas import (
     COMPLETIONS,
     REWARDED,
@@ -153,16 +151,7 @@ class RewardStage:
             stats.counts[f"completions_{reason}"] += count
         stats.counts["prompts_all_tied"] += sum(_all_tied(row) for row in rows)
         self._left_out.clear()
-        _count_agreement(rows, stats)
-
-
-def _count_agreement(rows: Sequence[RewardedRow], stats: Stats) -> None:
-    completions = [c for row in rows for c in row["completions"]]
-    counts = np.array([len(row["completions"]) for row in rows], dtype=np.int64)
-    of = np.repeat(np.arange(len(rows)), counts)
-    reward = np.array([c["reward"] for c in completions], dtype=np.float64)
-    pairs = preferred_pairs(verdicts_of(completions), of)
-    count_agreement(stats, [row["source"] for row in rows], of, pairs, reward)
+        count_agreement_of_rows(rows, stats)
 
 
 def _all_tied(row: RewardedRow) -> bool:

@@ -27,6 +27,8 @@ class Pool:
 
     row: Ints
     reward: Floats
+    margin: Floats
+    """Half the width of the interval of each reward; 0 where it is exact."""
     quantile: Floats
     key: Keys
     """Random and fixed for the completion, see :func:`kubealign_components.data.seeds.id_keys`."""
@@ -128,15 +130,16 @@ STRATEGIES: dict[str, Strategy] = {
 def choose_pairs(strategy: Strategy, pool: Pool, rules: StrategySettings) -> tuple[Ints, Ints]:
     """Positions in the pool of the chosen and the rejected, shape (pairs,) each, sorted by row.
 
-    Every pair has a strictly higher reward on the chosen side and a quantile gap of at least
-    ``min_quantile_gap``; a candidate that has not makes room for the next.
+    Every pair has a reward on the chosen side that is strictly higher, by more than both margins, and a
+    quantile gap of at least ``min_quantile_gap``; a candidate that has not makes room for the next.
     """
     pairs = strategy(pool, rules)
     better = pool.reward[pairs.a] >= pool.reward[pairs.b]
     chosen = np.where(better, pairs.a, pairs.b)
     rejected = np.where(better, pairs.b, pairs.a)
     gap = pool.quantile[chosen] - pool.quantile[rejected]
-    good = (pool.reward[chosen] > pool.reward[rejected]) & (gap >= rules.min_quantile_gap - TOLERANCE)
+    apart = pool.reward[chosen] - pool.margin[chosen] > pool.reward[rejected] + pool.margin[rejected]
+    good = apart & (gap >= rules.min_quantile_gap - TOLERANCE)
     chosen, rejected = chosen[good], rejected[good]
     order = order_by(pool.row[chosen], pairs.priority[good])
     chosen, rejected = chosen[order], rejected[order]

@@ -7,7 +7,8 @@ Arrow and are moved once.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +67,9 @@ class SelectConfig:
     """Prompts with fewer reference rewards are dropped; by labels none is needed."""
     min_quantile_gap: float = 0.0
     """Least quantile reward of the chosen minus that of the rejected, in [0, 1]."""
+    reward_interval: float = 0.95
+    """Level of the intervals of rewards that are estimates with a standard error, as those of rank are: two
+    completions whose intervals overlap are no pair. 0 takes such rewards as they are, too."""
     pool: str = "reference"
     """Which completions may be selected: reference (sampled from the policy), offline, or both."""
     k: int = 1
@@ -92,6 +96,12 @@ class SelectConfig:
         for name in ("min_quantile_gap", "best_quantile", "worst_quantile", "middle_quantile"):
             value = getattr(self, name)
             require(0 <= value <= 1, name, value, "a quantile, from 0 to 1")
+        require(
+            0 <= self.reward_interval < 1,
+            "reward_interval",
+            self.reward_interval,
+            "a level, 0 or more and below 1",
+        )
         require(
             self.worst_quantile < self.best_quantile,
             "worst_quantile",
@@ -173,6 +183,13 @@ def _make(config: SelectConfig, rewarded: Dataset, provenance: Provenance, outpu
                 "labels are there, and no prompt has a good and a bad answer: to train on labels that stand "
                 "by themselves, take select_strategy labelled and train_objective kto"
             )
+        if stats.dropped["rewards_overlap"] and not stats.rows_out:
+            log.warning(
+                "no prompt has two completions whose rewards are apart at the level of "
+                "select_reward_interval (%g): let the judge compare more pairs, take a stronger one, or "
+                "lower the level",
+                config.reward_interval,
+            )
         note = "" if config.by_labels else _note(stats, config.quantile)
         writer.commit(stats, {"pairwise": config.pairwise, "note": note})
     return stats
@@ -208,6 +225,11 @@ class _Batch:
         self.row: Ints = np.repeat(np.arange(self.rows), np.diff(offsets))
         self.ids = self.completions.field("completion_id")
         self.reward: Floats = self.completions.field("reward").to_numpy(zero_copy_only=False)
+        error: Floats = self.completions.field("reward_se").to_numpy(zero_copy_only=False)
+        width = NormalDist().inv_cdf((1 + config.reward_interval) / 2)
+        self.margin: Floats = width * np.nan_to_num(error)
+        self.overlapping: Bools = np.zeros(self.rows, dtype=np.bool_)
+        """Prompts with pairs, of which the intervals of all overlap."""
         self.reference: Bools = pc.fill_null(self.completions.field("reference"), False).to_numpy(
             zero_copy_only=False
         )
@@ -241,7 +263,9 @@ class _Batch:
             selected = np.zeros(len(pool), dtype=np.bool_)
             selected[chosen] = selected[rejected] = True
             paired = self._per_row(selected) > 0
-            self.stats.drop("no_pair", int((keep & ~paired).sum()))
+            lacking = keep & ~paired
+            self.stats.drop("rewards_overlap", int((lacking & self.overlapping).sum()))
+            self.stats.drop("no_pair", int((lacking & ~self.overlapping).sum()))
             keep = paired
         self._count(keep, selected, chosen, rejected)
         return self._output(np.flatnonzero(keep), np.flatnonzero(selected), chosen, rejected)
@@ -323,12 +347,17 @@ class _Batch:
         pool = Pool(
             row=self.row[members],
             reward=self.reward[members],
+            margin=self.margin[members],
             quantile=self.quantile[members],
             key=key,
             references=self.references[self.row[members]],
         )
         rules = StrategySettings(**{name: getattr(config, name) for name in StrategySettings.__slots__})
-        chosen, rejected = choose_pairs(STRATEGIES[config.strategy], pool, rules)
+        strategy = STRATEGIES[config.strategy]
+        if pool.margin.any():
+            paired, _ = choose_pairs(strategy, replace(pool, margin=np.zeros_like(pool.margin)), rules)
+            self.overlapping[pool.row[paired]] = True
+        chosen, rejected = choose_pairs(strategy, pool, rules)
         return members[chosen], members[rejected]
 
     def _output(self, rows: Ints, selected: Ints, chosen: Ints, rejected: Ints) -> pa.RecordBatch:

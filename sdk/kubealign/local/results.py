@@ -31,6 +31,7 @@ USUAL_NAMES = {
     "clean_pmp": "human_preferences",
     "train_reward_model": "reward_model",
     "rewards": "rewarded",
+    "rank": "rewarded",
     "select": "selected",
     "logprobs": "scored",
     "mix": "training",

@@ -20,7 +20,7 @@ from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, derive, digest
 from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.data.prefetch import read_ahead
-from kubealign_components.data.schemas import COMPLETIONS, PROMPT_ROW, PROMPTS
+from kubealign_components.data.schemas import COMPLETION, COMPLETIONS, PROMPT_ROW, PROMPTS, ROWS, PromptRow
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch, StoreError
 from support.datasets import MakeDataset
@@ -88,6 +88,26 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     [shard] = opened.manifest.shards
     assert names == [MANIFEST, shard.path]
     assert shard.size == (tmp_path / "d" / shard.path).stat().st_size
+
+
+def test_rows_of_before_a_field_was_added_have_null_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    completion = pa.struct([field for field in COMPLETION if field.name != "reward_se"])
+    position = PROMPT_ROW.get_field_index("completions")
+    before = PROMPT_ROW.set(position, pa.field("completions", pa.list_(completion)))
+    rows = rows_of(5)
+    with monkeypatch.context() as then:
+        then.setitem(ROWS, PROMPTS, before)
+        with DatasetWriter(str(tmp_path / "d"), PROMPTS, derive("test", 1, {})) as writer:
+            writer.write(pa.RecordBatch.from_pylist(rows, schema=PROMPT_ROW).cast(before))
+            writer.commit(Stats(rows_in=5, rows_out=5))
+    opened = Dataset.open(str(tmp_path / "d"), PROMPTS)
+    assert list(opened.iter_rows()) == rows
+    assert opened.table().schema == PROMPT_ROW
+    assert list(opened.iter_rows(["completions"], of=PromptRow))[1]["completions"][0]["reward_se"] is None
+    [batch] = opened.batches(["completions.list.element.reward"])
+    assert batch.schema.types == [pa.list_(pa.struct([("reward", pa.float64())]))]
 
 
 @settings(max_examples=40)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ Made = tuple[int, float, bool]  # token, reward, reference
 
 
 def rewarded_row(name: int | str, made: Sequence[Made]) -> Row:
-    """A rewarded prompt; a completion's token stands for all it is."""
+    """A rewarded prompt; a completion's token stands for all it is, and from 100 on its reward is an
+    estimate."""
     row = prompt_row(f"prompt {name}")
     row |= {"prompt_token_ids": [1, 2, 3], "prompt_tokens": 3, "dropped_completions": 0}
     row["completions"] = [
@@ -43,6 +45,7 @@ def rewarded_row(name: int | str, made: Sequence[Made]) -> Row:
             token_ids=[token],
             num_tokens=1,
             reward=reward,
+            reward_se=token % 5 / 10 if token >= 100 else None,
             sampler_logprob=-1.5 if reference else None,
         )
         for token, reward, reference in made
@@ -88,6 +91,7 @@ configs = st.builds(
     pairs_per_prompt=st.integers(1, 5),
     min_references=st.integers(2, 3),
     min_quantile_gap=st.sampled_from([0.0, 0.2, 0.5]),
+    reward_interval=st.sampled_from([0.0, 0.5, 0.95]),
     pool=st.sampled_from(["reference", "offline", "both"]),
     k=st.integers(1, 4),
     best_quantile=st.sampled_from([0.8, 1.0]),
@@ -134,6 +138,9 @@ def test_what_always_holds(tmp_path_factory: Any, rows: list[Row], config: Selec
             assert chosen["reward"] > rejected["reward"]
             gap = chosen["quantile_reward"] - rejected["quantile_reward"]
             assert gap >= config.min_quantile_gap - 1e-9
+            width = NormalDist().inv_cdf((1 + config.reward_interval) / 2)
+            errors = (chosen["reward_se"] or 0) + (rejected["reward_se"] or 0)
+            assert chosen["reward"] - rejected["reward"] > width * errors - 1e-9
 
 
 @fuzz
@@ -234,6 +241,25 @@ def test_every_drop_has_a_name(tmp_path: Path) -> None:
     assert stats.dropped == {"too_few_references": 2, "empty_pool": 2, "no_pair": 1}
     with pytest.raises(EmptyDataset, match="2 empty_pool, 1 no_pair, 2 too_few_references"):
         Dataset.open(str(tmp_path / "offline" / "out"))
+
+
+def test_estimates_whose_intervals_overlap_are_no_pair(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        rewarded_row("close", [(102, 0.0, True), (103, 0.9, True), (2, 0.35, True)]),
+        rewarded_row("apart", [(102, 0.0, True), (103, 1.5, True), (107, 1.1, True)]),
+        rewarded_row("exact", [(1, 0.0, True), (100, 1e-3, True)]),
+    ]
+    selected, stats = select(tmp_path / "a", rows, SelectConfig(pairs_per_prompt=3, strategy="random_pairs"))
+    assert [row["messages"] for row in selected] == [row["messages"] for row in rows[1:]]
+    assert stats.dropped == {"rewards_overlap": 1}
+    assert stats.counts["pairs"] == 3
+    _, stats = select(tmp_path / "b", rows, SelectConfig(reward_interval=0.5))
+    assert not stats.dropped
+    _, stats = select(tmp_path / "c", rows[:1], SelectConfig())
+    assert stats.dropped == {"rewards_overlap": 1}
+    assert "select_reward_interval (0.95)" in caplog.text
 
 
 def test_a_sampled_copy_stands_for_an_offline_one(tmp_path: Path) -> None:
