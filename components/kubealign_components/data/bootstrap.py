@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,3 +33,33 @@ def bootstrap_interval(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def bootstrap_intervals(
+    values: NDArray[np.float64],
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES // 4,
+    confidence: float = CONFIDENCE,
+) -> NDArray[np.float64]:
+    """Percentile bootstrap intervals of numbers that are a function of means, such as a slope.
+
+    Args:
+        values: shape (n, k), of which rows are resampled together.
+        statistic: gives the numbers for means, (…, k) to (…, m).
+        seed: of the resamples.
+        resamples: how many.
+        confidence: of each interval.
+
+    Returns:
+        Lower and upper bounds, shape (2, m).
+    """
+    rng, n = np.random.default_rng(seed), len(values)
+    at_once = max(1, _VALUES_AT_ONCE // n)
+    means = [
+        rng.multinomial(n, np.full(n, 1 / n), min(at_once, resamples - start)) @ values / n
+        for start in range(0, resamples, at_once)
+    ]
+    tails = ((1 - confidence) / 2, (1 + confidence) / 2)
+    return np.asarray(np.quantile(statistic(np.concatenate(means)), tails, axis=0))

@@ -55,13 +55,17 @@ def _compare_rewards(reference: Sequence[Side], aligned: Sequence[Side], seed: i
         return {}
     means = [np.array([of_prompt.mean() for of_prompt in side]) for side in (before, after)]
     low, high = bootstrap_interval(means[1] - means[0], seed=seed)
+    wins = np.array([win_rate(a, r) for r, a in zip(before, after, strict=True)])
+    win_low, win_high = bootstrap_interval(wins, seed=seed)
     return {
         "reward_reference": float(means[0].mean()),
         "reward_aligned": float(means[1].mean()),
         "reward_gain": float((means[1] - means[0]).mean()),
         "reward_gain_low": low,
         "reward_gain_high": high,
-        "win_rate": float(np.mean([win_rate(a, r) for r, a in zip(before, after, strict=True)])),
+        "win_rate": float(wins.mean()),
+        "win_rate_low": win_low,
+        "win_rate_high": win_high,
     }
 
 

@@ -32,6 +32,7 @@ def measure(
     kl_prompts: int,
     dtype: str,
     seed: int,
+    phrases: Sequence[str],
 ) -> dict[str, float]:
     """The numbers of the comparison, and each prompt's ``reward_difference``.
 
@@ -43,12 +44,13 @@ def measure(
         kl_prompts: prompts on which KL is estimated.
         dtype: that both are scored in.
         seed: of the bootstraps.
+        phrases: the stock phrases of the aligned policy.
     """
     reference, ours = ([_side(prompt, side) for prompt in prompts] for side in (REFERENCE, ALIGNED))
     for prompt, before, after in zip(prompts, reference, ours, strict=True):
         prompt.reward_difference = mean_difference(before, after)
     numbers = compare(reference, ours, seed=seed)
-    numbers |= audit([prompt.evaluation_row() for prompt in prompts])
+    numbers |= audit([prompt.evaluation_row() for prompt in prompts], phrases, seed=seed)
     if prompts[:kl_prompts]:
         numbers |= _kl(prompts[:kl_prompts], policy, dtype)
     return numbers | preference_accuracy(_margins(prompts, policy, aligned, dtype), seed=seed)

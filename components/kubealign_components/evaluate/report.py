@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
+from markupsafe import Markup
 
 from kubealign_components.data.schemas import Completion, EvaluationRow
 from kubealign_components.evaluate.audit import CHANCE
+from kubealign_components.evaluate.by_source import SourceGain
+from kubealign_components.evaluate.controlled import OfPrompt, interval_of
 from kubealign_components.evaluate.judged import WinRates
+from kubealign_components.evaluate.second_reward import SETTING, SecondRewards
+from kubealign_components.evaluate.surface import SURFACES
+from kubealign_components.reports.charts import scatter
 from kubealign_components.reports.html import fitting, messages_text, render
 from kubealign_components.reports.sides import length_change, sides_charts
 
@@ -18,9 +24,14 @@ TEXTS = 60
 
 _ROWS = (
     ("Mean reward", "reward_reference", "reward_aligned", "{:.4f}"),
+    ("Mean held-out reward", f"{SETTING}_reference", f"{SETTING}_aligned", "{:.4f}"),
     ("Mean length (tokens)", "length_reference", "length_aligned", "{:.1f}"),
     ("Cut at max_new_tokens", "truncated_reference", "truncated_aligned", "{:.1%}"),
     ("Said before in the same completion", "repetition_reference", "repetition_aligned", "{:.1%}"),
+    ("Distinct-1 (over equally many tokens)", "distinct_1_reference", "distinct_1_aligned", "{:.3f}"),
+    ("Distinct-2 (over equally many tokens)", "distinct_2_reference", "distinct_2_aligned", "{:.3f}"),
+    ("Items, headings, bold words and other marks", "format_reference", "format_aligned", "{:.2f}"),
+    ("With a stock phrase", "phrases_reference", "phrases_aligned", "{:.1%}"),
     ("Same answer to another prompt", "same_answer_reference", "same_answer_aligned", "{:.1%}"),
 )
 
@@ -45,6 +56,10 @@ def report_html(
     verdict: WinRates | None,
     warnings: Sequence[str],
     rows: Sequence[EvaluationRow],
+    phrases: Sequence[str] = (),
+    seconds: Sequence[SecondRewards] = (),
+    sources: Sequence[SourceGain] = (),
+    held_out: Sequence[str] = (),
 ) -> str:
     """A self-contained page.
 
@@ -56,6 +71,10 @@ def report_html(
         verdict: of the judge, if there is one.
         warnings: what looks like a collapse.
         rows: evaluation rows; the texts of :data:`TEXTS`, spread over all differences, are shown.
+        phrases: that have become a habit of the aligned model.
+        seconds: what the held-out reward gives, if there is one.
+        sources: of the prompts, where there are several.
+        held_out: what the held-out reward rewards, in words.
     """
     rates = verdict.by_principle.items() if verdict else ()
     silent = [(name, rate) for name, rate in rates if rate.low <= CHANCE <= rate.high]
@@ -72,7 +91,13 @@ def report_html(
             for name, left, right, form in _ROWS
             if left in numbers
         ],
-        charts=list(sides_charts(rows)),
+        charts=[*sides_charts(rows), *_both_rewards(seconds)],
+        parts_of_gain=list(_parts_of_gain(numbers)),
+        equal_length=_at_equal_length(numbers),
+        phrases=phrases,
+        held_out=held_out,
+        confirmed=_confirmed(numbers),
+        sources=[source.cells() for source in sources] if len(sources) > 1 else [],
         judge=verdict,
         judged=[("All principles", verdict.overall), *telling, *silent] if verdict else [],
         telling=1 + len(telling),
@@ -118,6 +143,61 @@ def _verdict(numbers: Mapping[str, float], rows: Sequence[EvaluationRow]) -> str
             f"{numbers['kl_standard_error']:.2f} nats a completion, {numbers['kl_per_token']:.4f} a token."
         )
     return text
+
+
+def _parts_of_gain(numbers: Mapping[str, float]) -> Iterator[list[str]]:
+    """What goes with the gain: name, part, interval and share of it."""
+    for surface in SURFACES:
+        name = f"gain_by_{surface.name}"
+        if name in numbers:
+            gained = numbers["reward_gain_low"] > 0
+            share = f"{round(numbers[name] / numbers['reward_gain'], 2) + 0:.0%}" if gained else ""
+            yield [surface.of.capitalize(), f"{numbers[name]:+.4f}", interval_of(numbers, name), share]
+
+
+def _at_equal_length(numbers: Mapping[str, float]) -> str:
+    """What is left at equal length, in words; nothing where that is not known."""
+    beyond, rate = "gain_beyond_length", "win_rate_length_controlled"
+    if beyond not in numbers or rate not in numbers:
+        return ""
+    return (
+        f"At equal length the mean reward changes by {numbers[beyond]:+.4f} (95 % interval "
+        f"{interval_of(numbers, beyond)}), and the aligned completion wins {numbers[rate]:.1%} of the "
+        f"comparisons ({interval_of(numbers, rate, '.1%')}). A token more goes with "
+        f"{numbers['length_slope']:+.3g} of reward among the answers to one prompt "
+        f"({interval_of(numbers, 'length_slope', '+.3g')})."
+    )
+
+
+def _confirmed(numbers: Mapping[str, float]) -> str:
+    """What the held-out reward says, in words; nothing without one."""
+    gain, agreement = f"{SETTING}_gain", f"{SETTING}_agreement"
+    if gain not in numbers:
+        return ""
+    text = f"It changed by {numbers[gain]:+.4f} (95 % interval {interval_of(numbers, gain)})."
+    if agreement in numbers:
+        text += (
+            f" Both rewards decide {numbers[agreement]:.1%} of the comparisons of an aligned with a "
+            f"reference completion alike (95 % interval {interval_of(numbers, agreement, '.1%')}; 50 % is "
+            "what unrelated rewards give)."
+        )
+    return text
+
+
+def _both_rewards(rewards: Sequence[SecondRewards]) -> Iterator[Markup]:
+    points = [(_difference(r.first), _difference(r.second)) for r in rewards if r.first is not None]
+    if points:
+        yield scatter(
+            "Do both rewards agree?",
+            points,
+            x="reward difference",
+            y="held-out reward difference",
+            slope=True,
+        )
+
+
+def _difference(rewards: OfPrompt) -> float:
+    return float(rewards.aligned.mean() - rewards.reference.mean())
 
 
 def _tally(rows: Sequence[EvaluationRow]) -> str:

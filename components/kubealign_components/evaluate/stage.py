@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kubealign_components.config import SettingGroup, execution, require, semantic_params
+from kubealign_components.config import SettingGroup, execution, require, require_choice, semantic_params
 from kubealign_components.data.chat import ChatTemplate, stored_settings
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
@@ -47,6 +47,8 @@ from kubealign_components.engines.rewards import (
 )
 from kubealign_components.errors import DataError, GateError, NotFound
 from kubealign_components.evaluate.answers import ALIGNED, REFERENCE, Answers, ComparedPrompt
+from kubealign_components.evaluate.audit import phrases_of
+from kubealign_components.evaluate.by_source import gains_by_source
 from kubealign_components.evaluate.comparable import (
     check_rewards,
     check_sampling,
@@ -55,17 +57,24 @@ from kubealign_components.evaluate.comparable import (
     last_step,
 )
 from kubealign_components.evaluate.comparison import warnings
+from kubealign_components.evaluate.gates import HELD_OUT, REQUIREMENTS, VARIED, unmet
 from kubealign_components.evaluate.held_out import held_out_rows
 from kubealign_components.evaluate.judged import WinRates, judged
 from kubealign_components.evaluate.measures import measure
 from kubealign_components.evaluate.report import report_html
+from kubealign_components.evaluate.second_reward import (
+    SETTING,
+    require_held_out,
+    second_numbers,
+    second_rewards,
+)
 from kubealign_components.progress import progress_bar
 from kubealign_components.reports.html import REPORT, copy_report, write_report
 from kubealign_components.store import join
 
 log = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +104,9 @@ class EvaluateConfig:
     """As `sample` had it."""
     reward: RewardSpec | None = None
     """As `rewards` had it; null for none: then lengths, KL, the judge and people's labels are compared."""
+    held_out_reward: RewardSpec | None = None
+    """A second reward, which nothing was trained on: whether the gain is more than what the first one likes.
+    Functions and model as `rewards` takes them; null for none."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     validation_fraction: float = 0.05
@@ -113,6 +125,11 @@ class EvaluateConfig:
     """Pairs of completions of a prompt that it compares: the first aligned with the first reference one, …"""
     min_gain: float | None = execution(None)
     """Fail the run when the lower bound of the gain's 95 % interval is below; null to only report."""
+    require: tuple[str, ...] = execution(())
+    """Fail the run where one of these is not met, with the reason, after model and pages are published:
+    ``gain`` and ``held_out_gain`` (the lower bound of that reward's gain is above 0), ``beyond_length``,
+    ``beyond_repetition``, ``beyond_format`` and ``beyond_phrases`` (half of a gain or more that goes with one
+    of these is none), and ``varied_answers`` (no one answer to many prompts)."""
     work: str = execution("")
     """Work prefix: what was finished there before, with these settings on these rows, is taken."""
 
@@ -132,6 +149,14 @@ class EvaluateConfig:
             "null without a reward: what is gained is a reward",
         )
         require(self.judged_completions > 0, "judged_completions", self.judged_completions, "1 or more")
+        self._check_required()
+
+    def _check_required(self) -> None:
+        for i, name in enumerate(self.require):
+            require_choice(f"require[{i}]", name, REQUIREMENTS)
+            needed = {HELD_OUT: (SETTING, self.held_out_reward), VARIED: ("", True)}
+            setting, given = needed.get(name, ("reward", self.reward))
+            require(bool(given), f"require[{i}]", name, f"none that asks for {setting}, which is not given")
 
 
 def run(
@@ -158,22 +183,25 @@ def run(
     Raises:
         ConfigError: sampling, rewards, policy or split are not those of the dataset and the model.
         DataError: fewer than two held-out prompts can be compared.
-        GateError: the gain is below ``min_gain``; output and report are written before.
+        GateError: the gain is below ``min_gain``, or not what ``require`` asks for; output and report
+            are written before.
     """
     rewarder = Rewarder(config.reward) if config.reward else None
+    second = Rewarder(config.held_out_reward) if config.held_out_reward else None
     judge = PairJudge(config.judge, rewarded) if config.judge else None
     policy = find_model(config.policy, config.revision)
     aligned = ChatTemplate(find_model(model), stored_settings(rewarded))
     require_policy(policy, rewarded)
-    inputs = _Inputs(config, rewarded, policy, aligned, rewarder, judge)
+    inputs = _Inputs(config, rewarded, policy, aligned, rewarder, second, judge)
     provenance = _provenance(inputs, model, model_uri or model)
     tokens = [aligned.model.tokenizer_digest(), list(aligned.end_ids)] if config.work else []
     request = output_request(config, provenance, output, REPORT, checked=tokens)
     try:
         stats = once(request, lambda: _make(inputs, provenance, output))
     finally:
-        if rewarder is not None:
-            rewarder.close()
+        for one in (rewarder, second):
+            if one is not None:
+                one.close()
     copy_report(output, report)
     _check_gate(config, stats.numbers, output)
     return stats
@@ -189,6 +217,8 @@ class _Inputs:
     aligned: ChatTemplate
     """With the aligned model, which it is made of."""
     rewarder: Rewarder | None
+    second: Rewarder | None
+    """Of the held-out reward."""
     judge: PairJudge | None
 
 
@@ -200,6 +230,8 @@ def _make(inputs: _Inputs, provenance: Provenance, output: str) -> Stats:
     stats.counts["reference_completions"] += sum(len(prompt.completions(REFERENCE)) for prompt in prompts)
     if rewarder is not None:
         rewarder.close()
+    rewards = second_rewards(inputs.second, compared, stats) if inputs.second else []
+    phrases = phrases_of([prompt.evaluation_row() for prompt in compared])
     numbers = measure(
         compared,
         inputs.policy,
@@ -207,7 +239,9 @@ def _make(inputs: _Inputs, provenance: Provenance, output: str) -> Stats:
         kl_prompts=0 if config.sampling.engine == "fake" else config.kl_prompts,
         dtype=resolved_dtype(config.sampling.dtype),
         seed=config.split_seed,
+        phrases=phrases,
     )
+    numbers |= second_numbers(rewards, seed=config.split_seed)
     verdict = _verdict(config, inputs.judge, compared, stats)
     numbers |= verdict.numbers() if verdict else {}
     stats.numbers.update(numbers)
@@ -224,6 +258,10 @@ def _make(inputs: _Inputs, provenance: Provenance, output: str) -> Stats:
         verdict=verdict,
         warnings=collapses,
         rows=rows,
+        phrases=phrases,
+        seconds=rewards,
+        held_out=reward_words(config.held_out_reward) if config.held_out_reward else (),
+        sources=gains_by_source(compared, seed=config.split_seed),
     )
     write_report(page, output)
     return stats
@@ -274,6 +312,8 @@ def _provenance(inputs: _Inputs, model: str, uri: str) -> Provenance:
         trained = Dataset(uri, trained.manifest)
         check_split(trained, config.validation_fraction, config.split_seed)
         parents = {"model": trained, **parents}
+    if inputs.second:
+        require_held_out(inputs.second, rewarder, list(parents.values()))
     params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}
     return derive(
         "evaluate",
@@ -282,11 +322,13 @@ def _provenance(inputs: _Inputs, model: str, uri: str) -> Provenance:
         | {
             "sampling": recorded(config.sampling),
             "reward": reward_params(config.reward) if config.reward else None,
+            SETTING: reward_params(config.held_out_reward) if config.held_out_reward else None,
             "judge": judge.params if judge else None,
         },
         inputs=parents,
         models={"aligned": inputs.aligned.model.identity()}
         | ({"reward": rewarder.identity} if rewarder else {})
+        | ({SETTING: inputs.second.identity} if inputs.second else {})
         | ({"judge": judge.identity} if judge else {}),
         slug=["evaluated"],
     )
@@ -401,6 +443,11 @@ def _check_gate(config: EvaluateConfig, numbers: dict[str, float], output: str) 
             f"the mean reward changed by {numbers['reward_gain']:+.4f} with a 95 % interval from "
             f"{numbers['reward_gain_low']:+.4f}, expected at least min_gain={config.min_gain:+.4f}; "
             f"the texts are in {join(output, REPORT)}"
+        )
+    if reasons := unmet(config.require, numbers):
+        raise GateError(
+            f"the gain does not meet what `require` asks for; the model is published, and the texts are in "
+            f"{join(output, REPORT)}. {' '.join(reasons)}"
         )
 
 

@@ -24,7 +24,7 @@ from kubealign_components.store import scheme_of, store_for
 from kubealign_pipelines.checking.across import room
 from kubealign_pipelines.checking.findings import Finding, error_at, warning_at
 from kubealign_pipelines.checking.reach import in_time, near_path, unserved
-from kubealign_pipelines.checking.stages import LATER, Checked, Stage
+from kubealign_pipelines.checking.stages import LATER, REWARDS, Checked, Stage
 from kubealign_pipelines.checking.volumes import is_below
 
 CLASSIFIERS = ("ForSequenceClassification",)
@@ -137,9 +137,10 @@ def models_of(checked: Checked) -> Iterator[Named]:
         if isinstance(reference, str) and reference:
             revision = getattr(config, "reference_revision", None)
             yield Named(stage, ("reference",), reference, revision, writes=False)
-        reward = getattr(config, "reward", None)
-        if reward is not None and reward.model:
-            yield Named(stage, ("reward", "model"), reward.model, reward.model_revision, rewards=True)
+        for name in REWARDS:
+            reward = getattr(config, name, None)
+            if reward is not None and reward.model:
+                yield Named(stage, (name, "model"), reward.model, reward.model_revision, rewards=True)
         judge = getattr(config, "judge", None)
         if isinstance(judge, str):
             yield Named(stage, ("judge",), judge, config.revision)

@@ -15,7 +15,7 @@ from kubealign_components.errors import ConfigError, KubeAlignError
 from kubealign_components.json_types import JsonObject
 from kubealign_pipelines.checking.findings import Finding, error_at
 from kubealign_pipelines.checking.reach import PATIENCE
-from kubealign_pipelines.checking.stages import Checked, Stage, positions
+from kubealign_pipelines.checking.stages import REWARDS, Checked, Stage, positions
 
 ROWS = 3
 """Rows that each function is called on."""
@@ -31,11 +31,18 @@ def check_functions(checked: Checked, rows: Sequence[JsonObject]) -> Iterator[Fi
     """
     inputs = [_input(row) for row in rows[:ROWS]] or [_made_up()]
     for stage in checked.stages:
-        reward = getattr(stage.config, "reward", None)
-        prefix: tuple[str, ...] = ("reward", "functions") if reward else ("functions",)
-        specs = reward.functions if reward else getattr(stage.config, "functions", ())
-        for position, spec in zip(positions(stage, prefix, specs), specs):
-            yield from _check(stage, (*prefix, position), spec, inputs)
+        for prefix, specs in _functions(stage):
+            for position, spec in zip(positions(stage, prefix, specs), specs):
+                yield from _check(stage, (*prefix, position), spec, inputs)
+
+
+def _functions(stage: Stage) -> Iterator[tuple[tuple[str, ...], Sequence[RewardFunctionSpec]]]:
+    """Where ``stage`` has reward functions, and which."""
+    yield ("functions",), getattr(stage.config, "functions", ())
+    for name in REWARDS:
+        reward = getattr(stage.config, name, None)
+        if reward is not None:
+            yield (name, "functions"), reward.functions
 
 
 def _check(

@@ -60,6 +60,8 @@ _WORDS = {
 }
 SECTIONS = ("pipeline", PARAMETERS, "compile", "local")
 """What a run file has side by side."""
+REWARDS = ("reward", "held_out_reward")
+"""Settings of stages that say how completions are rewarded."""
 LATER = "given-when-it-runs"
 """Stands for texts that are not known yet."""
 

@@ -10,6 +10,7 @@ from kubealign.rerun.story import Story
 from kubealign_components.data.chat.settings import TEMPLATE_FIELDS
 from kubealign_components.data.fingerprint import Step
 from kubealign_components.data.withdrawals import WITHDRAWN, WITHDRAWN_SOURCES
+from kubealign_components.evaluate.second_reward import SETTING
 from kubealign_components.sources.source import MIXED
 
 Settings = dict[str, object]
@@ -163,21 +164,30 @@ class _Rerun:
     def _reward(
         self, params: Settings, identity: Mapping[str, object], named: Mapping[str, str], model: str
     ) -> None:
-        settings = self._with_functions(params, identity)
+        settings = self._reward_settings(params, identity, by_name=bool(model))
         if not settings["functions"] and "functions" not in named:
             settings.pop("functions")
+        if "model" in settings:
+            self.parameters.values[model] = settings.pop("model")
+        self._put("rewards_options", settings, named, "reward")
+
+    def _reward_settings(
+        self, params: Settings, identity: Mapping[str, object], *, by_name: bool = True
+    ) -> Settings:
+        """How completions were rewarded, with the places of functions and principles, and of the model where
+        that is known ``by_name``, and not made in the run."""
+        settings = self._with_functions(params, identity)
         used = identity.get("model")
-        if model and isinstance(used, Mapping):
+        if by_name and isinstance(used, Mapping):
             origin = self.story.origin_of(used["digest"])
-            self.parameters.values[model] = origin["uri"]
-            settings["model_revision"] = origin.get("revision")
+            settings |= {"model": origin["uri"], "model_revision": origin.get("revision")}
         shown = identity.get("principles")
         if isinstance(shown, list) and shown:
             settings |= {
                 "principles": self.story.uri_of(shown),
                 "principle_names": [name for name, _ in shown],
             }
-        self._put("rewards_options", settings, named, "reward")
+        return settings
 
     def tail(self, select: Mapping[str, str], logprobs: Mapping[str, str]) -> None:
         """select, logprobs and mix, and which of the first two came first."""
@@ -217,7 +227,10 @@ class _Rerun:
                 "validation_fraction": "validation_fraction",
                 "split_seed": "seed",
             }
-            self._put("evaluate_options", _without(params, "sampling", "reward", "judge"), own)
+            self._put("evaluate_options", _without(params, "sampling", "reward", SETTING, "judge"), own)
+            if params.get(SETTING):
+                second = self._reward_settings(params[SETTING], models[SETTING])
+                self._put("evaluate_options", {SETTING: second}, {})
             if params["judge"]:
                 self._judge_of_evaluation(params["judge"], models["judge"], judge)
             self._at_revision("evaluate_options")

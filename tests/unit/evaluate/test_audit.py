@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubealign_components.data.schemas import new_completion
-from kubealign_components.evaluate.audit import GRAM, audit, decided_numbers, findings, repeated_share
+from kubealign_components.evaluate.audit import audit, decided_numbers, findings
+from kubealign_components.evaluate.surface import GRAM, repeated_share
 from kubealign_components.reports.sides import SIDES, SidesRow
 
 Completions = list[tuple[list[int], float | None]]
@@ -60,7 +61,7 @@ def numbers_of(rows: list[SidesRow]) -> dict[str, float]:
         for side in SIDES
     }
     told = {"reward_gain": float(gain.mean()), "reward_gain_low": float(gain.mean() - 0.1)}
-    return audit(rows) | lengths | told
+    return audit(rows, ()) | lengths | told
 
 
 @pytest.mark.parametrize(("slope", "shift"), [(0.05, 30), (-0.05, -15)])
@@ -81,13 +82,13 @@ def test_a_gain_beside_length_is_none_of_length() -> None:
 
 def test_without_rewards_or_lengths_that_differ_nothing_is_said_of_length() -> None:
     same = [row([(varied(9), 0.0), (varied(9, 50), 1.0)], [(varied(20, 100), 1.0)])]
-    assert "gain_by_length" not in audit(same)
-    assert "gain_by_length" not in audit([row([(varied(9), None)], [(varied(3), None)])])
+    assert "gain_by_length" not in audit(same, ())
+    assert "gain_by_length" not in audit([row([(varied(9), None)], [(varied(3), None)])], ())
 
 
 def test_loops_are_told() -> None:
     rows = [row([(varied(40, 100 * i), 0.0)], [([*varied(4, 100 * i)] * 10, 1.0)]) for i in range(5)]
-    numbers = audit(rows)
+    numbers = audit(rows, ())
     assert numbers["repetition_reference"] == 0.0 and numbers["repetition_aligned"] > 0.8
     [text] = findings(numbers)
     assert "loops" in text
@@ -97,7 +98,7 @@ def test_one_answer_to_every_prompt_is_told() -> None:
     rows = [
         row([(varied(9, 20 * i), 0.0)] * 2, [(varied(9), 1.0), (varied(9, 20 * i), 1.0)]) for i in range(1, 6)
     ]
-    numbers = audit(rows)
+    numbers = audit(rows, ())
     assert (numbers["same_answer_reference"], numbers["same_answer_aligned"]) == (0.0, 0.5)
     [text] = findings(numbers)
     assert "word for word" in text

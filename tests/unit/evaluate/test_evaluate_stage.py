@@ -466,3 +466,51 @@ def test_an_evaluation_that_was_finished_is_taken_and_no_engine_starts(
         shutil.rmtree(tmp_path / name)
     with pytest.raises(AssertionError, match="was started"):
         run(settings, **named, output=str(tmp_path / "fourth"))
+
+
+def test_a_held_out_reward_tells_its_own_gain_and_whether_both_agree(
+    really_rewarded: Dataset, tiny_model: Path, other_model: Path, tmp_path: Path
+) -> None:
+    held_out = {"functions": [BREVITY | {"weight": -1.0}]}
+    settings = config(tiny_model, REAL, kl_prompts=0, held_out_reward=held_out)
+    output, report = str(tmp_path / "out"), tmp_path / "report.html"
+    model = str(other_model)
+    numbers = run(settings, rewarded=really_rewarded, model=model, output=output, report=str(report)).numbers
+    assert numbers["held_out_reward_gain"] == pytest.approx(-numbers["reward_gain"])
+    assert numbers["held_out_reward_agreement"] == 0.0
+    assert numbers["held_out_reward_prompts"] == numbers["prompts"]
+    page = Page(report.read_text())
+    assert ["Mean held-out reward", f"{numbers['held_out_reward_reference']:.4f}"] in [
+        row[:2] for row in page.rows
+    ]
+    step = Dataset.open(output).manifest.recipe[Dataset.open(output).manifest.fingerprint]
+    assert step["models"]["held_out_reward"] and step["params"]["held_out_reward"]["functions"]
+    with pytest.raises(ConfigError, match=r"held_out_reward='brevity': expected another reward"):
+        same = replace(settings, held_out_reward=settings.reward)
+        run(same, rewarded=really_rewarded, model=model, output=str(tmp_path / "same"))
+
+
+def test_what_is_required_fails_the_run_after_everything_is_written(
+    rewarded: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    output, report = tmp_path / "out", tmp_path / "report.html"
+    settings = config(tiny_model, require=["beyond_length", "gain"], work=str(tmp_path / "work"))
+    named: dict[str, Any] = {"rewarded": rewarded, "model": str(tiny_model), "report": str(report)}
+    with pytest.raises(GateError, match=r"gain: the mean reward changed by \+0\.0000 .*an interval above 0"):
+        run(settings, **named, output=str(output))
+    assert Dataset.open(str(output)).rows > 1 and report.is_file()
+    again = replace(settings, require=("varied_answers",))  # is asked of what is finished
+    assert run(again, **named, output=str(tmp_path / "again")).numbers["prompts"] > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"require": ["beyond_lenght"]}, r"require\[0\]='beyond_lenght'.*did you mean beyond_length"),
+        ({"require": ["gain", "held_out_gain"]}, r"require\[1\]='held_out_gain'.*held_out_reward"),
+        ({"require": ["gain"], "reward": None}, r"require\[0\]='gain'.*reward, which is not given"),
+    ],
+)
+def test_what_cannot_be_required_is_refused(tiny_model: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(tiny_model, **settings)

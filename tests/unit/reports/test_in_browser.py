@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, expect
 
@@ -21,7 +22,10 @@ from kubealign.local.runs import LOCK, read_run, runs_below
 from kubealign.local.summary import write_summary
 from kubealign.ui.server import Server
 from kubealign_components.data.schemas import MODEL, REWARDED, SELECTION, new_completion
+from kubealign_components.evaluate.by_source import SourceGain
+from kubealign_components.evaluate.controlled import OfPrompt
 from kubealign_components.evaluate.report import report_html
+from kubealign_components.evaluate.second_reward import SecondRewards
 from kubealign_components.reports.charts import histogram
 from kubealign_components.reports.rows import rows_page
 from kubealign_components.training.curves import curves_page
@@ -148,8 +152,22 @@ def test_training_evaluation_and_comparison(
         "win_rate": 0.5,
     }
     numbers |= {"reward_reference": 0.3, "reward_aligned": 0.4}
+    parts = ("gain_by_length", "gain_by_phrases", "gain_beyond_length", "length_slope")
+    seconds = ("held_out_reward_gain", "held_out_reward_agreement", "win_rate_length_controlled")
+    numbers |= {f"{name}{end}": 0.05 for name in (*parts, *seconds) for end in ("", "_low", "_high")}
+    both = OfPrompt(reference=np.array([0.1, 0.2]), aligned=np.array([0.3, 0.1]))
+    shifted = OfPrompt(reference=both.reference, aligned=both.aligned + 0.2)
     page = report_html(
-        model=ATTACK, reference="tiny", numbers=numbers, verdict=None, warnings=[ATTACK], rows=rows
+        model=ATTACK,
+        reference="tiny",
+        numbers=numbers,
+        verdict=None,
+        warnings=[ATTACK],
+        rows=rows,
+        phrases=[ATTACK, "great question"],
+        seconds=[SecondRewards(first=both, second=both), SecondRewards(first=shifted, second=both)],
+        held_out=[ATTACK],
+        sources=[SourceGain(source=name, prompts=4, gain=None, length_ratio=1.0) for name in (ATTACK, "b")],
     )
     shown = address(page)
     assert faults_of(browser, shown) == []

@@ -68,6 +68,16 @@ def test_a_sound_run_file_has_no_finding_and_its_first_rows_are_shown(run_file: 
     assert "<|im_start|>|u|s|e|r" in done.output.replace("Ġ", "")
 
 
+def test_a_held_out_reward_is_looked_at_as_the_first_one_is(run_file: Path) -> None:
+    rewards = "{functions: [brevity, nowhere.py:reward], model: /no/such/model}"
+    done = kubealign("check", "-f", run_file, "--here", "--set", f"evaluate_held_out_reward={rewards}")
+    assert done.exit_code != 0
+    assert "evaluate_held_out_reward.functions[1]='nowhere.py:reward'" in done.stderr.replace("\n", " ")
+    assert "evaluate_held_out_reward.model='/no/such/model'" in done.stderr.replace("\n", " ")
+    required = kubealign("check", "-f", run_file, "--here", "--set", "evaluate_require=[beyond_lenght]")
+    assert required.exit_code != 0 and "did you mean beyond_length" in required.stderr.replace("\n", " ")
+
+
 def test_a_model_is_looked_for_once(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub that cannot be reached keeps a check waiting for some seconds each time that it is asked."""
     asked: list[str] = []

@@ -209,6 +209,13 @@ def evaluated(folder: Path, spec: RewardSpec) -> Manifest:
         return manifest_of(derive("evaluate", 1, params, models={"reward": rewarder.identity}))
 
 
+def held_out(folder: Path, spec: RewardSpec) -> Manifest:
+    """Compared by a second reward alone."""
+    with closing(Rewarder(spec)) as rewarder:
+        params = {"sampling": {}, "reward": None, "judge": None, "held_out_reward": reward_params(spec)}
+        return manifest_of(derive("evaluate", 1, params, models={"held_out_reward": rewarder.identity}))
+
+
 def trained_by_ppo(folder: Path, spec: RewardSpec) -> Manifest:
     note_origin(POLICY, "/models/policy")
     with closing(Rewarder(spec)) as rewarder:
@@ -221,6 +228,7 @@ def trained_by_ppo(folder: Path, spec: RewardSpec) -> Manifest:
 REWARDED_BY = {
     rewarded: lambda told: told["reward_functions"],
     evaluated: lambda told: told["reward_functions"],
+    held_out: lambda told: told["evaluate_options"]["held_out_reward"]["functions"],
     trained_by_ppo: lambda told: told["ppo_options"]["functions"],
 }
 

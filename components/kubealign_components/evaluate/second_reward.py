@@ -1,0 +1,111 @@
+"""A second, held-out reward: one that nothing was trained on, and what it says of the gain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kubealign_components.config import require
+from kubealign_components.data.bootstrap import bootstrap_interval
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.fingerprint import canonical_json
+from kubealign_components.data.lineage import steps_of
+from kubealign_components.data.stats import Stats
+from kubealign_components.engines.rewards import Rewarder, reward_inputs, reward_params
+from kubealign_components.evaluate.answers import ALIGNED, REFERENCE, ComparedPrompt
+from kubealign_components.evaluate.controlled import Estimate, Floats, OfPrompt
+
+SETTING = "held_out_reward"
+"""Of ``evaluate``; also what the recipe calls its identity, and the numbers begin with."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SecondRewards:
+    """What both rewards give to the answers to a prompt, those without a second reward left out."""
+
+    first: OfPrompt | None
+    """None where there is no first reward."""
+    second: OfPrompt
+
+
+def require_held_out(second: Rewarder, first: Rewarder | None, parents: Sequence[Dataset]) -> None:
+    """Raise :class:`ConfigError` where ``second`` is the reward that is compared by, or one that ``parents``
+    were made with."""
+    used = [(reward_params(first.spec), first.identity)] if first else []
+    for dataset in parents:
+        steps = steps_of(dataset.manifest.fingerprint, dataset.manifest.recipe)
+        used += [(dict(step.params), step.models["reward"]) for step in steps if step.stage == "rewards"]
+    own = canonical_json([reward_params(second.spec), second.identity])
+    other = own not in [canonical_json(list(one)) for one in used]
+    require(other, SETTING, second.spec.slug, "another reward than the one that was trained on")
+
+
+def second_rewards(
+    rewarder: Rewarder, prompts: Sequence[ComparedPrompt], stats: Stats
+) -> list[SecondRewards]:
+    """Both rewards of every answer that gets a second one; prompts without any on a side are left out.
+
+    Args:
+        rewarder: of the second reward; it is closed here.
+        prompts: with both sides' completions.
+        stats: where what is left out is counted.
+    """
+    sides = [_scored(rewarder, prompts, side, stats) for side in (REFERENCE, ALIGNED)]
+    rewarder.close()
+    made = []
+    for before, after in zip(*sides, strict=True):
+        if len(before) and len(after):
+            first = OfPrompt(reference=before[:, 0], aligned=after[:, 0])
+            second = OfPrompt(reference=before[:, 1], aligned=after[:, 1])
+            unknown = bool(np.isnan(before).any() or np.isnan(after).any())
+            made.append(SecondRewards(first=None if unknown else first, second=second))
+    stats.counts["prompts_without_held_out_reward"] += len(prompts) - len(made)
+    return made
+
+
+def second_numbers(rewards: Sequence[SecondRewards], *, seed: int) -> dict[str, float]:
+    """The second reward's gain, and how often it agrees with the first one.
+
+    ``held_out_reward_agreement`` is the share of the comparisons of an aligned with a reference answer, in
+    which neither reward ties, that both decide alike; one half is what unrelated rewards give.
+
+    Args:
+        rewards: of each prompt.
+        seed: of the bootstrap.
+    """
+    if len(rewards) < 2:
+        return {}
+    means = np.array([(r.second.reference.mean(), r.second.aligned.mean()) for r in rewards])
+    numbers = {f"{SETTING}_{side}": float(means[:, i].mean()) for i, side in enumerate((REFERENCE, ALIGNED))}
+    numbers |= _estimate(means[:, 1] - means[:, 0], seed).numbers(f"{SETTING}_gain")
+    shares = [share for r in rewards if r.first and (share := _agreement(r.first, r.second)) is not None]
+    if shares:
+        numbers |= _estimate(np.array(shares), seed).numbers(f"{SETTING}_agreement")
+    return numbers | {f"{SETTING}_prompts": float(len(rewards))}
+
+
+def _scored(rewarder: Rewarder, prompts: Sequence[ComparedPrompt], side: str, stats: Stats) -> list[Floats]:
+    """By prompt the first and the second reward of those completions that have the second, shape (n, 2)."""
+    scores = iter(rewarder.score([i for p in prompts for i in reward_inputs(p.row, p.completions(side))]))
+    made = []
+    for prompt in prompts:
+        both = [(c["reward"], next(scores)) for c in prompt.completions(side)]
+        kept = [pair for pair in both if pair[1] is not None]
+        stats.counts[f"{side}_without_held_out_reward"] += len(both) - len(kept)
+        made.append(np.array(kept, dtype=np.float64).reshape(-1, 2))
+    return made
+
+
+def _agreement(first: OfPrompt, second: OfPrompt) -> float | None:
+    """Share of the comparisons of both policies that both rewards decide alike; None where there are none."""
+    signs = [np.sign(own.aligned[:, None] - own.reference[None, :]) for own in (first, second)]
+    product = signs[0] * signs[1]
+    decided = product != 0
+    return float((product[decided] > 0).mean()) if decided.any() else None
+
+
+def _estimate(values: Floats, seed: int) -> Estimate:
+    low, high = bootstrap_interval(values, seed=seed)
+    return Estimate(value=float(values.mean()), low=low, high=high)
