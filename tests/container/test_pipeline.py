@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from kubealign import LocalSettings, RunFile, quickstart, run_local
 from kubealign.errors import RunFailed
+from kubealign.local.docker import LABEL
 from kubealign_components import images
 from kubealign_components.data.dataset import Dataset
 from kubealign_pipelines.resources import CompileSettings
@@ -96,20 +104,66 @@ def test_a_container_that_fails_is_a_task_that_failed(
             run_local(run, output=tmp_path, name=f"failing-{attempt}")
 
 
+@contextlib.contextmanager
+def image_of(command: str, engine: Any, data: str) -> Iterator[str]:
+    """The image ``data``, in which every stage is ``command`` and nothing else."""
+    program = "/opt/kubealign/bin/python3"
+    told = f"rm {program} && printf '#!/bin/sh\\nexec {command}\\n' > {program} && chmod 755 {program}"
+    recipe = f"FROM {data}\nUSER 0\nRUN {told}\nUSER {images.USER}\n"
+    image, _ = engine.images.build(fileobj=io.BytesIO(recipe.encode()), tag="kubealign-test:other", rm=True)
+    try:
+        yield "kubealign-test:other"
+    finally:
+        engine.images.remove(image.id, force=True)
+
+
 def test_a_container_that_makes_nothing_is_found_out(
     engine: Any, built: dict[str, str], policy: Path, source: Path, tmp_path: Path
 ) -> None:
-    recipe = (
-        f"FROM {built['data']}\nUSER 0\nRUN ln -sf /bin/true /opt/kubealign/bin/python3\nUSER {images.USER}\n"
-    )
-    idle, _ = engine.images.build(fileobj=io.BytesIO(recipe.encode()), tag="kubealign-test:idle", rm=True)
-    run = RunFile(
-        parameters=parameters(policy, source),
-        compile=CompileSettings(images={"data": "kubealign-test:idle"}),
-        local=NO_NETWORK,
-    )
-    try:
+    with image_of("true", engine, built["data"]) as image:
+        run = RunFile(
+            parameters=parameters(policy, source),
+            compile=CompileSettings(images={"data": image}),
+            local=NO_NETWORK,
+        )
         with pytest.raises(RunFailed, match=r"import.prompts"):
             run_local(run, output=tmp_path, name="idle")
-    finally:
-        engine.images.remove(idle.id, force=True)
+
+
+def test_no_container_outlives_its_run(
+    engine: Any, built: dict[str, str], policy: Path, source: Path, tmp_path: Path
+) -> None:
+    """One that was told to stop ends with its containers, also those that do not hear; those of one that was
+    killed end when it is begun again."""
+    command = [sys.executable, "-m", "kubealign.cli.main", "run", "-f", str(tmp_path / "run.yaml")]
+    command += ["-o", str(tmp_path), "--name", "busy"]
+
+    def begun(before: set[str]) -> tuple[subprocess.Popen[bytes], set[str]]:
+        """A run that has a container, and its containers."""
+        run, end = subprocess.Popen(command, stdout=subprocess.DEVNULL), time.monotonic() + 120
+        while not (own := containers() - before) and run.poll() is None and time.monotonic() < end:
+            time.sleep(0.1)
+        assert own and run.poll() is None
+        return run, own
+
+    def containers() -> set[str]:
+        listed = engine.containers.list(all=True, filters={"label": f"{LABEL}={tmp_path}/runs/busy"})
+        return {container.id for container in listed}
+
+    with image_of("sleep 600", engine, built["data"]) as image:
+        written = {
+            "pipeline": "offline_alignment",
+            "parameters": parameters(policy, source),
+            "compile": {"images": {"data": image}},
+            "local": {"runner": "docker", "container": NO_NETWORK.container},
+        }
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(written))
+        killed, left = begun(set())
+        killed.kill()
+        killed.wait()
+        assert containers() == left
+        stopped, own = begun(left)
+        assert containers() == own
+        stopped.terminate()
+        assert stopped.wait(timeout=30) == 128 + signal.SIGTERM
+        assert containers() == set()

@@ -3,6 +3,9 @@
 A container gets the run's folders and what the parameters name on this machine, at the same paths. It
 runs without root, capabilities and a writable root file system: only the run's folders and ``/tmp``, a
 volume that goes with the container, can be written.
+
+Containers are processes of the engine, not of the run: each has the run's folder as a label, by which those
+of a run that was told to stop are ended, and those of one that was killed when the next one begins.
 """
 
 from __future__ import annotations
@@ -10,21 +13,29 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kfp import local
 
+from kubealign.local.runs import LOCK, is_locked
 from kubealign_components import images
 from kubealign_components.config import require
 from kubealign_components.errors import ConfigError
 
 if TYPE_CHECKING:
     from docker import DockerClient
+    from docker.models.containers import Container
 
 TMP = "/tmp"
 """Home and working directory in the images."""
+LABEL = "kubealign.run"
+"""Of a container: the folder of the run that has it."""
+ANSWER = 3
+"""Seconds that the engine has for an answer while a run is told to stop."""
 _DEFAULTS: dict[str, object] = {
     "read_only": True,
     "cap_drop": ["ALL"],
@@ -36,6 +47,7 @@ _DEFAULTS: dict[str, object] = {
 def docker_runner(
     parameters: Mapping[str, object],
     *,
+    run: Path,
     artifacts: Path,
     writable: Sequence[Path],
     settings: Mapping[str, Any],
@@ -44,6 +56,7 @@ def docker_runner(
 
     Args:
         parameters: of the pipeline; the files and folders that they name are mounted read-only.
+        run: its folder, in which no other process runs.
         artifacts: kfp's pipeline root, which kfp mounts; made here.
         writable: other folders that the tasks write to; made here.
         settings: arguments of docker's ``containers.run`` over the defaults; ``mounts`` are added.
@@ -59,6 +72,7 @@ def docker_runner(
     try:
         with contextlib.closing(docker.from_env()) as client:
             client.ping()
+            _remove_left(client, run)
     except docker.errors.DockerException as error:
         raise ConfigError("runner", "docker", f"a Docker Engine that answers ({error})") from error
     for folder in (artifacts, *writable):
@@ -68,14 +82,55 @@ def docker_runner(
     mounts += [Mount(target, str(path), type="bind", read_only=True) for target, path in inputs]
     mounts += [Mount(str(folder), str(folder), type="bind") for folder in writable]
     mounts += [Mount(**mount) for mount in settings.get("mounts", ())]
+    given = settings.get("labels", {})
+    labels = dict(given if isinstance(given, Mapping) else dict.fromkeys(given, "")) | {LABEL: str(run)}
+    own = {"mounts": mounts, "labels": labels}
     try:
-        return local.DockerRunner(
-            **{**_DEFAULTS, **_user([artifacts, *writable]), **settings, "mounts": mounts}
-        )
+        return local.DockerRunner(**{**_DEFAULTS, **_user([artifacts, *writable]), **settings, **own})
     except ValueError as error:
         raise ConfigError(
             "container", dict(settings), f"arguments of docker's containers.run ({error})"
         ) from error
+
+
+def signal_containers(run: Path, number: int) -> None:
+    """Hand a signal on to the containers of the run in the folder ``run``; SIGKILL removes them as well."""
+    import docker
+
+    with (
+        contextlib.suppress(docker.errors.DockerException, OSError),
+        contextlib.closing(docker.from_env(timeout=ANSWER)) as client,
+    ):
+        for container in _containers(client, f"{LABEL}={run}"):
+            with contextlib.suppress(docker.errors.APIError):  # it has ended meanwhile
+                if number == signal.SIGKILL:
+                    container.remove(force=True, v=True)
+                else:
+                    container.kill(number)
+
+
+def _remove_left(client: DockerClient, run: Path) -> None:
+    """Remove the containers of ``run``, which begins, and of runs of this machine whose process is dead."""
+    for container in _containers(client, LABEL):
+        folder = Path(container.labels[LABEL])
+        if folder == run or ((folder / LOCK).is_file() and not is_locked(folder / LOCK)):
+            _remove(container)
+
+
+def _containers(client: DockerClient, label: str) -> list[Container]:
+    listed: list[Container] = client.containers.list(all=True, filters={"label": label}, ignore_removed=True)
+    return listed
+
+
+def _remove(container: Container) -> None:
+    """Remove a container that somebody else may be removing."""
+    import docker
+
+    try:
+        container.remove(force=True, v=True)
+    except docker.errors.APIError as error:
+        if error.status_code not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+            raise
 
 
 def named(parameters: object) -> list[tuple[str, Path]]:
@@ -134,7 +189,7 @@ def run_container(
             print(decode(piece), end="")  # noqa: T201
         return int(container.wait()["StatusCode"])
     finally:
-        container.remove(force=True, v=True)
+        _remove(container)
 
 
 def _user(writable: Sequence[Path]) -> dict[str, object]:

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from kfp import components, local
 from kubealign.cli.console import duration
 from kubealign.cli.progress import Progress
 from kubealign.errors import RunFailed, RunStopped
-from kubealign.local.docker import docker_runner, exit_codes_kept
+from kubealign.local.docker import docker_runner, exit_codes_kept, signal_containers
 from kubealign.local.forecast import Forecast, forecast
 from kubealign.local.live import state_written
 from kubealign.local.loops import loop_inputs_kept
@@ -95,7 +96,8 @@ def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Res
     watcher = Watcher(
         folder.logs, on_event=progress.event, on_line=progress.line, fail_fast=not run.local.retries
     )
-    stopping = Stopping(watcher, progress.say)
+    elsewhere = partial(signal_containers, folder.path) if run.local.runner == "docker" else None
+    stopping = Stopping(watcher, progress.say, elsewhere)
     expected = forecast(graph, complete)
     for line in _header(folder, graph, complete, expected):
         progress.say(line)
@@ -206,7 +208,13 @@ def _runner(run: RunFile, parameters: JsonObject, folder: RunFolder) -> Subproce
         return local.SubprocessRunner(use_venv=False)
     given = str(parameters.get(WORK) or "")
     work = [Path(given)] if given and "://" not in given else []
-    return docker_runner(parameters, artifacts=folder.artifacts, writable=work, settings=run.local.container)
+    return docker_runner(
+        parameters,
+        run=folder.path,
+        artifacts=folder.artifacts,
+        writable=work,
+        settings=run.local.container,
+    )
 
 
 def _execute(

@@ -2,7 +2,8 @@
 
 The first signal starts nothing new and hands SIGTERM on to the stage that runs, which commits the slice in
 flight. What has not ended in :data:`STAGE_SECONDS` is killed, and after :data:`RUN_SECONDS` the process of
-the run leaves, whatever it is at; a second signal does both at once. No child outlives the run.
+the run leaves, whatever it is at; a second signal does both at once. Nothing of the run outlives it, neither
+its children nor what runs for it elsewhere, in containers.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ STAGE_SECONDS = 7.0
 RUN_SECONDS = 9.5
 """From the first signal to the end of the run, with whatever it has written by then."""
 _BETWEEN_KILLS = 0.2
+_ANSWER = 2.0
+"""Seconds for what runs elsewhere to be told."""
 
 
 class Stopping:
@@ -32,12 +35,18 @@ class Stopping:
     Args:
         watcher: of the run; starts no further task once a signal came.
         say: shows a line.
+        elsewhere: hands a signal on to what runs for this run and is no process below this one.
     """
 
-    def __init__(self, watcher: Watcher, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        watcher: Watcher,
+        say: Callable[[str], None],
+        elsewhere: Callable[[signal.Signals], None] | None = None,
+    ) -> None:
         self.signal = 0
         """The signal that came; 0 for none."""
-        self._watcher, self._say = watcher, say
+        self._watcher, self._say, self._elsewhere = watcher, say, elsewhere
         self._over = threading.Event()
 
     @contextmanager
@@ -69,6 +78,7 @@ class Stopping:
     def _end_in_time(self) -> None:
         """Kill what outlives its time, also what starts meanwhile, and at last this process."""
         began = time.monotonic()
+        self._hand_on(signal.SIGTERM)
         if self._over.wait(STAGE_SECONDS):
             return
         while time.monotonic() < began + RUN_SECONDS:
@@ -93,6 +103,14 @@ class Stopping:
     def _kill(self) -> None:
         for child in descendants(os.getpid()):
             _send(child, signal.SIGKILL)
+        self._hand_on(signal.SIGKILL)
+
+    def _hand_on(self, number: signal.Signals) -> None:
+        """To what runs elsewhere; an engine that gives no answer does not keep the process."""
+        if self._elsewhere is not None:
+            telling = threading.Thread(target=self._elsewhere, args=(number,), daemon=True)
+            telling.start()
+            telling.join(_ANSWER)
 
 
 def descendants(parent: int) -> list[int]:

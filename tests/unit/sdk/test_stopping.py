@@ -18,8 +18,9 @@ from unittest.mock import Mock
 from kubealign.local import stopping
 
 stopping.STAGE_SECONDS, stopping.RUN_SECONDS = 0.5, 1.5
-stop = stopping.Stopping(Mock(), lambda text: print(text, flush=True))
+elsewhere = lambda number: print("elsewhere:", int(number), flush=True)
 {before}
+stop = stopping.Stopping(Mock(), lambda text: print(text, flush=True), elsewhere)
 with stop.handled():
     {body}
 print("wrote its results", flush=True)
@@ -76,6 +77,7 @@ def test_a_run_that_goes_on_by_itself_is_ended(body: str) -> None:
     said, code, seconds = ended(body)
     assert code == 130
     assert "Killed: the run had not ended" in said and "wrote its results" not in said
+    assert said.index("elsewhere: 15") < said.index("elsewhere: 9") < said.index("Killed:")
     assert seconds < 10
 
 
