@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
+from typing import get_origin
 
 from kubealign_components.config import GROUPS, OPTIONS, Path, SettingGroup, config_in, hints_of
 from kubealign_components.stages import CONFIGS, config_class
@@ -92,20 +93,28 @@ def _options(graph: Graph) -> Mapping[str, str]:
 @cache
 def paths_in_options(stage: str) -> dict[str, tuple[str, ...]]:
     """The keys below the options of ``stage`` by the name of a setting; a group's have the group's name
-    before theirs where others have the same."""
+    before theirs where others have the same, and those of a config that is no group always."""
     cls = config_class(stage)
     assert cls is not None
     groups: Mapping[str, SettingGroup] = getattr(cls, GROUPS, {})
     hints = hints_of(cls)
     own = {entry.name: (entry.name,) for entry in dataclasses.fields(cls) if entry.name not in groups}
+    within = {f"{name}_{inner}": (name, inner) for name in own for inner in _settings_of(hints[name])}
     of_groups = {name: dict(_of_group(declared, hints[name])) for name, declared in groups.items()}
-    count = Counter([*own, *chain.from_iterable(of_groups.values())])
+    count = Counter([*own, *within, *chain.from_iterable(of_groups.values())])
     named = {
         f"{group}_{name or OPTIONS}" if count[name] > 1 or not name else name: path
         for group, settings in of_groups.items()
         for name, path in settings.items()
     }
-    return named | own
+    return named | within | own
+
+
+def _settings_of(hint: object) -> Iterator[str]:
+    """The settings of the config that ``hint`` is, or allows beside nothing; none of a list of configs."""
+    nested = config_in(hint)
+    if nested is not None and get_origin(hint) is not tuple:
+        yield from (entry.name for entry in dataclasses.fields(nested))
 
 
 def _of_group(group: SettingGroup, hint: object) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -168,7 +168,13 @@ def test_the_page_of_a_run_shows_what_changed_and_leads_to_every_stage(
 def test_the_page_says_what_was_rewarded_and_what_the_gain_may_be_instead(tmp_path: Path) -> None:
     numbers = {"length_ratio": 0.3, "length_reference": 100.0, "length_aligned": 30.0}
     numbers |= {"reward_gain": 0.5, "reward_gain_low": 0.4, "reward_gain_high": 0.6, "prompts": 9.0}
-    numbers |= {"reward_reference": 0.0, "reward_aligned": 0.5, "gain_by_length": 0.45}
+    numbers |= {
+        "reward_reference": 0.0,
+        "reward_aligned": 0.5,
+        "gain_by_length": 0.4,
+        "gain_by_length_low": 0.3,
+        "gain_by_length_high": 0.55,
+    }
     numbers |= {f"truncated_{side}": 0.0 for side in ("reference", "aligned")}
     compared = replace(stage("evaluate"), numbers=numbers)
     function = {"function": "brevity", "about": "short <i>texts</i>"}
