@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kubealign_components.config import SettingGroup, execution, require, require_choice, semantic_params
-from kubealign_components.data.chat import ChatTemplate, stored_settings
+from kubealign_components.data.chat import ChatTemplate, DeferredTemplate, stored_settings
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
 from kubealign_components.data.finished import once, output_request
@@ -190,7 +190,7 @@ def run(
     second = Rewarder(config.held_out_reward) if config.held_out_reward else None
     judge = PairJudge(config.judge, rewarded) if config.judge else None
     policy = find_model(config.policy, config.revision)
-    aligned = ChatTemplate(find_model(model), stored_settings(rewarded))
+    aligned = DeferredTemplate(find_model(model), stored_settings(rewarded))
     require_policy(policy, rewarded)
     inputs = _Inputs(config, rewarded, policy, aligned, rewarder, second, judge)
     provenance = _provenance(inputs, model, model_uri or model)
@@ -214,7 +214,7 @@ class _Inputs:
     config: EvaluateConfig
     rewarded: Dataset
     policy: ModelFiles
-    aligned: ChatTemplate
+    aligned: DeferredTemplate
     """With the aligned model, which it is made of."""
     rewarder: Rewarder | None
     second: Rewarder | None
@@ -226,7 +226,9 @@ def _make(inputs: _Inputs, provenance: Provenance, output: str) -> Stats:
     config, rewarder = inputs.config, inputs.rewarder
     stats = Stats(rows_in=inputs.rewarded.rows)
     prompts, drop = _references(inputs, stats)
-    compared = _answered(config, prompts, ALIGNED, inputs.aligned, rewarder, stats, drop_truncated=drop)
+    compared = _answered(
+        config, prompts, ALIGNED, inputs.aligned.loaded, rewarder, stats, drop_truncated=drop
+    )
     stats.counts["reference_completions"] += sum(len(prompt.completions(REFERENCE)) for prompt in prompts)
     if rewarder is not None:
         rewarder.close()
@@ -287,7 +289,7 @@ def _references(inputs: _Inputs, stats: Stats) -> tuple[list[ComparedPrompt], bo
             check_rewards(inputs.rewarder, rewarded)
         sampled = check_sampling(config.sampling, rewarded)
         ends, drop = sampled.models["policy"]["end_tokens"], sampled.params["truncated"] == "drop"
-    check_template(inputs.aligned, ends, rows[0])
+    check_template(inputs.aligned.loaded, ends, rows[0])
     prompts = [ComparedPrompt(row) for row in rows]
     if answered:
         return _with_references(prompts, rewarded.uri, stats), drop

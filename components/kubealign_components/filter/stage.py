@@ -8,12 +8,19 @@ the settings by the token ids that they have, whole record batches at a time.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from kubealign_components.config import execution, require, semantic_params
-from kubealign_components.data.chat import ChatTemplate, TemplateConfig, TemplateSettings, stored_settings
+from kubealign_components.data.chat import (
+    ChatTemplate,
+    DeferredTemplate,
+    TemplateConfig,
+    TemplateSettings,
+    stored_settings,
+)
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.finished import once, output_request
@@ -82,19 +89,12 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
     model = find_model(config.policy, config.revision, weights=False)
     params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}
     stats = Stats()
-    tokeniser: Tokeniser | None = None
+    examples: dict[str, list[dict[str, str]]] = {}
     if prompts.manifest.schema == PROMPTS:
         settings = config.template_settings()
-        template = ChatTemplate(model, settings)
-        _warn_of_unnamed_ends(template)
-        if lost := template.lost_bos:
-            log.warning(lost)
-        tokeniser = Tokeniser(template, config.limits, stats)
+        template = DeferredTemplate(model, settings)
         schema, identity = TOKENIZED, template.identity
-        batches = (
-            pa.RecordBatch.from_pylist(tokeniser(batch.to_pylist()), schema=PROMPT_ROW)
-            for batch in prompts.batches()
-        )
+        batches = _tokenised(prompts, template, config.limits, stats, examples)
     else:
         require_policy(model, prompts)
         settings = _settings_of(config, prompts)
@@ -121,13 +121,30 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
                 stats.rows_out += kept.num_rows
                 writer.write(kept)
                 bar.update(stats.rows_in - bar.n)
-            examples = tokeniser.examples if tokeniser else {}
             if examples and not stats.counts["completions"]:
                 _warn_of_nothing_left(stats)
             writer.commit(stats, extra={"dropped_examples": examples} if examples else None)
         return stats
 
     return once(output_request(config, provenance, output), make)
+
+
+def _tokenised(
+    prompts: Dataset,
+    template: DeferredTemplate,
+    limits: Limits,
+    stats: Stats,
+    examples: dict[str, list[dict[str, str]]],
+) -> Iterator[pa.RecordBatch]:
+    """The prompts with their tokens; what was dropped is counted, and shown in ``examples``."""
+    chat = template.loaded
+    _warn_of_unnamed_ends(chat)
+    if lost := chat.lost_bos:
+        log.warning(lost)
+    tokeniser = Tokeniser(chat, limits, stats)
+    for batch in prompts.batches():
+        yield pa.RecordBatch.from_pylist(tokeniser(batch.to_pylist()), schema=PROMPT_ROW)
+    examples |= tokeniser.examples
 
 
 def _warn_of_unnamed_ends(template: ChatTemplate) -> None:

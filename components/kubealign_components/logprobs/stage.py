@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict
 import pyarrow as pa
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
-from kubealign_components.data.chat import ChatTemplate, stored_settings
+from kubealign_components.data.chat import DeferredTemplate, stored_settings
 from kubealign_components.data.chunks import Chunk, Part, open_chunk
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.engine_processes import engines
@@ -157,7 +157,7 @@ def _params(config: LogprobsConfig, own: Regime) -> dict[str, object]:
 
 def _require_tokens(reference: ModelFiles, dataset: Dataset) -> dict[str, str]:
     """The identity of ``reference``, which must read the dataset's token ids as its policy does."""
-    for name, own in ChatTemplate(reference, stored_settings(dataset)).identity.items():
+    for name, own in DeferredTemplate(reference, stored_settings(dataset)).identity.items():
         expected = dataset.manifest.identity.get(name)
         require(
             name == "policy" or own == expected,

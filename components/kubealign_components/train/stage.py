@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from kubealign_components.config import semantic_params
-from kubealign_components.data.chat import ChatTemplate, stored_settings
+from kubealign_components.data.chat import DeferredTemplate, stored_settings
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.models import ModelFiles, find_model
@@ -58,7 +58,7 @@ def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launch
     device = device_type(trained_on(launcher))
     config = replace(config, dtype=resolved_dtype(config.dtype, device))
     model = find_model(config.policy, config.revision, weights=False)
-    template = ChatTemplate(model, stored_settings(training))
+    template = DeferredTemplate(model, stored_settings(training))
     reference = model
     if config.reference:
         reference = find_model(config.reference, config.reference_revision, weights=False)
@@ -146,7 +146,7 @@ def _check_regime(ours: Regime, theirs: dict[str, str], config: TrainConfig) -> 
 
 
 def _provenance(
-    config: TrainConfig, training: Dataset, model: ModelFiles, template: ChatTemplate
+    config: TrainConfig, training: Dataset, model: ModelFiles, template: DeferredTemplate
 ) -> Provenance:
     # What the policy is, not where it lies. The dataset's identity stays: the token ids are its own.
     elsewhere = ("policy", "revision", "reference", "reference_revision")

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from kubealign_components.config import semantic_params
-from kubealign_components.data.chat import ChatTemplate, stored_settings
+from kubealign_components.data.chat import DeferredTemplate, stored_settings
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import Provenance, derive, digest
 from kubealign_components.data.model_files import ADAPTER_CONFIG, ADAPTER_FOLDER
@@ -127,7 +127,7 @@ def _provenance(
     params = {k: v for k, v in semantic_params(config).items() if k not in _PLACES}
     params["functions"] = function_params(config.functions)
     params["save_dtype"] = saved_dtype_name(config.save_dtype, models.policy.path, models.policy.elsewhere)
-    template = ChatTemplate(models.policy, stored_settings(prompts))
+    template = DeferredTemplate(models.policy, stored_settings(prompts))
     used: dict[str, object] = {"policy": models.policy.identity() | template.identity}
     if models.adapter:
         used["policy_adapter"] = models.adapter.adapter_identity()

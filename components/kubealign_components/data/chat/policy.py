@@ -13,7 +13,6 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kubealign_components.data.chat.ends import checked, embedding_rows, ids_of_files, template_end
@@ -354,19 +353,6 @@ class ChatTemplate:
                 "start an assistant turn; copy it to a file, add {% if add_generation_prompt %} there, and "
                 "give its path as chat_template"
             )
-
-
-def end_token_ids(model: Path, settings: TemplateSettings | None = None) -> tuple[int, ...]:
-    """Ids of the tokens that end a turn, ascending: those of the generation config, the tokenizer's, and the
-    one that the chat template writes after an answer.
-
-    Raises:
-        EngineError: none is named.
-    """
-    try:
-        return ChatTemplate(ModelFiles(name=model.name, path=model), settings).end_ids
-    except EngineError:
-        return checked(ids_of_files(model), model)
 
 
 def _comparable(text: str) -> str:
