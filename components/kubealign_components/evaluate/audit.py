@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from kubealign_components.data.null_runs import NULL_RUN
 from kubealign_components.data.schemas import Completion
 from kubealign_components.evaluate.controlled import (
     OfPrompt,
@@ -79,7 +80,8 @@ def findings(numbers: Mapping[str, float]) -> list[str]:
     Args:
         numbers: of the evaluation, those of :func:`audit` among them.
     """
-    texts = [text for surface in SURFACES if (text := finding_on(surface, numbers))]
+    texts = [f"{NULL_RUN} What it gains is noise."] if numbers.get("null_run") else []
+    texts += [text for surface in SURFACES if (text := finding_on(surface, numbers))]
     texts += _unconfirmed(numbers)
     if (agreed := numbers.get("judge_consistency", 1.0)) <= CHANCE:
         texts.append(

@@ -17,6 +17,7 @@ from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
 from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.models import ModelFiles, find_model, require_policy
+from kubealign_components.data.null_runs import is_null_run
 from kubealign_components.data.schemas import (
     EVALUATION,
     MODEL,
@@ -243,6 +244,8 @@ def _make(inputs: _Inputs, provenance: Provenance, output: str) -> Stats:
         seed=config.split_seed,
         phrases=phrases,
     )
+    if is_null_run(provenance.recipe):
+        numbers["null_run"] = 1.0
     numbers |= second_numbers(rewards, seed=config.split_seed)
     verdict = _verdict(config, inputs.judge, compared, stats)
     numbers |= verdict.numbers() if verdict else {}

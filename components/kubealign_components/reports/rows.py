@@ -56,13 +56,20 @@ def rows_page(dataset: Dataset) -> str:
         ],
         dropped=sorted(stats["dropped"].items(), key=lambda pair: -pair[1]),
         dropped_texts=fitting(_dropped_texts(manifest.extra), lambda shown: [shown[2]]),
-        warnings=[f"{text[0].upper()}{text[1:]}." for one in agreement if (text := one.warning)],
+        warnings=[
+            *_texts(manifest.extra.get("warnings", [])),
+            *(f"{text[0].upper()}{text[1:]}." for one in agreement if (text := one.warning)),
+        ],
         agreement=[[one.source or "all", str(one.pairs), f"{one.share:.1%}"] for one in agreement],
         finish=columns.finish_reasons.most_common(10),
         charts=list(_charts(columns)),
         sources=_sources(columns),
         examples=fitting(_examples(dataset), lambda shown: [shown[0], *(str(s[2]) for s in shown[1])]),
     )
+
+
+def _texts(listed: object) -> list[str]:
+    return [str(text) for text in listed] if isinstance(listed, (list, tuple)) else []
 
 
 def _dropped_texts(extra: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:

@@ -27,6 +27,9 @@ class Pool:
 
     row: Ints
     reward: Floats
+    """That is gone by."""
+    given: Floats
+    """By which completions tie."""
     margin: Floats
     """Half the width of the interval of each reward; 0 where it is exact."""
     quantile: Floats
@@ -130,8 +133,9 @@ STRATEGIES: dict[str, Strategy] = {
 def choose_pairs(strategy: Strategy, pool: Pool, rules: StrategySettings) -> tuple[Ints, Ints]:
     """Positions in the pool of the chosen and the rejected, shape (pairs,) each, sorted by row.
 
-    Every pair has a reward on the chosen side that is strictly higher, by more than both margins, and a
-    quantile gap of at least ``min_quantile_gap``; a candidate that has not makes room for the next.
+    Every pair has a reward on the chosen side that is strictly higher, by more than both margins, given
+    rewards that do not tie, and a quantile gap of at least ``min_quantile_gap``; a candidate that has not
+    makes room for the next.
     """
     pairs = strategy(pool, rules)
     better = pool.reward[pairs.a] >= pool.reward[pairs.b]
@@ -139,6 +143,7 @@ def choose_pairs(strategy: Strategy, pool: Pool, rules: StrategySettings) -> tup
     rejected = np.where(better, pairs.b, pairs.a)
     gap = pool.quantile[chosen] - pool.quantile[rejected]
     apart = pool.reward[chosen] - pool.margin[chosen] > pool.reward[rejected] + pool.margin[rejected]
+    apart &= pool.given[chosen] != pool.given[rejected]
     good = apart & (gap >= rules.min_quantile_gap - TOLERANCE)
     chosen, rejected = chosen[good], rejected[good]
     order = order_by(pool.row[chosen], pairs.priority[good])

@@ -21,6 +21,7 @@ from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.labels import compared, fewer, preferred_pairs, sides
+from kubealign_components.data.null_runs import SHUFFLED
 from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import COMPLETION, PAIR, SELECTION, SELECTION_ROW
 from kubealign_components.data.seeds import id_keys
@@ -33,6 +34,17 @@ from kubealign_components.select.quantiles import (
     METHODS,
     quantile_rewards,
     rank_rewards,
+)
+from kubealign_components.select.used_rewards import (
+    AS_GIVEN,
+    LENGTH_CONTROLLED,
+    NOTES,
+    REWARDS,
+    LengthSlope,
+    at_equal_length,
+    length_slope,
+    numbers_of,
+    shuffle_within,
 )
 from kubealign_components.training.config import INCLUSIVE, LEAVE_ONE_OUT
 
@@ -70,6 +82,10 @@ class SelectConfig:
     reward_interval: float = 0.95
     """Level of the intervals of rewards that are estimates with a standard error, as those of rank are: two
     completions whose intervals overlap are no pair. 0 takes such rewards as they are, too."""
+    rewards: str = AS_GIVEN
+    """The rewards that are gone by: as_given; length_controlled, with the slope of reward over tokens among a
+    prompt's completions, one for the whole dataset, taken out before completions are ranked; or shuffled
+    within each prompt, for a null run: what it gains, noise gains."""
     pool: str = "reference"
     """Which completions may be selected: reference (sampled from the policy), offline, or both."""
     k: int = 1
@@ -89,6 +105,13 @@ class SelectConfig:
         require_choice("strategy", self.strategy, {ALL, LABELS, LABELLED, *STRATEGIES})
         require_choice("quantile", self.quantile, METHODS)
         require_choice("pool", self.pool, POOLS)
+        require_choice("rewards", self.rewards, REWARDS)
+        require(
+            not self.by_labels or self.rewards == AS_GIVEN,
+            "rewards",
+            self.rewards,
+            f"{AS_GIVEN} where labels decide (strategy {self.strategy})",
+        )
         least = 2 if self.quantile == LEAVE_ONE_OUT else 1
         for name, low in (("pairs_per_prompt", 1), ("k", 1), ("min_references", least)):
             value = getattr(self, name)
@@ -126,7 +149,8 @@ class SelectConfig:
         if self.by_labels:
             return [self.strategy, *pairs]
         pool = [self.pool] if self.pool != "reference" else []
-        return [self.strategy, *pairs, self.quantile, *pool]
+        rewards = [self.rewards] if self.rewards != AS_GIVEN else []
+        return [self.strategy, *pairs, self.quantile, *pool, *rewards]
 
 
 def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
@@ -143,7 +167,10 @@ def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
 
     The metrics hold ``pairs`` and ``completions`` (what is trained on), the means ``references_mean``,
     ``quantile_reward_mean`` and ``quantile_gap_mean``, and ``reference_tied_mean``, the share of
-    reference rewards that equal another one of their prompt.
+    reference rewards that equal another one of their prompt. ``longer_mean`` is by how many tokens the chosen
+    completion is longer than the rejected one. At equal length ``length_slope_before`` and
+    ``length_slope_after`` are reward a token; completions then have the rewards that were gone by, as they
+    have where these were shuffled.
 
     Args:
         config: the settings.
@@ -162,14 +189,17 @@ def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
 
 
 def _make(config: SelectConfig, rewarded: Dataset, provenance: Provenance, output: str) -> Stats:
-    stats = Stats()
+    stats, after = Stats(), LengthSlope()
+    slope = length_slope(rewarded) if config.rewards == LENGTH_CONTROLLED else 0.0
     with (
         DatasetWriter(output, SELECTION, provenance) as writer,
         progress_bar(rewarded.rows, "prompts", "select") as bar,
     ):
         for batch in read_ahead(rewarded.batches(batch_rows=None)):
-            work = _Batch(batch, config, stats)
+            work = _Batch(batch, config, stats, slope)
             work.count_agreement()
+            if config.rewards == LENGTH_CONTROLLED:
+                after.add(work.row, work.reward, work.tokens)
             selected = work.select()
             stats.rows_in += batch.num_rows
             stats.rows_out += selected.num_rows
@@ -190,8 +220,11 @@ def _make(config: SelectConfig, rewarded: Dataset, provenance: Provenance, outpu
                 "lower the level",
                 config.reward_interval,
             )
+        if config.rewards == LENGTH_CONTROLLED:
+            stats.numbers |= {"length_slope_before": slope, "length_slope_after": after.value}
         note = "" if config.by_labels else _note(stats, config.quantile)
-        writer.commit(stats, {"pairwise": config.pairwise, "note": note})
+        extra = {"pairwise": config.pairwise, "note": note, "warnings": NOTES[config.rewards]}
+        writer.commit(stats, extra)
     return stats
 
 
@@ -216,7 +249,7 @@ class _Batch:
     Flat arrays run over the completions of the batch, in order; ``row`` gives the prompt of each.
     """
 
-    def __init__(self, batch: pa.RecordBatch, config: SelectConfig, stats: Stats) -> None:
+    def __init__(self, batch: pa.RecordBatch, config: SelectConfig, stats: Stats, slope: float) -> None:
         self.batch, self.config, self.stats = batch, config, stats
         lists = batch.column("completions")
         offsets = lists.offsets.to_numpy()
@@ -238,6 +271,10 @@ class _Batch:
         self.rewarded: Bools = np.isfinite(self.reward)
         if not config.by_labels:
             self._check_rewards()
+        self.tokens = numbers_of(self.completions, "num_tokens")
+        self.given = self.reward
+        """The rewards by which completions tie."""
+        self._use_rewards(slope)
         # A prompt with a completion that has no reward has no quantiles: its references are not all there.
         self.reference_reward: Bools = self.reference & self._whole_rows()[self.row]
         self.references = self._per_row(self.reference_reward)
@@ -246,10 +283,21 @@ class _Batch:
         quantile = quantile_rewards(self.ranks, self.reference_reward, config.quantile)
         self.quantile: Floats = np.where(self.rewarded & (self.references[self.row] > 0), quantile, np.nan)
 
+    def _use_rewards(self, slope: float) -> None:
+        """Put the rewards that are gone by in the place of those that were given."""
+        if self.config.rewards == LENGTH_CONTROLLED:
+            self.reward = at_equal_length(self.row, self.given, self.tokens, slope)
+        elif self.config.rewards == SHUFFLED:
+            keys = [id_keys(self.ids, self.config.seed, purpose) for purpose in ("shuffle to", "shuffle of")]
+            origin = shuffle_within(self.row, self.reference, *keys)
+            self.reward, self.margin = self.given[origin], self.margin[origin]
+            self.given = self.reward
+
     def count_agreement(self) -> None:
         """Count how often reward and labels agree, whatever is selected."""
         sources = self.batch.column("source").to_pylist()
-        count_agreement(self.stats, sources, self.row, self.preferred, self.reward)
+        given = self.completions.field("reward").to_numpy(zero_copy_only=False)
+        count_agreement(self.stats, sources, self.row, self.preferred, given)
 
     def select(self) -> pa.RecordBatch:
         """The output rows."""
@@ -324,7 +372,7 @@ class _Batch:
         return whole
 
     def _all_tie(self, considered: Bools) -> Bools:
-        row, reward = self.row[considered], self.reward[considered]
+        row, reward = self.row[considered], self.given[considered]
         low, high = np.full(self.rows, np.inf), np.full(self.rows, -np.inf)
         np.minimum.at(low, row, reward)
         np.maximum.at(high, row, reward)
@@ -347,6 +395,7 @@ class _Batch:
         pool = Pool(
             row=self.row[members],
             reward=self.reward[members],
+            given=self.given[members],
             margin=self.margin[members],
             quantile=self.quantile[members],
             key=key,
@@ -384,9 +433,12 @@ class _Batch:
 
     def _completions(self, selected: Ints) -> pa.StructArray:
         kept = take(self.completions, selected)
-        quantile = pa.array(self.quantile[selected], from_pandas=True)  # NaN becomes null
+        made = {"quantile_reward": self.quantile}
+        if self.config.rewards != AS_GIVEN:
+            made |= {"reward": self.reward}
+        columns = {name: pa.array(own[selected], from_pandas=True) for name, own in made.items()}
         return pa.StructArray.from_arrays(
-            [quantile if f.name == "quantile_reward" else kept.field(f.name) for f in COMPLETION],
+            [columns.get(f.name, kept.field(f.name)) for f in COMPLETION],
             fields=list(COMPLETION),
         )
 
@@ -399,6 +451,7 @@ class _Batch:
         self.stats.observe("reference_tied", (self.ranks.equal[used] > 1).tolist())
         self.stats.observe("quantile_reward", _finite(self.quantile[selected]))
         self.stats.observe("quantile_gap", _finite(self.quantile[chosen] - self.quantile[rejected]))
+        self.stats.observe("longer", _finite(self.tokens[chosen] - self.tokens[rejected]))
 
     def _per_row(self, mask: Bools) -> Ints:
         return np.bincount(self.row[mask], minlength=self.rows)

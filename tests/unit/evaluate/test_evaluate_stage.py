@@ -15,7 +15,8 @@ from kubealign_components.config import from_mapping, semantic_params
 from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.schemas import MODEL, TRAINING
+from kubealign_components.data.null_runs import NULL_RUN
+from kubealign_components.data.schemas import MODEL, SELECTION, TRAINING
 from kubealign_components.data.schemas import PROMPTS as PROMPT_ROWS
 from kubealign_components.data.seeds import is_held_out
 from kubealign_components.data.stats import Stats
@@ -23,6 +24,7 @@ from kubealign_components.engines.generation import SamplingSpec
 from kubealign_components.engines.judge import Pair, PairJudge
 from kubealign_components.engines.rewards import RewardSpec
 from kubealign_components.errors import ConfigError, DataError, GateError
+from kubealign_components.evaluate.comparison import warnings
 from kubealign_components.evaluate.component import evaluate as component
 from kubealign_components.evaluate.stage import EvaluateConfig, run
 from kubealign_components.filter.stage import FilterConfig
@@ -514,3 +516,18 @@ def test_what_is_required_fails_the_run_after_everything_is_written(
 def test_what_cannot_be_required_is_refused(tiny_model: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(tiny_model, **settings)
+
+
+def test_a_null_run_is_called_one(rewarded: Dataset, tiny_model: Path, tmp_path: Path) -> None:
+    """Wherever its gain is told: in the numbers, on the page and in the terminal."""
+    chosen = write(
+        tmp_path / "select", SELECTION, "select", {"rewards": "shuffled"}, inputs={"rewarded": rewarded}
+    )
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    write(model, MODEL, "train", {}, inputs={"training": chosen})
+    output = str(tmp_path / "out")
+    numbers = run(config(tiny_model), rewarded=rewarded, model=str(model), output=output).numbers
+    assert numbers["null_run"] == 1.0
+    assert f"{NULL_RUN} What it gains is noise." in warnings(numbers)
+    assert NULL_RUN in Page((Path(output) / REPORT).read_text()).text

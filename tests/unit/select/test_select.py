@@ -24,6 +24,7 @@ from kubealign_components.errors import ConfigError, DataError, EmptyDataset
 from kubealign_components.select.pairs import STRATEGIES
 from kubealign_components.select.quantiles import METHODS, quantile_rewards, rank_rewards
 from kubealign_components.select.stage import SelectConfig, run
+from kubealign_components.select.used_rewards import REWARDS
 from support.select_oracle import select_row
 from support.tiny import prompt_row
 
@@ -144,10 +145,23 @@ def test_what_always_holds(tmp_path_factory: Any, rows: list[Row], config: Selec
 
 
 @fuzz
-@given(rows=prompts, config=configs, shuffled=st.randoms(use_true_random=False), batch=st.integers(1, 4))
+@given(
+    rows=prompts,
+    config=configs,
+    used=st.sampled_from(REWARDS),
+    shuffled=st.randoms(use_true_random=False),
+    batch=st.integers(1, 4),
+)
 def test_order_batches_and_shards_do_not_matter(
-    tmp_path_factory: Any, rows: list[Row], config: SelectConfig, shuffled: random.Random, batch: int
+    tmp_path_factory: Any,
+    rows: list[Row],
+    config: SelectConfig,
+    used: str,
+    shuffled: random.Random,
+    batch: int,
 ) -> None:
+    config = replace(config, rewards=used)
+
     def outcome(selected: list[Row]) -> dict[str, Any]:
         return {
             row["prompt_id"]: [
@@ -305,6 +319,11 @@ def test_bad_rewards_and_ids_are_refused(tmp_path: Path) -> None:
     [
         ({"strategy": "best"}, r"strategy='best': expected one of all, best_random, best_worst"),
         ({"quantile": "median"}, r"quantile='median': expected one of inclusive, leave_one_out, mid_rank"),
+        ({"rewards": "shuffle"}, r"rewards='shuffle': expected one of .*did you mean shuffled"),
+        (
+            {"rewards": "shuffled", "strategy": "labels"},
+            r"rewards='shuffled': expected as_given where",
+        ),
         ({"pool": "all"}, r"pool='all': expected one of both, offline, reference"),
         ({"pairs_per_prompt": 0}, r"pairs_per_prompt=0: expected 1 or more"),
         ({"k": 0}, r"k=0: expected 1 or more"),

@@ -1,0 +1,98 @@
+"""The rewards that a selection goes by: as they were given, at equal length, or shuffled within prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.null_runs import NULL_RUN, SHUFFLED
+from kubealign_components.data.seeds import Keys
+from kubealign_components.data.segments import Bools, Floats, Ints, order_by
+
+AS_GIVEN, LENGTH_CONTROLLED = "as_given", "length_controlled"
+REWARDS = (AS_GIVEN, LENGTH_CONTROLLED, SHUFFLED)
+NOTES: Mapping[str, Sequence[str]] = {
+    AS_GIVEN: (),
+    LENGTH_CONTROLLED: (
+        "Rewards are those at equal length: what a token more goes with among the completions of a prompt "
+        "was taken out before any were chosen.",
+    ),
+    SHUFFLED: (NULL_RUN,),
+}
+"""What a reader is told of the rewards on a page."""
+_COLUMNS = ("completions.list.element.reward", "completions.list.element.num_tokens")
+
+
+class LengthSlope:
+    """Least-squares slope of reward over tokens with a level of its own for every prompt, which count alike.
+
+    Sums are exact, so that the order of prompts does not matter.
+    """
+
+    def __init__(self) -> None:
+        self._products: list[Floats] = []
+        self._squares: list[Floats] = []
+
+    def add(self, row: Ints, reward: Floats, tokens: Floats) -> None:
+        """Add completions, arrays of shape (n,); those without reward or length do not count.
+
+        Args:
+            row: the prompt of each, from 0.
+            reward: NaN where there is none.
+            tokens: NaN where they are not counted.
+        """
+        counted = np.isfinite(reward) & np.isfinite(tokens)
+        row, reward, tokens = row[counted], reward[counted], tokens[counted]
+        counts = np.maximum(np.bincount(row), 1)
+        length = tokens - (np.bincount(row, tokens) / counts)[row]
+        centred = reward - (np.bincount(row, reward) / counts)[row]
+        self._products.append(np.bincount(row, length * centred) / counts)
+        self._squares.append(np.bincount(row, length * length) / counts)
+
+    @property
+    def value(self) -> float:
+        """In reward a token; 0 where no prompt has completions of different lengths."""
+        squares = math.fsum(map(math.fsum, self._squares))
+        return math.fsum(map(math.fsum, self._products)) / squares if squares else 0.0
+
+
+def length_slope(rewarded: Dataset) -> float:
+    """The :class:`LengthSlope` of all completions of ``rewarded``, read in one pass over two columns."""
+    slope = LengthSlope()
+    for batch in rewarded.batches(list(_COLUMNS), batch_rows=None):
+        lists = batch.column("completions")
+        offsets = lists.offsets.to_numpy()
+        completions = lists.values.slice(offsets[0], offsets[-1] - offsets[0])
+        row = np.repeat(np.arange(batch.num_rows), np.diff(offsets))
+        slope.add(row, numbers_of(completions, "reward"), numbers_of(completions, "num_tokens"))
+    return slope.value
+
+
+def numbers_of(completions: pa.StructArray, name: str) -> Floats:
+    """The field ``name`` of each completion, NaN where it is null."""
+    values: Floats = completions.field(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return values
+
+
+def at_equal_length(row: Ints, reward: Floats, tokens: Floats, slope: float) -> Floats:
+    """``reward`` as it would be were all completions of a prompt as long as their mean, by ``slope``."""
+    counts = np.maximum(np.bincount(row), 1)
+    return np.asarray(reward - slope * (tokens - (np.bincount(row, tokens) / counts)[row]))
+
+
+def shuffle_within(row: Ints, reference: Bools, to: Keys, of: Keys) -> Ints:
+    """For each completion the place of the one of its prompt that it gets the reward of, shape (n,).
+
+    Args:
+        row: the prompt of each, ascending.
+        reference: of copies of one completion, which have the same keys, such a one comes first.
+        to: random keys of who gets.
+        of: random keys of what is given, independent of ``to``.
+    """
+    origin = np.empty(len(row), dtype=np.int64)
+    origin[order_by(row, to, ~reference)] = order_by(row, of, ~reference)
+    return origin
