@@ -1,7 +1,8 @@
 """Judging pairs of responses by principles: every pair under every principle, in both orders.
 
 The mean of the two orders is free of a preference for a position, and how often the two agree says how
-much the judge's opinion is worth. What runs the model is :mod:`.judging`.
+much the judge's opinion is worth. What runs the model is :mod:`.judge_model`; under a principle that a
+reward function measures, that function judges in its place.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from kubealign_components.data.origins import note_origin
 from kubealign_components.data.principles import JUDGE, Principle, PrincipleSet, load_principles
 from kubealign_components.data.templates import load_judge_template
 from kubealign_components.engines.dtypes import DTYPES, resolved_dtype
+from kubealign_components.engines.judging_functions import FunctionJudge, JudgingFunction
+from kubealign_components.engines.reward_input import RewardInput
 
 if TYPE_CHECKING:
     from kubealign_components.data.dataset import Dataset
@@ -44,6 +47,10 @@ class JudgeSpec(TemplateConfig):
     """A shipped set of principles, or path or URI of one's own."""
     principle_names: tuple[str, ...] = ()
     """Which of them; all that are for the judge when empty."""
+    functions: tuple[JudgingFunction, ...] = ()
+    """Reward functions that judge in the policy's place, each under the principle that it names: the
+    difference of both rewards stands for the log-odds, in both orders. No model is loaded where every
+    principle has one."""
     template: str = "judge"
     """The shipped question, or path or URI of one's own."""
     max_length: int = 0
@@ -68,6 +75,8 @@ class Pair(NamedTuple):
     messages: Sequence[Mapping[str, Any]]
     first: str
     second: str
+    inputs: tuple[RewardInput, RewardInput] | None = None
+    """The two as a reward function sees them; needed where functions judge."""
 
 
 class Judgement(NamedTuple):
@@ -104,12 +113,25 @@ class PairJudge:
 
     def __init__(self, spec: JudgeSpec, judged: Dataset | None = None) -> None:
         self.spec = spec
-        self.principles = _principles(spec)
+        self.principles = judging_principles(spec)
+        self._functions = FunctionJudge(spec.functions, self.principles.names)
+        self._asked = [one for one in self.principles if one.name not in self._functions]
         self.files = find_model(spec.judge, spec.revision)
         self._adapter = find_adapter(spec.adapter, "adapter") if spec.adapter else None
         self._template = load_judge_template(spec.template)
         self._settings = _template_settings(spec, self.files, judged)
         self._judge: Judge | None = None
+
+    @property
+    def name(self) -> str:
+        """Who judges, in a word: the model, and the functions."""
+        model = [self.files.name] if self.asks_model else []
+        return ", ".join([*model, *(function.name for function in self.spec.functions)])
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether there is a principle that no function judges by."""
+        return bool(self._asked)
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -118,12 +140,13 @@ class PairJudge:
         Of the principles only what the judge is shown, so that judgements still hold when weights or
         negative statements have been edited.
         """
-        own = ("judge", "revision", "adapter", "principles", "principle_names", "template")
+        own = ("judge", "revision", "adapter", "principles", "principle_names", "functions", "template")
         settings = {k: v for k, v in semantic_params(self.spec).items() if k not in own}
         return (
             settings
             | {"dtype": resolved_dtype(self.spec.dtype)}
             | self._settings.params()
+            | self._functions.params()
             | {
                 "principles": self.principles.statements(),
                 "template": self._template.identity(),
@@ -143,12 +166,28 @@ class PairJudge:
 
         Raises:
             ConfigError: 4 bits are asked for on a machine without CUDA, or the adapter does not fit.
-            EngineError: the judge cannot be loaded, or gives no finite number.
+            EngineError: the judge cannot be loaded, or gives no finite number; or a function failed.
         """
+        names = self.principles.names
+        by_model = self._by_model(pairs) if self.asks_model else [{} for _ in pairs]
+        return [
+            None if own is None else [own.get(name) or self._by_function(name, pair) for name in names]
+            for pair, own in zip(pairs, by_model, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Free the model's memory, and end the functions' processes."""
+        self._functions.close()
+        if self._judge is not None:
+            self._judge.close()
+            self._judge = None
+
+    def _by_model(self, pairs: Sequence[Pair]) -> list[dict[str, Judgement] | None]:
+        """The judgements that are the model's, by principle; None where a question is over length."""
         if not pairs:
             return []
         judge = self._start()
-        asked = [[self._orders(judge, pair, principle) for principle in self.principles] for pair in pairs]
+        asked = [[self._orders(judge, pair, principle) for principle in self._asked] for pair in pairs]
         fits = [
             max(len(ids) for orders in of_pair for ids in orders) <= judge.max_length for of_pair in asked
         ]
@@ -156,19 +195,18 @@ class PairJudge:
         preferences = iter(judge.preferences(questions))
         return [self._judgements(preferences) if ok else None for ok in fits]
 
-    def close(self) -> None:
-        """Free the model's memory."""
-        if self._judge is not None:
-            self._judge.close()
-            self._judge = None
-
-    def _judgements(self, preferences: Iterator[float]) -> list[Judgement]:
+    def _judgements(self, preferences: Iterator[float]) -> dict[str, Judgement]:
         """Of one pair: a preference in each order by principle, turned in favour of the first response."""
-        of_pair = []
-        for principle in self.principles:
+        of_pair = {}
+        for principle in self._asked:
             prefers_first, prefers_second = islice(preferences, 2)
-            of_pair.append(Judgement(principle.name, prefers_first, -prefers_second))
+            of_pair[principle.name] = Judgement(principle.name, prefers_first, -prefers_second)
         return of_pair
+
+    def _by_function(self, principle: str, pair: Pair) -> Judgement:
+        assert pair.inputs is not None, "functions judge by what a reward function sees"
+        preference = self._functions.preference(principle, pair.inputs)
+        return Judgement(principle, preference, preference)
 
     def _start(self) -> Judge:
         from kubealign_components.engines.judge_model import Judge
@@ -214,7 +252,12 @@ def _template_settings(spec: JudgeSpec, files: ModelFiles, judged: Dataset | Non
     return stored_settings(judged) if same else own
 
 
-def _principles(spec: JudgeSpec) -> PrincipleSet:
+def judging_principles(spec: JudgeSpec) -> PrincipleSet:
+    """The principles that ``spec`` judges by.
+
+    Raises:
+        ConfigError: a set that cannot be used, or has none of them.
+    """
     whole = load_principles(spec.principles)
     chosen = whole.only(spec.principle_names) if spec.principle_names else whole.of_stage(JUDGE)
     require(len(chosen) > 0, "principles", spec.principles, "a set with principles for the judge, or names")

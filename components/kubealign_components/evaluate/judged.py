@@ -14,7 +14,7 @@ from kubealign_components.data.fingerprint import slug_word
 from kubealign_components.data.schemas import Completion
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.judge import Judgement, Pair, PairJudge
-from kubealign_components.engines.rewards import flatten_text
+from kubealign_components.engines.rewards import flatten_text, reward_inputs
 from kubealign_components.evaluate.answers import ALIGNED, REFERENCE, ComparedPrompt
 from kubealign_components.evaluate.audit import WIN_RATE
 from kubealign_components.progress import progress_bar
@@ -93,7 +93,7 @@ def judged(
         return None
     wins = np.stack(outcomes)  # of shape (prompts, principles)
     return WinRates(
-        judge=judge.files.name,
+        judge=judge.name,
         overall=_win_rate(wins.mean(axis=1), seed),
         by_principle={
             name: _win_rate(won, seed) for name, won in zip(judge.principles.names, wins.T, strict=True)
@@ -116,7 +116,11 @@ def _judge(
 def _pairs(prompt: ComparedPrompt, most: int) -> list[Pair]:
     messages = json.loads(prompt.row["messages"])
     sides = list(zip(prompt.completions(ALIGNED), prompt.completions(REFERENCE)))[:most]
-    return [Pair(messages, _text(aligned), _text(reference)) for aligned, reference in sides]
+    pairs = []
+    for aligned, reference in sides:
+        first, second = reward_inputs(prompt.row, [aligned, reference])
+        pairs.append(Pair(messages, _text(aligned), _text(reference), (first, second)))
+    return pairs
 
 
 def _outcome(pair: Sequence[Judgement], judge: PairJudge) -> list[float]:

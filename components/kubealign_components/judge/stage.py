@@ -6,6 +6,7 @@ how often the two agree says how much the judge's opinion is worth.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from kubealign_components.data.schemas import (
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.engines.judge import Judgement, JudgeSpec, Pair, PairJudge
+from kubealign_components.engines.rewards import reward_inputs
 
 VERSION = 3
 
@@ -69,7 +71,7 @@ def run(config: JudgeConfig, *, chunk: Chunk) -> Part:
         VERSION,
         judge.params,
         inputs={"completions": dataset},
-        models={"judge": judge.identity},
+        models={"judge": judge.identity} if judge.asks_model else {},
         slug=["judged", *([principles.name] if principles.name != "judging" else [])],
     )
     stage = JudgeStage(judge, config.min_characters)
@@ -115,9 +117,12 @@ class JudgeStage:
         self._over_length = 0
 
     def keys(self, row: TokenizedRow) -> list[str]:
-        """For each pair a hash of what is read: the prompt and both texts."""
+        """For each pair a hash of what is read: the prompt and both texts, and what else functions see."""
         texts = [_text(c) for c in row["completions"]]
-        return [digest([row["messages"], texts[one], texts[two]]) for one, two in self._pair_positions(row)]
+        return [
+            digest([row["messages"], texts[one], texts[two], *self._seen_by_functions(row, one, two)])
+            for one, two in self._pair_positions(row)
+        ]
 
     def compute(
         self, slices: Iterator[list[Missing[TokenizedRow]]]
@@ -159,6 +164,12 @@ class JudgeStage:
         stats.counts["pairs_over_length"] += self._over_length
         self._over_length = 0
 
+    def _seen_by_functions(self, row: TokenizedRow, *positions: int) -> list[object]:
+        if not self._judge.spec.functions:
+            return []
+        inputs = reward_inputs(row, [row["completions"][position] for position in positions])
+        return [dataclasses.asdict(one) for one in inputs]
+
     def _pair_positions(self, row: TokenizedRow) -> list[tuple[int, int]]:
         """Positions of different reference completions that are long enough, two by two."""
         texts = {p: _text(c) for p, c in enumerate(row["completions"]) if c["reference"]}
@@ -169,7 +180,8 @@ class JudgeStage:
 def _pairs(row: TokenizedRow, pair_positions: Sequence[tuple[int, int]]) -> Iterator[Pair]:
     messages = json.loads(row["messages"])
     for one, two in pair_positions:
-        yield Pair(messages, _text(row["completions"][one]), _text(row["completions"][two]))
+        first, second = reward_inputs(row, [row["completions"][one], row["completions"][two]])
+        yield Pair(messages, _text(row["completions"][one]), _text(row["completions"][two]), (first, second))
 
 
 def _lines(judgements: Sequence[Judgement] | None) -> list[OpinionRow] | None:

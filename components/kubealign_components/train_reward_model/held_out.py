@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, TypedDict
 
 from kubealign_components.data.batches import batched
 from kubealign_components.data.dataset import Dataset
@@ -12,11 +12,14 @@ from kubealign_components.data.models import ModelFiles
 from kubealign_components.data.principles import PrincipleSet
 from kubealign_components.data.schemas import PreferenceRow
 from kubealign_components.engines.reward_model import RewardModel
+from kubealign_components.engines.rewards import flatten_chat, flatten_text
+from kubealign_components.printable import shortened
 from kubealign_components.progress import progress_bar
 from kubealign_components.train_reward_model.config import RewardModelConfig
 from kubealign_components.train_reward_model.pairs import COLUMNS, Shown, conversations, shown_principles
 
 _ROWS = 256
+_CLIP = 600
 
 
 class ScoredPair(NamedTuple):
@@ -57,6 +60,59 @@ def score_held_out(
         for some in batched(rows, _ROWS):
             yield from _scored(model, some, principles)
             bar.update(len(some))
+
+
+class SteeredText(TypedDict):
+    """One completion of a held-out pair, with its scores."""
+
+    text: str
+    score: float
+    """Under the principles of the pair."""
+    opposite: float
+    """Under the opposite of every one of them."""
+
+
+class SteeredPair(TypedDict):
+    """A held-out pair for who reads the report: what becomes of the scores under the opposite principles."""
+
+    prompt: str
+    principles: list[str]
+    """The statements that the pair goes by."""
+    opposites: list[str]
+    """Those of the opposites."""
+    completions: list[SteeredText]
+    """The preferred one first."""
+
+
+def steered_pairs(
+    scored: Iterable[ScoredPair], principles: PrincipleSet | None, most: int
+) -> Iterator[SteeredPair]:
+    """The first pair of each of the first ``most`` prompts whose principles have opposites.
+
+    Args:
+        scored: held-out pairs.
+        principles: where opposites are looked up.
+        most: how many.
+    """
+    prompts: set[str] = set()
+    for row, scores, opposite in scored:
+        opposites = _opposites(row, principles)
+        if opposite is None or opposites is None or row["messages"] in prompts or len(prompts) == most:
+            continue
+        prompts.add(row["messages"])
+        preferred = row["preferred"]
+        texts = [
+            flatten_text(json.loads(row["completions"][i]["messages"])) for i in (preferred, 1 - preferred)
+        ]
+        yield {
+            "prompt": flatten_chat(json.loads(row["messages"]), None)[-1]["content"],
+            "principles": [p["text"] for p in row["principles"] or ()],
+            "opposites": [p["text"] for p in opposites],
+            "completions": [
+                {"text": shortened(text, _CLIP), "score": score, "opposite": other}
+                for text, score, other in zip(texts, scores, opposite, strict=True)
+            ],
+        }
 
 
 def deciding_principle(row: PreferenceRow) -> str | None:

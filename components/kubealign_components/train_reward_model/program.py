@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import set_seed
@@ -22,7 +22,12 @@ from kubealign_components.engines.loading import context_length, free_memory, lo
 from kubealign_components.engines.reward_model import RewardChat
 from kubealign_components.engines.rewards import chosen_principles
 from kubealign_components.train_reward_model.config import RewardModelConfig
-from kubealign_components.train_reward_model.held_out import deciding_principle, score_held_out
+from kubealign_components.train_reward_model.held_out import (
+    ScoredPair,
+    deciding_principle,
+    score_held_out,
+    steered_pairs,
+)
 from kubealign_components.train_reward_model.measures import (
     HeldOutPair,
     by_principle,
@@ -47,6 +52,8 @@ from kubealign_components.training.resuming import Checkpoints
 from kubealign_components.training.step_trainer import Log
 
 _TOKENIZER, _STATS = "tokenizer", "stats.json"
+_SHOWN = 8
+"""Held-out pairs that the report shows with their texts."""
 
 
 def train(run: Run[RewardModelConfig]) -> Trained | None:
@@ -115,28 +122,34 @@ def _train(run: Run[RewardModelConfig], policy: Path, pairs: Path) -> Log:
 
 def _scored(run: Run[RewardModelConfig], steps: Log, prepared: Path) -> Trained:
     """The saved model on the held-out pairs."""
+    config = run.config
     preferences = Dataset.open(run.job.inputs["preferences"], PREFERENCES)
-    pairs = list(_held_out(run.config, preferences, ModelFiles(name="model", path=run.folder)))
+    principles = load_principles(config.principles) if config.principles else None
+    model = ModelFiles(name="model", path=run.folder)
+    scored = list(score_held_out(config, preferences, model, principles))
+    pairs = [_measured(pair) for pair in scored]
     stats = Stats.from_json(json.loads((prepared / _STATS).read_text()))
     _summarise(stats, steps, pairs)
     extra = {
         "adapter": False,  # the adapters are in the weights; the folder adapter/ has them once more
         "policy": run.job.notes["policy_digest"],
-        "held_out": {"calibration": calibration(pairs), "by_principle": by_principle(pairs)},
+        "held_out": {
+            "calibration": calibration(pairs),
+            "by_principle": by_principle(pairs),
+            "steered": list(steered_pairs(scored, principles, _SHOWN)),
+        },
     }
     return Trained(steps=steps, stats=stats, extra=extra)
 
 
-def _held_out(config: RewardModelConfig, preferences: Dataset, files: ModelFiles) -> Iterator[HeldOutPair]:
-    """The held-out pairs under the saved model."""
-    principles = load_principles(config.principles) if config.principles else None
-    for row, (preferred, other), opposite in score_held_out(config, preferences, files, principles):
-        yield HeldOutPair(
-            margin=preferred - other,
-            principles=tuple((p["name"], p["negated"]) for p in row["principles"] or ()),
-            deciding=deciding_principle(row),
-            opposite_margin=opposite[0] - opposite[1] if opposite else None,
-        )
+def _measured(pair: ScoredPair) -> HeldOutPair:
+    row, (preferred, other), opposite = pair
+    return HeldOutPair(
+        margin=preferred - other,
+        principles=tuple((p["name"], p["negated"]) for p in row["principles"] or ()),
+        deciding=deciding_principle(row),
+        opposite_margin=opposite[0] - opposite[1] if opposite else None,
+    )
 
 
 def _summarise(stats: Stats, steps: Log, pairs: Sequence[HeldOutPair]) -> None:

@@ -33,6 +33,7 @@ def report_page(uri: str) -> str:
         model,
         charts=draw(training_log(model), _PANELS) + ([_calibration(bins)] if bins else []),
         principles=held_out["by_principle"],
+        steered=held_out.get("steered", []),
     )
 
 

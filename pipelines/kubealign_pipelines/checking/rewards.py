@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from kubealign_components.config import Path
+from kubealign_components.engines.judge import JudgeSpec, judging_principles
+from kubealign_components.engines.judging_functions import check_principle
 from kubealign_components.engines.reward_functions import LoadedFunction, RewardFunctionSpec
 from kubealign_components.engines.reward_input import Refused, RewardInput
 from kubealign_components.engines.rewards import flatten_text
@@ -31,6 +33,7 @@ def check_functions(checked: Checked, rows: Sequence[JsonObject]) -> Iterator[Fi
     """
     inputs = [_input(row) for row in rows[:ROWS]] or [_made_up()]
     for stage in checked.stages:
+        yield from _judging(stage)
         for prefix, specs in _functions(stage):
             for position, spec in zip(positions(stage, prefix, specs), specs):
                 yield from _check(stage, (*prefix, position), spec, inputs)
@@ -43,6 +46,28 @@ def _functions(stage: Stage) -> Iterator[tuple[tuple[str, ...], Sequence[RewardF
         reward = getattr(stage.config, name, None)
         if reward is not None:
             yield (name, "functions"), reward.functions
+    judge = getattr(stage.config, "judge", None)
+    if isinstance(judge, JudgeSpec):
+        yield ("judge", "functions"), judge.functions
+
+
+def _judging(stage: Stage) -> Iterator[Finding]:
+    """Findings on functions that judge by a principle that there is none of, or that has one already."""
+    own = getattr(stage.config, "judge", None)
+    spec, prefix = (
+        (own, ("judge", "functions")) if isinstance(own, JudgeSpec) else (stage.config, ("functions",))
+    )
+    if not isinstance(spec, JudgeSpec) or not spec.functions:
+        return
+    try:
+        names = judging_principles(spec).names
+    except KubeAlignError:  # of which the set itself is to be told
+        return
+    for position, at in enumerate(positions(stage, prefix, spec.functions)):
+        try:
+            check_principle(position, spec.functions, names)
+        except ConfigError as error:
+            yield error_at(stage.path((*prefix, at, "principle")), error.value, error.expected)
 
 
 def _check(

@@ -23,6 +23,7 @@ from kubealign_components.data.schemas import COMPLETIONS
 from kubealign_components.data.templates import load_judge_template
 from kubealign_components.engines.judge import JudgeSpec, Pair, PairJudge
 from kubealign_components.engines.judge_model import Judge
+from kubealign_components.engines.judging_functions import JudgingFunction
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as run_filter
@@ -315,3 +316,106 @@ def test_the_policy_judges_under_the_settings_that_its_prompts_were_made_with(
     assert PairJudge(asked, tokens).params["chat_template_date"] == "2024-01-01"
     other = build_tiny_model(tmp_path / "other", seed=1)
     assert PairJudge(JudgeSpec(judge=str(other)), tokens).params["chat_template"] is None
+
+
+def longer(principle: str, **settings: Any) -> dict[str, Any]:
+    """A function that judges by ``principle``: 1 for a text of 18 characters or more."""
+    pattern = {"kind": "regex", "pattern": ".{18,}"}
+    return {"principle": principle, "function": "format_match", "settings": pattern, **settings}
+
+
+def with_functions(*functions: dict[str, Any]) -> tuple[JudgingFunction, ...]:
+    return tuple(JudgingFunction(**one) for one in functions)
+
+
+def test_a_function_judges_the_principle_that_it_measures_and_the_model_the_other(
+    rows: list[dict[str, Any]],
+    make_dataset: Callable[..., Dataset],
+    tiny_model: Path,
+    principles: str,
+    tmp_path: Path,
+) -> None:
+    dataset = make_dataset(rows, COMPLETIONS)
+    asked = judged(dataset, tmp_path / "a", tiny_model, principles=principles)
+    functions = with_functions(longer("Brief", weight=-2.0))
+    mixed = judged(dataset, tmp_path / "b", tiny_model, principles=principles, functions=functions)
+    texts = [[json.loads(c["messages"])[0]["content"] for c in row["completions"]] for row in rows]
+    expected = [-2.0 * ((len(one) >= 18) - (len(two) >= 18)) for one, two in texts]
+    by_principle = {
+        name: [j for j in judgements(mixed) if j["principle"] == name] for name in ("Brief", "Kind")
+    }
+    assert [(j["s12"], j["s21"], j["score"]) for j in by_principle["Brief"]] == [(e, e, e) for e in expected]
+    assert any(expected)
+    model = [j for j in judgements(asked) if j["principle"] == "Kind"]
+    assert [j["s12"] for j in by_principle["Kind"]] == pytest.approx([j["s12"] for j in model], abs=1e-4)
+    assert asked.manifest.fingerprint != mixed.manifest.fingerprint
+
+
+def test_functions_alone_ask_no_model_and_name_none(
+    rows: list[dict[str, Any]],
+    make_dataset: Callable[..., Dataset],
+    tiny_model: Path,
+    principles: str,
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    save_file({name: tensor * torch.nan for name, tensor in load_file(weights).items()}, weights)
+    functions = with_functions(longer("Brief"), longer("Kind", weight=3.0))
+    settings: dict[str, Any] = {"principles": principles, "functions": functions}
+    dataset = judged(make_dataset(rows, COMPLETIONS), tmp_path, tmp_path / "model", **settings)
+    by_judge = [step for step in dataset.manifest.recipe.values() if step["stage"] == "judge"]
+    assert [step.get("models", {}) for step in by_judge] == [{}]
+    assert {j["principle"] for j in judgements(dataset)} == {"Brief", "Kind"}
+    assert all(j["s12"] == j["s21"] for j in judgements(dataset))
+
+
+def test_a_function_sees_how_a_completion_ended(
+    rows: list[dict[str, Any]],
+    make_dataset: Callable[..., Dataset],
+    tiny_model: Path,
+    principles: str,
+    tmp_path: Path,
+) -> None:
+    finished = {"kind": "regex", "pattern": ".*", "finished": True}
+    functions = with_functions(*(longer(name, settings=finished) for name in ("Brief", "Kind")))
+    settings: dict[str, Any] = {"principles": principles, "functions": functions}
+    whole = judged(make_dataset(rows, COMPLETIONS), tmp_path / "whole", tiny_model, **settings)
+    assert {j["score"] for j in judgements(whole)} == {0.0}
+    for row in rows:
+        row["completions"][1]["finish_reason"] = "length"
+    cut = judged(make_dataset(rows, COMPLETIONS), tmp_path / "cut", tiny_model, **settings)
+    assert {j["score"] for j in judgements(cut)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("functions", "expected"),
+    [
+        ([longer("Breif")], "did you mean Brief"),
+        ([longer("Brief"), longer("Brief", weight=2.0)], "one function a principle"),
+        ([longer("Brief", settings={"length": 3})], "settings"),
+    ],
+)
+def test_functions_that_cannot_judge_are_refused(
+    functions: list[dict[str, Any]], expected: str, tiny_model: Path, principles: str
+) -> None:
+    spec = JudgeSpec(judge=str(tiny_model), principles=principles, functions=with_functions(*functions))
+    with pytest.raises(ConfigError, match=expected):
+        PairJudge(spec)
+
+
+def test_a_function_that_refuses_a_completion_is_named(
+    rows: list[dict[str, Any]],
+    make_dataset: Callable[..., Dataset],
+    tiny_model: Path,
+    principles: str,
+    tmp_path: Path,
+) -> None:
+    rows[2]["metadata"] = json.dumps({"pattern": "("})
+    functions = with_functions(longer("Brief"), longer("Kind", settings={"kind": "regex"}))
+    for row in rows[:2] + rows[3:]:
+        row["metadata"] = json.dumps({"pattern": ".*"})
+    with pytest.raises(EngineError, match=r"format_match judges by 'Kind' and refused .*bad_pattern"):
+        judged(
+            make_dataset(rows, COMPLETIONS), tmp_path, tiny_model, principles=principles, functions=functions
+        )

@@ -154,6 +154,7 @@ def test_a_principle_and_its_negation_are_learned(
     page = Page(report_page(str(out)))
     assert {"Loss", "Accuracy", "Calibration on held-out pairs"} <= set(page.charts)
     assert [LOUD, "negated"] in [row[:2] for row in page.rows] and not page.loaded
+    assert "The same answers under the principles of a pair and under their opposites" in page.text
 
 
 def test_first_without_principles_then_with_them_from_adapters_and_head(
