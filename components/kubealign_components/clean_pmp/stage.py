@@ -22,6 +22,7 @@ from kubealign_components.data.finished import OutputRequest, once
 from kubealign_components.data.schemas import PREFERENCES
 from kubealign_components.data.seeds import is_held_out, unit_interval
 from kubealign_components.data.stats import Stats
+from kubealign_components.data.withdrawals import WITHDRAWN, Withdrawal, read_withdrawal
 from kubealign_components.json_types import JsonObject
 from kubealign_components.progress import progress_bar
 from kubealign_components.sources.external_sort import Entry, Spool
@@ -29,6 +30,7 @@ from kubealign_components.sources.prompt_writer import WRITE_ROWS, sample
 from kubealign_components.sources.request import requested
 from kubealign_components.sources.source import SourceReader, reading_bar, report_of, take_in
 from kubealign_components.sources.source_settings import SourceSettings, named_sources, require_fraction
+from kubealign_components.sources.withdrawn_rows import WithdrawnRows
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -71,6 +73,8 @@ class CleanPmpConfig:
     """Largest fraction of malformed rows in a source; more of them fail the stage."""
     seed: int = 0
     """Decides which completion is shown first, the split, and which pairs ``max_rows`` keeps."""
+    withdrawn: str = execution("")
+    """Path or URI of a withdrawal, of which nothing is taken: `kubealign withdraw` writes one."""
     work: str = execution("")
     """Work prefix: what was finished there before, with these settings on these rows, is taken."""
 
@@ -99,32 +103,43 @@ def run(config: CleanPmpConfig, *, output: str) -> Stats:
         output: URI of the dataset to make.
 
     Raises:
-        ConfigError: a source that is not there, is empty, or whose rows look like no known format.
+        ConfigError: no such withdrawal, or a source that is not there, is empty, or whose rows look like no
+            known format.
         DataError: a damaged file, or a source with more malformed rows than ``max_bad_fraction``.
         StoreError: a source that cannot be fetched, or no room for the rows.
     """
     readers = [SourceReader(source) for source in config.sources]
-    request = requested("clean_pmp", VERSION, config, readers, output=output)
-    return once(request, lambda: _make(config, readers, request))
+    withdrawal = read_withdrawal(config.withdrawn)
+    used = {WITHDRAWN: withdrawal.to_json()} if withdrawal else {}
+    request = requested("clean_pmp", VERSION, config, readers, output=output, **used)
+    return once(request, lambda: _make(config, readers, withdrawal, request))
 
 
-def _make(config: CleanPmpConfig, readers: Sequence[SourceReader], request: OutputRequest) -> Stats:
-    stats = Stats()
+def _make(
+    config: CleanPmpConfig, readers: Sequence[SourceReader], withdrawal: Withdrawal, request: OutputRequest
+) -> Stats:
+    stats, dropped = Stats(), WithdrawnRows(withdrawal)
     with Spool() as spool:
         with reading_bar(readers, "clean_pmp") as bar:
-            take_in(spool, readers, partial(_entries, config, bar), stats, config.max_bad_fraction)
+            take_in(spool, readers, partial(_entries, config, dropped, bar), stats, config.max_bad_fraction)
         spool.sort()
-        _write(config, readers, spool, stats, request)
+        _write(config, _provenance(config, readers, dropped), readers, spool, stats, request)
     return stats
 
 
 def _entries(
-    config: CleanPmpConfig, bar: tqdm[NoReturn], number: int, reader: SourceReader, stats: Stats
+    config: CleanPmpConfig,
+    dropped: WithdrawnRows,
+    bar: tqdm[NoReturn],
+    number: int,
+    reader: SourceReader,
+    stats: Stats,
 ) -> Iterator[Entry]:
     source = config.sources[number]
+    dropped.forget(number)  # what was dropped of it when it was read in another format
 
     def read(raw: object) -> Row:
-        return read_pair(
+        row = read_pair(
             raw,
             reader.format,
             source.name,
@@ -132,6 +147,8 @@ def _entries(
             roles=source.role_names,
             note=reader.note,
         )
+        dropped.check(number, row["prompt_id"], source.name)
+        return row
 
     items = reader.items(
         read, stats, bar, formats=PAIR_FORMATS, row_format=source.format, looks_like=looks_like_pair
@@ -142,6 +159,7 @@ def _entries(
 
 def _write(
     config: CleanPmpConfig,
+    provenance: Provenance,
     readers: Sequence[SourceReader],
     spool: Spool,
     stats: Stats,
@@ -150,7 +168,7 @@ def _write(
     limits = [source.max_rows for source in config.sources]
     kept = sample(spool, limits, config.max_rows, config.seed, "clean_pmp")
     with (
-        DatasetWriter(request.output, PREFERENCES, _provenance(config, readers)) as writer,
+        DatasetWriter(request.output, PREFERENCES, provenance) as writer,
         progress_bar(len(kept), "pairs", "clean_pmp: write") as bar,
     ):
 
@@ -200,12 +218,15 @@ def _shown(config: CleanPmpConfig, name: str, row: Row, stats: Stats) -> Row:
     }
 
 
-def _provenance(config: CleanPmpConfig, readers: Sequence[SourceReader]) -> Provenance:
+def _provenance(
+    config: CleanPmpConfig, readers: Sequence[SourceReader], dropped: WithdrawnRows
+) -> Provenance:
     params = {
         "sources": [reader.settings() for reader in readers],
         "min_score_ratio": config.min_score_ratio,
         "max_rows": config.max_rows,
         "validation_fraction": config.validation_fraction,
         "seed": config.seed,
+        **dropped.withdrawal.params(config.withdrawn),
     }
     return derive("clean_pmp", VERSION, params, slug=[source.name for source in config.sources])

@@ -18,13 +18,15 @@ from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.finished import OutputRequest, once
 from kubealign_components.data.language import identifier_version, identify_language
 from kubealign_components.data.stats import Stats
+from kubealign_components.data.withdrawals import WITHDRAWN, Withdrawal, read_withdrawal
 from kubealign_components.sources.example import Example
 from kubealign_components.sources.external_sort import Entry, Spool
 from kubealign_components.sources.prompt_rows import spooled, to_row
 from kubealign_components.sources.prompt_writer import sample, write_prompts
 from kubealign_components.sources.request import requested
-from kubealign_components.sources.source import SourceReader, reading_bar, report_of
+from kubealign_components.sources.source import SourceReader, Unwanted, reading_bar, report_of
 from kubealign_components.sources.source_settings import WeightedSource, named_sources, require_fraction
+from kubealign_components.sources.withdrawn_rows import WithdrawnRows
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -62,6 +64,8 @@ class CleanPromptsConfig:
     """Largest fraction of malformed rows in a source; more of them fail the stage."""
     seed: int = 0
     """Decides which prompts ``max_rows`` keeps."""
+    withdrawn: str = execution("")
+    """Path or URI of a withdrawal, of which nothing is taken: `kubealign withdraw` writes one."""
     work: str = execution("")
     """Work prefix: what was finished there before, with these settings on these rows, is taken."""
 
@@ -94,11 +98,13 @@ def run(config: CleanPromptsConfig, *, output: str) -> Stats:
         output: URI of the dataset to make.
 
     Raises:
-        ConfigError: a source that is not there, or is empty.
+        ConfigError: a source or withdrawal that is not there, or a source that is empty.
         DataError: a damaged file, or a source with more malformed rows than ``max_bad_fraction``.
         StoreError: a source that cannot be fetched, or no room for the messages.
     """
     readers = [SourceReader(source) for source in config.sources]
+    withdrawal = read_withdrawal(config.withdrawn)
+    used = {WITHDRAWN: withdrawal.to_json()} if withdrawal else {}
     request = requested(
         "clean_prompts",
         VERSION,
@@ -106,12 +112,18 @@ def run(config: CleanPromptsConfig, *, output: str) -> Stats:
         readers,
         output=output,
         language_identifier=identifier_version() if config.languages else None,
+        **used,
     )
-    return once(request, lambda: _make(config, readers, request))
+    return once(request, lambda: _make(config, readers, withdrawal, request))
 
 
-def _make(config: CleanPromptsConfig, readers: Sequence[SourceReader], request: OutputRequest) -> Stats:
-    stats = Stats()
+def _make(
+    config: CleanPromptsConfig,
+    readers: Sequence[SourceReader],
+    withdrawal: Withdrawal,
+    request: OutputRequest,
+) -> Stats:
+    stats, dropped = Stats(), WithdrawnRows(withdrawal)
     with Trees() as trees, Spool() as spool:
         with reading_bar(readers, "clean_prompts") as bar:
             for number, reader in enumerate(readers):
@@ -119,13 +131,13 @@ def _make(config: CleanPromptsConfig, readers: Sequence[SourceReader], request: 
                 reader.check(config.max_bad_fraction)
         trees.link()
         stats.counts["messages_orphan"] += trees.orphans()
-        spool.add(_entries(config, trees, stats))
+        spool.add(_entries(config, trees, dropped, stats))
         spool.sort()
         write_prompts(
             spool,
             sample(spool, (), config.max_rows, config.seed, "clean_prompts"),
             request.output,
-            _provenance(config, readers),
+            _provenance(config, readers, dropped),
             stats,
             over="over_max_rows",
             extra=lambda: report_of(readers) | request.note,
@@ -145,7 +157,9 @@ def _read(reader: SourceReader, number: int, trees: Trees, stats: Stats, bar: tq
     stats.dropped.update(reader.malformed)
 
 
-def _entries(config: CleanPromptsConfig, trees: Trees, stats: Stats) -> Iterator[Entry]:
+def _entries(
+    config: CleanPromptsConfig, trees: Trees, dropped: WithdrawnRows, stats: Stats
+) -> Iterator[Entry]:
     for root in trees.roots(config.min_turns):
         stats.rows_in += 1
         source = config.sources[root.source]
@@ -157,6 +171,11 @@ def _entries(config: CleanPromptsConfig, trees: Trees, stats: Stats) -> Iterator
             stats.drop(reason)
             continue
         row = to_row(_example(root.message, language), source.name, source.weight)
+        try:
+            dropped.check(root.source, row["prompt_id"], source.name)
+        except Unwanted as choice:
+            stats.drop(choice.reason)
+            continue
         name, body = spooled(row)
         yield name, root.source, root.row, body
 
@@ -194,7 +213,9 @@ def _example(message: TreeMessage, language: str | None) -> Example:
     return Example(messages=[{"role": "user", "content": message.text.strip()}], metadata=metadata)
 
 
-def _provenance(config: CleanPromptsConfig, readers: Sequence[SourceReader]) -> Provenance:
+def _provenance(
+    config: CleanPromptsConfig, readers: Sequence[SourceReader], dropped: WithdrawnRows
+) -> Provenance:
     names = ("min_characters", "max_characters", "min_turns", "keep_deleted", "max_rows")
     params: dict[str, object] = {name: getattr(config, name) for name in names}
     params |= {
@@ -202,6 +223,7 @@ def _provenance(config: CleanPromptsConfig, readers: Sequence[SourceReader]) -> 
         "languages": sorted(config.languages),
         "language_identifier": identifier_version() if config.languages else None,
         "seed": config.seed if config.max_rows else None,
+        **dropped.withdrawal.params(config.withdrawn),
     }
     words = [source.name for source in config.sources]
     return derive("clean_prompts", VERSION, params, slug=[*words, *sorted(config.languages)])

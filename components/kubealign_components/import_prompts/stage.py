@@ -24,8 +24,9 @@ from kubealign_components.sources.prompt_rows import merge_rows, spooled, to_row
 from kubealign_components.sources.prompt_writer import sample, write_prompts
 from kubealign_components.sources.request import requested
 from kubealign_components.sources.row_formats import FORMATS, WANTED, format_of, looks_like, parse
-from kubealign_components.sources.source import SourceReader, Unwanted, reading_bar, report_of, take_in
+from kubealign_components.sources.source import SourceReader, reading_bar, report_of, take_in
 from kubealign_components.sources.source_settings import WeightedSource, named_sources, require_fraction
+from kubealign_components.sources.withdrawn_rows import WithdrawnRows
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -99,7 +100,7 @@ def run(config: ImportConfig, *, output: str) -> Stats:
 def _make(
     config: ImportConfig, readers: Sequence[SourceReader], withdrawal: Withdrawal, request: OutputRequest
 ) -> Stats:
-    stats, dropped = Stats(), Dropped(withdrawal)
+    stats, dropped = Stats(), WithdrawnRows(withdrawal)
     with Spool() as spool:
         with reading_bar(readers, "import_prompts") as bar:
             take_in(spool, readers, partial(_entries, config, dropped, bar), stats, config.max_bad_fraction)
@@ -122,7 +123,7 @@ def _make(
 
 def _entries(
     config: ImportConfig,
-    dropped: Dropped,
+    dropped: WithdrawnRows,
     bar: tqdm[NoReturn],
     number: int,
     reader: SourceReader,
@@ -143,7 +144,7 @@ def _entries(
         if source.prompt_suffix:
             example.messages = with_suffix(example.messages, source.prompt_suffix)
         row = to_row(example, source.name, source.weight)
-        dropped.check(number, row)
+        dropped.check(number, row["prompt_id"], row["source"])
         for reason, count in example.refused.items():
             stats.counts[f"completions_dropped_{reason}"] += count
         return row
@@ -160,33 +161,7 @@ def _merge(rows: Sequence[PromptRow], counts: Counter[str]) -> PromptRow:
     return merged
 
 
-class Dropped:
-    """Notes which part of a withdrawal rows were dropped for: what the recipe says of it."""
-
-    def __init__(self, withdrawal: Withdrawal) -> None:
-        self._withdrawal = withdrawal
-        self._prompt_ids: dict[int, set[str]] = {}
-        self._sources: dict[int, str] = {}
-
-    def forget(self, number: int) -> None:
-        """Forget the rows of the source of that number."""
-        self._prompt_ids.pop(number, None)
-        self._sources.pop(number, None)
-
-    def check(self, number: int, row: PromptRow) -> None:
-        """Raise :class:`Unwanted` for a row of the source of that number that was taken back."""
-        if self._withdrawal.holds(row["prompt_id"], row["source"]):
-            self._sources[number] = row["source"]
-            self._prompt_ids.setdefault(number, set()).add(row["prompt_id"])
-            raise Unwanted(WITHDRAWN)
-
-    @property
-    def withdrawal(self) -> Withdrawal:
-        """The part that rows were dropped for."""
-        return self._withdrawal.among(set().union(*self._prompt_ids.values()), self._sources.values())
-
-
-def _provenance(config: ImportConfig, readers: Sequence[SourceReader], dropped: Dropped) -> Provenance:
+def _provenance(config: ImportConfig, readers: Sequence[SourceReader], dropped: WithdrawnRows) -> Provenance:
     sampled = config.max_rows or any(source.max_rows for source in config.sources)
     params = {
         "sources": [reader.settings() for reader in readers],

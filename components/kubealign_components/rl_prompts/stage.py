@@ -21,6 +21,7 @@ from kubealign_components.data.finished import OutputRequest, once
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.principles import GENERAL, REASONING, RED_TEAMING, TAGS
 from kubealign_components.data.stats import Stats
+from kubealign_components.data.withdrawals import WITHDRAWN, Withdrawal, read_withdrawal
 from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.rl_prompts.kinds import KINDS, Question
@@ -33,6 +34,7 @@ from kubealign_components.sources.request import requested
 from kubealign_components.sources.source import SourceReader, Unwanted, reading_bar, report_of
 from kubealign_components.sources.source_settings import WeightedSource, named_sources, require_fraction
 from kubealign_components.sources.values import Malformed, is_media
+from kubealign_components.sources.withdrawn_rows import WithdrawnRows
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -100,6 +102,8 @@ class RlPromptsConfig:
     """Largest fraction of malformed rows in a source; more of them fail the stage."""
     seed: int = 0
     """Decides which prompts the limits keep."""
+    withdrawn: str = execution("")
+    """Path or URI of a withdrawal, of which nothing is taken: `kubealign withdraw` writes one."""
     work: str = execution("")
     """Work prefix: what was finished there before, with these settings on these rows, is taken."""
 
@@ -138,7 +142,7 @@ def run(config: RlPromptsConfig, *, prompts: Dataset | None = None, output: str)
         output: URI of the dataset to make.
 
     Raises:
-        ConfigError: nothing to read, or a source that is not there or is empty.
+        ConfigError: nothing to read, or a source or withdrawal that is not there or is empty.
         DataError: a damaged file, or a source with more malformed rows than ``max_bad_fraction``.
         EngineError: the policy has no usable tokenizer.
         StoreError: a source that cannot be fetched, or no room for the rows.
@@ -147,6 +151,8 @@ def run(config: RlPromptsConfig, *, prompts: Dataset | None = None, output: str)
         raise ConfigError("sources", config.sources, "at least one source, or a dataset of prompts")
     policy = find_model(config.policy, config.revision, weights=False)
     readers = [SourceReader(source) for source in config.sources]
+    withdrawal = read_withdrawal(config.withdrawn)
+    used = {WITHDRAWN: withdrawal.to_json()} if withdrawal else {}
     request = requested(
         "rl_prompts",
         VERSION,
@@ -155,8 +161,9 @@ def run(config: RlPromptsConfig, *, prompts: Dataset | None = None, output: str)
         output=output,
         prompts=prompts.manifest.fingerprint if prompts is not None else None,
         tokenizer=policy.tokenizer_digest(),
+        **used,
     )
-    return once(request, lambda: _make(config, readers, prompts, policy, request))
+    return once(request, lambda: _make(config, readers, prompts, policy, withdrawal, request))
 
 
 def _make(
@@ -164,16 +171,17 @@ def _make(
     readers: Sequence[SourceReader],
     prompts: Dataset | None,
     policy: ModelFiles,
+    withdrawal: Withdrawal,
     request: OutputRequest,
 ) -> Stats:
-    stats, limits = Stats(), [0]
+    stats, dropped, limits = Stats(), WithdrawnRows(withdrawal), [0]
     with Spool() as spool:
-        length_gate = _Gate(config, load_tokenizer(policy.path))
+        admission = _Gate(config, load_tokenizer(policy.path), dropped)
         if prompts is not None:
-            spool.add(_dataset_entries(config, prompts, length_gate, stats))
+            spool.add(_dataset_entries(config, prompts, admission, stats))
         with reading_bar(readers, "rl_prompts") as bar:
             for source, reader in zip(config.sources, readers):
-                spool.add(_entries(config, source, reader, len(limits), length_gate, stats, bar))
+                spool.add(_entries(config, source, reader, len(limits), admission, stats, bar))
                 reader.check(config.max_bad_fraction)
                 limits += [source.limit] * len(KINDS[source.kind].buckets)
         spool.sort()
@@ -181,7 +189,7 @@ def _make(
             spool,
             sample(spool, limits, config.max_rows, config.seed, "rl_prompts"),
             request.output,
-            _provenance(config, readers, prompts, policy.tokenizer_digest()),
+            _provenance(config, readers, prompts, policy.tokenizer_digest(), dropped),
             stats,
             over="over_limit",
             extra=lambda: report_of(readers) | request.note,
@@ -190,19 +198,28 @@ def _make(
 
 
 class _Gate:
-    """Lets prompts of the right length through."""
+    """Lets prompts of the right length through that nobody took back."""
 
-    def __init__(self, config: RlPromptsConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._config, self._tokenizer = config, tokenizer
+    def __init__(
+        self, config: RlPromptsConfig, tokenizer: PreTrainedTokenizerBase, dropped: WithdrawnRows
+    ) -> None:
+        self._config, self._tokenizer, self._dropped = config, tokenizer, dropped
 
-    def check(self, question: Question) -> None:
-        """Raise :class:`Unwanted` for a prompt that is too short or too long."""
+    def check(self, question: Question, row: PromptRow, number: int) -> None:
+        """Raise :class:`Unwanted` for a prompt that is too short or too long, or was taken back.
+
+        Args:
+            question: what is asked.
+            row: of it.
+            number: of its source in the spool.
+        """
         texts = [str(message["content"]) for message in question.messages]
         count = sum(len(self._tokenizer.encode(text, add_special_tokens=False)) for text in texts)
         if count < self._config.min_tokens:
             raise Unwanted("too_few_tokens")
         if count > self._config.max_tokens:
             raise Unwanted("too_many_tokens")
+        self._dropped.check(number, row["prompt_id"], row["source"])
 
 
 def _entries(
@@ -210,7 +227,7 @@ def _entries(
     source: RlSource,
     reader: SourceReader,
     first: int,
-    length_gate: _Gate,
+    admission: _Gate,
     stats: Stats,
     bar: tqdm[NoReturn],
 ) -> Iterator[Entry]:
@@ -229,7 +246,7 @@ def _entries(
             reader.note(reading.notes)
         # A text that cannot be stored cannot be tokenised either.
         row = _row(question, facts, source.name, source.weight)
-        length_gate.check(question)
+        admission.check(question, row, first)
         return first + kind.buckets.index(question.bucket), row
 
     for position, (bucket, row) in reader.items(read, stats, bar, row_format=source.kind):
@@ -238,7 +255,7 @@ def _entries(
 
 
 def _dataset_entries(
-    config: RlPromptsConfig, prompts: Dataset, length_gate: _Gate, stats: Stats
+    config: RlPromptsConfig, prompts: Dataset, admission: _Gate, stats: Stats
 ) -> Iterator[Entry]:
     columns = ["source", "source_weight", "messages", "tools", "answers", "metadata"]
     for number, prompt in enumerate(prompts.iter_rows(columns)):
@@ -249,12 +266,12 @@ def _dataset_entries(
             answers=prompt["answers"] or [],
             metadata=json.loads(prompt["metadata"]) if prompt["metadata"] else {},
         )
+        row = _row(question, config.facts(None), prompt["source"], prompt["source_weight"])
         try:
-            length_gate.check(question)
+            admission.check(question, row, 0)
         except Unwanted as choice:
             stats.drop(choice.reason)
             continue
-        row = _row(question, config.facts(None), prompt["source"], prompt["source_weight"])
         name, body = spooled(row)
         yield name, 0, number, body
 
@@ -270,7 +287,11 @@ def _row(question: Question, facts: Row, source: str, weight: float) -> PromptRo
 
 
 def _provenance(
-    config: RlPromptsConfig, readers: Sequence[SourceReader], prompts: Dataset | None, tokenizer: str
+    config: RlPromptsConfig,
+    readers: Sequence[SourceReader],
+    prompts: Dataset | None,
+    tokenizer: str,
+    dropped: WithdrawnRows,
 ) -> Provenance:
     limited = config.max_rows or any(source.limit for source in config.sources)
     params = {
@@ -283,6 +304,7 @@ def _provenance(
         "max_tokens": config.max_tokens,
         "max_rows": config.max_rows,
         "seed": config.seed if limited else None,
+        **dropped.withdrawal.params(config.withdrawn),
     }
     return derive(
         "rl_prompts",

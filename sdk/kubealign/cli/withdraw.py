@@ -31,12 +31,13 @@ def withdraw(
 ) -> None:
     """Take prompts or whole sources back: write a withdrawal, and say what still holds them.
 
-    Runs with import_withdrawn (and mix_withdrawn, for training datasets of earlier runs) set to the file take
-    none of it. Looked for in all runs below the folder OUTPUT (runs), or in one RUN, those under way and
-    those that were killed included, and not in the work prefix: what holds a row of it was made before, and
-    is to be removed; a model holds what it was trained on. A prompt of several sources has the name of the
-    first and the completions of all: rows with completions of sources that were imported before one that is
-    taken back, and together with it, are counted, too, since they may hold some of it.
+    Runs with import_withdrawn (and mix_withdrawn, for training datasets of earlier runs; of SALMON
+    withdrawn in clean_prompts_options, pmp_options and rl_prompts_options) set to the file take none of it.
+    Looked for in all runs below the folder OUTPUT (runs), or in one RUN, those under way and those that
+    were killed included, and not in the work prefix: what holds a row of it was made before, and is to be
+    removed; a model holds what it was trained on. A prompt of several sources has the name of the first and
+    the completions of all: rows with completions of sources that were imported before one that is taken
+    back, and together with it, are counted, too, since they may hold some of it.
     """
     from kubealign.why import RowsOf, holders
     from kubealign.withdraw import withdrawal_of, write_withdrawal

@@ -24,6 +24,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.sources.source import Unwanted
 from kubealign_components.sources.values import Malformed
+from support.source_files import write_withdrawal
 
 Row = dict[str, Any]
 Cleaned = Callable[..., tuple[list[Row], Stats, Dataset]]
@@ -301,3 +302,26 @@ def test_the_component(tmp_path: Path) -> None:
     clean_pmp.python_func(dataset=dataset, metrics=metrics, sources=sources, options={"seed": 3})
     assert dataset.metadata["schema"] == PREFERENCES
     assert (metrics.metadata["rows_out"], metrics.metadata["dropped_over_max_rows"]) == (4, 1)
+
+
+def test_what_was_taken_back_is_left_out(cleaned: Cleaned, tmp_path: Path) -> None:
+    """A pair that two sources have is the other's when one is taken back; contradictions count no more."""
+    first = [plain(0), plain(1), plain(2, "Bad.", "Good.")]
+    second = [plain(0), plain(2), plain(3)]
+    before, _, dataset = cleaned(first, second)
+    gone = next(row["prompt_id"] for row in before if "Question 1?" in row["messages"])
+    work = str(tmp_path / "work")
+    for taken, kept, dropped in (
+        ({"prompts": [gone]}, "03", {"withdrawn": 1, "duplicate_pair": 1, "conflicting_labels": 2}),
+        ({"sources": ["source0"]}, "023", {"withdrawn": 3}),
+        ({"sources": ["source1"]}, "012", {"withdrawn": 3}),
+    ):
+        withdrawn = write_withdrawal(tmp_path / "w.json", **taken)
+        rows, stats, after = cleaned(first, second, withdrawn=withdrawn, work=work)
+        asked = sorted(json.loads(row["messages"])[0]["content"] for row in rows)
+        assert asked == [f"Question {number}?" for number in kept]
+        assert dict(+stats.dropped) == dropped
+        assert after.manifest.fingerprint != dataset.manifest.fingerprint
+    about_others = write_withdrawal(tmp_path / "w.json", prompts=["0" * 32], sources=["nobody"])
+    _, _, same = cleaned(first, second, withdrawn=about_others, work=work)
+    assert same.manifest.fingerprint == dataset.manifest.fingerprint

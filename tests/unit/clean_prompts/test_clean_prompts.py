@@ -25,6 +25,7 @@ from kubealign_components.data.schemas import PROMPTS, prompt_id
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError, StoreError
 from kubealign_components.sources.values import Malformed
+from support.source_files import write_withdrawal
 
 Row = dict[str, Any]
 Cleaned = Callable[..., tuple[list[Row], Stats, Dataset]]
@@ -331,3 +332,28 @@ def test_the_component(tmp_path: Path) -> None:
     assert Path(report.path).read_text().startswith("<!doctype html>")
     assert dataset.metadata["schema"] == PROMPTS
     assert (metrics.metadata["rows_out"], metrics.metadata["dropped_too_few_turns"]) == (1, 2)
+
+
+def test_what_was_taken_back_is_left_out(cleaned: Cleaned, tmp_path: Path) -> None:
+    """A prompt that two sources have is the other's when one is taken back."""
+    first = [*answered("a", "Asked twice?"), message("b", None, "Who answers?"), *answered("c", "Mine?")]
+    second = [*answered("a", "Asked twice?"), *answered("d", "Theirs?")]
+    before, _, dataset = cleaned(first, second)
+    assert texts(before) == {"Asked twice?", "Mine?", "Theirs?"}
+    gone = prompt_id([{"role": "user", "content": "Mine?"}], None)
+    work = str(tmp_path / "work")
+    for taken, kept, count in (
+        ({"prompts": [gone]}, {"Asked twice?", "Theirs?"}, 1),
+        ({"sources": ["source1"]}, {"Asked twice?", "Mine?"}, 2),
+        ({"sources": ["source0"]}, {"Asked twice?", "Theirs?"}, 2),
+    ):
+        withdrawn = write_withdrawal(tmp_path / "w.json", **taken)
+        rows, stats, after = cleaned(first, second, withdrawn=withdrawn, work=work)
+        assert texts(rows) == kept
+        assert (stats.dropped["withdrawn"], stats.dropped["too_few_turns"]) == (count, 1)
+        assert stats.rows_in == stats.rows_out + stats.dropped.total()
+        assert after.manifest.fingerprint != dataset.manifest.fingerprint
+    assert {row["source"] for row in rows} == {"source1"}
+    about_others = write_withdrawal(tmp_path / "w.json", prompts=["0" * 32], sources=["nobody"])
+    _, _, same = cleaned(first, second, withdrawn=about_others, work=work)
+    assert same.manifest.fingerprint == dataset.manifest.fingerprint

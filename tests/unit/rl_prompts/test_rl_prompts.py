@@ -28,6 +28,7 @@ from kubealign_components.rl_prompts.stage import RlPromptsConfig, RlSource, run
 from kubealign_components.sources.messages import Reading
 from kubealign_components.sources.source import Unwanted
 from kubealign_components.sources.values import Malformed
+from support.source_files import write_withdrawal
 from support.tiny import prompt_row
 
 Row = dict[str, Any]
@@ -387,3 +388,32 @@ def test_the_component_takes_prompts_or_none(
         assert Path(report.path).read_text().startswith("<!doctype html>")
         assert dataset.metadata["schema"] == PROMPTS
         assert metrics.metadata["rows_out"] == 2 - number
+
+
+def test_what_was_taken_back_is_left_out(
+    gathered: Gathered, tmp_path: Path, make_dataset: Callable[..., Dataset]
+) -> None:
+    """Of a dataset of prompts as well, by the names that its own rows have."""
+    prompts = make_dataset([prompt_row("From a tree?", source="trees"), prompt_row("Another tree?")])
+    given = [
+        ("dolly", [dolly("Mine?"), dolly("Both?")]),
+        ("any", [{"prompt": "Both?"}, {"prompt": "Theirs?"}]),
+    ]
+    before, _, dataset = gathered(*given, prompts=prompts)
+    everything = {"From a tree?", "Another tree?", "Mine?", "Both?", "Theirs?"}
+    assert texts(before) == everything
+    gone = next(row["prompt_id"] for row in before if text(row) == "Both?")
+    work = str(tmp_path / "work")
+    for taken, lost, count in (
+        ({"prompts": [gone]}, {"Both?"}, 2),
+        ({"sources": ["dolly0"]}, {"Mine?"}, 2),
+        ({"sources": ["trees"]}, {"From a tree?"}, 1),
+    ):
+        withdrawn = write_withdrawal(tmp_path / "w.json", **taken)
+        rows, stats, after = gathered(*given, prompts=prompts, withdrawn=withdrawn, work=work)
+        assert texts(rows) == everything - lost
+        assert stats.dropped["withdrawn"] == count
+        assert after.manifest.fingerprint != dataset.manifest.fingerprint
+    about_others = write_withdrawal(tmp_path / "w.json", prompts=["0" * 32], sources=["nobody"])
+    _, _, same = gathered(*given, prompts=prompts, withdrawn=about_others, work=work)
+    assert same.manifest.fingerprint == dataset.manifest.fingerprint
