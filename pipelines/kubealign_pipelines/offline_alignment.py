@@ -8,6 +8,11 @@ trained on, before it lets one try selections without scoring again. With ``samp
 and where people's labels are selected and no reward is given, nothing is rewarded:
 
     import ─ filter ─ select ─ logprobs ×chunks ─ merge ─ mix ─ train ─ evaluate
+
+With ``rank_judge`` a judge compares a prompt's completions two at a time in place of ``rewards``, and both
+policies in the end:
+
+    import ─ filter ─ sample ×chunks ─ merge ─ rank ×chunks ─ merge ─ select ─ …
 """
 
 # ruff: noqa: B006 (KFP reads defaults from the signature and never changes them)
@@ -25,6 +30,7 @@ from kubealign_components.config import require
 from kubealign_components.filter.component import filter
 from kubealign_components.import_prompts.component import import_prompts
 from kubealign_components.logprobs.component import logprobs
+from kubealign_components.rank.component import rank
 from kubealign_components.rewards.component import rewards
 from kubealign_components.sample.component import sample
 from kubealign_pipelines.fan_out import fan_out
@@ -34,6 +40,8 @@ from kubealign_pipelines.resources import CompileSettings, Placement
 from kubealign_pipelines.rules import LOGPROBS_ORDER, Rules
 
 REWARDS = ("reward_functions", "reward_model")
+JUDGE = "rank_judge"
+"""Who ranks a prompt's completions, in place of a reward."""
 LABELS = ("labels", "labelled")
 """Selections that need no rewards; the first is the default where there are none."""
 RULES = Rules(
@@ -41,12 +49,12 @@ RULES = Rules(
     deciding={
         "sample_n": lambda n: 0 if n == 0 else None,
         "select_strategy": lambda strategy: strategy if strategy in LABELS else None,
-        **dict.fromkeys(REWARDS, lambda given: True if given else None),
+        **dict.fromkeys((*REWARDS, JUDGE), lambda given: True if given else None),
     },
     one_of=(REWARDS,),
     options={
         "import": "import_prompts",
-        **{stage: stage for stage in ("filter", "sample", "rewards", *OFFLINE_STAGES)},
+        **{stage: stage for stage in ("filter", "sample", "rewards", "rank", *OFFLINE_STAGES)},
     },
 )
 
@@ -73,6 +81,8 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
         sample_n: int = 10,
         sample_options: dict[str, object] = {},
         rewards_options: dict[str, object] = {},
+        rank_judge: str = "",
+        rank_options: dict[str, object] = {},
         select_strategy: str = "best_worst",
         select_options: dict[str, object] = {},
         logprobs_options: dict[str, object] = {},
@@ -86,7 +96,8 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
     ) -> None:
         """Align a chat model on its own rewarded samples, offline.
 
-        Required are policy, sources, and reward_functions or reward_model. To paste, for a first run on GPUs:
+        Required are policy, sources, and reward_functions, reward_model or rank_judge. To paste, for a first
+        run on GPUs:
 
             policy: HuggingFaceTB/SmolLM2-1.7B-Instruct
             sources: [{"uri": "trl-lib/ultrafeedback_binarized"}]
@@ -116,6 +127,10 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
                 temperature and max_new_tokens, under sampling. The evaluation samples by them, too.
             rewards_options: Settings of rewards by name; those of the reward, such as model_weight and
                 over_length, under reward.
+            rank_judge: Model directory, URI or hub id of a policy that ranks each prompt's completions by
+                comparing them in pairs, in place of a reward; empty for none.
+            rank_options: Settings of rank by name, such as comparisons; how the judge is asked, such as
+                principles and max_length, under judge. They hold for the evaluation, too.
             select_strategy: best_worst, best_random, random_pairs, quantile_bands, top_bottom_k, all for
                 pointwise objectives, or labels for pairs as people labelled them.
             select_options: Further settings of select by name, such as pairs_per_prompt and pool.
@@ -140,6 +155,8 @@ class _Shape:
 
     sampled: bool
     rewarded: bool
+    ranked: bool
+    """Whether rewards are a judge's ranking."""
     order: str
     """Whether log-probabilities are computed "before" or "after" selection."""
     strategy: str = ""
@@ -148,7 +165,12 @@ class _Shape:
     @property
     def workers(self) -> list[BaseComponent]:
         """What works in chunks before selection."""
-        asked = [(sample, self.sampled), (rewards, self.rewarded), (logprobs, self.order == "before")]
+        asked = [
+            (sample, self.sampled),
+            (rewards, self.rewarded),
+            (rank, self.ranked),
+            (logprobs, self.order == "before"),
+        ]
         return [worker for worker, there in asked if there]
 
 
@@ -156,17 +178,20 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
     """The stages that ``parameters`` ask for.
 
     Raises:
-        ConfigError: they ask for a selection by rewards, and nothing is rewarded.
+        ConfigError: they ask for a selection by rewards, and nothing is rewarded; or for a reward and a
+            judge.
     """
     order = RULES.choose(parameters)[LOGPROBS_ORDER.name]
     sampled = parameters.get("sample_n") != 0
     strategy = parameters.get("select_strategy")
     given = any(parameters.get(name) for name in REWARDS)
-    rewarded = given or (sampled and strategy not in LABELS)
+    judge = parameters.get(JUDGE)
+    require(not (given and judge), JUDGE, judge, f"none beside {' or '.join(REWARDS)}: rewards are from one")
+    rewarded = not judge and (given or (sampled and strategy not in LABELS))
     strategies = f"{' or '.join(LABELS)}, as sample_n is 0 and no reward is given"
-    require(rewarded or strategy in (None, *LABELS), "select_strategy", strategy, strategies)
-    by_itself = "" if rewarded or strategy else LABELS[0]
-    return _Shape(sampled=sampled, rewarded=rewarded, order=order, strategy=by_itself)
+    require(rewarded or bool(judge) or strategy in (None, *LABELS), "select_strategy", strategy, strategies)
+    by_itself = "" if rewarded or judge or strategy else LABELS[0]
+    return _Shape(sampled=sampled, rewarded=rewarded, ranked=bool(judge), order=order, strategy=by_itself)
 
 
 def _stages(inputs: PipelineInputs, shape: _Shape) -> None:
@@ -174,6 +199,8 @@ def _stages(inputs: PipelineInputs, shape: _Shape) -> None:
     rows = _rows(inputs, shape, reward)
     n = inputs["sample_n"] if shape.sampled else 1
     rewarding = {**reward, "rewards_options": inputs["rewards_options"]} if shape.rewarded else {}
+    if shape.ranked:
+        rewarding = {"judge": inputs[JUDGE], "rank_options": inputs["rank_options"]}
     align_offline(
         inputs,
         rows,
@@ -198,4 +225,6 @@ def _rows(inputs: PipelineInputs, shape: _Shape, reward: Arguments) -> PipelineT
         )
     if shape.rewarded:
         rows = fan_out(make_task, rewards, rows, cut=next(cuts), **reward, **inputs.of("rewards"))
+    if shape.ranked:
+        rows = fan_out(make_task, rank, rows, cut=next(cuts), **inputs.of("rank"))
     return rows

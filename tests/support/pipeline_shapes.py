@@ -20,6 +20,7 @@ SALMON = {
 SHAPES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "scored after": ("offline_alignment", {}, OFFLINE | {"sample", "rewards"}),
     "scored before": ("offline_alignment", {"logprobs_order": "before"}, OFFLINE | {"sample", "rewards"}),
+    "ranked by a judge": ("offline_alignment", {"rank_judge": "some/judge"}, OFFLINE | {"sample", "rank"}),
     "labels alone": ("offline_alignment", {"sample_n": 0}, OFFLINE),
     "samples to compare with": ("offline_alignment", {"select_strategy": "labels"}, OFFLINE | {"sample"}),
     "labels and a reward": ("offline_alignment", {"sample_n": 0, **REWARD}, OFFLINE | {"rewards"}),

@@ -30,6 +30,7 @@ def evaluate(
     max_prompts: int = 256,
     judge: str = "",
     judge_options: dict = {},
+    rank_options: dict = {},
     work: str = "",
     options: dict = {},
 ):
@@ -60,6 +61,7 @@ def evaluate(
         max_prompts: most held-out prompts.
         judge: model directory, URI or hub id of a policy that compares both sides; empty for none.
         judge_options: how it judges, by name: principles, principle_names, adapter, template, …
+        rank_options: the options of rank, of which those under "judge" are used.
         work: work prefix; what was finished there before is taken.
         options: further settings of the stage by name; those of the engine under "sampling".
     """

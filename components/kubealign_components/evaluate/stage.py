@@ -95,7 +95,9 @@ class EvaluateConfig:
             of="rewards",
         ),
         "judge": SettingGroup(
-            arguments={"judge": "judge"}, options=("judge_options", "options.judge"), keys=("judge",)
+            arguments={"judge": "judge"},
+            options=("judge_options", "rank_options.judge", "options.judge"),
+            keys=("judge",),
         ),
     }
 

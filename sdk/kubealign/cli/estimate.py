@@ -49,9 +49,10 @@ def estimate(
     from kubealign.estimate.stages import estimate as estimate_run
 
     run = given.run()
-    policy, reward_model = (str(run.parameters.get(name, "")) for name in ("policy", "reward_model"))
+    named = ("policy", "reward_model", "rank_judge")
+    policy, reward_model, judge = (str(run.parameters.get(name, "")) for name in named)
     shape = shape_of(policy, model_shape or "")
-    reward_model_shape = reward_model_shape or preset_of(reward_model) or None
+    reward_model_shape = reward_model_shape or preset_of(reward_model or judge) or None
     assumptions["rows"] = assumptions["rows"] or rows_of(run.parameters) or Assumptions().rows
     throughput = Throughput(flops=flops, sample=sample_rate, score=score_rate, train=train_rate)
     reward_shape = SHAPES[reward_model_shape] if reward_model_shape else None

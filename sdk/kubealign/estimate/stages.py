@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from kubealign_components.evaluate.stage import EvaluateConfig
     from kubealign_components.judge.stage import JudgeConfig
     from kubealign_components.logprobs.stage import LogprobsConfig
+    from kubealign_components.rank.stage import RankConfig
     from kubealign_components.rewards.stage import RewardsConfig
     from kubealign_components.sample.stage import SampleConfig
     from kubealign_components.train.config import TrainConfig
@@ -77,7 +78,7 @@ class Assumptions:
     questions: int = 22
     """Questions that the judge answers on a pair: 11 shipped principles in both orders."""
     reward_shape: ModelShape | None = None
-    """Of the reward model that the rewards stage runs; the policy's where None."""
+    """Of the reward model that the rewards stage runs, or the judge of rank; the policy's where None."""
     throughput: Throughput = field(default_factory=Throughput)
 
     def __post_init__(self) -> None:
@@ -319,7 +320,7 @@ class _Stage:
     ) -> None:
         self.task, self.config, self.recipe = task, config, recipe
         self.assumed, self.gpus, self.nodes = assumed, gpus, nodes
-        self.shape = (assumed.reward_shape or shape) if task.function == "rewards" else shape
+        self.shape = (assumed.reward_shape or shape) if task.function in ("rewards", "rank") else shape
 
     def estimate(self) -> StageEstimate:
         """The stage's memory and time."""
@@ -349,8 +350,9 @@ class _Stage:
             return sampling_memory(
                 self.shape, gpu_bytes, spec.memory_fraction, spec.tensor_parallel_size, longest
             )
-        budget = self.config.reward.token_budget if function == "rewards" else self.config.token_budget
-        return scoring_memory(self.shape, budget, self._of_engine(gpu_bytes))
+        read = {"rewards": "reward", "rank": "judge"}.get(function)
+        spec = getattr(self.config, read) if read else self.config
+        return scoring_memory(self.shape, spec.token_budget, self._of_engine(gpu_bytes))
 
     def _of_engine(self, gpu_bytes: float) -> int:
         """GPUs of each engine process of a pod."""
@@ -402,6 +404,12 @@ def _judge(config: JudgeConfig, recipe: Recipe, a: Assumptions) -> Tokens:  # no
     return {"score": float(a.rows * a.questions * (a.prompt_tokens + 2 * a.completion_tokens))}
 
 
+def _rank(config: RankConfig, recipe: Recipe, a: Assumptions) -> Tokens:
+    n = recipe.completions
+    pairs = min(n * (n - 1) / 2, config.comparisons * n)
+    return {"score": float(a.rows * pairs * a.questions * (a.prompt_tokens + 2 * a.completion_tokens))}
+
+
 def _evaluate(config: EvaluateConfig, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
     asked = min(a.rows, config.max_prompts) * config.sampling.n
     whole = a.prompt_tokens + a.completion_tokens
@@ -437,6 +445,7 @@ _TOKENS: Mapping[str, Callable[[Any, Recipe, Assumptions], Tokens]] = {
     "rewards": _rewards,
     "logprobs": _logprobs,
     "judge": _judge,
+    "rank": _rank,
     "evaluate": _evaluate,
     "train": _train,
     "train_reward_model": _train_reward_model,

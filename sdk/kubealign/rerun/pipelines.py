@@ -44,6 +44,8 @@ def offline_alignment(story: Story) -> dict[str, object]:
         made.parameters.values["sample_n"] = 0
     for step in story.all("rewards"):
         made.rewards(step, {"functions": "reward_functions"}, model="reward_model")
+    for step in story.all("rank"):
+        made.rank(step)
     names = ("strategy", "pairs_per_prompt", "pool")
     made.tail({name: f"select_{name}" for name in names}, {"source": "logprobs_source"})
     made.train({**_TRAINING, "epochs": "train_epochs", "adapter": "train_adapter"})
@@ -161,6 +163,16 @@ class _Rerun:
         made."""
         self._reward(step["params"], step["models"]["reward"], named, model)
 
+    def rank(self, step: Step) -> None:
+        """How completions were compared, and by whom."""
+        params, identity = step["params"], step["models"]["judge"]
+        origin = self.story.origin_of(str(identity["digest"]))
+        self.parameters.values["rank_judge"] = origin["uri"]
+        # Weights stand in the file of principles.
+        self._put("rank_options", _without(params, "judge", "weights"), {})
+        own = {"revision": origin.get("revision")}
+        self._put("rank_options", self._judge_settings(params["judge"], identity) | own, {}, "judge")
+
     def _reward(
         self, params: Settings, identity: Mapping[str, object], named: Mapping[str, str], model: str
     ) -> None:
@@ -231,7 +243,7 @@ class _Rerun:
             if params.get(SETTING):
                 second = self._reward_settings(params[SETTING], models[SETTING])
                 self._put("evaluate_options", {SETTING: second}, {})
-            if params["judge"]:
+            if params["judge"] and not self.story.all("rank"):
                 self._judge_of_evaluation(params["judge"], models["judge"], judge)
             self._at_revision("evaluate_options")
 

@@ -14,7 +14,18 @@ SALMON = frozenset(
 )
 """Stages that only SALMON has."""
 OFFLINE = frozenset(
-    ["import_prompts", "filter", "sample", "rewards", "select", "logprobs", "mix", "train", "evaluate"]
+    [
+        "import_prompts",
+        "filter",
+        "sample",
+        "rewards",
+        "rank",
+        "select",
+        "logprobs",
+        "mix",
+        "train",
+        "evaluate",
+    ]
 )
 """Stages of offline alignment; SALMON has all but the first."""
 _TWICE = frozenset(["filter", "sample", "train_reward_model"])

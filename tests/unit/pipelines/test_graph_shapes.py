@@ -63,6 +63,24 @@ def test_rewards_are_left_out_only_with_labels() -> None:
         compile_pipeline("offline_alignment", Path("unused.yaml"), parameters=given)
 
 
+def test_a_judge_ranks_in_place_of_a_reward_and_compares_both_policies(tmp_path: Path) -> None:
+    ranked = {"rank_judge": "some/judge"}
+    graph = compile_pipeline("offline_alignment", tmp_path / "ranked.yaml", parameters=ranked)
+    [rank] = [task for task in graph.tasks.values() if task.function == "rank"]
+    [evaluate] = [task for task in graph.tasks.values() if task.function == "evaluate"]
+    for task in (rank, evaluate):
+        assert task.arguments["judge"].parameter == "rank_judge"
+    assert (
+        rank.arguments["options"].parameter == evaluate.arguments["rank_options"].parameter == "rank_options"
+    )
+    assert evaluate.arguments["reward_model"].constant == ""
+    given = {**ranked, "reward_functions": ["brevity"]}
+    with pytest.raises(
+        ConfigError, match="rank_judge='some/judge': expected none beside reward_functions or"
+    ):
+        compile_pipeline("offline_alignment", tmp_path / "unused.yaml", parameters=given)
+
+
 def _reaches(tasks: dict[str, Any], task: dict[str, Any], name: str) -> bool:
     before = task.get("dependentTasks", [])
     return name in before or any(_reaches(tasks, tasks[one], name) for one in before)

@@ -236,6 +236,16 @@ def test_stages_are_estimated_with_their_own_settings() -> None:
     assert same["logprobs"].memory.parts == by_stage["rewards"].memory.parts
 
 
+def test_a_ranking_reads_pairs_under_every_principle_in_both_orders() -> None:
+    run = load_run_file(PARAMS / "offline_alignment.yaml")
+    ranked = run.with_parameters(["reward_model=", "rank_judge=org/judge-8B", "sample_n=10"])
+    by_stage = {stage.stage: stage for stage in estimate(ranked, SHAPES["llama-8b"], Assumptions())}
+    assert by_stage["rank"].tokens == {"score": 10_000 * 30 * 22 * (256 + 2 * 512)}
+    few = ranked.with_parameters(["sample_n=4"])
+    [rank] = [s for s in estimate(few, SHAPES["llama-8b"], Assumptions()) if s.stage == "rank"]
+    assert rank.tokens == {"score": 10_000 * 6 * 22 * (256 + 2 * 512)}
+
+
 @pytest.mark.parametrize(
     ("name", "preset"),
     [

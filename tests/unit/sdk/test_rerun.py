@@ -35,6 +35,8 @@ from kubealign_components.errors import ConfigError
 from kubealign_components.images import IMAGE_VARIABLE
 from kubealign_components.import_prompts.stage import ImportConfig
 from kubealign_components.import_prompts.stage import run as import_prompts
+from kubealign_components.rank.stage import RankConfig
+from kubealign_components.rank.stage import run as rank_run
 from kubealign_components.rewards.stage import RewardsConfig
 from kubealign_components.rewards.stage import run as rewards_run
 from kubealign_components.rl_prompts.stage import RlPromptsConfig
@@ -201,6 +203,27 @@ def rewarded(folder: Path, spec: RewardSpec) -> Manifest:
     chunks = plan(prompts, work=str(folder / "work"), chunks=2)
     parts = [rewards_run(RewardsConfig(reward=spec), chunk=chunk) for chunk in chunks]
     return merge(parts, chunks, str(folder / "rewarded")).manifest
+
+
+def test_a_ranking_is_told_with_its_judge_and_principles(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(OWN)
+    with DatasetWriter(
+        str(tmp_path / "prompts"), TOKENIZED, derive("import_prompts", 1, {"sources": []})
+    ) as writer:
+        writer.write_rows([prompt_row("question?", ["yes", "a longer one"])])
+        prompts = writer.commit(Stats(rows_in=1, rows_out=1))
+
+    def ranked(parameters: Mapping[str, object], name: str) -> Manifest:
+        config = from_parameters(RankConfig, parameters, "rank")
+        chunks = plan(prompts, work=str(tmp_path / name), chunks=1)
+        parts = [rank_run(config, chunk=chunk) for chunk in chunks]
+        return merge(parts, chunks, str(tmp_path / f"ranked-{name}")).manifest
+
+    judge = {"principles": str(tmp_path / "own.yaml"), "max_length": 300}
+    manifest = ranked({"judge": str(tiny_model), "options": {"judge": judge, "comparisons": 2}}, "first")
+    told = parameters_of(manifest)
+    again = ranked({"judge": told["rank_judge"], "options": told["rank_options"]}, "again")
+    assert again.fingerprint == manifest.fingerprint
 
 
 def evaluated(folder: Path, spec: RewardSpec) -> Manifest:
