@@ -9,6 +9,8 @@ BENCH ?= scoring
 VARIANT ?= cuda
 BIN := $(VENV)/bin
 export KUBEALIGN_CACHE ?= $(HOME)/.cache/kubealign
+# Each of thousands of processes would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
@@ -141,10 +143,11 @@ install: $(VENV)/.installed ## Create .venv from the CPU lock
 
 $(VENV)/.installed: images/locks/cpu.txt images/locks/torch-cpu.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) --require-hashes -r images/locks/torch-cpu.txt 2>/dev/null || \
-	  $(PIP_INSTALL) --require-hashes -r images/locks/torch-cpu.txt --index-url $(TORCH_CPU_INDEX)
-	$(PIP_INSTALL) --require-hashes -r images/locks/cpu.txt
+	$(PIP_INSTALL) --no-compile --require-hashes -r images/locks/torch-cpu.txt 2>/dev/null || \
+	  $(PIP_INSTALL) --no-compile --require-hashes -r images/locks/torch-cpu.txt --index-url $(TORCH_CPU_INDEX)
+	$(PIP_INSTALL) --no-compile --require-hashes -r images/locks/cpu.txt
 	$(PIP_INSTALL) --no-build-isolation --editable .
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; some files are of other Pythons
 	touch $@
 
 .PHONY: install-gpu

@@ -1,9 +1,11 @@
 """Every command of the documents, and of the examples in every help: each is of a class that says how it is
 tried here."""
 
+import copy
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,7 +98,12 @@ def kind(command: Command) -> str:
 
 
 def of_kind(name: str) -> list[Command]:
-    return [command for command in ALL if kind(command) == name]
+    """The commands of that kind, of which one that several documents have is tried once."""
+    by_words: dict[tuple[str, ...], Command] = {}
+    for command in ALL:
+        if kind(command) == name:
+            by_words.setdefault(tuple(command.words), command)
+    return list(by_words.values())
 
 
 def test_every_command_has_a_class() -> None:
@@ -105,11 +112,12 @@ def test_every_command_has_a_class() -> None:
     assert len(ALL) > 60
 
 
-@pytest.fixture
-def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def first_folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Where a reader of the documents stands: with a run file, and a run NAME that has ended."""
+    path = tmp_path_factory.mktemp("documents")
     rows = [json.dumps({"prompt": f"What is {number}, please?"}) for number in range(2000)]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
+    (path / "prompts.jsonl").write_text("\n".join(rows))
     parameters = {
         "policy": str(tiny_model),
         "sources": [{"name": "questions", "uri": "prompts.jsonl"}],
@@ -118,11 +126,18 @@ def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
         "work": "work",
     }
     written = {"pipeline": "offline_alignment", "parameters": parameters}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(written))
-    (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
-    leave_own_pipeline(tmp_path, tiny_model)
+    (path / "run.yaml").write_text(yaml.safe_dump(written))
+    (path / "pipelines").symlink_to(ROOT / "pipelines")
+    leave_own_pipeline(path, tiny_model)
     for name in ("runs/runs/OTHER", "runs/runs/NAME", "runs/first/runs/NAME"):
-        finished_run(tmp_path / name)
+        finished_run(path / name)
+    return path
+
+
+@pytest.fixture
+def folder(first_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of such a folder, in which the command is entered."""
+    shutil.copytree(first_folder, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("webbrowser.open", lambda address: True)
     return tmp_path
@@ -136,7 +151,7 @@ def finished_run(path: Path) -> None:
     with DatasetWriter(str(path / "artifacts" / "1" / "model"), MODEL, derive("train", 1, {})) as writer:
         writer.commit(Stats())
     for name in ("model", "samples"):
-        (path / name).symlink_to(path / "artifacts" / "1" / "model")
+        (path / name).symlink_to("artifacts/1/model")
     (path / "pairs.jsonl").write_text('{"prompt": "Name a fruit.", "chosen": "Plum.", "rejected": "Rock."}')
     run(ImportConfig(sources=(SourceConfig(uri=str(path / "pairs.jsonl")),)), output=str(path / "selected"))
     outputs = [{"task": "train", "output": "model", "type": "system.Model", "path": "artifacts/1/model"}]
@@ -178,9 +193,11 @@ def store() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
-def cluster(folder: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kfp]:
-    """Kubeflow with a run RUN, a schedule NAME, and the run's model in the store; a run file for it."""
+PODS = "/api/v1/namespaces/kubeflow/pods"
+
+
+def new_cluster(folder: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Kfp, Kube]:
+    """Kubeflow, which the environment names; the run file of ``folder`` is for it from then on."""
     api, kube = Kfp(), Kube()
     monkeypatch.setenv("KUBECONFIG", str(kube.kubeconfig(folder / "kubeconfig")))
     monkeypatch.setenv("KF_PIPELINES_ENDPOINT", api.host)
@@ -188,17 +205,39 @@ def cluster(folder: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Iterat
     written["parameters"] |= {"policy": "org/model", "sources": [{"name": "a", "uri": "org/data"}]}
     written["parameters"]["work"] = "gs://bucket/work"
     (folder / "run.yaml").write_text(yaml.safe_dump(written))
-    pods = "/api/v1/namespaces/kubeflow/pods"
-    kube.collections = {pods: [], "/apis/trainer.kubeflow.org/v1alpha1/namespaces/default/trainjobs": []}
+    kube.collections = {PODS: [], "/apis/trainer.kubeflow.org/v1alpha1/namespaces/default/trainjobs": []}
     kube.objects = {f"/api/v1/namespaces/{name}": {"metadata": {}} for name in ("kubeflow", "kubealign")}
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", store)
+    return api, kube
+
+
+@pytest.fixture(scope="module")
+def submitted(first_folder: Path, store: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Kfp, Kube]:
+    """Kubeflow with a run RUN, a schedule NAME, and the run's model in the store."""
+    folder = shutil.copytree(first_folder, tmp_path_factory.mktemp("cluster") / "here", symlinks=True)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        api, kube = new_cluster(folder, store, monkeypatch)
+        with api.serving(), kube.serving():
+            leave_run(api, kube)
+        assert not api.problems
+    return api, kube
+
+
+@pytest.fixture
+def cluster(
+    submitted: tuple[Kfp, Kube], folder: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Kfp]:
+    """Such a Kubeflow of the test's own, and a run file for it."""
+    api, kube = new_cluster(folder, store, monkeypatch)
+    api.held, api.versions = copy.deepcopy((submitted[0].held, submitted[0].versions))
+    kube.collections, kube.logs = copy.deepcopy((submitted[1].collections, submitted[1].logs))
     with api.serving(), kube.serving():
-        leave_run(api, kube, pods)
         yield api
     assert not api.problems
 
 
-def leave_run(api: Kfp, kube: Kube, pods: str) -> None:
+def leave_run(api: Kfp, kube: Kube) -> None:
     """A schedule NAME, and a run RUN that trained: its pod, its log, and its model in the store."""
     root = ["--pipeline-root", "gs://bucket/root"]
     for words in (
@@ -211,7 +250,7 @@ def leave_run(api: Kfp, kube: Kube, pods: str) -> None:
     metadata = {"name": "t", "creationTimestamp": "2026-11-26T19:50:00Z"}
     metadata["labels"] = {"pipeline/runid": held["run_id"]}
     metadata["annotations"] = {"workflows.argoproj.io/node-name": "w(0).root(0).train(0).executor(0)"}
-    kube.collections[pods] = [{"metadata": metadata, "status": {"phase": "Failed"}}]
+    kube.collections[PODS] = [{"metadata": metadata, "status": {"phase": "Failed"}}]
     kube.logs = {"t": "loss 0.5\n"}
     model = f"gs://bucket/root/offline-alignment/{held['run_id']}/train/1/model"
     with DatasetWriter(model, MODEL, derive("train", 1, {})) as writer:
