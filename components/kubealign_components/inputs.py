@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kubealign_components.data.schemas import (
     COMPLETIONS,
+    EVALUATION,
     JUDGED,
     MODEL,
     PREFERENCES,
@@ -48,6 +49,7 @@ INPUTS: Mapping[str, Mapping[str, Input]] = {
         "rewarded": Input((REWARDED, COMPLETIONS, TOKENIZED)),
         "model": Input((MODEL,), by_uri=True),
     },
+    "choose": {"evaluations": Input((EVALUATION,), many=True)},
     "clean_prompts": {},
     "judge": {"dataset": Input((COMPLETIONS,))},
     "aggregate": {"judged": Input((JUDGED,))},

@@ -16,7 +16,9 @@ from kubealign_pipelines import Rules, build, rules
 from kubealign_pipelines.checking.describe import options_text
 from kubealign_pipelines.flat import fold
 from kubealign_pipelines.graph import CHECK, Graph, Json, Parameter
+from kubealign_pipelines.lean import lean_sweep
 from kubealign_pipelines.resources import CompileSettings
+from kubealign_pipelines.variants import VARIANTS
 from kubealign_pipelines.workflow_size import most_chunks
 
 if TYPE_CHECKING:
@@ -53,7 +55,9 @@ def compile_pipeline(
     platform: Json = MessageToDict(pipeline.platform_spec)
     described = f"{graph.description}\n\nOptions by name, with their defaults:\n{options_text(graph)}"
     spec["pipelineInfo"]["description"] = described
-    _limit_chunks(spec)
+    lean_sweep(spec)
+    variants = parameters.get(VARIANTS)
+    _limit_chunks(spec, len(variants) if isinstance(variants, list) else 0)
     if defaults:
         _set_defaults(spec, fold(graph, parameters).values)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,15 +122,16 @@ def _prune(spec: Json) -> list[str]:
     return idle
 
 
-def _limit_chunks(spec: Json) -> None:
-    """Let every stage that plans a fan-out plan what the object of a run has room for."""
+def _limit_chunks(spec: Json, variants: int) -> None:
+    """Let every stage that plans a fan-out plan what a run's object has room for, beside its variants."""
     tasks = spec["root"]["dag"]["tasks"].values()
     planned = [
         p[PLANNED]["runtimeValue"]
         for t in tasks
         if PLANNED in (p := t.get("inputs", {}).get("parameters", {}))
     ]
-    limit = most_chunks(spec, max((int(value["constant"]) for value in planned), default=1))
+    most = max((int(value["constant"]) for value in planned), default=1)
+    limit = most_chunks(spec, most, variants=variants)
     for value in planned:
         value["constant"] = float(min(value["constant"], limit))
 

@@ -65,6 +65,16 @@ class Task:
     """Its parameters; artifacts are left out."""
     outputs: dict[str, str]
     """Output artifacts and their types, such as ``system.Dataset``."""
+    each: str | None = None
+    """The parameter for each of whose items it runs once; None where it runs once, or once a chunk."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Loop:
+    """What a task is done for again and again: chunks that another task planned, or items of a parameter."""
+
+    fan_out: str | None = None
+    each: str | None = None
 
 
 class Graph:
@@ -98,7 +108,7 @@ class Graph:
         self.rules = rules or Rules()
         self._spec = spec
         outer = {name: Source(parameter=name) for name in self.parameters}
-        tasks = list(self._walk(spec["root"]["dag"], outer, None))
+        tasks = list(self._walk(spec["root"]["dag"], outer, _Loop()))
         self.tasks = {task.name: task for task in tasks if task.function != CHECK}
         """In the order in which they can run; all but the one that checks parameters, which is no stage and
         reads whatever others read."""
@@ -111,19 +121,19 @@ class Graph:
         """Those of ``values`` that a run of this graph takes: a run file may have more, for other shapes."""
         return {name: value for name, value in values.items() if name in self.parameters}
 
-    def _walk(self, dag: Json, outer: Mapping[str, Source], loop: str | None) -> Iterator[Task]:
+    def _walk(self, dag: Json, outer: Mapping[str, Source], loop: _Loop) -> Iterator[Task]:
         groups = _groups(dag["tasks"])
         for name in _in_order(dag["tasks"]):
             task = dag["tasks"][name]
             component = self._spec["components"][task["componentRef"]["name"]]
             arguments = _arguments(task, component, outer)
             if "dag" in component:
-                inner = task["taskInfo"]["name"] if "parameterIterator" in task else loop
-                yield from self._walk(component["dag"], arguments, inner)
+                yield from self._walk(component["dag"], arguments, _inside(task, arguments) or loop)
             else:
-                yield self._task(task, component, arguments, loop or groups.get(name))
+                fan_out = loop.fan_out or groups.get(name)
+                yield self._task(task, component, arguments, _Loop(fan_out=fan_out, each=loop.each))
 
-    def _task(self, task: Json, component: Json, arguments: dict[str, Source], group: str | None) -> Task:
+    def _task(self, task: Json, component: Json, arguments: dict[str, Source], loop: _Loop) -> Task:
         executor = self._spec["deploymentSpec"]["executors"][component["executorLabel"]]
         function = function_of(executor.get("container", {}))
         require(bool(function), "pipeline", f"{self.name}: {task['taskInfo']['name']}", _PYTHON)
@@ -132,10 +142,21 @@ class Graph:
             name=task["componentRef"]["name"].removeprefix("comp-"),
             title=task["taskInfo"]["name"],
             function=function,
-            group=group or function,
+            group=loop.fan_out or function,
             arguments=arguments,
             outputs={name: value["artifactType"]["schemaTitle"] for name, value in artifacts.items()},
+            each=loop.each,
         )
+
+
+def _inside(task: Json, arguments: Mapping[str, Source]) -> _Loop | None:
+    """The loop that the group of tasks ``task`` is; None where it is none."""
+    if "parameterIterator" not in task:
+        return None
+    items = arguments.get(task["parameterIterator"]["items"].get("inputParameter", ""), Source())
+    if items.parameter is not None:
+        return _Loop(each=items.parameter)
+    return _Loop(fan_out=task["taskInfo"]["name"])
 
 
 def function_of(container: Json) -> str:

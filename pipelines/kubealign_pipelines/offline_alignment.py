@@ -13,6 +13,12 @@ With ``rank_judge`` a judge compares a prompt's completions two at a time in pla
 policies in the end:
 
     import ─ filter ─ sample ×chunks ─ merge ─ rank ×chunks ─ merge ─ select ─ …
+
+With ``variants`` it is a sweep: what stands before the first stage in which these differ is done once, the
+rest for each of them, and then one is chosen:
+
+    … rewards ×chunks ─ merge ─ logprobs ×chunks ─ merge
+           ─ (select ─ mix ─ train ─ evaluate) ×variants ─ choose
 """
 
 # ruff: noqa: B006 (KFP reads defaults from the signature and never changes them)
@@ -38,6 +44,7 @@ from kubealign_pipelines.offline_tail import OFFLINE_STAGES, align_offline
 from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
 from kubealign_pipelines.resources import CompileSettings, Placement
 from kubealign_pipelines.rules import LOGPROBS_ORDER, Rules
+from kubealign_pipelines.variants import VARIANTS, decide, swept_stages
 
 REWARDS = ("reward_functions", "reward_model")
 JUDGE = "rank_judge"
@@ -50,11 +57,12 @@ RULES = Rules(
         "sample_n": lambda n: 0 if n == 0 else None,
         "select_strategy": lambda strategy: strategy if strategy in LABELS else None,
         **dict.fromkeys((*REWARDS, JUDGE), lambda given: True if given else None),
+        VARIANTS: decide,
     },
     one_of=(REWARDS,),
     options={
         "import": "import_prompts",
-        **{stage: stage for stage in ("filter", "sample", "rewards", "rank", *OFFLINE_STAGES)},
+        **{stage: stage for stage in ("filter", "sample", "rewards", "rank", *OFFLINE_STAGES, "choose")},
     },
 )
 
@@ -93,6 +101,8 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
         train_epochs: float = 1.0,
         train_options: dict[str, object] = {},
         evaluate_options: dict[str, object] = {},
+        variants: list[dict[str, object]] = [],
+        choose_options: dict[str, object] = {},
     ) -> None:
         """Align a chat model on its own rewarded samples, offline.
 
@@ -142,6 +152,9 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
             train_epochs: Passes over the training examples.
             train_options: Further settings of train by name, such as adapter, batch_size, strategy.
             evaluate_options: Settings of evaluate by name, such as min_gain and max_prompts.
+            variants: Of a sweep, what each variant has of its own: by stage (select, mix, train, evaluate),
+                options of that stage.
+            choose_options: Of a sweep, settings of choose by name, such as max_kl and max_length_ratio.
         """
         placement.check_first("offline_alignment", RULES.shape(parameters), locals())
         _stages(PipelineInputs.of_function(placement, locals()), shape)
@@ -161,6 +174,8 @@ class _Shape:
     """Whether log-probabilities are computed "before" or "after" selection."""
     strategy: str = ""
     """Of selection, where that is no parameter."""
+    swept: tuple[str, ...] = ()
+    """Stages in which the variants of a sweep differ."""
 
     @property
     def workers(self) -> list[BaseComponent]:
@@ -191,7 +206,30 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
     strategies = f"{' or '.join(LABELS)}, as sample_n is 0 and no reward is given"
     require(rewarded or bool(judge) or strategy in (None, *LABELS), "select_strategy", strategy, strategies)
     by_itself = "" if rewarded or judge or strategy else LABELS[0]
-    return _Shape(sampled=sampled, rewarded=rewarded, ranked=bool(judge), order=order, strategy=by_itself)
+    swept = swept_stages(parameters)
+    if swept:
+        order = _order_of_sweep(parameters, order, swept, rewarded=rewarded)
+    return _Shape(
+        sampled=sampled,
+        rewarded=rewarded,
+        ranked=bool(judge),
+        order=order,
+        strategy=by_itself,
+        swept=swept,
+    )
+
+
+def _order_of_sweep(
+    parameters: Mapping[str, object], order: str, swept: tuple[str, ...], *, rewarded: bool
+) -> str:
+    """When log-probabilities are computed in a sweep: once, and so before variants select."""
+    given = parameters.get(VARIANTS)
+    require(rewarded, VARIANTS, given, "none without a reward, by whose gain a variant is chosen")
+    if "select" not in swept:
+        return order
+    fits = parameters.get(LOGPROBS_ORDER.name) != "after"
+    require(fits, LOGPROBS_ORDER.name, order, "before, or none: variants select from what was scored once")
+    return "before"
 
 
 def _stages(inputs: PipelineInputs, shape: _Shape) -> None:
@@ -208,6 +246,7 @@ def _stages(inputs: PipelineInputs, shape: _Shape) -> None:
         selection={"strategy": shape.strategy} if shape.strategy else {},
         comparison={"n": n, **rewarding},
         reference=inputs["reference"],
+        swept=shape.swept,
     )
 
 

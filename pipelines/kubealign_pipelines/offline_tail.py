@@ -1,9 +1,15 @@
 """What both recipes end with: choose, score, mix, train, compare.
 
-select ─ logprobs ×chunks ─ merge ─ mix ─ train ─ evaluate
+    select ─ logprobs ×chunks ─ merge ─ mix ─ train ─ evaluate
+
+In a sweep what stands before the first stage in which its variants differ is done once, the rest for each:
+
+    logprobs ×chunks ─ merge ─ (select ─ mix ─ train ─ evaluate) ×variants ─ choose
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from kfp.dsl import PipelineTask
 from kfp.dsl.pipeline_channel import PipelineChannel
@@ -15,6 +21,7 @@ from kubealign_components.select.component import select
 from kubealign_components.train.component import train
 from kubealign_pipelines.fan_out import fan_out
 from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
+from kubealign_pipelines.variant_loop import VariantLoop
 
 OFFLINE_STAGES = ("select", "logprobs", "mix", "train", "evaluate")
 """In their order."""
@@ -28,6 +35,7 @@ def align_offline(
     selection: Arguments,
     comparison: Arguments,
     reference: PipelineChannel | str = "",
+    swept: Collection[str] = (),
 ) -> None:
     """Train on completions of ``rows`` and compare the aligned policy with what it was.
 
@@ -39,10 +47,12 @@ def align_offline(
         selection: arguments of ``select`` that are no inputs of the pipeline.
         comparison: arguments of ``evaluate``: how both policies are sampled, and by what they are compared.
         reference: of ``logprobs`` and ``train``; empty where it is the policy.
+        swept: stages in which the variants of a sweep differ; none where there is no sweep.
     """
+    loop = VariantLoop(inputs, swept)
     models = {"policy": inputs["policy"], "reference": reference}
     if order == "before":
-        chosen = _chosen(inputs, _scored(inputs, rows, models), selection)
+        chosen = _chosen(inputs, _scored(inputs, rows, models), {**selection, **loop.own("select")})
     else:
         chosen = _scored(inputs, _chosen(inputs, rows, {**selection, **inputs.cut(logprobs)}), models)
     mixed = inputs.placement(
@@ -51,6 +61,7 @@ def align_offline(
         validation_fraction=inputs["validation_fraction"],
         seed=inputs["seed"],
         work=inputs["work"],
+        **loop.own("mix"),
         **inputs.of("mix"),
     )
     trained = inputs.placement(
@@ -59,14 +70,17 @@ def align_offline(
         seed=inputs["seed"],
         work=inputs["work"],
         **models,
+        **loop.own("train"),
         **inputs.of("train"),
     )
-    compare(inputs, rows, trained, comparison)
+    loop.end(compare(inputs, rows, trained, {**comparison, **loop.own("evaluate")}))
 
 
-def compare(inputs: PipelineInputs, rows: PipelineTask, trained: PipelineTask, comparison: Arguments) -> None:
+def compare(
+    inputs: PipelineInputs, rows: PipelineTask, trained: PipelineTask, comparison: Arguments
+) -> PipelineTask:
     """Compare the policy of ``trained`` with what it was, on held-out prompts of ``rows``."""
-    inputs.placement(
+    return inputs.placement(
         evaluate,
         rewarded=rows.outputs["dataset"],
         model=trained.outputs["model"],

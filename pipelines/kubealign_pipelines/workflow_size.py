@@ -52,15 +52,17 @@ class WorkflowSize:
         return self.packed + self.specification
 
 
-def workflow_size(spec: Json, chunks: int, *, retries: bool = True) -> WorkflowSize:
+def workflow_size(spec: Json, chunks: int, *, variants: int = 0, retries: bool = True) -> WorkflowSize:
     """The size of a run of the compiled pipeline ``spec``.
 
     Args:
         spec: the IR.
         chunks: of every fan-out.
+        variants: items of a parameter for each of which tasks run.
         retries: whether every pod is taken to need all of its attempts.
     """
-    nodes = list(_Imitation(spec, chunks, retries=retries).dag(spec["root"]["dag"]))
+    imitation = _Imitation(spec, chunks, variants=variants, retries=retries)
+    nodes = list(imitation.dag(spec["root"]["dag"]))
     draw = random.Random(0)
     for node in nodes:
         node["id"] = f"{spec['pipelineInfo']['name']}-abcde-{draw.randrange(10**9, 4 * 10**9)}"
@@ -72,13 +74,19 @@ def workflow_size(spec: Json, chunks: int, *, retries: bool = True) -> WorkflowS
     )
 
 
-def most_chunks(spec: Json, most: int) -> int:
-    """How many chunks every fan-out of ``spec`` may have, ``most`` at most and one at least."""
+def most_chunks(spec: Json, most: int, *, variants: int = 0) -> int:
+    """How many chunks every fan-out of ``spec`` may have, ``most`` at most and one at least.
+
+    Args:
+        spec: the IR.
+        most: the limit if there is room.
+        variants: items of a parameter for each of which tasks run.
+    """
     if not any("parameterIterator" in task for task in spec["root"]["dag"]["tasks"].values()):
         return most
     chunks = 1
     for few, more in (_ROUGHLY, _CLOSELY):
-        small, large = workflow_size(spec, few), workflow_size(spec, more)
+        small, large = (workflow_size(spec, number, variants=variants) for number in (few, more))
         each = (large.packed - small.packed) / (more - few)
         chunks = max(chunks, int(more + (LIMIT * ROOM - large.total) / each))
         if chunks >= most:
@@ -89,9 +97,10 @@ def most_chunks(spec: Json, most: int) -> int:
 class _Imitation:
     """The nodes of a run, with the texts that they carry."""
 
-    def __init__(self, spec: Json, chunks: int, *, retries: bool) -> None:
+    def __init__(self, spec: Json, chunks: int, *, variants: int, retries: bool) -> None:
         self._spec = spec
         self._chunks = chunks
+        self._variants = variants
         self._retries = retries
 
     def dag(self, dag: Json) -> Iterator[Json]:
@@ -111,7 +120,9 @@ class _Imitation:
         texts = {"component": _text(component), "task": _text(task), "task-name": name}
         yield from self._twice("Pod", {**texts, "driver-type": "DAG"}, name)
         yield from self._twice("DAG", {"parent-dag-id": "12"}, name)
-        for index in range(self._chunks):
+        over = task["parameterIterator"]["items"].get("inputParameter")
+        items = task.get("inputs", {}).get("parameters", {}).get(over, {})
+        for index in range(self._variants if "componentInputParameter" in items else self._chunks):
             yield from self._twice("DAG", {"iteration-index": str(index)}, name)
             yield from self._twice("Pod", {**texts, "iteration-index": str(index)}, name)
             yield from self._twice("DAG", {"parent-dag-id": str(100 + index)}, name)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from kubealign.grid import with_grid
 from kubealign.run_paths import SOURCES, beside
 from kubealign.yaml_source import MAX_BYTES, Document, forget, is_compiled_pipeline, merge, read_yaml
 from kubealign_components import config
@@ -158,13 +159,16 @@ def load_run_file(path: Path) -> RunFile:
     return read_run([path]).usable()
 
 
-def read_run(files: Sequence[Path], pipeline: str = "", assignments: Sequence[str] = ()) -> Sourced:
+def read_run(
+    files: Sequence[Path], pipeline: str = "", assignments: Sequence[str] = (), grids: Sequence[str] = ()
+) -> Sourced:
     """The run of ``files``, later ones over earlier ones, and of what the command line says.
 
     Args:
         files: run files.
         pipeline: the one to run, whatever the files say.
         assignments: ``name=value``, ``name.key=value``, ``name.0=value``, ``compile.name=value``.
+        grids: ``name=value,value``, of which the variants of a sweep are made.
     """
     document = Document(values={})
     for path in files:
@@ -176,7 +180,7 @@ def read_run(files: Sequence[Path], pipeline: str = "", assignments: Sequence[st
         values["pipeline"] = pipeline
     for assignment in assignments:
         values = _assigned(document, values, assignment)
-    document.values = values
+    document.values = values = with_grid(document, values, grids) if grids else values
     document.findings += _load_own(values.get("pipeline"))
     run, problems = check_mapping(RunFile, values, "run file")
     document.findings += [_of_problem(problem, values) for problem in problems]

@@ -34,22 +34,32 @@ OUTPUT = "Output"
 """KFP's name of what a component returns."""
 WORK = ("chunk", "chunks", "parts", "sources")
 STAGES = [name for name in DEFAULTS if name != CHECK]
+REWARD: dict[str, Any] = {"reward_functions": ["brevity"]}
+COMPILED: dict[str, tuple[str, dict[str, Any]]] = {
+    **{pipeline: (pipeline, {}) for pipeline in PIPELINES},
+    "offline_alignment_sweep": (
+        "offline_alignment",
+        {"variants": [{"select": {"strategy": "random_pairs"}}, {"train": {"beta": 0.05}}], **REWARD},
+    ),
+}
+"""What is compiled, by the name of its golden copy: a pipeline, and parameters that decide on its stages."""
 IMAGES = {DATA: "data", SAMPLE: "sample", TRAIN: "train"}
 
 
-def compiled(pipeline: str) -> list[dict[str, Any]]:
-    """The documents of the compiled pipeline, without what names the compiler's version."""
+def compiled(name: str) -> list[dict[str, Any]]:
+    """The documents of a compiled pipeline, without what names the compiler's version."""
+    pipeline, parameters = COMPILED[name]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
-        compile_pipeline(pipeline, path)
+        compile_pipeline(pipeline, path, parameters=parameters)
         documents = list(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
     documents[0].pop("sdkVersion")
     return documents
 
 
-def kept(pipeline: str) -> list[dict[str, Any]]:
+def kept(name: str) -> list[dict[str, Any]]:
     """The documents under version control."""
-    return list(yaml.load_all((GOLDEN / f"{pipeline}.yaml").read_text(), Loader=yaml.CSafeLoader))
+    return list(yaml.load_all((GOLDEN / f"{name}.yaml").read_text(), Loader=yaml.CSafeLoader))
 
 
 def built(overlay: str) -> list[dict[str, Any]]:
@@ -101,9 +111,9 @@ def _cell(name: str, meaning: dict[str, str]) -> str:
 
 def main() -> None:
     """Write all of it."""
-    for pipeline in PIPELINES:
-        path = GOLDEN / f"{pipeline}.yaml"
-        path.write_text(yaml.dump_all(compiled(pipeline), sort_keys=True, allow_unicode=True))
+    for name in COMPILED:
+        path = GOLDEN / f"{name}.yaml"
+        path.write_text(yaml.dump_all(compiled(name), sort_keys=True, allow_unicode=True))
         sys.stdout.write(f"{path}\n")
     for overlay in OVERLAYS:
         path = golden_manifest(overlay)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,31 @@ class Artifacts:
     def __init__(self, spec: Ir) -> None:
         self.types: dict[Artifact, str] = {}
         self.inputs: dict[str, dict[str, Artifact]] = {}
-        for name, task in spec["root"]["dag"]["tasks"].items():
+        self._add(spec, spec["root"]["dag"], {})
+
+    def _add(self, spec: Ir, dag: Ir, outer: dict[str, Artifact]) -> dict[str, Artifact]:
+        """Add the tasks of ``dag``; gives what it passes on. A loop's tasks stand for those of each item."""
+        collected: dict[Artifact, Artifact] = {}
+        tasks = dag["tasks"]
+        order = TopologicalSorter({name: task.get("dependentTasks", ()) for name, task in tasks.items()})
+        for name in order.static_order():
+            task = tasks[name]
             component = spec["components"][task["componentRef"]["name"]]
             made = component.get("outputDefinitions", {}).get("artifacts", {})
+            taken = {
+                key: _producer(one, collected, outer)
+                for key, one in task.get("inputs", {}).get("artifacts", {}).items()
+            }
             if "dag" in component:
-                assert not made, "a fan-out passes on no artifacts"
-            self.types |= {(name, key): one["artifactType"]["schemaTitle"] for key, one in made.items()}
-            taken = task.get("inputs", {}).get("artifacts", {})
-            self.inputs[name] = {key: _producer(one["taskOutputArtifact"]) for key, one in taken.items()}
+                collected |= {
+                    (name, key): one for key, one in self._add(spec, component["dag"], taken).items()
+                }
+            else:
+                self.types |= {(name, key): one["artifactType"]["schemaTitle"] for key, one in made.items()}
+                self.inputs[name] = taken
+        passed = dag.get("outputs", {}).get("artifacts", {})
+        only = {key: one["artifactSelectors"][0] for key, one in passed.items()}
+        return {key: (one["producerSubtask"], one["outputArtifactKey"]) for key, one in only.items()}
 
     def of_type(self, kind: str) -> set[Artifact]:
         return {artifact for artifact, title in self.types.items() if title == kind}
@@ -66,5 +84,11 @@ class Artifacts:
         }
 
 
-def _producer(value: dict[str, Any]) -> Artifact:
-    return value["producerTask"], value["outputArtifactKey"]
+def _producer(
+    value: dict[str, Any], collected: dict[Artifact, Artifact], outer: dict[str, Artifact]
+) -> Artifact:
+    if "componentInputArtifact" in value:
+        return outer[value["componentInputArtifact"]]
+    made = value["taskOutputArtifact"]
+    artifact = made["producerTask"], made["outputArtifactKey"]
+    return collected.get(artifact, artifact)

@@ -24,6 +24,16 @@ SHAPES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "labels alone": ("offline_alignment", {"sample_n": 0}, OFFLINE),
     "samples to compare with": ("offline_alignment", {"select_strategy": "labels"}, OFFLINE | {"sample"}),
     "labels and a reward": ("offline_alignment", {"sample_n": 0, **REWARD}, OFFLINE | {"rewards"}),
+    "a sweep of training": (
+        "offline_alignment",
+        {"variants": [{"train": {"beta": 0.05}}, {"train": {"beta": 0.2}}], **REWARD},
+        OFFLINE | {"sample", "rewards", "choose"},
+    ),
+    "a sweep of selection": (
+        "offline_alignment",
+        {"variants": [{"select": {"strategy": "best_random"}}, {"train": {"beta": 0.2}}], **REWARD},
+        OFFLINE | {"sample", "rewards", "choose"},
+    ),
     "ppo": ("salmon", {}, SALMON | {"train_ppo"}),
     "salmon offline": ("salmon", {"rl": "offline"}, SALMON | OFFLINE - {"import_prompts"} | {"rewards"}),
 }

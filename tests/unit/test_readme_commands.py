@@ -2,6 +2,7 @@
 tried here."""
 
 import copy
+import itertools
 import json
 import re
 import shlex
@@ -34,7 +35,7 @@ RUNS_HERE += ("show", "logs", "ls", "open", "du", "lineage", "compare", "verify"
 """Commands of ours that are run as they stand, in a folder with a run file and a finished run."""
 SERVED = ("submit", "upload", "schedule", "runs", "cancel", "retry", "fetch", "doctor")
 """Commands of ours that speak to a cluster: they are run as they stand, servers on this machine answer."""
-LOADS = ("run", "rerun", "ui")
+LOADS = ("run", "sweep", "rerun", "ui")
 """Commands of ours that run models, which tests/local/test_readme_runs.py runs as they stand, or that serve;
 here their words are held against their options, and the run file is compiled."""
 OF_CLUSTER = {"RUN", "--dry-run", "gs://bucket/work"}
@@ -286,7 +287,8 @@ def test_a_command_that_runs_models_is_well_said(command: Command, folder: Path)
     if "-f" in rest:
         given = rest[rest.index("-f") + 1]
         assert Path(given).is_file()
-        result = CliRunner().invoke(main, ["compile", "-f", given, "-o", "checked.yaml"])
+        swept = [word for before, word in itertools.pairwise(rest) if "--grid" in (before, word)]
+        result = CliRunner().invoke(main, ["compile", "-f", given, *swept, "-o", "checked.yaml"])
         assert result.exit_code == 0, result.output
 
 

@@ -17,6 +17,7 @@ from typing import TypedDict, Unpack, overload
 import numpy as np
 import pyarrow as pa
 
+from kubealign_components.data.choice_rows import CHOICE, CHOICE_ROW, ChoiceRow
 from kubealign_components.data.fingerprint import canonical_json
 
 PROMPTS = "kubealign.prompts/v1"
@@ -163,6 +164,7 @@ ROWS: dict[str, pa.Schema] = {
     TRAINING: TRAINING_ROW,
     MODEL: MODEL_ROW,
     EVALUATION: EVALUATION_ROW,
+    CHOICE: CHOICE_ROW,
     JUDGED: JUDGED_ROW,
     PREFERENCES: PREFERENCES_ROW,
 }
@@ -357,6 +359,7 @@ ROW_TYPES: dict[str, type] = {
     TRAINING: TrainingRow,
     MODEL: ModelRow,
     EVALUATION: EvaluationRow,
+    CHOICE: ChoiceRow,
     JUDGED: JudgedRow,
     PREFERENCES: PreferenceRow,
 }

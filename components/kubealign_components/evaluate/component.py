@@ -33,6 +33,7 @@ def evaluate(
     rank_options: dict = {},
     work: str = "",
     options: dict = {},
+    variant: dict = {},
 ):
     """Compare the aligned policy with its reference on held-out prompts.
 
@@ -64,6 +65,7 @@ def evaluate(
         rank_options: the options of rank, of which those under "judge" are used.
         work: work prefix; what was finished there before is taken.
         options: further settings of the stage by name; those of the engine under "sampling".
+        variant: what one variant of a sweep has of its own: by stage, options that count before all else.
     """
     parameters = dict(locals())
 
@@ -75,13 +77,13 @@ def evaluate(
         rows_of,
         write_page,
     )
-    from kubealign_components.config import from_parameters
     from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
     from kubealign_components.evaluate.stage import EvaluateConfig, run
     from kubealign_components.reports.lineage import to_html
+    from kubealign_components.variant import from_variant
 
     stats = run(
-        from_parameters(EvaluateConfig, parameters, "evaluate"),
+        from_variant(EvaluateConfig, parameters, "evaluate"),
         rewarded=open_dataset(rewarded, REWARDED, COMPLETIONS, TOKENIZED),
         model=local_copy(model),
         output=rows_of(dataset),

@@ -21,6 +21,7 @@ def mix(
     seed: int = 0,
     work: str = "",
     options: dict = {},
+    variant: dict = {},
 ):
     """Make the training dataset: mix, split by prompt, shuffle.
 
@@ -37,16 +38,17 @@ def mix(
         seed: decides what stays, the split and the order.
         work: work prefix; what was finished there before is taken.
         options: further settings of the stage by name.
+        variant: what one variant of a sweep has of its own: by stage, options that count before all else.
     """
     parameters = dict(locals())
 
     from kubealign_components.artifacts import log_stats, open_dataset, publish_with_page, rows_of
-    from kubealign_components.config import from_parameters
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.schemas import SELECTION, TRAINING
     from kubealign_components.mix.stage import MixConfig, run
+    from kubealign_components.variant import from_variant
 
-    config = from_parameters(MixConfig, parameters, "mix")
+    config = from_variant(MixConfig, parameters, "mix")
     stats = run(
         config,
         selections=[open_dataset(selection, SELECTION)],

@@ -9,6 +9,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
@@ -121,6 +122,49 @@ def scatter(title: str, points: Points, *, x: str, y: str, slope: bool = False) 
     fit = f" The slope is {line[0]:.3g}, the correlation {line[2]:+.2f}." if line else ""
     name = f"{title} (correlation {line[2]:+.2f})" if line else title
     return _chart(name, f"{y} against {x}, {len(points)} points.{fit}", draw)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spot:
+    """A point with an interval in both directions: mean, lower and upper end of each."""
+
+    name: str
+    """A few letters, which stand beside it."""
+    x: tuple[float, float, float]
+    y: tuple[float, float, float]
+    on_front: bool
+    """Whether it is filled."""
+    chosen: bool
+    """Whether a ring is around it."""
+
+
+def front(title: str, spots: Sequence[Spot], *, x: str, y: str) -> Markup:
+    """Points by cost and gain with their intervals; those that no other outdoes are filled.
+
+    Args:
+        title: of the chart.
+        spots: the points.
+        x: label of the axis of what a gain costs.
+        y: label of the axis of the gain.
+    """
+
+    def draw(axes: Axes) -> None:
+        for spot in spots:
+            colour = _SERIES[0] if spot.on_front else _SERIES[1]
+            (cost, *cost_ends), (gain, *gain_ends) = spot.x, spot.y
+            axes.plot(cost_ends, [gain, gain], color=colour, linewidth=1, alpha=0.5)
+            axes.plot([cost, cost], gain_ends, color=colour, linewidth=1, alpha=0.5)
+            face = colour if spot.on_front else "none"
+            axes.plot(cost, gain, "o", color=colour, markerfacecolor=face, markersize=5)
+            if spot.chosen:
+                axes.plot(cost, gain, "o", color=_INK, markerfacecolor="none", markersize=11)
+            axes.annotate(spot.name, (cost, gain), (5, 5), textcoords="offset points", fontsize="small")
+        axes.axhline(0, color=_INK, linestyle=":", linewidth=1)
+        _label(axes, x, y, legend=False)
+
+    best = ", ".join(spot.name for spot in spots if spot.on_front)
+    ringed = "".join(f" Chosen: {spot.name}." for spot in spots if spot.chosen)
+    return _chart(title, f"{y} against {x}, {len(spots)} points; on the front: {best}.{ringed}", draw)
 
 
 def counted(values: Sequence[float], bins: int = 24) -> tuple[list[int], float, float]:

@@ -25,6 +25,7 @@ def select(
     max_chunks: int = 100,
     engines: int = 1,
     options: dict = {},
+    variant: dict = {},
 ) -> List[Dict]:
     """Compute quantile rewards and choose the completions that are trained on.
 
@@ -48,6 +49,7 @@ def select(
         max_chunks: most chunks of it; they grow when more would be needed.
         engines: of a pod of it: a chunk has up to rows_per_chunk rows for each.
         options: further settings of the stage by name.
+        variant: what one variant of a sweep has of its own: by stage, options that count before all else.
 
     Returns:
         Chunk descriptors for the fan-out that follows.
@@ -55,12 +57,12 @@ def select(
     parameters = dict(locals())
 
     from kubealign_components.artifacts import log_stats, open_dataset, publish_with_page, rows_of
-    from kubealign_components.config import from_parameters
     from kubealign_components.data.planning import PlanConfig, planned
     from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
     from kubealign_components.select.stage import SelectConfig, run
+    from kubealign_components.variant import from_variant
 
-    config = from_parameters(SelectConfig, parameters, "select")
+    config = from_variant(SelectConfig, parameters, "select")
     plan = PlanConfig(work=work, rows_per_chunk=rows_per_chunk, max_chunks=max_chunks, engines=engines)
     rows = open_dataset(rewarded, REWARDED, COMPLETIONS, TOKENIZED)
     stats = run(config, rewarded=rows, output=rows_of(dataset))

@@ -33,6 +33,7 @@ def train(
     train_job: dict = {},
     pod: dsl.TaskConfig = None,
     options: dict = {},
+    variant: dict = {},
 ):
     """Align the policy on a training dataset, with no reference model in memory.
 
@@ -62,18 +63,19 @@ def train(
         train_job: settings of the TrainJob, such as queue_timeout and runtime.
         pod: what KFP hands on of this task's pod, which the TrainJob's pods get.
         options: further settings of the stage by name.
+        variant: what one variant of a sweep has of its own: by stage, options that count before all else.
     """
     parameters = dict(locals())
 
     from kubealign_components.artifacts import log_stats, open_dataset, publish_model, write_page
-    from kubealign_components.config import from_parameters
     from kubealign_components.data.schemas import TRAINING
     from kubealign_components.train.config import TrainConfig
     from kubealign_components.train.stage import run
     from kubealign_components.training.curves import curves_page
     from kubealign_components.trainjob.launcher import launcher_for
+    from kubealign_components.variant import from_variant
 
-    config = from_parameters(TrainConfig, parameters, "train")
+    config = from_variant(TrainConfig, parameters, "train")
     launcher = launcher_for(config.nodes, config.processes, pod, train_job)
     examples = open_dataset(training, TRAINING)
     stats = run(config, training=examples, output=model.uri, launcher=launcher)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 
 from kubealign_components.config import Path
@@ -19,12 +20,21 @@ from kubealign_pipelines.checking.models import check_models, policy_folder, tem
 from kubealign_pipelines.checking.rewards import check_functions
 from kubealign_pipelines.checking.sources import Prompts, check_sources, warn_of_unread
 from kubealign_pipelines.checking.stages import Checked, check_stages
+from kubealign_pipelines.checking.variants import (
+    check_form,
+    check_others,
+    is_sweep,
+    of_sweep,
+    plain_runs,
+    plain_shape,
+)
 from kubealign_pipelines.checking.volumes import unseen_folders
 from kubealign_pipelines.checking.withdrawals import check_withdrawals
 from kubealign_pipelines.checking.work import check_work
 from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.graph import Graph
 from kubealign_pipelines.resources import CompileSettings
+from kubealign_pipelines.variants import VARIANTS, decide
 
 
 @dataclass(slots=True)
@@ -69,6 +79,18 @@ def check_run(
             this is its first task, in an image that may lack what a user's reward functions import.
         assumed: parameters that are given where the pipeline has them and ``values`` have not.
     """
+    if is_sweep(values) or (shape is not None and is_sweep(shape)):
+        plain = {} if shape is None else {"shape": plain_shape(shape)}
+        one = partial(
+            check_run,
+            pipeline,
+            settings=settings,
+            complete=complete,
+            here=here,
+            process=process,
+            assumed=assumed,
+        )
+        return _check_sweep(pipeline, values, settings, shape, complete=complete, one=partial(one, **plain))
     graph, refused = _graph(pipeline, values if shape is None else shape, settings)
     settable = {parameter.name for parameter in graph.settings()}
     values = {name: value for name, value in (assumed or {}).items() if name in settable} | dict(values)
@@ -100,6 +122,47 @@ def check_run(
     candidates += _engines(checked) if process else []
     findings += [finding for finding in candidates if not _refused(finding, refused_at)]
     return Report(distinct(findings), graph, checked, prompts)
+
+
+def _check_sweep(
+    pipeline: str,
+    values: Mapping[str, object],
+    settings: CompileSettings,
+    shape: Mapping[str, object] | None,
+    *,
+    complete: bool,
+    one: Callable[..., Report],
+) -> Report:
+    """As :func:`check_run`, of a sweep.
+
+    Args:
+        pipeline: by name.
+        values: its parameters.
+        settings: what is fixed at compile time.
+        shape: as :func:`check_run` has it.
+        complete: whether required parameters must be there.
+        one: the check of a run without variants, of which it takes the parameters.
+    """
+    values = {VARIANTS: [], **values}
+    graph, refused = _graph(pipeline, values if shape is None else shape, settings)
+    if shape is not None and decide(values[VARIANTS]) != decide(shape[VARIANTS]):
+        text = (
+            "variants that differ first in the stage in which those did that the pipeline was compiled with"
+        )
+        refused = [*refused, error_at((PARAMETERS, VARIANTS), values[VARIANTS], text)]
+    plain, _ = _graph(pipeline, plain_shape(values if shape is None else shape), settings)
+    form = list(check_form(plain, values))
+    runs = plain_runs(plain, values)
+    # What is looked at outside, models and sources, is the same for all variants.
+    first = one(runs[0].values if runs else plain_shape(values))
+    findings = [runs[0].as_written(finding) if runs else finding for finding in first.findings]
+    findings += check_others(plain, runs[1:], complete=complete)
+    checked = check_stages(graph, values, complete=complete)
+    own = [finding for finding in checked.findings if of_sweep(finding)]
+    checked.folders = first.checked.folders
+    refused_at = {finding.path for finding in form}
+    kept = [finding for finding in findings if not _refused(finding, refused_at)]
+    return replace(first, findings=distinct([*refused, *form, *own, *kept]), graph=graph, checked=checked)
 
 
 def _refused(finding: Finding, paths: Collection[Path]) -> bool:

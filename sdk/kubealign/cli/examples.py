@@ -76,6 +76,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     ),
     "show": ("kubealign show NAME samples --rows 1",),
     "submit": ("kubealign submit -f run.yaml --experiment nightly --wait",),
+    "sweep": ("kubealign sweep -f run.yaml --grid train_beta=0.05,0.1",),
     "ui": ("kubealign ui runs",),
     "upload": ("kubealign upload -f run.yaml",),
     "verify": ("kubealign verify NAME",),

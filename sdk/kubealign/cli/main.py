@@ -31,6 +31,7 @@ from kubealign.cli.gc import gc
 from kubealign.cli.init import init
 from kubealign.cli.local_runs import du, ls, open_
 from kubealign.cli.options import Given, run_options
+from kubealign.cli.run import run, sweep
 from kubealign.cli.schedule import schedule
 from kubealign.cli.terminal import say
 from kubealign.cli.ui import ui
@@ -68,62 +69,14 @@ def compile_(given: Given, output: Path | None, form: str) -> None:
     """
     from kubealign_pipelines.compiler import compile_pipeline
 
-    run = given.checked(complete=False)
-    path = output or Path(f"{run.name}.yaml")
-    graph = compile_pipeline(run.pipeline, path, run.compile, run.parameters, defaults=True)
+    checked = given.checked(complete=False)
+    path = output or Path(f"{checked.name}.yaml")
+    graph = compile_pipeline(checked.pipeline, path, checked.compile, checked.parameters, defaults=True)
     if form == "kubernetes":
         from kubealign.cluster.objects import pipeline_objects, write_objects
 
         write_objects(pipeline_objects(path, graph.description), path)
     say(f"{path}: {graph.name}, {len(graph.tasks)} tasks, {len(graph.parameters)} parameters")
-
-
-@main.command("run")
-@run_options
-@click.option(
-    "-o",
-    "--output",
-    type=LocalPath("; rows may go to a store all the same: --set work=URI"),
-    default=Path("runs"),
-    show_default=True,
-    help="Folder of the runs; runs into one folder reuse each other's finished rows.",
-)
-@click.option("--name", default="", help="Name of the run, new or to go on with; by default date and time.")
-@click.option(
-    "--runner",
-    type=click.Choice(["process", "docker"]),
-    help="Run each task here (process, the default) or in a container of its image (docker).",
-)
-@click.option("-v", "--verbose", is_flag=True, help="Also show what the stages write.")
-def run_(
-    given: Given,
-    output: Path,
-    name: str,
-    runner: str | None,
-    verbose: bool,
-) -> None:
-    """Run PIPELINE (offline_alignment, salmon) whole on this machine."""
-    from kubealign.cli.console import number_table, reuse_text, stage_table, standard_console
-    from kubealign.cli.progress import Progress
-    from kubealign.local.runner import run_local
-    from kubealign.local.summary import notes_on
-    from kubealign_components.evaluate.audit import decided_numbers
-
-    console = standard_console()
-    run = given.checked(here=True, runner=runner or "", output=output)
-    results = run_local(run, output=output, name=name, progress=Progress(console=console, verbose=verbose))
-    console.print()
-    console.print(stage_table(results))
-    for note in [reuse_text(results), *notes_on(results)]:
-        if note:
-            console.print(note)
-    if results.evaluation:
-        console.print(number_table("Evaluation", decided_numbers(results.evaluation)))
-    if results.model:
-        console.print(f"Model:   {results.folder / 'model'}", soft_wrap=True)
-    elif results.outputs:
-        console.print(f"Made:    {results.outputs[-1].path}", soft_wrap=True)
-    console.print(f"Summary: {results.folder / 'summary.html'}", soft_wrap=True)
 
 
 @main.command("lineage")
@@ -229,8 +182,8 @@ def _target_uri(target: str, output: str, pipeline_root: str, connect: Callable[
     """``target``, or where the ``output`` of the run of that name lies, here or on the cluster."""
     from kubealign.local.runs import find_run, output_path
 
-    if run := find_run(target):
-        return str(output_path(run, output) if output else run.folder.path)
+    if here := find_run(target):
+        return str(output_path(here, output) if output else here.folder.path)
     if "/" in target or Path(target).exists():
         return target
     return str(output_of(cluster_for(target, connect), target, output or "model", pipeline_root).uri)
@@ -255,10 +208,12 @@ for _command in (
     open_,
     params,
     retry,
+    run,
     runs,
     schedule,
     schema,
     submit,
+    sweep,
     ui,
     upload,
     verify,

@@ -1,4 +1,4 @@
-"""What commands have in common on the command line: PIPELINE, --file and --set, and the folder of runs."""
+"""What commands have in common on the command line: what is to be run, and the folder of runs."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class Given:
     pipeline: str | None
     files: tuple[Path, ...]
     assignments: tuple[str, ...]
+    grids: tuple[str, ...] = ()
 
     def of(self, pipeline: str) -> Given:
         """The same, of ``pipeline`` where neither a pipeline nor a file is named."""
@@ -55,8 +56,8 @@ class Given:
         if not self.pipeline and not self.files:
             raise click.UsageError("name a PIPELINE or give a run file with -f")
         if self.pipeline in SHIPPED:
-            return read_run((SHIPPED[self.pipeline], *self.files), "", self.assignments)
-        return read_run(self.files, self.pipeline or "", self.assignments)
+            return read_run((SHIPPED[self.pipeline], *self.files), "", self.assignments, self.grids)
+        return read_run(self.files, self.pipeline or "", self.assignments, self.grids)
 
     def run(self) -> RunFile:
         """The run file, whatever its parameters are.
@@ -107,7 +108,7 @@ def show_findings(findings: Sequence[Finding]) -> None:
 
 
 def run_options(command: Callable[P, None]) -> Callable[..., None]:
-    """PIPELINE, --file and --set, which the command gets as ``given``."""
+    """PIPELINE, --file, --set and --grid, which the command gets as ``given``."""
 
     @click.argument(
         "pipeline", metavar="[PIPELINE]", required=False, type=PipelineName((*PIPELINES, *SHIPPED))
@@ -128,15 +129,24 @@ def run_options(command: Callable[P, None]) -> Callable[..., None]:
         help="Set a parameter (a YAML value), NAME.KEY a key of a mapping, NAME.0 an item of a list, "
         "compile.NAME a setting of that section.",
     )
+    @click.option(
+        "--grid",
+        "grids",
+        multiple=True,
+        metavar="NAME=VALUE,VALUE",
+        help="Sweep: a variant for each value of a setting of select, mix, train or evaluate; of several "
+        "settings for all combinations.",
+    )
     @wraps(command)
     def wrapped(
         *args: object,
         pipeline: str | None,
         files: tuple[Path, ...],
         assignments: tuple[str, ...],
+        grids: tuple[str, ...],
         **kwargs: object,
     ) -> None:
-        given = Given(pipeline=pipeline, files=files, assignments=assignments)
+        given = Given(pipeline=pipeline, files=files, assignments=assignments, grids=grids)
         command(*args, given=given, **kwargs)  # type: ignore[arg-type]
 
     return wrapped

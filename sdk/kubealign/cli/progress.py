@@ -101,6 +101,8 @@ def title_of(run: TaskRun, graph: Graph | None) -> str:
     """The task as the UI shows it, with its chunk or how manieth execution it is."""
     task = graph.tasks[run.task] if graph else None
     title = task.title if task else run.task
+    if task and task.each:
+        return f"{title} {run.iteration or run.number}"
     if not task or "chunk" not in task.arguments:
         return f"{title} {run.number}" if run.number > 1 else title
     of = f" of {run.chunk['of']}" if "of" in run.chunk else ""

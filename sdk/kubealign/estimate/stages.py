@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,18 +25,20 @@ from kubealign.estimate.formulas import (
 )
 from kubealign.parameters import check_parameters
 from kubealign.runfile import RunFile
-from kubealign_components.config import from_parameters, require
+from kubealign_components.config import require
 from kubealign_components.data.model_files import text_config
 from kubealign_components.errors import ConfigError
 from kubealign_components.gpus import Gpus
 from kubealign_components.json_types import JsonObject
 from kubealign_components.stages import config_class
+from kubealign_components.variant import VARIANT, from_variant
 from kubealign_pipelines import build
 from kubealign_pipelines.checking.sources import count_rows
 from kubealign_pipelines.checking.stages import arguments
 from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.graph import Graph, Task
 from kubealign_pipelines.stage_resources import DEFAULTS, TRAINING
+from kubealign_pipelines.variants import VARIANTS, swept_stages
 
 if TYPE_CHECKING:
     from kubealign_components.evaluate.stage import EvaluateConfig
@@ -218,16 +220,16 @@ def estimate(
     graph = graph or graph_of(build(run.pipeline, run.compile, run.parameters), run.pipeline)
     values = check_parameters(graph, run.parameters, complete=False)
     values |= graph.rules.choose(run.parameters)
-    taken, recipe = _configs(graph, values)
-    estimates: list[StageEstimate] = []
-    for task, config in taken:
+    estimates: dict[str, list[StageEstimate]] = {}
+    for task, config, recipe in _of_variants(graph, values):
         resources = run.compile.resources(task.function)
         gpus, training = resources.accelerators or 0, task.function in TRAINING
         nodes = (assumed.nodes or resources.nodes or 1) if training else 1
         if gpus and _runs_a_model(task, config):
-            estimates.append(_Stage(task, config, recipe, shape, assumed, gpus, nodes).estimate())
+            made = _Stage(task, config, recipe, shape, assumed, gpus, nodes).estimate()
+            estimates.setdefault(task.name, []).append(made)
     order = [*(stage for stage in DEFAULTS if stage != "evaluate"), "evaluate"]
-    return sorted(estimates, key=lambda stage: order.index(stage.stage))
+    return sorted(map(_together, estimates.values()), key=lambda stage: order.index(stage.stage))
 
 
 def stage_tokens(graph: Graph, values: Mapping[str, object], assumed: Assumptions) -> dict[str, Tokens]:
@@ -236,12 +238,12 @@ def stage_tokens(graph: Graph, values: Mapping[str, object], assumed: Assumption
     Raises:
         ConfigError: parameters that a stage refuses.
     """
-    taken, recipe = _configs(graph, values)
-    return {
-        task.name: _TOKENS[task.function](config, recipe, assumed)
-        for task, config in taken
-        if _runs_a_model(task, config)
-    }
+    tokens: dict[str, Tokens] = {}
+    for task, config, recipe in _of_variants(graph, values):
+        if _runs_a_model(task, config):
+            own = _TOKENS[task.function](config, recipe, assumed)
+            tokens[task.name] = _sum([tokens.get(task.name, {}), own])
+    return tokens
 
 
 def longest_completion(graph: Graph, values: Mapping[str, object]) -> int:
@@ -250,19 +252,42 @@ def longest_completion(graph: Graph, values: Mapping[str, object]) -> int:
     Raises:
         ConfigError: parameters that a stage refuses.
     """
-    taken, _ = _configs(graph, values)
-    sampled = (int(config.sampling.max_new_tokens) for _, config in taken if hasattr(config, "sampling"))
+    configs = [config for _, config, _ in _of_variants(graph, values)]
+    sampled = (int(config.sampling.max_new_tokens) for config in configs if hasattr(config, "sampling"))
     return max(sampled, default=Assumptions().completion_tokens)
 
 
-def _configs(graph: Graph, values: Mapping[str, object]) -> tuple[list[tuple[Task, Any]], Recipe]:
-    taken = [(task, _config(task, values)) for task in graph.tasks.values()]
-    return taken, Recipe.of({task.function: config for task, config in taken}, values)
+def _of_variants(graph: Graph, values: Mapping[str, object]) -> Iterator[tuple[Task, Any, Recipe]]:
+    """The tasks of ``graph`` with their settings, those of the loop over variants once for each variant."""
+    given = values.get(VARIANTS)
+    variants = given if isinstance(given, list) and given else [{}]
+    for position, variant in enumerate(variants):
+        taken = [(task, _config(task, values, variant)) for task in graph.tasks.values()]
+        recipe = Recipe.of({task.function: config for task, config in taken}, values)
+        yield from ((task, config, recipe) for task, config in taken if task.each or not position)
 
 
-def _config(task: Task, values: Mapping[str, object]) -> Any:
+def _config(task: Task, values: Mapping[str, object], variant: object) -> Any:
     cls = config_class(task.function) if task.function in (*_TOKENS, "filter", "select") else None
-    return None if cls is None else from_parameters(cls, arguments(task, values), task.function)
+    own = {VARIANT: variant} if task.each else {}
+    return None if cls is None else from_variant(cls, arguments(task, values) | own, task.function)
+
+
+def _together(variants: Sequence[StageEstimate]) -> StageEstimate:
+    """One task's estimates for all variants as one: the time of all, the memory of the largest."""
+    largest = max(variants, key=lambda one: one.memory.total)
+    times = f" ×{len(variants)}" if len(variants) > 1 else ""
+    return replace(
+        largest,
+        title=f"{largest.title}{times}",
+        hours=sum(one.hours for one in variants),
+        tokens=_sum([one.tokens for one in variants]),
+    )
+
+
+def _sum(tokens: Sequence[Mapping[str, float]]) -> Tokens:
+    kinds = dict.fromkeys(kind for own in tokens for kind in own)
+    return {kind: sum(own.get(kind, 0.0) for own in tokens) for kind in kinds}
 
 
 def _runs_a_model(task: Task, config: Any) -> bool:
@@ -295,7 +320,7 @@ class Recipe:
         pairs = select.pairs_per_prompt if select is not None and select.pairwise else 0
         labelled = "sample" not in configs
         selected = min(2 * pairs if labelled else completions, 2 * pairs) if pairs else completions
-        before = values.get("logprobs_order") == "before"
+        before = values.get("logprobs_order") == "before" or "select" in swept_stages(values)
         return cls(
             prompt_limit=filtered.max_prompt_len if filtered else PROMPT_LIMIT,
             completions=completions,

@@ -93,7 +93,8 @@ def forecast(graph: Graph, parameters: Mapping[str, object]) -> Forecast:
     expected = {}
     for name, task in graph.tasks.items():
         work = sum(count / rates[kind] for kind, count in tokens.get(name, {}).items())
-        executions = chunks if "chunk" in task.arguments else 1
+        items = parameters.get(task.each) if task.each else None
+        executions = len(items) if isinstance(items, list) else chunks if "chunk" in task.arguments else 1
         expected[name] = Expected(executions=executions, work=work)
     return Forecast(expected)
 

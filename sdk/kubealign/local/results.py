@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,7 @@ import yaml
 
 from kubealign.local.runs import DIRECTORIES, RunInfo, find_run, numbered
 from kubealign.local.watcher import TaskRun, Watcher
+from kubealign_components.data.choice_rows import CHOICE, ChoiceRow
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.data.schemas import MODEL
@@ -39,9 +41,12 @@ USUAL_NAMES = {
     "train": "model",
     "train_ppo": "model",
     "evaluate": "evaluation",
+    "choose": "choice",
 }
 """What a reader looks for in a run's folder, by the stage that makes it."""
 METRICS = "system.Metrics"
+_ITERATION = re.compile(r"-iteration-(\d+)$")
+"""How the folder of what one iteration of a loop makes is called."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +63,12 @@ class Output:
     """Such as ``system.Dataset``."""
     path: Path
     metadata: dict[str, object]
+
+    @property
+    def iteration(self) -> int:
+        """Which iteration of a loop made it, from 1, such as which variant; 0 outside of loops."""
+        counted = (_ITERATION.search(part) for part in reversed(self.path.parts))
+        return next((1 + int(number[1]) for number in counted if number), 0)
 
     @property
     def exists(self) -> bool:
@@ -83,6 +94,8 @@ class StageRow:
     """Measured values."""
     seconds: float
     """From the start of its first task to the end of its last."""
+    iteration: int = 0
+    """Which iteration of a loop it is, from 1, such as which variant; 0 outside of loops."""
 
     @property
     def reused(self) -> int | None:
@@ -110,9 +123,27 @@ class Results:
 
     @property
     def model(self) -> Path | None:
-        """The aligned model's directory, if the pipeline made one."""
+        """The aligned model's directory, if the pipeline made one; of a sweep the chosen one's."""
         models = list(self.outputs_of("system.Model"))
-        return models[-1].path if models else None
+        chosen = [model for model in models if model.iteration == self.chosen]
+        return (chosen or models)[-1].path if models else None
+
+    @cached_property
+    def choice(self) -> list[ChoiceRow]:
+        """The variants of a sweep, of which one may be chosen; none before they are compared."""
+        made = [one for _, _, one in self._opened() if one.manifest.schema == CHOICE]
+        return list(made[-1].iter_rows(of=ChoiceRow)) if made else []
+
+    @cached_property
+    def chosen(self) -> int:
+        """Which variant of a sweep was chosen, from 1; 0 where none was."""
+        names = {row["evaluation"] for row in self.choice if row["chosen"]}
+        for output in self.outputs if names else ():
+            if output.type in DIRECTORIES and output.exists:
+                made = Dataset.open(str(output.path), allow_empty=True)
+                if made.manifest.fingerprint in names:
+                    return output.iteration
+        return 0
 
     @property
     def datasets(self) -> dict[str, Dataset]:
@@ -135,9 +166,10 @@ class Results:
 
     def by_usual_name(self) -> dict[str, Path]:
         """The datasets and models by the names of :data:`USUAL_NAMES`; of a stage that stands twice the later
-        ones are numbered."""
-        named = ((USUAL_NAMES.get(stage, stage), path) for stage, path, _ in self._opened())
-        return _numbered(named)
+        ones are numbered. Of a sweep the chosen variant comes first."""
+        of_chosen = f"-iteration-{self.chosen - 1}"
+        named = [(USUAL_NAMES.get(stage, stage), path) for stage, path, _ in self._opened()]
+        return _numbered(sorted(named, key=lambda pair: not pair[1].parent.parent.name.endswith(of_chosen)))
 
     def _made(self, predicate: Callable[[Dataset], bool]) -> dict[str, Dataset]:
         return _numbered((stage, made) for stage, _, made in self._opened() if predicate(made))
@@ -151,9 +183,10 @@ class Results:
 
     @property
     def evaluation(self) -> dict[str, float]:
-        """The numbers of the comparison, once there is one."""
-        compared = [row.numbers for row in self.stages if row.stage == "evaluate"]
-        return compared[-1] if compared else {}
+        """The numbers of the comparison, once there is one; of a sweep the chosen variant's."""
+        compared = [row for row in self.stages if row.stage == "evaluate"]
+        chosen = [row for row in compared if row.iteration == self.chosen]
+        return (chosen or compared)[-1].numbers if compared else {}
 
     @cached_property
     def last(self) -> Manifest | None:
@@ -248,7 +281,7 @@ def find_outputs(graph: Graph, artifacts: Path, runs: Sequence[TaskRun]) -> list
                     metadata=metadata,
                 )
             )
-    return sorted(outputs, key=lambda output: ended[output.task])
+    return sorted(outputs, key=lambda output: (ended[output.task], output.iteration))
 
 
 def missing_outputs(graph: Graph, artifacts: Path, watcher: Watcher) -> list[Output]:
@@ -279,7 +312,7 @@ def collect(
     outputs = find_outputs(graph, artifacts, watcher.runs)
     times = _times(graph, watcher.runs)
     rows = [
-        _row(output, times[_together(graph.tasks[output.task])])
+        _row(output, times[_together(graph.tasks[output.task], output.iteration)])
         for output in outputs
         if output.type in DIRECTORIES and output.exists
     ]
@@ -298,9 +331,10 @@ def _row(output: Output, seconds: float) -> StageRow:
     manifest = Dataset.open(str(output.path), allow_empty=True).manifest
     stats = manifest.stats
     stage = manifest.provenance.step["stage"]
+    title = output.title.removeprefix("merge ")  # which publishes the rows of a fan-out
     return StageRow(
         stage=stage,
-        title=output.title.removeprefix("merge "),  # which publishes the rows of a fan-out
+        title=f"{title} {output.iteration}" if output.iteration else title,
         rows_in=stats["rows_in"],
         rows_out=stats["rows_out"],
         dropped=stats["dropped"],
@@ -308,6 +342,7 @@ def _row(output: Output, seconds: float) -> StageRow:
         numbers={f"{name}_mean": total / count for name, (total, count) in stats.get("sums", {}).items()}
         | stats["numbers"],
         seconds=round(seconds, 1),
+        iteration=output.iteration,
     )
 
 
@@ -315,12 +350,14 @@ def _times(graph: Graph, runs: Sequence[TaskRun]) -> dict[str, float]:
     """Seconds of what works together, from the first start to the last end."""
     spans: dict[str, tuple[float, float]] = {}
     for run in runs:
-        name = _together(graph.tasks[run.task])
+        name = _together(graph.tasks[run.task], run.iteration)
         start, end = spans.get(name, (run.started, run.started))
         spans[name] = (min(start, run.started), max(end, run.ended or run.started))
     return {name: end - start for name, (start, end) in spans.items()}
 
 
-def _together(task: Task) -> str:
+def _together(task: Task, iteration: int) -> str:
     """What the workers and the merge of one fan-out have in common, and no other task with them."""
-    return f"fan-out {task.group}" if "chunk" in task.arguments or task.function == "merge" else task.name
+    if "chunk" in task.arguments or task.function == "merge":
+        return f"fan-out {task.group}"
+    return f"{task.name} {iteration}"

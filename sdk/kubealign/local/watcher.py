@@ -29,6 +29,7 @@ _ENDED = re.compile(r"^Task '(.+)' finished with status (SUCCESS|FAILURE)$")
 _FOREIGN_BAR = re.compile(r"^[^|]*\d+%\|[^|]*\|")
 """Bars of libraries, such as of loading weights: neither progress of the stage nor anything for its log."""
 _CHUNK = re.compile(r'^"(index|of)": (\d+)')
+_ITERATION = re.compile(r'^"outputFile": ".*-iteration-(\d+)/[^/]+/executor_output\.json"')
 _REUSED = re.compile(r"(\d+ of \d+ rows were|chunk \d+ of \d+ was) finished before$")
 _OURS = re.compile(r"^\s*kubealign_components\.errors\.\w+: (.*)$")
 _ANY_ERROR = re.compile(r"^\s*((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*)$")
@@ -58,6 +59,8 @@ class TaskRun:
     """What several processes of the stage say of themselves."""
     chunk: dict[str, int] = field(default_factory=dict)
     """Of a worker of a fan-out, ``index`` from 0 and ``of``: which of how many chunks."""
+    iteration: int = 0
+    """Which iteration of a loop it is, from 1, such as which variant; 0 outside of loops."""
     reused: bool = False
     """Whether rows of earlier runs were taken: it says nothing of how fast this machine is."""
     tail: list[str] = field(default_factory=list)
@@ -78,6 +81,8 @@ class TaskRun:
             return True
         if number := _CHUNK.match(text):
             self.chunk[number[1]] = int(number[2])
+        elif iteration := _ITERATION.match(text):
+            self.iteration = 1 + int(iteration[1])
         self._dump += text.endswith(("{", "[")) - text.startswith(("}", "]"))
         if self._dump == 0:
             self._dump = None

@@ -28,7 +28,8 @@ def test_the_top_level_shows_the_whole_recipe(shape: tuple[dict[str, Any], Graph
     tasks = spec["root"]["dag"]["tasks"]
     shown = [task["taskInfo"]["name"] for task in tasks.values()]
     assert len(set(shown)) == len(shown)
-    assert {stage.replace("_", " ") for stage in stages} <= set(shown)
+    named = {title for one in shown for title in one.removeprefix("each variant: ").split(", ")}
+    assert {stage.replace("_", " ") for stage in stages} <= named
     assert {task.function for task in graph.tasks.values()} - {"split", "merge"} == stages
     for name, task in tasks.items():
         assert "triggerPolicy" not in task, f"{name} depends on a condition"
@@ -42,6 +43,7 @@ def test_a_run_is_asked_for_nothing_that_no_stage_reads(
 ) -> None:
     _, graph, _ = shape
     read = {source.parameter for task in graph.tasks.values() for source in task.arguments.values()}
+    read |= {task.each for task in graph.tasks.values()}
     assert set(graph.parameters) <= read
     assert not graph.parameters.keys() & graph.others.keys()
     assert not graph.parameters.keys() & graph.choices.keys()

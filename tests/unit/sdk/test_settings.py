@@ -123,6 +123,7 @@ def test_every_flat_argument_is_a_setting_of_its_stage(graph: Graph, salmon: Gra
         "rows_per_chunk",
         "max_chunks",
         "engines",
+        "variant",
         "train_options",
     }
     for task in [*graph.tasks.values(), *salmon.tasks.values()]:

@@ -1,0 +1,28 @@
+"""Settings of ``choose``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kubealign_components.config import execution, require
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChooseConfig:
+    """Settings of ``choose``."""
+
+    max_kl: float | None = None
+    """Most nats a completion that the chosen model may be away from its reference; null for any number."""
+    max_length_ratio: float | None = None
+    """Most tokens of a completion of the chosen model, in those of its reference; null for any number."""
+    seed: int = 0
+    """Of the bootstrap."""
+    min_gain: float | None = execution(None)
+    """Fail the run when the lower bound of the chosen model's gain is below; null to only report."""
+    work: str = execution("")
+    """Work prefix: what was finished there before, with these settings on these evaluations, is taken."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_kl", "max_length_ratio"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "a positive number, or null")

@@ -1,0 +1,138 @@
+"""The variants of a sweep on one page: which was chosen and by what rule, the front, every number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from markupsafe import Markup
+
+from kubealign_components.choose.config import ChooseConfig
+from kubealign_components.choose.variants import Variant, setting_text
+from kubealign_components.data.choice_rows import ChoiceRow
+from kubealign_components.reports.charts import Spot, front
+from kubealign_components.reports.html import render
+
+FEW = 30
+"""Held-out prompts below which a reader is told that there are few."""
+
+
+def report_html(rows: Sequence[ChoiceRow], variants: Sequence[Variant], config: ChooseConfig) -> str:
+    """A self-contained page.
+
+    Args:
+        rows: one a variant.
+        variants: the same.
+        config: by which one was chosen.
+    """
+    chosen = next((row for row in rows if row["chosen"]), None)
+    names = list(json.loads(rows[0]["settings"]))
+    prompts = len(variants[0].gains)
+    return render(
+        "kubealign_components/choose/report.html",
+        count=len(rows),
+        chosen=chosen,
+        verdict=_verdict(chosen, prompts),
+        rule=_rule(config),
+        notes=list(_notes(rows, chosen, prompts)),
+        charts=list(_charts(rows)),
+        head=["variant", *(name.replace("_", " ") for name in names), *_head(chosen)],
+        numbers=[_cells(number, row, names, chosen) for number, row in enumerate(rows, start=1)],
+        numeric=list(range(1 + len(names), 1 + len(names) + len(_head(chosen)))),
+        models=[(f"{number}: {row['variant']}", row["model"]) for number, row in enumerate(rows, start=1)],
+    )
+
+
+def _verdict(chosen: ChoiceRow | None, prompts: int) -> str:
+    if chosen is None:
+        return "No variant keeps to the limits, so none is chosen."
+    text = (
+        f"Chosen is {chosen['variant']}: on {prompts} held-out prompts its mean reward changed by "
+        f"{chosen['gain']:+.4f}, {chosen['gain_low']:+.4f} to {chosen['gain_high']:+.4f}"
+    )
+    if chosen["kl"] is not None:
+        text += f", at a KL of {chosen['kl']:.2f} nats a completion"
+    return f"{text} and a mean length of {chosen['length']:.1f} tokens."
+
+
+def _rule(config: ChooseConfig) -> str:
+    limits = [
+        f"a KL of at most {config.max_kl:g} nats a completion" if config.max_kl is not None else "",
+        f"at most {config.max_length_ratio:g} times the reference's length"
+        if config.max_length_ratio is not None
+        else "",
+    ]
+    among = " and ".join(filter(None, limits))
+    return (
+        f"The rule: the highest lower bound of the gain{f', among variants with {among}' if among else ''}; "
+        "of equal ones, the nearest to the reference."
+    )
+
+
+def _notes(rows: Sequence[ChoiceRow], chosen: ChoiceRow | None, prompts: int) -> Iterator[str]:
+    if chosen is not None and chosen["gain_low"] <= 0:
+        yield (
+            "No variant is shown to be better than the reference: the chosen one's interval holds 0. More "
+            "held-out prompts would make the intervals shorter."
+        )
+    equal = [row["variant"] for row in rows if row["behind_low"] <= 0 and not row["chosen"]]
+    if chosen is not None and equal:
+        yield (
+            f"{len(equal)} of the {len(rows) - 1} others cannot be told from the chosen one on these "
+            f"prompts: {'; '.join(equal)}. Where they are cheaper in KL or length, take one of them."
+        )
+    if prompts < FEW:
+        yield f"{prompts} held-out prompts are few for {len(rows)} variants: bounds on so few are rough."
+
+
+def _head(chosen: ChoiceRow | None) -> list[str]:
+    """Headings of the numbers."""
+    behind = ["behind the chosen one"] if chosen is not None else []
+    return ["gain in reward", "KL, nats a completion", "tokens a completion", *behind]
+
+
+def _cells(number: int, row: ChoiceRow, names: Sequence[str], chosen: ChoiceRow | None) -> list[str]:
+    settings = json.loads(row["settings"])
+    words = [str(number), *(["chosen"] if row["chosen"] else []), *(["front"] if row["on_front"] else [])]
+    kl = "" if row["kl"] is None else _between(row["kl"], row["kl_low"], row["kl_high"], ".3f")
+    numbers = [
+        _between(row["gain"], row["gain_low"], row["gain_high"], "+.4f"),
+        kl,
+        _between(row["length"], row["length_low"], row["length_high"], ".1f"),
+    ]
+    if chosen is not None:
+        behind = _between(row["behind"], row["behind_low"], row["behind_high"], "+.4f")
+        numbers.append("" if row["chosen"] else behind)
+    return [", ".join(words), *(setting_text(settings[name]) for name in names), *numbers]
+
+
+def _between(mean: float, low: float | None, high: float | None, form: str) -> str:
+    ends = "" if low is None or high is None else f" ({low:{form}} to {high:{form}})"
+    return f"{mean:{form}}{ends}"
+
+
+def _charts(rows: Sequence[ChoiceRow]) -> Iterator[Markup]:
+    gains = [(row["gain"], row["gain_low"], row["gain_high"]) for row in rows]
+    kinds = [(str(n), row["on_front"], row["chosen"]) for n, row in enumerate(rows, start=1)]
+    lengths = [(row["length"], row["length_low"], row["length_high"]) for row in rows]
+    kls = [(row["kl"], row["kl_low"], row["kl_high"]) for row in rows]
+    estimated = [
+        (kl, low, high) for kl, low, high in kls if kl is not None and low is not None and high is not None
+    ]
+    if len(estimated) == len(rows):
+        yield _front("Gain in reward against KL", estimated, gains, kinds, "KL, nats a completion")
+    yield _front("Gain in reward against length", lengths, gains, kinds, "tokens a completion")
+
+
+def _front(
+    title: str,
+    costs: Sequence[tuple[float, float, float]],
+    gains: Sequence[tuple[float, float, float]],
+    kinds: Sequence[tuple[str, bool, bool]],
+    x: str,
+) -> Markup:
+    spots = [
+        Spot(name=name, x=cost, y=gain, on_front=good, chosen=chosen)
+        for cost, gain, (name, good, chosen) in zip(costs, gains, kinds, strict=True)
+    ]
+    return front(title, spots, x=x, y="gain in reward")

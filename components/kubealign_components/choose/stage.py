@@ -1,0 +1,187 @@
+"""choose: set the variants of a sweep beside each other and choose one.
+
+Chosen is the highest lower bound of the gain in reward, among the variants that keep to the limits. The
+bounds hold for all variants at once, so they hold for the one that was chosen for its bound, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kubealign_components.choose.bounds import Floats, on_front, pairwise_intervals, simultaneous_intervals
+from kubealign_components.choose.config import ChooseConfig
+from kubealign_components.choose.report import report_html
+from kubealign_components.choose.variants import Variant, variants_of
+from kubealign_components.config import semantic_params
+from kubealign_components.data.choice_rows import CHOICE, ChoiceRow
+from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
+from kubealign_components.data.finished import once, output_request
+from kubealign_components.data.stats import Stats
+from kubealign_components.errors import GateError
+from kubealign_components.reports.html import REPORT, copy_report, write_report
+from kubealign_components.store import join
+
+VERSION = 1
+
+
+def run(
+    config: ChooseConfig, *, evaluations: Sequence[Dataset], output: str, report: str | None = None
+) -> Stats:
+    """Compare the ``evaluations`` of variants; write ``kubealign.choice/v1`` to ``output``, a row a variant.
+
+    Args:
+        config: the settings.
+        evaluations: ``kubealign.evaluation/v1`` of the variants, with one reward and in any order; of what is
+            there twice, such as variants that differ in nothing that matters, one counts.
+        output: URI of the dataset to make; the report lies beside its rows.
+        report: path of a second copy of the report, for the Kubeflow UI.
+
+    Raises:
+        ConfigError: an evaluation without a reward, or by another one.
+        DataError: fewer than two held-out prompts are in all of them.
+        GateError: no variant keeps to the limits, or the chosen one's gain is below ``min_gain``; output and
+            report are written before.
+    """
+    apart = {one.manifest.fingerprint: one for one in evaluations}
+    # Those who collect them promise no order.
+    ordered = [apart[fingerprint] for fingerprint in sorted(apart)]
+    provenance = _provenance(config, ordered)
+    request = output_request(config, provenance, output, REPORT)
+    stats = once(request, lambda: _make(config, ordered, len(evaluations), provenance, output))
+    copy_report(output, report)
+    _check_gates(config, stats, output)
+    return stats
+
+
+def _provenance(config: ChooseConfig, evaluations: Sequence[Dataset]) -> Provenance:
+    inputs = {f"evaluation_{number}": one for number, one in enumerate(evaluations, start=1)}
+    return derive("choose", VERSION, semantic_params(config), inputs=inputs, slug=["choice"])
+
+
+def _make(
+    config: ChooseConfig, evaluations: Sequence[Dataset], given: int, provenance: Provenance, output: str
+) -> Stats:
+    variants = variants_of(evaluations)
+    compared = compare(variants, config)
+    rows = [_row(compared, position, config.seed) for position in range(len(variants))]
+    stats = Stats(rows_in=given)
+    stats.drop("same_as_another", given - len(variants))
+    stats.numbers.update(_numbers(compared))
+    with DatasetWriter(output, CHOICE, provenance) as writer:
+        writer.write_rows(rows)
+        stats.rows_out = writer.rows
+        writer.commit(stats)
+    write_report(report_html(rows, variants, config), output)
+    return stats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Variants, and what can be said of all of them together."""
+
+    variants: Sequence[Variant]
+    low: Floats
+    """Lower ends of the gains, for all variants at once, shape (variants,)."""
+    high: Floats
+    pairs: tuple[Floats, Floats]
+    """Ends of the differences of any two rewards, for all pairs at once, shape (variants, variants)."""
+    front: Sequence[bool]
+    chosen: int | None
+    """Position of the chosen one; None where none keeps to the limits."""
+
+
+def compare(variants: Sequence[Variant], config: ChooseConfig) -> Compared:
+    """What can be said of ``variants`` together, and which of them is chosen."""
+    low, high = simultaneous_intervals(np.array([one.gains for one in variants]), seed=config.seed)
+    costs = np.array(
+        [[-one.gains.mean(), math.nan if one.kl is None else one.kl[0], one.length] for one in variants]
+    )
+    costs = costs[:, ~np.isnan(costs).any(axis=0)]
+    able = [position for position, one in enumerate(variants) if _keeps(one, config)]
+    return Compared(
+        variants=variants,
+        low=low,
+        high=high,
+        pairs=pairwise_intervals(np.array([one.rewards for one in variants]), seed=config.seed),
+        front=[bool(one) for one in on_front(costs)],
+        chosen=min(able, key=lambda position: (-low[position], _kl(variants[position])), default=None),
+    )
+
+
+def _keeps(variant: Variant, config: ChooseConfig) -> bool:
+    """Whether it may be chosen; a KL that was not estimated keeps to no limit."""
+    within = config.max_kl is None or _kl(variant) <= config.max_kl
+    ratio = variant.length / variant.reference_length
+    return within and (config.max_length_ratio is None or ratio <= config.max_length_ratio)
+
+
+def _kl(variant: Variant) -> float:
+    return math.inf if variant.kl is None else variant.kl[0]
+
+
+def _row(compared: Compared, position: int, seed: int) -> ChoiceRow:
+    variant, chosen = compared.variants[position], compared.chosen
+    first = position if chosen is None else chosen
+    kl, kl_low, kl_high = variant.kl or (None, None, None)
+    length_low, length_high = variant.length_interval(seed)
+    low, high = compared.pairs
+    return {
+        "variant": variant.name,
+        "settings": canonical_json(variant.settings),
+        "evaluation": variant.evaluation.manifest.fingerprint,
+        "model": variant.model.get("uri", ""),
+        "model_fingerprint": variant.model.get("fingerprint"),
+        "gain": float(variant.gains.mean()),
+        "gain_low": float(compared.low[position]),
+        "gain_high": float(compared.high[position]),
+        "kl": kl,
+        "kl_low": kl_low,
+        "kl_high": kl_high,
+        "length": variant.length,
+        "length_low": length_low,
+        "length_high": length_high,
+        "behind": float(compared.variants[first].rewards.mean() - variant.rewards.mean()),
+        "behind_low": float(low[first, position]),
+        "behind_high": float(high[first, position]),
+        "on_front": compared.front[position],
+        "chosen": position == chosen,
+    }
+
+
+def _numbers(compared: Compared) -> dict[str, float]:
+    """The numbers of the whole, and those of the chosen one's evaluation."""
+    numbers = {
+        "variants": float(len(compared.variants)),
+        "on_front": float(sum(compared.front)),
+        "compared_prompts": float(len(compared.variants[0].gains)),
+    }
+    if compared.chosen is None:
+        return numbers
+    chosen = compared.variants[compared.chosen]
+    bounds = {
+        "gain": float(chosen.gains.mean()),
+        "gain_low": float(compared.low[compared.chosen]),
+        "gain_high": float(compared.high[compared.chosen]),
+    }
+    return numbers | {f"chosen_{name}": value for name, value in bounds.items()}
+
+
+def _check_gates(config: ChooseConfig, stats: Stats, output: str) -> None:
+    where = f"what all have is in {join(output, REPORT)}"
+    if "chosen_gain" not in stats.numbers:
+        raise GateError(
+            f"no variant keeps to max_kl={config.max_kl} and max_length_ratio={config.max_length_ratio}; "
+            f"{where}"
+        )
+    low = stats.numbers["chosen_gain_low"]
+    if config.min_gain is not None and low < config.min_gain:
+        raise GateError(
+            f"the chosen variant's mean reward changed by {stats.numbers['chosen_gain']:+.4f}, at least "
+            f"{low:+.4f} by a bound that holds for all variants at once; expected at least "
+            f"min_gain={config.min_gain:+.4f}; {where}"
+        )

@@ -1,0 +1,171 @@
+"""The variants of a sweep: what each was made with, gained and cost."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kubealign_components.choose.bounds import Floats, simultaneous_intervals
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.fingerprint import canonical_json, digest
+from kubealign_components.data.lineage import steps_of
+from kubealign_components.data.schemas import EvaluationRow
+from kubealign_components.errors import ConfigError, DataError
+
+NORMAL = 1.96
+"""Standard errors to either end of a 95 % interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One evaluated model."""
+
+    name: str
+    evaluation: Dataset
+    settings: Mapping[str, object]
+    """Those that differ between variants, by stage and name."""
+    rewards: Floats
+    """Mean reward of the aligned model's completions of each prompt, shape (prompts,)."""
+    gains: Floats
+    """The same minus that of the reference's completions."""
+    lengths: Floats
+    """Mean tokens of the aligned model's completions of each prompt."""
+    reference_length: float
+    """Mean tokens of a completion of the reference."""
+
+    @property
+    def numbers(self) -> Mapping[str, float]:
+        """Those of its evaluation."""
+        numbers: Mapping[str, float] = self.evaluation.manifest.stats["numbers"]
+        return numbers
+
+    @property
+    def length(self) -> float:
+        """Mean tokens of a completion."""
+        return float(self.lengths.mean())
+
+    def length_interval(self, seed: int) -> tuple[float, float]:
+        """The 95 % interval of the mean length, bootstrapped over prompts."""
+        low, high = simultaneous_intervals(self.lengths[None, :], seed=seed)
+        return float(low[0]), float(high[0])
+
+    @property
+    def kl(self) -> tuple[float, float, float] | None:
+        """KL to the reference, nats a completion, with its 95 % interval; None where it was not estimated."""
+        if "kl_per_completion" not in self.numbers:
+            return None
+        mean, error = self.numbers["kl_per_completion"], self.numbers["kl_standard_error"]
+        return mean, mean - NORMAL * error, mean + NORMAL * error
+
+    @property
+    def model(self) -> Mapping[str, str]:
+        """Its ``uri``, and its ``fingerprint`` where KubeAlign trained it."""
+        parents = self.evaluation.manifest.provenance.parents
+        return next((parent for parent in parents if parent["name"] == "model"), {})
+
+
+def variants_of(evaluations: Sequence[Dataset]) -> list[Variant]:
+    """The variants on the held-out prompts that all have, in the order of their settings.
+
+    Args:
+        evaluations: ``kubealign.evaluation/v1``, none twice.
+
+    Raises:
+        ConfigError: an evaluation without rewards, or by other ones than the first.
+        DataError: fewer than two prompts are in all of them.
+    """
+    for one in evaluations:
+        _check_reward(one, evaluations[0])
+    settings = differing([_settings(one) for one in evaluations])
+    rows = [{row["prompt_id"]: row for row in one.iter_rows(of=EvaluationRow)} for one in evaluations]
+    shared = [name for name in rows[0] if all(name in others for others in rows)]
+    if len(shared) < 2:
+        raise DataError(
+            f"{len(shared)} held-out prompts are in all {len(rows)} evaluations, expected 2 or more: let the "
+            "variants differ in nothing that chooses prompts, such as evaluate_max_prompts"
+        )
+    made = [
+        _variant(name, one, own, [of_one[prompt] for prompt in shared])
+        for name, one, own, of_one in zip(_names(settings), evaluations, settings, rows, strict=True)
+    ]
+    return sorted(made, key=lambda variant: [_order(value) for value in variant.settings.values()])
+
+
+def differing(settings: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
+    """Those of each ``settings`` in which not all are the same; a setting that one lacks is None there."""
+    names = sorted({name for own in settings for name in own})
+    apart = [name for name in names if len({canonical_json(own.get(name)) for own in settings}) > 1]
+    return [{name: own.get(name) for name in apart} for own in settings]
+
+
+def _order(value: object) -> tuple[bool, float, str]:
+    """Numbers by size, then everything else by its text."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return (not number, float(str(value)) if number else 0.0, setting_text(value))
+
+
+def setting_text(value: object) -> str:
+    """A setting as a run file has it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _variant(
+    name: str, evaluation: Dataset, settings: Mapping[str, object], rows: Sequence[EvaluationRow]
+) -> Variant:
+    rewards = {side: _means(rows, side, "reward") for side in ("reference", "aligned")}
+    return Variant(
+        name=name,
+        evaluation=evaluation,
+        settings=settings,
+        rewards=rewards["aligned"],
+        gains=rewards["aligned"] - rewards["reference"],
+        lengths=_means(rows, "aligned", "num_tokens"),
+        reference_length=float(_means(rows, "reference", "num_tokens").mean()),
+    )
+
+
+def _means(rows: Sequence[EvaluationRow], side: str, name: str) -> Floats:
+    """The mean of a number of the completions of each row, shape (rows,)."""
+    sides = [row["reference"] if side == "reference" else row["aligned"] for row in rows]
+    numbers = [[c["reward"] if name == "reward" else c["num_tokens"] for c in own] for own in sides]
+    return np.array([np.mean(np.array(own, dtype=np.float64)) for own in numbers])
+
+
+def _check_reward(one: Dataset, first: Dataset) -> None:
+    if "reward_gain" not in one.manifest.stats["numbers"]:
+        expected = "evaluations with a reward, by whose gain a variant is chosen"
+        raise ConfigError("evaluations", one.uri, expected)
+    if _reward(one) != _reward(first):
+        raise ConfigError("evaluations", one.uri, f"evaluations by one reward, that of {first.uri}")
+
+
+def _reward(evaluation: Dataset) -> str:
+    step = evaluation.manifest.provenance.step
+    return digest([step["params"].get("reward"), step["models"].get("reward")])
+
+
+def _settings(evaluation: Dataset) -> dict[str, object]:
+    """The settings of the last step of each stage that led to ``evaluation``, by stage and name."""
+    manifest = evaluation.manifest
+    last = {step.stage: step for step in steps_of(manifest.fingerprint, manifest.recipe)}
+    return {f"{stage}_{n}": v for stage, step in last.items() for n, v in _flat(step.params)}
+
+
+def _flat(params: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in params.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
+def _names(settings: Sequence[Mapping[str, object]]) -> list[str]:
+    """A name for each, of its settings; numbers where these do not tell all apart."""
+    texts = [", ".join(f"{name}={setting_text(value)}" for name, value in own.items()) for own in settings]
+    if max(Counter(texts).values()) == 1 and all(texts):
+        return texts
+    return [f"variant {position}" for position in range(1, len(settings) + 1)]

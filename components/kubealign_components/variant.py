@@ -1,0 +1,38 @@
+"""What one variant of a sweep has of its own: by stage, options that count before all else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from kubealign_components.config import GROUPS, OPTIONS, from_parameters
+
+T = TypeVar("T")
+
+VARIANT = "variant"
+"""A component's argument that holds it."""
+
+
+def from_variant(cls: type[T], parameters: Mapping[str, object], stage: str) -> T:
+    """The config ``cls`` of ``stage`` from what its component was called with, a variant over all.
+
+    Raises:
+        ConfigError: as :func:`kubealign_components.config.from_parameters`.
+    """
+    own = _mapping(_mapping(parameters.get(VARIANT)).get(stage))
+    options = options_over(cls, _mapping(parameters.get(OPTIONS)), own)
+    return from_parameters(cls, {**parameters, OPTIONS: options}, stage)
+
+
+def options_over(cls: type, base: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
+    """The options ``base`` of the config ``cls`` with those of ``own`` in their place, group by group."""
+    groups = getattr(cls, GROUPS, {}).keys() & base.keys()
+    joined = {
+        name: {**_mapping(base[name]), **value} if name in groups and isinstance(value, Mapping) else value
+        for name, value in own.items()
+    }
+    return {**base, **joined}
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}

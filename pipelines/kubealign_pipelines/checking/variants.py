@@ -1,0 +1,155 @@
+"""The check of a sweep: every variant is held to the rules as the run that it would be by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kubealign_components.config import BORROWS, GROUPS, Path
+from kubealign_components.stages import CONFIGS, config_class
+from kubealign_components.variant import options_over
+from kubealign_pipelines.checking.across import check_across
+from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at
+from kubealign_pipelines.checking.stages import check_stages
+from kubealign_pipelines.flat import fold
+from kubealign_pipelines.graph import Graph, Source
+from kubealign_pipelines.rules import LOGPROBS_ORDER
+from kubealign_pipelines.variants import SWEPT, VARIANTS, swept_stages
+
+MOST = 32
+"""Variants of a sweep: Kubeflow's object of a run has room for these, all retries included."""
+OF_SWEEPS = (VARIANTS, "choose_")
+"""What the names of parameters begin with that a run without variants does not have."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlainRun:
+    """One variant as a run by itself."""
+
+    position: int
+    values: Mapping[str, object]
+    """Its parameters, without those of a sweep."""
+    written_at: Mapping[Path, Path]
+    """Where the sweep has what this run has at a place."""
+
+    def as_written(self, finding: Finding) -> Finding:
+        """``finding`` at the place where the sweep has the setting."""
+        for length in range(len(finding.path), 1, -1):
+            path_in_sweep = self.written_at.get(finding.path[:length])
+            if path_in_sweep is not None:
+                return replace(finding, path=(*path_in_sweep, *finding.path[length:]))
+        return finding
+
+
+def is_sweep(values: Mapping[str, object]) -> bool:
+    """Whether ``values`` ask for a sweep."""
+    return bool(values.get(VARIANTS))
+
+
+def of_sweep(finding: Finding) -> bool:
+    """Whether ``finding`` is on a parameter that only sweeps have."""
+    return len(finding.path) > 1 and str(finding.path[1]).startswith(OF_SWEEPS)
+
+
+def plain_shape(parameters: Mapping[str, object]) -> dict[str, object]:
+    """``parameters`` without the sweep; log-probabilities come where the sweep has them."""
+    plain = {n: v for n, v in parameters.items() if not n.startswith(OF_SWEEPS)}
+    return plain | ({LOGPROBS_ORDER.name: "before"} if "select" in swept_stages(parameters) else {})
+
+
+def plain_runs(graph: Graph, values: Mapping[str, object]) -> list[PlainRun]:
+    """Each variant among ``values`` as a run by itself; those that cannot be read are left out.
+
+    Args:
+        graph: of such a run.
+        values: the parameters of the sweep.
+    """
+    base = fold(graph, plain_shape(values)).values
+    given = values[VARIANTS]
+    variants = given if isinstance(given, list) else []
+    return [_plain_run(graph, base, position, variant) for position, variant in enumerate(variants)]
+
+
+def check_form(graph: Graph, values: Mapping[str, object]) -> Iterator[Finding]:
+    """Findings on what no run by itself can have: stages and settings in which variants may not differ.
+
+    Args:
+        graph: of a run of one variant by itself.
+        values: the parameters of the sweep.
+    """
+    variants = values[VARIANTS]
+    path: Path = (PARAMETERS, VARIANTS)
+    if not isinstance(variants, list):
+        return  # which its type tells
+    if len(variants) > MOST:
+        yield error_at(path, f"{len(variants)} variants", f"at most {MOST}")
+    for position, variant in enumerate(variants):
+        if variant in variants[:position]:
+            yield error_at((*path, position), variant, "each variant once")
+        if not isinstance(variant, Mapping):
+            yield error_at((*path, position), variant, "a mapping by stage, such as {train: {beta: 0.1}}")
+            continue
+        for stage, options in variant.items():
+            yield from _check_stage(graph, (*path, position, stage), stage, options)
+
+
+def check_others(graph: Graph, runs: Sequence[PlainRun], *, complete: bool) -> Iterator[Finding]:
+    """Findings on the settings of ``runs`` with themselves, at the places where the sweep has them."""
+    for run in runs:
+        checked = check_stages(graph, run.values, complete=complete)
+        for finding in [*checked.findings, *check_across(checked)]:
+            yield run.as_written(finding)
+
+
+def why_not(stage: str) -> str:
+    """Why variants may not differ in ``stage``."""
+    stages = f"a setting of {', '.join(SWEPT[:-1])} or {SWEPT[-1]}"
+    if stage not in CONFIGS:
+        return stages
+    return f"{stages}: {stage} is done once for all variants, and would be done again for each value"
+
+
+def _plain_run(graph: Graph, base: Mapping[str, object], position: int, variant: object) -> PlainRun:
+    values, written_at = dict(base), dict[Path, Path]()
+    own = variant if isinstance(variant, Mapping) else {}
+    for stage, options in own.items():
+        cls = config_class(stage) if stage in SWEPT else None
+        if cls is None or not isinstance(options, Mapping):
+            continue
+        for name, value in options.items():
+            path_in_sweep = (PARAMETERS, VARIANTS, position, stage, name)
+            if f"{stage}_{name}" in graph.parameters:
+                values[f"{stage}_{name}"] = value
+                written_at[PARAMETERS, f"{stage}_{name}"] = path_in_sweep
+            else:
+                there = values.get(f"{stage}_options", {})
+                inner = there if isinstance(there, Mapping) else {}
+                values[f"{stage}_options"] = options_over(cls, inner, {name: value})
+                written_at[PARAMETERS, f"{stage}_options", name] = path_in_sweep
+    return PlainRun(position=position, values=values, written_at=written_at)
+
+
+def _check_stage(graph: Graph, path: Path, stage: object, options: object) -> Iterator[Finding]:
+    if stage not in SWEPT:
+        yield error_at(path, stage, why_not(str(stage)))
+    elif not isinstance(options, Mapping):
+        yield error_at(path, options, "a mapping of settings, such as {beta: 0.1}")
+    else:
+        for name, value in options.items():
+            if reason := _shared(graph, str(stage), str(name)):
+                yield error_at((*path, name), value, reason)
+
+
+def _shared(graph: Graph, stage: str, name: str) -> str:
+    """Why no variant may have a ``name`` of its own in ``stage``; empty where it may."""
+    groups = getattr(config_class(stage), GROUPS, {})
+    for task in graph.tasks.values():
+        source = task.arguments.get(name, Source())
+        own = (None, f"{stage}_{name}")
+        if task.function == stage and name not in groups and source.parameter not in own:
+            return f"nothing here: {source.parameter} is one for all stages, and so for all variants"
+        borrowed = getattr(config_class(task.function), BORROWS, {}).get(f"{stage}_options", ())
+        if name in borrowed:
+            once = f"{task.function}, which is done once, works with {stage}_{name} too"
+            return f"one value for all variants: {once}"
+    return ""

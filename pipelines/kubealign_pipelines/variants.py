@@ -1,0 +1,30 @@
+"""The variants of a sweep, as a parameter of a pipeline: by stage what each has of its own.
+
+variants:
+  - {train: {beta: 0.05}}
+  - {train: {beta: 0.1}, select: {strategy: random_pairs}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+VARIANTS = "variants"
+"""Name of the parameter."""
+SWEPT = ("select", "mix", "train", "evaluate")
+"""Stages in which variants may differ, in their order: what they work on is there when the sweep begins."""
+
+
+def swept_stages(parameters: Mapping[str, object]) -> tuple[str, ...]:
+    """The stages in which the variants among ``parameters`` differ; without a sweep there are none."""
+    given = parameters.get(VARIANTS)
+    variants = given if isinstance(given, list) else []
+    named = {stage for variant in variants if isinstance(variant, Mapping) for stage in variant}
+    own = tuple(stage for stage in SWEPT if stage in named)
+    return own or (SWEPT[-2:-1] if variants else ())
+
+
+def decide(variants: object) -> object:
+    """What of the parameter decides on the stages of a graph: the first one that is done for each variant."""
+    swept = swept_stages({VARIANTS: variants})
+    return [{swept[0]: {}}] if swept else None

@@ -1,0 +1,118 @@
+"""Commands that run a pipeline whole on this machine: run, sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec
+
+import click
+
+from kubealign.cli.arguments import LocalPath
+from kubealign.cli.options import Given, run_options
+from kubealign_pipelines.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kubealign_components.data.choice_rows import ChoiceRow
+
+P = ParamSpec("P")
+
+
+def local_options(command: Callable[P, None]) -> Callable[P, None]:
+    """Where and how a run on this machine runs."""
+    for option in reversed(
+        (
+            click.option(
+                "-o",
+                "--output",
+                type=LocalPath("; rows may go to a store all the same: --set work=URI"),
+                default=Path("runs"),
+                show_default=True,
+                help="Folder of the runs; runs into one folder reuse each other's finished rows.",
+            ),
+            click.option(
+                "--name", default="", help="Name of the run, new or to go on with; by default date and time."
+            ),
+            click.option(
+                "--runner",
+                type=click.Choice(["process", "docker"]),
+                help="Run each task here (process, the default) or in a container of its image (docker).",
+            ),
+            click.option("-v", "--verbose", is_flag=True, help="Also show what the stages write."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("run")
+@run_options
+@local_options
+def run(given: Given, output: Path, name: str, runner: str | None, verbose: bool) -> None:
+    """Run PIPELINE (offline_alignment, salmon) whole on this machine."""
+    _run(given, output, name, runner, verbose)
+
+
+@click.command("sweep")
+@run_options
+@local_options
+def sweep(given: Given, output: Path, name: str, runner: str | None, verbose: bool) -> None:
+    """Run variants of offline_alignment on this machine and choose one; sample and reward once for all.
+
+    The variants are those of --grid, or the run file's. --grid is an option of run, check, estimate, compile,
+    submit and upload as well: a sweep is one pipeline like any other.
+    """
+    sourced = given.sourced()
+    if sourced.run is not None and not sourced.run.parameters.get(VARIANTS) and not given.grids:
+        raise click.UsageError(f"give --grid NAME=VALUE,VALUE, or {VARIANTS} in the run file")
+    _run(given, output, name, runner, verbose)
+
+
+def _run(given: Given, output: Path, name: str, runner: str | None, verbose: bool) -> None:
+    from kubealign.cli.console import number_table, reuse_text, stage_table, standard_console
+    from kubealign.cli.progress import Progress
+    from kubealign.local.runner import run_local
+    from kubealign.local.summary import notes_on
+    from kubealign_components.evaluate.audit import decided_numbers
+
+    console = standard_console()
+    checked = given.checked(here=True, runner=runner or "", output=output)
+    progress = Progress(console=console, verbose=verbose)
+    results = run_local(checked, output=output, name=name, progress=progress)
+    console.print()
+    console.print(stage_table(results))
+    for note in [reuse_text(results), *notes_on(results)]:
+        if note:
+            console.print(note)
+    if results.choice:
+        console.print(variant_table(results.choice))
+    if results.evaluation:
+        title = "Evaluation of the chosen variant" if results.chosen else "Evaluation"
+        console.print(number_table(title, decided_numbers(results.evaluation)))
+    if results.model:
+        console.print(f"Model:   {results.folder / 'model'}", soft_wrap=True)
+    elif results.outputs:
+        console.print(f"Made:    {results.outputs[-1].path}", soft_wrap=True)
+    console.print(f"Summary: {results.folder / 'summary.html'}", soft_wrap=True)
+
+
+def variant_table(rows: Sequence[ChoiceRow]) -> Table:
+    """The variants of a sweep with what they gained, and which was chosen."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = "Variants; the intervals of the gains hold for all at once"
+    table = Table(title=title, title_justify="left")
+    table.add_column("variant", overflow="fold")
+    for name in ("gain", "from", "to", "KL", "tokens"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for row in rows:
+        words = ["chosen"] if row["chosen"] else []
+        words += ["on the front"] if row["on_front"] else []
+        numbers = [f"{row['gain']:+.4g}", f"{row['gain_low']:+.4g}", f"{row['gain_high']:+.4g}"]
+        kl = "" if row["kl"] is None else f"{row['kl']:.3g}"
+        table.add_row(escape(row["variant"]), *numbers, kl, f"{row['length']:.1f}", ", ".join(words))
+    return table

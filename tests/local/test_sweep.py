@@ -1,0 +1,116 @@
+"""A sweep on this machine: sampled once, trained for each variant, one chosen; grown it goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kubealign import Results, RunFile, run_local
+from kubealign.cli.main import main
+from kubealign.local.results import load_run
+from kubealign_components.data.dataset import Dataset
+from support.pages import Page
+from support.small_run import small_run
+
+VARIANTS = [
+    {"train": {"beta": 0.05}},
+    {"train": {"beta": 0.3}},
+    {"select": {"strategy": "random_pairs"}, "train": {"beta": 0.05}},
+]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFile:
+    rows = [{"prompt": f"Tell me about number {number}, please."} for number in range(24)]
+    source = tmp_path_factory.mktemp("data") / "prompts.jsonl"
+    changes = {"work_rows_per_chunk": 24, "variants": VARIANTS[1:]}
+    return RunFile(parameters=small_run(tiny_model, source, rows, **changes))
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("output")
+
+
+@pytest.fixture(scope="module")
+def swept(run: RunFile, output: Path) -> Results:
+    """A sweep of two variants, and then the same with one more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        run_local(run, output=output, name="two")
+        grown = RunFile(parameters={**run.parameters, "variants": VARIANTS})
+        return run_local(grown, output=output, name="three")
+
+
+def test_nothing_is_sampled_again_and_only_new_variants_are_trained(swept: Results) -> None:
+    stages = [row.stage for row in swept.stages]
+    once = ("sample", "rewards", "logprobs", "choose")
+    assert [stages.count(stage) for stage in once] == [1] * len(once)
+    assert [stages.count(stage) for stage in ("select", "mix", "train", "evaluate")] == [3] * 4
+    # Every completion was sampled by the first sweep's engine, none by the second's or for a variant.
+    rows = {row.stage: row for row in swept.stages}
+    for stage in ("sample", "rewards", "logprobs"):
+        assert rows[stage].reused == rows[stage].rows_out == 24
+    logs = {log.name: log.read_text() for log in (swept.folder / "logs").rglob("*.log")}
+    taken = [
+        name for name, text in logs.items() if re.search(r"train|evaluate", name) and "taken from" in text
+    ]
+    assert len([name for name in taken if "train" in name]) == 2
+    assert len([name for name in taken if "evaluate" in name]) == 2
+
+
+def test_one_is_chosen_and_its_model_is_the_runs(swept: Results) -> None:
+    assert len(swept.choice) == 3
+    [chosen] = [row for row in swept.choice if row["chosen"]]
+    assert chosen["gain_low"] == max(row["gain_low"] for row in swept.choice)
+    names = {json.dumps(json.loads(row["settings"]), sort_keys=True) for row in swept.choice}
+    assert names == {
+        '{"select_strategy": "best_worst", "train_beta": 0.05}',
+        '{"select_strategy": "best_worst", "train_beta": 0.3}',
+        '{"select_strategy": "random_pairs", "train_beta": 0.05}',
+    }
+    for results in (swept, load_run(swept.folder)):
+        assert results.model is not None
+        model = Dataset.open(str(results.model), allow_empty=True)
+        assert model.manifest.fingerprint == chosen["model_fingerprint"]
+        assert Dataset.open(str(swept.folder / "model"), allow_empty=True).uri.endswith("model")
+        assert results.evaluation["reward_gain"] == pytest.approx(chosen["gain"])
+    assert (swept.folder / "model").resolve() == swept.model
+    for row in swept.choice:
+        recipe = Dataset.open(row["model"], allow_empty=True).manifest.recipe
+        assert {step["stage"] for step in recipe.values()} >= {
+            "import_prompts",
+            "sample",
+            "rewards",
+            "select",
+        }
+
+
+def test_the_page_shows_the_front(swept: Results) -> None:
+    [report] = [o for o in swept.outputs_of("system.HTML") if (o.task, o.output) == ("choose", "report")]
+    page = Page(report.path.read_text())
+    assert "Chosen is" in page.text
+    assert len(page.charts) == 2
+    assert not page.loaded
+
+
+def test_the_same_sweep_from_the_command_line_computes_nothing(
+    swept: Results, run: RunFile, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    written = {"parameters": {n: v for n, v in run.parameters.items() if n != "variants"}}
+    (tmp_path / "run.yaml").write_text(json.dumps(written))
+    words = ["sweep", "-f", str(tmp_path / "run.yaml"), "-o", str(output), "--name", "grid"]
+    words += ["--set", "logprobs_order=before"]
+    done = CliRunner().invoke(main, [*words, "--grid", "train_beta=0.05,0.3"])
+    assert done.exit_code == 0, done.output
+    assert "Variants; the intervals of the gains hold for all at once" in done.output
+    again = load_run(output / "runs" / "grid")
+    models = {Dataset.open(str(o.path), allow_empty=True).uri for o in again.outputs_of("system.Model")}
+    assert len(models) == 2
+    before = {row["model_fingerprint"] for row in swept.choice}
+    assert {row["model_fingerprint"] for row in again.choice} < before

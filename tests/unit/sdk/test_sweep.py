@@ -1,0 +1,158 @@
+"""A sweep before it runs: what --grid says, what a check refuses, and what an estimate counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from kubealign.cli.main import main
+from kubealign.estimate.formulas import SHAPES
+from kubealign.estimate.stages import Assumptions, estimate
+from kubealign.runfile import RunFile, read_run
+from kubealign_pipelines.checking.run import check_run
+from kubealign_pipelines.checking.variants import MOST
+from kubealign_pipelines.compiler import compile_pipeline
+from kubealign_pipelines.offline_alignment import RULES
+from kubealign_pipelines.resources import CompileSettings
+from kubealign_pipelines.workflow_size import LIMIT, workflow_size
+from support.compiled import compile_ir
+
+GIVEN: dict[str, Any] = {
+    "policy": "org/model",
+    "sources": [{"name": "a", "uri": "org/data"}],
+    "reward_functions": ["brevity"],
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"pipeline": "offline_alignment", "parameters": GIVEN}))
+    return path
+
+
+def told(variants: object, **given: object) -> list[str]:
+    values = {**GIVEN, **given, "variants": variants}
+    report = check_run("offline_alignment", values, CompileSettings(), complete=False)
+    return [f"{finding.name}: {finding.expected}" for finding in report.findings]
+
+
+def test_a_grid_makes_all_combinations(file: Path) -> None:
+    grids = ["train_beta=0.05,0.1", "train_objective=dpo,ipo", "select_pairs_per_prompt=2"]
+    run = read_run([file], grids=grids).usable()
+    assert run.parameters["variants"] == [
+        {"train": {"beta": beta, "objective": objective}, "select": {"pairs_per_prompt": 2}}
+        for beta in (0.05, 0.1)
+        for objective in ("dpo", "ipo")
+    ]
+    nested = read_run([file], grids=["evaluate_max_new_tokens=8"]).usable()
+    assert nested.parameters["variants"] == [{"evaluate": {"sampling": {"max_new_tokens": 8}}}]
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ("sample_n=4,8", "sample is done once for all variants, and would be done again for each value"),
+        ("train_bta=1", "did you mean train_beta?"),
+        ("beta=1,2", "such as train_beta"),
+        ("train_beta", "name=value,value with values in YAML"),
+        ("train_beta=0.1,fast", "expected a number"),
+        ("train_beta=[", "name=value,value with values in YAML"),
+        ("train_adapter=lora", "logprobs, which is done once, works with train_adapter too"),
+        ("mix_seed=1,2", "seed is one for all stages"),
+        ("train_beta=0.1,0.1", "each variant once"),
+        ("select_strategy=all,best_worst", "a strategy that makes pairs"),
+    ],
+)
+def test_a_grid_that_cannot_be_run_is_refused_where_it_was_written(file: Path, grid: str, words: str) -> None:
+    done = CliRunner().invoke(main, ["compile", "-f", str(file), "--grid", grid, "-o", "no.yaml"])
+    assert done.exit_code == 2
+    assert words in done.output
+    assert f"--grid {grid.partition('=')[0]}" in done.output or f"--grid='{grid}'" in done.output
+
+
+def test_one_setting_is_swept_once_and_from_one_place(file: Path) -> None:
+    twice = ["--grid", "train_beta=0.1", "--grid", "train_beta=0.2"]
+    done = CliRunner().invoke(main, ["compile", "-f", str(file), *twice])
+    assert "each setting once" in done.output
+    both = ["--set", "variants=[{train: {beta: 0.3}}]", "--grid", "train_beta=0.1"]
+    done = CliRunner().invoke(main, ["compile", "-f", str(file), *both])
+    assert "those of one of the two" in done.output
+    done = CliRunner().invoke(main, ["sweep", "-f", str(file)])
+    assert done.exit_code == 2
+    assert "give --grid" in done.output
+
+
+def test_every_variant_is_held_to_the_rules_of_a_run_by_itself() -> None:
+    assert told([{"train": {"beta": 0.1}}, {}]) == []
+    assert told([{"train": {"beta": -1}}]) == told([{"train": {"beta": -1}}, {"train": {"beta": 0.1}}])
+    [text] = told([{"train": {"beta": 0.1}}, {"train": {"beta": 7.0}}])
+    assert text.startswith("variants[1].train.beta: outside of what dpo is usually run with")
+    [text] = told([{}, {"select": {"strategy": "all"}}])
+    assert text.startswith("variants[1].select.strategy: a strategy that makes pairs")
+    assert told([{"select": {"strategy": "all"}, "train": {"objective": "qrpo", "beta": 0.1}}]) == []
+    [text] = told([{"train": {"bta": 0.1}}])
+    assert text == "variants[0].train.bta: a setting of train; did you mean beta?"
+
+
+def test_what_is_no_list_of_variants_is_told() -> None:
+    assert any(text.startswith("variants: a list") for text in told({"train": {}}))
+    assert any("variants[0]: a mapping by stage" in text for text in told([3]))
+    assert any("variants[0].train: a mapping of settings" in text for text in told([{"train": 3}]))
+    assert any(f"at most {MOST}" in text for text in told([{"train": {"seed": n}} for n in range(MOST + 1)]))
+    assert any("none without a reward" in text for text in told([{}], sample_n=0, reward_functions=[]))
+    selects = [{"select": {"strategy": "random_pairs"}}]
+    assert any(text.startswith("logprobs_order: before") for text in told(selects, logprobs_order="after"))
+    assert any(text.startswith("choose_max_kl: a positive") for text in told([{}], choose_max_kl=-1.0))
+
+
+def test_a_form_may_change_variants_but_not_where_they_begin() -> None:
+    compiled = {**GIVEN, "variants": [{"train": {"beta": 0.1}}]}
+    shape = RULES.shape(compiled)
+
+    def in_pod(variants: object) -> list[str]:
+        values = {**compiled, "variants": variants}
+        report = check_run("offline_alignment", values, CompileSettings(), here=True, shape=shape)
+        return [f"{f.name}: {f.expected}" for f in report.errors if f.name.startswith("variants")]
+
+    assert in_pod([{"train": {"beta": 0.3}}, {"train": {"objective": "ipo"}}]) == []
+    assert any("differ first in the stage" in text for text in in_pod([{"select": {"seed": 1}}]))
+    assert any("differ first in the stage" in text for text in in_pod([]))
+
+
+def test_the_first_swept_stage_and_all_after_it_are_in_the_loop(tmp_path: Path) -> None:
+    for first, inside in (
+        ("select", {"select", "mix", "train", "evaluate"}),
+        ("mix", {"mix", "train", "evaluate"}),
+        ("train", {"train", "evaluate"}),
+        ("evaluate", {"evaluate"}),
+    ):
+        given = {**GIVEN, "variants": [{first: {}}, {"evaluate": {}}]}
+        graph = compile_pipeline("offline_alignment", tmp_path / "p.yaml", parameters=given)
+        assert {task.function for task in graph.tasks.values() if task.each == "variants"} == inside
+
+
+def test_as_many_variants_as_are_allowed_fit_into_a_run(tmp_path: Path) -> None:
+    variants = [{"select": {"seed": number}} for number in range(MOST)]
+    spec, _ = compile_ir(tmp_path, "offline_alignment", parameters={**GIVEN, "variants": variants})
+    tasks = spec["root"]["dag"]["tasks"].values()
+    inputs = [task.get("inputs", {}).get("parameters", {}) for task in tasks]
+    [most] = {int(one["max_chunks"]["runtimeValue"]["constant"]) for one in inputs if "max_chunks" in one}
+    assert workflow_size(spec, most, variants=MOST).total <= LIMIT
+
+
+def test_an_estimate_counts_every_variant_by_its_own_settings() -> None:
+    def hours(**given: object) -> dict[str, float]:
+        run = RunFile(parameters={**GIVEN, **given})
+        stages = estimate(run, SHAPES["llama-8b"], Assumptions())
+        return {stage.stage: stage.hours for stage in stages}
+
+    alone = hours(logprobs_order="before")
+    swept = hours(variants=[{"train": {"epochs": 1.0}}, {"train": {"epochs": 3.0}}], logprobs_order="before")
+    assert swept["train"] == pytest.approx(4 * alone["train"])
+    assert swept["evaluate"] == pytest.approx(2 * alone["evaluate"])
+    assert {n: swept[n] for n in ("sample", "logprobs")} == {n: alone[n] for n in ("sample", "logprobs")}
