@@ -531,3 +531,41 @@ def test_a_null_run_is_called_one(rewarded: Dataset, tiny_model: Path, tmp_path:
     assert numbers["null_run"] == 1.0
     assert f"{NULL_RUN} What it gains is noise." in warnings(numbers)
     assert NULL_RUN in Page((Path(output) / REPORT).read_text()).text
+
+
+def hasty(policy: Path, folder: Path) -> Path:
+    """A copy of ``policy`` that learnt nothing but to end its turns early."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(policy, folder)
+    model = AutoModelForCausalLM.from_pretrained(policy)
+    with torch.no_grad():
+        states = model.model(torch.arange(3, 259)[None]).last_hidden_state[0]
+        ending = torch.linalg.lstsq(states, torch.full((len(states), 1), 4.0)).solution[:, 0]
+        model.lm_head.weight[2] += ending  # the end of a turn gets some 4 nats more than before
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_gain_of_length_alone_is_refused_and_named(
+    really_rewarded: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The reward likes a few tokens best, and all that the policy learnt is to stop."""
+    target = {"function": f"{FUNCTIONS}:target_length", "settings": {"target": 4, "unit": "tokens"}}
+    reward = from_mapping(RewardSpec, {"functions": [target]}, "reward")
+    sampled = Dataset.open(str(Path(really_rewarded.uri).parent / "sampled"))
+    rewarded = chunked(rewards, RewardsConfig(reward=reward), sampled, tmp_path, "rewarded")
+    model = str(hasty(tiny_model, tmp_path / "hasty"))
+    settings = config(tiny_model, REAL, reward=reward, kl_prompts=0, work=str(tmp_path / "work"))
+    named: dict[str, Any] = {"rewarded": rewarded, "model": model}
+    numbers = run(settings, **named, output=str(tmp_path / "first")).numbers
+    assert numbers["length_ratio"] < 0.8 and numbers["reward_gain_low"] > 0
+    assert numbers["length_slope_high"] < 0 < numbers["gain_by_length_low"]
+    required = replace(settings, require=("gain", "beyond_length"))
+    with pytest.raises(
+        GateError, match=r"beyond_length: The gain may be one of length.*alone gives"
+    ) as refused:
+        run(required, **named, output=str(tmp_path / "second"))
+    assert "the mean reward changed" not in str(refused.value)
+    assert Dataset.open(str(tmp_path / "second")).rows > 1
