@@ -17,6 +17,7 @@ from kubealign.cluster.kube import Kubernetes
 from kubealign.errors import ClusterError
 from kubealign.lineage import ancestors
 from kubealign_components.config import require
+from kubealign_components.data.choice_rows import ChoiceRow
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.errors import ConfigError, DataError, NotFound, StoreError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 MODEL = "model"
 """Of several the one that the pipeline evaluates is meant, which is the aligned one."""
+CHOICE = ("choose", "dataset")
+"""Task and name of the output in which a sweep says which variant it chose."""
 DEPTH = 3
 """An output lies at <task>/<execution>/<output> below the run's folder."""
 DEFAULT_ROOT = "minio://mlpipeline/v2/artifacts"
@@ -109,7 +112,8 @@ def find_output(
         outputs += [output for output in source() if output.title not in seen]
         matching = _called(name, outputs)
         if matching:
-            matching = (_evaluated(spec, matching) if name == MODEL else []) or matching
+            if name == MODEL:
+                matching = _chosen(outputs, matching) or _evaluated(spec, matching) or matching
             require(len({o.title for o in matching}) == 1, "OUTPUT", name, f"one of {_titles(matching)}")
             return matching[-1]
     if not outputs:
@@ -206,6 +210,15 @@ def _called(title: str, outputs: Iterable[StoredOutput]) -> list[StoredOutput]:
     matching = [output for output in named if not task or output.task == plain(task)]
     matching = matching or [output for output in named if names_task(task, output.task)]
     return [output for output in matching if output.whole] or matching
+
+
+def _chosen(outputs: Iterable[StoredOutput], models: Iterable[StoredOutput]) -> list[StoredOutput]:
+    """Those of ``models`` that the sweep among ``outputs`` has chosen; none where no sweep is."""
+    choices = [output for output in outputs if (output.task, output.name) == CHOICE and output.whole]
+    rows = Dataset.open(choices[-1].uri).iter_rows(of=ChoiceRow) if choices else ()
+    names = {row["model_fingerprint"] for row in rows if row["chosen"]}
+    whole = [model for model in models if model.whole and names]
+    return [one for one in whole if Dataset.open(one.uri, allow_empty=True).manifest.fingerprint in names]
 
 
 def _evaluated(spec: JsonObject, outputs: Iterable[StoredOutput]) -> list[StoredOutput]:

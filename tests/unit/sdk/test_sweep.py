@@ -8,11 +8,18 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from kfp_server_api import V2beta1Run
 
 from kubealign.cli.main import main
+from kubealign.cluster.outputs import find_output
 from kubealign.estimate.formulas import SHAPES
 from kubealign.estimate.stages import Assumptions, estimate
 from kubealign.runfile import RunFile, read_run
+from kubealign_components.data.choice_rows import CHOICE
+from kubealign_components.data.dataset import DatasetWriter
+from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.schemas import MODEL, ROWS
+from kubealign_components.data.stats import Stats
 from kubealign_pipelines.checking.run import check_run
 from kubealign_pipelines.checking.variants import MOST
 from kubealign_pipelines.compiler import compile_pipeline
@@ -156,3 +163,22 @@ def test_an_estimate_counts_every_variant_by_its_own_settings() -> None:
     assert swept["train"] == pytest.approx(4 * alone["train"])
     assert swept["evaluate"] == pytest.approx(2 * alone["evaluate"])
     assert {n: swept[n] for n in ("sample", "logprobs")} == {n: alone[n] for n in ("sample", "logprobs")}
+
+
+def test_the_model_of_a_sweep_on_a_cluster_is_the_chosen_one(tmp_path: Path) -> None:
+    run = tmp_path / "pipeline" / "r"
+    models = {beta: derive("train", 1, {"beta": beta}) for beta in (0.1, 0.2, 0.3)}
+    for beta, made in models.items():
+        with DatasetWriter(str(run / "train" / f"execution-{beta}" / "model"), MODEL, made) as writer:
+            writer.commit(Stats())
+    empty = dict.fromkeys(ROWS[CHOICE].names)
+    rows = [
+        empty | {"model_fingerprint": made.fingerprint, "chosen": beta == 0.2}
+        for beta, made in models.items()
+    ]
+    with DatasetWriter(str(run / "choose" / "1" / "dataset"), CHOICE, derive("choose", 1, {})) as writer:
+        writer.write_rows(rows)
+        writer.commit(Stats(rows_in=3, rows_out=3))
+    spec = {"pipelineInfo": {"name": "pipeline"}, "root": {"dag": {"tasks": {}}}}
+    output = find_output(V2beta1Run(run_id="r"), spec, str(tmp_path), "model", lambda: ())
+    assert output.execution == "execution-0.2"
