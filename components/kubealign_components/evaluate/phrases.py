@@ -14,8 +14,10 @@ from kubealign_components.reports.sides import SIDES
 Floats = NDArray[np.float64]
 Gram = tuple[str, ...]
 
-PHRASE = 4
+PHRASE = 8
 """Most words of a stock phrase."""
+ENDS = frozenset(".!?…。！？")
+"""With which a phrase may end, and beyond which it does not go."""
 PHRASES = 20
 """Most stock phrases that are looked for."""
 READ = 4
@@ -45,8 +47,14 @@ def stock_phrases(texts: Sequence[Mapping[str, Sequence[str]]]) -> list[str]:
     risen: dict[Gram, float] = {}
     parts: set[Gram] = {()}
     for n in range(1, PHRASE + 1):
+        if not parts:
+            break
         shares = _shares(after, n, parts)
-        shares = {g: own for g, own in shares.items() if sum(own.values()) >= ROSE * len(texts)}
+        shares = {
+            gram: own
+            for gram, own in shares.items()
+            if sum(own.values()) >= ROSE * len(texts) and not ENDS.intersection(gram[:-1])
+        }
         earlier = _shares(before, n, parts)
         parts = set(shares)
         for gram, own in shares.items():

@@ -3,6 +3,7 @@ answers are not called one of them, somewhat longer ones included."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -94,8 +95,16 @@ def test_planted_hacks_are_told_and_honest_gains_are_not() -> None:
 def test_habits_are_found_whole_and_longer_texts_are_none() -> None:
     habit = Planted(reference=Policy(), aligned=Policy(polite=0.7), prompts=48)
     phrases = phrases_of(planted_rows(habit, seed=1))
-    assert {"happy to help .", "hope this helps you", "for this great question"} & set(phrases)
-    assert all(any(phrase.split()[0] in text.lower() for text in HABITS) for phrase in phrases)
+    spoken = set(re.findall(r"\w+|[^\w\s]", " ".join(HABITS).lower()))
+    assert all(set(phrase.split()) <= spoken for phrase in phrases)
+    for core in (
+        "i am happy to help",
+        "thank you for this great question",
+        "i hope this helps you",
+        "feel free",
+    ):
+        assert any(core in phrase for phrase in phrases), phrases
+    assert len(phrases) < 12  # whole ones, not each of their parts
     longer = Planted(reference=Policy(words=30), aligned=Policy(words=36), prompts=48)
     assert not [p for p in phrases_of(planted_rows(longer, seed=1)) if "w" not in p]
 
