@@ -25,6 +25,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: threads of one would spin while they wait for a core that another has.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a test has written need not survive a power cut: tests of many small datasets would wait for the disk
+# for a third of their time. Processes that are started here do wait.
+os.fsync = lambda _: None
 for name in ("COLUMNS", "LINES"):
     # pytest loads readline, which sets them for processes that are started: workers, and programs under test.
     os.environ.pop(name, None)

@@ -125,41 +125,48 @@ run(from_mapping(PpoConfig, config, "train_ppo"), prompts=Dataset.open(data), ou
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)],
-    ids=["killed", "preempted"],
-)
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(
-    prompts: Dataset, tiny_model: Path, tmp_path: Path, number: int, code: int
+    prompts: Dataset, tiny_model: Path, tmp_path: Path
 ) -> None:
+    """Whether it was killed or told to end, as the run that nobody stopped."""
     plain = settings(
         tiny_model, max_steps=6, rollout_batch=32, step_batch=16, kl_controller="adaptive", kl_target=0.5
     )
     longest = max(row["prompt_tokens"] for row in prompts.iter_rows())
     plain = replace(plain, max_prompt_tokens=longest - 1)
     run(plain, prompts=prompts, output=str(tmp_path / "straight"))
-    config = replace(plain, save_every=2, work=str(tmp_path / "work"))
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)):
+        (tmp_path / str(code)).mkdir()
+        check_resumed(plain, prompts, tmp_path / str(code), number, code, tmp_path / "straight")
+
+
+def check_resumed(
+    plain: PpoConfig, prompts: Dataset, folder: Path, number: int, code: int, straight: Path
+) -> None:
+    """A run in ``folder`` that got the signal ``number`` and ended with ``code`` goes on to the policy at
+    ``straight``."""
+    config = replace(plain, save_every=2, work=str(folder / "work"))
     arguments = json.dumps(
-        [asdict(config), prompts.uri, str(tmp_path / "resumed"), "**/checkpoint-00000004-*/*", int(number)]
+        [asdict(config), prompts.uri, str(folder / "resumed"), "**/checkpoint-00000004-*/*", int(number)]
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     child = subprocess.run(
         [sys.executable, "-c", CHILD, arguments], capture_output=True, text=True, env=environment
     )
     assert child.returncode == code, child.stderr
-    assert not (tmp_path / "resumed").exists()
-    saved = {json.loads(path.read_text())["step"] for path in (tmp_path / "work").rglob(f"{MARKERS}/*.json")}
+    resumed = folder / "resumed"
+    assert not resumed.exists()
+    saved = {json.loads(path.read_text())["step"] for path in (folder / "work").rglob(f"{MARKERS}/*.json")}
     assert saved and max(saved) < 6
-    stats = run(config, prompts=prompts, output=str(tmp_path / "resumed"))
+    stats = run(config, prompts=prompts, output=str(resumed))
     assert stats.dropped == {"prompt_too_long": 60}
-    assert log_of(tmp_path / "resumed") == log_of(tmp_path / "straight")
-    straight = weights(tmp_path / "straight")
-    assert all(torch.equal(w, straight[n]) for n, w in weights(tmp_path / "resumed").items())
-    written = (tmp_path / "resumed" / "model.safetensors").stat().st_mtime_ns
-    again = run(config, prompts=prompts, output=str(tmp_path / "resumed"))
+    assert log_of(resumed) == log_of(straight)
+    expected = weights(straight)
+    assert all(torch.equal(w, expected[n]) for n, w in weights(resumed).items())
+    written = (resumed / "model.safetensors").stat().st_mtime_ns
+    again = run(config, prompts=prompts, output=str(resumed))
     assert again.metrics() == stats.metrics(), "a finished run is kept"
-    assert (tmp_path / "resumed" / "model.safetensors").stat().st_mtime_ns == written
+    assert (resumed / "model.safetensors").stat().st_mtime_ns == written
 
 
 def test_a_reward_model_scores_by_drawn_principles(
