@@ -22,6 +22,7 @@ from kubealign_pipelines.checking.sources import Prompts, check_sources, warn_of
 from kubealign_pipelines.checking.stages import Checked, check_stages
 from kubealign_pipelines.checking.variants import (
     check_form,
+    check_gates,
     check_others,
     is_sweep,
     of_sweep,
@@ -155,7 +156,8 @@ def _check_sweep(
     runs = plain_runs(plain, values)
     # What is looked at outside, models and sources, is the same for all variants.
     first = one(runs[0].values if runs else plain_shape(values))
-    findings = [runs[0].as_written(finding) if runs else finding for finding in first.findings]
+    of_first = [*first.findings, *check_gates(first.checked)]
+    findings = [runs[0].as_written(finding) if runs else finding for finding in of_first]
     findings += check_others(plain, runs[1:], complete=complete)
     checked = check_stages(graph, values, complete=complete)
     own = [finding for finding in checked.findings if of_sweep(finding)]

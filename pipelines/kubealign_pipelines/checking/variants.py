@@ -10,7 +10,7 @@ from kubealign_components.stages import CONFIGS, config_class
 from kubealign_components.variant import options_over
 from kubealign_pipelines.checking.across import check_across
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at
-from kubealign_pipelines.checking.stages import check_stages
+from kubealign_pipelines.checking.stages import Checked, check_stages
 from kubealign_pipelines.flat import fold
 from kubealign_pipelines.graph import Graph, Source
 from kubealign_pipelines.rules import LOGPROBS_ORDER
@@ -18,6 +18,8 @@ from kubealign_pipelines.variants import SWEPT, VARIANTS, swept_stages
 
 MOST = 32
 """Variants of a sweep: Kubeflow's object of a run has room for these, all retries included."""
+GATES = ("min_gain", "require")
+"""Settings of ``evaluate`` that fail a run."""
 OF_SWEEPS = (VARIANTS, "choose_")
 """What the names of parameters begin with that a run without variants does not have."""
 
@@ -99,6 +101,24 @@ def check_others(graph: Graph, runs: Sequence[PlainRun], *, complete: bool) -> I
         checked = check_stages(graph, run.values, complete=complete)
         for finding in [*checked.findings, *check_across(checked)]:
             yield run.as_written(finding)
+
+
+def check_gates(checked: Checked) -> Iterator[Finding]:
+    """Findings on what would end a whole sweep for one variant that falls short.
+
+    Args:
+        checked: a variant as a run by itself.
+    """
+    for evaluate in checked.of("evaluate"):
+        for name in GATES:
+            value = getattr(evaluate.config, name)
+            if value is not None and value != ():
+                instead = "none in a sweep, which the first variant below would end"
+                yield error_at(
+                    evaluate.path((name,)),
+                    value,
+                    f"{instead}; choose_min_gain holds the chosen one to a gain",
+                )
 
 
 def why_not(stage: str) -> str:

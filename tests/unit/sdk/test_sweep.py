@@ -117,6 +117,13 @@ def test_what_is_no_list_of_variants_is_told() -> None:
     assert any(text.startswith("choose_max_kl: a positive") for text in told([{}], choose_max_kl=-1.0))
 
 
+def test_no_variant_ends_the_sweep_for_the_others() -> None:
+    for gate in ({"min_gain": 0.0}, {"require": ["gain"]}):
+        [text] = [text for text in told([{}], evaluate_options=gate) if "none in a sweep" in text]
+        assert text.startswith(f"evaluate_options.{next(iter(gate))}: ")
+    assert told([{}], choose_min_gain=0.0) == []
+
+
 def test_a_form_may_change_variants_but_not_where_they_begin() -> None:
     compiled = {**GIVEN, "variants": [{"train": {"beta": 0.1}}]}
     shape = RULES.shape(compiled)
