@@ -26,8 +26,16 @@ from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.printable import shortened
 
 SHIPPED_MODULE = "kubealign_components.rewards.functions"
-SHIPPED: Mapping[str, int] = {"brevity": 1, "exact_answer": 5, "format_match": 2, "target_length": 1}
+SHIPPED: Mapping[str, int] = {
+    "brevity": 1,
+    "exact_answer": 5,
+    "format_match": 2,
+    "generative_judge": 1,
+    "target_length": 1,
+}
 """The shipped functions and the version of each, raised when it gives other rewards."""
+AT_ONCE: Mapping[str, int] = {"generative_judge": 32}
+"""Shipped functions that ask a server, and how many of their questions it gets at a time."""
 
 OPEN_SECONDS = 60.0
 """A module of functions must have been imported in so many seconds."""
@@ -91,6 +99,11 @@ class RewardFunctionSpec:
     def is_shipped(self) -> bool:
         """Whether it comes along."""
         return self.module == SHIPPED_MODULE
+
+    @property
+    def at_once(self) -> int:
+        """Completions that it is called for at a time."""
+        return AT_ONCE.get(self.name, 1) if self.is_shipped else 1
 
     @property
     def words(self) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -242,11 +243,19 @@ class Rewarder:
             scores = self._model_scores(items)
             outcomes = [Outcome(reward=s, refused=OVER_LENGTH if s is None else None) for s in scores]
         for function in self._functions:
-            outcomes = [
-                self._added(outcome.reward, function, item) if outcome.reward is not None else outcome
-                for outcome, item in zip(outcomes, items, strict=True)
-            ]
+            outcomes = self._with_function(function, outcomes, items)
         return outcomes
+
+    def _with_function(
+        self, function: LoadedFunction, outcomes: Sequence[Outcome], items: Sequence[RewardInput]
+    ) -> list[Outcome]:
+        def with_item(outcome: Outcome, item: RewardInput) -> Outcome:
+            return outcome if outcome.reward is None else self._added(outcome.reward, function, item)
+
+        if function.spec.at_once == 1:  # in this thread, which alone has the signals that end an endless sum
+            return list(map(with_item, outcomes, items))
+        with ThreadPoolExecutor(function.spec.at_once, "reward") as threads:
+            return list(threads.map(with_item, outcomes, items))
 
     def _added(self, total: float, function: LoadedFunction, item: RewardInput) -> Outcome:
         try:

@@ -1,4 +1,5 @@
-"""Reward functions that need no model: what they reward can be checked by reading the completion.
+"""The shipped reward functions. All but :func:`~.generative.generative_judge` need no model: what they reward
+can be checked by reading the completion.
 
 Each takes a :class:`~kubealign_components.engines.rewards.RewardInput` and its settings by keyword,
 and is named in a reward spec by its short name. A change of what one of them gives raises its number in
@@ -15,6 +16,9 @@ from kubealign_components.config import require, require_choice
 from kubealign_components.engines.reward_input import Refused, RewardInput
 from kubealign_components.errors import ConfigError
 from kubealign_components.rewards.answers import gives_answer
+from kubealign_components.rewards.generative import generative_judge
+
+__all__ = ["brevity", "exact_answer", "format_match", "generative_judge", "target_length"]
 
 UNITS = ("characters", "tokens")
 FORMATS = ("json", "answer_line", "regex")

@@ -80,7 +80,8 @@ def _check(
         yield error_at(path, error.value, error.expected)
         return
     try:
-        for item in inputs:
+        # What asks a server is only called where the run is: this machine may not reach it.
+        for item in inputs if spec.at_once == 1 else ():
             with contextlib.suppress(Refused):
                 function(item)
     except KubeAlignError as error:

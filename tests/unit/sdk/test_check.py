@@ -78,6 +78,15 @@ def test_a_held_out_reward_is_looked_at_as_the_first_one_is(run_file: Path) -> N
     assert required.exit_code != 0 and "did you mean beyond_length" in required.stderr.replace("\n", " ")
 
 
+def test_a_judge_behind_an_endpoint_is_not_asked_before_the_run(run_file: Path) -> None:
+    function = "[{{function: generative_judge, settings: {{{}: 'http://127.0.0.1:9/v1', model: judge}}}}]"
+    for name in ("endpoint", "endpont"):
+        given = f"reward_functions={function.format(name)}"
+        done = kubealign("check", "-f", run_file, "--here", "--rows", "0", "--set", given)
+        assert (done.exit_code == 0) == (name == "endpoint"), done.output
+        assert ("endpont" in done.stderr) == (name == "endpont")
+
+
 def test_a_model_is_looked_for_once(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub that cannot be reached keeps a check waiting for some seconds each time that it is asked."""
     asked: list[str] = []

@@ -1,0 +1,152 @@
+"""The judge behind an endpoint: scores of a real server that is busy, refuses, and forgets the form."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from kubealign_components.engines.reward_functions import RewardFunctionSpec
+from kubealign_components.engines.reward_input import RewardInput
+from kubealign_components.engines.rewards import Outcome, Rewarder, RewardSpec
+from kubealign_components.errors import ConfigError, EngineError
+from kubealign_components.rewards.generative import score_of
+
+TOO_LONG = {
+    "error": {
+        "message": "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens.",
+        "type": "BadRequestError",
+        "param": None,
+        "code": 400,
+    }
+}
+
+
+class JudgeServer(ThreadingHTTPServer):
+    """Answers as vLLM's server does, by what stands in the response that is judged."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.asked: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.lock = threading.Lock()
+
+    def reply(self, body: dict[str, Any]) -> tuple[int, object, dict[str, str]]:
+        question = body["messages"][0]["content"]
+        with self.lock:
+            before = sum(one["messages"] == body["messages"] for one in self.asked)
+            self.asked.append(body)
+        if "BUSY" in question and before < 2:
+            return (429, 503)[before], {"message": "try later"}, {"Retry-After": "0"}
+        if "LONG" in question:
+            return 400, TOO_LONG, {}
+        if "DOWN" in question:
+            return 503, "no capacity", {}
+        if "CLOSED" in question:
+            return 401, {"error": "Unauthorized"}, {}
+        if "MOVED" in question:
+            return 302, "", {"Location": "http://127.0.0.1:1/v1"}
+        text = "Good.\nScore: 7.5"
+        if ("CHATTY" in question and before < 1) or "NEVER" in question:
+            text = "I would say Score: 9 or so"
+        return 200, {"choices": [{"message": {"role": "assistant", "content": text}}]}, {}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: JudgeServer
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.keys.append(self.headers["Authorization"])
+        code, content, headers = self.server.reply(body)
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[JudgeServer]:
+    with JudgeServer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def rewarder(server: JudgeServer, **settings: Any) -> Rewarder:
+    endpoint = f"http://127.0.0.1:{server.server_port}/v1"
+    given = {"endpoint": endpoint, "model": "some-judge", "patience": 5.0, **settings}
+    return Rewarder(RewardSpec(functions=(RewardFunctionSpec(function="generative_judge", settings=given),)))
+
+
+def item(text: str) -> RewardInput:
+    return RewardInput(
+        messages=[{"role": "user", "content": "What is it?"}],
+        completion=[{"role": "assistant", "content": text}],
+        text=text,
+    )
+
+
+def test_scores_stand_in_the_order_of_the_completions_whatever_the_server_does(server: JudgeServer) -> None:
+    texts = ["plain", "BUSY", "LONG", "CHATTY", "NEVER", "with {high} braces"]
+    outcomes = rewarder(server).outcomes([item(text) for text in texts])
+    good = Outcome(reward=7.5)
+    lost = [Outcome(reward=None, refused=reason) for reason in ("over_length", "no_score")]
+    assert outcomes == [good, good, lost[0], good, lost[1], good]
+    never = [one for one in server.asked if "NEVER" in one["messages"][0]["content"]]
+    assert [one["seed"] for one in never] == [0, 1, 2]
+    assert {one["temperature"] for one in server.asked} == {0.0}
+    assert any("with {high} braces" in one["messages"][0]["content"] for one in server.asked)
+
+
+def test_the_key_is_of_the_environment_and_in_no_recipe_or_error(
+    server: JudgeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBEALIGN_JUDGE_API_KEY", "very-secret-key")
+    asked = rewarder(server)
+    assert asked.outcomes([item("plain")]) == [Outcome(reward=7.5)]
+    assert server.keys == ["Bearer very-secret-key"]
+    assert "very-secret-key" not in json.dumps([asked.identity, str(asked.spec)])
+    with pytest.raises(EngineError, match=r"401: put the key into .* KUBEALIGN_JUDGE_API_KEY") as refused:
+        asked.outcomes([item("CLOSED very-secret-key")])
+    assert "Bearer" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("text", "said"), [("DOWN", "503.*patience"), ("MOVED", "answered 302")])
+def test_a_server_that_cannot_answer_ends_the_run_with_its_name(
+    server: JudgeServer, text: str, said: str
+) -> None:
+    with pytest.raises(EngineError, match=f"some-judge at http://127.*{said}"):
+        rewarder(server, patience=0.5).outcomes([item(text)])
+
+
+def test_a_place_that_is_no_endpoint_is_refused(server: JudgeServer) -> None:
+    with pytest.raises(ConfigError, match="endpoint='ftp://judge'"):
+        rewarder(server, endpoint="ftp://judge").outcomes([item("plain")])
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("Fine.\nScore: 10", 10.0),
+        ("Score: 1.25\n\n", 1.25),
+        ("Score: 11", None),
+        ("Score: 5/10", None),
+        ("Score: 5\nThat is all.", None),
+        ("score: 5", None),
+        ("Score: nan", None),
+        ("", None),
+    ],
+)
+def test_only_a_last_line_of_the_form_is_a_score(answer: str, score: float | None) -> None:
+    assert score_of(answer, 1, 10) == score
