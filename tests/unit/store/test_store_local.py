@@ -69,6 +69,21 @@ def python(program: str, *arguments: object) -> list[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
+@pytest.mark.parametrize("given", ["bytes", "file"])
+def test_bytes_and_name_are_sent_to_the_disk_before_they_are_said_to_be_there(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: sent.append(os.fstat(descriptor).st_ino))
+    target = tmp_path / "published" / "object"
+    if given == "bytes":
+        LocalStore().publish(str(target), b"rows")
+    else:
+        (tmp_path / "origin").write_bytes(b"rows")
+        LocalStore().publish_file(tmp_path / "origin", str(target))
+    assert sent == [target.stat().st_ino, target.parent.stat().st_ino]
+
+
 def test_a_killed_writer_leaves_nothing_that_is_listed(tmp_path: Path) -> None:
     for attempt in range(20):
         folder = tmp_path / str(attempt)
