@@ -38,6 +38,8 @@ INPUTS: Mapping[str, Mapping[str, Input]] = {
     "sample": {"dataset": Input((TOKENIZED,))},
     "rewards": {"dataset": Input((COMPLETIONS, TOKENIZED))},
     "rank": {"dataset": Input((COMPLETIONS, TOKENIZED))},
+    "next_round": {"prompts": Input((TOKENIZED,)), "model": Input((MODEL,))},
+    "join_rounds": {"earlier": Input((REWARDED,)), "later": Input((REWARDED,))},
     "select": {"rewarded": Input((REWARDED, COMPLETIONS, TOKENIZED))},
     "logprobs": {"dataset": Input((COMPLETIONS, REWARDED, SELECTION))},
     "mix": {

@@ -90,10 +90,10 @@ def read_graph(path: Path) -> Graph:
 
 def _choices(rules: Rules) -> Iterator[Parameter]:
     for choice in rules.choices:
-        allowed = " or ".join(choice.values)
+        allowed = " or ".join(map(str, choice.values))
         yield Parameter(
             name=choice.name,
-            type="STRING",
+            type="NUMBER_INTEGER" if isinstance(choice.values[0], int) else "STRING",
             description=f"{choice.meaning} {allowed}; compile time.",
             required=False,
             default=choice.values[0],

@@ -19,12 +19,16 @@ rest for each of them, and then one is chosen:
 
     … rewards ×chunks ─ merge ─ logprobs ×chunks ─ merge
            ─ (select ─ mix ─ train ─ evaluate) ×variants ─ choose
+
+With ``rounds`` above 1 all of it after ``filter`` is done again, on what the policy has become
+(``rounds.py``).
 """
 
 # ruff: noqa: B006 (KFP reads defaults from the signature and never changes them)
 # No postponed annotations here either: KFP reads them as they stand.
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from kfp import dsl
 from kfp.dsl import PipelineTask
@@ -43,6 +47,7 @@ from kubealign_pipelines.fan_out import fan_out
 from kubealign_pipelines.offline_tail import OFFLINE_STAGES, align_offline
 from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
 from kubealign_pipelines.resources import CompileSettings, Placement
+from kubealign_pipelines.rounds import REFERENCE, ROUNDS, Rounds, further_rounds
 from kubealign_pipelines.rules import LOGPROBS_ORDER, Rules
 from kubealign_pipelines.variants import VARIANTS, decide, swept_stages
 
@@ -52,7 +57,7 @@ JUDGE = "rank_judge"
 LABELS = ("labels", "labelled")
 """Selections that need no rewards; the first is the default where there are none."""
 RULES = Rules(
-    choices=(LOGPROBS_ORDER,),
+    choices=(LOGPROBS_ORDER, ROUNDS, REFERENCE),
     deciding={
         "sample_n": lambda n: 0 if n == 0 else None,
         "select_strategy": lambda strategy: strategy if strategy in LABELS else None,
@@ -172,10 +177,16 @@ class _Shape:
     """Whether rewards are a judge's ranking."""
     order: str
     """Whether log-probabilities are computed "before" or "after" selection."""
+    rounds: Rounds
     strategy: str = ""
     """Of selection, where that is no parameter."""
     swept: tuple[str, ...] = ()
     """Stages in which the variants of a sweep differ."""
+
+    @property
+    def scored_first(self) -> bool:
+        """Whether log-probabilities are computed before selection."""
+        return self.order == "before"
 
     @property
     def workers(self) -> list[BaseComponent]:
@@ -184,7 +195,7 @@ class _Shape:
             (sample, self.sampled),
             (rewards, self.rewarded),
             (rank, self.ranked),
-            (logprobs, self.order == "before"),
+            (logprobs, self.scored_first),
         ]
         return [worker for worker, there in asked if there]
 
@@ -193,10 +204,11 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
     """The stages that ``parameters`` ask for.
 
     Raises:
-        ConfigError: they ask for a selection by rewards, and nothing is rewarded; or for a reward and a
-            judge.
+        ConfigError: they ask for a selection by rewards, and nothing is rewarded; for a reward and a judge;
+            or for several rounds without a reward.
     """
-    order = RULES.choose(parameters)[LOGPROBS_ORDER.name]
+    choices = RULES.choose(parameters)
+    rounds, order = Rounds.chosen(choices), choices[LOGPROBS_ORDER.name]
     sampled = parameters.get("sample_n") != 0
     strategy = parameters.get("select_strategy")
     given = any(parameters.get(name) for name in REWARDS)
@@ -207,6 +219,12 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
     require(rewarded or bool(judge) or strategy in (None, *LABELS), "select_strategy", strategy, strategies)
     by_itself = "" if rewarded or judge or strategy else LABELS[0]
     swept = swept_stages(parameters)
+    learns = sampled and rewarded and strategy not in LABELS
+    once = "1 without a selection among rewarded samples: a further round would select what the first one did"
+    require(learns or rounds.number == 1, ROUNDS.name, rounds.number, once)
+    require(
+        not swept or rounds.number == 1, ROUNDS.name, rounds.number, "1 in a sweep, of variants of one round"
+    )
     if swept:
         order = _order_of_sweep(parameters, order, swept, rewarded=rewarded)
     return _Shape(
@@ -214,6 +232,7 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
         rewarded=rewarded,
         ranked=bool(judge),
         order=order,
+        rounds=rounds,
         strategy=by_itself,
         swept=swept,
     )
@@ -234,36 +253,64 @@ def _order_of_sweep(
 
 def _stages(inputs: PipelineInputs, shape: _Shape) -> None:
     reward: dict[str, PipelineChannel] = {name: inputs[name] for name in REWARDS if shape.rewarded}
-    rows = _rows(inputs, shape, reward)
+    # How the chunks of each fan-out are planned, by the stage before it.
+    cuts = [*map(inputs.cut, shape.workers), {}]
+    prompts = _prompts(inputs, cuts[0])
+    answered = partial(_answered, inputs, shape, reward)
+    rows = answered(prompts, inputs["policy"], cuts=cuts[1:])
     n = inputs["sample_n"] if shape.sampled else 1
     rewarding = {**reward, "rewards_options": inputs["rewards_options"]} if shape.rewarded else {}
     if shape.ranked:
         rewarding = {"judge": inputs[JUDGE], "rank_options": inputs["rank_options"]}
-    align_offline(
+    aligned = partial(
+        align_offline,
         inputs,
-        rows,
         order=shape.order,
         selection={"strategy": shape.strategy} if shape.strategy else {},
         comparison={"n": n, **rewarding},
-        reference=inputs["reference"],
         swept=shape.swept,
+    )
+    further_rounds(
+        inputs,
+        shape.rounds,
+        prompts=prompts,
+        first=rows,
+        evaluated=aligned(rows, reference=inputs["reference"]),
+        scored_first=shape.scored_first,
+        answered=partial(answered, cuts=[inputs.cut(rewards), {}]),
+        aligned=aligned,
     )
 
 
-def _rows(inputs: PipelineInputs, shape: _Shape, reward: Arguments) -> PipelineTask:
-    """What there is to select from: prompts, completions that were sampled of them, rewarded ones."""
-    make_task, policy, seed = inputs.placement, inputs["policy"], inputs["seed"]
-    cuts = iter([*map(inputs.cut, shape.workers), {}])
-    work = {"work": inputs["work"]}
-    imported = make_task(import_prompts, sources=inputs["sources"], seed=seed, **work, **inputs.of("import"))
-    prompts = imported.outputs["dataset"]
-    rows = make_task(filter, prompts=prompts, policy=policy, **inputs.of("filter"), **{**work, **next(cuts)})
+def _prompts(inputs: PipelineInputs, cut: Arguments) -> PipelineTask:
+    """The prompts, and completions that their sources brought, in tokens."""
+    work, own = {"work": inputs["work"]}, inputs.of("import")
+    imported = inputs.placement(
+        import_prompts, sources=inputs["sources"], seed=inputs["seed"], **work, **own
+    ).outputs["dataset"]
+    own = {**inputs.of("filter"), **work, **cut}
+    return inputs.placement(filter, prompts=imported, policy=inputs["policy"], **own)
+
+
+def _answered(
+    inputs: PipelineInputs,
+    shape: _Shape,
+    reward: Arguments,
+    rows: PipelineTask,
+    policy: PipelineChannel,
+    about: str = "",
+    *,
+    cuts: Sequence[Arguments],
+) -> PipelineTask:
+    """What there is to select from: the prompts of ``rows``, completions that ``policy`` gives them, rewarded
+    ones."""
+    make_task, planned = inputs.placement, iter(cuts)
     if shape.sampled:
-        rows = fan_out(
-            make_task, sample, rows, cut=next(cuts), policy=policy, seed=seed, **inputs.of("sample")
-        )
+        own = {"seed": inputs["seed"], **inputs.of("sample")}
+        rows = fan_out(make_task, sample, rows, about=about, cut=next(planned), policy=policy, **own)
     if shape.rewarded:
-        rows = fan_out(make_task, rewards, rows, cut=next(cuts), **reward, **inputs.of("rewards"))
+        own = {**reward, **inputs.of("rewards")}
+        rows = fan_out(make_task, rewards, rows, about=about, cut=next(planned), **own)
     if shape.ranked:
-        rows = fan_out(make_task, rank, rows, cut=next(cuts), **inputs.of("rank"))
+        rows = fan_out(make_task, rank, rows, about=about, cut=next(planned), **inputs.of("rank"))
     return rows

@@ -36,8 +36,11 @@ def align_offline(
     comparison: Arguments,
     reference: PipelineChannel | str = "",
     swept: Collection[str] = (),
-) -> None:
-    """Train on completions of ``rows`` and compare the aligned policy with what it was.
+    start: Arguments | None = None,
+    against: PipelineTask | None = None,
+    about: str = "",
+) -> PipelineTask:
+    """Train on completions of ``rows`` and compare the aligned policy with what it was; gives the comparison.
 
     Args:
         inputs: of the pipeline.
@@ -48,15 +51,21 @@ def align_offline(
         comparison: arguments of ``evaluate``: how both policies are sampled, and by what they are compared.
         reference: of ``logprobs`` and ``train``; empty where it is the policy.
         swept: stages in which the variants of a sweep differ; none where there is no sweep.
+        start: policy and reference of ``train`` where it starts at another policy.
+        against: task whose rewarded completions are compared with, where these are not those of ``rows``.
+        about: tells the tasks of one round from those of another.
     """
     loop = VariantLoop(inputs, swept)
     models = {"policy": inputs["policy"], "reference": reference}
     if order == "before":
-        chosen = _chosen(inputs, _scored(inputs, rows, models), {**selection, **loop.own("select")})
+        made = _scored(inputs, rows, models, about)
+        chosen = _chosen(inputs, made, {**selection, **loop.own("select")}, about)
     else:
-        chosen = _scored(inputs, _chosen(inputs, rows, {**selection, **inputs.cut(logprobs)}), models)
+        made = _chosen(inputs, rows, {**selection, **inputs.cut(logprobs)}, about)
+        chosen = _scored(inputs, made, models, about)
     mixed = inputs.placement(
         mix,
+        about,
         selection=chosen.outputs["dataset"],
         validation_fraction=inputs["validation_fraction"],
         seed=inputs["seed"],
@@ -66,22 +75,27 @@ def align_offline(
     )
     trained = inputs.placement(
         train,
+        about,
         training=mixed.outputs["dataset"],
         seed=inputs["seed"],
         work=inputs["work"],
-        **models,
+        **(start or models),
         **loop.own("train"),
         **inputs.of("train"),
     )
-    loop.end(compare(inputs, rows, trained, {**comparison, **loop.own("evaluate")}))
+    own = {**comparison, **loop.own("evaluate")}
+    compared = compare(inputs, against or rows, trained, own, about)
+    loop.end(compared)
+    return compared
 
 
 def compare(
-    inputs: PipelineInputs, rows: PipelineTask, trained: PipelineTask, comparison: Arguments
+    inputs: PipelineInputs, rows: PipelineTask, trained: PipelineTask, comparison: Arguments, about: str = ""
 ) -> PipelineTask:
     """Compare the policy of ``trained`` with what it was, on held-out prompts of ``rows``."""
     return inputs.placement(
         evaluate,
+        about,
         rewarded=rows.outputs["dataset"],
         model=trained.outputs["model"],
         policy=inputs["policy"],
@@ -95,12 +109,12 @@ def compare(
     )
 
 
-def _chosen(inputs: PipelineInputs, made: PipelineTask, further: Arguments) -> PipelineTask:
+def _chosen(inputs: PipelineInputs, made: PipelineTask, further: Arguments, about: str) -> PipelineTask:
     own = {"work": inputs["work"], **inputs.of("select"), **further}
-    return inputs.placement(select, rewarded=made.outputs["dataset"], seed=inputs["seed"], **own)
+    return inputs.placement(select, about, rewarded=made.outputs["dataset"], seed=inputs["seed"], **own)
 
 
-def _scored(inputs: PipelineInputs, made: PipelineTask, models: Arguments) -> PipelineTask:
+def _scored(inputs: PipelineInputs, made: PipelineTask, models: Arguments, about: str) -> PipelineTask:
     # In the numbers of training, which then starts at log-ratios of exactly 0.
     own = {**inputs.of("logprobs"), "train_options": inputs["train_options"]}
-    return fan_out(inputs.placement, logprobs, made, **models, **own)
+    return fan_out(inputs.placement, logprobs, made, about=about, **models, **own)

@@ -17,9 +17,22 @@ class Choice:
     """
 
     name: str
-    values: tuple[str, ...]
+    values: tuple[str, ...] | tuple[int, ...]
     """The first is the default."""
     meaning: str
+
+    def allows(self, value: object) -> bool:
+        """Whether ``value`` is one of those that can be chosen; Kubeflow hands a task 2.0 for a 2."""
+        return not isinstance(value, bool) and value in self.values
+
+    def departs(self, value: object) -> object:
+        """``value``, or None where it is the default, with which the stages are what they are without it."""
+        return None if value == self.values[0] else value
+
+    @property
+    def listed(self) -> str:
+        """The values in words."""
+        return ", ".join(map(str, sorted(self.values)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +51,7 @@ class Rules:
 
     def shape(self, parameters: Mapping[str, object]) -> dict[str, object]:
         """What of ``parameters`` decides which stages there are: with it alone, the same are built."""
-        chosen = {choice.name: parameters.get(choice.name) for choice in self.choices}
+        chosen = {choice.name: choice.departs(parameters.get(choice.name)) for choice in self.choices}
         decided = {name: what(parameters.get(name)) for name, what in self.deciding.items()}
         return {name: value for name, value in {**chosen, **decided}.items() if value is not None}
 
@@ -51,9 +64,9 @@ class Rules:
         made: dict[str, str] = {}
         for choice in self.choices:
             value = parameters.get(choice.name, choice.values[0])
-            expected = f"one of {', '.join(sorted(choice.values))}, fixed when the pipeline is compiled"
-            require(value in choice.values, choice.name, value, expected)
-            made[choice.name] = str(value)
+            expected = f"one of {choice.listed}, fixed when the pipeline is compiled"
+            require(choice.allows(value), choice.name, value, expected)
+            made[choice.name] = str(next(one for one in choice.values if one == value))
         return made
 
 

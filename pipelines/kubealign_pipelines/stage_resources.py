@@ -127,6 +127,8 @@ DEFAULTS: dict[str, StageResources] = {
     "merge": STREAMED,
     "rewards": _GPU,
     "rank": _GPU,
+    "next_round": _DATA,
+    "join_rounds": STREAMED,
     "select": STREAMED,
     "logprobs": _GPU,
     "mix": StageResources(cpu=4, memory="4Gi"),

@@ -190,11 +190,16 @@ def _pod(executor_input: str, component: Json, container: Json) -> str:
 
 
 def _specification(spec: Json) -> int:
-    """Bytes of the Workflow before it runs: components and containers once, each task in its template."""
-    containers = [one["container"] for one in spec["deploymentSpec"]["executors"].values()]
+    """Bytes of the Workflow before it runs: each container once, whatever components are called that have it,
+    a component for each, and each task in its template."""
+    executors = {name: _text(one["container"]) for name, one in spec["deploymentSpec"]["executors"].items()}
+    components = {
+        executors.get(one.get("executorLabel"), name): _text(one)
+        for name, one in reversed(spec["components"].items())
+    }
     dags = [spec["root"], *(one for one in spec["components"].values() if "dag" in one)]
-    tasks = [task for one in dags for task in one["dag"]["tasks"].values()]
-    texts = sum(len(json.dumps(_text(one))) for one in [*spec["components"].values(), *containers, *tasks])
+    tasks = [_text(task) for one in dags for task in one["dag"]["tasks"].values()]
+    texts = sum(len(json.dumps(text)) for text in [*components.values(), *{*executors.values()}, *tasks])
     return int(_TEMPLATES * texts)
 
 

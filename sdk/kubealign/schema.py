@@ -13,7 +13,7 @@ from kubealign.runfile import RUNNERS, LocalSettings
 from kubealign_components.config import SHORTHAND, config_in, hints_of, takes_anything
 from kubealign_components.json_types import JsonObject
 from kubealign_components.stages import own_stages
-from kubealign_pipelines import PIPELINES, build, rules
+from kubealign_pipelines import PIPELINES, Choice, build, rules
 from kubealign_pipelines.checking.describe import (
     Setting,
     choices_of,
@@ -33,10 +33,14 @@ _SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
 
 def shapes(pipeline: str) -> list[Graph]:
-    """The graphs of every choice of stages that the pipeline has."""
+    """The graphs of every choice of stages that the pipeline has; of a number, more bring no other stages."""
     choices = rules(pipeline).choices
-    sets = product(*([(choice.name, value) for value in choice.values] for choice in choices))
+    sets = product(*([(c.name, value) for value in _of_other_stages(c)] for c in choices))
     return [graph_of(build(pipeline, CompileSettings(), dict(chosen)), pipeline) for chosen in sets]
+
+
+def _of_other_stages(choice: Choice) -> Sequence[str | int]:
+    return choice.values if isinstance(choice.values[0], str) else choice.values[:2]
 
 
 def settings_of(graphs: Sequence[Graph], *, everywhere: bool = False) -> list[Setting]:

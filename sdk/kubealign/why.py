@@ -16,8 +16,9 @@ from kubealign.lineage import standing
 from kubealign.local.runs import DONE, RunInfo
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.manifest import MANIFEST, Manifest
+from kubealign_components.data.sampled import FACTS
 from kubealign_components.data.schemas import MODEL, ROWS
-from kubealign_components.data.withdrawals import COMPLETION_REFERENCE, Withdrawal, may_hold
+from kubealign_components.data.withdrawals import Withdrawal, may_hold
 
 _ID = re.compile(r"[0-9a-f]{8,64}")
 _LISTS = ("completions", "reference", "aligned")
@@ -60,7 +61,7 @@ class RowsOf:
         names = ROWS[manifest.schema].names
         looked_at = [name for name in ("prompt_id", "source") if name in names]
         may = self._beside and {"source", "completions"} <= set(names)
-        return [*looked_at, *([COMPLETION_REFERENCE] if may else [])]
+        return [*looked_at, *(FACTS if may else [])]
 
     def masks(self, batch: pa.RecordBatch) -> Iterator[pa.BooleanArray]:
         """For each way in which a row may be meant, whether it is."""

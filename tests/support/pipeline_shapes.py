@@ -17,6 +17,8 @@ SALMON = {
     "rl_prompts",
     "evaluate",
 }
+FURTHER = {"next_round", "join_rounds"}
+"""Stages of rounds after the first one."""
 SHAPES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "scored after": ("offline_alignment", {}, OFFLINE | {"sample", "rewards"}),
     "scored before": ("offline_alignment", {"logprobs_order": "before"}, OFFLINE | {"sample", "rewards"}),
@@ -33,6 +35,12 @@ SHAPES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         "offline_alignment",
         {"variants": [{"select": {"strategy": "best_random"}}, {"train": {"beta": 0.2}}], **REWARD},
         OFFLINE | {"sample", "rewards", "choose"},
+    ),
+    "two rounds": ("offline_alignment", {"rounds": 2}, OFFLINE | {"sample", "rewards"} | FURTHER),
+    "three rounds, near the last": (
+        "offline_alignment",
+        {"rounds": 3, "rounds_reference": "last", "logprobs_order": "before"},
+        OFFLINE | {"sample", "rewards"} | FURTHER,
     ),
     "ppo": ("salmon", {}, SALMON | {"train_ppo"}),
     "salmon offline": ("salmon", {"rl": "offline"}, SALMON | OFFLINE - {"import_prompts"} | {"rewards"}),

@@ -100,6 +100,7 @@ def derive(
     inputs: Mapping[str, Dataset] | None = None,
     models: Mapping[str, object] | None = None,
     identity: Mapping[str, str] | None = None,
+    settled: Collection[str] = (),
     slug: Sequence[str] = (),
 ) -> Provenance:
     """Provenance of what ``stage`` makes from ``inputs``.
@@ -111,6 +112,7 @@ def derive(
         inputs: the input datasets by role.
         models: identities of models, tokenizers, templates and reward functions by role.
         identity: digests that rows of a dataset must share (policy, tokenizer, template).
+        settled: names of digests in which inputs may differ: ``identity`` alone says what they are.
         slug: words to append to the slug of the first input.
 
     Raises:
@@ -131,7 +133,8 @@ def derive(
     for dataset in inputs.values():
         recipe.update(dataset.manifest.recipe)
         origins = dataset.manifest.origins | origins
-        merged = _agree(merged, dataset.manifest.identity, dataset.uri)
+        theirs = {name: value for name, value in dataset.manifest.identity.items() if name not in settled}
+        merged = _agree(merged, theirs, dataset.uri)
     recipe[fingerprint] = json.loads(canonical_json(step))
     first = [next(iter(inputs.values())).manifest.slug] if inputs else []
     return Provenance(

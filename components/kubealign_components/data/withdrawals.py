@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import Recipe, digest
 from kubealign_components.data.origins import note_origin
+from kubealign_components.data.sampled import sampled
 from kubealign_components.errors import ConfigError, NotFound
 from kubealign_components.store import store_for
 
@@ -21,8 +22,6 @@ WITHDRAWN = "withdrawn"
 """The setting that names a withdrawal, what its rows are counted under, and what a recipe knows it by."""
 WITHDRAWN_SOURCES = "withdrawn_sources"
 """What a recipe calls the names of sources that a step left out: what it made holds nothing of them."""
-COMPLETION_REFERENCE = "completions.list.element.reference"
-"""The column of ``completions`` that :func:`may_hold` looks at, as Parquet has it."""
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -138,10 +137,10 @@ def may_hold(sources: Iterable[str], batch: pa.RecordBatch) -> pa.BooleanArray:
 
     Args:
         sources: by name.
-        batch: with the columns ``source`` and ``completions``, of which ``reference`` is looked at.
+        batch: with the columns ``source`` and ``completions``, of which :data:`FACTS` are looked at.
     """
     lists = batch.column("completions")
-    offline = pc.invert(pc.fill_null(lists.flatten().field("reference"), False))
+    offline = pa.array(~sampled(lists.flatten()))
     having = pc.unique(pc.list_parent_indices(lists).filter(offline)).cast(pa.int64())
     has_offline = pc.is_in(pa.array(range(batch.num_rows), pa.int64()), value_set=having)
     return pc.and_(has_offline, _in(batch.column("source"), frozenset(sources)))

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict
 import pyarrow as pa
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
-from kubealign_components.data.chat import DeferredTemplate, stored_settings
+from kubealign_components.data.chat.same_tokens import require_tokens
 from kubealign_components.data.chunks import Chunk, Part, open_chunk
-from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.engine_processes import engines
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.models import ModelFiles, find_model, require_policy
@@ -111,7 +110,7 @@ def run(config: LogprobsConfig, *, chunk: Chunk) -> Part:
     model = policy
     if config.reference:
         model = find_model(config.reference, config.reference_revision)
-        models["reference"] = _require_tokens(model, dataset)
+        models["reference"] = require_tokens(model, dataset, "reference")
     own = regime(config.adapter, resolved_dtype(config.dtype), device_type(), config.strategy)
     provenance = derive(
         "logprobs",
@@ -153,20 +152,6 @@ def _params(config: LogprobsConfig, own: Regime) -> dict[str, object]:
     if config.source == "scorer":
         elsewhere |= {"max_drift", "drift_share"}
     return {name: value for name, value in semantic_params(config).items() if name not in elsewhere}
-
-
-def _require_tokens(reference: ModelFiles, dataset: Dataset) -> dict[str, str]:
-    """The identity of ``reference``, which must read the dataset's token ids as its policy does."""
-    for name, own in DeferredTemplate(reference, stored_settings(dataset)).identity.items():
-        expected = dataset.manifest.identity.get(name)
-        require(
-            name == "policy" or own == expected,
-            "reference",
-            reference.name,
-            f"a model with the policy's {name}: this one's has digest {own[:12]}, the dataset's "
-            f"{str(expected)[:12]}",
-        )
-    return reference.identity()
 
 
 class LogprobResult(TypedDict):

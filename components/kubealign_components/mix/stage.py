@@ -25,11 +25,11 @@ from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.prefetch import read_ahead
+from kubealign_components.data.sampled import FACTS
 from kubealign_components.data.schemas import SELECTION, TRAINING, TRAINING_ROW
 from kubealign_components.data.seeds import Keys, id_keys
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.withdrawals import (
-    COMPLETION_REFERENCE,
     WITHDRAWN,
     Withdrawal,
     may_hold,
@@ -150,7 +150,7 @@ def _withdrawal_among(withdrawal: Withdrawal, inputs: Iterable[Dataset]) -> With
     sources: set[str] = set()
     for dataset in inputs if withdrawal else ():
         beside = withdrawal.beside(dataset.manifest.recipe, dataset.manifest.fingerprint)
-        columns = ["prompt_id", "source", *([COMPLETION_REFERENCE] if beside else [])]
+        columns = ["prompt_id", "source", *(FACTS if beside else [])]
         for batch in dataset.batches(columns, batch_rows=None):
             if beside:
                 may = pc.unique(batch.column("source").filter(may_hold(beside, batch)))

@@ -23,6 +23,7 @@ from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.labels import compared, fewer, preferred_pairs, sides
 from kubealign_components.data.null_runs import SHUFFLED
 from kubealign_components.data.prefetch import read_ahead
+from kubealign_components.data.sampled import sampled
 from kubealign_components.data.schemas import COMPLETION, PAIR, SELECTION, SELECTION_ROW
 from kubealign_components.data.seeds import id_keys
 from kubealign_components.data.segments import Bools, Floats, Ints, order_by
@@ -87,7 +88,8 @@ class SelectConfig:
     prompt's completions, one for the whole dataset, taken out before completions are ranked; or shuffled
     within each prompt, for a null run: what it gains, noise gains."""
     pool: str = "reference"
-    """Which completions may be selected: reference (sampled from the policy), offline, or both."""
+    """Which completions may be selected: reference (sampled from the policy, of whatever round), offline
+    (brought by a source), or both."""
     k: int = 1
     """How many of the best and of the worst top_bottom_k draws from."""
     best_quantile: float = 1.0
@@ -266,6 +268,8 @@ class _Batch:
         self.reference: Bools = pc.fill_null(self.completions.field("reference"), False).to_numpy(
             zero_copy_only=False
         )
+        # Those of further rounds are no references: another policy wrote them.
+        self.sampled = sampled(self.completions)
         self.preferred = preferred_pairs(self.completions, self.row)
         self.stand_in: Ints = np.arange(len(self.row))  # of equal completions, the one that is selected
         self.rewarded: Bools = np.isfinite(self.reward)
@@ -321,8 +325,8 @@ class _Batch:
     def _pool(self) -> Bools:
         """Which completions may be selected: those of the pool, or those with a label, each once."""
         pool = {
-            "reference": self.reference.copy(),
-            "offline": ~self.reference,
+            "reference": self.sampled.copy(),
+            "offline": ~self.sampled,
             "both": np.ones(len(self.row), dtype=np.bool_),
         }[self.config.pool]
         if self.config.by_labels:

@@ -43,7 +43,7 @@ def _inputs(checked: Checked) -> Iterator[tuple[str, str, str]]:
             if not _is_stored(source.uri):
                 yield "dataset", source.uri, source.revision or ""
         reference = getattr(stage.config, "reference", "")
-        if reference and not _is_stored(reference):
+        if reference and reference != LATER and not _is_stored(reference):
             yield "model", reference, ""
     for model in models_of(checked):
         if model.name and model.name != LATER and not _is_stored(model.name):

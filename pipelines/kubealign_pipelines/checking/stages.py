@@ -272,11 +272,9 @@ def _unknown(graph: Graph, values: Mapping[str, object]) -> Iterator[Finding]:
             yield error_at((PARAMETERS, name), value, _full_name(graph, name, names))
     for choice in graph.rules.choices:
         value = values.get(choice.name, choice.values[0])
-        if value not in choice.values:
-            allowed = ", ".join(sorted(choice.values))
-            expected = (
-                f"one of {allowed}, fixed when the pipeline is compiled{did_you_mean(value, choice.values)}"
-            )
+        if not choice.allows(value):
+            near = did_you_mean(value, [one for one in choice.values if isinstance(one, str)])
+            expected = f"one of {choice.listed}, fixed when the pipeline is compiled{near}"
             yield error_at((PARAMETERS, choice.name), value, expected)
 
 

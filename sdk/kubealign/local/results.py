@@ -34,6 +34,8 @@ USUAL_NAMES = {
     "train_reward_model": "reward_model",
     "rewards": "rewarded",
     "rank": "rewarded",
+    "next_round": "round_prompts",
+    "join_rounds": "joined",
     "select": "selected",
     "logprobs": "scored",
     "mix": "training",

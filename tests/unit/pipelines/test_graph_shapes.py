@@ -11,7 +11,7 @@ from kubealign_components.errors import ConfigError
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.graph import Graph
 from support.compiled import compile_ir, read_ir
-from support.pipeline_shapes import SHAPES
+from support.pipeline_shapes import FURTHER, SHAPES
 
 
 @pytest.fixture(params=SHAPES)
@@ -29,13 +29,16 @@ def test_the_top_level_shows_the_whole_recipe(shape: tuple[dict[str, Any], Graph
     shown = [task["taskInfo"]["name"] for task in tasks.values()]
     assert len(set(shown)) == len(shown)
     named = {title for one in shown for title in one.removeprefix("each variant: ").split(", ")}
-    assert {stage.replace("_", " ") for stage in stages} <= named
+    further = FURTHER & stages  # which bear the number of their round
+    assert {stage.replace("_", " ") for stage in stages - further} <= named
+    assert {f"{stage.replace('_', ' ')} 2" for stage in further} <= named
     assert {task.function for task in graph.tasks.values()} - {"split", "merge"} == stages
     for name, task in tasks.items():
         assert "triggerPolicy" not in task, f"{name} depends on a condition"
         if "parameterIterator" not in task:
             assert name == task["taskInfo"]["name"].replace(" ", "-").lower()
-    assert not [name for name in graph.tasks if name[-1].isdigit()], "two tasks of one name"
+    named = {task.name: task.title.replace(" ", "-").lower() for task in graph.tasks.values()}
+    assert all(name == title for name, title in named.items()), "two tasks of one name"
 
 
 def test_a_run_is_asked_for_nothing_that_no_stage_reads(

@@ -23,6 +23,7 @@ from kubealign_pipelines.graph import CHECK
 from kubealign_pipelines.resources import CompileSettings
 from kubealign_pipelines.stage_resources import DEFAULTS, PART_OF, StageResources
 from support.compiled import compile_ir
+from support.pipeline_shapes import FURTHER
 
 SALMON_ALONE = {
     "clean_prompts",
@@ -58,7 +59,7 @@ def tasks(spec: dict[str, Any]) -> list[tuple[str, dict[str, Any], dict[str, Any
 
 def test_every_stage_is_there_with_retries_and_resources(tmp_path: Path) -> None:
     spec, _ = compiled(tmp_path, CompileSettings(retries=4))
-    assert {stage for stage, _, _ in tasks(spec)} == set(DEFAULTS) - SALMON_ALONE - {"split"}
+    assert {stage for stage, _, _ in tasks(spec)} == set(DEFAULTS) - SALMON_ALONE - FURTHER - {"split"}
     for stage, task, container in tasks(spec):
         if stage != CHECK:
             assert task["retryPolicy"]["maxRetryCount"] == 4, stage

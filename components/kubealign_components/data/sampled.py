@@ -1,0 +1,22 @@
+"""Which completions a policy has sampled, and which a source brought."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kubealign_components.data.segments import Bools
+
+FACTS = ("completions.list.element.reference", "completions.list.element.finish_reason")
+"""Columns of a file that :func:`sampled` reads."""
+_ENDS = pa.array(["stop", "length"])
+"""How a sampler ends a completion."""
+
+
+def sampled(completions: pa.StructArray) -> Bools:
+    """Which of ``completions``, shape (n,), a policy of the run has sampled: the reference policy, or that of
+    a further round, whose completions are no references."""
+    reference = pc.fill_null(completions.field("reference"), False)
+    ended = pc.fill_null(pc.is_in(completions.field("finish_reason"), value_set=_ENDS), False)
+    mask: Bools = pc.or_(reference, ended).to_numpy(zero_copy_only=False)
+    return mask

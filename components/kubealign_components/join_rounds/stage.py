@@ -1,0 +1,138 @@
+"""join_rounds: what the policies of several rounds said to the same prompts, side by side with its rewards.
+
+The two datasets are read at the same pace, because their prompts stand in the same order. Completions are
+known by their tokens: what two rounds have both said is selected once, by ``select``, and scored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from kubealign_components.config import execution, require, require_choice, semantic_params
+from kubealign_components.data.batches import batched
+from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.finished import once, output_request
+from kubealign_components.data.schemas import REWARDED, RewardedCompletion, RewardedRow
+from kubealign_components.data.stats import Stats
+from kubealign_components.errors import DataError
+from kubealign_components.progress import progress_bar
+from kubealign_components.training.regime import nearest_steps
+
+VERSION = 1
+FIRST, LAST = "first", "last"
+_ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JoinRoundsConfig:
+    """Settings of ``join_rounds``."""
+
+    number: int
+    """Of the later round, from 2."""
+    references: str = FIRST
+    """Whose rewards are reference rewards: those of the first round, whose policy the last one stays near, or
+    of the later one (last), where the policy stays near what it was when the round began."""
+    work: str = execution("")
+    """Work prefix: what was finished there before, with these settings on these rows, is taken."""
+
+    def __post_init__(self) -> None:
+        require(self.number >= 2, "number", self.number, "2 or more, the later round")
+        require_choice("references", self.references, (FIRST, LAST))
+
+
+def run(config: JoinRoundsConfig, *, earlier: Dataset, later: Dataset, output: str) -> Stats:
+    """Write the completions of all rounds so far to ``output`` (``kubealign.rewarded/v1``).
+
+    Token ids and identity are those of the first policy. A completion of the later round says so beside the
+    name of its ``model``.
+
+    Args:
+        config: the settings.
+        earlier: ``kubealign.rewarded/v1`` of the rounds before.
+        later: ``kubealign.rewarded/v1`` of one more round, on the same prompts or some of them.
+        output: URI of the dataset to make.
+
+    Raises:
+        ConfigError: the two were not rewarded alike.
+        DataError: prompts that both have stand in another order.
+    """
+    _check_rewards(earlier, later)
+    provenance = derive(
+        "join_rounds",
+        VERSION,
+        semantic_params(config),
+        inputs={"earlier": earlier, "later": later},
+        identity=earlier.manifest.identity,
+        settled=("policy",),
+        slug=[f"rounds{config.number}"],
+    )
+
+    def make() -> Stats:
+        stats = Stats(rows_in=earlier.rows)
+        with (
+            DatasetWriter(output, REWARDED, provenance) as writer,
+            progress_bar(earlier.rows, "prompts", "join_rounds") as bar,
+        ):
+            for rows in batched(_joined(config, earlier, later, stats), _ROWS_AT_ONCE):
+                writer.write_rows(rows)
+                bar.update(len(rows))
+            stats.rows_out = writer.rows
+            writer.commit(stats)
+        return stats
+
+    return once(output_request(config, provenance, output), make)
+
+
+def _check_rewards(earlier: Dataset, later: Dataset) -> None:
+    ways = [
+        (step["params"], step["models"])
+        for dataset in (earlier, later)
+        for step in nearest_steps("rewards", dataset.manifest.fingerprint, dataset.manifest.recipe)
+    ]
+    same = all(way == ways[0] for way in ways)
+    require(same, "later", later.uri, f"a dataset with rewards of the same kind as those of {earlier.uri}")
+
+
+def _joined(
+    config: JoinRoundsConfig, earlier: Dataset, later: Dataset, stats: Stats
+) -> Iterator[RewardedRow]:
+    """Each prompt of the earlier rounds, with what the later one added."""
+    own = set(earlier.table(["prompt_id"]).column("prompt_id").to_pylist())
+    ids = later.table(["prompt_id"]).column("prompt_id").to_pylist()
+    asked = set(ids)
+    if unknown := [name for name in ids if name not in own]:
+        raise DataError(
+            f"{later.uri} has {len(unknown)} prompts that {earlier.uri} has not, first {unknown[0]}: a round "
+            "samples for prompts of the first one"
+        )
+    waiting = later.iter_rows(of=RewardedRow)
+    for row in earlier.iter_rows(of=RewardedRow):
+        added: list[RewardedCompletion] = []
+        if row["prompt_id"] in asked:
+            other = next(waiting)
+            if other["prompt_id"] != row["prompt_id"]:
+                raise DataError(
+                    f"{later.uri} has prompt {other['prompt_id']} where {earlier.uri} has "
+                    f"{row['prompt_id']}: expected the same order in both"
+                )
+            added = other["completions"]
+        yield {**row, "completions": _side_by_side(config, row, added, stats)}
+
+
+def _side_by_side(
+    config: JoinRoundsConfig, row: RewardedRow, added: Sequence[RewardedCompletion], stats: Stats
+) -> list[RewardedCompletion]:
+    """The completions of both, with whose rewards are reference rewards: all samples of one policy, what it
+    said twice or another one said as well among them."""
+    last, before = config.references == LAST, row["completions"]
+    said = {completion["completion_id"] for completion in before}
+    stats.counts["completions_before"] += len(before)
+    stats.counts["completions_added"] += len(added)
+    stats.counts["completions_said_before"] += sum(c["completion_id"] in said for c in added)
+    kept: list[RewardedCompletion] = [{**c, "reference": c["reference"] and not last} for c in before]
+    new: list[RewardedCompletion] = [
+        {**c, "reference": last, "model": f"{c['model']} (round {config.number})"} for c in added
+    ]
+    return [*kept, *new]

@@ -1,0 +1,101 @@
+"""next_round: the prompts for a further round of alignment, which samples from the policy of the one before.
+
+Prompts and token ids stay what they are. What changes is whose they are: the dataset belongs to the policy
+that the round before has trained, which reads the same tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from kubealign_components.config import execution, require, semantic_params
+from kubealign_components.data.chat.same_tokens import require_tokens
+from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.finished import once, output_request
+from kubealign_components.data.models import find_model
+from kubealign_components.data.schemas import COMPLETION, MODEL, PROMPT_ROW, TOKENIZED
+from kubealign_components.data.stats import Stats
+from kubealign_components.errors import DataError
+from kubealign_components.progress import progress_bar
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NextRoundConfig:
+    """Settings of ``next_round``."""
+
+    number: int
+    """Of the round that begins; the first one needs no such stage."""
+    work: str = execution("")
+    """Work prefix: what was finished there before, with these settings on these rows, is taken."""
+
+    def __post_init__(self) -> None:
+        require(self.number >= 2, "number", self.number, "2 or more, the round that begins")
+
+
+def run(config: NextRoundConfig, *, prompts: Dataset, model: Dataset, output: str) -> Stats:
+    """Write the prompts, without completions, as those of ``model`` to ``output``, of the kind that they are.
+
+    Args:
+        config: the settings.
+        prompts: ``kubealign.tokenized/v1`` of the first policy.
+        model: ``kubealign.model/v1``, the policy that the round before has trained.
+        output: URI of the dataset to make.
+
+    Raises:
+        ConfigError: the model has another tokenizer or template than the prompts were tokenised with.
+    """
+    policy = find_model(model.copy)
+    trained = require_tokens(policy, prompts, "model")
+    kept = {name: prompts.manifest.identity[name] for name in ("tokenizer", "template")}
+    provenance = derive(
+        "next_round",
+        VERSION,
+        semantic_params(config),
+        inputs={"prompts": prompts, "model": model},
+        models={"policy": trained},
+        identity=kept | {"policy": trained["digest"]},
+        settled=("policy", "reference"),
+        slug=[f"round{config.number}"],
+    )
+
+    def make() -> Stats:
+        stats = Stats(rows_in=prompts.rows)
+        with (
+            DatasetWriter(output, TOKENIZED, provenance) as writer,
+            progress_bar(prompts.rows, "prompts", "next_round") as bar,
+        ):
+            for batch in prompts.batches(batch_rows=None):
+                writer.write(_unanswered(batch))
+                bar.update(batch.num_rows)
+            stats.rows_out = writer.rows
+            writer.commit(stats)
+        return stats
+
+    return once(output_request(config, provenance, output), make)
+
+
+def trained_policy(evaluation: Dataset) -> Dataset:
+    """The model that ``evaluation`` is of; nothing but its manifest is read.
+
+    Raises:
+        DataError: the evaluation does not say where a model with a manifest lay.
+    """
+    for parent in evaluation.manifest.parents:
+        if parent["schema"] == MODEL:
+            return Dataset.open(parent["uri"], MODEL, allow_empty=True)
+    raise DataError(f"{evaluation.uri} is the evaluation of a model that KubeAlign has not trained")
+
+
+def _unanswered(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The prompts of ``batch`` without completions: those of a source are with the first round's."""
+    none = pa.ListArray.from_arrays(
+        pa.array([0] * (batch.num_rows + 1), pa.int32()), pa.array([], COMPLETION)
+    )
+    empty = {"completions": none, "dropped_completions": pa.nulls(batch.num_rows, pa.int32())}
+    columns = [empty.get(name, batch.column(name)) for name in PROMPT_ROW.names]
+    return pa.RecordBatch.from_arrays(columns, schema=PROMPT_ROW)

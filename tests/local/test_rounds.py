@@ -1,0 +1,93 @@
+"""Two rounds on this machine: the second samples from what the first has trained, and repeats nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from kubealign import Results, RunFile, run_local
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.lineage import steps_of
+from kubealign_components.data.models import find_model
+from kubealign_components.data.slices import KEY
+from support.small_run import small_run
+
+ROWS = [
+    {"prompt": f"Tell me about {topic}."} for topic in ("tides", "bread", "chess", "bees", "maps", "wool")
+]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("output")
+
+
+@pytest.fixture(scope="module")
+def two(tiny_model: Path, output: Path) -> Results:
+    """DPO on the best and worst of what both policies said, near the first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        parameters = small_run(tiny_model, output.parent / "prompts.jsonl", ROWS, rounds=2)
+        return run_local(RunFile(parameters=parameters), output=output, name="two")
+
+
+def finished(output: Path, stage: str) -> list[Counter[str]]:
+    """By folder of the work prefix, which is one for the same settings and models, how often each result of
+    ``stage`` was made."""
+    return [
+        Counter(key for file in folder.glob("data/*.parquet") for key in pq.read_table(file)[KEY].to_pylist())
+        for folder in (output / "work" / stage).iterdir()
+        if (folder / "data").is_dir()
+    ]
+
+
+def test_the_second_round_samples_from_what_the_first_trained(two: Results, output: Path) -> None:
+    first, second = two.datasets["sample"], two.datasets["sample-2"]
+    for samples, policy in ((first, two.parameters["policy"]), (second, two.models["train"].uri)):
+        step = samples.manifest.provenance.step
+        assert step["models"]["policy"]["digest"] == find_model(str(policy)).identity()["digest"]
+        assert samples.manifest.stats["counts"]["sampled_completions"] == 3 * len(ROWS)
+    assert sorted(sum(made.values()) for made in finished(output, "sample")) == [18, 18]
+    [row, *_] = two.datasets["join_rounds"].iter_rows()
+    assert Counter((c["reference"], "round 2" in c["model"]) for c in row["completions"]) == {
+        (True, False): 3,
+        (False, True): 3,
+    }
+
+
+@pytest.mark.parametrize("stage", ["rewards", "logprobs"])
+def test_nothing_is_rewarded_or_scored_twice(two: Results, output: Path, stage: str) -> None:
+    [made] = finished(output, stage)  # of both rounds, in one place
+    assert set(made.values()) == {1}
+    rows = [row for name in (stage, f"{stage}-2") for row in two.datasets[name].iter_rows()]
+    said = {(row["prompt_id"], c["messages"]) for row in rows for c in row["completions"]}
+    assert len(made) == len(said)
+    if stage == "logprobs":
+        again = two.datasets["logprobs-2"].manifest.stats["counts"]["rows_reused"]
+        both = [
+            {(r["prompt_id"], c["completion_id"]) for r in d.iter_rows() for c in r["completions"]}
+            for d in (two.datasets["logprobs"], two.datasets["logprobs-2"])
+        ]
+        assert (both[0] & both[1]) or not again
+
+
+def test_the_last_model_starts_at_the_first_ones_and_leads_back_to_everything(
+    two: Results, tiny_model: Path
+) -> None:
+    first, last = two.models["train"], two.models["train-2"]
+    assert two.model == Path(last.uri)
+    steps = steps_of(last.manifest.fingerprint, last.manifest.recipe)
+    assert Counter(step.stage for step in steps) >= Counter(
+        import_prompts=1, sample=2, rewards=2, join_rounds=1, train=2
+    )
+    assert first.manifest.fingerprint in last.manifest.recipe
+    start = last.manifest.provenance.step["models"]["policy"]["digest"]
+    assert start == find_model(first.uri).identity()["digest"]
+    evaluation = two.datasets["evaluate-2"]
+    assert evaluation.manifest.identity["policy"] == find_model(str(tiny_model)).identity()["digest"]
+    assert two.evaluation == evaluation.manifest.stats["numbers"]
+    assert {"reward_gain_low", "kl_per_completion", "length_ratio"} <= two.evaluation.keys()
+    assert Dataset.open(str(two.folder / "model-2")).manifest.fingerprint == last.manifest.fingerprint

@@ -1,0 +1,98 @@
+"""Rounds as a run file asks for them: what is refused, what they cost, and that one is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubealign.estimate.formulas import SHAPES as MODELS
+from kubealign.estimate.stages import Assumptions, estimate
+from kubealign.runfile import RunFile
+from kubealign_pipelines.checking.run import check_run
+from kubealign_pipelines.resources import CompileSettings
+from support.compiled import compile_ir
+
+REWARD = {"reward_functions": ["brevity"]}
+
+
+def told(tiny_model: Path, folder: Path, **values: Any) -> list[str]:
+    """What a check on this machine tells that stops a run."""
+    source = folder / "prompts.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(200)))
+    given: dict[str, object] = {
+        "policy": str(tiny_model),
+        "sources": [{"uri": str(source)}],
+        "sample_engine": "transformers",
+    }
+    given["work"] = str(folder / "work")
+    values = {**given, **REWARD, "sample_max_new_tokens": 8, **values}
+    return [
+        f"{one.path[1]}: {one.expected}"
+        for one in check_run("offline_alignment", values, CompileSettings(), here=True).errors
+    ]
+
+
+def test_two_rounds_are_checked_whole(tiny_model: Path, tmp_path: Path) -> None:
+    assert told(tiny_model, tmp_path, rounds=2) == []
+    assert told(tiny_model, tmp_path, rounds=2, rounds_reference="last") == []
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"rounds": 0}, "rounds: one of 1, 2, 3, 4, fixed when the pipeline is compiled"),
+        ({"rounds": 5}, "rounds: one of 1, 2, 3, 4, fixed when the pipeline is compiled"),
+        ({"rounds": True}, "rounds: one of 1, 2, 3, 4, fixed when the pipeline is compiled"),
+        ({"rounds": "two"}, "rounds: one of 1, 2, 3, 4, fixed when the pipeline is compiled"),
+        ({"round": 2}, "round: a parameter of offline-alignment; did you mean rounds?"),
+        ({"rounds": 2, "rounds_reference": "frist"}, "rounds_reference: one of first, last, fixed when"),
+        ({"rounds": 2, "sample_n": 0}, "rounds: 1 without a selection among rewarded samples"),
+        ({"rounds": 2, "select_strategy": "labels"}, "rounds: 1 without a selection among rewarded samples"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_in_rounds_is_refused(
+    values: dict[str, Any], expected: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    refused = told(tiny_model, tmp_path, **values)
+    assert [one for one in refused if one.startswith(expected)], refused
+
+
+def test_one_round_is_the_pipeline_as_it_is(tmp_path: Path) -> None:
+    one = {"rounds": 1, "rounds_reference": "first"}
+    assert compile_ir(tmp_path / "one", "offline_alignment", parameters=one) == compile_ir(
+        tmp_path / "none", "offline_alignment"
+    )
+
+
+def test_a_second_round_near_the_first_policy_scores_as_the_first_did(tmp_path: Path) -> None:
+    """By the same models, so that what was scored is found; near the last one by that which it starts at."""
+    for reference, found in (("first", True), ("last", False)):
+        parameters = {"rounds": 2, "rounds_reference": reference}
+        spec, _ = compile_ir(tmp_path, "offline_alignment", parameters=parameters)
+        inner = [
+            component["dag"]["tasks"]
+            for component in spec["components"].values()
+            if any(name.startswith("logprobs") for name in component.get("dag", {}).get("tasks", {}))
+        ]
+        asked = [task["inputs"]["parameters"] for tasks in inner for task in tasks.values()]
+        models = [
+            {name: one[name]["componentInputParameter"] for name in ("policy", "reference")} for one in asked
+        ]
+        assert len(models) == 2
+        assert (models[0] == models[1]) is found
+
+
+def test_the_estimate_tells_every_round() -> None:
+    parameters = {"policy": "p", "sources": [{"uri": "s"}], **REWARD}
+    hours = {}
+    for rounds in (1, 2):
+        stages = estimate(
+            RunFile(parameters={**parameters, "rounds": rounds}), MODELS["smollm2-135m"], Assumptions()
+        )
+        hours[rounds] = sum(stage.hours for stage in stages)
+        assert ("sample round 2" in [stage.title for stage in stages]) == (rounds == 2)
+    assert hours[2] == pytest.approx(2 * hours[1])
