@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from kubealign.cli.console import drop_text, duration, format_number, reuse_text
 from kubealign.local.results import Results, StageRow
+from kubealign.local.rounds import COLUMNS, rounds_of
 from kubealign.local.runs import DIRECTORIES
 from kubealign_components.config import from_mapping
 from kubealign_components.data.dataset import Dataset
@@ -60,6 +61,8 @@ def write_summary(results: Results, path: Path, *, failure: str = "") -> None:
         verdict=verdict(results.evaluation),
         reward=_reward(results),
         charts=_charts(results),
+        rounds=rounds_of(results),
+        round_columns=COLUMNS,
         graph=_graph(results, links),
         links=links,
         duration=duration(results.seconds),

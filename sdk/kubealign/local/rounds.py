@@ -1,0 +1,61 @@
+"""The rounds of a run side by side: what each gained over the first policy, and whose samples it chose."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kubealign.cli.console import format_number
+from kubealign.local.results import Results, StageRow
+from kubealign_components.data.dataset import Dataset
+
+COLUMNS = ["round", "reward", "gain", "95 % interval", "KL, nats", "length ratio", "chosen from rounds"]
+_ROUND = re.compile(r" \(round (\d+)\)$")
+_READ = ["completions.list.element.model", "pairs"]
+
+
+def rounds_of(results: Results) -> list[list[str]]:
+    """A line of :data:`COLUMNS` for each round that was evaluated; none where there was one alone."""
+    evaluated = [row for row in results.stages if row.stage == "evaluate"]
+    if len(evaluated) < 2:
+        return []
+    selected = [made for name, made in results.datasets.items() if re.fullmatch(r"select(-\d+)?", name)]
+    shares = [_shares(made) for made in selected]
+    return [_line(number, row, of) for number, (row, of) in enumerate(zip(evaluated, shares), start=1)]
+
+
+def chosen_by_round(selection: Dataset) -> Counter[int]:
+    """Pairs of ``selection`` by the round that their chosen completion was sampled in; of a selection without
+    pairs, completions."""
+    chosen: Counter[int] = Counter()
+    for batch in selection.batches(_READ):
+        lists, pairs = batch.column("completions"), batch.column("pairs")
+        models = lists.flatten().field("model")
+        first = lists.offsets.to_numpy()[:-1] - lists.offsets[0].as_py()
+        counts = pc.list_value_length(pairs).to_numpy(zero_copy_only=False)
+        positions = pairs.flatten().field("chosen").to_numpy(zero_copy_only=False)
+        index = np.repeat(first, counts) + positions
+        of_pairs = models.take(pa.array(index, pa.int64())) if len(index) else models
+        for one in pc.value_counts(of_pairs).to_pylist():
+            found = _ROUND.search(one["values"] or "")
+            chosen[int(found[1]) if found else 1] += one["counts"]
+    return chosen
+
+
+def _shares(selection: Dataset) -> str:
+    chosen = chosen_by_round(selection)
+    return ", ".join(f"{n}: {count / chosen.total():.0%}" for n, count in sorted(chosen.items()))
+
+
+def _line(number: int, row: StageRow, shares: str) -> list[str]:
+    def said(name: str) -> str:
+        return format_number(row.numbers[name]) if name in row.numbers else ""
+
+    low, high = said("reward_gain_low"), said("reward_gain_high")
+    interval = f"{low} to {high}" if low else ""
+    names = ("reward_aligned", "reward_gain")
+    return [str(number), *map(said, names), interval, said("kl_per_completion"), said("length_ratio"), shares]
