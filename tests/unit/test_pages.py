@@ -23,9 +23,12 @@ from kubealign_components.select.pairs import STRATEGIES
 from kubealign_components.select.stage import ALL, LABELLED, LABELS
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.training.config import PAIRWISE, POINTWISE
+from kubealign_pipelines import build
 from kubealign_pipelines.catalogue import write_catalogue
 from kubealign_pipelines.checking.across import USUAL_BETA
 from kubealign_pipelines.checking.describe import meanings_of
+from kubealign_pipelines.compiler import graph_of
+from kubealign_pipelines.flat import flat_names
 from kubealign_pipelines.resources import CompileSettings
 from support.documents import DOCUMENTS, ROOT, blocks, table
 
@@ -162,7 +165,8 @@ def test_blocks_of_yaml_are_settings(page: str) -> None:
         elif content.keys() & {"parameters", "compile", "local"}:
             assert check_mapping(RunFile, content, page)[1] == []
         else:
-            assert content.keys() <= {"sources", "reward_functions", "sample_options"}
+            graph = graph_of(build("offline_alignment"), "offline_alignment")
+            assert content.keys() <= {p.name for p in graph.settings()} | set(flat_names(graph).values())
 
 
 def test_five_lines_give_a_frame(
