@@ -192,7 +192,7 @@ def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
 
 def _make(config: SelectConfig, rewarded: Dataset, provenance: Provenance, output: str) -> Stats:
     stats, after = Stats(), LengthSlope()
-    slope = length_slope(rewarded) if config.rewards == LENGTH_CONTROLLED else 0.0
+    slope = length_slope(rewarded) if config.rewards == LENGTH_CONTROLLED else LengthSlope()
     with (
         DatasetWriter(output, SELECTION, provenance) as writer,
         progress_bar(rewarded.rows, "prompts", "select") as bar,
@@ -223,7 +223,10 @@ def _make(config: SelectConfig, rewarded: Dataset, provenance: Provenance, outpu
                 config.reward_interval,
             )
         if config.rewards == LENGTH_CONTROLLED:
-            stats.numbers |= {"length_slope_before": slope, "length_slope_after": after.value}
+            stats.numbers |= {
+                "length_slope_before": slope.value,
+                "length_slope_after": round(after.value, 12),
+            }
         note = "" if config.by_labels else _note(stats, config.quantile)
         extra = {"pairwise": config.pairwise, "note": note, "warnings": NOTES[config.rewards]}
         writer.commit(stats, extra)
@@ -251,7 +254,7 @@ class _Batch:
     Flat arrays run over the completions of the batch, in order; ``row`` gives the prompt of each.
     """
 
-    def __init__(self, batch: pa.RecordBatch, config: SelectConfig, stats: Stats, slope: float) -> None:
+    def __init__(self, batch: pa.RecordBatch, config: SelectConfig, stats: Stats, slope: LengthSlope) -> None:
         self.batch, self.config, self.stats = batch, config, stats
         lists = batch.column("completions")
         offsets = lists.offsets.to_numpy()
@@ -287,10 +290,10 @@ class _Batch:
         quantile = quantile_rewards(self.ranks, self.reference_reward, config.quantile)
         self.quantile: Floats = np.where(self.rewarded & (self.references[self.row] > 0), quantile, np.nan)
 
-    def _use_rewards(self, slope: float) -> None:
+    def _use_rewards(self, slope: LengthSlope) -> None:
         """Put the rewards that are gone by in the place of those that were given."""
         if self.config.rewards == LENGTH_CONTROLLED:
-            self.reward = at_equal_length(self.row, self.given, self.tokens, slope)
+            self.reward = at_equal_length(self.given, self.tokens, slope)
         elif self.config.rewards == SHUFFLED:
             keys = [id_keys(self.ids, self.config.seed, purpose) for purpose in ("shuffle to", "shuffle of")]
             origin = shuffle_within(self.row, self.reference, *keys)

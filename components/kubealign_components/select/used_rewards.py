@@ -36,6 +36,7 @@ class LengthSlope:
     def __init__(self) -> None:
         self._products: list[Floats] = []
         self._squares: list[Floats] = []
+        self._tokens = self._completions = 0
 
     def add(self, row: Ints, reward: Floats, tokens: Floats) -> None:
         """Add completions, arrays of shape (n,); those without reward or length do not count.
@@ -47,6 +48,8 @@ class LengthSlope:
         """
         counted = np.isfinite(reward) & np.isfinite(tokens)
         row, reward, tokens = row[counted], reward[counted], tokens[counted]
+        self._tokens += int(tokens.sum())
+        self._completions += len(tokens)
         counts = np.maximum(np.bincount(row), 1)
         length = tokens - (np.bincount(row, tokens) / counts)[row]
         centred = reward - (np.bincount(row, reward) / counts)[row]
@@ -59,8 +62,13 @@ class LengthSlope:
         squares = math.fsum(map(math.fsum, self._squares))
         return math.fsum(map(math.fsum, self._products)) / squares if squares else 0.0
 
+    @property
+    def mean_tokens(self) -> float:
+        """Of all completions; 0 without any."""
+        return self._tokens / max(self._completions, 1)
 
-def length_slope(rewarded: Dataset) -> float:
+
+def length_slope(rewarded: Dataset) -> LengthSlope:
     """The :class:`LengthSlope` of all completions of ``rewarded``, read in one pass over two columns."""
     slope = LengthSlope()
     for batch in rewarded.batches(list(_COLUMNS), batch_rows=None):
@@ -69,7 +77,7 @@ def length_slope(rewarded: Dataset) -> float:
         completions = lists.values.slice(offsets[0], offsets[-1] - offsets[0])
         row = np.repeat(np.arange(batch.num_rows), np.diff(offsets))
         slope.add(row, numbers_of(completions, "reward"), numbers_of(completions, "num_tokens"))
-    return slope.value
+    return slope
 
 
 def numbers_of(completions: pa.StructArray, name: str) -> Floats:
@@ -78,10 +86,9 @@ def numbers_of(completions: pa.StructArray, name: str) -> Floats:
     return values
 
 
-def at_equal_length(row: Ints, reward: Floats, tokens: Floats, slope: float) -> Floats:
-    """``reward`` as it would be were all completions of a prompt as long as their mean, by ``slope``."""
-    counts = np.maximum(np.bincount(row), 1)
-    return np.asarray(reward - slope * (tokens - (np.bincount(row, tokens) / counts)[row]))
+def at_equal_length(reward: Floats, tokens: Floats, slope: LengthSlope) -> Floats:
+    """``reward`` as it would be were all completions of the dataset as long as their mean, by ``slope``."""
+    return np.asarray(reward - slope.value * (tokens - slope.mean_tokens))
 
 
 def shuffle_within(row: Ints, reference: Bools, to: Keys, of: Keys) -> Ints:
