@@ -41,7 +41,7 @@ def choose(
 
     stats = run(
         from_parameters(ChooseConfig, parameters, "choose"),
-        evaluations=[open_dataset(one, EVALUATION) for one in evaluations],
+        evaluations=[open_dataset(evaluation, EVALUATION) for evaluation in evaluations],
         output=rows_of(dataset),
         report=report.path,
     )

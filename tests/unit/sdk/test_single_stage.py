@@ -140,9 +140,9 @@ def test_the_inputs_are_those_of_the_components() -> None:
             for call in ast.walk(tree)
             if isinstance(call, ast.Call) and ast.unparse(call.func) == "open_dataset"
         }
-        declared = {
-            "selection" if own == "selections" else own: kinds.schemas for own, kinds in takes.items()
-        }
+        declared = {own: kinds.schemas for own, kinds in takes.items()}
+        for several in {"selections", "evaluations"} & declared.keys():  # opened one by one
+            declared[several.removesuffix("s")] = declared[several]
         for own, kinds in opened.items():
             assert declared[own] == kinds, name
         run = ast.parse((COMPONENTS / name / "stage.py").read_text())
