@@ -25,6 +25,8 @@ from kubealign_pipelines.stage_resources import DEFAULTS, PART_OF, StageResource
 from support.compiled import compile_ir
 from support.pipeline_shapes import FURTHER
 
+ASKED_FOR = {"rank", "choose"}
+"""Stages of a judge in place of a reward, and of a sweep."""
 SALMON_ALONE = {
     "clean_prompts",
     "judge",
@@ -59,7 +61,8 @@ def tasks(spec: dict[str, Any]) -> list[tuple[str, dict[str, Any], dict[str, Any
 
 def test_every_stage_is_there_with_retries_and_resources(tmp_path: Path) -> None:
     spec, _ = compiled(tmp_path, CompileSettings(retries=4))
-    assert {stage for stage, _, _ in tasks(spec)} == set(DEFAULTS) - SALMON_ALONE - FURTHER - {"split"}
+    elsewhere = SALMON_ALONE | FURTHER | ASKED_FOR | {"split"}
+    assert {stage for stage, _, _ in tasks(spec)} == set(DEFAULTS) - elsewhere
     for stage, task, container in tasks(spec):
         if stage != CHECK:
             assert task["retryPolicy"]["maxRetryCount"] == 4, stage
