@@ -113,7 +113,7 @@ def test_a_missing_parameter_is_explained(graph: Graph) -> None:
 
 def test_every_flat_argument_is_a_setting_of_its_stage(graph: Graph, salmon: Graph) -> None:
     """Else a parameter would go unchecked."""
-    mappings = {"options", "judge_options", "rewards_options", "sample_options"}
+    mappings = {"options", "judge_options", "rank_options", "rewards_options", "sample_options"}
     no_settings = {
         "chunk",
         "train_job",
