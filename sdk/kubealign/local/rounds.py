@@ -41,8 +41,8 @@ def chosen_by_round(selection: Dataset) -> Counter[int]:
         index = np.repeat(first, counts) + positions
         of_pairs = models.take(pa.array(index, pa.int64())) if len(index) else models
         for one in pc.value_counts(of_pairs).to_pylist():
-            found = _ROUND.search(one["values"] or "")
-            chosen[int(found[1]) if found else 1] += one["counts"]
+            further = _ROUND.search(one["values"] or "")
+            chosen[int(further[1]) if further else 1] += one["counts"]
     return chosen
 
 
