@@ -38,7 +38,7 @@ INPUTS: Mapping[str, Mapping[str, Input]] = {
     "sample": {"dataset": Input((TOKENIZED,))},
     "rewards": {"dataset": Input((COMPLETIONS, TOKENIZED))},
     "rank": {"dataset": Input((COMPLETIONS, TOKENIZED))},
-    "next_round": {"prompts": Input((TOKENIZED,)), "model": Input((MODEL,))},
+    "next_round": {"prompts": Input((TOKENIZED,)), "evaluation": Input((EVALUATION,))},
     "join_rounds": {"earlier": Input((REWARDED,)), "later": Input((REWARDED,))},
     "select": {"rewarded": Input((REWARDED, COMPLETIONS, TOKENIZED))},
     "logprobs": {"dataset": Input((COMPLETIONS, REWARDED, SELECTION))},

@@ -54,7 +54,6 @@ def next_round(
 
     config = from_parameters(NextRoundConfig, parameters, "next_round")
     plan = PlanConfig(work=work, rows_per_chunk=rows_per_chunk, max_chunks=max_chunks, engines=engines)
-    trained = trained_policy(open_dataset(evaluation, EVALUATION))
-    rows = open_dataset(prompts, TOKENIZED)
-    log_stats(metrics, run(config, prompts=rows, model=trained, output=rows_of(dataset)))
-    return planned(plan, publish(dataset)), trained.uri, reference or policy
+    rows, compared = open_dataset(prompts, TOKENIZED), open_dataset(evaluation, EVALUATION)
+    log_stats(metrics, run(config, prompts=rows, evaluation=compared, output=rows_of(dataset)))
+    return planned(plan, publish(dataset)), trained_policy(compared).uri, reference or policy

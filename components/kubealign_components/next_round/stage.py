@@ -37,18 +37,21 @@ class NextRoundConfig:
         require(self.number >= 2, "number", self.number, "2 or more, the round that begins")
 
 
-def run(config: NextRoundConfig, *, prompts: Dataset, model: Dataset, output: str) -> Stats:
-    """Write the prompts, without completions, as those of ``model`` to ``output``, of the kind that they are.
+def run(config: NextRoundConfig, *, prompts: Dataset, evaluation: Dataset, output: str) -> Stats:
+    """Write the prompts, without completions, as those of the policy that the round before has trained to
+    ``output``, of the kind that they are.
 
     Args:
         config: the settings.
         prompts: ``kubealign.tokenized/v1`` of the first policy.
-        model: ``kubealign.model/v1``, the policy that the round before has trained.
+        evaluation: ``kubealign.evaluation/v1`` of that policy, which says where it lies.
         output: URI of the dataset to make.
 
     Raises:
         ConfigError: the model has another tokenizer or template than the prompts were tokenised with.
+        DataError: the evaluation does not say where a model with a manifest lay.
     """
+    model = trained_policy(evaluation)
     policy = find_model(model.copy)
     trained = require_tokens(policy, prompts, "model")
     kept = {name: prompts.manifest.identity[name] for name in ("tokenizer", "template")}

@@ -39,12 +39,20 @@ def trained(folder: Path, weights: Path, prompts: Dataset) -> Dataset:
         return writer.commit(Stats())
 
 
+def evaluated(model: Dataset, prompts: Dataset) -> Dataset:
+    made = derive("evaluate", 1, {}, inputs={"model": model, "rewarded": prompts})
+    with DatasetWriter(f"{model.uri}-evaluation", EVALUATION, made) as writer:
+        return writer.commit(Stats())
+
+
 def test_the_prompts_become_those_of_the_trained_policy(
     tiny_model: Path, prompts: Dataset, tmp_path: Path
 ) -> None:
     model = trained(tmp_path / "model", build_tiny_model(tmp_path / "other", seed=1), prompts)
     output = str(tmp_path / "round")
-    stats = run(NextRoundConfig(number=2), prompts=prompts, model=model, output=output)
+    stats = run(
+        NextRoundConfig(number=2), prompts=prompts, evaluation=evaluated(model, prompts), output=output
+    )
     made = Dataset.open(output)
     assert stats.rows_out == 3
     for row, before in zip(made.iter_rows(), prompts.iter_rows(), strict=True):
@@ -70,15 +78,15 @@ def test_a_model_that_reads_other_tokens_is_refused(prompts: Dataset, tmp_path: 
         "{% for m in messages %}{{ m.content }}{% endfor %}"
     )
     with pytest.raises(ConfigError, match=r"^model='model': expected a model with the policy's"):
-        run(NextRoundConfig(number=2), prompts=prompts, model=model, output=str(tmp_path / "round"))
+        compared = evaluated(model, prompts)
+        run(NextRoundConfig(number=2), prompts=prompts, evaluation=compared, output=str(tmp_path / "round"))
 
 
 def test_the_policy_of_a_round_is_that_of_the_evaluation_before(
     tiny_model: Path, prompts: Dataset, make_dataset: MakeDataset, tmp_path: Path
 ) -> None:
     model = trained(tmp_path / "model", tiny_model, prompts)
-    evaluation = make_dataset([], EVALUATION, stage="evaluate", inputs={"model": model, "rewarded": prompts})
-    assert trained_policy(evaluation).uri == model.uri
+    assert trained_policy(evaluated(model, prompts)).uri == model.uri
     strangers = make_dataset([], EVALUATION, stage="evaluate", inputs={"rewarded": prompts})
     with pytest.raises(DataError, match="a model that KubeAlign has not trained"):
         trained_policy(strangers)
