@@ -9,7 +9,7 @@ from kubealign_components.data.segments import Bools
 
 FACTS = ("completions.list.element.reference", "completions.list.element.finish_reason")
 """Columns of a file that :func:`sampled` reads."""
-_ENDS = pa.array(["stop", "length"])
+_ENDS = ("stop", "length")
 """How a sampler ends a completion."""
 
 
@@ -17,6 +17,7 @@ def sampled(completions: pa.StructArray) -> Bools:
     """Which of ``completions``, shape (n,), a policy of the run has sampled: the reference policy, or that of
     a further round, whose completions are no references."""
     reference = pc.fill_null(completions.field("reference"), False)
-    ended = pc.fill_null(pc.is_in(completions.field("finish_reason"), value_set=_ENDS), False)
+    ends = pa.array(_ENDS)  # here, and not when the module is loaded: an array loads pandas
+    ended = pc.fill_null(pc.is_in(completions.field("finish_reason"), value_set=ends), False)
     mask: Bools = pc.or_(reference, ended).to_numpy(zero_copy_only=False)
     return mask
