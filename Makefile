@@ -36,7 +36,7 @@ demo-salmon: fetch ## All of SALMON on SmolLM2-135M, on this machine (20 minutes
 
 .PHONY: test
 test: check fetch ## Everything CI runs: checks, unit tests, whole pipelines, the real small model, containers
-	$(BIN)/pytest tests/container tests/local -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest tests/container tests/local -n 2 --dist loadfile --no-loadscope-reorder
 
 ##@ Develop
 .PHONY: check

@@ -10,6 +10,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from kubealign import quickstart
 from kubealign_components.data.dataset import Dataset, DatasetWriter
@@ -36,6 +37,19 @@ for name in ("COLUMNS", "LINES"):
 # Machines are noisy: how long an example takes says nothing about whether it holds.
 hypothesis.settings.register_profile("kubealign", deadline=None)
 hypothesis.settings.load_profile("kubealign")
+
+
+class FilesAndContainers(LoadFileScheduling):  # type: ignore[misc]
+    """Which tests stay in one process: those of a file, which may share a run, and all that need images."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "tests/container" if file.startswith("tests/container/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesAndContainers | None:
+    """Files with the longest tests first, as they are listed, where files stay together."""
+    return FilesAndContainers(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,6 @@ import pytest
 
 from kubealign_components import __version__, images
 
-pytestmark = pytest.mark.xdist_group("container")
-
 ROOT = Path(__file__).parent.parent.parent
 KINDS = ("data", "sample", "train")
 IMPORTS = {

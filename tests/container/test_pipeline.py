@@ -24,8 +24,6 @@ from kubealign_components import images
 from kubealign_components.data.dataset import Dataset
 from kubealign_pipelines.resources import CompileSettings
 
-pytestmark = pytest.mark.xdist_group("container")
-
 NO_NETWORK = LocalSettings(runner="docker", container={"network_mode": "none"})
 
 

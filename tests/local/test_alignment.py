@@ -47,8 +47,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-# One after the other, in one process: the second takes its completions and rewards from the first.
-pytestmark = [pytest.mark.model, pytest.mark.xdist_group("alignment")]
+pytestmark = pytest.mark.model
 
 
 @pytest.fixture(scope="module")

@@ -38,9 +38,6 @@ TOPICS = [
 ]
 
 
-pytestmark = pytest.mark.xdist_group("offline_alignment")
-
-
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stages run in processes of their own: small models are faster on one thread each."""

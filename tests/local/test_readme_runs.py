@@ -24,9 +24,6 @@ RUNS = [
 SALMON = "salmon"
 
 
-pytestmark = pytest.mark.xdist_group("readme_runs")
-
-
 @pytest.fixture(scope="module")
 def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """For each pipeline where a reader stands: with its run file as ``run.yaml``."""

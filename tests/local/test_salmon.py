@@ -17,8 +17,6 @@ from support.drawn import compiled_edges, drawn_edges
 from support.pages import Page
 from support.small_run import small_salmon
 
-pytestmark = pytest.mark.xdist_group("salmon")
-
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

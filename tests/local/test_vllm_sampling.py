@@ -31,7 +31,6 @@ from support.tiny import in_order, prompt_row
 
 pytestmark = [
     pytest.mark.model,
-    pytest.mark.xdist_group("vllm_sampling"),
     # vLLM runs in this process here, and warns in its own and its libraries' name.
     pytest.mark.filterwarnings("default"),
 ]
