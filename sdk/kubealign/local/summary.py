@@ -57,6 +57,7 @@ def write_summary(results: Results, path: Path, *, failure: str = "") -> None:
     page = render(
         "kubealign/local/summary.html",
         results=results,
+        model=_model(results),
         failure=failure,
         verdict=verdict(results.evaluation),
         reward=_reward(results),
@@ -101,6 +102,14 @@ def verdict(numbers: Mapping[str, float]) -> str:
     if "kl_per_completion" in numbers:
         text += f" and a KL of {numbers['kl_per_completion']:.3g} nats a completion"
     return text + "."
+
+
+def _model(results: Results) -> str:
+    """Where the aligned model is: seen from the page where it lies beside it, so that both can be moved."""
+    if results.model is None:
+        return ""
+    inside = results.model.is_relative_to(results.folder)
+    return str(results.model.relative_to(results.folder) if inside else results.model)
 
 
 def _facts(numbers: Mapping[str, float]) -> list[tuple[str, str]]:

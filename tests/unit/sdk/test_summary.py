@@ -93,6 +93,18 @@ def test_the_table_and_the_page_hold_the_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "said"),
+    [("/runs/one/artifacts/model", "artifacts/model"), ("/elsewhere/model", "/elsewhere/model")],
+)
+def test_the_page_of_a_run_that_moves_still_leads_to_its_model(tmp_path: Path, path: str, said: str) -> None:
+    model = Output(
+        task="train", title="train", output="model", type="system.Model", path=Path(path), metadata={}
+    )
+    write_summary(replace(results(stage("train")), outputs=[model]), tmp_path / "summary.html")
+    assert f"<code>{said}</code>" in (tmp_path / "summary.html").read_text()
+
+
+@pytest.mark.parametrize(
     ("value", "text"), [(3, "3"), (12345, "12,345"), (2.0, "2"), (0.000123456, "0.0001235"), ("x", "x")]
 )
 def test_numbers(value: object, text: str) -> None:
