@@ -17,7 +17,7 @@ from kubealign.local.results import Output, Results, StageRow, collect
 from kubealign.local.summary import notes_on, verdict, write_summary
 from kubealign.local.watcher import TaskRun, Watcher
 from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.schemas import EVALUATION, new_completion
+from kubealign_components.data.schemas import EVALUATION, MODEL, new_completion
 from kubealign_pipelines.compiler import compile_pipeline
 from support.datasets import MakeDataset
 from support.pages import Page
@@ -92,16 +92,17 @@ def test_the_table_and_the_page_hold_the_counts(tmp_path: Path) -> None:
     assert "0.1235" in page
 
 
-@pytest.mark.parametrize(
-    ("path", "said"),
-    [("/runs/one/artifacts/model", "artifacts/model"), ("/elsewhere/model", "/elsewhere/model")],
-)
-def test_the_page_of_a_run_that_moves_still_leads_to_its_model(tmp_path: Path, path: str, said: str) -> None:
-    model = Output(
-        task="train", title="train", output="model", type="system.Model", path=Path(path), metadata={}
-    )
-    write_summary(replace(results(stage("train")), outputs=[model]), tmp_path / "summary.html")
-    assert f"<code>{said}</code>" in (tmp_path / "summary.html").read_text()
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_page_of_a_run_that_moves_still_leads_to_its_model(
+    make_dataset: MakeDataset, tmp_path: Path, inside: bool
+) -> None:
+    made = Path(make_dataset([], MODEL, stage="train").uri)
+    model = Output(task="train", title="train", output="model", type="system.Model", path=made, metadata={})
+    folder = made.parent if inside else tmp_path / "another"
+    run = replace(results(stage("train")), folder=folder, outputs=[model])
+    write_summary(run, tmp_path / "summary.html")
+    said = made.name if inside else str(made)
+    assert f"Aligned model: <code>{said}</code>" in (tmp_path / "summary.html").read_text()
 
 
 @pytest.mark.parametrize(
