@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from kubealign_components.config import did_you_mean, execution, require
+from kubealign_components.config import did_you_mean, execution, require, semantic_params
 from kubealign_components.data.fingerprint import canonical_json
 from kubealign_components.data.origins import note_origin
 from kubealign_components.engines.own_code import OwnCode, find_code
@@ -30,10 +30,12 @@ SHIPPED: Mapping[str, int] = {
     "brevity": 1,
     "exact_answer": 5,
     "format_match": 2,
-    "generative_judge": 1,
+    "generative_judge": 2,
     "target_length": 1,
 }
 """The shipped functions and the version of each, raised when it gives other rewards."""
+EXECUTION: Mapping[str, Collection[str]] = {"generative_judge": ("key_variable", "patience", "seconds")}
+"""Settings of shipped functions that no reward depends on."""
 AT_ONCE: Mapping[str, int] = {"generative_judge": 32}
 """Shipped functions that ask a server, and how many of their questions it gets at a time."""
 
@@ -106,6 +108,13 @@ class RewardFunctionSpec:
         return AT_ONCE.get(self.name, 1) if self.is_shipped else 1
 
     @property
+    def params(self) -> dict[str, object]:
+        """What determines its rewards, for a recipe, under a name that tells no place."""
+        own = EXECUTION.get(self.name, ()) if self.is_shipped else ()
+        settings = {name: value for name, value in self.settings.items() if name not in own}
+        return semantic_params(self) | {"function": self.recipe_name, "settings": settings}
+
+    @property
     def words(self) -> str:
         """What a reader of a report is told of it: what it rewards, and its settings."""
         about = self.about
@@ -171,9 +180,7 @@ class LoadedFunction:
             return self._call_own(item)
         except NotAReward as error:
             raise self._failed(f"returned {error}, expected a finite number", item) from error
-        except ConfigError:
-            raise
-        except Refused:
+        except (ConfigError, EngineError, Refused):
             raise
         except Exception as error:
             raise self._failed(f"raised {type(error).__name__}: {error}", item) from error

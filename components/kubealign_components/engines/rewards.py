@@ -147,7 +147,7 @@ def reward_params(spec: RewardSpec) -> dict[str, object]:
 
 def function_params(functions: Sequence[RewardFunctionSpec]) -> list[dict[str, object]]:
     """The settings of ``functions`` for a recipe, under names that tell no place."""
-    return [semantic_params(f) | {"function": f.recipe_name} for f in functions]
+    return [function.params for function in functions]
 
 
 def chosen_principles(source: str, names: Sequence[str] = ()) -> list[dict[str, str]]:

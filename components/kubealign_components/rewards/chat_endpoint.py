@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import socket
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -11,16 +14,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.message import Message as Headers
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
+from urllib.parse import urlsplit
 
 from kubealign_components.config import require
 from kubealign_components.engines.reward_input import Refused
 from kubealign_components.errors import EngineError
 from kubealign_components.printable import for_people, shortened
 
+log = logging.getLogger(__name__)
+
 BUSY = (408, 429, 500, 502, 503, 504)
 """Answers after which the same question may be asked again."""
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
+_QUIET = 60.0
+"""Seconds after a line in the log about an endpoint that is waited for, before there is another."""
+_NO_HOST = (socket.EAI_NONAME, socket.EAI_NODATA)
 _TOO_LONG = ("context length", "max_model_len", "maximum model length", "context_length_exceeded")
 
 
@@ -32,6 +41,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 _OPENER = urllib.request.build_opener(_NoRedirect)
+_LAST_TOLD: dict[str, float] = {}
+"""When the log last had a line about an endpoint, by its URL."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +60,8 @@ class ChatEndpoint:
     """Seconds in all for one question, the server's pauses included."""
 
     def __post_init__(self) -> None:
-        named = self.url.startswith(("http://", "https://")) and "@" not in self.url
-        require(named, "endpoint", self.url, "an http(s) URL without a key, such as http://judge:8000/v1")
+        expected = "an http(s) URL without a key, such as http://judge:8000/v1"
+        require(_is_base(self.url), "endpoint", self.url, expected)
         require(bool(self.model), "model", self.model, "the model's name at the endpoint")
         require(self.seconds > 0, "seconds", self.seconds, "a positive number of seconds")
         require(self.patience > 0, "patience", self.patience, "a positive number of seconds")
@@ -60,37 +71,57 @@ class ChatEndpoint:
 
         Raises:
             Refused: they are longer than the model takes.
-            EngineError: the server refuses, cannot be reached, or stays busy.
+            EngineError: the key is none, the server refuses, cannot be reached, or stays busy.
         """
+        headers = {"Content-Type": "application/json", **self._authorisation()}
         body = json.dumps({"model": self.model, "messages": list(messages), **sampling}).encode()
         end = time.monotonic() + self.patience
         wait = _FIRST_WAIT
         while True:
             try:
-                return self._asked(body)
+                return self._asked(body, headers)
             except _BusyError as busy:
                 pause = wait if busy.after is None else busy.after
                 if time.monotonic() + pause > end:
                     raise self._failed(f"{busy}, for {self.patience:g} s (patience)") from busy
+                self._tell(f"{busy}; asked again for up to {self.patience:g} s (patience)")
                 time.sleep(pause)
                 wait = min(2 * wait, _LONGEST_WAIT)
 
-    def _asked(self, body: bytes) -> str:
-        request = urllib.request.Request(
-            f"{self.url.rstrip('/')}/chat/completions",
-            data=body,
-            headers={"Content-Type": "application/json", **self._authorisation()},
-        )
+    def _asked(self, body: bytes, headers: Mapping[str, str]) -> str:
+        address = f"{self.url.rstrip('/')}/chat/completions"
+        request = urllib.request.Request(address, data=body, headers=dict(headers))
         try:
             with _OPENER.open(request, timeout=self.seconds) as response:
-                content = json.loads(response.read())["choices"][0]["message"]["content"]
+                text = response.read().decode(errors="replace")
         except urllib.error.HTTPError as error:
-            raise self._refused(error.code, error.read().decode(errors="replace"), error.headers) from None
+            raise self._refused(error.code, _body_of(error), error.headers) from None
         except (OSError, HTTPException) as error:
-            raise _BusyError(f"cannot be reached ({error})") from None
+            raise self._unreachable(error) from None
+        except ValueError as error:  # its text may repeat what was sent, the key too
+            raise self._failed(f"cannot be asked ({type(error).__name__})") from None
+        return self._content(text)
+
+    def _content(self, text: str) -> str:
+        """What the model says in the body ``text`` of an answer."""
+        try:
+            content = json.loads(text)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError) as error:
-            raise _BusyError(f"gave no chat completion ({type(error).__name__}: {error})") from None
+            if text.strip() and not text.lstrip().startswith("{"):
+                raise self._failed(
+                    f"answers what is no JSON: {shortened(text.strip(), 100)!r}; endpoint must be the base "
+                    "of an OpenAI-compatible API, which often ends in /v1"
+                ) from None
+            raise _BusyError(f"gave no chat completion ({type(error).__name__})") from None
         return content if isinstance(content, str) else ""
+
+    def _unreachable(self, error: Exception) -> Exception:
+        """What to raise where no answer came: waiting brings no host, no trust and no other URL."""
+        cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        no_host = isinstance(cause, socket.gaierror) and cause.errno in _NO_HOST
+        if no_host or isinstance(cause, (ssl.SSLCertVerificationError, InvalidURL)):
+            return self._failed(f"cannot be reached ({cause}); correct endpoint, or what it names")
+        return _BusyError(f"cannot be reached ({cause})")
 
     def _refused(self, code: int, text: str, headers: Headers) -> Exception:
         if code in BUSY:
@@ -103,12 +134,34 @@ class ChatEndpoint:
             )
         return self._failed(f"answered {code}: {shortened(text, 300)}")
 
+    @property
+    def _key(self) -> str:
+        # A secret that was made of a file ends in that file's newline.
+        return os.environ.get(self.key_variable, "").strip()
+
     def _authorisation(self) -> dict[str, str]:
-        key = os.environ.get(self.key_variable, "")
+        key = self._key
+        if not (key.isascii() and key.isprintable()):
+            raise EngineError(
+                f"the environment variable {self.key_variable} holds no key: expected one line of ASCII "
+                "characters; set it anew"
+            )
         return {"Authorization": f"Bearer {key}"} if key else {}
 
+    def _tell(self, what: str) -> None:
+        """Say in the log that the endpoint is waited for; once a while, however many questions wait."""
+        now = time.monotonic()
+        if now - _LAST_TOLD.get(self.url, -_QUIET) >= _QUIET:
+            _LAST_TOLD[self.url] = now
+            log.warning("%s", self._text(what))
+
     def _failed(self, what: str) -> EngineError:
-        return EngineError(for_people(f"{self.model} at {self.url} {what}"))
+        return EngineError(self._text(what))
+
+    def _text(self, what: str) -> str:
+        # Of the key, as a server may repeat it, nothing is told, whatever its variable is called.
+        key = self._key
+        return for_people(f"{self.model} at {self.url} {what.replace(key, '…') if key else what}")
 
 
 class _BusyError(Exception):
@@ -117,6 +170,25 @@ class _BusyError(Exception):
     def __init__(self, text: str, after: float | None = None) -> None:
         super().__init__(text)
         self.after = after
+
+
+def _is_base(url: str) -> bool:
+    """Whether ``url`` names a server and holds no key."""
+    try:
+        parts = urlsplit(url)
+        whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    plain = url.isascii() and url.isprintable() and not any(mark in url for mark in " @?#")
+    return whole and plain and parts.scheme in ("http", "https")
+
+
+def _body_of(error: urllib.error.HTTPError) -> str:
+    """What the server says of its refusal, as far as it came."""
+    try:
+        return error.read().decode(errors="replace")
+    except (OSError, HTTPException):
+        return ""
 
 
 def _seconds_of(retry_after: str | None) -> float | None:

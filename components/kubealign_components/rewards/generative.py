@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from kubealign_components.config import require
-from kubealign_components.engines.reward_input import Message, Refused, RewardInput
+from kubealign_components.engines.reward_input import Refused, RewardInput
+from kubealign_components.engines.rewards import flatten_chat
 from kubealign_components.rewards.chat_endpoint import ChatEndpoint
 
 PROMPT = """Judge the response to the conversation below.
@@ -20,7 +20,8 @@ PROMPT = """Judge the response to the conversation below.
 Say in a few sentences how good the response is. Then write, as your last line and with nothing else on it,
 Score: N, where N is a number from {low} to {high}."""
 
-_SCORE = re.compile(r"Score: (-?[0-9]+(?:\.[0-9]+)?)")
+_SCORE = re.compile(r"[\s*_`]*Score[*_`]*:[\s*_`]*(-?[0-9]+(?:\.[0-9]+)?)[\s*_`]*\.?[\s*_`]*")
+"""A last line with a score: many a model sets it in bold, or ends it as a sentence."""
 
 
 def generative_judge(
@@ -41,8 +42,9 @@ def generative_judge(
 ) -> float:
     """The score that a model behind an OpenAI-compatible endpoint writes as the last line of its judgement.
 
-    An answer that ends otherwise is asked for again, with the next seed; the completion is left out, under
-    the name ``no_score``, when none has one, and as ``over_length`` when the model cannot take it whole.
+    Where the judge samples, an answer that ends otherwise is asked for again, with the next seed; the
+    completion is left out, under the name ``no_score``, when none has one, and as ``over_length`` when the
+    model cannot take it whole.
 
     Args:
         item: the completion.
@@ -54,7 +56,8 @@ def generative_judge(
         temperature: of the judge's sampling.
         max_tokens: most tokens of its answer.
         seed: of its first answer.
-        asks: answers that are asked for at most.
+        asks: answers that are asked for at most; at a temperature of 0, which gives the same one again, it is
+            one.
         key_variable: environment variable that holds the key, if the endpoint wants one.
         seconds: for one answer.
         patience: seconds for one question in all, while the server is busy.
@@ -66,14 +69,14 @@ def generative_judge(
         url=endpoint, model=model, key_variable=key_variable, seconds=seconds, patience=patience
     )
     values = {
-        "conversation": _written(item.messages),
+        "conversation": _written(item),
         "response": item.text,
         "low": f"{low:g}",
         "high": f"{high:g}",
     }
     # In one pass: what a completion says of braces is not read again.
     question = re.sub(r"\{(conversation|response|low|high)\}", lambda m: values[m[1]], prompt)
-    for number in range(asks):
+    for number in range(asks if temperature > 0 else 1):
         sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed + number}
         score = score_of(server.answer([{"role": "user", "content": question}], sampling), low, high)
         if score is not None:
@@ -88,5 +91,7 @@ def score_of(answer: str, low: float, high: float) -> float | None:
     return score if score is not None and low <= score <= high else None
 
 
-def _written(messages: Sequence[Message]) -> str:
-    return "\n\n".join(f"{m.get('role', '')}: {m.get('content') or ''}" for m in messages)
+def _written(item: RewardInput) -> str:
+    """The conversation before the completion, as a reward model is shown it."""
+    turns = flatten_chat(item.messages, item.tools)
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
