@@ -19,6 +19,7 @@ from kubealign.lineage import ancestors
 from kubealign_components.config import require
 from kubealign_components.data.choice_rows import ChoiceRow
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.lineage import steps_of
 from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.errors import ConfigError, DataError, NotFound, StoreError
 from kubealign_components.json_types import JsonObject
@@ -92,30 +93,40 @@ def outputs_of(root: str, pipeline: str, run_id: str) -> list[StoredOutput]:
 def find_output(
     run: V2beta1Run, spec: JsonObject, root: str, name: str, earlier: Callable[[], Iterable[V2beta1Run]]
 ) -> StoredOutput:
-    """The output called ``task.output``, or ``output`` where one task alone has it.
+    """The output called ``task.output``, or ``output`` where one task alone has it, or at the URI ``name``.
 
     What the run made comes first, then what its datasets were made from, then what earlier runs of the same
-    pipeline with the same parameters made: where KFP's cache answered, the artifact is one of those.
+    pipeline with the same parameters made: where KFP's cache answered, the artifact is one of those. Of what
+    a sweep makes for each variant, the chosen one's is meant.
 
     Raises:
-        ConfigError: no output is called so, or several are.
+        ConfigError: no output is called so, or several are, or they are of variants and none is chosen.
     """
     pipeline = spec["pipelineInfo"]["name"]
+    repeated = _repeated(spec)
     outputs: list[StoredOutput] = []
+    matching: list[StoredOutput] = []
     sources: Sequence[Callable[[], Iterable[StoredOutput]]] = (
         lambda: outputs_of(root, pipeline, run.run_id),
         lambda: _inherited(outputs),
         lambda: (output for twin in earlier() for output in outputs_of(root, pipeline, twin.run_id)),
     )
     for source in sources:
-        seen = {output.title for output in outputs}
-        outputs += [output for output in source() if output.title not in seen]
+        listed = {output.uri for output in outputs}
+        outputs += [output for output in source() if output.uri not in listed]
         matching = _called(name, outputs)
-        if matching:
-            if name == MODEL:
-                matching = _chosen(outputs, matching) or _evaluated(spec, matching) or matching
-            require(len({o.title for o in matching}) == 1, "OUTPUT", name, f"one of {_titles(matching)}")
+        if name == MODEL:
+            matching = _evaluated(spec, matching) or matching
+        require(len({o.title for o in matching}) < 2, "OUTPUT", name, f"one of {_titles(matching)}")
+        if matching and name != matching[-1].uri and matching[-1].task in repeated:
+            if of_chosen := _of_chosen(matching, outputs):
+                return of_chosen[-1]
+        elif matching:
             return matching[-1]
+    if matching:
+        uris = ", ".join(sorted(output.uri for output in matching))
+        expected = f"a run that has chosen a variant, or the URI of one variant's {matching[0].title}: {uris}"
+        raise ConfigError("OUTPUT", name, expected)
     if not outputs:
         folder = join(root, pipeline, run.run_id)
         raise NotFound(f"run {run.run_id} has no outputs at {folder}; give the run's --pipeline-root")
@@ -203,8 +214,10 @@ def names_task(name: str, task: str) -> bool:
     return plain(name) == re.sub(r"-\d+$", "", task)
 
 
-def _called(title: str, outputs: Iterable[StoredOutput]) -> list[StoredOutput]:
+def _called(title: str, outputs: Sequence[StoredOutput]) -> list[StoredOutput]:
     """The outputs that ``title`` means; unfinished ones only where none is whole."""
+    if at := [output for output in outputs if output.uri == title]:
+        return at
     task, _, name = title.rpartition(".")
     named = [output for output in outputs if output.name == name]
     matching = [output for output in named if not task or output.task == plain(task)]
@@ -212,21 +225,43 @@ def _called(title: str, outputs: Iterable[StoredOutput]) -> list[StoredOutput]:
     return [output for output in matching if output.whole] or matching
 
 
-def _chosen(outputs: Iterable[StoredOutput], models: Iterable[StoredOutput]) -> list[StoredOutput]:
-    """Those of ``models`` that the sweep among ``outputs`` has chosen; none where no sweep is."""
+def _repeated(spec: JsonObject) -> set[str]:
+    """The tasks that are done for each item of a loop, such as for each variant of a sweep."""
+    tasks = [task for dag in _dags(spec) for task in dag["tasks"].values() if "parameterIterator" in task]
+    inside = [spec["components"][task["componentRef"]["name"]] for task in tasks]
+    return {plain(name) for component in inside for name in component.get("dag", {}).get("tasks", ())}
+
+
+def _dags(spec: JsonObject) -> list[JsonObject]:
+    components = [spec["root"], *spec.get("components", {}).values()]
+    return [component["dag"] for component in components if "dag" in component]
+
+
+def _of_chosen(matching: Iterable[StoredOutput], outputs: Iterable[StoredOutput]) -> list[StoredOutput]:
+    """Those of ``matching`` that the variant has which the choice among ``outputs`` chose, whose executions
+    made what its evaluation was made from; none before one is chosen."""
     choices = [output for output in outputs if (output.task, output.name) == CHOICE and output.whole]
-    rows = Dataset.open(choices[-1].uri).iter_rows(of=ChoiceRow) if choices else ()
-    names = {row["model_fingerprint"] for row in rows if row["chosen"]}
-    whole = [model for model in models if model.whole and names]
-    return [one for one in whole if Dataset.open(one.uri, allow_empty=True).manifest.fingerprint in names]
+    steps: set[str] = set()
+    if choices:
+        choice = Dataset.open(choices[-1].uri)
+        chosen = [row["evaluation"] for row in choice.iter_rows(of=ChoiceRow) if row["chosen"]]
+        steps = {step.fingerprint for name in chosen for step in steps_of(name, choice.manifest.recipe)}
+    tasks = {output.task for output in matching}
+    executions = {
+        (output.task, output.execution)
+        for output in outputs
+        if steps and output.task in tasks and output.whole
+        if Dataset.open(output.uri, allow_empty=True).manifest.fingerprint in steps
+    }
+    return [output for output in matching if (output.task, output.execution) in executions]
 
 
 def _evaluated(spec: JsonObject, outputs: Iterable[StoredOutput]) -> list[StoredOutput]:
     """Those of ``outputs`` that the pipeline's evaluation takes."""
-    tasks = spec["root"]["dag"]["tasks"].items()
     taken = {
         (plain(made["producerTask"]), made["outputArtifactKey"])
-        for name, task in tasks
+        for dag in _dags(spec)
+        for name, task in dag["tasks"].items()
         if name.startswith("evaluate")
         for given in task.get("inputs", {}).get("artifacts", {}).values()
         if (made := given.get("taskOutputArtifact"))

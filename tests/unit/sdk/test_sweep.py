@@ -11,15 +11,16 @@ from click.testing import CliRunner
 from kfp_server_api import V2beta1Run
 
 from kubealign.cli.main import main
-from kubealign.cluster.outputs import find_output
+from kubealign.cluster.outputs import StoredOutput, find_output
 from kubealign.estimate.formulas import SHAPES
 from kubealign.estimate.stages import Assumptions, estimate
 from kubealign.runfile import RunFile, read_run
 from kubealign_components.data.choice_rows import CHOICE
-from kubealign_components.data.dataset import DatasetWriter
+from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.schemas import MODEL, ROWS
+from kubealign_components.data.schemas import EVALUATION, MODEL, ROWS
 from kubealign_components.data.stats import Stats
+from kubealign_components.errors import ConfigError
 from kubealign_pipelines.checking.run import check_run
 from kubealign_pipelines.checking.variants import MOST
 from kubealign_pipelines.compiler import compile_pipeline
@@ -172,20 +173,77 @@ def test_an_estimate_counts_every_variant_by_its_own_settings() -> None:
     assert {n: swept[n] for n in ("sample", "logprobs")} == {n: alone[n] for n in ("sample", "logprobs")}
 
 
-def test_the_model_of_a_sweep_on_a_cluster_is_the_chosen_one(tmp_path: Path) -> None:
-    run = tmp_path / "pipeline" / "r"
-    models = {beta: derive("train", 1, {"beta": beta}) for beta in (0.1, 0.2, 0.3)}
-    for beta, made in models.items():
-        with DatasetWriter(str(run / "train" / f"execution-{beta}" / "model"), MODEL, made) as writer:
-            writer.commit(Stats())
-    empty = dict.fromkeys(ROWS[CHOICE].names)
-    rows = [
-        empty | {"model_fingerprint": made.fingerprint, "chosen": beta == 0.2}
-        for beta, made in models.items()
-    ]
-    with DatasetWriter(str(run / "choose" / "1" / "dataset"), CHOICE, derive("choose", 1, {})) as writer:
-        writer.write_rows(rows)
-        writer.commit(Stats(rows_in=3, rows_out=3))
-    spec = {"pipelineInfo": {"name": "pipeline"}, "root": {"dag": {"tasks": {}}}}
-    output = find_output(V2beta1Run(run_id="r"), spec, str(tmp_path), "model", lambda: ())
-    assert output.execution == "execution-0.2"
+class StoredSweep:
+    """What runs of a sweep left in an object store: a model, a page and an evaluation of each beta."""
+
+    def __init__(self, folder: Path) -> None:
+        variants = [{"train": {"beta": beta}} for beta in (0.1, 0.2, 0.3)]
+        self.spec, _ = compile_ir(folder, "offline_alignment", parameters={**GIVEN, "variants": variants})
+        self.root = folder / "root"
+        self.evaluations: dict[float, Dataset] = {}
+
+    def execution(self, run: str, task: str, name: str) -> Path:
+        return self.root / "offline-alignment" / run / task / name
+
+    def train(self, run: str, *betas: float) -> None:
+        for beta in betas:
+            parents: dict[str, Dataset] = {}
+            for task, output, schema in (("train", "model", MODEL), ("evaluate", "dataset", EVALUATION)):
+                at = self.execution(run, task, f"execution-{beta}")
+                made = derive(task, 1, {"beta": beta}, inputs=parents)
+                with DatasetWriter(str(at / output), schema, made) as writer:
+                    writer.commit(Stats())
+                (at / "page").write_text(f"{task} {beta}")
+                parents = {"model": Dataset.open(str(at / output), allow_empty=True)}
+            self.evaluations[beta] = parents["model"]
+
+    def choose(self, run: str, chosen: float | None) -> None:
+        made = derive("choose", 1, {}, inputs={str(beta): one for beta, one in self.evaluations.items()})
+        empty = dict.fromkeys(ROWS[CHOICE].names)
+        with DatasetWriter(str(self.execution(run, "choose", "1") / "dataset"), CHOICE, made) as writer:
+            for beta, one in self.evaluations.items():
+                names = {"evaluation": one.manifest.fingerprint}
+                writer.write_rows([empty | names | {"chosen": beta == chosen}])
+            writer.commit(Stats(rows_in=3, rows_out=3))
+
+    def find(self, name: str) -> StoredOutput:
+        return find_output(V2beta1Run(run_id="r"), self.spec, str(self.root), name, lambda: ())
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> StoredSweep:
+    return StoredSweep(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model", "train.model", "evaluate.dataset", "evaluate.page"])
+def test_what_a_sweep_on_a_cluster_made_is_the_chosen_variants(stored: StoredSweep, name: str) -> None:
+    stored.train("r", 0.1, 0.2, 0.3)
+    stored.choose("r", 0.2)
+    output = stored.find(name)
+    assert (output.execution, output.name) == ("execution-0.2", name.rpartition(".")[2])
+    assert stored.find("choose.dataset").execution == "1"
+
+
+def test_a_chosen_variant_that_the_cache_answered_is_that_of_the_run_that_made_it(
+    stored: StoredSweep,
+) -> None:
+    stored.train("before", 0.1, 0.2)
+    stored.train("r", 0.3)
+    stored.choose("r", 0.2)
+    for name in ("model", "evaluate.dataset"):
+        output = stored.find(name)
+        assert output.execution == "execution-0.2"
+        assert "/before/" in output.uri
+
+
+@pytest.mark.parametrize("chose", [True, False])
+def test_without_a_chosen_variant_none_is_taken_for_it(stored: StoredSweep, chose: bool) -> None:
+    stored.train("r", 0.1, 0.3)
+    if chose:
+        stored.choose("r", None)
+    models = [str(stored.execution("r", "train", f"execution-{beta}") / "model") for beta in (0.1, 0.3)]
+    for name in ("model", "train.model"):
+        with pytest.raises(ConfigError) as refused:
+            stored.find(name)
+        assert all(uri in str(refused.value) for uri in models)
+    assert stored.find(models[0]).uri == models[0]
