@@ -29,6 +29,7 @@ ROOM = 0.8
 _ROUGHLY, _CLOSELY = (2, 4), (8, 16)
 """Chunks of the two imitations from which larger ones are extrapolated: packed bytes grow ever slower, so
 that few chunks give a lower bound, and many nearly the number."""
+_CHUNKS, _VARIANTS = "chunks", "variants"
 _TEMPLATES = 1.25
 """What the templates around components, containers and tasks add to them."""
 _URI = "gs://acme-llm-platform-artifacts/kubealign/runs/pipeline/8ac687c3-b129-4c86-9178-07a6e9353e2d"
@@ -82,7 +83,9 @@ def most_chunks(spec: Json, most: int, *, variants: int = 0) -> int:
         most: the limit if there is room.
         variants: items of a parameter for each of which tasks run.
     """
-    if not any("parameterIterator" in task for task in spec["root"]["dag"]["tasks"].values()):
+    dags = [spec["root"], *(one for one in spec["components"].values() if "dag" in one)]
+    tasks = [task for one in dags for task in one["dag"]["tasks"].values()]
+    if not any("parameterIterator" in task and _items(task) == _CHUNKS for task in tasks):
         return most
     chunks = 1
     for few, more in (_ROUGHLY, _CLOSELY):
@@ -107,10 +110,13 @@ class _Imitation:
         """The nodes of the tasks of ``dag``, with those of its own driver and group."""
         yield from self._twice("Pod", {"component": _text(dag)[:2000], "driver-type": "DAG"}, "dag-driver")
         yield from self._twice("DAG", {"parent-dag-id": "12"}, "dag")
+        yield from self._tasks(dag)
+
+    def _tasks(self, dag: Json, index: int = -1) -> Iterator[Json]:
         for name, task in dag["tasks"].items():
             component = self._spec["components"][task["componentRef"]["name"]]
             if "dag" not in component:
-                yield from self._task(name, task, component)
+                yield from self._task(name, task, component, index)
             elif "parameterIterator" in task:
                 yield from self._loop(name, task, component)
             else:
@@ -120,15 +126,13 @@ class _Imitation:
         texts = {"component": _text(component), "task": _text(task), "task-name": name}
         yield from self._twice("Pod", {**texts, "driver-type": "DAG"}, name)
         yield from self._twice("DAG", {"parent-dag-id": "12"}, name)
-        over = task["parameterIterator"]["items"].get("inputParameter")
-        items = task.get("inputs", {}).get("parameters", {}).get(over, {})
-        for index in range(self._variants if "componentInputParameter" in items else self._chunks):
+        items = _items(task)
+        each = {_CHUNKS: self._chunks, _VARIANTS: self._variants}
+        for index in range(each[items] if isinstance(items, str) else items):
             yield from self._twice("DAG", {"iteration-index": str(index)}, name)
             yield from self._twice("Pod", {**texts, "iteration-index": str(index)}, name)
             yield from self._twice("DAG", {"parent-dag-id": str(100 + index)}, name)
-            for inner, one in component["dag"]["tasks"].items():
-                worker = self._spec["components"][one["componentRef"]["name"]]
-                yield from self._task(inner, one, worker, index)
+            yield from self._tasks(component["dag"], index)
 
     def _task(self, name: str, task: Json, component: Json, index: int = -1) -> Iterator[Json]:
         """Driver, group and pod of a task; the driver's answer is the group's and the pod's question."""
@@ -166,6 +170,16 @@ class _Imitation:
             "inputs": _parameters(texts),
             "outputs": {"exitCode": "0", **_parameters(outputs)},
         }
+
+
+def _items(task: Json) -> str | int:
+    """What a loop is over: chunks, which a task planned, variants, as those of any parameter of the pipeline
+    are counted, or so many values that stand in the pipeline itself."""
+    items = task["parameterIterator"]["items"]
+    if "raw" in items:
+        return len(json.loads(items["raw"]))
+    given = task.get("inputs", {}).get("parameters", {}).get(items["inputParameter"], {})
+    return _VARIANTS if "componentInputParameter" in given else _CHUNKS
 
 
 def _executor_input(name: str, task: Json, component: Json, index: int) -> str:

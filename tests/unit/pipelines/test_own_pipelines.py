@@ -258,6 +258,35 @@ def test_a_task_that_is_not_of_python_is_named(tmp_path: Path, task: str) -> Non
         assert "Traceback" not in done.output
 
 
+LOOPING = """\
+from kfp import dsl
+
+@dsl.component(base_image="busybox", install_kfp_package=False)
+def listed() -> list:
+    return [1, 2]
+
+@dsl.component(base_image="busybox", install_kfp_package=False)
+def one(item: int):
+    pass
+
+def pipe(place):
+    @dsl.pipeline(name="pipe")
+    def pipeline(given: list = [1, 2]):
+        with dsl.ParallelFor({items}) as item:
+            one(item=item)
+
+    return pipeline
+"""
+
+
+@pytest.mark.parametrize("items", ["given", "[1, 2]", "listed().output"])
+def test_a_loop_over_whatever_there_is_is_compiled(tmp_path: Path, items: str) -> None:
+    path = tmp_path / "pipe.py"
+    path.write_text(LOOPING.format(items=items))
+    done = kubealign("compile", str(path), "-o", str(tmp_path / "out.yaml"))
+    assert done.exit_code == 0, done.output
+
+
 def test_a_component_of_ones_own_may_call_an_argument_options(tmp_path: Path) -> None:
     path = leave_pipe(tmp_path)
     done = kubealign("compile", path, "-o", str(tmp_path / "out.yaml"), "--set", "sample_options={a: 1}")
