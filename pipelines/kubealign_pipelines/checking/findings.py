@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from kubealign_components.config import Path, Problem, text_of
@@ -96,6 +96,11 @@ def belongs_to(parameter: str, path: Path, value: object) -> Finding:
 def from_problem(problem: Problem, path: Path) -> Finding:
     """The finding of a setting that a config refuses."""
     return error_at(path, problem.error.value, problem.error.expected)
+
+
+def is_within(finding: Finding, paths: Collection[Path]) -> bool:
+    """Whether the setting of ``finding``, or one around it, is at one of ``paths``."""
+    return any(finding.path[:length] in paths for length in range(2, len(finding.path) + 1))
 
 
 def distinct(findings: Iterable[Finding]) -> list[Finding]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 
-from kubealign_components.config import Path
 from kubealign_components.data.chat import ChatTemplate, TemplateMismatch
 from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
 from kubealign_pipelines import build
 from kubealign_pipelines.checking.across import check_across, check_counts, secrets
 from kubealign_pipelines.checking.carried import check_carried, check_texts
-from kubealign_pipelines.checking.findings import PARAMETERS, Finding, distinct, error_at
+from kubealign_pipelines.checking.findings import PARAMETERS, Finding, distinct, error_at, is_within
 from kubealign_pipelines.checking.models import check_models, policy_folder, template_settings
 from kubealign_pipelines.checking.rewards import check_functions
 from kubealign_pipelines.checking.sources import Prompts, check_sources, warn_of_unread
@@ -80,6 +79,10 @@ def check_run(
             this is its first task, in an image that may lack what a user's reward functions import.
         assumed: parameters that are given where the pipeline has them and ``values`` have not.
     """
+    in_pod = shape is not None
+    unseen: set[str] = set() if here else unseen_folders(settings, in_pod=in_pod)
+    models = partial(check_models, here=here, unseen=unseen)
+    tried = partial(_tried, in_pod=in_pod, process=process)
     if is_sweep(values) or (shape is not None and is_sweep(shape)):
         plain = {} if shape is None else {"shape": plain_shape(shape)}
         one = partial(
@@ -91,7 +94,16 @@ def check_run(
             process=process,
             assumed=assumed,
         )
-        return _check_sweep(pipeline, values, settings, shape, complete=complete, one=partial(one, **plain))
+        return _check_sweep(
+            pipeline,
+            values,
+            settings,
+            shape,
+            complete=complete,
+            one=partial(one, **plain),
+            models=models,
+            tried=tried,
+        )
     graph, refused = _graph(pipeline, values if shape is None else shape, settings)
     settable = {parameter.name for parameter in graph.settings()}
     values = {name: value for name, value in (assumed or {}).items() if name in settable} | dict(values)
@@ -107,21 +119,17 @@ def check_run(
     if not complete:
         # Compiled perhaps for another place: models and data are looked at by whoever runs it.
         return Report(distinct(findings), graph, checked, Prompts())
-    in_pod = shape is not None
-    unseen: set[str] = set() if here else unseen_folders(settings, in_pod=in_pod)
     # In the place of what was refused a default was looked at, of which nothing is to be told.
     refused_at = {finding.path for finding in findings if not finding.warning}
-    candidates = [*check_models(checked, here=here, unseen=unseen), *check_work(checked, here=here)]
+    candidates = [*models(checked), *check_work(checked, here=here)]
     candidates += check_withdrawals(checked, readable=here or in_pod, unseen=unseen)
     prompts, of_sources = check_sources(checked, here=here, unseen=unseen)
     candidates += of_sources
     if pipeline == "offline_alignment":
-        candidates += _counted(checked, prompts) if prompts.rows and prompts.complete else []
+        candidates += _counted(checked, prompts)
         candidates += warn_of_unread(checked) if not (prompts.rows or of_sources) else []
-    functions = check_functions(checked, prompts.rows)
-    candidates += [replace(one, warning=True) if in_pod else one for one in functions]
-    candidates += _engines(checked) if process else []
-    findings += [finding for finding in candidates if not _refused(finding, refused_at)]
+    candidates += tried(checked, prompts)
+    findings += [finding for finding in candidates if not is_within(finding, refused_at)]
     return Report(distinct(findings), graph, checked, prompts)
 
 
@@ -133,6 +141,8 @@ def _check_sweep(
     *,
     complete: bool,
     one: Callable[..., Report],
+    models: Callable[[Checked], Iterator[Finding]],
+    tried: Callable[[Checked, Prompts], list[Finding]],
 ) -> Report:
     """As :func:`check_run`, of a sweep.
 
@@ -143,6 +153,8 @@ def _check_sweep(
         shape: as :func:`check_run` has it.
         complete: whether required parameters must be there.
         one: the check of a run without variants, of which it takes the parameters.
+        models: findings on the models of such a run.
+        tried: findings on what can be called here, with prompts to call it on.
     """
     values = {VARIANTS: [], **values}
     graph, refused = _graph(pipeline, values if shape is None else shape, settings)
@@ -154,22 +166,27 @@ def _check_sweep(
     plain, _ = _graph(pipeline, plain_shape(values if shape is None else shape), settings)
     form = list(check_form(plain, values))
     runs = plain_runs(plain, values)
-    # What is looked at outside, models and sources, is the same for all variants.
     first = one(runs[0].values if runs else plain_shape(values))
     of_first = [*first.findings, *check_gates(first.checked)]
     findings = [runs[0].as_written(finding) if runs else finding for finding in of_first]
-    findings += check_others(plain, runs[1:], complete=complete)
+    seen = [stage.config for stage in first.checked.stages]
+
+    def look(other: Checked) -> Iterator[Finding]:
+        """What a variant may have of its own outside of its settings: sources are one for all."""
+        other.folders = first.checked.folders
+        yield from models(other)
+        yield from _counted(other, first.prompts)
+        new = [stage for stage in other.stages if stage.config not in seen]
+        seen.extend(stage.config for stage in new)
+        yield from tried(replace(other, stages=new), first.prompts)
+
+    findings += check_others(plain, runs[1:], complete=complete, look=look if complete else None)
     checked = check_stages(graph, values, complete=complete)
     own = [finding for finding in checked.findings if of_sweep(finding)]
     checked.folders = first.checked.folders
     refused_at = {finding.path for finding in form}
-    kept = [finding for finding in findings if not _refused(finding, refused_at)]
+    kept = [finding for finding in findings if not is_within(finding, refused_at)]
     return replace(first, findings=distinct([*refused, *form, *own, *kept]), graph=graph, checked=checked)
-
-
-def _refused(finding: Finding, paths: Collection[Path]) -> bool:
-    """Whether the setting of ``finding``, or one around it, is at one of ``paths``."""
-    return any(finding.path[:length] in paths for length in range(2, len(finding.path) + 1))
 
 
 def _graph(
@@ -214,10 +231,16 @@ def _other_stages(
 
 def _counted(checked: Checked, prompts: Prompts) -> list[Finding]:
     mix = next(iter(checked.of("mix")), None)
-    if mix is None:
+    if mix is None or not (prompts.rows and prompts.complete):
         return []
     held = prompts.held_out(mix.config.validation_fraction, mix.config.seed)
     return list(check_counts(checked, len(prompts.rows), held))
+
+
+def _tried(checked: Checked, prompts: Prompts, *, in_pod: bool, process: bool) -> list[Finding]:
+    functions = check_functions(checked, prompts.rows)
+    findings = [replace(one, warning=True) if in_pod else one for one in functions]
+    return findings + (_engines(checked) if process else [])
 
 
 def _literal(settings: CompileSettings) -> dict[str, object]:

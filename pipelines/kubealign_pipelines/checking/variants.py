@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kubealign_components.config import BORROWS, GROUPS, Path
 from kubealign_components.stages import CONFIGS, config_class
 from kubealign_components.variant import options_over
 from kubealign_pipelines.checking.across import check_across
-from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at
+from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at, is_within
 from kubealign_pipelines.checking.stages import Checked, check_stages
 from kubealign_pipelines.flat import fold
 from kubealign_pipelines.graph import Graph, Source
@@ -95,12 +95,29 @@ def check_form(graph: Graph, values: Mapping[str, object]) -> Iterator[Finding]:
             yield from _check_stage(graph, (*path, position, stage), stage, options)
 
 
-def check_others(graph: Graph, runs: Sequence[PlainRun], *, complete: bool) -> Iterator[Finding]:
-    """Findings on the settings of ``runs`` with themselves, at the places where the sweep has them."""
+def check_others(
+    graph: Graph,
+    runs: Sequence[PlainRun],
+    *,
+    complete: bool,
+    look: Callable[[Checked], Iterable[Finding]] | None = None,
+) -> Iterator[Finding]:
+    """Findings on the settings of ``runs`` with themselves, at the places where the sweep has them.
+
+    Args:
+        graph: of such a run.
+        runs: variants by themselves.
+        complete: whether required parameters must be there.
+        look: findings on what lies outside of a run's settings; None for none.
+    """
     for run in runs:
         checked = check_stages(graph, run.values, complete=complete)
-        for finding in [*checked.findings, *check_across(checked)]:
-            yield run.as_written(finding)
+        findings = [*checked.findings, *check_across(checked), *check_gates(checked)]
+        # In the place of what was refused a default would be looked at.
+        refused_at = {finding.path for finding in findings if not finding.warning}
+        outside = look(checked) if look else ()
+        findings += [finding for finding in outside if not is_within(finding, refused_at)]
+        yield from map(run.as_written, findings)
 
 
 def check_gates(checked: Checked) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from kubealign_pipelines.offline_alignment import RULES
 from kubealign_pipelines.resources import CompileSettings
 from kubealign_pipelines.workflow_size import LIMIT, workflow_size
 from support.compiled import compile_ir
+from support.tiny import build_tiny_model
 
 GIVEN: dict[str, Any] = {
     "policy": "org/model",
@@ -122,7 +124,31 @@ def test_no_variant_ends_the_sweep_for_the_others() -> None:
     for gate in ({"min_gain": 0.0}, {"require": ["gain"]}):
         [text] = [text for text in told([{}], evaluate_options=gate) if "none in a sweep" in text]
         assert text.startswith(f"evaluate_options.{next(iter(gate))}: ")
+        [text] = told([{}, {"evaluate": gate}])
+        assert text.startswith(f"variants[1].evaluate.{next(iter(gate))}: none in a sweep")
     assert told([{}], choose_min_gain=0.0) == []
+
+
+def test_what_a_variant_names_is_looked_at_wherever_it_stands(tmp_path: Path) -> None:
+    source = tmp_path / "prompts.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"What is {n} + {n}?"}) + "\n" for n in range(100)))
+    given = {**GIVEN, "policy": str(build_tiny_model(tmp_path / "m")), "sources": [{"uri": str(source)}]}
+    missing = {"functions": ["/no/such.py:f"]}
+    variants: list[dict[str, Any]] = [
+        {},
+        {"train": {"batch_size": 100_000}},
+        {"evaluate": {"judge": {"judge": "/no/such"}}},
+        {"evaluate": {"held_out_reward": missing}},
+        {"evaluate": {"held_out_reward": missing, "max_prompts": 8}},
+    ]
+    values = {**given, "work": str(tmp_path), "validation_fraction": 0.5, "variants": variants}
+    report = check_run("offline_alignment", values, CompileSettings(), here=True)
+    assert [finding.name for finding in report.errors] == [
+        "variants[1].train.batch_size",
+        "variants[2].evaluate.judge.judge",
+        "variants[3].evaluate.held_out_reward.functions[0]",
+        "variants[4].evaluate.held_out_reward.functions[0]",
+    ]
 
 
 def test_a_form_may_change_variants_but_not_where_they_begin() -> None:
