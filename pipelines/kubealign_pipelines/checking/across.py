@@ -6,10 +6,14 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kubealign_components.config import semantic_params
+from kubealign_components.engines.rewards import reward_params
+from kubealign_components.errors import shown
 from kubealign_components.printable import SECRET_NAME, has_secret
 from kubealign_components.training.config import PAIRWISE
 from kubealign_pipelines.checking.findings import Finding, error_at, warning_at
 from kubealign_pipelines.checking.stages import Checked, Stage
+from kubealign_pipelines.graph import Source
 
 USUAL_BETA: Mapping[str, tuple[float, float]] = {
     "dpo": (0.01, 0.5),
@@ -24,6 +28,8 @@ USUAL_RATE = {"none": 1e-4, "lora": 1e-3, "qlora": 1e-3}
 """Highest learning rate of published runs by adapter."""
 FEW_STEPS = 10
 """Fewer optimiser steps than this hardly move a policy."""
+_NAMED = ("model", "model_revision", "principles", "principle_names")
+"""Settings of a reward that name what it is made of."""
 
 _NO_SECRET = (
     "no secret, which manifests, logs and the form would show; put it into a Kubernetes secret, and "
@@ -40,6 +46,8 @@ def check_across(checked: Checked) -> Iterator[Finding]:
         yield from _pairs(select, checked)
     for train in checked.of("train"):
         yield from _training(train)
+    for evaluate in checked.of("evaluate"):
+        yield from _comparison(evaluate, checked)
     for stage in checked.stages:
         if hasattr(stage.config, "learning_rate"):
             yield from _learning_rate(stage)
@@ -171,6 +179,38 @@ def _feeds(sample: Stage, select: Stage) -> bool:  # noqa: ARG001
     """Whether the number of samples is for selection: SALMON's judge gets two of a constant."""
     source = sample.task.arguments.get("n")
     return source is not None and source.parameter is not None
+
+
+def _comparison(evaluate: Stage, checked: Checked) -> Iterator[Finding]:
+    """The aligned policy is sampled and rewarded as the reference completions were; where nothing was sampled
+    for it, as in PPO, ``evaluate`` does so for both policies."""
+    number = evaluate.task.arguments.get("n", Source())
+    sampled = (s for s in checked.of("sample") if number.parameter and s.task.arguments.get("n") == number)
+    sample = next(sampled, None)
+    if sample is None:
+        return
+    ours, theirs = (semantic_params(stage.config.sampling) for stage in (evaluate, sample))
+    if "auto" in (ours["dtype"], theirs["dtype"]):  # which the machine decides
+        del ours["dtype"]
+    yield from _same(evaluate, "sampling", ours, theirs, "sampled")
+    rewards, reward = next(iter(checked.of("rewards")), None), evaluate.config.reward
+    if rewards is not None and reward is not None:
+        named = {name: semantic_params(reward)[name] for name in _NAMED}
+        other = rewards.config.reward
+        theirs = {**semantic_params(other), **reward_params(other)}
+        yield from _same(evaluate, "reward", {**named, **reward_params(reward)}, theirs, "rewarded")
+
+
+def _same(
+    evaluate: Stage, group: str, ours: Mapping[str, object], theirs: Mapping[str, object], done: str
+) -> Iterator[Finding]:
+    for name, value in ours.items():
+        if value != theirs.get(name):
+            expected = (
+                f"{shown(theirs.get(name))}, with which the reference completions are {done}; leave it out "
+                "here, and set it there for both"
+            )
+            yield error_at(evaluate.path((group, name)), value, expected)
 
 
 def _training(train: Stage) -> Iterator[Finding]:

@@ -179,6 +179,8 @@ def _check_stage(graph: Graph, path: Path, stage: object, options: object) -> It
 
 def _shared(graph: Graph, stage: str, name: str) -> str:
     """Why no variant may have a ``name`` of its own in ``stage``; empty where it may."""
+    if (stage, name) == ("evaluate", "reward"):
+        return "one value for all variants: by the gain in it one of them is chosen"
     groups = getattr(config_class(stage), GROUPS, {})
     for task in graph.tasks.values():
         source = task.arguments.get(name, Source())

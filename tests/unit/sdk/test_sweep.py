@@ -59,8 +59,8 @@ def test_a_grid_makes_all_combinations(file: Path) -> None:
         for beta in (0.05, 0.1)
         for objective in ("dpo", "ipo")
     ]
-    nested = read_run([file], grids=["evaluate_max_new_tokens=8"]).usable()
-    assert nested.parameters["variants"] == [{"evaluate": {"sampling": {"max_new_tokens": 8}}}]
+    nested = read_run([file], grids=["evaluate_judge_max_length=512"]).usable()
+    assert nested.parameters["variants"] == [{"evaluate": {"judge": {"max_length": 512}}}]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,8 @@ def test_a_grid_makes_all_combinations(file: Path) -> None:
         ("mix_seed=1,2", "seed is one for all stages"),
         ("train_beta=0.1,0.1", "each variant once"),
         ("select_strategy=all,best_worst", "a strategy that makes pairs"),
+        ("evaluate_max_new_tokens=8", "expected 1024, with which the reference completions are sampled"),
+        ("evaluate_model_weight=0.5,1", "one value for all variants"),
     ],
 )
 def test_a_grid_that_cannot_be_run_is_refused_where_it_was_written(file: Path, grid: str, words: str) -> None:
@@ -107,6 +109,19 @@ def test_every_variant_is_held_to_the_rules_of_a_run_by_itself() -> None:
     assert told([{"select": {"strategy": "all"}, "train": {"objective": "qrpo", "beta": 0.1}}]) == []
     [text] = told([{"train": {"bta": 0.1}}])
     assert text == "variants[0].train.bta: a setting of train; did you mean beta?"
+
+
+def test_both_policies_are_sampled_and_rewarded_alike() -> None:
+    """What `evaluate` would refuse when the model is trained is refused before anything runs."""
+    [text] = told([], evaluate_options={"sampling": {"temperature": 0.3}})
+    assert text.startswith("evaluate_options.sampling.temperature: 1.0, with which the reference completions")
+    [text] = told([{}, {"evaluate": {"sampling": {"n": 4}}}])
+    assert text.startswith("variants[1].evaluate.sampling.n: 10, with which")
+    [text] = told([], evaluate_options={"reward": {"functions": ["kubealign_components.rewards:other"]}})
+    assert text.startswith("evaluate_options.reward.functions: ")
+    alike = {"sampling": {"memory_fraction": 0.5, "dtype": "bfloat16"}, "reward": {"over_length": "drop"}}
+    assert told([], sample_options={"sampling": {"temperature": 0.3}}, evaluate_options=alike) == []
+    assert told([], sample_n=0, evaluate_options={"sampling": {"n": 4}}) == []
 
 
 def test_what_is_no_list_of_variants_is_told() -> None:
