@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from kubealign_components.data.bootstrap import CONFIDENCE, RESAMPLES
 
 Floats = NDArray[np.float64]
 _WEIGHTS_AT_ONCE = 2**22  # of resamples: 32 MiB
+_ROUNDING = 1e-12  # what is below this share of a number is what rounding left of it
 
 
 def simultaneous_intervals(
@@ -17,11 +19,17 @@ def simultaneous_intervals(
     """Intervals of the means of several rows, which all hold together with the probability ``confidence``.
 
     Each is the mean ± c standard errors with one c: the quantile of the largest deviation of any row's mean
-    over resampled columns, in its standard errors. Columns are drawn whole, so rows that go together, such as
+    over resampled columns, in the standard errors of the resample itself (bootstrap-t), without which the
+    intervals of few columns are too short. Columns are drawn whole, so rows that go together, such as
     variants on the same prompts, are not charged for as if they did not, as Bonferroni charges.
 
+    Rows that resampling cannot judge, since many a resample has one number alone, get Student's t and pay as
+    Bonferroni has it. One that never varies tells nothing of how much it might: its interval is as wide as
+    the widest of the others. Where no row varies, the intervals are the means.
+
     White, A Reality Check for Data Snooping, Econometrica 68 (2000); Romano and Wolf, Exact and Approximate
-    Stepdown Methods for Multiple Hypothesis Testing, JASA 100 (2005).
+    Stepdown Methods for Multiple Hypothesis Testing, JASA 100 (2005); Efron and Tibshirani, An Introduction
+    to the Bootstrap (1993), chapter 12.
 
     Args:
         values: shape (rows, columns), at least two columns.
@@ -32,27 +40,38 @@ def simultaneous_intervals(
     Returns:
         lower and upper ends, shape (rows,) each.
     """
-    means = values.mean(axis=1)
-    errors = values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
-    errors[np.ptp(values, axis=1) == 0] = 0.0  # what rounding leaves of the deviation of equal numbers
-    varying = errors > 0
+    means, (rows, columns) = values.mean(axis=1), values.shape
+    errors = values.std(axis=1, ddof=1) / np.sqrt(columns)
+    varying = np.ptp(values, axis=1) > 0  # what rounding leaves of the deviation of equal numbers is no error
     if not varying.any():
         return means, means.copy()
-    largest = _largest_deviations(values[varying], errors[varying], seed, resamples)
-    reach = float(np.quantile(largest, confidence)) * errors
-    return means - reach, means + reach
+    deviations = _deviations(values[varying], errors[varying], seed, resamples)
+    missed = (1 - confidence) / rows  # how often each may miss its mean, were no two to do so together
+    able = np.isinf(deviations).mean(axis=0) <= missed / 2
+    reach = errors[varying] * float(student.ppf(1 - missed / 2, columns - 1))
+    if able.any():
+        quantile = np.quantile(deviations[:, able].max(axis=1), 1 - missed * able.sum(), method="higher")
+        reach[able] = errors[varying][able] * quantile
+    widths = np.full(rows, reach.max())
+    widths[varying] = reach
+    return means - widths, means + widths
 
 
-def _largest_deviations(values: Floats, errors: Floats, seed: int, resamples: int) -> Floats:
-    """Of each resample the largest deviation of a row's mean, in standard errors; shape (resamples,)."""
+def _deviations(values: Floats, errors: Floats, seed: int, resamples: int) -> Floats:
+    """Of each resample the deviation of each row's mean, in the resample's standard errors; infinite where
+    the resample has one number alone, which is not the mean. Shape (resamples, rows)."""
     columns, draw = values.shape[1], np.random.default_rng(seed)
-    centred = values - values.mean(axis=1, keepdims=True)
-    at_once, largest = max(1, _WEIGHTS_AT_ONCE // columns), []
+    centred = (values - values.mean(axis=1, keepdims=True)).T
+    at_once, deviations = max(1, _WEIGHTS_AT_ONCE // columns), []
     for start in range(0, resamples, at_once):
         size = min(at_once, resamples - start)
-        weights = draw.multinomial(columns, np.full(columns, 1 / columns), size=size)
-        largest.append(np.abs(weights @ centred.T / columns / errors).max(axis=1))
-    return np.concatenate(largest)
+        shares = draw.multinomial(columns, np.full(columns, 1 / columns), size=size) / columns
+        moved = np.abs(shares @ centred)
+        variances = (shares @ centred**2 - moved**2) / (columns - 1)
+        alone = variances <= _ROUNDING * errors**2
+        own = moved / np.sqrt(np.where(alone, 1.0, variances))
+        deviations.append(np.where(alone, np.where(moved > _ROUNDING * errors, np.inf, 0.0), own))
+    return np.concatenate(deviations)
 
 
 def pairwise_intervals(values: Floats, *, seed: int) -> tuple[Floats, Floats]:

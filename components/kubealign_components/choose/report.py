@@ -82,7 +82,7 @@ def _notes(rows: Sequence[ChoiceRow], chosen: ChoiceRow | None, prompts: int) ->
             f"prompts: {'; '.join(equal)}. Where they are cheaper in KL or length, take one of them."
         )
     if prompts < FEW:
-        yield f"{prompts} held-out prompts are few for {len(rows)} variants: bounds on so few are rough."
+        yield f"{prompts} held-out prompts are few for {len(rows)} variants: bounds on so few are wide."
 
 
 def _head(chosen: ChoiceRow | None) -> list[str]:

@@ -26,7 +26,7 @@ from kubealign_components.errors import GateError
 from kubealign_components.reports.html import REPORT, copy_report, write_report
 from kubealign_components.store import join
 
-VERSION = 1
+VERSION = 2
 
 
 def run(
