@@ -22,6 +22,7 @@ from kubealign_components.data.principles import JUDGE, Principle, PrincipleSet,
 from kubealign_components.data.templates import load_judge_template
 from kubealign_components.engines.dtypes import DTYPES, resolved_dtype
 from kubealign_components.engines.judging_functions import FunctionJudge, JudgingFunction
+from kubealign_components.engines.reward_functions import require_one_of_each_name
 from kubealign_components.engines.reward_input import RewardInput
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class JudgeSpec(TemplateConfig):
         self.check_template()
         require(bool(self.judge), "judge", self.judge, "a model directory, URI or hub id")
         require_choice("dtype", self.dtype, DTYPES)
+        require_one_of_each_name(self.functions)
         require(self.max_length >= 0, "max_length", self.max_length, "0 or a number of tokens")
         require(self.token_budget > 0, "token_budget", self.token_budget, "a positive number")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -135,6 +135,20 @@ class RewardFunctionSpec:
 def names_function(text: str) -> bool:
     """Whether ``text`` has the form of a function's name, whether or not there is such a function."""
     return text in SHIPPED or bool(_FILE.fullmatch(text) or _MODULE.fullmatch(text))
+
+
+def require_one_of_each_name(functions: Sequence[RewardFunctionSpec]) -> None:
+    """Raise :class:`ConfigError` where a recipe could not tell two functions apart, by whose names it says
+    what they are."""
+    first: dict[str, RewardFunctionSpec] = {}
+    for function in functions:
+        other = first.setdefault(function.recipe_name, function)
+        require(
+            (other.module, other.source) == (function.module, function.source),
+            "functions",
+            function.function,
+            f"a file of another name: {other.function} is called {function.recipe_name} too",
+        )
 
 
 class LoadedFunction:

@@ -25,6 +25,7 @@ from kubealign_components.engines.reward_functions import (
     LoadedFunction,
     RewardFunctionSpec,
     clip,
+    require_one_of_each_name,
     require_weight,
 )
 from kubealign_components.engines.reward_input import Message, Refused, RewardInput
@@ -85,7 +86,7 @@ class RewardSpec:
         require(
             bool(self.functions or self.model), "reward", None, "a reward function, a reward model, or both"
         )
-        _require_one_of_each_name(self.functions)
+        require_one_of_each_name(self.functions)
         require_weight("model_weight", self.model_weight)
         require_choice("over_length", self.over_length, ("drop", "fail"))
         require_choice("dtype", self.dtype, SAVED)
@@ -107,20 +108,6 @@ class RewardSpec:
         """Names of the model and the functions, for a dataset's slug."""
         names = [self.model.rstrip("/").rsplit("/", 1)[-1]] if self.model else []
         return "_".join([*names, *(f.name for f in self.functions)])
-
-
-def _require_one_of_each_name(functions: Sequence[RewardFunctionSpec]) -> None:
-    """Raise :class:`ConfigError` where a recipe could not tell two functions apart, by whose names it says
-    what they are."""
-    first: dict[str, RewardFunctionSpec] = {}
-    for function in functions:
-        other = first.setdefault(function.recipe_name, function)
-        require(
-            (other.module, other.source) == (function.module, function.source),
-            "functions",
-            function.function,
-            f"a file of another name: {other.function} is called {function.recipe_name} too",
-        )
 
 
 def reward_words(spec: RewardSpec) -> list[str]:

@@ -45,7 +45,9 @@ class ActiveRanking:
     _fitted: Strengths | None = None
 
     def ask(self) -> list[PositionPair]:
-        """The pairs of the next round; none when the ranking is finished."""
+        """The pairs of the next round; none when the ranking is finished, or nothing is there to compare."""
+        if self.count < 2:
+            return []
         room = self.most - len(self.outcomes)
         rest = [
             p for p in combinations(range(self.count), 2) if p not in self.outcomes and p not in self.refused

@@ -7,6 +7,7 @@ are the rewards. They have a mean of 0 in each prompt: rewards of two prompts ar
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,10 +35,11 @@ from kubealign_components.data.seeds import seed_for
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.engines.judge import Judgement, JudgeSpec, Pair, PairJudge
-from kubealign_components.engines.rewards import flatten_text
+from kubealign_components.engines.reward_input import RewardInput
+from kubealign_components.engines.rewards import flatten_text, reward_inputs
 from kubealign_components.rank.active import ActiveRanking, PositionPair
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,8 +159,12 @@ class RankStage:
         self._left_out = 0
 
     def keys(self, row: TokenizedRow) -> list[str]:
-        """A hash of the conversation and the set of texts, whoever wrote them and how often."""
-        return [digest([row["messages"], _texts(row)])] if row["completions"] else []
+        """A hash of the conversation and the set of texts, whoever wrote them and how often, and of what else
+        functions see."""
+        if not row["completions"]:
+            return []
+        seen = [dataclasses.asdict(one) for one in _inputs(row)] if self._judge.spec.functions else []
+        return [digest([row["messages"], _texts(row), *seen])]
 
     def compute(
         self, slices: Iterator[list[Missing[TokenizedRow]]]
@@ -212,7 +218,7 @@ class RankStage:
             resolved=self._resolved,
             seed=seed_for(0, "rank", missing.keys[0]),
         )
-        return _Contest(json.loads(missing.row["messages"]), texts, ranking)
+        return _Contest(json.loads(missing.row["messages"]), texts, _inputs(missing.row), ranking)
 
     def _preferred(self, judgements: Sequence[Judgement] | None) -> tuple[float, float] | None:
         """Probabilities that the first text is preferred under a principle that is drawn by weight, when it
@@ -230,12 +236,15 @@ class _Contest:
 
     messages: Sequence[Mapping[str, object]]
     texts: Sequence[str]
+    inputs: Sequence[RewardInput]
+    """The texts as a reward function sees them."""
     ranking: ActiveRanking
 
     def pair(self, positions: PositionPair) -> Pair:
         """What the judge is asked."""
         one, other = positions
-        return Pair(self.messages, self.texts[one], self.texts[other])
+        inputs = (self.inputs[one], self.inputs[other])
+        return Pair(self.messages, self.texts[one], self.texts[other], inputs)
 
     def result(self) -> RankResult:
         """What came of it; a text alone is of average worth."""
@@ -256,6 +265,17 @@ class _Contest:
 def _texts(row: TokenizedRow) -> list[str]:
     """The different texts of a row's completions, in the one order that does not depend on theirs."""
     return sorted({_text(completion) for completion in row["completions"]})
+
+
+def _inputs(row: TokenizedRow) -> list[RewardInput]:
+    """What a reward function sees of each different text: of the completions that have it one and the same,
+    whatever their order."""
+
+    def seen(completion: Completion) -> str:
+        return digest([completion["messages"], completion["num_tokens"], completion["finish_reason"]])
+
+    of_text = {_text(completion): completion for completion in sorted(row["completions"], key=seen)}
+    return reward_inputs(row, [of_text[text] for text in _texts(row)])
 
 
 def _text(completion: Completion) -> str:

@@ -49,7 +49,7 @@ from kubealign_components.select.used_rewards import (
 )
 from kubealign_components.training.config import INCLUSIVE, LEAVE_ONE_OUT
 
-VERSION = 2
+VERSION = 3
 
 ALL = "all"
 """The pointwise strategy: every completion of the pool, no pairs."""
@@ -263,9 +263,10 @@ class _Batch:
         self.row: Ints = np.repeat(np.arange(self.rows), np.diff(offsets))
         self.ids = self.completions.field("completion_id")
         self.reward: Floats = self.completions.field("reward").to_numpy(zero_copy_only=False)
-        error: Floats = self.completions.field("reward_se").to_numpy(zero_copy_only=False)
+        self.error: Floats = self.completions.field("reward_se").to_numpy(zero_copy_only=False)
+        """Standard errors of the rewards, NaN where there is none."""
         width = NormalDist().inv_cdf((1 + config.reward_interval) / 2)
-        self.margin: Floats = width * np.nan_to_num(error)
+        self.margin: Floats = width * np.nan_to_num(self.error)
         self.overlapping: Bools = np.zeros(self.rows, dtype=np.bool_)
         """Prompts with pairs, of which the intervals of all overlap."""
         self.reference: Bools = pc.fill_null(self.completions.field("reference"), False).to_numpy(
@@ -297,7 +298,9 @@ class _Batch:
         elif self.config.rewards == SHUFFLED:
             keys = [id_keys(self.ids, self.config.seed, purpose) for purpose in ("shuffle to", "shuffle of")]
             origin = shuffle_within(self.row, self.reference, *keys)
-            self.reward, self.margin = self.given[origin], self.margin[origin]
+            self.reward, self.error, self.margin = (
+                one[origin] for one in (self.given, self.error, self.margin)
+            )
             self.given = self.reward
 
     def count_agreement(self) -> None:
@@ -442,7 +445,7 @@ class _Batch:
         kept = take(self.completions, selected)
         made = {"quantile_reward": self.quantile}
         if self.config.rewards != AS_GIVEN:
-            made |= {"reward": self.reward}
+            made |= {"reward": self.reward, "reward_se": self.error}
         columns = {name: pa.array(own[selected], from_pandas=True) for name, own in made.items()}
         return pa.StructArray.from_arrays(
             [columns.get(f.name, kept.field(f.name)) for f in COMPLETION],

@@ -404,6 +404,17 @@ def test_functions_that_cannot_judge_are_refused(
         PairJudge(spec)
 
 
+def test_files_of_one_name_do_not_judge_under_two_principles() -> None:
+    functions = with_functions(
+        {"principle": "Brief", "function": "a/score.py:score"},
+        {"principle": "Kind", "function": "b/score.py:score"},
+    )
+    with pytest.raises(ConfigError, match=r"functions='b/score.py:score'.*a/score.py:score is called"):
+        JudgeSpec(judge="some/model", functions=functions)
+    again = [{"principle": name, "function": "a/score.py:score"} for name in ("Brief", "Kind")]
+    JudgeSpec(judge="some/model", functions=with_functions(*again))
+
+
 def test_a_function_that_refuses_a_completion_is_named(
     rows: list[dict[str, Any]],
     make_dataset: Callable[..., Dataset],

@@ -19,6 +19,7 @@ from kubealign_components.data.schemas import COMPLETIONS, REWARDED, RewardedRow
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.worker import Missing
 from kubealign_components.engines.judge import Judgement, JudgeSpec, Pair, PairJudge
+from kubealign_components.engines.judging_functions import JudgingFunction
 from kubealign_components.errors import ConfigError
 from kubealign_components.rank.bradley_terry import Comparisons, fit
 from kubealign_components.rank.stage import RankConfig, RankStage, run
@@ -128,6 +129,39 @@ def test_what_is_too_long_to_compare_is_left_out_and_counted(
     assert rewards_by_text(second) == {"alone": (0.0, 0.0)}
     counts = made.manifest.stats["counts"]
     assert (counts["completions_over_length"], counts["pairs_over_length"]) == (1, 2)
+    assert counts["comparisons"] == 1  # nothing is compared with itself
+    assert made.manifest.stats["sums"]["consistent"][1] == 1
+
+
+def test_functions_rank_by_what_they_see_of_a_text(
+    make_dataset: MakeDataset, tiny_model: Path, principles: str, tmp_path: Path
+) -> None:
+    rows = sampled_rows([["whole", "cut", "whole"]])
+    rows[0]["completions"][1]["finish_reason"] = "length"
+    finished = {"kind": "regex", "pattern": ".*", "finished": True}
+    functions = tuple(
+        JudgingFunction(principle=name, function="format_match", settings=finished)
+        for name in ("Brief", "Kind")
+    )
+    made = ranked(
+        make_dataset(rows, COMPLETIONS), tmp_path, tiny_model, principles=principles, functions=functions
+    )
+    worth = rewards_by_text(next(made.iter_rows(of=RewardedRow)))
+    assert worth["whole"][0] > 0 > worth["cut"][0]
+
+
+def test_results_are_kept_by_what_functions_see_where_there_are_some() -> None:
+    rows = sampled_rows([["whole", "cut", "whole"]]) * 3
+    rows[1:] = [{**row, "completions": [dict(c) for c in row["completions"][::-1]]} for row in rows[1:]]
+    rows[2]["completions"][1]["finish_reason"] = "length"
+    judge = PlantedJudge()
+    stage = RankStage(judge, comparisons=3, resolved=1)  # type: ignore[arg-type]
+    plain = [stage.keys(row) for row in rows]
+    assert plain[0] == plain[1] == plain[2]
+    function = JudgingFunction(principle="Even", function="brevity", settings={})
+    judge.spec = JudgeSpec(judge="planted", functions=(function,))
+    seen = [stage.keys(row) for row in rows]
+    assert seen[0] == seen[1] != seen[2]
 
 
 class PlantedJudge:
@@ -138,6 +172,8 @@ class PlantedJudge:
         version=1,
         principles=(Principle(name="Even", positive="x", weight=9.0), Principle(name="Odd", positive="y")),
     )
+
+    spec = JudgeSpec(judge="planted")
 
     def __init__(self) -> None:
         self.asked: list[Pair] = []

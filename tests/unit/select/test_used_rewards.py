@@ -37,6 +37,7 @@ def rewarded(folder: Path, prompts: list[Made]) -> Dataset:
                 token_ids=[k, *[5] * (length - 1)],
                 num_tokens=length,
                 reward=reward,
+                reward_se=abs(reward) * 1e-9 if k else None,
                 finish_reason="stop",
             )
             for k, (length, reward) in enumerate(made)
@@ -145,6 +146,11 @@ def test_a_null_run_has_the_rewards_of_each_prompt_at_random_and_says_so(tmp_pat
     }
     for plain, null in zip(rewards["plain"], rewards["null"], strict=True):
         assert Counter(plain) == Counter(null)
+    worth = {
+        name: [Counter((c["reward"], c["reward_se"]) for c in row["completions"]) for row in one.iter_rows()]
+        for name, one in made.items()
+    }
+    assert worth["plain"] == worth["null"]  # a reward keeps the standard error that is its own
     flat = {
         name: np.concatenate([np.array(of_row) - np.mean(of_row) for of_row in rows])
         for name, rows in rewards.items()
