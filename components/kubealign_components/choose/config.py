@@ -12,9 +12,11 @@ class ChooseConfig:
     """Settings of ``choose``."""
 
     max_kl: float | None = None
-    """Most nats a completion that the chosen model may be away from its reference; null for any number."""
+    """Most nats a completion that the chosen model may be away from its reference, by the upper end of its
+    interval; null for any number."""
     max_length_ratio: float | None = None
-    """Most tokens of a completion of the chosen model, in those of its reference; null for any number."""
+    """Most tokens of a completion of the chosen model, in those of its reference, by the upper end of its
+    interval; null for any number."""
     seed: int = 0
     """Of the bootstrap."""
     min_gain: float | None = execution(None)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from markupsafe import Markup
 
 from kubealign_components.choose.config import ChooseConfig
-from kubealign_components.choose.variants import Variant, setting_text
+from kubealign_components.choose.variants import Variant, letter, setting_text
 from kubealign_components.data.choice_rows import ChoiceRow
 from kubealign_components.reports.charts import Spot, front
 from kubealign_components.reports.html import render
@@ -34,12 +34,12 @@ def report_html(rows: Sequence[ChoiceRow], variants: Sequence[Variant], config: 
         chosen=chosen,
         verdict=_verdict(chosen, prompts),
         rule=_rule(config),
-        notes=list(_notes(rows, chosen, prompts)),
+        notes=[*_notes(rows, chosen, prompts), *_lost(variants)],
         charts=list(_charts(rows)),
         head=["variant", *(name.replace("_", " ") for name in names), *_head(chosen)],
-        numbers=[_cells(number, row, names, chosen) for number, row in enumerate(rows, start=1)],
+        numbers=[_cells(letter(position), row, names, chosen) for position, row in enumerate(rows)],
         numeric=list(range(1 + len(names), 1 + len(names) + len(_head(chosen)))),
-        models=[(f"{number}: {row['variant']}", row["model"]) for number, row in enumerate(rows, start=1)],
+        models=[(f"{letter(position)}: {row['variant']}", row["model"]) for position, row in enumerate(rows)],
     )
 
 
@@ -63,6 +63,7 @@ def _rule(config: ChooseConfig) -> str:
         else "",
     ]
     among = " and ".join(filter(None, limits))
+    among += " by the upper end of its 95 % interval, for all variants at once" if among else ""
     return (
         f"The rule: the highest lower bound of the gain{f', among variants with {among}' if among else ''}; "
         "of equal ones, the nearest to the reference."
@@ -85,15 +86,24 @@ def _notes(rows: Sequence[ChoiceRow], chosen: ChoiceRow | None, prompts: int) ->
         yield f"{prompts} held-out prompts are few for {len(rows)} variants: bounds on so few are wide."
 
 
+def _lost(variants: Sequence[Variant]) -> Iterator[str]:
+    """Which variants have no answers to prompts that others have answers to."""
+    lost = [(letter(position), variant) for position, variant in enumerate(variants) if variant.lost]
+    if lost:
+        names = "; ".join(f"{name} ({variant.name}) lacks {variant.lost}" for name, variant in lost)
+        left_out = variants[0].prompts + variants[0].lost - len(variants[0].gains)
+        yield f"{left_out} held-out prompts are not compared, as not every variant has them: {names}."
+
+
 def _head(chosen: ChoiceRow | None) -> list[str]:
     """Headings of the numbers."""
     behind = ["behind the chosen one"] if chosen is not None else []
     return ["gain in reward", "KL, nats a completion", "tokens a completion", *behind]
 
 
-def _cells(number: int, row: ChoiceRow, names: Sequence[str], chosen: ChoiceRow | None) -> list[str]:
+def _cells(name: str, row: ChoiceRow, names: Sequence[str], chosen: ChoiceRow | None) -> list[str]:
     settings = json.loads(row["settings"])
-    words = [str(number), *(["chosen"] if row["chosen"] else []), *(["front"] if row["on_front"] else [])]
+    words = [name, *(["chosen"] if row["chosen"] else []), *(["front"] if row["on_front"] else [])]
     kl = "" if row["kl"] is None else _between(row["kl"], row["kl_low"], row["kl_high"], ".3f")
     numbers = [
         _between(row["gain"], row["gain_low"], row["gain_high"], "+.4f"),
@@ -113,7 +123,7 @@ def _between(mean: float, low: float | None, high: float | None, form: str) -> s
 
 def _charts(rows: Sequence[ChoiceRow]) -> Iterator[Markup]:
     gains = [(row["gain"], row["gain_low"], row["gain_high"]) for row in rows]
-    kinds = [(str(n), row["on_front"], row["chosen"]) for n, row in enumerate(rows, start=1)]
+    kinds = [(letter(position), row["on_front"], row["chosen"]) for position, row in enumerate(rows)]
     lengths = [(row["length"], row["length_low"], row["length_high"]) for row in rows]
     kls = [(row["kl"], row["kl_low"], row["kl_high"]) for row in rows]
     estimated = [

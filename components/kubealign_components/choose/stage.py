@@ -1,7 +1,8 @@
 """choose: set the variants of a sweep beside each other and choose one.
 
 Chosen is the highest lower bound of the gain in reward, among the variants that keep to the limits. The
-bounds hold for all variants at once, so they hold for the one that was chosen for its bound, too.
+bounds hold for all variants at once, so they hold for the one that was chosen for its bound, too; so do the
+upper ends by which limits are kept.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def compare(variants: Sequence[Variant], config: ChooseConfig) -> Compared:
         [[-one.gains.mean(), math.nan if one.kl is None else one.kl[0], one.length] for one in variants]
     )
     costs = costs[:, ~np.isnan(costs).any(axis=0)]
-    able = [position for position, one in enumerate(variants) if _keeps(one, config)]
+    able = [position for position, keeps in enumerate(_keeping(variants, config)) if keeps]
     return Compared(
         variants=variants,
         low=low,
@@ -113,11 +114,17 @@ def compare(variants: Sequence[Variant], config: ChooseConfig) -> Compared:
     )
 
 
-def _keeps(variant: Variant, config: ChooseConfig) -> bool:
-    """Whether it may be chosen; a KL that was not estimated keeps to no limit."""
-    within = config.max_kl is None or _kl(variant) <= config.max_kl
-    ratio = variant.length / variant.reference_length
-    return within and (config.max_length_ratio is None or ratio <= config.max_length_ratio)
+def _keeping(variants: Sequence[Variant], config: ChooseConfig) -> list[bool]:
+    """Which may be chosen: those of which the upper end of KL and of length keeps to the limit, so that none
+    passes for a lucky estimate; a KL that was not estimated keeps to no limit."""
+    keeping = np.ones(len(variants), dtype=np.bool_)
+    if config.max_kl is not None:
+        highest = [one.kl_at_most(among=len(variants)) for one in variants]
+        keeping &= np.array(highest) <= config.max_kl
+    if config.max_length_ratio is not None:
+        over = [one.lengths - config.max_length_ratio * one.reference_lengths for one in variants]
+        keeping &= simultaneous_intervals(np.array(over), seed=config.seed)[1] <= 0
+    return keeping.tolist()
 
 
 def _kl(variant: Variant) -> float:
@@ -155,10 +162,12 @@ def _row(compared: Compared, position: int, seed: int) -> ChoiceRow:
 
 def _numbers(compared: Compared) -> dict[str, float]:
     """The numbers of the whole, and those of the chosen one's evaluation."""
+    prompts = len(compared.variants[0].gains)
     numbers = {
         "variants": float(len(compared.variants)),
         "on_front": float(sum(compared.front)),
-        "compared_prompts": float(len(compared.variants[0].gains)),
+        "compared_prompts": float(prompts),
+        "prompts_not_compared": float(compared.variants[0].prompts + compared.variants[0].lost - prompts),
     }
     if compared.chosen is None:
         return numbers
@@ -175,8 +184,8 @@ def _check_gates(config: ChooseConfig, stats: Stats, output: str) -> None:
     where = f"what all have is in {join(output, REPORT)}"
     if "chosen_gain" not in stats.numbers:
         raise GateError(
-            f"no variant keeps to max_kl={config.max_kl} and max_length_ratio={config.max_length_ratio}; "
-            f"{where}"
+            f"no variant keeps to max_kl={config.max_kl} and max_length_ratio={config.max_length_ratio} with "
+            f"the upper end of its interval; {where}"
         )
     low = stats.numbers["chosen_gain_low"]
     if config.min_gain is not None and low < config.min_gain:

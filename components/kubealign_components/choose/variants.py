@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from kubealign_components.errors import ConfigError, DataError
 
 NORMAL = 1.96
 """Standard errors to either end of a 95 % interval."""
+ERROR = 0.05
+"""How often one of the limits that are kept to may not be, of all variants together."""
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +39,12 @@ class Variant:
     """The same minus that of the reference's completions."""
     lengths: Floats
     """Mean tokens of the aligned model's completions of each prompt."""
-    reference_length: float
-    """Mean tokens of a completion of the reference."""
+    reference_lengths: Floats
+    """Mean tokens of the reference's completions of each prompt."""
+    prompts: int
+    """Prompts of its evaluation, those that others lack among them."""
+    lost: int
+    """Prompts of the others' evaluations that its own lacks."""
 
     @property
     def numbers(self) -> Mapping[str, float]:
@@ -60,6 +69,13 @@ class Variant:
             return None
         mean, error = self.numbers["kl_per_completion"], self.numbers["kl_standard_error"]
         return mean, mean - NORMAL * error, mean + NORMAL * error
+
+    def kl_at_most(self, *, among: int) -> float:
+        """The KL that it has at most, with 95 % for all of ``among`` variants (Bonferroni); infinite where it
+        was not estimated."""
+        if self.kl is None:
+            return math.inf
+        return self.kl[0] + NormalDist().inv_cdf(1 - ERROR / among) * self.numbers["kl_standard_error"]
 
     @property
     def model(self) -> Mapping[str, str]:
@@ -88,11 +104,20 @@ def variants_of(evaluations: Sequence[Dataset]) -> list[Variant]:
             f"{len(shared)} held-out prompts are in all {len(rows)} evaluations, expected 2 or more: let the "
             "variants differ in nothing that chooses prompts, such as evaluate_max_prompts"
         )
-    made = [
-        _variant(name, one, own, [of_one[prompt] for prompt in shared])
-        for name, one, own, of_one in zip(_names(settings), evaluations, settings, rows, strict=True)
-    ]
-    return sorted(made, key=lambda variant: [_order(value) for value in variant.settings.values()])
+    order = sorted(range(len(rows)), key=lambda i: [_order(value) for value in settings[i].values()])
+    names, every = _names([settings[i] for i in order]), len({name for own in rows for name in own})
+    made = []
+    for name, i in zip(names, order, strict=True):
+        both, own = [rows[i][prompt] for prompt in shared], len(rows[i])
+        made.append(_variant(name, evaluations[i], settings[i], both, prompts=own, lost=every - own))
+    return made
+
+
+def letter(position: int) -> str:
+    """What marks the variant at ``position`` on the page: A, B, …, Z, AA, …; numbers are those of the run
+    file, in the order of which nobody hands variants over."""
+    before, own = divmod(position, len(LETTERS))
+    return (letter(before - 1) if before else "") + LETTERS[own]
 
 
 def differing(settings: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
@@ -114,7 +139,13 @@ def setting_text(value: object) -> str:
 
 
 def _variant(
-    name: str, evaluation: Dataset, settings: Mapping[str, object], rows: Sequence[EvaluationRow]
+    name: str,
+    evaluation: Dataset,
+    settings: Mapping[str, object],
+    rows: Sequence[EvaluationRow],
+    *,
+    prompts: int,
+    lost: int,
 ) -> Variant:
     rewards = {side: _means(rows, side, "reward") for side in ("reference", "aligned")}
     return Variant(
@@ -124,7 +155,9 @@ def _variant(
         rewards=rewards["aligned"],
         gains=rewards["aligned"] - rewards["reference"],
         lengths=_means(rows, "aligned", "num_tokens"),
-        reference_length=float(_means(rows, "reference", "num_tokens").mean()),
+        reference_lengths=_means(rows, "reference", "num_tokens"),
+        prompts=prompts,
+        lost=lost,
     )
 
 
@@ -164,8 +197,8 @@ def _flat(params: Mapping[str, object], before: str = "") -> Iterator[tuple[str,
 
 
 def _names(settings: Sequence[Mapping[str, object]]) -> list[str]:
-    """A name for each, of its settings; numbers where these do not tell all apart."""
+    """A name for each, of its settings; letters where these do not tell all apart."""
     texts = [", ".join(f"{name}={setting_text(value)}" for name, value in own.items()) for own in settings]
     if max(Counter(texts).values()) == 1 and all(texts):
         return texts
-    return [f"variant {position}" for position in range(1, len(settings) + 1)]
+    return [f"variant {letter(position)}" for position in range(len(settings))]

@@ -98,6 +98,10 @@ def test_limits_keep_costly_variants_from_being_chosen(tmp_path: Path) -> None:
     assert [row["chosen"] for row in rows] == [False, True, False]
     rows, _ = chosen_of(tmp_path, evaluations, max_length_ratio=2.0)
     assert [row["chosen"] for row in rows] == [False, False, True]
+    rows, _ = chosen_of(tmp_path, evaluations, max_kl=9.1)  # of which a KL of 9.0 ± 0.1 is not shown
+    assert [row["chosen"] for row in rows] == [False, True, False]
+    with pytest.raises(GateError, match="with the upper end of its interval"):  # 2.975 of 3 tokens by luck
+        chosen_of(tmp_path, evaluations, max_length_ratio=1.02)
     with pytest.raises(GateError, match="no variant keeps to max_kl"):
         chosen_of(tmp_path, evaluations, max_kl=0.5)
     with pytest.raises(GateError, match=r"expected at least min_gain=\+0\.6000"):
@@ -122,6 +126,10 @@ def test_only_prompts_that_all_have_are_compared(tmp_path: Path) -> None:
     ]
     _, stats = chosen_of(tmp_path, evaluations)
     assert stats.numbers["compared_prompts"] == 20
+    page = Page((tmp_path / "choice-0.html").read_text())
+    assert stats.numbers["prompts_not_compared"] == 20
+    assert "20 held-out prompts are not compared" in page.text
+    assert "A (train_beta=0.1) lacks 10; B (train_beta=0.2) lacks 10" in page.text
     with pytest.raises(DataError, match="1 held-out prompts are in all 2 evaluations"):
         chosen_of(tmp_path, [evaluations[1], evaluation(tmp_path, 0.3, 0.1, prompts=range(11))])
 
@@ -150,4 +158,5 @@ def test_the_page_names_the_rule_the_correction_and_who_is_as_good(tmp_path: Pat
     assert "20 held-out prompts are few" in page.text
     assert len(page.charts) == 2
     assert not page.loaded
+    assert [row[0][0] for row in page.rows if row[1:]][1:4] == ["A", "B", "C"]
     assert [row[1] for row in page.rows if row[1:]][:4] == ["train beta", "0.1", "0.2", "0.3"]
