@@ -118,7 +118,7 @@ class PairJudge:
         self.principles = judging_principles(spec)
         self._functions = FunctionJudge(spec.functions, self.principles.names)
         self._asked = [one for one in self.principles if one.name not in self._functions]
-        self.files = find_model(spec.judge, spec.revision)
+        self.files = find_model(spec.judge, spec.revision, weights=bool(self._asked))
         self._adapter = find_adapter(spec.adapter, "adapter") if spec.adapter else None
         self._template = load_judge_template(spec.template)
         self._settings = _template_settings(spec, self.files, judged)
@@ -142,17 +142,17 @@ class PairJudge:
         Of the principles only what the judge is shown, so that judgements still hold when weights or
         negative statements have been edited.
         """
+        asked = self._params_of_model() if self.asks_model else {}
+        return asked | self._functions.params() | {"principles": self.principles.statements()}
+
+    def _params_of_model(self) -> dict[str, object]:
         own = ("judge", "revision", "adapter", "principles", "principle_names", "functions", "template")
         settings = {k: v for k, v in semantic_params(self.spec).items() if k not in own}
         return (
             settings
             | {"dtype": resolved_dtype(self.spec.dtype)}
             | self._settings.params()
-            | self._functions.params()
-            | {
-                "principles": self.principles.statements(),
-                "template": self._template.identity(),
-            }
+            | {"template": self._template.identity()}
         )
 
     @cached_property
@@ -170,12 +170,10 @@ class PairJudge:
             ConfigError: 4 bits are asked for on a machine without CUDA, or the adapter does not fit.
             EngineError: the judge cannot be loaded, or gives no finite number; or a function failed.
         """
-        names = self.principles.names
         by_model = self._by_model(pairs) if self.asks_model else [{} for _ in pairs]
-        return [
-            None if own is None else [own.get(name) or self._by_function(name, pair) for name in names]
-            for pair, own in zip(pairs, by_model, strict=True)
-        ]
+        fitting = [(pair, own) for pair, own in zip(pairs, by_model, strict=True) if own is not None]
+        by_function = iter(self._by_functions([pair for pair, _ in fitting]))
+        return [None if own is None else self._in_order(own | next(by_function)) for own in by_model]
 
     def close(self) -> None:
         """Free the model's memory, and end the functions' processes."""
@@ -205,10 +203,18 @@ class PairJudge:
             of_pair[principle.name] = Judgement(principle.name, prefers_first, -prefers_second)
         return of_pair
 
-    def _by_function(self, principle: str, pair: Pair) -> Judgement:
-        assert pair.inputs is not None, "functions judge by what a reward function sees"
-        preference = self._functions.preference(principle, pair.inputs)
-        return Judgement(principle, preference, preference)
+    def _by_functions(self, pairs: Sequence[Pair]) -> list[dict[str, Judgement]]:
+        """The judgements of each pair that are the functions', by principle."""
+        of_pairs: list[dict[str, Judgement]] = [{} for _ in pairs]
+        inputs = [pair.inputs for pair in pairs if pair.inputs is not None]
+        for principle in self._functions:
+            assert len(inputs) == len(pairs), "functions judge by what a reward function sees"
+            for own, preference in zip(of_pairs, self._functions.preferences(principle, inputs), strict=True):
+                own[principle] = Judgement(principle, preference, preference)
+        return of_pairs
+
+    def _in_order(self, of_pair: Mapping[str, Judgement]) -> list[Judgement]:
+        return [of_pair[name] for name in self.principles.names]
 
     def _start(self) -> Judge:
         from kubealign_components.engines.judge_model import Judge

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from kubealign_components.config import did_you_mean, require
@@ -10,6 +11,9 @@ from kubealign_components.engines.reward_functions import LoadedFunction, Reward
 from kubealign_components.engines.reward_input import Refused, RewardInput
 from kubealign_components.engines.rewards import function_params
 from kubealign_components.errors import EngineError
+
+FUNCTION_IDENTITIES = "function_identities"
+"""What a recipe calls what the functions are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +55,9 @@ class FunctionJudge:
     def __contains__(self, principle: str) -> bool:
         return principle in self._functions
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._functions)
+
     def __len__(self) -> int:
         return len(self._functions)
 
@@ -59,23 +66,33 @@ class FunctionJudge:
         if not self._specs:
             return {}
         identities = {f.spec.recipe_name: f.identity for f in self._functions.values()}
-        return {"functions": function_params(self._specs), "function_identities": identities}
+        return {"functions": function_params(self._specs), FUNCTION_IDENTITIES: identities}
 
-    def preference(self, principle: str, inputs: tuple[RewardInput, RewardInput]) -> float:
-        """By how much the first of ``inputs`` has the higher weighted reward.
+    def preferences(self, principle: str, pairs: Sequence[tuple[RewardInput, RewardInput]]) -> list[float]:
+        """By how much the first of each pair has the higher weighted reward. What stands in several pairs is
+        rewarded once.
 
         Raises:
-            EngineError: the function failed, or refused one of the two.
+            EngineError: the function failed, or refused a completion.
         """
         function = self._functions[principle]
+        rewards = self._rewards(principle, function, {id(one): one for pair in pairs for one in pair})
+        weight = function.spec.weight  # and no negative zero
+        return [weight * (rewards[id(first)] - rewards[id(second)]) or 0.0 for first, second in pairs]
+
+    def _rewards(
+        self, principle: str, function: LoadedFunction, inputs: Mapping[int, RewardInput]
+    ) -> dict[int, float]:
         try:
-            first, second = (function(one) for one in inputs)
+            if function.spec.at_once == 1:  # in this thread, whose signals end an endless call
+                return {key: function(one) for key, one in inputs.items()}
+            with ThreadPoolExecutor(function.spec.at_once, "judge") as threads:
+                return dict(zip(inputs, threads.map(function, inputs.values()), strict=True))
         except Refused as error:
             raise EngineError(
                 f"reward function {function.spec.function} judges by {principle!r} and refused a completion "
                 f"({error.reason}); name one that rewards every completion"
             ) from error
-        return function.spec.weight * (first - second) or 0.0  # no negative zero
 
     def close(self) -> None:
         """End the functions' processes."""

@@ -33,7 +33,7 @@ from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.engines.judge import Judgement, JudgeSpec, Pair, PairJudge
 from kubealign_components.engines.rewards import reward_inputs
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,10 +178,10 @@ class JudgeStage:
 
 
 def _pairs(row: TokenizedRow, pair_positions: Sequence[tuple[int, int]]) -> Iterator[Pair]:
-    messages = json.loads(row["messages"])
+    messages, texts = json.loads(row["messages"]), [_text(c) for c in row["completions"]]
+    inputs = reward_inputs(row, row["completions"])  # one of each, which a function then rewards once
     for one, two in pair_positions:
-        first, second = reward_inputs(row, [row["completions"][one], row["completions"][two]])
-        yield Pair(messages, _text(row["completions"][one]), _text(row["completions"][two]), (first, second))
+        yield Pair(messages, texts[one], texts[two], (inputs[one], inputs[two]))
 
 
 def _lines(judgements: Sequence[Judgement] | None) -> list[OpinionRow] | None:

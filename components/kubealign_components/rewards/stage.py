@@ -29,7 +29,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.engines.rewards import REWARD, Rewarder, RewardSpec, reward_inputs, reward_params
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

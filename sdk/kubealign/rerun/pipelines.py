@@ -10,6 +10,7 @@ from kubealign.rerun.story import Story
 from kubealign_components.data.chat.settings import TEMPLATE_FIELDS
 from kubealign_components.data.fingerprint import Step
 from kubealign_components.data.withdrawals import WITHDRAWN, WITHDRAWN_SOURCES
+from kubealign_components.engines.judging_functions import FUNCTION_IDENTITIES
 from kubealign_components.evaluate.second_reward import SETTING
 from kubealign_components.sources.source import MIXED
 
@@ -109,6 +110,8 @@ class _Rerun:
         )
         for stage, role in holders:
             for step in self.story.all(stage):
+                if role not in step["models"]:  # where functions alone judge, no model is asked
+                    continue
                 origin = self.story.origin_of(step["models"][role]["digest"])
                 self.parameters.values.setdefault("policy", origin["uri"])
                 self._revision = self._revision or origin.get("revision")
@@ -165,13 +168,11 @@ class _Rerun:
 
     def rank(self, step: Step) -> None:
         """How completions were compared, and by whom."""
-        params, identity = step["params"], step["models"]["judge"]
-        origin = self.story.origin_of(str(identity["digest"]))
-        self.parameters.values["rank_judge"] = origin["uri"]
+        settings = self._own_judge(step["params"]["judge"], step["models"].get("judge"))
+        self.parameters.values["rank_judge"] = settings.pop("judge")
         # Weights stand in the file of principles.
-        self._put("rank_options", _without(params, "judge", "weights"), {})
-        own = {"revision": origin.get("revision")}
-        self._put("rank_options", self._judge_settings(params["judge"], identity) | own, {}, "judge")
+        self._put("rank_options", _without(step["params"], "judge", "weights"), {})
+        self._put("rank_options", settings, {}, "judge")
 
     def _reward(
         self, params: Settings, identity: Mapping[str, object], named: Mapping[str, str], model: str
@@ -243,23 +244,36 @@ class _Rerun:
             if params.get(SETTING):
                 second = self._reward_settings(params[SETTING], models[SETTING])
                 self._put("evaluate_options", {SETTING: second}, {})
-            if params["judge"] and not self.story.all("rank"):
-                self._judge_of_evaluation(params["judge"], models["judge"], judge)
+            if params["judge"]:
+                self._judge_of_evaluation(params["judge"], models.get("judge"), judge)
             self._at_revision("evaluate_options")
 
-    def _judge_of_evaluation(self, params: Settings, identity: Mapping[str, object], options: str) -> None:
+    def _judge_of_evaluation(
+        self, params: Settings, identity: Mapping[str, object] | None, options: str
+    ) -> None:
         if options == "evaluate_judge_options":
             own = {"revision": self._revision}  # the policy judges
             self._put(options, self._judge_settings(params, identity) | own, {})
             return
+        settings = self._own_judge(params, identity)
+        for rank in self.story.all("rank"):  # whose judge compares in the end, but for what is given here
+            ranking = self._own_judge(rank["params"]["judge"], rank["models"].get("judge"))
+            settings = {k: v for k, v in settings.items() if k not in ranking or ranking[k] != v}
+        self._put(options, settings, {}, "judge")
+
+    def _own_judge(self, params: Settings, identity: Mapping[str, object] | None) -> Settings:
+        """How a judge that need not be the policy was asked, and which it was. Where functions alone judged,
+        any will do."""
+        if identity is None:
+            return self._judge_settings(params, None) | {"judge": self.parameters.values["policy"]}
         origin = self.story.origin_of(str(identity["digest"]))
         own = {"judge": origin["uri"], "revision": origin.get("revision")}
-        self._put(options, self._judge_settings(params, identity) | own, {}, "judge")
+        return self._judge_settings(params, identity) | own
 
     def judgements(self) -> None:
         """judge and aggregate."""
         for step in self.story.all("judge"):
-            settings = self._judge_settings(step["params"], step["models"]["judge"])
+            settings = self._judge_settings(step["params"], step["models"].get("judge"))
             self._put("judge_options", settings, {"principles": "principles"})
             self._at_revision("judge_options")
         for step in self.story.all("aggregate"):
@@ -268,17 +282,21 @@ class _Rerun:
             own = {"principles": "principles", "passes": "aggregate_passes", "seed": "seed"}
             self._put("aggregate_options", params, own)
 
-    def _judge_settings(self, params: Settings, identity: Mapping[str, object]) -> Settings:
-        settings = self._with_template(params)
-        statements, template = params["principles"], params["template"]
-        assert isinstance(statements, list) and isinstance(template, Mapping)
+    def _judge_settings(self, params: Settings, identity: Mapping[str, object] | None) -> Settings:
+        """How the model of ``identity`` was asked, None for one that was not, and which functions judged."""
+        settings = self._with_template(_without(params, FUNCTION_IDENTITIES))
+        statements = params["principles"]
+        assert isinstance(statements, list)
         settings |= {
             "principles": self.story.uri_of(statements),
             "principle_names": [name for name, _ in statements],
-            "template": self.story.origin_of(template["digest"])["uri"],
         }
-        if adapter := identity.get("adapter"):
-            assert isinstance(adapter, Mapping)
+        functions, identities = params.get("functions"), params.get(FUNCTION_IDENTITIES)
+        if isinstance(functions, list) and isinstance(identities, Mapping):
+            settings["functions"] = placed(self.story, functions, identities)
+        if isinstance(template := params.get("template"), Mapping):
+            settings["template"] = self.story.origin_of(template["digest"])["uri"]
+        if identity and isinstance(adapter := identity.get("adapter"), Mapping):
             settings["adapter"] = self.story.origin_of(adapter["digest"])["uri"]
         return settings
 

@@ -28,6 +28,8 @@ OFFLINE = frozenset(
     ]
 )
 """Stages of offline alignment; SALMON has all but the first."""
+ROUNDS = frozenset(["next_round", "join_rounds"])
+"""Stages that begin and join further rounds of offline alignment."""
 _TWICE = frozenset(["filter", "sample", "train_reward_model"])
 """Stages that SALMON has two of."""
 
@@ -48,6 +50,13 @@ class Story:
         for step in manifest.recipe.values():
             stage = step["stage"]
             counts[stage] = counts.get(stage, 0) + 1
+            require(
+                stage not in ROUNDS,
+                "rerun",
+                manifest.slug,
+                "what a run of one round made: this is of several, for which no run file can be told; run "
+                "the file that made it once more",
+            )
             self._require(stage in stages, f"its recipe has a step {stage!r} that is none of that pipeline's")
             most = 2 if stage in twice else 1
             self._require(counts[stage] <= most, f"its recipe has a step {stage!r} more than {most} times")

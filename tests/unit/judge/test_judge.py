@@ -15,15 +15,17 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import kubealign_components.engines.judge as judge_module
 from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.models import find_adapter, find_model
+from kubealign_components.data.models import ModelFiles, find_adapter, find_model
 from kubealign_components.data.principles import load_principles
 from kubealign_components.data.schemas import COMPLETIONS
 from kubealign_components.data.templates import load_judge_template
 from kubealign_components.engines.judge import JudgeSpec, Pair, PairJudge
 from kubealign_components.engines.judge_model import Judge
 from kubealign_components.engines.judging_functions import JudgingFunction
+from kubealign_components.engines.reward_functions import AT_ONCE
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as run_filter
@@ -352,6 +354,7 @@ def test_a_function_judges_the_principle_that_it_measures_and_the_model_the_othe
 
 
 def test_functions_alone_ask_no_model_and_name_none(
+    monkeypatch: pytest.MonkeyPatch,
     rows: list[dict[str, Any]],
     make_dataset: Callable[..., Dataset],
     tiny_model: Path,
@@ -363,11 +366,56 @@ def test_functions_alone_ask_no_model_and_name_none(
     save_file({name: tensor * torch.nan for name, tensor in load_file(weights).items()}, weights)
     functions = with_functions(longer("Brief"), longer("Kind", weight=3.0))
     settings: dict[str, Any] = {"principles": principles, "functions": functions}
+    asked: list[bool] = []
+
+    def looked_for(name: str, revision: str | None, *, weights: bool) -> ModelFiles:
+        asked.append(weights)
+        return find_model(name, revision, weights=weights)
+
+    monkeypatch.setattr(judge_module, "find_model", looked_for)
     dataset = judged(make_dataset(rows, COMPLETIONS), tmp_path, tmp_path / "model", **settings)
+    assert asked == [False], "nothing of the model is fetched that is not read"
     by_judge = [step for step in dataset.manifest.recipe.values() if step["stage"] == "judge"]
     assert [step.get("models", {}) for step in by_judge] == [{}]
     assert {j["principle"] for j in judgements(dataset)} == {"Brief", "Kind"}
     assert all(j["s12"] == j["s21"] for j in judgements(dataset))
+
+
+def test_a_function_rewards_a_completion_once_whatever_it_is_compared_with(
+    make_dataset: Callable[..., Dataset], tiny_model: Path, principles: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def counted(item, log):\n"
+        "    with open(log, 'a') as file:\n"
+        "        file.write(item.text + '\\n')\n"
+        "    return len(item.text)\n"
+    )
+    texts = [f"an answer of its own{'!' * number}" for number in range(4)]
+    one = {"function": f"{tmp_path / 'mine.py'}:counted", "settings": {"log": str(tmp_path / "log")}}
+    functions = with_functions({"principle": "Brief", **one}, longer("Kind"))
+    rows = sampled_rows([texts])
+    rows[0]["completions"][0]["reference"] = False
+    settings: dict[str, Any] = {"principles": principles, "functions": functions}
+    dataset = judged(make_dataset(rows, COMPLETIONS), tmp_path, tiny_model, **settings)
+    assert [j["score"] for j in judgements(dataset) if j["principle"] == "Brief"] == [-1.0, -2.0, -1.0]
+    assert (tmp_path / "log").read_text().splitlines() == texts[1:]
+
+
+def test_a_function_that_waits_for_others_judges_many_completions_at_a_time(
+    rows: list[dict[str, Any]],
+    make_dataset: Callable[..., Dataset],
+    tiny_model: Path,
+    principles: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset = make_dataset(rows, COMPLETIONS)
+    functions = with_functions(longer("Brief"), longer("Kind"))
+    settings: dict[str, Any] = {"principles": principles, "functions": functions}
+    one_by_one = judged(dataset, tmp_path / "a", tiny_model, **settings)
+    monkeypatch.setitem(AT_ONCE, "format_match", 4)
+    at_once = judged(dataset, tmp_path / "b", tiny_model, **settings)
+    assert judgements(at_once) == judgements(one_by_one)
 
 
 def test_a_function_sees_how_a_completion_ended(

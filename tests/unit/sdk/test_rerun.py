@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -19,8 +20,9 @@ from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.manifest import Manifest
 from kubealign_components.data.origins import note_origin
-from kubealign_components.data.schemas import TOKENIZED
+from kubealign_components.data.schemas import COMPLETIONS, TOKENIZED
 from kubealign_components.data.stats import Stats
+from kubealign_components.engines.judge import JudgeSpec, PairJudge
 from kubealign_components.engines.own_code import find_code
 from kubealign_components.engines.rewards import (
     Rewarder,
@@ -35,6 +37,8 @@ from kubealign_components.errors import ConfigError
 from kubealign_components.images import IMAGE_VARIABLE
 from kubealign_components.import_prompts.stage import ImportConfig
 from kubealign_components.import_prompts.stage import run as import_prompts
+from kubealign_components.judge.stage import JudgeConfig
+from kubealign_components.judge.stage import run as judge_run
 from kubealign_components.rank.stage import RankConfig
 from kubealign_components.rank.stage import run as rank_run
 from kubealign_components.rewards.stage import RewardsConfig
@@ -224,6 +228,96 @@ def test_a_ranking_is_told_with_its_judge_and_principles(tiny_model: Path, tmp_p
     told = parameters_of(manifest)
     again = ranked({"judge": told["rank_judge"], "options": told["rank_options"]}, "again")
     assert again.fingerprint == manifest.fingerprint
+
+
+TWO_PRINCIPLES = OWN + "  - {name: Long, positive: The response is long., negative: The response is brief.}\n"
+
+
+def judging(tmp_path: Path, own: Path, *principles: str) -> dict[str, object]:
+    """A judge's settings: a function of ``own`` under each of ``principles``."""
+    (tmp_path / "two.yaml").write_text(TWO_PRINCIPLES)
+    functions = [
+        {"function": f"{own}:short", "principle": name, "weight": 1.0 + i}
+        for i, name in enumerate(principles)
+    ]
+    return {"principles": str(tmp_path / "two.yaml"), "functions": functions}
+
+
+@pytest.mark.parametrize("principles", [["Brief"], ["Brief", "Long"]], ids=["beside a model", "alone"])
+def test_functions_that_judge_are_told_by_their_place(
+    tiny_model: Path, own: Path, tmp_path: Path, principles: list[str]
+) -> None:
+    source = derive("clean_prompts", 1, {"sources": []})
+    with DatasetWriter(str(tmp_path / "answered"), COMPLETIONS, source) as writer:
+        row = prompt_row("question?", ["yes, of course it is", "a longer one, for once"])
+        for completion in row["completions"]:
+            completion["reference"] = True
+        writer.write_rows([row])
+        answered = writer.commit(Stats(rows_in=1, rows_out=1))
+
+    def judged(parameters: Mapping[str, object], name: str) -> Manifest:
+        config = from_parameters(JudgeConfig, {"judge": str(tiny_model), **parameters}, "judge")
+        chunks = plan(answered, work=str(tmp_path / name), chunks=1)
+        parts = [judge_run(config, chunk=chunk) for chunk in chunks]
+        return merge(parts, chunks, str(tmp_path / f"judged-{name}")).manifest
+
+    manifest = judged({"options": judging(tmp_path, own, *principles)}, "first")
+    told = parameters_of(manifest)
+    again = judged({"principles": told["principles"], "options": told["judge_options"]}, "again")
+    assert again.fingerprint == manifest.fingerprint
+
+
+def compared(judge: PairJudge, ranking: PairJudge | None = None) -> Manifest:
+    """An evaluation whose sides ``judge`` compared, after a ranking by another one."""
+    note_origin(POLICY, "/models/policy")
+    lengths = {"max_seq_len": 512, "max_prompt_len": 128, "min_completions": 0}
+    step = derive("filter", 1, lengths, models={"policy": {"digest": POLICY}})
+    if ranking is not None:
+        ranked = {"judge": ranking.params, "weights": [1.0], "comparisons": 3.0, "resolved": 0.99}
+        made = derive("rank", 1, ranked, models={"judge": ranking.identity})
+        step = dataclasses.replace(
+            made, recipe=made.recipe | step.recipe, origins=made.origins | step.origins
+        )
+    models = {"judge": judge.identity} if judge.asks_model else {}
+    last = derive("evaluate", 1, {"sampling": {}, "reward": None, "judge": judge.params}, models=models)
+    both = {"recipe": last.recipe | step.recipe, "origins": last.origins | step.origins}
+    return manifest_of(dataclasses.replace(last, **both))
+
+
+def test_an_evaluation_that_functions_alone_judge_is_told(
+    tiny_model: Path, own: Path, tmp_path: Path
+) -> None:
+    given = {"judge": str(tiny_model), **judging(tmp_path, own, "Brief", "Long")}
+    with closing(PairJudge(from_mapping(JudgeSpec, given, "judge"))) as judge:
+        told = parameters_of(compared(judge))["evaluate_options"]["judge"]
+        assert told["judge"] == "/models/policy", "any will do"
+        with closing(
+            PairJudge(from_mapping(JudgeSpec, {**told, "judge": str(tiny_model)}, "judge"))
+        ) as again:
+            assert again.params == judge.params
+
+
+def test_what_an_evaluation_asks_otherwise_than_the_ranking_is_told(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text(TWO_PRINCIPLES)
+    given = {"judge": str(tiny_model), "principles": str(tmp_path / "two.yaml"), "max_length": 300}
+    own = {"principle_names": ["Long"], "max_length": 400}
+    with (
+        closing(PairJudge(from_mapping(JudgeSpec, given, "judge"))) as ranking,
+        closing(PairJudge(from_mapping(JudgeSpec, given | own, "judge"))) as judge,
+        closing(PairJudge(from_mapping(JudgeSpec, given, "judge"))) as same,
+    ):
+        assert "evaluate_options" not in parameters_of(compared(same, ranking))
+        told = parameters_of(compared(judge, ranking))
+        assert told["rank_options"]["judge"]["max_length"] == 300
+        differs = told["evaluate_options"]["judge"]
+        assert {name: differs[name] for name in own} == own
+        assert not differs.keys() - own.keys() - {"principles"}
+
+
+@pytest.mark.parametrize("stage", ["next_round", "join_rounds"])
+def test_a_run_of_several_rounds_is_refused_for_what_it_is(stage: str) -> None:
+    with pytest.raises(ConfigError, match="one round made: this is of several"):
+        run_file_of(manifest_of(derive(stage, 1, {"number": 2})))
 
 
 def evaluated(folder: Path, spec: RewardSpec) -> Manifest:
