@@ -198,6 +198,11 @@ class Rewarder:
         factor = 2 if self.spec.dtype == "float32" else 1
         return factor * self._files.weight_bytes() if self._files else 0
 
+    @property
+    def asks_server(self) -> bool:
+        """Whether a function asks a server, whose answers take their time and may cost money."""
+        return any(function.spec.at_once > 1 for function in self._functions)
+
     @cached_property
     def identity(self) -> dict[str, object]:
         """What the functions are, and digests of the model's weights, tokenizer and template, and of the

@@ -30,6 +30,9 @@ from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.engines.rewards import REWARD, Rewarder, RewardSpec, reward_inputs, reward_params
 
 VERSION = 5
+ASKED_ROWS = 32
+"""Most prompts that are committed together where a server is asked about each completion: a slice of hundreds
+takes it minutes, and an error or SIGTERM loses all answers of a slice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +46,8 @@ class RewardsConfig:
     reward: RewardSpec
     """The reward functions and the reward model."""
     slice_rows: int = execution(256)
-    """Prompts committed together; at most this many are lost with the pod."""
+    """Prompts committed together, at most 32 where a function asks a server; no more are lost with the
+    pod."""
     processes: int = execution(0)
     """Engine processes of a pod, each with its own GPUs and share of the rows; 0 for as many as there are
     GPUs for."""
@@ -78,7 +82,7 @@ def run(config: RewardsConfig, *, chunk: Chunk) -> Part:
         RewardStage(rewarder),
         schema=REWARDED,
         provenance=provenance,
-        slice_rows=config.slice_rows,
+        slice_rows=min(config.slice_rows, ASKED_ROWS) if rewarder.asks_server else config.slice_rows,
         engines=engines(run, config, chunk, processes=config.processes, weights=rewarder.weight_bytes),
     )
 

@@ -9,18 +9,23 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kubealign_components.data.chunks import plan
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.schemas import COMPLETIONS
 from kubealign_components.engines.reward_functions import RewardFunctionSpec
 from kubealign_components.engines.reward_input import RewardInput
 from kubealign_components.engines.rewards import Outcome, Rewarder, RewardSpec
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.rewards.generative import score_of
+from kubealign_components.rewards.stage import RewardsConfig, run
+from support.tiny import prompt_row
 
 TOO_LONG = {
     "error": {
@@ -157,6 +162,25 @@ def test_what_is_no_key_is_refused_by_its_variable_before_anything_is_sent(
     with pytest.raises(EngineError, match="variable KUBEALIGN_JUDGE_API_KEY holds no key") as refused:
         rewarder(server).outcomes([item("plain")])
     assert "plainhex" not in str(refused.value) and server.asked == []
+
+
+def test_what_was_answered_before_an_error_is_not_asked_again(
+    server: JudgeServer, make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    rows = [prompt_row(f"question {n}?", ["DOWN" if n == 39 else f"answer {n}"]) for n in range(40)]
+    for n, row in enumerate(rows):
+        row["completions"][0] |= {"reference": True, "completion_id": f"{n:032x}"}
+    dataset = make_dataset(rows, COMPLETIONS)
+    [chunk] = plan(dataset, work=str(tmp_path / "work"), chunks=1)
+    asked = []
+    for patience in (0.5, 0.6):  # raised, as the error says
+        given = {"endpoint": f"http://127.0.0.1:{server.server_port}/v1", "model": "m", "patience": patience}
+        function = RewardFunctionSpec(function="generative_judge", settings=given)
+        server.asked.clear()
+        with pytest.raises(EngineError, match="patience"):
+            run(RewardsConfig(reward=RewardSpec(functions=(function,))), chunk=chunk)
+        asked.append({body["messages"][0]["content"] for body in server.asked})
+    assert (len(asked[0]), len(asked[1])) == (40, 8)
 
 
 def test_at_a_temperature_of_0_nothing_is_asked_twice(server: JudgeServer) -> None:
