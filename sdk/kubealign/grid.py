@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from itertools import product
+from math import prod
 
 from kubealign.yaml_source import Document, read_yaml
 from kubealign_components.config import Path, did_you_mean
 from kubealign_components.stages import CONFIGS
 from kubealign_pipelines.checking.findings import PARAMETERS, Mark, error_at
-from kubealign_pipelines.checking.variants import why_not
+from kubealign_pipelines.checking.variants import MOST, why_not
 from kubealign_pipelines.flat import paths_in_options
 from kubealign_pipelines.variants import SWEPT, VARIANTS
 
@@ -24,14 +26,15 @@ def with_grid(document: Document, values: Mapping[str, object], grids: Sequence[
         values: sections by name.
         grids: ``name=value,value``, a name of a setting as a run file has it and values in YAML.
     """
-    given = values.get(PARAMETERS, {})
-    parameters = given if isinstance(given, Mapping) else {}
+    parameters = values.get(PARAMETERS) or {}
+    if not isinstance(parameters, Mapping):
+        return dict(values)  # of which the section's own finding tells
     axes: dict[Path, list[object]] = {}
     names: dict[Path, str] = {}
     for grid in grids:
         setting, choices, expected = _axis(grid)
-        if setting in axes:
-            expected = "each setting once"
+        if not expected and any(_overlap(setting, other) for other in axes):
+            expected = "each setting once, and none inside of another"
         if expected:
             document.findings.append(error_at((GRID,), grid, expected))
         else:
@@ -39,7 +42,11 @@ def with_grid(document: Document, values: Mapping[str, object], grids: Sequence[
     if parameters.get(VARIANTS):
         expected = f"no {VARIANTS} among the parameters beside it: those of one of the two"
         document.findings.append(error_at((GRID,), grids[0], expected))
-    if not axes:
+    number = prod(map(len, axes.values()))
+    if number > MOST:
+        expected = f"at most {MOST} variants; these values make {number}"
+        document.findings.append(error_at((GRID,), " ".join(grids), expected))
+    if not axes or number > MOST:
         return dict(values)
     variants = [dict(zip(axes, chosen)) for chosen in product(*axes.values())]
     document.marks[PARAMETERS, VARIANTS] = Mark(" ".join(f"{GRID} {grid}" for grid in grids))
@@ -79,6 +86,11 @@ def _expected(name: str) -> str:
     return f"{why_not('')}{f', such as {full[0]}' if len(full) == 1 else near}"
 
 
+def _overlap(one: Path, other: Path) -> bool:
+    length = min(len(one), len(other))
+    return one[:length] == other[:length]
+
+
 def _nested(variant: Mapping[Path, object]) -> dict[str, object]:
     nested: dict[str, object] = {}
     for (*outer, last), value in variant.items():
@@ -87,5 +99,5 @@ def _nested(variant: Mapping[Path, object]) -> dict[str, object]:
             below = inside.setdefault(name, {})
             assert isinstance(below, dict)
             inside = below
-        inside[str(last)] = value
+        inside[str(last)] = deepcopy(value)  # which other variants have, too
     return nested

@@ -91,12 +91,32 @@ def test_one_setting_is_swept_once_and_from_one_place(file: Path) -> None:
     twice = ["--grid", "train_beta=0.1", "--grid", "train_beta=0.2"]
     done = CliRunner().invoke(main, ["compile", "-f", str(file), *twice])
     assert "each setting once" in done.output
+    for inner in ("max_new_tokens=8,16", "temperature=1"):
+        nested = ["evaluate_sampling_options={top_p: 0.5},{top_p: 1}", f"evaluate_{inner}"]
+        for grids in (nested, nested[::-1]):
+            [refused] = read_run([file], grids=grids).document.findings
+            assert "none inside of another" in refused.expected
+            assert refused.value == grids[1]
     both = ["--set", "variants=[{train: {beta: 0.3}}]", "--grid", "train_beta=0.1"]
     done = CliRunner().invoke(main, ["compile", "-f", str(file), *both])
     assert "those of one of the two" in done.output
     done = CliRunner().invoke(main, ["sweep", "-f", str(file)])
     assert done.exit_code == 2
     assert "give --grid" in done.output
+
+
+def test_a_grid_that_is_too_large_is_not_multiplied_out(file: Path) -> None:
+    values = ",".join(map(str, range(10_000)))
+    run = read_run([file], grids=[f"{name}={values}" for name in ("train_seed", "mix_seed", "select_seed")])
+    [refused] = run.document.findings
+    assert refused.expected == f"at most {MOST} variants; these values make {10_000**3}"
+
+
+def test_a_grid_leaves_parameters_that_are_none_as_they_are(file: Path) -> None:
+    file.write_text("pipeline: offline_alignment\nparameters: [policy]\n")
+    done = CliRunner().invoke(main, ["compile", "-f", str(file), "--grid", "train_beta=0.1,0.2"])
+    assert done.exit_code == 2
+    assert "expected a mapping" in done.output
 
 
 def test_every_variant_is_held_to_the_rules_of_a_run_by_itself() -> None:
@@ -117,6 +137,9 @@ def test_both_policies_are_sampled_and_rewarded_alike() -> None:
     assert text.startswith("evaluate_options.sampling.temperature: 1.0, with which the reference completions")
     [text] = told([{}, {"evaluate": {"sampling": {"n": 4}}}])
     assert text.startswith("variants[1].evaluate.sampling.n: 10, with which")
+    own, common = {"evaluate": {"sampling": {"n": 4}}}, {"evaluate_n": 3, "evaluate_sampling_options": {}}
+    texts = told([{}, own], **common)
+    assert [text.partition(":")[0] for text in texts] == ["evaluate_n", "variants[1].evaluate.sampling.n"]
     [text] = told([], evaluate_options={"reward": {"functions": ["kubealign_components.rewards:other"]}})
     assert text.startswith("evaluate_options.reward.functions: ")
     alike = {"sampling": {"memory_fraction": 0.5, "dtype": "bfloat16"}, "reward": {"over_length": "drop"}}
@@ -142,6 +165,15 @@ def test_no_variant_ends_the_sweep_for_the_others() -> None:
         [text] = told([{}, {"evaluate": gate}])
         assert text.startswith(f"variants[1].evaluate.{next(iter(gate))}: none in a sweep")
     assert told([{}], choose_min_gain=0.0) == []
+
+
+def test_a_limit_on_the_kl_asks_for_its_estimate() -> None:
+    unestimated = {"evaluate": {"kl_prompts": 0}}
+    [text] = told([{}, unestimated], choose_max_kl=1.0)
+    assert text.startswith("variants[1].evaluate.kl_prompts: 1 or more, as choose_max_kl asks for the KL")
+    [text] = told([{}], choose_max_kl=1.0, sample_engine="fake")
+    assert text.startswith("sample_engine: vllm or transformers")
+    assert told([{}, unestimated]) == told([{}], choose_max_kl=1.0) == []
 
 
 def test_what_a_variant_names_is_looked_at_wherever_it_stands(tmp_path: Path) -> None:
