@@ -30,7 +30,13 @@ FEW_STEPS = 10
 """Fewer optimiser steps than this hardly move a policy."""
 _NAMED = ("model", "model_revision", "principles", "principle_names")
 """Settings of a reward that name what it is made of."""
+GATES = ("min_gain", "require")
+"""Settings of ``evaluate`` that fail a run."""
 
+_NO_GATE = (
+    "none with several rounds: the first round that falls short would end the run before those that may "
+    "bring the gain; the summary and the report of the last round tell it"
+)
 _NO_SECRET = (
     "no secret, which manifests, logs and the form would show; put it into a Kubernetes secret, and "
     "its name under compile.stages.STAGE.secrets"
@@ -48,10 +54,21 @@ def check_across(checked: Checked) -> Iterator[Finding]:
         yield from _training(train)
     for evaluate in checked.of("evaluate"):
         yield from _comparison(evaluate, checked)
+    if checked.of("next_round"):
+        yield from gates(checked, _NO_GATE)
     for stage in checked.stages:
         if hasattr(stage.config, "learning_rate"):
             yield from _learning_rate(stage)
     yield from secrets(("parameters",), checked.values)
+
+
+def gates(checked: Checked, expected: str) -> Iterator[Finding]:
+    """A finding of ``expected`` on each setting that fails a run for what it gained."""
+    for evaluate in checked.of("evaluate"):
+        for name in GATES:
+            value = getattr(evaluate.config, name)
+            if value is not None and value != ():
+                yield error_at(evaluate.path((name,)), value, expected)
 
 
 def secrets(path: tuple[str | int, ...], value: object) -> Iterator[Finding]:

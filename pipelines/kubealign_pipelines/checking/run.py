@@ -21,7 +21,7 @@ from kubealign_pipelines.checking.sources import Prompts, check_sources, warn_of
 from kubealign_pipelines.checking.stages import Checked, check_stages
 from kubealign_pipelines.checking.variants import (
     check_form,
-    check_gates,
+    check_one_of_many,
     check_others,
     is_sweep,
     of_sweep,
@@ -167,7 +167,9 @@ def _check_sweep(
     form = list(check_form(plain, values))
     runs = plain_runs(plain, values)
     first = one(runs[0].values if runs else plain_shape(values))
-    of_first = [*first.findings, *check_gates(first.checked)]
+    checked = check_stages(graph, values, complete=complete)
+    max_kl = next((stage.config.max_kl for stage in checked.of("choose")), None)
+    of_first = [*first.findings, *check_one_of_many(first.checked, max_kl)]
     findings = [runs[0].as_written(finding) if runs else finding for finding in of_first]
     seen = [stage.config for stage in first.checked.stages]
 
@@ -180,8 +182,9 @@ def _check_sweep(
         seen.extend(stage.config for stage in new)
         yield from tried(replace(other, stages=new), first.prompts)
 
-    findings += check_others(plain, runs[1:], complete=complete, look=look if complete else None)
-    checked = check_stages(graph, values, complete=complete)
+    findings += check_others(
+        plain, runs[1:], complete=complete, max_kl=max_kl, look=look if complete else None
+    )
     own = [finding for finding in checked.findings if of_sweep(finding)]
     checked.folders = first.checked.folders
     refused_at = {finding.path for finding in form}

@@ -8,18 +8,16 @@ from dataclasses import dataclass, replace
 from kubealign_components.config import BORROWS, GROUPS, Path
 from kubealign_components.stages import CONFIGS, config_class
 from kubealign_components.variant import options_over
-from kubealign_pipelines.checking.across import check_across
+from kubealign_pipelines.checking.across import check_across, gates
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at, is_within
 from kubealign_pipelines.checking.stages import Checked, check_stages
-from kubealign_pipelines.flat import fold
+from kubealign_pipelines.flat import Folded, fold
 from kubealign_pipelines.graph import Graph, Source
 from kubealign_pipelines.rules import LOGPROBS_ORDER
 from kubealign_pipelines.variants import SWEPT, VARIANTS, swept_stages
 
 MOST = 32
 """Variants of a sweep: Kubeflow's object of a run has room for these, all retries included."""
-GATES = ("min_gain", "require")
-"""Settings of ``evaluate`` that fail a run."""
 OF_SWEEPS = (VARIANTS, "choose_")
 """What the names of parameters begin with that a run without variants does not have."""
 
@@ -66,7 +64,7 @@ def plain_runs(graph: Graph, values: Mapping[str, object]) -> list[PlainRun]:
         graph: of such a run.
         values: the parameters of the sweep.
     """
-    base = fold(graph, plain_shape(values)).values
+    base = fold(graph, plain_shape(values))
     given = values[VARIANTS]
     variants = given if isinstance(given, list) else []
     return [_plain_run(graph, base, position, variant) for position, variant in enumerate(variants)]
@@ -100,6 +98,7 @@ def check_others(
     runs: Sequence[PlainRun],
     *,
     complete: bool,
+    max_kl: float | None,
     look: Callable[[Checked], Iterable[Finding]] | None = None,
 ) -> Iterator[Finding]:
     """Findings on the settings of ``runs`` with themselves, at the places where the sweep has them.
@@ -108,11 +107,12 @@ def check_others(
         graph: of such a run.
         runs: variants by themselves.
         complete: whether required parameters must be there.
+        max_kl: as :func:`check_one_of_many` has it.
         look: findings on what lies outside of a run's settings; None for none.
     """
     for run in runs:
         checked = check_stages(graph, run.values, complete=complete)
-        findings = [*checked.findings, *check_across(checked), *check_gates(checked)]
+        findings = [*checked.findings, *check_across(checked), *check_one_of_many(checked, max_kl)]
         # In the place of what was refused a default would be looked at.
         refused_at = {finding.path for finding in findings if not finding.warning}
         outside = look(checked) if look else ()
@@ -120,22 +120,23 @@ def check_others(
         yield from map(run.as_written, findings)
 
 
-def check_gates(checked: Checked) -> Iterator[Finding]:
-    """Findings on what would end a whole sweep for one variant that falls short.
+def check_one_of_many(checked: Checked, max_kl: float | None) -> Iterator[Finding]:
+    """Findings on what may stand in a run by itself, and would end a sweep after all of its hours.
 
     Args:
         checked: a variant as a run by itself.
+        max_kl: most nats that the chosen one may be away from its reference; None for any number.
     """
-    for evaluate in checked.of("evaluate"):
-        for name in GATES:
-            value = getattr(evaluate.config, name)
-            if value is not None and value != ():
-                instead = "none in a sweep, which the first variant below would end"
-                yield error_at(
-                    evaluate.path((name,)),
-                    value,
-                    f"{instead}; choose_min_gain holds the chosen one to a gain",
-                )
+    instead = "choose_min_gain holds the chosen one to a gain"
+    yield from gates(checked, f"none in a sweep, which the first variant below would end; {instead}")
+    why = "as choose_max_kl asks for the KL: a variant without an estimate of it is never chosen"
+    for evaluate in checked.of("evaluate") if max_kl is not None else ():
+        config = evaluate.config
+        if config.sampling.engine == "fake":
+            expected = f"vllm or transformers, whose log-probabilities mean something, {why}"
+            yield error_at(evaluate.path(("sampling", "engine")), config.sampling.engine, expected)
+        elif not config.kl_prompts:
+            yield error_at(evaluate.path(("kl_prompts",)), config.kl_prompts, f"1 or more, {why}")
 
 
 def why_not(stage: str) -> str:
@@ -146,8 +147,9 @@ def why_not(stage: str) -> str:
     return f"{stages}: {stage} is done once for all variants, and would be done again for each value"
 
 
-def _plain_run(graph: Graph, base: Mapping[str, object], position: int, variant: object) -> PlainRun:
-    values, written_at = dict(base), dict[Path, Path]()
+def _plain_run(graph: Graph, base: Folded, position: int, variant: object) -> PlainRun:
+    values = dict(base.values)
+    written_at: dict[Path, Path] = {(PARAMETERS, *path): (PARAMETERS, n) for path, n in base.names.items()}
     own = variant if isinstance(variant, Mapping) else {}
     for stage, options in own.items():
         cls = config_class(stage) if stage in SWEPT else None
@@ -162,7 +164,11 @@ def _plain_run(graph: Graph, base: Mapping[str, object], position: int, variant:
                 there = values.get(f"{stage}_options", {})
                 inner = there if isinstance(there, Mapping) else {}
                 values[f"{stage}_options"] = options_over(cls, inner, {name: value})
-                written_at[PARAMETERS, f"{stage}_options", name] = path_in_sweep
+                at = (PARAMETERS, f"{stage}_options", name)
+                for path in [path for path in written_at if path[: len(at)] == at]:
+                    if path == at or not isinstance(value, Mapping) or path[len(at)] in value:
+                        del written_at[path]
+                written_at[at] = path_in_sweep
     return PlainRun(position=position, values=values, written_at=written_at)
 
 

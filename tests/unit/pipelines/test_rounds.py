@@ -50,6 +50,8 @@ def test_two_rounds_are_checked_whole(tiny_model: Path, tmp_path: Path) -> None:
         ({"round": 2}, "round: a parameter of offline-alignment; did you mean rounds?"),
         ({"rounds": 2, "rounds_reference": "frist"}, "rounds_reference: one of first, last, fixed when"),
         ({"rounds": 2, "sample_n": 0}, "rounds: 1 without a selection among rewarded samples"),
+        ({"rounds": 3, "evaluate_min_gain": 0.0}, "evaluate_min_gain: none with several rounds"),
+        ({"rounds": 2, "evaluate_require": ["gain"]}, "evaluate_require: none with several rounds"),
         ({"rounds": 2, "select_strategy": "labels"}, "rounds: 1 without a selection among rewarded samples"),
     ],
     ids=str,
