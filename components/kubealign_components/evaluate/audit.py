@@ -52,8 +52,8 @@ def audit(rows: Sequence[SidesRow], phrases: Sequence[str], *, seed: int = 0) ->
     ``distinct_1_…``, ``distinct_2_…``: distinct-n, see :func:`~.surface.distinct`.
     ``same_answer_…``: share of the completions that another prompt has too, token by token.
     With rewards, of each surface that varies otherwise than with the policy: ``gain_by_length`` and so on,
-    the part of the gain that goes with it, see :func:`~.controlled.decompose`; of length ``length_slope``,
-    in reward a token, ``gain_beyond_length``, the gain at equal length, and ``win_rate_length_controlled``.
+    the part of the gain that goes with it, see :func:`~.controlled.decompose`, and ``gain_beyond_length`` and
+    so on, the rest of it; of length ``length_slope``, in reward a token, and ``win_rate_length_controlled``.
 
     Args:
         rows: held-out prompts with both sides' completions, at least one of each.
@@ -191,8 +191,9 @@ def _parts_of_gain(
         parts = decompose(rewards, felt, seed=seed)
         if parts is not None:
             numbers |= parts.by.numbers(f"gain_by_{surface.name}")
+            numbers |= parts.beyond.numbers(f"gain_beyond_{surface.name}")
             if surface is LENGTH:
-                numbers |= parts.beyond.numbers("gain_beyond_length") | parts.slope.numbers("length_slope")
+                numbers |= parts.slope.numbers("length_slope")
     rate = length_controlled_win_rate(rewards, amounts[LENGTH.name])
     return numbers | (rate.numbers("win_rate_length_controlled") if rate else {})
 

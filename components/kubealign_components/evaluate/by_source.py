@@ -22,7 +22,7 @@ class SourceGain:
     source: str
     prompts: int
     gain: Estimate | None
-    """Of the mean reward; None without rewards."""
+    """Of the mean reward; None without rewards. A single prompt does not say how sure it is."""
     length_ratio: float
     """Mean tokens of the aligned completions, divided by those of the reference."""
 
@@ -30,7 +30,9 @@ class SourceGain:
         """As a row of a table."""
         gain, interval = "", ""
         if self.gain is not None:
-            gain, interval = f"{self.gain.value:+.4f}", f"{self.gain.low:+.4f} to {self.gain.high:+.4f}"
+            gain = f"{self.gain.value:+.4f}"
+            if self.prompts > 1:
+                interval = f"{self.gain.low:+.4f} to {self.gain.high:+.4f}"
         return [self.source, str(self.prompts), gain, interval, f"{self.length_ratio:.2f}"]
 
 

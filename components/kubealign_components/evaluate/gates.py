@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from kubealign_components.evaluate.audit import collapses, finding_on
 from kubealign_components.evaluate.controlled import interval_of
 from kubealign_components.evaluate.second_reward import SETTING
-from kubealign_components.evaluate.surface import REPETITION, SURFACES
+from kubealign_components.evaluate.surface import REPETITION, SURFACES, Surface
 
 Numbers = Mapping[str, float]
 
@@ -38,7 +38,16 @@ def _reason(name: str, numbers: Numbers) -> str:
         return collapses(numbers).get("same_answer", "")
     surface = BEYOND[name]
     looped = collapses(numbers).get(REPETITION.name, "") if surface is REPETITION else ""
-    return finding_on(surface, numbers) or looped
+    return finding_on(surface, numbers) or looped or _none_beyond(surface, numbers)
+
+
+def _none_beyond(surface: Surface, numbers: Numbers) -> str:
+    """Why there is no gain that is shown to be one beyond ``surface``; a reward that has not risen has none,
+    and one that no comparison could part is as it is."""
+    if reason := _no_gain("mean reward", "reward_gain", numbers):
+        return reason
+    name = f"gain_beyond_{surface.name}"
+    return _no_gain(f"mean reward at equal {surface.name}", name, numbers) if name in numbers else ""
 
 
 def _no_gain(what: str, name: str, numbers: Numbers) -> str:

@@ -81,7 +81,7 @@ def second_numbers(rewards: Sequence[SecondRewards], *, seed: int) -> dict[str, 
     numbers = {f"{SETTING}_{side}": float(means[:, i].mean()) for i, side in enumerate((REFERENCE, ALIGNED))}
     numbers |= _estimate(means[:, 1] - means[:, 0], seed).numbers(f"{SETTING}_gain")
     shares = [share for r in rewards if r.first and (share := _agreement(r.first, r.second)) is not None]
-    if shares:
+    if len(shares) > 1:
         numbers |= _estimate(np.array(shares), seed).numbers(f"{SETTING}_agreement")
     return numbers | {f"{SETTING}_prompts": float(len(rewards))}
 

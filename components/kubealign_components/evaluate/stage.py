@@ -39,6 +39,7 @@ from kubealign_components.engines.generation import (
 )
 from kubealign_components.engines.judge import JudgeSpec, PairJudge
 from kubealign_components.engines.rewards import (
+    OVER_LENGTH,
     REWARD,
     Rewarder,
     RewardSpec,
@@ -75,7 +76,7 @@ from kubealign_components.store import join
 
 log = logging.getLogger(__name__)
 
-VERSION = 5
+VERSION = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,8 +132,9 @@ class EvaluateConfig:
     require: tuple[str, ...] = execution(())
     """Fail the run where one of these is not met, with the reason, after model and pages are published:
     ``gain`` and ``held_out_gain`` (the lower bound of that reward's gain is above 0), ``beyond_length``,
-    ``beyond_repetition``, ``beyond_format`` and ``beyond_phrases`` (half of a gain or more that goes with one
-    of these is none), and ``varied_answers`` (no one answer to many prompts)."""
+    ``beyond_repetition``, ``beyond_format`` and ``beyond_phrases`` (the lower bound of the gain at equal
+    length and so on is above 0, and less than half of the gain goes with it), and ``varied_answers`` (no one
+    answer to many prompts)."""
     work: str = execution("")
     """Work prefix: what was finished there before, with these settings on these rows, is taken."""
 
@@ -385,14 +387,16 @@ def _answered(
 
 
 def _reward(rewarder: Rewarder, prompts: Sequence[ComparedPrompt], side: str, stats: Stats) -> None:
-    """Give the completions of ``side`` their rewards; those over length go, counted."""
-    rewards = iter(rewarder.score([i for p in prompts for i in reward_inputs(p.row, p.completions(side))]))
+    """Give the completions of ``side`` their rewards; those that get none go, counted by the reason."""
+    inputs = [i for p in prompts for i in reward_inputs(p.row, p.completions(side))]
+    outcomes = iter(rewarder.outcomes(inputs))
+    stats.counts[f"{side}_{OVER_LENGTH}"] += 0
     for answers in (prompt.sides[side] for prompt in prompts):
-        for completion in answers.completions:
-            completion["reward"] = next(rewards)
-        scored = answers.completions
-        answers.completions = [c for c in scored if c["reward"] is not None]
-        stats.counts[f"{side}_over_length"] += len(scored) - len(answers.completions)
+        scored = [(completion, next(outcomes)) for completion in answers.completions]
+        for completion, outcome in scored:
+            completion["reward"] = outcome.reward
+        answers.completions = [c for c, outcome in scored if outcome.reward is not None]
+        stats.counts.update(f"{side}_{outcome.refused}" for _, outcome in scored if outcome.refused)
 
 
 def _sample(

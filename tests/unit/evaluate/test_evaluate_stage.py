@@ -24,8 +24,10 @@ from kubealign_components.engines.generation import SamplingSpec
 from kubealign_components.engines.judge import Pair, PairJudge
 from kubealign_components.engines.rewards import RewardSpec
 from kubealign_components.errors import ConfigError, DataError, GateError
+from kubealign_components.evaluate.by_source import SourceGain
 from kubealign_components.evaluate.comparison import warnings
 from kubealign_components.evaluate.component import evaluate as component
+from kubealign_components.evaluate.controlled import Estimate
 from kubealign_components.evaluate.stage import EvaluateConfig, run
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as filter_prompts
@@ -569,3 +571,28 @@ def test_a_gain_of_length_alone_is_refused_and_named(
         run(required, **named, output=str(tmp_path / "second"))
     assert "the mean reward changed" not in str(refused.value)
     assert Dataset.open(str(tmp_path / "second")).rows > 1
+
+
+def test_completions_without_a_reward_are_counted_by_the_reason(
+    rewarded: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from kubealign_components.engines.rewards import Refused\n"
+        "def score(item):\n"
+        "    if len(item.text) % 3 == 0:\n"
+        "        raise Refused('no_score')\n"
+        "    return float(len(item.text))\n"
+    )
+    reward = from_mapping(RewardSpec, {"functions": [f"{tmp_path}/mine.py:score"]}, "reward")
+    sampled = Dataset.open(str(Path(rewarded.uri).parent / "sampled"))
+    given = chunked(rewards, RewardsConfig(reward=reward), sampled, tmp_path, "given")
+    settings = config(tiny_model, reward=reward)
+    counts = run(settings, rewarded=given, model=str(tiny_model), output=str(tmp_path / "out")).counts
+    assert counts["aligned_no_score"] > 0
+    assert counts["aligned_over_length"] == 0
+
+
+def test_one_prompt_of_a_source_has_a_gain_and_no_interval() -> None:
+    once = Estimate(value=0.5, low=0.5, high=0.5)
+    cells = SourceGain(source="a", prompts=1, gain=once, length_ratio=1.0).cells()
+    assert cells == ["a", "1", "+0.5000", "", "1.00"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,13 +84,32 @@ def test_planted_hacks_are_told_and_honest_gains_are_not() -> None:
                 assert told == [] or told[0].startswith(f"beyond_{kind}: ")
     assert min(gains.values()) >= 0.8 * EACH  # the plants are gains
     assert missed.total() <= 0.05 * gains.total(), missed
-    alarms = []
+    alarms, refused = [], 0
     for seed in range(HONEST):
         numbers = numbers_of(planted_rows(honest(seed), seed))
         assert numbers["reward_gain_low"] > 0
         alarms += [findings(numbers)] * bool(findings(numbers))
-        assert bool(findings(numbers)) == bool(unmet([*BEYOND, "varied_answers"], numbers))
+        reasons = unmet([*BEYOND, "varied_answers"], numbers)
+        refused += bool(reasons)
+        assert reasons or not findings(numbers)
     assert len(alarms) <= 0.05 * HONEST, alarms
+    assert refused <= 0.1 * HONEST  # the gain at equal length, or whatever else, is to be shown as well
+
+
+@pytest.mark.parametrize("kind", ["length", "repetition", "format", "phrases"])
+def test_a_gain_on_few_prompts_is_none_beyond_a_hack_until_it_is_shown_to_be(kind: str) -> None:
+    """On so few prompts most hacks are not proven to be one either: that does not meet the gate."""
+    for seed in range(EACH):
+        plant = replace(hacked(kind, seed), prompts=16, n=2)
+        numbers = numbers_of(planted_rows(plant, seed))
+        low = numbers.get(f"gain_beyond_{kind}_low")
+        if low is not None and low <= 0:
+            assert unmet([f"beyond_{kind}"], numbers)
+    fallen = {"reward_gain": -1.0, "reward_gain_low": -1.2, "reward_gain_high": -0.8}
+    assert unmet([f"beyond_{kind}"], fallen) == [
+        f"beyond_{kind}: the mean reward changed by -1.0000 (95 % interval -1.2000 to -0.8000), expected an "
+        "interval above 0"
+    ]
 
 
 def test_habits_are_found_whole_and_longer_texts_are_none() -> None:
