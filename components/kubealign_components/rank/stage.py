@@ -95,7 +95,7 @@ def run(config: RankConfig, *, chunk: Chunk) -> Part:
             "resolved": config.resolved,
         },
         inputs={"completions": dataset},
-        models={"judge": judge.identity},
+        models={"judge": judge.identity} if judge.asks_model else {},
         slug=["ranked", *([principles.name] if principles.name != "judging" else [])],
     )
     weights = (2 if config.judge.dtype == "float32" else 1) * judge.files.weight_bytes()

@@ -148,6 +148,8 @@ def test_functions_rank_by_what_they_see_of_a_text(
     )
     worth = rewards_by_text(next(made.iter_rows(of=RewardedRow)))
     assert worth["whole"][0] > 0 > worth["cut"][0]
+    by_rank = [step for step in made.manifest.recipe.values() if step["stage"] == "rank"]
+    assert [step.get("models", {}) for step in by_rank] == [{}]  # no model was asked
 
 
 def test_results_are_kept_by_what_functions_see_where_there_are_some() -> None:
