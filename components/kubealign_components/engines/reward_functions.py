@@ -258,7 +258,8 @@ def import_function(
         settings: keyword arguments that it must take.
 
     Raises:
-        ConfigError: no such module or function, one that fails on import, or does not take the settings.
+        ConfigError: no such module or function, one that fails on import, or does not take the settings; of a
+            shipped one, the setting that cannot be used.
     """
     try:
         module = importlib.import_module(module_name)
@@ -280,6 +281,11 @@ def import_function(
         raise ConfigError(
             "settings", dict(settings), f"keyword settings of {shown}{inspect.signature(function)} ({error})"
         ) from error
+    if module_name == SHIPPED_MODULE and name in module.CHECKS:
+        try:
+            module.CHECKS[name](**settings)
+        except (AttributeError, TypeError, ValueError) as error:  # of another type than it has
+            raise ConfigError("settings", dict(settings), f"those of {shown} ({error})") from error
     loaded: Callable[..., Any] = function
     return loaded
 

@@ -62,11 +62,16 @@ def generative_judge(
         seconds: for one answer.
         patience: seconds for one question in all, while the server is busy.
     """
-    require(low < high, "low", low, f"less than high ({high:g})")
-    require(asks >= 1, "asks", asks, "1 or more")
-    require("{response}" in prompt, "prompt", prompt, "a text with {response} in it")
-    server = ChatEndpoint(
-        url=endpoint, model=model, key_variable=key_variable, seconds=seconds, patience=patience
+    server = judge_server(
+        endpoint=endpoint,
+        model=model,
+        prompt=prompt,
+        low=low,
+        high=high,
+        asks=asks,
+        key_variable=key_variable,
+        seconds=seconds,
+        patience=patience,
     )
     values = {
         "conversation": _written(item),
@@ -82,6 +87,32 @@ def generative_judge(
         if score is not None:
             return score
     raise Refused("no_score")
+
+
+def judge_server(
+    *,
+    endpoint: str,
+    model: str,
+    prompt: str = PROMPT,
+    low: float = 1.0,
+    high: float = 10.0,
+    asks: int = 3,
+    key_variable: str = "KUBEALIGN_JUDGE_API_KEY",
+    seconds: float = 120.0,
+    patience: float = 900.0,
+    **_: object,
+) -> ChatEndpoint:
+    """Where :func:`generative_judge` asks, whose arguments these are; asks nothing yet.
+
+    Raises:
+        ConfigError: a setting that it cannot judge with.
+    """
+    require(low < high, "low", low, f"less than high ({high:g})")
+    require(asks >= 1, "asks", asks, "1 or more")
+    require("{response}" in prompt, "prompt", prompt, "a text with {response} in it")
+    return ChatEndpoint(
+        url=endpoint, model=model, key_variable=key_variable, seconds=seconds, patience=patience
+    )
 
 
 def score_of(answer: str, low: float, high: float) -> float | None:

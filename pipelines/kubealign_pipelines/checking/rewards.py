@@ -77,7 +77,8 @@ def _check(
     try:
         function = LoadedFunction(replace(spec, seconds=min(spec.seconds, PATIENCE)))
     except ConfigError as error:
-        yield error_at(path, error.value, error.expected)
+        at = stage.path((*setting, "settings", error.field)) if error.field in spec.settings else path
+        yield error_at(at, error.value, error.expected)
         return
     try:
         # What asks a server is only called where the run is: this machine may not reach it.

@@ -25,6 +25,11 @@ from kubealign_components.engines.rewards import Outcome, Rewarder, RewardSpec
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.rewards.generative import score_of
 from kubealign_components.rewards.stage import RewardsConfig, run
+from kubealign_pipelines import build
+from kubealign_pipelines.checking.rewards import check_functions
+from kubealign_pipelines.checking.stages import check_stages
+from kubealign_pipelines.compiler import graph_of
+from kubealign_pipelines.resources import CompileSettings
 from support.tiny import prompt_row
 
 TOO_LONG = {
@@ -235,6 +240,26 @@ def test_a_busy_server_is_told_of_once(server: JudgeServer, caplog: pytest.LogCa
 def test_a_place_that_is_no_endpoint_is_refused(server: JudgeServer, endpoint: str) -> None:
     with pytest.raises(ConfigError, match=r"endpoint='(ftp|http):/"):
         rewarder(server, endpoint=endpoint).outcomes([item("plain")])
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"endpoint": "ftp://x"}, "endpoint"),
+        ({"low": 10.0, "high": 1.0}, "low"),
+        ({"prompt": "Judge!"}, "prompt"),
+        ({"patience": 0}, "patience"),
+        ({"low": "one"}, ""),
+    ],
+)
+def test_settings_are_refused_before_anything_runs(settings: dict[str, object], name: str) -> None:
+    """Where they stand in the run file, and with no server there."""
+    settings = {"endpoint": "http://judge:8000/v1", "model": "m", **settings}
+    functions = [{"function": "generative_judge", "settings": settings}]
+    given = {"policy": "org/m", "sources": [{"uri": "org/d"}], "reward_functions": functions}
+    graph = graph_of(build("offline_alignment", CompileSettings(), given), "offline_alignment")
+    refused = {one.name for one in check_functions(check_stages(graph, given), [])}
+    assert refused == {f"reward_functions[0].settings.{name}" if name else "reward_functions[0]"}
 
 
 def test_a_web_page_is_no_answer_to_wait_for(server: JudgeServer) -> None:
