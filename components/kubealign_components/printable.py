@@ -36,7 +36,8 @@ def shortened(text: str, most: int) -> str:
 def redacted(text: str) -> str:
     """``text`` without passwords in URIs, signatures, tokens of known forms, and the values of this process's
     environment variables whose names are those of secrets."""
-    secrets = {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
+    # One that was made of a file ends in that file's newline, which messages show otherwise, if at all.
+    secrets = {value.strip() for name, value in os.environ.items() if SECRET_NAME.search(name)}
     for value in sorted(secrets, key=len, reverse=True):  # one may begin with another
         if len(value) >= _SHORTEST:
             text = text.replace(value, _HIDDEN)

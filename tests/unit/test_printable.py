@@ -53,6 +53,8 @@ def test_secrets_of_known_forms_are_not_shown(text: str, shown: str) -> None:
 
 def test_secrets_of_the_environment_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET", "correct-horse")
+    monkeypatch.setenv("A_PASSWORD", "of-a-file\n")
+    assert for_people("Bearer of-a-file, and " + repr("of-a-file\n")) == "Bearer …, and '…\\n'"
     monkeypatch.setenv("MY_TOKEN", "correct-horse-battery")
     monkeypatch.setenv("OTHER_PASSWORD", "short")
     monkeypatch.setenv("HARMLESS", "a-long-word-of-no-secret")
