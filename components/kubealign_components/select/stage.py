@@ -46,10 +46,11 @@ from kubealign_components.select.used_rewards import (
     length_slope,
     numbers_of,
     shuffle_within,
+    writers_of,
 )
 from kubealign_components.training.config import INCLUSIVE, LEAVE_ONE_OUT
 
-VERSION = 3
+VERSION = 4
 
 ALL = "all"
 """The pointwise strategy: every completion of the pool, no pairs."""
@@ -201,7 +202,7 @@ def _make(config: SelectConfig, rewarded: Dataset, provenance: Provenance, outpu
             work = _Batch(batch, config, stats, slope)
             work.count_agreement()
             if config.rewards == LENGTH_CONTROLLED:
-                after.add(work.row, work.reward, work.tokens)
+                after.add(work.row, writers_of(work.completions), work.reward, work.tokens)
             selected = work.select()
             stats.rows_in += batch.num_rows
             stats.rows_out += selected.num_rows

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.null_runs import NULL_RUN, SHUFFLED
+from kubealign_components.data.sampled import FACTS, sampled
 from kubealign_components.data.seeds import Keys
 from kubealign_components.data.segments import Bools, Floats, Ints, order_by
 
@@ -18,17 +21,21 @@ REWARDS = (AS_GIVEN, LENGTH_CONTROLLED, SHUFFLED)
 NOTES: Mapping[str, Sequence[str]] = {
     AS_GIVEN: (),
     LENGTH_CONTROLLED: (
-        "Rewards are those at equal length: what a token more goes with among the completions of a prompt "
-        "was taken out before any were chosen.",
+        "Rewards are those at equal length: what a token more goes with among one writer's completions of a "
+        "prompt was taken out before any were chosen.",
     ),
     SHUFFLED: (NULL_RUN,),
 }
 """What a reader is told of the rewards on a page."""
-_COLUMNS = ("completions.list.element.reward", "completions.list.element.num_tokens")
+_COLUMNS = (
+    *FACTS,
+    *(f"completions.list.element.{name}" for name in ("reward", "num_tokens", "model")),
+)
 
 
 class LengthSlope:
-    """Least-squares slope of reward over tokens with a level of its own for every prompt, which count alike.
+    """Least-squares slope of reward over tokens with a level of its own for every prompt's completions of one
+    writer, so that a longer and better writer is no reward of length; prompts count alike.
 
     Sums are exact, so that the order of prompts does not matter.
     """
@@ -38,29 +45,30 @@ class LengthSlope:
         self._squares: list[Floats] = []
         self._tokens = self._completions = 0
 
-    def add(self, row: Ints, reward: Floats, tokens: Floats) -> None:
+    def add(self, row: Ints, writer: Ints, reward: Floats, tokens: Floats) -> None:
         """Add completions, arrays of shape (n,); those without reward or length do not count.
 
         Args:
             row: the prompt of each, from 0.
+            writer: who wrote each, see :func:`writers_of`.
             reward: NaN where there is none.
             tokens: NaN where they are not counted.
         """
         counted = np.isfinite(reward) & np.isfinite(tokens)
-        row, reward, tokens = row[counted], reward[counted], tokens[counted]
+        row, writer, reward, tokens = (own[counted] for own in (row, writer, reward, tokens))
         self._tokens += int(tokens.sum())
         self._completions += len(tokens)
         counts = np.maximum(np.bincount(row), 1)
-        length = tokens - (np.bincount(row, tokens) / counts)[row]
-        centred = reward - (np.bincount(row, reward) / counts)[row]
+        _, level = np.unique(np.stack([row, writer]), axis=1, return_inverse=True)
+        length, centred = (own - _means(level, own)[level] for own in (tokens, reward))
         self._products.append(np.bincount(row, length * centred) / counts)
         self._squares.append(np.bincount(row, length * length) / counts)
 
     @property
     def value(self) -> float:
         """In reward a token; 0 where no prompt has completions of different lengths."""
-        squares = math.fsum(map(math.fsum, self._squares))
-        return math.fsum(map(math.fsum, self._products)) / squares if squares else 0.0
+        products, squares = (math.fsum(chain(*own)) for own in (self._products, self._squares))
+        return products / squares if squares else 0.0
 
     @property
     def mean_tokens(self) -> float:
@@ -76,8 +84,24 @@ def length_slope(rewarded: Dataset) -> LengthSlope:
         offsets = lists.offsets.to_numpy()
         completions = lists.values.slice(offsets[0], offsets[-1] - offsets[0])
         row = np.repeat(np.arange(batch.num_rows), np.diff(offsets))
-        slope.add(row, numbers_of(completions, "reward"), numbers_of(completions, "num_tokens"))
+        reward, tokens = (numbers_of(completions, name) for name in ("reward", "num_tokens"))
+        slope.add(row, writers_of(completions), reward, tokens)
     return slope
+
+
+def _means(level: Ints, values: Floats) -> Floats:
+    """The mean of the values of each level, which are numbered from 0 without a gap."""
+    means: Floats = np.bincount(level, values) / np.bincount(level)
+    return means
+
+
+def writers_of(completions: pa.StructArray) -> Ints:
+    """A number for who wrote each of ``completions``, shape (n,): -1 for those that a source brought, and
+    otherwise one for each policy that has sampled, references apart from those of further rounds."""
+    model = pc.fill_null(completions.field("model").cast(pa.string()), "").dictionary_encode()
+    codes: Ints = model.indices.to_numpy().astype(np.int64)
+    reference = pc.fill_null(completions.field("reference"), False).to_numpy(zero_copy_only=False)
+    return np.where(sampled(completions), 2 * codes + reference, -1)
 
 
 def numbers_of(completions: pa.StructArray, name: str) -> Floats:

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from kubealign_components.data.dataset import Dataset, DatasetWriter
@@ -15,7 +16,7 @@ from kubealign_components.data.schemas import REWARDED, completion_id, new_compl
 from kubealign_components.data.stats import Stats
 from kubealign_components.reports.rows import rows_page
 from kubealign_components.select.stage import SelectConfig, run
-from kubealign_components.select.used_rewards import LengthSlope, length_slope
+from kubealign_components.select.used_rewards import LengthSlope, length_slope, writers_of
 from support.pages import Page
 from support.tiny import prompt_row
 
@@ -71,19 +72,33 @@ def pairs_of(dataset: Dataset) -> dict[str, list[tuple[str, str]]]:
     }
 
 
-def test_the_slope_is_that_of_least_squares_with_prompts_as_factors() -> None:
+def test_the_slope_is_that_of_least_squares_with_prompts_and_writers_as_factors() -> None:
     _, prompts = planted(0.03)
-    rows = [(i, n, reward, 1 / len(made)) for i, made in enumerate(prompts) for n, reward in made]
-    row, length, reward, weight = (np.array(column) for column in zip(*rows))
-    design = np.concatenate([np.eye(len(prompts))[row], length[:, None]], axis=1)
+    rows = [
+        (i, k % 2, n, r, 1 / len(made)) for i, made in enumerate(prompts) for k, (n, r) in enumerate(made)
+    ]
+    row, writer, length, reward, weight = (np.array(column) for column in zip(*rows))
+    level = 2 * row + writer
+    length, reward = length + 40 * writer, reward + 2.0 * writer
+    design = np.concatenate([np.eye(2 * len(prompts))[level], length[:, None]], axis=1)
     root = np.sqrt(weight)
     oracle = np.linalg.lstsq(design * root[:, None], reward * root, rcond=None)[0][-1]
     slope, halves = LengthSlope(), LengthSlope()
-    slope.add(row, reward, length.astype(np.float64))
+    slope.add(row, writer, reward, length.astype(np.float64))
     for half in (row >= 30, row < 30):
-        halves.add(row[half] % 30, reward[half], length[half].astype(np.float64))
+        halves.add(row[half] % 30, writer[half], reward[half], length[half].astype(np.float64))
     assert slope.value == pytest.approx(oracle, rel=1e-9)
     assert halves.value == slope.value
+
+
+def test_writers_are_the_reference_the_policy_of_each_round_and_the_source() -> None:
+    """Whoever wrote for a source is one writer, since one answer of each says nothing of length."""
+    facts = [("a", True, "stop"), ("a", False, "length"), ("b", False, "stop"), ("c", False, "offline")]
+    facts += [(None, None, "offline"), ("b", False, "length"), ("a", True, "length")]
+    names = ("model", "reference", "finish_reason")
+    writers = writers_of(pa.StructArray.from_arrays([pa.array(own) for own in zip(*facts)], names))
+    assert len(set(writers[:4])) == 4
+    assert writers[3:].tolist() == [writers[3], writers[3], writers[2], writers[0]]
 
 
 def test_at_equal_length_the_worth_is_chosen_that_a_taste_for_length_hid(tmp_path: Path) -> None:
