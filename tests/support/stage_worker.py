@@ -21,6 +21,8 @@ from kubealign_components.judge.stage import JudgeConfig
 from kubealign_components.judge.stage import run as judge
 from kubealign_components.logprobs.stage import LogprobsConfig
 from kubealign_components.logprobs.stage import run as logprobs
+from kubealign_components.rank.stage import RankConfig
+from kubealign_components.rank.stage import run as rank
 from kubealign_components.rewards.stage import RewardsConfig
 from kubealign_components.rewards.stage import run as rewards
 from kubealign_components.sample.stage import SampleConfig
@@ -30,6 +32,7 @@ from kubealign_components.store import faulty, register
 STAGES: dict[str, tuple[Any, Callable[..., Part]]] = {
     "judge": (JudgeConfig, judge),
     "logprobs": (LogprobsConfig, logprobs),
+    "rank": (RankConfig, rank),
     "rewards": (RewardsConfig, rewards),
     "sample": (SampleConfig, sample),
 }

@@ -55,6 +55,7 @@ class Inputs:
             "rewards": {"reward": {"model": str(self._reward_model)}},
             "logprobs": {"policy": model},
             "judge": {"judge": model, "principles": str(self.folder / "two.yaml"), "min_characters": 1},
+            "rank": {"judge": {"judge": model, "principles": str(self.folder / "two.yaml")}},
         }
         return own[stage] | {"slice_rows": SLICE}
 
