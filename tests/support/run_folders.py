@@ -84,7 +84,10 @@ def add_run(
         {
             "stage": "rewards",
             "title": "rewards",
+            "rows_in": len(aligned),
             "rows_out": len(aligned),
+            "dropped": {},
+            "counts": {},
             "seconds": 1.5,
             "numbers": {"mean": 0.5},
         }

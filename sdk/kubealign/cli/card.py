@@ -29,8 +29,8 @@ def card(target: str, stage: str, output: Path | None) -> None:
     evaluation = None
     if run is not None and stage:
         target = str(output_path(run, stage))
-    elif run is not None and run.models:
-        target, evaluation = str(run.models[-1]), dict(run.results.get("evaluation", {}))
+    elif run is not None and (model := run.model):
+        target, evaluation = str(model), dict(run.results.get("evaluation", {}))
     text = card(open_output(target), evaluation)
     if output:
         write_whole(output, text)

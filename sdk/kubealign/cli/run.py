@@ -92,7 +92,8 @@ def _run(given: Given, output: Path, name: str, runner: str | None, verbose: boo
         title = "Evaluation of the chosen variant" if results.chosen else "Evaluation"
         console.print(number_table(title, decided_numbers(results.evaluation)))
     if results.model:
-        console.print(f"Model:   {results.folder / 'model'}", soft_wrap=True)
+        links = {target: results.folder / name for name, target in results.by_usual_name().items()}
+        console.print(f"Model:   {links.get(results.model, results.model)}", soft_wrap=True)
     elif results.outputs:
         console.print(f"Made:    {results.outputs[-1].path}", soft_wrap=True)
     console.print(f"Summary: {results.folder / 'summary.html'}", soft_wrap=True)

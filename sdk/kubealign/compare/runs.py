@@ -15,7 +15,8 @@ import yaml
 from numpy.typing import NDArray
 
 from kubealign.lineage import standing
-from kubealign.local.runs import RunInfo
+from kubealign.local.results import read_results
+from kubealign.local.runs import DIRECTORIES, RunInfo
 from kubealign_components.config import require
 from kubealign_components.data.bootstrap import bootstrap_interval
 from kubealign_components.data.dataset import Dataset
@@ -103,8 +104,10 @@ class ComparedRun:
         return finite
 
     def _last(self, schema: str) -> Dataset | None:
-        """The last dataset of that kind that it made and that is still there."""
-        made = standing(reversed(self.info.made))
+        """The last dataset of that kind that is still there; of a sweep the chosen variant's."""
+        run = read_results(self.info)
+        kept = [o for o in run.outputs if o.type in DIRECTORIES and o.iteration in (0, run.chosen)]
+        made = standing(output.path for output in reversed(kept))
         return next((one for one in made if one.manifest.schema == schema), None)
 
 

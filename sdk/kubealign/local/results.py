@@ -105,6 +105,10 @@ class StageRow:
         return self.counts.get("rows_reused")
 
 
+Repeated = TypeVar("Repeated", Output, StageRow)
+"""What there is of each iteration of a loop."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Results:
     """A finished run."""
@@ -125,10 +129,9 @@ class Results:
 
     @property
     def model(self) -> Path | None:
-        """The aligned model's directory, if the pipeline made one; of a sweep the chosen one's."""
-        models = list(self.outputs_of("system.Model"))
-        chosen = [model for model in models if model.iteration == self.chosen]
-        return (chosen or models)[-1].path if models else None
+        """The aligned model's directory, if the pipeline made one; of a sweep the chosen one's, or none."""
+        models = self.of_chosen(self.outputs_of("system.Model"))
+        return models[-1].path if models else None
 
     @cached_property
     def choice(self) -> list[ChoiceRow]:
@@ -147,20 +150,30 @@ class Results:
                     return output.iteration
         return 0
 
+    def of_chosen(self, made: Iterable[Repeated]) -> list[Repeated]:
+        """Those of ``made`` that the chosen variant has, none while none is chosen; all where none is of a
+        loop."""
+        listed = list(made)
+        repeated = [one for one in listed if one.iteration]
+        return [one for one in repeated if one.iteration == self.chosen] if repeated else listed
+
     @property
     def datasets(self) -> dict[str, Dataset]:
-        """What the stages made, by stage; of a stage that stands twice the later ones are numbered."""
+        """What the stages made, by stage; of a stage that stands twice the later ones are numbered. What a
+        variant made that was not chosen has the variant's number, such as ``select-1``."""
         return self._made(lambda made: made.manifest.schema != MODEL)
 
     @property
     def models(self) -> dict[str, Dataset]:
-        """The models that were trained, by stage: ``uri`` is a model's directory, rows are its log."""
+        """The models that were trained, named as in :attr:`datasets`: ``uri`` is a model's directory, rows
+        are its log."""
         return self._made(lambda made: made.manifest.schema == MODEL)
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
-        """The numbers of each stage, by stage: rows in and out, what was counted and what was measured."""
-        named = _numbered((row.stage, row) for row in self.stages)
+        """The numbers of each stage, named as in :attr:`datasets`: rows in and out, what was counted and what
+        was measured."""
+        named = _numbered((self._name(row.stage, row.iteration), row) for row in self.stages)
         return {
             stage: {"rows_in": row.rows_in, "rows_out": row.rows_out, **row.counts, **row.numbers}
             for stage, row in named.items()
@@ -168,27 +181,35 @@ class Results:
 
     def by_usual_name(self) -> dict[str, Path]:
         """The datasets and models by the names of :data:`USUAL_NAMES`; of a stage that stands twice the later
-        ones are numbered. Of a sweep the chosen variant comes first."""
-        of_chosen = f"-iteration-{self.chosen - 1}"
-        named = [(USUAL_NAMES.get(stage, stage), path) for stage, path, _ in self._opened()]
-        return _numbered(sorted(named, key=lambda pair: not pair[1].parent.parent.name.endswith(of_chosen)))
+        ones are numbered. Of a sweep these are the chosen variant's; others have the variant's number."""
+        return _numbered(
+            (self._name(USUAL_NAMES.get(stage, stage), output.iteration), output.path)
+            for stage, output, _ in self._opened()
+        )
 
     def _made(self, predicate: Callable[[Dataset], bool]) -> dict[str, Dataset]:
-        return _numbered((stage, made) for stage, _, made in self._opened() if predicate(made))
+        return _numbered(
+            (self._name(stage, output.iteration), made)
+            for stage, output, made in self._opened()
+            if predicate(made)
+        )
 
-    def _opened(self) -> Iterator[tuple[str, Path, Dataset]]:
-        """Stage, folder and content of each dataset and model."""
+    def _name(self, name: str, iteration: int) -> str:
+        return f"{name}-{iteration}" if iteration not in (0, self.chosen) else name
+
+    def _opened(self) -> Iterator[tuple[str, Output, Dataset]]:
+        """Stage, output and content of each dataset and model."""
         for output in self.outputs:
             if output.type in DIRECTORIES and output.exists:
                 made = Dataset.open(str(output.path), allow_empty=True)
-                yield str(made.manifest.provenance.step["stage"]), output.path, made
+                yield str(made.manifest.provenance.step["stage"]), output, made
 
     @property
     def evaluation(self) -> dict[str, float]:
-        """The numbers of the comparison, once there is one; of a sweep the chosen variant's."""
-        compared = [row for row in self.stages if row.stage == "evaluate"]
-        chosen = [row for row in compared if row.iteration == self.chosen]
-        return (chosen or compared)[-1].numbers if compared else {}
+        """The numbers of the comparison, once there is one; of a sweep the chosen variant's, and none while
+        no variant is chosen."""
+        compared = self.of_chosen(row for row in self.stages if row.stage == "evaluate")
+        return compared[-1].numbers if compared else {}
 
     @cached_property
     def last(self) -> Manifest | None:
@@ -229,10 +250,11 @@ def load_run(run_name: str | Path) -> Results:
         raise NotFound(f"{run_name}: no run is there, and none below runs/ has that name; see `kubealign ls`")
     if not run.results:
         raise NotFound(f"{run.folder.path}: this run has left no results yet; it is {run.state}")
-    return _read_results(run)
+    return read_results(run)
 
 
-def _read_results(run: RunInfo) -> Results:
+def read_results(run: RunInfo) -> Results:
+    """What the results of ``run`` tell, as far as there are any."""
     folder, content = run.folder, run.results
     return Results(
         pipeline=content.get("pipeline", ""),

@@ -19,9 +19,10 @@ _READ = ["completions.list.element.model", "pairs"]
 
 
 def rounds_of(results: Results) -> list[list[str]]:
-    """A line of :data:`COLUMNS` for each round that was evaluated; none where there was one alone."""
+    """A line of :data:`COLUMNS` for each round that was evaluated; none where there was one alone, or where
+    what was evaluated are variants of a sweep."""
     evaluated = [row for row in results.stages if row.stage == "evaluate"]
-    if len(evaluated) < 2:
+    if len(evaluated) < 2 or any(row.iteration for row in evaluated):
         return []
     selected = [made for name, made in results.datasets.items() if re.fullmatch(r"select(-\d+)?", name)]
     shares = [_shares(made) for made in selected]

@@ -115,6 +115,12 @@ class RunInfo:
         return [self.folder.path / o["path"] for o in self.outputs if o["type"] in DIRECTORIES]
 
     @property
+    def model(self) -> Path | None:
+        """Folder of the aligned model, of a sweep the chosen one's, if it made one that is still there."""
+        path = self.folder.path / str(self.results.get("model") or "")
+        return path if path != self.folder.path and path.is_dir() else None
+
+    @property
     def models(self) -> list[Path]:
         """Folders of the models that it made and that are still there."""
         made = [self.folder.path / o["path"] for o in self.outputs if o["type"] == "system.Model"]

@@ -153,12 +153,11 @@ def _pages(results: Results) -> Iterator[tuple[str, str, str, str]]:
 
 def _charts(results: Results) -> list[Markup]:
     """Rewards and lengths before and after."""
-    for output in reversed(list(results.outputs_of("system.Dataset"))):
-        if output.exists:
-            made = Dataset.open(str(output.path), allow_empty=True)
-            if made.manifest.schema == EVALUATION and made.rows:
-                return list(sides_charts(list(made.iter_rows(of=SidesRow))))
-    return []
+    made = [output for output in results.outputs_of("system.Dataset") if output.exists]
+    opened = [(output, Dataset.open(str(output.path), allow_empty=True)) for output in made]
+    compared = [o for o, dataset in opened if dataset.manifest.schema == EVALUATION and dataset.rows]
+    shown = results.of_chosen(compared)
+    return list(sides_charts(list(Dataset.open(str(shown[-1].path)).iter_rows(of=SidesRow)))) if shown else []
 
 
 def _graph(results: Results, links: Sequence[Link]) -> Markup:

@@ -90,7 +90,8 @@ def test_the_card_of_a_run_is_that_of_its_model_with_its_evaluation(model: Datas
     (run / "pipeline.yaml").write_text("")
     (run / "made").symlink_to(model.uri)
     outputs = [{"task": "train", "output": "model", "type": "system.Model", "path": "made"}]
-    (run / "results.json").write_text(json.dumps({"outputs": outputs, "evaluation": {"reward_gain": 0.5}}))
+    results = {"outputs": outputs, "model": "made", "evaluation": {"reward_gain": 0.5}}
+    (run / "results.json").write_text(json.dumps(results))
     done = CliRunner().invoke(main, ["card", str(run), "-o", str(tmp_path / "README.md")])
     assert done.exit_code == 0, done.output
     [result] = ModelCard((tmp_path / "README.md").read_text()).data.eval_results
