@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,15 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import canonical_json
 from kubealign_components.data.lineage import steps_of
 from kubealign_components.data.stats import Stats
-from kubealign_components.engines.rewards import Rewarder, reward_inputs, reward_params
+from kubealign_components.engines.rewards import Rewarder, RewardSpec, reward_inputs, reward_params
 from kubealign_components.evaluate.answers import ALIGNED, REFERENCE, ComparedPrompt
 from kubealign_components.evaluate.controlled import Estimate, Floats, OfPrompt
 
 SETTING = "held_out_reward"
 """Of ``evaluate``; also what the recipe calls its identity, and the numbers begin with."""
+
+
+ANOTHER = "another reward than the one that was trained on, and no function or model of it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,15 +34,41 @@ class SecondRewards:
 
 
 def require_held_out(second: Rewarder, first: Rewarder | None, parents: Sequence[Dataset]) -> None:
-    """Raise :class:`ConfigError` where ``second`` is the reward that is compared by, or one that ``parents``
-    were made with."""
+    """Raise :class:`ConfigError` where a function or the model of ``second`` is one of the reward that is
+    compared by, or of those that ``parents`` were made with, at whatever weight."""
     used = [(reward_params(first.spec), first.identity)] if first else []
     for dataset in parents:
         steps = steps_of(dataset.manifest.fingerprint, dataset.manifest.recipe)
         used += [(dict(step.params), step.models["reward"]) for step in steps if step.stage == "rewards"]
-    own = canonical_json([reward_params(second.spec), second.identity])
-    other = own not in [canonical_json(list(one)) for one in used]
-    require(other, SETTING, second.spec.slug, "another reward than the one that was trained on")
+    trained_on = {part for one in used for part in _parts(*one)}
+    own = _parts(reward_params(second.spec), second.identity)
+    require(trained_on.isdisjoint(own), SETTING, second.spec.slug, ANOTHER)
+
+
+def check_parts(second: RewardSpec, first: RewardSpec | None) -> None:
+    """The same as :func:`require_held_out` by settings alone, before anything is loaded."""
+    trained_on = _named(first) if first else []
+    require(not any(part in trained_on for part in _named(second)), SETTING, second.slug, ANOTHER)
+
+
+def _named(spec: RewardSpec) -> list[list[object]]:
+    """What a reward is the sum of, as the settings name it."""
+    model: list[object] = [spec.model, spec.model_revision, spec.principles, spec.principle_names]
+    functions: list[list[object]] = [[one.function, one.source, one.settings] for one in spec.functions]
+    return functions + ([model] if spec.model else [])
+
+
+def _parts(params: Mapping[str, object], identity: Mapping[str, object]) -> set[str]:
+    """What a reward is the sum of, without weights and limits: its model, and each function with settings."""
+    parts = (
+        {canonical_json([identity["model"], identity.get("principles")])} if "model" in identity else set()
+    )
+    functions, identities = params["functions"], identity["functions"]
+    assert isinstance(functions, list) and isinstance(identities, Mapping)
+    for one in functions:
+        name = one["function"]
+        parts.add(canonical_json([name.rpartition(":")[2], one["settings"], identities[name]]))
+    return parts
 
 
 def second_rewards(

@@ -66,6 +66,7 @@ from kubealign_components.evaluate.measures import measure
 from kubealign_components.evaluate.report import report_html
 from kubealign_components.evaluate.second_reward import (
     SETTING,
+    check_parts,
     require_held_out,
     second_numbers,
     second_rewards,
@@ -154,6 +155,8 @@ class EvaluateConfig:
             "null without a reward: what is gained is a reward",
         )
         require(self.judged_completions > 0, "judged_completions", self.judged_completions, "1 or more")
+        if self.held_out_reward is not None:
+            check_parts(self.held_out_reward, self.reward)
         self._check_required()
 
     def _check_required(self) -> None:

@@ -475,7 +475,12 @@ def test_an_evaluation_that_was_finished_is_taken_and_no_engine_starts(
 def test_a_held_out_reward_tells_its_own_gain_and_whether_both_agree(
     really_rewarded: Dataset, tiny_model: Path, other_model: Path, tmp_path: Path
 ) -> None:
-    held_out = {"functions": [BREVITY | {"weight": -1.0}]}
+    (tmp_path / "mine.py").write_text(
+        f"from {FUNCTIONS} import brevity\n"
+        "def length(item):\n"
+        "    return -brevity(item, scale=8, unit='tokens')\n"
+    )
+    held_out = {"functions": [f"{tmp_path}/mine.py:length"]}
     settings = config(tiny_model, REAL, kl_prompts=0, held_out_reward=held_out)
     output, report = str(tmp_path / "out"), tmp_path / "report.html"
     model = str(other_model)
@@ -490,8 +495,13 @@ def test_a_held_out_reward_tells_its_own_gain_and_whether_both_agree(
     step = Dataset.open(output).manifest.recipe[Dataset.open(output).manifest.fingerprint]
     assert step["models"]["held_out_reward"] and step["params"]["held_out_reward"]["functions"]
     with pytest.raises(ConfigError, match=r"held_out_reward='brevity': expected another reward"):
-        same = replace(settings, held_out_reward=settings.reward)
-        run(same, rewarded=really_rewarded, model=model, output=str(tmp_path / "same"))
+        replace(settings, held_out_reward=settings.reward)
+    copy = {"functions": [BREVITY | {"weight": 2.0}, f"{tmp_path}/mine.py:length"]}
+    with pytest.raises(ConfigError, match=r"held_out_reward='brevity_length': expected another reward"):
+        config(tiny_model, REAL, held_out_reward=copy)
+    alone = config(tiny_model, REAL, held_out_reward=copy, reward=None)  # it was trained on all the same
+    with pytest.raises(ConfigError, match=r"held_out_reward='brevity_length': expected another reward"):
+        run(alone, rewarded=really_rewarded, model=model, output=str(tmp_path / "same"))
 
 
 def test_what_is_required_fails_the_run_after_everything_is_written(

@@ -342,3 +342,11 @@ def test_what_yaml_writes_is_read_back_with_a_mark_for_every_value(values: dict[
     assert document.findings == []
     assert document.values == values
     assert all((name,) in document.marks for name in values)
+
+
+def test_a_held_out_reward_with_a_part_of_the_first_one_is_refused(run_file: Path) -> None:
+    rewards = "{functions: [{function: brevity, weight: 2}]}"
+    settings = ("--set", "reward_functions=[brevity]", "--set", f"evaluate_held_out_reward={rewards}")
+    done = kubealign("check", "-f", run_file, "--here", *settings)
+    assert done.exit_code != 0
+    assert "evaluate_held_out_reward='brevity': expected another reward" in done.stderr.replace("\n", " ")
