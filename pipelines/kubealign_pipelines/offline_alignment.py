@@ -221,6 +221,9 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
     swept = swept_stages(parameters)
     learns = sampled and rewarded and strategy not in LABELS
     once = "1 without a selection among rewarded samples: a further round would select what the first one did"
+    require(
+        not judge or rounds.number == 1, ROUNDS.name, rounds.number, f"1 with {JUDGE}: rounds need a reward"
+    )
     require(learns or rounds.number == 1, ROUNDS.name, rounds.number, once)
     require(
         not swept or rounds.number == 1, ROUNDS.name, rounds.number, "1 in a sweep, of variants of one round"

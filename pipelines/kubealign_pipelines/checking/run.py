@@ -195,12 +195,17 @@ def _check_sweep(
 def _graph(
     pipeline: str, values: Mapping[str, object], settings: CompileSettings
 ) -> tuple[Graph, Sequence[Finding]]:
-    """The graph; where the parameters choose no stages that fit, that of the defaults."""
+    """The graph; where the parameters choose no stages that fit, that of the others, or of the defaults."""
     try:
         return graph_of(build(pipeline, settings, values), pipeline), []
     except ConfigError as error:
         finding = error_at((PARAMETERS, error.field), error.value, error.expected)
-        return graph_of(build(pipeline, settings, {}), pipeline), [finding]
+        others = {name: value for name, value in values.items() if name != error.field}
+        if len(others) == len(values):  # a default is refused, or the file itself
+            others = {}
+        if not values:
+            raise
+        return _graph(pipeline, others, settings)[0], [finding]
 
 
 def _given(graph: Graph, values: Mapping[str, object]) -> dict[str, object]:

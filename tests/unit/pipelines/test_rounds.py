@@ -63,6 +63,11 @@ def test_what_cannot_be_done_in_rounds_is_refused(
     assert [one for one in refused if one.startswith(expected)], refused
 
 
+def test_a_judge_is_refused_in_rounds_and_nothing_else_is_asked_for(tiny_model: Path, tmp_path: Path) -> None:
+    judged = {"reward_functions": [], "rank_judge": str(tiny_model), "rounds": 2}
+    assert told(tiny_model, tmp_path, **judged) == ["rounds: 1 with rank_judge: rounds need a reward"]
+
+
 def test_one_round_is_the_pipeline_as_it_is(tmp_path: Path) -> None:
     one = {"rounds": 1, "rounds_reference": "first"}
     assert compile_ir(tmp_path / "one", "offline_alignment", parameters=one) == compile_ir(
