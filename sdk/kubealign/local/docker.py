@@ -72,7 +72,7 @@ def docker_runner(
     try:
         with contextlib.closing(docker.from_env()) as client:
             client.ping()
-            _remove_left(client, run)
+            remove_left(client, run)
     except docker.errors.DockerException as error:
         raise ConfigError("runner", "docker", f"a Docker Engine that answers ({error})") from error
     for folder in (artifacts, *writable):
@@ -109,12 +109,21 @@ def signal_containers(run: Path, number: int) -> None:
                     container.kill(number)
 
 
-def _remove_left(client: DockerClient, run: Path) -> None:
+def remove_left(client: DockerClient, run: Path) -> None:
     """Remove the containers of ``run``, which begins, and of runs of this machine whose process is dead."""
     for container in _containers(client, LABEL):
         folder = Path(container.labels[LABEL])
-        if folder == run or ((folder / LOCK).is_file() and not is_locked(folder / LOCK)):
+        if folder == run or _has_ended(folder):
             _remove(container)
+
+
+def _has_ended(run: Path) -> bool:
+    """Whether the process of ``run`` has certainly ended; nothing is certain of folders of other users."""
+    try:
+        with (run / LOCK).open():
+            return not is_locked(run / LOCK)
+    except OSError:
+        return False
 
 
 def _containers(client: DockerClient, label: str) -> list[Container]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
 
 from kubealign import run_local
-from kubealign.local.docker import named
+from kubealign.local.docker import LABEL, named, remove_left
+from kubealign.local.runs import LOCK
 from kubealign.runfile import LocalSettings, RunFile
 from kubealign_components.engines.reward_functions import LoadedFunction, RewardFunctionSpec
 from kubealign_components.engines.reward_input import RewardInput
@@ -73,3 +75,40 @@ def test_settings_that_cannot_be_used_are_named(settings: dict[str, object], mes
     with pytest.raises(ConfigError, match=message):
         LocalSettings(**settings)
     assert RunFile(local=LocalSettings(runner="docker")).for_local_run().local.runner == "docker"
+
+
+class Left:
+    """A container that the engine still has."""
+
+    def __init__(self, run: Path) -> None:
+        self.labels = {LABEL: str(run)}
+        self.removed = False
+
+    def remove(self, **how: bool) -> None:
+        self.removed = True
+
+
+class Engine:
+    """What is asked of a Docker Engine, which lists ``left``."""
+
+    def __init__(self, *left: Left) -> None:
+        self.containers = self
+        self.left = left
+
+    def list(self, **asked: object) -> list[Left]:
+        return list(self.left)
+
+
+def test_only_containers_of_runs_that_have_certainly_ended_are_removed(tmp_path: Path) -> None:
+    """One Docker Engine has containers of several users, into whose folders the others cannot look."""
+    names = ("own", "dead", "running", "gone", "n" * 300)
+    own, dead, running, gone, hidden = (Left(tmp_path / name) for name in names)
+    for name in names[1:3]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / LOCK).touch()
+    with (tmp_path / "running" / LOCK).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="too long"):
+            (tmp_path / names[-1] / LOCK).is_file()
+        remove_left(Engine(own, dead, running, gone, hidden), tmp_path / "own")
+    assert [left.removed for left in (own, dead, running, gone, hidden)] == [True, True, False, False, False]
