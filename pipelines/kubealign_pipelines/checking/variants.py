@@ -83,8 +83,11 @@ def check_form(graph: Graph, values: Mapping[str, object]) -> Iterator[Finding]:
         return  # which its type tells
     if len(variants) > MOST:
         yield error_at(path, f"{len(variants)} variants", f"at most {MOST}")
+    runs = [run.values for run in plain_runs(graph, values)]
     for position, variant in enumerate(variants):
-        if variant in variants[:position]:
+        # As they run: one may say what the parameters of all say, too.
+        usable = isinstance(variant, Mapping) and variant.keys() <= set(SWEPT)
+        if variant in variants[:position] or (usable and runs[position] in runs[:position]):
             yield error_at((*path, position), variant, "each variant once")
         if not isinstance(variant, Mapping):
             yield error_at((*path, position), variant, "a mapping by stage, such as {train: {beta: 0.1}}")

@@ -167,6 +167,11 @@ def test_no_variant_ends_the_sweep_for_the_others() -> None:
     assert told([{}], choose_min_gain=0.0) == []
 
 
+def test_a_variant_that_says_what_all_have_is_one_of_them() -> None:
+    [text] = told([{"train": {"beta": 0.2}}, {}], train_beta=0.2)
+    assert text == "variants[1]: each variant once"
+
+
 def test_a_limit_on_the_kl_asks_for_its_estimate() -> None:
     unestimated = {"evaluate": {"kl_prompts": 0}}
     [text] = told([{}, unestimated], choose_max_kl=1.0)
