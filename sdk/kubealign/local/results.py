@@ -69,8 +69,8 @@ class Output:
     @property
     def iteration(self) -> int:
         """Which iteration of a loop made it, from 1, such as which variant; 0 outside of loops."""
-        counted = (_ITERATION.search(part) for part in reversed(self.path.parts))
-        return next((1 + int(number[1]) for number in counted if number), 0)
+        number = _ITERATION.search(self.path.parent.parent.name)
+        return 1 + int(number[1]) if number else 0
 
     @property
     def exists(self) -> bool:

@@ -113,6 +113,11 @@ def test_without_a_chosen_variant_none_is_the_runs(tmp_path: Path) -> None:
     assert "Aligned model" not in (tmp_path / "summary.html").read_text()
 
 
+def test_a_folder_of_the_users_own_is_no_iteration(tmp_path: Path) -> None:
+    results = swept(tmp_path / "dpo-iteration-4", 2)
+    assert [output.iteration for output in results.outputs] == [*(n for n in VARIANTS for _ in MADE), 0]
+
+
 def test_variants_are_no_rounds(tmp_path: Path) -> None:
     results = swept(tmp_path, 2)
     assert rounds_of(results) == []
