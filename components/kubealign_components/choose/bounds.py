@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from kubealign_components.data.bootstrap import CONFIDENCE, RESAMPLES
 
@@ -48,7 +48,7 @@ def simultaneous_intervals(
     deviations = _deviations(values[varying], errors[varying], seed, resamples)
     missed = (1 - confidence) / rows  # how often each may miss its mean, were no two to do so together
     able = np.isinf(deviations).mean(axis=0) <= missed / 2
-    reach = errors[varying] * float(student.ppf(1 - missed / 2, columns - 1))
+    reach = errors[varying] * float(stdtrit(columns - 1, 1 - missed / 2))
     if able.any():
         quantile = np.quantile(deviations[:, able].max(axis=1), 1 - missed * able.sum(), method="higher")
         reach[able] = errors[varying][able] * quantile

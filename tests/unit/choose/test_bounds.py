@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -92,3 +95,14 @@ def test_the_front_is_what_nothing_outdoes(costs: np.ndarray) -> None:
         return any(all(other <= row) and any(other < row) for other in costs)
 
     assert on_front(costs).tolist() == [not outdone(row) for row in costs]
+
+
+def test_bounds_need_no_torch() -> None:
+    """Stages of rows run as if it were not installed, which not all of SciPy bears."""
+    program = (
+        "import sys; sys.modules['torch'] = None; import numpy as np; "
+        "from kubealign_components.choose.bounds import simultaneous_intervals as intervals; "
+        "print(*(len(intervals(np.arange(3.0 * n).reshape(3, n) ** 2, seed=0)) for n in (2, 10)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "2 2\n", done.stderr
