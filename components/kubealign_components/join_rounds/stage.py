@@ -29,7 +29,7 @@ _ROWS_AT_ONCE = 256
 class JoinRoundsConfig:
     """Settings of ``join_rounds``."""
 
-    number: int
+    number: int = 2
     """Of the later round, from 2."""
     references: str = FIRST
     """Whose rewards are reference rewards: those of the first round, whose policy the last one stays near, or

@@ -28,7 +28,7 @@ VERSION = 1
 class NextRoundConfig:
     """Settings of ``next_round``."""
 
-    number: int
+    number: int = 2
     """Of the round that begins; the first one needs no such stage."""
     work: str = execution("")
     """Work prefix: what was finished there before, with these settings on these rows, is taken."""
