@@ -67,7 +67,9 @@ def parameters(policy: Path, source: Path) -> dict[str, Any]:
 
 def left_in(engine: Any) -> set[str]:
     """Containers and volumes of the engine."""
-    return {each.id for each in (*engine.containers.list(all=True), *engine.volumes.list())}
+    return {
+        each.id for each in (*engine.containers.list(all=True, ignore_removed=True), *engine.volumes.list())
+    }
 
 
 def test_offline_alignment_runs_whole(
@@ -145,7 +147,9 @@ def test_no_container_outlives_its_run(
         return run, own
 
     def containers() -> set[str]:
-        listed = engine.containers.list(all=True, filters={"label": f"{LABEL}={tmp_path}/runs/busy"})
+        listed = engine.containers.list(
+            all=True, filters={"label": f"{LABEL}={tmp_path}/runs/busy"}, ignore_removed=True
+        )
         return {container.id for container in listed}
 
     with image_of("sleep 600", engine, built["data"]) as image:
