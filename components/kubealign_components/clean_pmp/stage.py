@@ -22,7 +22,7 @@ from kubealign_components.data.finished import OutputRequest, once
 from kubealign_components.data.schemas import PREFERENCES
 from kubealign_components.data.seeds import is_held_out, unit_interval
 from kubealign_components.data.stats import Stats
-from kubealign_components.data.withdrawals import WITHDRAWN, Withdrawal, read_withdrawal
+from kubealign_components.data.withdrawals import Withdrawal, read_withdrawal
 from kubealign_components.json_types import JsonObject
 from kubealign_components.progress import progress_bar
 from kubealign_components.sources.external_sort import Entry, Spool
@@ -110,8 +110,7 @@ def run(config: CleanPmpConfig, *, output: str) -> Stats:
     """
     readers = [SourceReader(source) for source in config.sources]
     withdrawal = read_withdrawal(config.withdrawn)
-    used = {WITHDRAWN: withdrawal.to_json()} if withdrawal else {}
-    request = requested("clean_pmp", VERSION, config, readers, output=output, **used)
+    request = requested("clean_pmp", VERSION, config, readers, output=output, **withdrawal.request())
     return once(request, lambda: _make(config, readers, withdrawal, request))
 
 

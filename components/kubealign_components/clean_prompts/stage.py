@@ -18,7 +18,7 @@ from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.finished import OutputRequest, once
 from kubealign_components.data.language import identifier_version, identify_language
 from kubealign_components.data.stats import Stats
-from kubealign_components.data.withdrawals import WITHDRAWN, Withdrawal, read_withdrawal
+from kubealign_components.data.withdrawals import Withdrawal, read_withdrawal
 from kubealign_components.sources.example import Example
 from kubealign_components.sources.external_sort import Entry, Spool
 from kubealign_components.sources.prompt_rows import spooled, to_row
@@ -104,7 +104,6 @@ def run(config: CleanPromptsConfig, *, output: str) -> Stats:
     """
     readers = [SourceReader(source) for source in config.sources]
     withdrawal = read_withdrawal(config.withdrawn)
-    used = {WITHDRAWN: withdrawal.to_json()} if withdrawal else {}
     request = requested(
         "clean_prompts",
         VERSION,
@@ -112,7 +111,7 @@ def run(config: CleanPromptsConfig, *, output: str) -> Stats:
         readers,
         output=output,
         language_identifier=identifier_version() if config.languages else None,
-        **used,
+        **withdrawal.request(),
     )
     return once(request, lambda: _make(config, readers, withdrawal, request))
 

@@ -94,6 +94,10 @@ class Withdrawal:
         """Plain values in a fixed order."""
         return {"prompt_ids": sorted(self.prompt_ids), "sources": sorted(self.sources)}
 
+    def request(self) -> dict[str, dict[str, list[str]]]:
+        """What a request for finished work says of it: nothing where it names nothing."""
+        return {WITHDRAWN: self.to_json()} if self else {}
+
     def params(self, uri: str) -> dict[str, object]:
         """What a recipe says of rows that are not there for it: nothing where there are none.
 

@@ -17,7 +17,7 @@ from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.finished import OutputRequest, once
 from kubealign_components.data.schemas import PromptRow
 from kubealign_components.data.stats import Stats
-from kubealign_components.data.withdrawals import WITHDRAWN, Withdrawal, read_withdrawal
+from kubealign_components.data.withdrawals import Withdrawal, read_withdrawal
 from kubealign_components.sources.external_sort import Entry, Spool
 from kubealign_components.sources.messages import with_suffix
 from kubealign_components.sources.prompt_rows import merge_rows, spooled, to_row
@@ -92,8 +92,7 @@ def run(config: ImportConfig, *, output: str) -> Stats:
     """
     readers = [SourceReader(source) for source in config.sources]
     withdrawal = read_withdrawal(config.withdrawn)
-    used = {WITHDRAWN: withdrawal.to_json()} if withdrawal else {}
-    request = requested("import_prompts", VERSION, config, readers, output=output, **used)
+    request = requested("import_prompts", VERSION, config, readers, output=output, **withdrawal.request())
     return once(request, lambda: _make(config, readers, withdrawal, request))
 
 

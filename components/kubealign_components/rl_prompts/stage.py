@@ -21,7 +21,7 @@ from kubealign_components.data.finished import OutputRequest, once
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.principles import GENERAL, REASONING, RED_TEAMING, TAGS
 from kubealign_components.data.stats import Stats
-from kubealign_components.data.withdrawals import WITHDRAWN, Withdrawal, read_withdrawal
+from kubealign_components.data.withdrawals import Withdrawal, read_withdrawal
 from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.rl_prompts.kinds import KINDS, Question
@@ -152,7 +152,6 @@ def run(config: RlPromptsConfig, *, prompts: Dataset | None = None, output: str)
     policy = find_model(config.policy, config.revision, weights=False)
     readers = [SourceReader(source) for source in config.sources]
     withdrawal = read_withdrawal(config.withdrawn)
-    used = {WITHDRAWN: withdrawal.to_json()} if withdrawal else {}
     request = requested(
         "rl_prompts",
         VERSION,
@@ -161,7 +160,7 @@ def run(config: RlPromptsConfig, *, prompts: Dataset | None = None, output: str)
         output=output,
         prompts=prompts.manifest.fingerprint if prompts is not None else None,
         tokenizer=policy.tokenizer_digest(),
-        **used,
+        **withdrawal.request(),
     )
     return once(request, lambda: _make(config, readers, prompts, policy, withdrawal, request))
 
