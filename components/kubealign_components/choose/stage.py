@@ -100,7 +100,7 @@ def compare(variants: Sequence[Variant], config: ChooseConfig) -> Compared:
     """What can be said of ``variants`` together, and which of them is chosen."""
     low, high = simultaneous_intervals(np.array([one.gains for one in variants]), seed=config.seed)
     costs = np.array(
-        [[-one.gains.mean(), math.nan if one.kl is None else one.kl[0], one.length] for one in variants]
+        [[-one.gains.mean(), math.nan if one.kl is None else one.kl, one.length] for one in variants]
     )
     costs = costs[:, ~np.isnan(costs).any(axis=0)]
     able = [position for position, keeps in enumerate(_keeping(variants, config)) if keeps]
@@ -116,7 +116,7 @@ def compare(variants: Sequence[Variant], config: ChooseConfig) -> Compared:
 
 def _keeping(variants: Sequence[Variant], config: ChooseConfig) -> list[bool]:
     """Which may be chosen: those of which the upper end of KL and of length keeps to the limit, so that none
-    passes for a lucky estimate; a KL that was not estimated keeps to no limit."""
+    passes for a lucky estimate; a KL of which that end is not known keeps to no limit."""
     keeping = np.ones(len(variants), dtype=np.bool_)
     if config.max_kl is not None:
         highest = [one.kl_at_most(among=len(variants)) for one in variants]
@@ -128,13 +128,13 @@ def _keeping(variants: Sequence[Variant], config: ChooseConfig) -> list[bool]:
 
 
 def _kl(variant: Variant) -> float:
-    return math.inf if variant.kl is None else variant.kl[0]
+    return math.inf if variant.kl is None else variant.kl
 
 
 def _row(compared: Compared, position: int, seed: int) -> ChoiceRow:
     variant, chosen = compared.variants[position], compared.chosen
     first = position if chosen is None else chosen
-    kl, kl_low, kl_high = variant.kl or (None, None, None)
+    kl_low, kl_high = variant.kl_interval or (None, None)
     length_low, length_high = variant.length_interval(seed)
     low, high = compared.pairs
     return {
@@ -146,7 +146,7 @@ def _row(compared: Compared, position: int, seed: int) -> ChoiceRow:
         "gain": float(variant.gains.mean()),
         "gain_low": float(compared.low[position]),
         "gain_high": float(compared.high[position]),
-        "kl": kl,
+        "kl": variant.kl,
         "kl_low": kl_low,
         "kl_high": kl_high,
         "length": variant.length,

@@ -12,6 +12,7 @@ from statistics import NormalDist
 import numpy as np
 
 from kubealign_components.choose.bounds import Floats, simultaneous_intervals
+from kubealign_components.data.bootstrap import Interval
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import canonical_json, digest
 from kubealign_components.data.lineage import steps_of
@@ -57,25 +58,30 @@ class Variant:
         """Mean tokens of a completion."""
         return float(self.lengths.mean())
 
-    def length_interval(self, seed: int) -> tuple[float, float]:
+    def length_interval(self, seed: int) -> Interval:
         """The 95 % interval of the mean length, bootstrapped over prompts."""
         low, high = simultaneous_intervals(self.lengths[None, :], seed=seed)
         return float(low[0]), float(high[0])
 
     @property
-    def kl(self) -> tuple[float, float, float] | None:
-        """KL to the reference, nats a completion, with its 95 % interval; None where it was not estimated."""
-        if "kl_per_completion" not in self.numbers:
+    def kl(self) -> float | None:
+        """KL to the reference, nats a completion; None where it was not estimated."""
+        return self.numbers.get("kl_per_completion")
+
+    @property
+    def kl_interval(self) -> Interval | None:
+        """Of the KL, 95 %; None where it was estimated on a single prompt, or not at all."""
+        if self.kl is None or "kl_standard_error" not in self.numbers:
             return None
-        mean, error = self.numbers["kl_per_completion"], self.numbers["kl_standard_error"]
-        return mean, mean - NORMAL * error, mean + NORMAL * error
+        error = NORMAL * self.numbers["kl_standard_error"]
+        return self.kl - error, self.kl + error
 
     def kl_at_most(self, *, among: int) -> float:
         """The KL that it has at most, with 95 % for all of ``among`` variants (Bonferroni); infinite where it
-        was not estimated."""
-        if self.kl is None:
+        was estimated on a single prompt, or not at all."""
+        if self.kl is None or "kl_standard_error" not in self.numbers:
             return math.inf
-        return self.kl[0] + NormalDist().inv_cdf(1 - ERROR / among) * self.numbers["kl_standard_error"]
+        return self.kl + NormalDist().inv_cdf(1 - ERROR / among) * self.numbers["kl_standard_error"]
 
     @property
     def model(self) -> Mapping[str, str]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kubealign_components.data.bootstrap import bootstrap_interval
+from kubealign_components.data.bootstrap import Interval, bootstrap_interval
 from kubealign_components.evaluate.answers import ALIGNED, REFERENCE, ComparedPrompt
-from kubealign_components.evaluate.controlled import Estimate
 
 SOURCES = 50
 """Most sources that are told of, the largest."""
@@ -21,18 +20,17 @@ class SourceGain:
 
     source: str
     prompts: int
-    gain: Estimate | None
-    """Of the mean reward; None without rewards. A single prompt does not say how sure it is."""
+    gain: float | None
+    """Of the mean reward; None without rewards."""
+    interval: Interval | None
+    """Of the gain, 95 %; None where a single prompt does not say how sure it is."""
     length_ratio: float
     """Mean tokens of the aligned completions, divided by those of the reference."""
 
     def cells(self) -> list[str]:
         """As a row of a table."""
-        gain, interval = "", ""
-        if self.gain is not None:
-            gain = f"{self.gain.value:+.4f}"
-            if self.prompts > 1:
-                interval = f"{self.gain.low:+.4f} to {self.gain.high:+.4f}"
+        gain = "" if self.gain is None else f"{self.gain:+.4f}"
+        interval = "" if self.interval is None else "{:+.4f} to {:+.4f}".format(*self.interval)
         return [self.source, str(self.prompts), gain, interval, f"{self.length_ratio:.2f}"]
 
 
@@ -56,9 +54,11 @@ def _gain(source: str, prompts: Sequence[ComparedPrompt], seed: int) -> SourceGa
         for side in (REFERENCE, ALIGNED)
     )
     differences = [d for prompt in prompts if (d := prompt.reward_difference) is not None]
-    gain = None
-    if len(differences) == len(prompts):
-        values = np.array(differences)
-        low, high = bootstrap_interval(values, seed=seed)
-        gain = Estimate(value=float(values.mean()), low=low, high=high)
-    return SourceGain(source=source, prompts=len(prompts), gain=gain, length_ratio=after / before)
+    values = np.array(differences) if len(differences) == len(prompts) else None
+    return SourceGain(
+        source=source,
+        prompts=len(prompts),
+        gain=None if values is None else float(values.mean()),
+        interval=None if values is None else bootstrap_interval(values, seed=seed),
+        length_ratio=after / before,
+    )

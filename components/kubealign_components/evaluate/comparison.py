@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kubealign_components.data.bootstrap import bootstrap_interval
+from kubealign_components.data.bootstrap import mean_numbers
 from kubealign_components.evaluate.audit import findings
 
 Floats = NDArray[np.float64]
@@ -54,18 +54,12 @@ def _compare_rewards(reference: Sequence[Side], aligned: Sequence[Side], seed: i
     if before is None or after is None:
         return {}
     means = [np.array([of_prompt.mean() for of_prompt in side]) for side in (before, after)]
-    low, high = bootstrap_interval(means[1] - means[0], seed=seed)
     wins = np.array([win_rate(a, r) for r, a in zip(before, after, strict=True)])
-    win_low, win_high = bootstrap_interval(wins, seed=seed)
     return {
         "reward_reference": float(means[0].mean()),
         "reward_aligned": float(means[1].mean()),
-        "reward_gain": float((means[1] - means[0]).mean()),
-        "reward_gain_low": low,
-        "reward_gain_high": high,
-        "win_rate": float(wins.mean()),
-        "win_rate_low": win_low,
-        "win_rate_high": win_high,
+        **mean_numbers("reward_gain", means[1] - means[0], seed=seed),
+        **mean_numbers("win_rate", wins, seed=seed),
     }
 
 
@@ -87,7 +81,8 @@ def preference_accuracy(margins: Sequence[Floats], *, seed: int) -> dict[str, fl
 
     A labelled pair counts when the log-ratio log π(y|x) − log π_ref(y|x) of the chosen completion is above
     that of the rejected one, which is the implicit reward of DPO (Rafailov et al. 2023, section 5); ties
-    count half. A prompt counts once, and the interval is bootstrapped over prompts.
+    count half. A prompt counts once, and the interval is bootstrapped over prompts;
+    one prompt has none.
 
     Args:
         margins: of each prompt the differences of the log-ratios of its pairs, in nats.
@@ -96,11 +91,8 @@ def preference_accuracy(margins: Sequence[Floats], *, seed: int) -> dict[str, fl
     if not margins:
         return {}
     right = np.array([np.mean((of_prompt > 0) + 0.5 * (of_prompt == 0)) for of_prompt in margins])
-    low, high = bootstrap_interval(right, seed=seed)
     return {
-        "preference_accuracy": float(right.mean()),
-        "preference_accuracy_low": low,
-        "preference_accuracy_high": high,
+        **mean_numbers("preference_accuracy", right, seed=seed),
         "preference_margin": float(np.mean([of_prompt.mean() for of_prompt in margins])),
         "preference_pairs": float(sum(len(of_prompt) for of_prompt in margins)),
     }
@@ -116,17 +108,18 @@ def kl_estimate(ratios: Sequence[Floats], tokens: int) -> dict[str, float]:
     """KL(aligned || reference) in nats from completions that the aligned policy sampled.
 
     The mean of log π(y|x) − log π_ref(y|x) over y from π: unbiased for the policy itself, that is for
-    sampling at temperature 1 and top_p 1. A truncated completion counts with what it has.
+    sampling at temperature 1 and top_p 1. A truncated completion counts with what it has. One prompt has no
+    standard error.
 
     Args:
         ratios: of each prompt, the log-ratios of its completions in nats, shape (completions,).
         tokens: of all completions.
     """
     means = np.array([ratio.mean() for ratio in ratios])
-    spread = means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else 0.0
+    spread = {"kl_standard_error": float(means.std(ddof=1) / np.sqrt(len(means)))} if len(means) > 1 else {}
     return {
         "kl_per_completion": float(means.mean()),
-        "kl_standard_error": float(spread),
+        **spread,
         "kl_per_token": float(sum(ratio.sum() for ratio in ratios) / tokens),
         "kl_prompts": float(len(ratios)),
     }

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kubealign_components.data.bootstrap import bootstrap_interval
+from kubealign_components.data.bootstrap import Interval, bootstrap_interval, interval_numbers
 from kubealign_components.data.fingerprint import slug_word
 from kubealign_components.data.schemas import Completion
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.judge import Judgement, Pair, PairJudge
 from kubealign_components.engines.rewards import flatten_text, reward_inputs
 from kubealign_components.evaluate.answers import ALIGNED, REFERENCE, ComparedPrompt
-from kubealign_components.evaluate.audit import WIN_RATE
+from kubealign_components.evaluate.audit import CHANCE, WIN_RATE
 from kubealign_components.progress import progress_bar
 
 _PROMPTS_AT_ONCE = 32
@@ -24,11 +24,16 @@ _PROMPTS_AT_ONCE = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WinRate:
-    """Share of prompts where the aligned completion wins, ties half, with its 95 % bootstrap interval."""
+    """Share of prompts where the aligned completion wins, ties half."""
 
     rate: float
-    low: float
-    high: float
+    interval: Interval | None
+    """Bootstrapped over prompts, 95 %; None where a single prompt does not say how sure the rate is."""
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether the interval holds one half, so that neither policy wins."""
+        return self.interval is not None and self.interval[0] <= CHANCE <= self.interval[1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +58,7 @@ class WinRates:
         if self.consistency == self.consistency:
             numbers["judge_consistency"] = self.consistency
         for name, rate in rates.items():
-            numbers |= {name: rate.rate, f"{name}_low": rate.low, f"{name}_high": rate.high}
+            numbers |= {name: rate.rate} | interval_numbers(name, rate.interval)
         return numbers
 
 
@@ -131,8 +136,7 @@ def _outcome(pair: Sequence[Judgement], judge: PairJudge) -> list[float]:
 
 
 def _win_rate(wins: NDArray[np.float64], seed: int) -> WinRate:
-    low, high = bootstrap_interval(wins, seed=seed)
-    return WinRate(rate=float(wins.mean()), low=low, high=high)
+    return WinRate(rate=float(wins.mean()), interval=bootstrap_interval(wins, seed=seed))
 
 
 def _text(completion: Completion) -> str:

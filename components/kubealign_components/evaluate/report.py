@@ -8,8 +8,8 @@ from typing import TypedDict
 import numpy as np
 from markupsafe import Markup
 
+from kubealign_components.data.bootstrap import ONE_PROMPT
 from kubealign_components.data.schemas import Completion, EvaluationRow
-from kubealign_components.evaluate.audit import CHANCE
 from kubealign_components.evaluate.by_source import SourceGain
 from kubealign_components.evaluate.controlled import OfPrompt, interval_of
 from kubealign_components.evaluate.judged import WinRates
@@ -77,7 +77,7 @@ def report_html(
         held_out: what the held-out reward rewards, in words.
     """
     rates = verdict.by_principle.items() if verdict else ()
-    silent = [(name, rate) for name, rate in rates if rate.low <= CHANCE <= rate.high]
+    silent = [(name, rate) for name, rate in rates if rate.says_nothing]
     telling = [pair for pair in rates if pair not in silent]
     return render(
         "kubealign_components/evaluate/report.html",
@@ -99,6 +99,7 @@ def report_html(
         confirmed=_confirmed(numbers),
         sources=[source.cells() for source in sources] if len(sources) > 1 else [],
         judge=verdict,
+        one_prompt=ONE_PROMPT,
         judged=[("All principles", verdict.overall), *telling, *silent] if verdict else [],
         telling=1 + len(telling),
         prompts=len(rows),
@@ -131,16 +132,21 @@ def _verdict(numbers: Mapping[str, float], rows: Sequence[EvaluationRow]) -> str
     else:
         text += f"the mean length went to {numbers['length_ratio']:.2f} times that of the reference."
     if "preference_accuracy" in numbers:
+        sure = (
+            f"95 % interval {interval_of(numbers, 'preference_accuracy', '.1%')}"
+            if "preference_accuracy_low" in numbers
+            else ONE_PROMPT
+        )
         text += (
             f" Of {numbers['preference_pairs']:.0f} pairs that people labelled, the policy moved towards the "
-            f"chosen completion in {numbers['preference_accuracy']:.1%} (95 % interval "
-            f"{numbers['preference_accuracy_low']:.1%} to {numbers['preference_accuracy_high']:.1%}; 50 % is "
-            "what no training gives)."
+            f"chosen completion in {numbers['preference_accuracy']:.1%} ({sure}; 50 % is what no training "
+            "gives)."
         )
     if "kl_per_completion" in numbers:
+        spread = f" ± {numbers['kl_standard_error']:.2f}" if "kl_standard_error" in numbers else ""
         text += (
-            f" KL(aligned || reference) is {numbers['kl_per_completion']:.2f} ± "
-            f"{numbers['kl_standard_error']:.2f} nats a completion, {numbers['kl_per_token']:.4f} a token."
+            f" KL(aligned || reference) is {numbers['kl_per_completion']:.2f}{spread} nats a completion, "
+            f"{numbers['kl_per_token']:.4f} a token."
         )
     return text
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from kubealign_components.config import require
-from kubealign_components.data.bootstrap import bootstrap_interval
+from kubealign_components.data.bootstrap import mean_numbers
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import canonical_json
 from kubealign_components.data.lineage import steps_of
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.rewards import Rewarder, RewardSpec, reward_inputs, reward_params
 from kubealign_components.evaluate.answers import ALIGNED, REFERENCE, ComparedPrompt
-from kubealign_components.evaluate.controlled import Estimate, Floats, OfPrompt
+from kubealign_components.evaluate.controlled import Floats, OfPrompt
 
 SETTING = "held_out_reward"
 """Of ``evaluate``; also what the recipe calls its identity, and the numbers begin with."""
@@ -108,10 +108,10 @@ def second_numbers(rewards: Sequence[SecondRewards], *, seed: int) -> dict[str, 
         return {}
     means = np.array([(r.second.reference.mean(), r.second.aligned.mean()) for r in rewards])
     numbers = {f"{SETTING}_{side}": float(means[:, i].mean()) for i, side in enumerate((REFERENCE, ALIGNED))}
-    numbers |= _estimate(means[:, 1] - means[:, 0], seed).numbers(f"{SETTING}_gain")
+    numbers |= mean_numbers(f"{SETTING}_gain", means[:, 1] - means[:, 0], seed=seed)
     shares = [share for r in rewards if r.first and (share := _agreement(r.first, r.second)) is not None]
     if len(shares) > 1:
-        numbers |= _estimate(np.array(shares), seed).numbers(f"{SETTING}_agreement")
+        numbers |= mean_numbers(f"{SETTING}_agreement", np.array(shares), seed=seed)
     return numbers | {f"{SETTING}_prompts": float(len(rewards))}
 
 
@@ -133,8 +133,3 @@ def _agreement(first: OfPrompt, second: OfPrompt) -> float | None:
     product = signs[0] * signs[1]
     decided = product != 0
     return float((product[decided] > 0).mean()) if decided.any() else None
-
-
-def _estimate(values: Floats, seed: int) -> Estimate:
-    low, high = bootstrap_interval(values, seed=seed)
-    return Estimate(value=float(values.mean()), low=low, high=high)

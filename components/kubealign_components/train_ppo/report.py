@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kubealign_components.data.bootstrap import ONE_PROMPT
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.training.curves import Panel, draw, page, training_log
@@ -47,11 +48,15 @@ def report_page(uri: str) -> str:
 def _verdict(numbers: Mapping[str, float]) -> str:
     if "eval_gain" not in numbers:
         return "No prompts were held out, so whether the policy learned is not known."
+    changed = (
+        f"changed by {numbers['eval_gain']:+.4f}, from {numbers['eval_score_before']:.4f} to "
+        f"{numbers['eval_score_after']:.4f}"
+    )
+    if "eval_gain_low" not in numbers:
+        return f"On the one held-out prompt the score {changed}; {ONE_PROMPT}."
     return (
-        f"On {numbers['eval_prompts']:.0f} held-out prompts the mean score changed by "
-        f"{numbers['eval_gain']:+.4f}, from {numbers['eval_score_before']:.4f} to "
-        f"{numbers['eval_score_after']:.4f} (95 % interval {numbers['eval_gain_low']:+.4f} to "
-        f"{numbers['eval_gain_high']:+.4f}, bootstrap over prompts)."
+        f"On {numbers['eval_prompts']:.0f} held-out prompts the mean score {changed} (95 % interval "
+        f"{numbers['eval_gain_low']:+.4f} to {numbers['eval_gain_high']:+.4f}, bootstrap over prompts)."
     )
 
 

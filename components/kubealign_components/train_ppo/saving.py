@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kubealign_components.data.bootstrap import bootstrap_interval
+from kubealign_components.data.bootstrap import mean_numbers
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.model import POLICY, PpoModel
 from kubealign_components.train_ppo.prompts import PpoPrompts
@@ -45,7 +45,7 @@ def save_aligned(config: PpoConfig, model: PpoModel, base: Path, target: Path, t
 
 
 def compare(before: Sequence[Rollout | None], after: Sequence[Rollout | None], seed: int) -> dict[str, float]:
-    """How the mean score of the held-out prompts changed, with the 95 % interval of the change.
+    """How the mean score of the held-out prompts changed, with its 95 % interval; that of one has none.
 
     Args:
         before: an answer to each prompt before training; None for one without a score.
@@ -57,13 +57,10 @@ def compare(before: Sequence[Rollout | None], after: Sequence[Rollout | None], s
         return {}
     scores = np.array([[a.score, b.score] for a, b in pairs], dtype=np.float64)
     gains = scores[:, 1] - scores[:, 0]
-    low, high = bootstrap_interval(gains, seed=seed)
     return {
         "eval_score_before": float(scores[:, 0].mean()),
         "eval_score_after": float(scores[:, 1].mean()),
-        "eval_gain": float(gains.mean()),
-        "eval_gain_low": low,
-        "eval_gain_high": high,
+        **mean_numbers("eval_gain", gains, seed=seed),
         "eval_tokens_before": float(np.mean([len(a.completion) for a, _ in pairs])),
         "eval_tokens_after": float(np.mean([len(b.completion) for _, b in pairs])),
         "eval_prompts": float(len(pairs)),

@@ -53,8 +53,9 @@ def _plain(comparison: RunComparison) -> dict[str, object]:
         "runs": {run.name: str(run.info.folder.path) for run in comparison.runs},
         "notes": comparison.notes(),
         "differences": {
-            one.name: {"prompts": one.prompts, "mean": one.mean, "low": one.low, "high": one.high}
+            one.name: {"prompts": one.prompts, "mean": one.mean, "low": low, "high": high}
             for one in comparison.differences()
+            for low, high in [one.interval or (None, None)]
         },
         "settings": comparison.settings(),
         "evaluation": comparison.evaluation(),

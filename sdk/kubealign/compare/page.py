@@ -84,7 +84,12 @@ def number_rows(numbers: Mapping[str, Sequence[float | None]]) -> list[list[str]
 def difference_rows(comparison: RunComparison) -> list[list[str]]:
     """Each other run against the first: difference of the mean rewards, its interval, prompts."""
     return [
-        [one.name, f"{one.mean:+.4g}", f"{one.low:+.4g} to {one.high:+.4g}", str(one.prompts)]
+        [
+            one.name,
+            f"{one.mean:+.4g}",
+            "{:+.4g} to {:+.4g}".format(*one.interval) if one.interval else "none from one prompt",
+            str(one.prompts),
+        ]
         for one in comparison.differences()
     ]
 

@@ -18,7 +18,7 @@ from kubealign.lineage import standing
 from kubealign.local.results import read_results
 from kubealign.local.runs import DIRECTORIES, RunInfo
 from kubealign_components.config import require
-from kubealign_components.data.bootstrap import bootstrap_interval
+from kubealign_components.data.bootstrap import Interval, bootstrap_interval
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import digest
 from kubealign_components.data.schemas import EVALUATION, REWARDED, EvaluationRow
@@ -118,9 +118,8 @@ class Difference:
     name: str
     prompts: int
     mean: float
-    low: float
-    """Lower end of the 95 % interval, bootstrapped over prompts."""
-    high: float
+    interval: Interval | None
+    """Bootstrapped over prompts, 95 %; None where a single prompt does not say how sure the mean is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,9 +151,11 @@ class RunComparison:
         return [name for name in evaluated[0] if all(name in rows for rows in evaluated)] if evaluated else []
 
     def differences(self) -> list[Difference]:
-        """Of each run with the first run's reward against the first, paired by prompt."""
+        """Of each run with the first run's reward against the first, paired by prompt; of a run that has no
+        prompt of the first none."""
         first = self.runs[0]
-        return [_difference(first, run) for run in self.runs[1:] if run.reward and run.reward == first.reward]
+        alike = [run for run in self.runs[1:] if run.reward and run.reward == first.reward]
+        return [_difference(first, run) for run in alike if run.rows.keys() & first.rows.keys()]
 
     def notes(self) -> list[str]:
         """What a reader must know before comparing the numbers."""
@@ -190,8 +191,8 @@ def _difference(first: ComparedRun, other: ComparedRun) -> Difference:
     shared = [name for name in first.rows if name in other.rows]
     means = [np.array([mean_reward(run.rows[name]) for name in shared]) for run in (first, other)]
     gains = means[1] - means[0]
-    low, high = bootstrap_interval(gains, seed=0)
-    return Difference(name=other.name, prompts=len(shared), mean=float(gains.mean()), low=low, high=high)
+    interval = bootstrap_interval(gains, seed=0)
+    return Difference(name=other.name, prompts=len(shared), mean=float(gains.mean()), interval=interval)
 
 
 def mean_reward(row: EvaluationRow) -> float:

@@ -29,6 +29,7 @@ def evaluation(
     gain: float,
     *,
     kl: float | None = 1.0,
+    kl_error: float | None = 0.1,
     tokens: int = 20,
     prompts: range = range(PROMPTS),
     reward: str = "brevity",
@@ -54,7 +55,8 @@ def evaluation(
     uri = str(folder / f"evaluation-{made.fingerprint[:8]}-{len(prompts)}-{gain}")
     stats = Stats(rows_in=len(rows), rows_out=len(rows))
     stats.numbers |= {"reward_gain": gain} if rewarded else {}
-    stats.numbers |= {} if kl is None else {"kl_per_completion": kl, "kl_standard_error": 0.1}
+    stats.numbers |= {} if kl is None else {"kl_per_completion": kl}
+    stats.numbers |= {} if kl_error is None else {"kl_standard_error": kl_error}
     with DatasetWriter(uri, EVALUATION, made) as writer:
         writer.write_rows(rows)
         writer.commit(stats)
@@ -106,6 +108,19 @@ def test_limits_keep_costly_variants_from_being_chosen(tmp_path: Path) -> None:
         chosen_of(tmp_path, evaluations, max_kl=0.5)
     with pytest.raises(GateError, match=r"expected at least min_gain=\+0\.6000"):
         chosen_of(tmp_path, evaluations, min_gain=0.6)
+
+
+def test_a_kl_of_a_single_prompt_has_no_interval_and_keeps_to_no_limit(tmp_path: Path) -> None:
+    evaluations = [
+        evaluation(tmp_path, 0.05, 0.5, kl=1.0, kl_error=None),
+        evaluation(tmp_path, 0.1, 0.3, kl=2.0),
+    ]
+    rows, _ = chosen_of(tmp_path, evaluations, max_kl=5.0)
+    assert [row["chosen"] for row in rows] == [False, True]
+    assert [(row["kl"], row["kl_low"]) for row in rows] == [
+        (1.0, None),
+        (2.0, pytest.approx(2 - 0.196, abs=1e-3)),
+    ]
 
 
 def test_it_is_one_choice_whatever_order_and_however_often(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from kubealign_components.data.bootstrap import bootstrap_interval
+from kubealign_components.data.bootstrap import ONE_PROMPT, bootstrap_interval, mean_numbers
 from kubealign_components.data.schemas import canonical_json, new_completion
 from kubealign_components.evaluate.comparison import (
     Floats,
@@ -18,6 +18,7 @@ from kubealign_components.evaluate.comparison import (
     compare,
     kl_estimate,
     mean_difference,
+    preference_accuracy,
     warnings,
     win_rate,
 )
@@ -41,13 +42,26 @@ def side(values: Any, lengths: Any = None, truncated: int = 0, dropped: int = 0)
 @pytest.mark.parametrize("count", [5, 48, 256])
 def test_the_interval_is_that_of_scipy(count: int) -> None:
     values = np.random.default_rng(count).gamma(2.0, size=count) - 1
-    low, high = bootstrap_interval(values, seed=1)
+    interval = bootstrap_interval(values, seed=1)
     oracle = scipy_stats.bootstrap(
         (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
     ).confidence_interval
     # Both are Monte Carlo: quantiles of 10,000 draws are known to some 3 % of the standard error.
     noise = 0.1 * values.std() / np.sqrt(count)
-    assert (low, high) == pytest.approx((oracle.low, oracle.high), abs=noise)
+    assert interval == pytest.approx((oracle.low, oracle.high), abs=noise)
+
+
+def test_a_single_value_has_a_mean_and_no_interval() -> None:
+    """Its resamples are all alike: an interval of no width would look like certainty."""
+    assert bootstrap_interval(np.array([0.25]), seed=0) is None
+    assert mean_numbers("gain", np.array([0.25]), seed=0) == {"gain": 0.25}
+    assert mean_numbers("gain", np.array([0.0, 1.0]), seed=0) == {
+        "gain": 0.5,
+        "gain_low": 0.0,
+        "gain_high": 1.0,
+    }
+    assert "kl_standard_error" not in kl_estimate([np.array([2.0, 4.0])], tokens=10)
+    assert preference_accuracy([np.array([0.5])], seed=0).keys().isdisjoint({"preference_accuracy_low"})
 
 
 def test_the_interval_is_seeded_and_the_same_for_any_block() -> None:
@@ -55,6 +69,7 @@ def test_the_interval_is_seeded_and_the_same_for_any_block() -> None:
     few = bootstrap_interval(values, seed=3, resamples=20)
     assert few == bootstrap_interval(values, seed=3, resamples=20)
     assert few != bootstrap_interval(values, seed=4, resamples=20)
+    assert few is not None
     assert few[0] < values.mean() < few[1]
 
 
@@ -134,7 +149,7 @@ def test_the_report_escapes_what_it_shows() -> None:
         }
         for i in range(TEXTS + 2)
     ]
-    rate = WinRate(rate=0.5, low=0.25, high=0.75)
+    rate = WinRate(rate=0.5, interval=(0.25, 0.75))
     page = report_html(
         model=f"new {attack}",
         reference="old",
@@ -159,3 +174,25 @@ def test_the_report_escapes_what_it_shows() -> None:
     assert "The reward: short texts" in shown.text and f"and: like {attack}" in shown.text
     assert {"Rewards before and after", "Reward differences", "Lengths before and after"} <= set(shown.charts)
     assert shown.loaded == []
+
+
+def test_a_report_on_one_prompt_says_why_there_is_no_interval() -> None:
+    completion = new_completion(messages="[]", reward=0.25, num_tokens=7, finish_reason="stop")
+    row = {"messages": "[]", "reference": [completion], "aligned": [completion], "reward_difference": 0.0}
+    rate = WinRate(rate=1.0, interval=None)
+    numbers = compare([side([0.0])] * 2, [side([1.0])] * 2, seed=0)
+    page = report_html(
+        model="new",
+        reference="old",
+        numbers=numbers
+        | preference_accuracy([np.array([0.5])], seed=0)
+        | kl_estimate([np.ones(2)], tokens=4),
+        verdict=WinRates(judge="it", overall=rate, by_principle={"Kind": rate}, consistency=1.0, prompts=1),
+        warnings=[],
+        rows=[row],
+    )
+    shown = Page(page)
+    assert ["Kind", "100.0%", ""] in shown.rows
+    assert f"There is no interval: {ONE_PROMPT}." in shown.text
+    assert f"in 100.0% ({ONE_PROMPT}; 50 % is" in shown.text
+    assert "is 1.00 nats a completion" in shown.text

@@ -27,7 +27,6 @@ from kubealign_components.errors import ConfigError, DataError, GateError
 from kubealign_components.evaluate.by_source import SourceGain
 from kubealign_components.evaluate.comparison import warnings
 from kubealign_components.evaluate.component import evaluate as component
-from kubealign_components.evaluate.controlled import Estimate
 from kubealign_components.evaluate.stage import EvaluateConfig, run
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as filter_prompts
@@ -603,6 +602,7 @@ def test_completions_without_a_reward_are_counted_by_the_reason(
 
 
 def test_one_prompt_of_a_source_has_a_gain_and_no_interval() -> None:
-    once = Estimate(value=0.5, low=0.5, high=0.5)
-    cells = SourceGain(source="a", prompts=1, gain=once, length_ratio=1.0).cells()
+    cells = SourceGain(source="a", prompts=1, gain=0.5, interval=None, length_ratio=1.0).cells()
     assert cells == ["a", "1", "+0.5000", "", "1.00"]
+    cells = SourceGain(source="a", prompts=2, gain=0.5, interval=(0.25, 0.75), length_ratio=1.0).cells()
+    assert cells[3] == "+0.2500 to +0.7500"

@@ -167,7 +167,10 @@ def test_training_evaluation_and_comparison(
         phrases=[ATTACK, "great question"],
         seconds=[SecondRewards(first=both, second=both), SecondRewards(first=shifted, second=both)],
         held_out=[ATTACK],
-        sources=[SourceGain(source=name, prompts=4, gain=None, length_ratio=1.0) for name in (ATTACK, "b")],
+        sources=[
+            SourceGain(source=name, prompts=4, gain=None, interval=None, length_ratio=1.0)
+            for name in (ATTACK, "b")
+        ],
     )
     shown = address(page)
     assert faults_of(browser, shown) == []

@@ -70,7 +70,9 @@ def test_rewards_are_compared_by_prompt_where_they_are_the_same_reward(three: li
     told = json.loads(call(*three, "--json"))
     assert list(told["differences"]) == ["two"]  # the third run's rewards are of another function
     gains = np.array([0.4 - 0.1, 0.4 - 0.2])
-    expected = {"prompts": 2, "mean": 0.25} | dict(zip(("low", "high"), bootstrap_interval(gains, seed=0)))
+    interval = bootstrap_interval(gains, seed=0)
+    assert interval is not None
+    expected = {"prompts": 2, "mean": 0.25, "low": interval[0], "high": interval[1]}
     assert told["differences"]["two"] == pytest.approx(expected)
     notes = " ".join(told["notes"])
     assert "different rewards" in notes
@@ -103,6 +105,17 @@ def test_the_page_holds_the_same_and_runs_nothing(three: list[Path], tmp_path: P
     assert {"Rewards of one", "Rewards of two", "Rewards of other"} <= set(page.charts)
     assert {f"Rewards of samples of {name}" for name in ("one", "two", "other")} <= set(page.charts)
     assert ["two", "+0.25", "+0.2 to +0.3", "2"] in page.rows
+
+
+def test_one_shared_prompt_has_no_interval_and_none_no_difference(
+    tmp_path: Path, make_dataset: MakeDataset
+) -> None:
+    given = {"one": {"a": 0.1}, "same": {"a": 0.4, "b": 0.4}, "apart": {"c": 0.5}}
+    paths = [add_run(tmp_path, name, make_dataset, aligned=dict(of_run)) for name, of_run in given.items()]
+    told = json.loads(call(*paths, "--json"))["differences"]
+    assert told == {"same": {"prompts": 1, "mean": pytest.approx(0.3), "low": None, "high": None}}
+    page = Page(compare_page(compared([read_run(path) for path in paths])))
+    assert ["same", "+0.3", "none from one prompt", "1"] in page.rows
 
 
 def test_two_runs_have_the_difference_of_their_numbers(three: list[Path]) -> None:

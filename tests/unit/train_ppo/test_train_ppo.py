@@ -62,6 +62,16 @@ def test_the_policy_learns_a_verifiable_reward(prompts: Dataset, tiny_model: Pat
     assert "95 % interval +" in page.text and not page.loaded
 
 
+def test_one_held_out_prompt_has_a_gain_and_no_interval(
+    prompts: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_model, max_steps=1, rollout_batch=4, step_batch=4, eval_prompts=1)
+    numbers = run(config, prompts=prompts, output=str(tmp_path / "out")).numbers
+    assert numbers["eval_prompts"] == 1 and "eval_gain" in numbers
+    assert "eval_gain_low" not in numbers and "eval_gain_high" not in numbers
+    assert "one held-out prompt the score changed by" in Page(report_page(str(tmp_path / "out"))).text
+
+
 def test_a_large_kl_coefficient_holds_the_policy(prompts: Dataset, tiny_model: Path, tmp_path: Path) -> None:
     config = settings(tiny_model, max_steps=15, kl_coef=100.0, kl_estimator="k1")
     numbers = run(config, prompts=prompts, output=str(tmp_path / "out")).numbers
