@@ -309,7 +309,8 @@ def _answered(
     ones."""
     make_task, planned = inputs.placement, iter(cuts)
     if shape.sampled:
-        own = {"seed": inputs["seed"], **inputs.of("sample")}
+        split = {"validation_fraction": inputs["validation_fraction"], "split_seed": inputs["seed"]}
+        own = {"seed": inputs["seed"], **split, **inputs.of("sample")}
         rows = fan_out(make_task, sample, rows, about=about, cut=next(planned), policy=policy, **own)
     if shape.rewarded:
         own = {**reward, **inputs.of("rewards")}

@@ -283,6 +283,7 @@ def _sampled(
 ) -> PipelineTask:
     """``n`` answers of the policy to each of ``prompts``; ``cut`` plans the chunks of the next fan-out."""
     own = {"policy": inputs["policy"], "seed": inputs["seed"], "options": inputs["sample_options"]}
+    own |= {"validation_fraction": inputs["validation_fraction"], "split_seed": inputs["seed"]}
     return fan_out(inputs.placement, sample, prompts, about=about, cut=cut, n=n, **SAMPLING, **own)
 
 

@@ -20,7 +20,7 @@ from kubealign_components.errors import DataError
 from kubealign_components.progress import progress_bar
 from kubealign_components.training.regime import nearest_steps
 
-VERSION = 1
+VERSION = 2
 FIRST, LAST = "first", "last"
 _ROWS_AT_ONCE = 256
 
@@ -32,8 +32,9 @@ class JoinRoundsConfig:
     number: int = 2
     """Of the later round, from 2."""
     references: str = FIRST
-    """Whose rewards are reference rewards: those of the first round, whose policy the last one stays near, or
-    of the later one (last), where the policy stays near what it was when the round began."""
+    """Whose rewards are reference rewards of a prompt: those of the first round that asked it, where the
+    policy stays near the first one; or of the last one (last), where it stays near what it was when the round
+    began."""
     work: str = execution("")
     """Work prefix: what was finished there before, with these settings on these rows, is taken."""
 
@@ -125,14 +126,16 @@ def _side_by_side(
     config: JoinRoundsConfig, row: RewardedRow, added: Sequence[RewardedCompletion], stats: Stats
 ) -> list[RewardedCompletion]:
     """The completions of both, with whose rewards are reference rewards: all samples of one policy, what it
-    said twice or another one said as well among them."""
-    last, before = config.references == LAST, row["completions"]
+    said twice or another one said as well among them. A prompt that one round alone has asked has no others
+    than that round's."""
+    before = row["completions"]
+    anew = bool(added) and (config.references == LAST or not any(c["reference"] for c in before))
     said = {completion["completion_id"] for completion in before}
     stats.counts["completions_before"] += len(before)
     stats.counts["completions_added"] += len(added)
     stats.counts["completions_said_before"] += sum(c["completion_id"] in said for c in added)
-    kept: list[RewardedCompletion] = [{**c, "reference": c["reference"] and not last} for c in before]
+    kept: list[RewardedCompletion] = [{**c, "reference": c["reference"] and not anew} for c in before]
     new: list[RewardedCompletion] = [
-        {**c, "reference": last, "model": f"{c['model']} (round {config.number})"} for c in added
+        {**c, "reference": anew, "model": f"{c['model']} (round {config.number})"} for c in added
     ]
     return [*kept, *new]

@@ -17,6 +17,8 @@ def sample(
     stop: list = [],
     seed: int = 0,
     truncated: str = "keep",
+    validation_fraction: float = 0.05,
+    split_seed: int = 0,
     options: dict = {},
 ) -> str:
     """Sample completions of the reference policy for one chunk; returns its part as JSON.
@@ -32,6 +34,8 @@ def sample(
         stop: strings that end a completion.
         seed: seed of the run.
         truncated: keep or drop completions that were cut at max_new_tokens.
+        validation_fraction: share of the prompts, by hash, that is held out.
+        split_seed: seed of the split, as mix has it.
         options: further settings of the stage by name; those of the engine under "sampling".
     """
     parameters = dict(locals())

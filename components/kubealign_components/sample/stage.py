@@ -15,6 +15,7 @@ from typing import ClassVar, TypedDict
 import pyarrow as pa
 
 from kubealign_components.config import SettingGroup, execution, require, require_choice
+from kubealign_components.data.asked import AskedPrompts, round_of
 from kubealign_components.data.chat import ChatTemplate, TemplateSettings, stored_settings
 from kubealign_components.data.chat.ends import embedding_rows
 from kubealign_components.data.chat.tokenizer import check_column
@@ -49,6 +50,8 @@ from kubealign_components.engines.generation import (
 )
 
 VERSION = 2
+_SHARED = ("share", "validation_fraction", "split_seed")
+"""Settings that say which prompts are sampled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +71,13 @@ class SampleConfig:
     truncated: str = "keep"
     """``keep`` completions that were cut at ``max_new_tokens``, or ``drop`` them. Dropping biases the
     reference rewards towards short completions; the number dropped is kept with each prompt."""
+    share: float = 1.0
+    """Share of the prompts that are sampled, by hash; of several rounds each takes others before one is taken
+    again. Those that are held out are sampled in any case: all rounds are compared by them."""
+    validation_fraction: float = 0.05
+    """Share of the prompts that is held out, as mix has it; with a share alone."""
+    split_seed: int = 0
+    """Seed of the split, as mix has it; with a share alone."""
     slice_rows: int = execution(256)
     """Prompts committed together; at most this many are lost with the pod."""
     processes: int = execution(0)
@@ -76,6 +86,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         require_choice("truncated", self.truncated, ("keep", "drop"))
+        require(0 < self.share <= 1, "share", self.share, "a share above 0, at most 1")
         require(self.slice_rows > 0, "slice_rows", self.slice_rows, "a positive number of prompts")
         require(self.processes >= 0, "processes", self.processes, "0 or more")
 
@@ -100,7 +111,7 @@ def run(config: SampleConfig, *, chunk: Chunk) -> Part:
         check_column(batch["prompt_token_ids"], rows, model.name)
         for row in batch.select(columns[:2]).to_pylist():
             check_room(row["prompt_id"], row["prompt_tokens"], config.sampling.max_new_tokens, limit)
-    with closing(SampleStage(config, model, settings)) as stage:
+    with closing(SampleStage(config, model, settings, number=round_of(dataset))) as stage:
         return run_chunk(
             chunk,
             dataset,
@@ -134,19 +145,32 @@ class SampleStage:
             ("logprob", pa.float64()),  # nats, sum over token_ids, raw
         ]
     )
-    unread: ClassVar[Sequence[str]] = ("sampling.n", "truncated")
+    unread: ClassVar[Sequence[str]] = ("sampling.n", "truncated", *_SHARED)
 
     def __init__(
-        self, config: SampleConfig, model: ModelFiles, settings: TemplateSettings | None = None
+        self,
+        config: SampleConfig,
+        model: ModelFiles,
+        settings: TemplateSettings | None = None,
+        *,
+        number: int = 1,
     ) -> None:
         self._config = config
+        self._asked = AskedPrompts(
+            share=config.share,
+            number=number,
+            validation_fraction=config.validation_fraction,
+            split_seed=config.split_seed,
+        )
         self._model = model
         self._settings = settings
         self._started: tuple[GenerationEngine, ChatTemplate] | None = None
 
     def keys(self, row: TokenizedRow) -> list[str]:
         """For each of ``n`` completions a hash of the prompt's id, which seeds it, and its tokens, with the
-        completion's number."""
+        completion's number; none where the round does not ask the prompt."""
+        if row["prompt_id"] not in self._asked:
+            return []
         prompt = digest([row["prompt_id"], row["prompt_token_ids"]])
         return [f"{prompt}-{number}" for number in range(self._config.sampling.n)]
 
@@ -186,7 +210,10 @@ class SampleStage:
             stats.counts["sampled_tokens"] += sum(c["num_tokens"] for c in sampled)
             stats.counts["truncated_kept"] += sum(c["finish_reason"] == "length" for c in sampled)
             stats.counts["truncated_dropped"] += row["dropped_completions"] or 0
-            stats.counts["prompts_without_samples"] += not sampled
+            asked = row["prompt_id"] in self._asked
+            stats.counts["prompts_without_samples"] += asked and not sampled
+            if self._config.share < 1:
+                stats.counts["prompts_not_asked"] += not asked
             stats.observe("completion_tokens", [c["num_tokens"] for c in sampled])
 
     def close(self) -> None:
@@ -231,6 +258,7 @@ def _provenance(
         "sampling": recorded(config.sampling),
         "engine_versions": versions_of(config.sampling.engine),
         "truncated": config.truncated,
+        **{name: getattr(config, name) for name in _SHARED if config.share < 1},
     }
     return derive(
         "sample",

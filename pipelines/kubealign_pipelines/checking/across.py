@@ -56,6 +56,7 @@ def check_across(checked: Checked) -> Iterator[Finding]:
         yield from _comparison(evaluate, checked)
     if checked.of("next_round"):
         yield from gates(checked, _NO_GATE)
+        yield from _own_quantiles(checked)
     for stage in checked.stages:
         if hasattr(stage.config, "learning_rate"):
             yield from _learning_rate(stage)
@@ -69,6 +70,17 @@ def gates(checked: Checked, expected: str) -> Iterator[Finding]:
             value = getattr(evaluate.config, name)
             if value is not None and value != ():
                 yield error_at(evaluate.path((name,)), value, expected)
+
+
+def _own_quantiles(checked: Checked) -> Iterator[Finding]:
+    """A prompt that a later round is the first to ask has no samples of the policy that all stay near."""
+    pointwise = {one.config.objective for one in checked.of("train")} - {*PAIRWISE}
+    for sample in checked.of("sample"):
+        if pointwise and sample.config.share < 1:
+            expected = (
+                f"1 with train_objective {pointwise.pop()}, whose quantiles are among samples of one policy"
+            )
+            yield error_at(sample.path(("share",)), sample.config.share, expected)
 
 
 def secrets(path: tuple[str | int, ...], value: object) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -264,7 +265,11 @@ def _of_variants(graph: Graph, values: Mapping[str, object]) -> Iterator[tuple[T
     for position, variant in enumerate(variants):
         taken = [(task, _config(task, values, variant)) for task in graph.tasks.values()]
         recipe = Recipe.of({task.function: config for task, config in taken}, values)
-        yield from ((task, config, recipe) for task, config in taken if task.each or not position)
+        rounds: Counter[str] = Counter()
+        for task, config in taken:
+            rounds[task.function] += 1
+            if task.each or not position:
+                yield task, config, recipe.of_task(task.function, rounds[task.function])
 
 
 def _config(task: Task, values: Mapping[str, object], variant: object) -> Any:
@@ -309,17 +314,21 @@ class Recipe:
     """Pairs of each prompt that are trained on; 0 where single completions are."""
     scored: int
     """Completions of each prompt whose log-probability is computed."""
+    share: float = 1.0
+    """Of the prompts that are not held out, which a round samples."""
+    validation_fraction: float = 0.0
+    """Share of the prompts that is held out, of which every round samples all."""
+    asked: float = 1.0
+    """Share of the prompts that the task works on."""
 
     @classmethod
     def of(cls, configs: Mapping[str, Any], values: Mapping[str, object]) -> Recipe:
         """The recipe of the stages' configs by function; ``evaluate`` samples as ``sample`` did."""
         sampler = configs.get("evaluate") or configs.get("sample")  # a pipeline of one's own may have neither
         completions = sampler.sampling.n if sampler else 1
-        filtered = configs.get("filter")
-        select = configs.get("select")
+        filtered, sampled, select = map(configs.get, ("filter", "sample", "select"))
         pairs = select.pairs_per_prompt if select is not None and select.pairwise else 0
-        labelled = "sample" not in configs
-        selected = min(2 * pairs if labelled else completions, 2 * pairs) if pairs else completions
+        selected = min(completions if sampled else 2 * pairs, 2 * pairs) if pairs else completions
         before = values.get("logprobs_order") == "before" or "select" in swept_stages(values)
         return cls(
             prompt_limit=filtered.max_prompt_len if filtered else PROMPT_LIMIT,
@@ -327,7 +336,15 @@ class Recipe:
             selected=selected,
             pairs=pairs,
             scored=completions if before else selected,
+            share=sampled.share if sampled else 1.0,
+            validation_fraction=sampled.validation_fraction if sampled else 0.0,
         )
+
+    def of_task(self, function: str, number: int) -> Recipe:
+        """This recipe for the ``number``-th task of a stage, counted from 1: log-probabilities and training
+        are of what all rounds so far have sampled."""
+        share = min(self.share * number, 1.0) if function in ("logprobs", "train") else self.share
+        return replace(self, asked=share + (1 - share) * self.validation_fraction)
 
 
 class _Stage:
@@ -412,16 +429,18 @@ class _Stage:
         return sampling_memory(self.shape, gpu_bytes, config.memory_fraction, 1, longest).total
 
 
-def _sample(config: SampleConfig, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
-    return {"sample": float(a.rows * config.sampling.n * a.completion_tokens)}
+def _sample(config: SampleConfig, recipe: Recipe, a: Assumptions) -> Tokens:
+    return {"sample": float(recipe.asked * a.rows * config.sampling.n * a.completion_tokens)}
 
 
 def _rewards(config: RewardsConfig, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
-    return {"score": float(a.rows * (a.prompt_tokens + recipe.completions * a.completion_tokens))}
+    return {
+        "score": float(recipe.asked * a.rows * (a.prompt_tokens + recipe.completions * a.completion_tokens))
+    }
 
 
 def _logprobs(config: LogprobsConfig, recipe: Recipe, a: Assumptions) -> Tokens:
-    rows = a.rows * (config.drift_share if config.source == "sampler" else 1)
+    rows = recipe.asked * a.rows * (config.drift_share if config.source == "sampler" else 1)
     return {"score": float(rows * (a.prompt_tokens + recipe.scored * a.completion_tokens))}
 
 
@@ -443,7 +462,7 @@ def _evaluate(config: EvaluateConfig, recipe: Recipe, a: Assumptions) -> Tokens:
 
 def _train(config: TrainConfig, recipe: Recipe, a: Assumptions) -> Tokens:
     completions = 2 if recipe.pairs else 1
-    examples = a.rows * (recipe.pairs or recipe.selected) * config.epochs
+    examples = recipe.asked * a.rows * (recipe.pairs or recipe.selected) * config.epochs
     if config.max_steps:
         examples = config.max_steps * config.batch_size
     return {"train": float(examples * (a.prompt_tokens + completions * a.completion_tokens))}

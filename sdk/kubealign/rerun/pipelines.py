@@ -157,7 +157,8 @@ class _Rerun:
         """How completions were sampled; ``fixed`` where the pipeline says how many."""
         params = step["params"]
         sampling = _without(params["sampling"], *(["n"] if fixed else []))
-        self._put("sample_options", {"truncated": params["truncated"]}, named)
+        split = {"split_seed": "seed", "validation_fraction": "validation_fraction"}
+        self._put("sample_options", _without(params, "sampling", "engine_versions"), {**split, **named})
         self._put("sample_options", sampling, {**_SAMPLING, **named}, "sampling")
         self._at_revision("sample_options")
 

@@ -87,6 +87,20 @@ def test_whatever_prompts_a_round_asks_each_keeps_its_own(
     assert [row["prompt_id"] for row in made.iter_rows()] == [row["prompt_id"] for row in earlier]
 
 
+@pytest.mark.parametrize("reference", ["first", "last"])
+def test_a_prompt_that_one_round_alone_asked_has_that_rounds_references(
+    make_dataset: MakeDataset, reference: str
+) -> None:
+    offline = answered("b", ([7], 1.0), reference=False, finish_reason="offline")
+    earlier = [answered("a", ([1], 1.0)), offline]
+    later = [answered("a"), answered("b", ([2], 2.0))]
+    rows = joined(make_dataset, earlier, later, reference).iter_rows()
+    assert [[(c["token_ids"], c["reference"]) for c in row["completions"]] for row in rows] == [
+        [([1], True)],
+        [([7], False), ([2], True)],
+    ]
+
+
 def test_prompts_in_another_order_or_of_another_run_are_refused(make_dataset: MakeDataset) -> None:
     rows = [answered(text, ([1], 1.0)) for text in "ab"]
     with pytest.raises(DataError, match="expected the same order"):

@@ -52,6 +52,11 @@ def test_two_rounds_are_checked_whole(tiny_model: Path, tmp_path: Path) -> None:
         ({"rounds": 2, "sample_n": 0}, "rounds: 1 without a selection among rewarded samples"),
         ({"rounds": 3, "evaluate_min_gain": 0.0}, "evaluate_min_gain: none with several rounds"),
         ({"rounds": 2, "evaluate_require": ["gain"]}, "evaluate_require: none with several rounds"),
+        ({"rounds": 2, "sample_share": 0}, "sample_share: a share above 0, at most 1"),
+        (
+            {"rounds": 2, "sample_share": 0.5, "select_strategy": "all", "train_objective": "qrpo"},
+            "sample_share: 1 with train_objective qrpo",
+        ),
         ({"rounds": 2, "select_strategy": "labels"}, "rounds: 1 without a selection among rewarded samples"),
     ],
     ids=str,
@@ -93,13 +98,24 @@ def test_a_second_round_near_the_first_policy_scores_as_the_first_did(tmp_path: 
         assert (models[0] == models[1]) is found
 
 
+def hours(**values: Any) -> dict[str, float]:
+    """GPU-hours of the tasks of a run, by their titles."""
+    parameters = {"policy": "p", "sources": [{"uri": "s"}], **REWARD, **values}
+    stages = estimate(RunFile(parameters=parameters), MODELS["smollm2-135m"], Assumptions())
+    return {stage.title: stage.hours for stage in stages}
+
+
 def test_the_estimate_tells_every_round() -> None:
-    parameters = {"policy": "p", "sources": [{"uri": "s"}], **REWARD}
-    hours = {}
-    for rounds in (1, 2):
-        stages = estimate(
-            RunFile(parameters={**parameters, "rounds": rounds}), MODELS["smollm2-135m"], Assumptions()
-        )
-        hours[rounds] = sum(stage.hours for stage in stages)
-        assert ("sample round 2" in [stage.title for stage in stages]) == (rounds == 2)
-    assert hours[2] == pytest.approx(2 * hours[1])
+    one, two = hours(), hours(rounds=2)
+    assert "sample round 2" in two.keys() - one.keys()
+    assert sum(two.values()) == pytest.approx(2 * sum(one.values()))
+
+
+def test_the_estimate_tells_what_a_share_of_the_prompts_saves() -> None:
+    whole = hours(rounds=3)
+    third = hours(rounds=3, sample_share=1 / 3, validation_fraction=0.1)
+    for number, about in ((1, ""), (2, " round 2"), (3, " round 3")):
+        asked = {"sample": 1, "train": number, "evaluate": 3}
+        for stage, thirds in asked.items():
+            share = thirds / 3 + (1 - thirds / 3) * 0.1
+            assert third[f"{stage}{about}"] == pytest.approx(share * whole[f"{stage}{about}"])

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from kubealign_components.data.asked import AskedPrompts
 from kubealign_components.data.chunks import Chunk, Part, merge, plan
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import PROMPTS, completion_id
@@ -98,6 +99,26 @@ def test_a_run_that_was_interrupted_goes_on_with_the_same_samples(
     resumed = sample(config, tokenized, tmp_path / "resumed")
     assert resumed.manifest.stats["counts"]["rows_reused"] == 3
     assert list(resumed.iter_rows()) == list(undisturbed.iter_rows())
+
+
+def test_a_share_of_the_prompts_is_sampled_as_it_is_in_all_of_them(
+    tokenized: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    whole = sample(config_of(tiny_model), tokenized, tmp_path)
+    part = replace(config_of(tiny_model), share=0.5, validation_fraction=0.2)
+    half = sample(part, tokenized, tmp_path / "alone")
+    chunks = plan(tokenized, work=str(tmp_path / "work"), chunks=1)
+    again = merge([run(part, chunk=chunks[0])], chunks, str(tmp_path / "again"))
+    assert list(again.iter_rows()) == list(half.iter_rows())
+    counts = half.manifest.stats["counts"]
+    assert 0 < counts["prompts_not_asked"] < 6
+    reused = again.manifest.stats["counts"]["rows_reused"]
+    assert reused == 6 - counts["prompts_not_asked"], "of what was sampled without a share"
+    assert counts["prompts_without_samples"] == 0
+    asked = AskedPrompts(share=0.5, number=1, validation_fraction=0.2, split_seed=0)
+    for row, full in zip(half.iter_rows(), whole.iter_rows(), strict=True):
+        brought = [c for c in full["completions"] if not c["reference"]]
+        assert row["completions"] == (full["completions"] if row["prompt_id"] in asked else brought)
 
 
 def test_rows_hold_offline_completions_first_and_every_column_of_sampled_ones(
