@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from kubealign_components.json_types import JsonObject
 
+LABEL_VALUE = "reward_label_"
+"""What the sum of the values of a label of a reward model is called, before the label's name."""
+
 
 @dataclass(kw_only=True, slots=True)
 class Stats:

@@ -1,4 +1,4 @@
-"""A sequence-classification reward model: one fp32 score for a whole conversation."""
+"""A sequence-classification reward model: fp32 values for a whole conversation, and one score of them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ from kubealign_components.data.chat.rendering import (
     without_reasoning,
 )
 from kubealign_components.data.chat.tokenizer import check_ids, load_tokenizer, one_bos
-from kubealign_components.data.models import ModelFiles
+from kubealign_components.data.models import ModelFiles, read_object
 from kubealign_components.engines.last_token import LastTokens, Tokens, batches, out_of_memory_named, padded
 from kubealign_components.engines.loading import HEAD_KEY, context_length, load_checkpoint
+from kubealign_components.engines.reward_labels import DECLARED, OBJECTIVES, Labels
 from kubealign_components.errors import EngineError
+
+Values = tuple[float, ...]
+"""What a model gives for a conversation: one number for each of its labels."""
 
 HEAD_FILE = "score.safetensors"
 """The scalar head beside them, fp32."""
@@ -34,25 +38,39 @@ class RewardModel:
     """A reward model with its own tokenizer and chat template.
 
     Args:
-        files: the model; ``AutoModelForSequenceClassification`` with one label.
+        files: the model; an ``AutoModelForSequenceClassification``.
         dtype: of the weights: saved (as they are), float32, bfloat16 or float16. The head and the scores
             are fp32 in any case.
         max_length: most tokens of a conversation; 0 for what the model was made for.
         token_budget: most tokens in one forward pass; what conversations share counts once, padding
             counts too.
+        label_weights: which of several labels make the score, and their weights.
+        label_activation: what the values of labels go through first, see :mod:`.reward_labels`. The score of
+            a model with one label, and no weights, is its value as it comes.
 
     Raises:
+        ConfigError: none of several labels is chosen, or there is no such label.
         EngineError: not a reward model, or one without a chat template.
     """
 
     def __init__(
-        self, files: ModelFiles, *, dtype: str = "saved", max_length: int = 0, token_budget: int = 16384
+        self,
+        files: ModelFiles,
+        *,
+        dtype: str = "saved",
+        max_length: int = 0,
+        token_budget: int = 16384,
+        label_weights: Mapping[str, float] | None = None,
+        label_activation: str = DECLARED,
     ) -> None:
         self.name = files.name
         self._token_budget = token_budget
         self._tokenizer = _load_tokenizer(files)
         self._chat = RewardChat(self._tokenizer, files.name)
-        self._model = _load_model(files, dtype)
+        self._model = _load_model(files, dtype)  # first: what is no reward model is refused as such
+        labels = Labels.of(read_object(files.path / "config.json"))
+        self._weights = labels.weighted(label_weights or {})
+        self._activation = labels.activation_for(label_activation) if label_weights else "none"
         self.max_length = max_length or context_length(self._model.config, self._tokenizer)
         self._decoder = self._read_decoder()
 
@@ -64,27 +82,51 @@ class RewardModel:
         check_ids([ids], self._model.get_input_embeddings().weight.shape[0], self.name)
         return ids
 
-    @torch.inference_mode()
     def score(self, token_ids: Sequence[Sequence[int]]) -> list[float]:
-        """One fp32 score for each token sequence, in order; equal ones are scored once.
+        """One fp32 score for each token sequence, in order: the weighted sum of its :meth:`values`.
 
-        Scores do not depend on what else is scored, beyond rounding: no sequence sees another, and the
-        score is read at the last token of the sequence itself.
+        Raises:
+            EngineError: the device is out of memory.
+        """
+        return [self.weigh(values) for values in self.values(token_ids)]
+
+    def weigh(self, values: Values) -> float:
+        """The score that the ``values`` of a conversation make."""
+        return sum(weight * values[index] for index, weight in self._weights)
+
+    @torch.inference_mode()
+    def values(self, token_ids: Sequence[Sequence[int]]) -> list[Values]:
+        """The model's fp32 values for each token sequence, in order; equal ones are read once.
+
+        They do not depend on what else is read, beyond rounding: no sequence sees another, and a decoder is
+        read at the last token of the sequence itself.
 
         Raises:
             EngineError: the device is out of memory.
         """
         sequences = [tuple(ids) for ids in token_ids]
-        if self._decoder is not None:
-            values = self._decoder.read(sequences)
-            return [values[ids][0] for ids in sequences]
-        scores: dict[Tokens, float] = {}
-        for batch in batches(set(sequences), self._token_budget):
+        unique = sorted(set(sequences))
+        read = self._decoder.read(unique) if self._decoder is not None else self._read_encoder(unique)
+        activated = dict(zip(unique, self._activated([read[ids] for ids in unique])))
+        return [activated[ids] for ids in sequences]
+
+    def _read_encoder(self, unique: Sequence[Tokens]) -> dict[Tokens, list[float]]:
+        read: dict[Tokens, list[float]] = {}
+        for batch in batches(unique, self._token_budget):
             with out_of_memory_named(self.name, batch, self._token_budget):
                 # An encoder reads its own classification token, at a fixed place.
                 inputs, _ = padded(batch, self._model.device)
-                scores.update(zip(batch, self._model(**inputs).logits[:, 0].float().tolist(), strict=True))
-        return [scores[ids] for ids in sequences]
+                read.update(zip(batch, self._model(**inputs).logits.float().tolist(), strict=True))
+        return read
+
+    def _activated(self, read: Sequence[Sequence[float]]) -> list[Values]:
+        """What the outputs (N, C) of the model say, (N, C)."""
+        if self._activation == "none" or not read:
+            return [tuple(outputs) for outputs in read]
+        outputs_NC = torch.tensor(read, dtype=torch.float64)
+        softmax = self._activation == "softmax"
+        values_NC = outputs_NC.softmax(dim=1) if softmax else outputs_NC.sigmoid()
+        return [tuple(values) for values in values_NC.tolist()]
 
     def _read_decoder(self) -> LastTokens | None:
         """How a decoder is read; None for an encoder, which has no ``score`` head."""
@@ -174,16 +216,22 @@ def _load_model(files: ModelFiles, dtype: str) -> Any:
         "auto" if dtype == "saved" else getattr(torch, dtype),
         kind=AutoModelForSequenceClassification,
         device_map="auto" if on_gpus > 1 else None,
+        **_regression(files),
     )
-    if model.config.num_labels != 1:
-        raise EngineError(
-            f"{files.name} has {model.config.num_labels} labels, expected a reward model with one"
-        )
     if on_gpus == 1:
         model.to("cuda")
     if hasattr(model, "score"):
         model.score.float()
     return model.eval()
+
+
+def _regression(files: ModelFiles) -> dict[str, Any]:
+    """How a model is loaded whose one linear layer regresses several attributes, and whose config has no
+    labels for them, as ArmoRM's; its own code, which is not run, would weigh them by the prompt."""
+    objectives = read_object(files.path / "config.json").get(OBJECTIVES)
+    if not objectives:
+        return {}
+    return {"num_labels": int(objectives), "key_mapping": {r"^regression_layer\.": "score."}}
 
 
 def load_head(adapter: Path) -> Tensor:

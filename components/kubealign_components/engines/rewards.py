@@ -11,13 +11,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.fingerprint import canonical_json, digest, source_json
-from kubealign_components.data.models import ModelFiles, find_model
+from kubealign_components.data.models import ModelFiles, find_model, read_object
 from kubealign_components.data.origins import note_origin
 from kubealign_components.data.principles import JUDGE, load_principles
 from kubealign_components.engines.dtypes import SAVED
@@ -29,6 +29,7 @@ from kubealign_components.engines.reward_functions import (
     require_weight,
 )
 from kubealign_components.engines.reward_input import Message, Refused, RewardInput
+from kubealign_components.engines.reward_labels import ACTIVATIONS, DECLARED, Labels, check_weights
 from kubealign_components.errors import DataError, EngineError
 
 __all__ = [
@@ -68,6 +69,12 @@ class RewardSpec:
     """Branch, tag or commit of a hub id."""
     model_weight: float = 1.0
     """Factor of the reward model's score in the sum."""
+    label_weights: Mapping[str, float] = field(default_factory=dict)
+    """Which of the reward model's labels make its score, and their weights: by the names that its config has
+    (``id2label``), or by number from 0. Needed of a model with several labels."""
+    label_activation: str = DECLARED
+    """What the values of weighted labels go through first: what the model's config says (``declared``),
+    ``none``, ``sigmoid`` or ``softmax``."""
     principles: str = ""
     """Principles that the reward model scores by, stated positively: a shipped set, or path or URI of one's
     own. Empty for the model's own default."""
@@ -88,6 +95,14 @@ class RewardSpec:
         )
         require_one_of_each_name(self.functions)
         require_weight("model_weight", self.model_weight)
+        check_weights(self.label_weights)
+        require_choice("label_activation", self.label_activation, ACTIVATIONS)
+        require(
+            bool(self.label_weights) or self.label_activation == DECLARED,
+            "label_activation",
+            self.label_activation,
+            f"{DECLARED} without label_weights: no label is weighted",
+        )
         require_choice("over_length", self.over_length, ("drop", "fail"))
         require_choice("dtype", self.dtype, SAVED)
         require(self.max_length >= 0, "max_length", self.max_length, "0 or a positive number of tokens")
@@ -97,8 +112,11 @@ class RewardSpec:
             self.max_length,
             "0 without a reward model: reward functions take any length",
         )
-        for name, needed in (("principles", self.model), ("principle_names", self.principles)):
-            of = "reward model" if name == "principles" else "set of principles"
+        for name, needed, of in (
+            ("principles", self.model, "reward model"),
+            ("principle_names", self.principles, "set of principles"),
+            ("label_weights", self.model, "reward model"),
+        ):
             value = getattr(self, name)
             require(bool(needed) or not value, name, value, f"none without a {of}")
         require(self.token_budget > 0, "token_budget", self.token_budget, "a positive number of tokens")
@@ -116,6 +134,8 @@ def reward_words(spec: RewardSpec) -> list[str]:
         return [function.words for function in spec.functions]
     name = spec.model.rstrip("/").rsplit("/", 1)[-1]
     weight = f", weight {spec.model_weight:g}" if spec.model_weight != 1 else ""
+    labels = ", ".join(f"{label} × {factor:g}" for label, factor in spec.label_weights.items())
+    weight += f", the sum of its labels {labels}" if labels else ""
     principles = (
         f", principles {', '.join(spec.principle_names) or spec.principles}" if spec.principles else ""
     )
@@ -128,6 +148,8 @@ def reward_params(spec: RewardSpec) -> dict[str, object]:
     own = ["model", "model_revision", "principles", "principle_names"]
     if spec.dtype == "saved":
         own.append("dtype")  # that of the weights, which the model's identity tells
+    if not spec.label_weights:
+        own += ["label_weights", "label_activation"]
     params = {k: v for k, v in semantic_params(spec).items() if k not in own}
     return params | {"functions": function_params(spec.functions)}
 
@@ -171,6 +193,8 @@ class Outcome:
     reward: float | None
     refused: str | None = None
     """Why there is no reward."""
+    labels: tuple[float, ...] = ()
+    """Of several labels of the reward model the values that are weighted, in the order of names."""
 
 
 class Rewarder:
@@ -188,9 +212,20 @@ class Rewarder:
         self.spec = spec
         self._functions = [LoadedFunction(f) for f in spec.functions]
         self._files = find_model(spec.model, spec.model_revision) if spec.model else None
+        self._labels = self._label_indices()
         self.principles = (
             chosen_principles(spec.principles, spec.principle_names) if spec.principles else None
         )
+
+    def _label_indices(self) -> list[int]:
+        """Of the labels that are weighted, in the order of names; refuses what the model lacks."""
+        weights = self.spec.label_weights
+        if not self._files or not weights:
+            return []
+        labels = Labels.of(read_object(self._files.path / "config.json"))
+        labels.weighted(weights)
+        labels.activation_for(self.spec.label_activation)
+        return [labels.index(name) for name in sorted(weights)]
 
     @property
     def weight_bytes(self) -> int:
@@ -230,10 +265,7 @@ class Rewarder:
 
     def outcomes(self, items: Sequence[RewardInput]) -> list[Outcome]:
         """As :meth:`score`, with the reason where there is no reward."""
-        outcomes = [Outcome(reward=0.0) for _ in items]
-        if self._files and items:
-            scores = self._model_scores(items)
-            outcomes = [Outcome(reward=s, refused=OVER_LENGTH if s is None else None) for s in scores]
+        outcomes = self._from_model(items) if self._files and items else [Outcome(reward=0.0) for _ in items]
         for function in self._functions:
             outcomes = self._with_function(function, outcomes, items)
         return outcomes
@@ -242,14 +274,14 @@ class Rewarder:
         self, function: LoadedFunction, outcomes: Sequence[Outcome], items: Sequence[RewardInput]
     ) -> list[Outcome]:
         def with_item(outcome: Outcome, item: RewardInput) -> Outcome:
-            return outcome if outcome.reward is None else self._added(outcome.reward, function, item)
+            return outcome if outcome.reward is None else self._added(outcome, outcome.reward, function, item)
 
         if function.spec.at_once == 1:  # in this thread, which alone has the signals that end an endless sum
             return list(map(with_item, outcomes, items))
         with ThreadPoolExecutor(function.spec.at_once, "reward") as threads:
             return list(threads.map(with_item, outcomes, items))
 
-    def _added(self, total: float, function: LoadedFunction, item: RewardInput) -> Outcome:
+    def _added(self, outcome: Outcome, total: float, function: LoadedFunction, item: RewardInput) -> Outcome:
         try:
             total += function.spec.weight * function(item)
         except Refused as refusal:
@@ -259,7 +291,7 @@ class Rewarder:
                 f"the weighted rewards of a completion add up to {total}; lower the weight of "
                 f"{function.spec.function}: {clip(item.text)}"
             )
-        return Outcome(reward=total)
+        return replace(outcome, reward=total)
 
     def close(self) -> None:
         """Free the reward model's memory and end the functions' processes; the next :meth:`score` needs both
@@ -281,9 +313,11 @@ class Rewarder:
             dtype=self.spec.dtype,
             max_length=self.spec.max_length,
             token_budget=self.spec.token_budget,
+            label_weights=self.spec.label_weights,
+            label_activation=self.spec.label_activation,
         )
 
-    def _model_scores(self, items: Sequence[RewardInput]) -> list[float | None]:
+    def _from_model(self, items: Sequence[RewardInput]) -> list[Outcome]:
         model = self._model
         chats = [flatten_chat([*item.messages, *item.completion], item.tools) for item in items]
         shown = [self.principles if item.principles is None else item.principles for item in items]
@@ -296,15 +330,17 @@ class Rewarder:
                 f"at most {model.max_length}; raise max_length, filter for shorter ones, or set "
                 f"over_length=drop: {clip(items[worst].text)}"
             )
-        scores: list[float | None] = [None] * len(items)
-        for i, score in zip(fits, model.score([ids[i] for i in fits])):
+        outcomes = [Outcome(reward=None, refused=OVER_LENGTH)] * len(items)
+        for i, values in zip(fits, model.values([ids[i] for i in fits])):
+            score = model.weigh(values)
             if not math.isfinite(score):
                 raise EngineError(
                     f"reward model {model.name} gave {score} for {clip(items[i].text)}; "
                     "try dtype=float32 or another revision"
                 )
-            scores[i] = self.spec.model_weight * score
-        return scores
+            labels = tuple(values[index] for index in self._labels)
+            outcomes[i] = Outcome(reward=self.spec.model_weight * score, labels=labels)
+        return outcomes
 
 
 def reward_inputs(row: Mapping[str, Any], completions: Sequence[Mapping[str, Any]]) -> list[RewardInput]:

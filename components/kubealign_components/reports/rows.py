@@ -19,6 +19,7 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.licenses import joined, licenses
 from kubealign_components.data.manifest import Manifest
 from kubealign_components.data.schemas import ROWS
+from kubealign_components.data.stats import LABEL_VALUE
 from kubealign_components.reports.charts import POINTS, bounds, histogram, scatter
 from kubealign_components.reports.columns import Bools, Floats, Ints, RowColumns, read_columns
 from kubealign_components.reports.html import fitting, messages_text, render
@@ -52,6 +53,7 @@ def rows_page(dataset: Dataset) -> str:
         facts=[
             *_licence(manifest),
             *_facts(columns),
+            *_label_means(stats["sums"]),
             *((n.replace("_", " "), f"{v:.6g}") for n, v in stats["numbers"].items()),
         ],
         dropped=sorted(stats["dropped"].items(), key=lambda pair: -pair[1]),
@@ -86,6 +88,13 @@ def _dropped_texts(extra: Mapping[str, object]) -> Iterator[tuple[str, str, str]
 def _licence(manifest: Manifest) -> Iterator[tuple[str, str]]:
     if names := licenses(manifest):
         yield "licence", joined(names)
+
+
+def _label_means(sums: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, str]]:
+    """What each label of a reward model says on average, where several make the reward."""
+    for name, (total, count) in sums.items():
+        if name.startswith(LABEL_VALUE):
+            yield f"mean of {name.removeprefix(LABEL_VALUE)}", f"{total / count:.4g}"
 
 
 def _facts(columns: RowColumns) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypedDict
+from typing import ClassVar, NotRequired, TypedDict
 
 import pyarrow as pa
 
@@ -25,9 +25,16 @@ from kubealign_components.data.schemas import (
     RewardedRow,
     TokenizedRow,
 )
-from kubealign_components.data.stats import Stats
+from kubealign_components.data.stats import LABEL_VALUE, Stats
 from kubealign_components.data.worker import Missing, run_chunk
-from kubealign_components.engines.rewards import REWARD, Rewarder, RewardSpec, reward_inputs, reward_params
+from kubealign_components.engines.rewards import (
+    REWARD,
+    Outcome,
+    Rewarder,
+    RewardSpec,
+    reward_inputs,
+    reward_params,
+)
 
 VERSION = 5
 ASKED_ROWS = 32
@@ -93,17 +100,24 @@ class RewardResult(TypedDict):
     reward: float | None
     refused: str | None
     """Why it gets none."""
+    labels: NotRequired[list[float]]
+    """Of a reward model with several labels what each that is weighted says, in the order of names."""
 
 
 class RewardStage:
     """Rewards rows under the chunk protocol."""
 
-    result_schema = pa.schema([("reward", pa.float64()), ("refused", pa.string())])
     unread: ClassVar[Sequence[str]] = ()
 
     def __init__(self, rewarder: Rewarder) -> None:
         self._rewarder = rewarder
+        self._weighted = sorted(rewarder.spec.label_weights)
         self._left_out: Counter[str] = Counter()
+        self._labels: list[list[float]] = []
+        """What the labels say of completions that are not summarised yet."""
+        columns = [("reward", pa.float64()), ("refused", pa.string())]
+        labels = [("labels", pa.list_(pa.float64()))] if self._weighted else []
+        self.result_schema = pa.schema([*columns, *labels])
 
     def keys(self, row: TokenizedRow) -> list[str]:
         """For each completion a hash of what is read: the texts of prompt and completion, and for a reward
@@ -130,8 +144,11 @@ class RewardStage:
             ]
             outcomes = iter(self._rewarder.outcomes([item for row in inputs for item in row]))
             for one, of_row in zip(missing, inputs):
-                own = [next(outcomes) for _ in of_row]
-                yield one, [{"reward": o.reward, "refused": o.refused} for o in own]
+                yield one, [self._result(next(outcomes)) for _ in of_row]
+
+    def _result(self, outcome: Outcome) -> RewardResult:
+        result: RewardResult = {"reward": outcome.reward, "refused": outcome.refused}
+        return {**result, "labels": list(outcome.labels)} if self._weighted else result
 
     def apply(self, row: TokenizedRow, results: Sequence[RewardResult]) -> RewardedRow:
         """The row with its rewards, without the completions that have none."""
@@ -140,10 +157,12 @@ class RewardStage:
             {**c, "reward": reward} for c, reward in rewarded if reward is not None
         ]
         self._left_out.update(result["refused"] for result in results if result["refused"])
+        self._labels += [result["labels"] for result in results if result.get("labels")]
         return {**row, "completions": kept}
 
     def summarise(self, rows: Sequence[RewardedRow], stats: Stats) -> None:
-        """Count completions, add up rewards of reference and offline ones, and compare them with labels."""
+        """Count completions, add up rewards of reference and offline ones and what labels of the reward model
+        say, and compare rewards with people's labels."""
         for name, reference in (("reference", True), ("offline", False)):
             rewards = [
                 c["reward"] for row in rows for c in row["completions"] if bool(c["reference"]) is reference
@@ -155,6 +174,9 @@ class RewardStage:
             stats.counts[f"completions_{reason}"] += count
         stats.counts["prompts_all_tied"] += sum(_all_tied(row) for row in rows)
         self._left_out.clear()
+        for name, values in zip(self._weighted, zip(*self._labels)):
+            stats.observe(f"{LABEL_VALUE}{name}", values)
+        self._labels.clear()
         count_agreement_of_rows(rows, stats)
 
 

@@ -7,8 +7,8 @@ which takes seconds to import.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from kubealign_components.data.chat import ChatTemplate, TemplateSettings
 from kubealign_components.data.chat.tokenizer_files import TOKENIZER_FILE, TokenizerFiles
 from kubealign_components.data.model_files import text_config
 from kubealign_components.data.models import A_MODEL, ModelFiles, find_model, instead_of_model
-from kubealign_components.errors import KubeAlignError
+from kubealign_components.engines.reward_labels import Labels
+from kubealign_components.errors import ConfigError, KubeAlignError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.named_paths import FILE, kind_at, named_path
 from kubealign_components.store import scheme_of, store_for
@@ -45,6 +46,8 @@ class Named:
     """Whether it scores, and does not write."""
     writes: bool = True
     """Whether it is given prompts by its chat template."""
+    label_weights: Mapping[str, float] = field(default_factory=dict)
+    """Of one that scores, what its labels count."""
 
     @property
     def path(self) -> SettingPath:
@@ -78,9 +81,17 @@ class Folder:
             return 0
 
     @property
-    def labels(self) -> int:
-        """Outputs of a classifier; transformers' own default is two."""
-        return int(self.config.get("num_labels") or len(self.config.get("id2label") or (0, 1)))
+    def labels(self) -> Labels:
+        """Outputs of a classifier."""
+        return Labels.of(self.config)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it is a classifier, or one by code of its own, whose weights may fit a class of
+        transformers; what is not named may be one."""
+        own_code = self.config.get("auto_map") or {}
+        kind = self.architecture
+        return not kind or kind.endswith(CLASSIFIERS) or "AutoModelForSequenceClassification" in own_code
 
     @property
     def context(self) -> int | None:
@@ -140,7 +151,14 @@ def models_of(checked: Checked) -> Iterator[Named]:
         for name in REWARDS:
             reward = getattr(config, name, None)
             if reward is not None and reward.model:
-                yield Named(stage, (name, "model"), reward.model, reward.model_revision, rewards=True)
+                yield Named(
+                    stage,
+                    (name, "model"),
+                    reward.model,
+                    reward.model_revision,
+                    rewards=True,
+                    label_weights=reward.label_weights,
+                )
         judge = getattr(config, "judge", None)
         if isinstance(judge, str):
             yield Named(stage, ("judge",), judge, config.revision)
@@ -230,7 +248,7 @@ def _look(named: Named, folder: Folder, checked: Checked) -> Iterator[Finding]:
         yield error_at(path, name, f"a model whose config.json can be read ({error})")
         return
     if named.rewards:
-        yield from _look_at_reward_model(path, name, folder)
+        yield from _look_at_reward_model(named, folder)
     elif kind and not kind.endswith(DECODERS):
         yield error_at(path, name, f"a model that writes text, such as …ForCausalLM; this is a {kind}")
     elif named.writes:
@@ -255,12 +273,19 @@ def _look_at_weights(path: SettingPath, name: str, folder: Folder) -> Iterator[F
             yield error_at(path, name, "a folder with weights, model*.safetensors or pytorch_model*.bin")
 
 
-def _look_at_reward_model(path: SettingPath, name: str, folder: Folder) -> Iterator[Finding]:
-    kind = folder.architecture
-    if kind and not kind.endswith(CLASSIFIERS):
-        yield error_at(path, name, f"a reward model, …ForSequenceClassification; this is a {kind}")
-    elif folder.labels != 1:
-        yield error_at(path, name, f"a reward model with one label; this one has {folder.labels}")
+def _look_at_reward_model(named: Named, folder: Folder) -> Iterator[Finding]:
+    if not folder.classifies:
+        expected = f"a reward model, …ForSequenceClassification; this is a {folder.architecture}"
+        yield error_at(named.path, named.name, expected)
+        return
+    try:
+        folder.labels.weighted(named.label_weights)
+    except ConfigError as error:
+        if named.label_weights:
+            path = named.stage.path((*named.setting[:-1], "label_weights"))
+            yield error_at(path, error.value, error.expected)
+        else:
+            yield error_at(named.path, named.name, f"label_weights beside it: {error.expected}")
 
 
 def template_settings(checked: Checked, policy: str) -> TemplateSettings:

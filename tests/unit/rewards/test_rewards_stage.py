@@ -133,6 +133,39 @@ def test_the_page_says_where_the_reward_contradicts_people(
     assert "rejected in 75% of 4 labelled pairs of source 'long/物語'" in selected.text
 
 
+def test_labels_of_a_reward_model_are_weighted_told_of_and_part_of_the_recipe(
+    make_dataset: Callable[..., Dataset], tmp_path: Path, tiny_model: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, pad_token_id=0, id2label={"0": "helpfulness", "1": "verbosity"},
+    )  # fmt: skip
+    LlamaForSequenceClassification(shape).save_pretrained(tmp_path / "heads")
+    tokenizer.save_pretrained(tmp_path / "heads")
+    dataset = make_dataset(rows_of(5), COMPLETIONS)
+
+    def rewarded(chunks: int = 1, **weights: float) -> Dataset:
+        settings = config(BREVITY, model=str(tmp_path / "heads"), label_weights=weights)
+        return reward_all(dataset, settings, tmp_path / f"{chunks}{weights}", chunks)
+
+    def rewards(made: Dataset) -> list[float]:
+        return [c["reward"] for row in made.iter_rows() for c in row["completions"]]
+
+    functions = rewards(reward_all(dataset, config(BREVITY), tmp_path))
+    first, second = (rewards(rewarded(**{name: 1.0})) for name in ("helpfulness", "verbosity"))
+    both = rewarded(helpfulness=0.7, verbosity=-0.2)
+    summed = [0.7 * (a - f) - 0.2 * (b - f) + f for a, b, f in zip(first, second, functions, strict=True)]
+    assert rewards(both) == pytest.approx(summed, abs=1e-5)
+    assert both.manifest.fingerprint != rewarded(helpfulness=0.7, verbosity=0.2).manifest.fingerprint
+    mean = sum(a - f for a, f in zip(first, functions)) / len(first)
+    told = both.manifest.stats["sums"]["reward_label_helpfulness"]
+    assert told[0] / told[1] == pytest.approx(mean, abs=1e-5)
+    assert "mean of helpfulness" in Page(rows_page(both)).text
+    cut = rewarded(3, helpfulness=0.7, verbosity=-0.2)
+    assert cut.table().equals(both.table()) and cut.manifest.fingerprint == both.manifest.fingerprint
+
+
 def test_without_labels_the_page_has_nothing_of_agreement(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:
