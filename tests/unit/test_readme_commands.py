@@ -4,6 +4,7 @@ tried here."""
 import copy
 import itertools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -26,6 +27,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run
 from support.documents import DOCUMENTS, ROOT, fenced, leave_own_pipeline
 from support.fake_kfp import Kfp, Kube
+from support.fake_registry import Registry
 from support.store_servers import fake_gcs_server
 
 _SHELL = ("", "sh", "bash", "shell", "console")
@@ -33,7 +35,7 @@ RUNS_HERE = ("params", "compile", "components", "check", "schema", "estimate")
 RUNS_HERE += ("init", "completion", "export", "withdraw")
 RUNS_HERE += ("show", "logs", "ls", "open", "du", "lineage", "compare", "verify", "why", "card", "gc")
 """Commands of ours that are run as they stand, in a folder with a run file and a finished run."""
-SERVED = ("submit", "upload", "schedule", "runs", "cancel", "retry", "fetch", "doctor")
+SERVED = ("submit", "upload", "schedule", "runs", "cancel", "retry", "fetch", "doctor", "register")
 """Commands of ours that speak to a cluster: they are run as they stand, servers on this machine answer."""
 LOADS = ("run", "sweep", "rerun", "ui")
 """Commands of ours that run models, which tests/local/test_readme_runs.py runs as they stand, or that serve;
@@ -229,11 +231,13 @@ def submitted(first_folder: Path, store: str, tmp_path_factory: pytest.TempPathF
 def cluster(
     submitted: tuple[Kfp, Kube], folder: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Kfp]:
-    """Such a Kubeflow of the test's own, and a run file for it."""
+    """Such a Kubeflow of the test's own, with a model registry, and a run file for it."""
     api, kube = new_cluster(folder, store, monkeypatch)
+    registry = Registry()
+    monkeypatch.setenv("KUBEALIGN_REGISTRY", registry.host)
     api.held, api.versions = copy.deepcopy((submitted[0].held, submitted[0].versions))
     kube.collections, kube.logs = copy.deepcopy((submitted[1].collections, submitted[1].logs))
-    with api.serving(), kube.serving():
+    with api.serving(), kube.serving(), registry.serving():
         yield api
     assert not api.problems
 
@@ -273,6 +277,8 @@ def test_a_command_for_a_cluster_does_what_the_document_says(
     for words in alternatives(command):
         if "--host" in words:  # of a port that the page has opened before
             words[words.index("--host") + 1] = cluster.host
+        if "--server" in words:
+            words[words.index("--server") + 1] = os.environ["KUBEALIGN_REGISTRY"]
         done = CliRunner().invoke(main, words)
         assert done.exit_code == 0 or (words[0] == "doctor" and done.exit_code == 1), done.output
         assert done.output

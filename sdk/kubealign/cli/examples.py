@@ -57,6 +57,10 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "kubealign params offline_alignment",
         "kubealign params salmon --all",
     ),
+    "register": (
+        "kubealign register RUN --server http://model-registry-service.kubeflow:8080 --name assistant",
+        "kubealign register NAME    # of a run here; the server is that of KUBEALIGN_REGISTRY",
+    ),
     "rerun": ("kubealign rerun runs/runs/NAME/model -o again.yaml",),
     "retry": ("kubealign retry RUN",),
     "run": (

@@ -31,6 +31,7 @@ from kubealign.cli.gc import gc
 from kubealign.cli.init import init
 from kubealign.cli.local_runs import du, ls, open_
 from kubealign.cli.options import Given, run_options
+from kubealign.cli.register import register
 from kubealign.cli.run import run, sweep
 from kubealign.cli.schedule import schedule
 from kubealign.cli.terminal import say
@@ -207,6 +208,7 @@ for _command in (
     ls,
     open_,
     params,
+    register,
     retry,
     run,
     runs,

@@ -363,11 +363,16 @@ def _row(output: Output, seconds: float) -> StageRow:
         rows_out=stats["rows_out"],
         dropped=stats["dropped"],
         counts=stats["counts"],
-        numbers={f"{name}_mean": total / count for name, (total, count) in stats.get("sums", {}).items()}
-        | stats["numbers"],
+        numbers=numbers_of(manifest),
         seconds=round(seconds, 1),
         iteration=output.iteration,
     )
+
+
+def numbers_of(manifest: Manifest) -> dict[str, float]:
+    """What a stage measured, and means of what it added up."""
+    means = {f"{name}_mean": total / n for name, (total, n) in manifest.stats.get("sums", {}).items()}
+    return {**means, **manifest.stats["numbers"]}
 
 
 def _times(graph: Graph, runs: Sequence[TaskRun]) -> dict[str, float]:
