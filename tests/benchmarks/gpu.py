@@ -34,6 +34,7 @@ from unittest import mock
 import pyarrow as pa
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
+from transformers.utils import is_liger_kernel_available
 
 from kubealign_components.engines import packed_attention
 from kubealign_components.engines.loading import free_memory
@@ -79,18 +80,19 @@ class Sizes:
     response: int = 400
     completions: int = 30
     prompts: int = 2
-    pairs: int = 48
+    pairs: int = 72
+    """For three steps of two packs each on the large model, of one on the small one."""
     recipe_rows: int = 10
     """Completions of one padded forward pass of the recipe's way."""
     budget: int = 12_288
     """Tokens of a pack that is scored."""
-    micro: int = 4096
-    """Tokens of a forward pass that is trained on."""
+    micro: int = 12_288
+    """Tokens of a forward pass that is trained on, of the large model; twice as many of the small one."""
 
 
 REHEARSAL = Sizes(
     large="tiny", small="tiny", vocabulary=300, matrix=128, prompt=12, response=20, completions=4, prompts=2,
-    pairs=9, recipe_rows=2, budget=100, micro=128,
+    pairs=9, recipe_rows=2, budget=100, micro=160,
 )  # fmt: skip
 
 
@@ -179,6 +181,7 @@ def scoring(sizes: Sizes) -> None:
     with a_call_for_each_segment():
         segments = report("packs, a call a segment", way, count, counted, least)
     print(f"  attention in one call: {'yes' if one_call(model) else 'no, as above'}")
+    print(f"  fused layers: {'yes' if is_liger_kernel_available() else 'no, liger-kernel is not installed'}")
     sums = report("packs", way, count, counted, least)
     for name, other in (("the recipe", expected), ("a call a segment", segments)):
         apart = max(abs(a - b) for a, b in zip(sums, other, strict=True)) / sizes.response
@@ -260,12 +263,12 @@ def waste(groups: Sequence[Group], budget: int) -> None:
 
 def full(sizes: Sizes) -> None:
     """DPO on all weights of the small model."""
-    train(sizes, sizes.small, TrainConfig(policy="", **common(sizes)))
+    train(sizes, sizes.small, TrainConfig(policy="", **common(sizes, 2 * sizes.micro)))
 
 
 def lora(sizes: Sizes) -> None:
     """DPO on adapters of the large model."""
-    train(sizes, sizes.large, TrainConfig(policy="", adapter="lora", **common(sizes)))
+    train(sizes, sizes.large, TrainConfig(policy="", adapter="lora", **common(sizes, sizes.micro)))
 
 
 def qlora(sizes: Sizes) -> None:
@@ -273,16 +276,16 @@ def qlora(sizes: Sizes) -> None:
     if not CUDA or importlib.util.find_spec("bitsandbytes") is None:
         print("  left out: needs CUDA and bitsandbytes")
         return
-    config = TrainConfig(policy="", adapter="qlora", **common(sizes))
+    config = TrainConfig(policy="", adapter="qlora", **common(sizes, 2 * sizes.micro))
     with tempfile.TemporaryDirectory() as folder:
         made(sizes.small, sizes, torch.bfloat16).save_pretrained(folder)
         train(sizes, sizes.small, config, load_policy(config, Path(folder)))
 
 
-def common(sizes: Sizes) -> dict[str, Any]:
-    """Settings of every training: three steps."""
+def common(sizes: Sizes, tokens: int) -> dict[str, Any]:
+    """Settings of every training: three steps, by packs of so many tokens."""
     return {
-        "batch_size": sizes.pairs // 3, "micro_batch_tokens": sizes.micro, "dtype": "bfloat16",
+        "batch_size": sizes.pairs // 3, "micro_batch_tokens": tokens, "dtype": "bfloat16",
         "learning_rate": 1e-6, "warmup_ratio": 0.0,
     }  # fmt: skip
 
@@ -310,13 +313,14 @@ def train(sizes: Sizes, name: str, config: TrainConfig, model: Any = None) -> No
         saved = sum(path.stat().st_size for path in Path(folder).rglob("checkpoint-*/*"))
     first = trainer.training_log()[0][1]
     tokens = len(groups) / 3 * (sizes.prompt + 2 * sizes.response)
-    body = sum(p.numel() for n, p in model.named_parameters() if "lora_" not in n and "embed_tokens" not in n)
-    each = 6 if config.adapter == "none" else 4  # of a frozen weight there is no gradient
-    work = each * body * tokens / clock.step_seconds
+    each = 3 if config.adapter == "none" else 2  # of a frozen weight there is no gradient
+    bare = model if config.adapter == "none" else model.get_base_model()
+    work = each * flops(bare, groups, shared=True) / 3 / clock.step_seconds
     print(
         f"  step 0: |log-ratio| {first['abs_log_ratio_per_token']:.3g} nats per token, "
         f"loss {first['loss']:.7f} (ln 2 is {math.log(2):.7f})\n"
-        f"  {tokens / clock.step_seconds:.0f} tokens/s computed, {work / 1e12:.3f} TFLOP/s, "
+        f"  {tokens / clock.step_seconds:.0f} tokens/s computed by packs of {config.micro_batch_tokens}, "
+        f"{work / 1e12:.3f} TFLOP/s, "
         f"{work / matmul_rate(sizes):.3f} of the matrix rate\n"
         f"  SIGTERM in the last step: ended after {ended - clock.signalled:.1f} s with "
         f"{saved / 2**20:.1f} MiB of checkpoint",
@@ -406,8 +410,8 @@ def random_groups(sizes: Sizes, *, prompts: int = 0, completions: int = 0) -> li
 
 def flops(model: Any, groups: Sequence[Group], *, shared: bool) -> float:
     """Operations with a prompt for each completion and all logits; or shared prompts without logits."""
-    body = sum(m.weight.numel() for m in model.get_decoder().modules() if isinstance(m, torch.nn.Linear))
-    head, config = model.get_output_embeddings().weight.numel(), model.config
+    config = model.config
+    body, head = layer_weights(config), config.vocab_size * config.hidden_size
     pair = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
     total = 0.0
     for group in groups:
@@ -419,6 +423,13 @@ def flops(model: Any, groups: Sequence[Group], *, shared: bool) -> float:
             else:
                 total += 2 * (body + head) * (prompt + length) + pair * (prompt + length) ** 2 / 2
     return total
+
+
+def layer_weights(config: Any) -> int:
+    """Weights that a token is multiplied with in all layers."""
+    heads = config.num_attention_heads + config.num_key_value_heads
+    attention = 2 * heads * config.head_dim * config.hidden_size
+    return config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
 
 
 def seconds_of(run: Callable[[], Any]) -> float:

@@ -340,11 +340,16 @@ def _inside(targets_R: Tensor, start: int, words: int) -> tuple[Tensor, Tensor]:
 
 
 def _to_logits(raw_RB: Tensor, offset_R: Tensor, total_R: Tensor, ctx: Any) -> Tensor:
-    """d log p(target) / d raw logit: what is chosen less its probability, through scale and cap."""
+    """d log p(target) / d raw logit: what is chosen less its probability, through scale and cap.
+
+    ``raw_RB`` may be overwritten.
+    """
     logits_RB = _scaled(raw_RB, ctx.scale, ctx.softcap)
-    grad_RB = -(logits_RB - total_R[:, None].float()).exp()
+    slope_RB = 1 - (logits_RB / ctx.softcap) ** 2 if ctx.softcap else None
+    # In place: on cards each further matrix of a block's logits costs more time than the arithmetic.
+    grad_RB = logits_RB.sub_(total_R[:, None].float()).exp_().neg_()
     inside_R, column_R = _inside(offset_R, 0, raw_RB.shape[1])
     grad_RB.scatter_add_(1, column_R[:, None], inside_R[:, None].to(grad_RB.dtype))
-    if ctx.softcap:
-        grad_RB *= 1 - (logits_RB / ctx.softcap) ** 2
-    return grad_RB * ctx.scale
+    if slope_RB is not None:
+        grad_RB *= slope_RB
+    return grad_RB if ctx.scale == 1.0 else grad_RB.mul_(ctx.scale)

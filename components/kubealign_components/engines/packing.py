@@ -25,12 +25,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from kubealign_components.engines.fused_layers import fuse_layers
 from kubealign_components.engines.head import Head
 from kubealign_components.engines.packed_attention import SegmentPlan, check_windows, use_segments
 from kubealign_components.engines.row_tiles import RowTiles, checkpoint_contexts, whole_tiles
 from kubealign_components.engines.token_batches import token_batches
 from kubealign_components.engines.variable_length import Segment
 from kubealign_components.errors import DataError, EngineError
+
+_FEW = 64
+"""Tokens that fused layers are tried on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,17 +198,29 @@ def hidden_states(base: Any, batch: PackedBatch) -> Tensor:
     The row is filled up to whole tiles with its first token, which nothing attends to: what runs element
     by element, too, then meets one kind of length.
     """
-    tokens = batch.input_ids.shape[1]
-    filling = whole_tiles(tokens, batch.input_ids.device) - tokens
+    device = batch.input_ids.device
+    if device.type == "cuda":
+        few_1T = batch.input_ids[:, :_FEW]
+        positions_1T = torch.arange(few_1T.shape[1], device=device)[None]
+        one = ((0, few_1T.shape[1], few_1T.shape[1], few_1T.shape[1]),)
+        computed = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else base.dtype
+        fuse_layers(base, lambda: _decoded(base, few_1T, positions_1T, SegmentPlan(one)), computed)
     plan = SegmentPlan(batch.segments)
+    hidden_TH = _decoded(base, batch.input_ids, batch.position_ids, plan)
+    check_windows(base, plan)
+    return hidden_TH
+
+
+def _decoded(base: Any, input_ids_1T: Tensor, position_ids_1T: Tensor, plan: SegmentPlan) -> Tensor:
+    tokens = input_ids_1T.shape[1]
+    filling = whole_tiles(tokens, input_ids_1T.device) - tokens
     with RowTiles():
         output = base.get_decoder()(
-            input_ids=torch.cat([batch.input_ids, batch.input_ids[:, :1].expand(1, filling)], 1),
-            position_ids=pad(batch.position_ids, (0, filling)),
+            input_ids=torch.cat([input_ids_1T, input_ids_1T[:, :1].expand(1, filling)], 1),
+            position_ids=pad(position_ids_1T, (0, filling)),
             use_cache=False,
             plan=plan,
         )
-    check_windows(base, plan)
     hidden_TH: Tensor = output.last_hidden_state[0, :tokens]
     return hidden_TH
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kubealign_components.engines.dtypes import resolved_dtype
 from kubealign_components.engines.loading import load_checkpoint
@@ -167,7 +168,19 @@ def under_peft(model: Any, settings: Any, adapter: str) -> Any:
             "The following .*_pattern",
         ):
             warnings.filterwarnings("ignore", message)
-        return get_peft_model(model, settings, adapter_name=adapter)
+        wrapped = get_peft_model(model, settings, adapter_name=adapter)
+    for layer in wrapped.modules():
+        if hasattr(layer, "_cast_input_dtype"):
+            layer._cast_input_dtype = partial(_cast_where_it_lasts, layer._cast_input_dtype)
+    return wrapped
+
+
+def _cast_where_it_lasts(
+    cast: Callable[[Tensor, torch.dtype], Tensor], x: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """``x`` in the dtype of an adapter's weights; under autocast as it is, for the product there takes it in
+    autocast's, and a copy in float32 would be half of what an 8B model's layers keep for their gradients."""
+    return x if torch.is_autocast_enabled(x.device.type) else cast(x, dtype)
 
 
 def lora_config(

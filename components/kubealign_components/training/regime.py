@@ -6,12 +6,14 @@ No torch here: settings and recipes are compared before anything is loaded.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 
 from kubealign_components.data.fingerprint import Recipe, Step
 
 Regime = dict[str, str]
 """``weights`` and ``compute`` (dtypes; nf4 for weights in 4 bits), ``head`` (dtype of logits), ``attention``,
-``device`` (its type): whatever changes a bit of a log-probability beside weights and tokens."""
+``device`` (its type) and on CUDA ``layers`` (whose kernels): whatever changes a bit of a log-probability
+beside weights and tokens."""
 
 UNKNOWN_DRIFT = 0.05
 """Nats per token. Measured on SmolLM2-135M and real chats: bfloat16 against float32 0.005 to 0.009 (errors of
@@ -27,13 +29,16 @@ def weights_dtype(adapter: str, dtype: str, strategy: str = "none") -> str:
 
 def regime(adapter: str, dtype: str, device: str, strategy: str = "none") -> Regime:
     """That of training with ``adapter``, computed in ``dtype`` on devices of type ``device``."""
-    return {
+    whole = {
         "weights": weights_dtype(adapter, dtype, strategy),
         "compute": dtype,
         "head": "float32",
         "attention": "segments",
         "device": device,
     }
+    if device == "cuda":  # where norms and gates may run in kernels that round elsewhere
+        whole["layers"] = "liger" if find_spec("liger_kernel") else "torch"
+    return whole
 
 
 def nearest_steps(stage: str, fingerprint: str, recipe: Recipe) -> Iterator[Step]:

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from kubealign_components.engines import fused_layers
 from kubealign_components.engines.head import Head
 from kubealign_components.engines.packed_attention import _probed
-from kubealign_components.engines.packing import Group, computing_in
-from kubealign_components.engines.row_tiles import tiled_linear
+from kubealign_components.engines.packing import Group, computing_in, pack, prepare, summed_logprobs
+from kubealign_components.engines.row_tiles import log_sum_exp, tiled_linear
 from kubealign_components.engines.scoring import Scorer
 from kubealign_components.engines.variable_length import kernel_for
 
@@ -20,6 +22,11 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
+SIZES = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300, "pad_token_id": 0,
+    "max_position_embeddings": 512, "initializer_range": 0.2,
+}  # fmt: skip
 GROUPS = [
     Group(list(range(5, 5 + size)), [list(range(10, 10 + size + more)) for more in (1, 30, 90)])
     for size in (3, 17, 80)
@@ -80,3 +87,45 @@ def test_the_head_rounds_no_logit(held: torch.dtype) -> None:
         strict=True,
     ):
         assert float((one - other).abs().max()) < 0.01 * float(other.abs().max())
+
+
+def test_a_sum_of_exponentials_is_computed_row_by_row() -> None:
+    torch.manual_seed(0)
+    logits = 8 * torch.randn(300, 40_003, device="cuda")
+    logits[0, 5:] = -torch.inf
+    sums = log_sum_exp(logits)
+    torch.testing.assert_close(sums, logits.double().logsumexp(1).float(), atol=2e-5, rtol=0)
+    assert torch.equal(sums[7:9], log_sum_exp(logits[7:9]))
+    assert log_sum_exp(torch.full((1, 50), torch.nan, device="cuda")).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "kind", ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "olmo2", "granite", "phi3"]
+)
+def test_fused_layers_give_the_model_s_own_log_probabilities(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Log-probabilities, and gradients of a sum of them, with the kernels and without."""
+    pytest.importorskip("liger_kernel")
+    results = []
+    for fused in (False, True):
+        if not fused:
+            monkeypatch.setattr(fused_layers, "is_liger_kernel_available", lambda: False)
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(kind, **SIZES)
+        model = prepare(AutoModelForCausalLM.from_config(config, dtype=torch.float32).cuda())
+        monkeypatch.undo()
+        with computing_in(dtype, torch.device("cuda")):
+            sums = [summed_logprobs(model, pack(part).to("cuda")) for part in (GROUPS, GROUPS[:1])]
+        assert torch.equal(sums[0][:3], sums[1])
+        weight = model.get_decoder().layers[0].self_attn.o_proj.weight
+        results.append((sums[0].detach(), *torch.autograd.grad(sums[0].sum(), [weight])))
+    assert not [r for r in caplog.records if r.name.startswith("kubealign")]
+    assert any(
+        "Liger" in type(module).__name__ or module.__dict__.get("forward") for module in model.modules()
+    )
+    (own, own_gradient), (sums, gradient) = results
+    rounding = 2e-3 if dtype == torch.float32 else 0.03
+    assert float((sums - own).abs().max() / own.abs().max()) < rounding
+    assert float((gradient - own_gradient).norm() / own_gradient.norm()) < 4 * rounding

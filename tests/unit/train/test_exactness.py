@@ -30,6 +30,7 @@ from kubealign_components.train.stage import expected_drift, run
 from kubealign_components.train.trainer import AlignmentTrainer
 from kubealign_components.training.arguments import training_arguments
 from kubealign_components.training.models import attach_adapter, ready_to_train
+from kubealign_components.training.regime import differences, regime
 from kubealign_components.training.rows import Rows
 from support.datasets import MakeDataset
 from support.scored_pairs import (
@@ -178,6 +179,12 @@ def test_step_0_of_a_quantised_base_is_the_reference_to_the_last_bit(
         trainer = AlignmentTrainer(config, LogprobModel(adapted), arguments, train, validation, max_drift=0.0)
         trainer.train()
         check_first_step(trainer.training_log()[0][1], f"quantised {' '.join(targets)} {tokens}")
+
+
+def test_whose_kernels_ran_counts_on_cards_alone() -> None:
+    on_cpu, on_card = (regime("lora", "bfloat16", device) for device in ("cpu", "cuda"))
+    assert "layers" not in on_cpu
+    assert differences(on_card, on_card | {"layers": "other"}) == {"layers": (on_card["layers"], "other")}
 
 
 def test_another_regime_is_named_before_training(
