@@ -22,6 +22,7 @@ def train(
     schedule: str = "linear",
     epochs: float = 1.0,
     max_steps: int = 0,
+    stop_after: float = 1.0,
     batch_size: int = 32,
     micro_batch_tokens: int = 4096,
     adapter: str = "none",
@@ -52,6 +53,7 @@ def train(
         schedule: linear, cosine or constant.
         epochs: passes over the training split.
         max_steps: optimiser steps instead of epochs; 0 to go by epochs.
+        stop_after: share of the planned steps after which training stops, to go on later; 1 for all.
         batch_size: examples of an optimiser step.
         micro_batch_tokens: most tokens of one forward pass of one process.
         adapter: none, lora or qlora.

@@ -39,6 +39,10 @@ class TrainConfig(TrainerConfig):
     """Peak learning rate of AdamW. Full training wants some 5e-7 to 5e-6, adapters ten times that."""
     max_grad_norm: float = 1e5
     """Clip the gradient norm to this; 0 never clips. The published recipe's 1e5 leaves it alone."""
+    stop_after: float = 1.0
+    """Share of the planned optimiser steps after which training stops; 1 for all. Learning rates and order
+    are those of the whole training. With a work prefix a larger share goes on from where this one stopped, to
+    the weights that it would have come to by itself."""
     merge_adapter: bool = True
     """Whether to add the adapters to the weights and save a whole model, or to save the adapters alone,
     which need the policy beside them and which no other stage takes for a model."""
@@ -60,6 +64,7 @@ class TrainConfig(TrainerConfig):
         require_choice("objective", self.objective, PAIRWISE + POINTWISE)
         require_choice("transform", self.transform, TRANSFORMS)
         require(self.beta > 0, "beta", self.beta, "a positive number")
+        require(0 < self.stop_after <= 1, "stop_after", self.stop_after, "a share, above 0 and at most 1")
         drift = self.max_initial_drift
         require(drift is None or drift >= 0, "max_initial_drift", drift, "0 or more, or none for the default")
         require(

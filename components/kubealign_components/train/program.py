@@ -26,6 +26,7 @@ from kubealign_components.training.rehearsal import rehearse_saving
 from kubealign_components.training.resuming import Checkpoints
 from kubealign_components.training.rows import Rows
 from kubealign_components.training.saving import save_policy
+from kubealign_components.training.schedule import planned_steps, steps_in
 from kubealign_components.training.step_trainer import Log
 
 
@@ -41,14 +42,17 @@ def train(run: Run[TrainConfig]) -> Trained | None:
     source = processes.find_model(config.policy, config.revision).path
     if processes.first:
         rehearse_saving(config, source, merge_adapter=config.merge_adapter)
-    checkpoints = Checkpoints(job.checkpoints, config, processes, run.stop)
-    arguments = training_arguments(config, processes.folder / "run", universal=checkpoints.universal)
     training = Dataset.open(job.inputs["training"], TRAINING)
     examples = processes.once("examples", partial(write_examples, training, config))
     train, validation = (
         Examples(Rows.mapped(examples / f"{split}.arrow")) for split in ("train", "validation")
     )
     require_examples(train, "train")
+    last_step = _last_step(config, len(train))
+    checkpoints = Checkpoints(job.checkpoints, config, processes, run.stop, last_step=last_step)
+    arguments = training_arguments(
+        config, processes.folder / "run", universal=checkpoints.universal, last_step=last_step
+    )
     set_seed(config.seed)
     policy = load_policy(config, source)
     model = LogprobModel(policy, compute_dtype(config.dtype))
@@ -73,6 +77,13 @@ def train(run: Run[TrainConfig]) -> Trained | None:
     apart = config.adapter != "none" and not config.merge_adapter
     extra = {"adapter": apart, "chat_template": template.named()}
     return Trained(steps=steps, stats=_summary(training, steps), extra=extra)
+
+
+def _last_step(config: TrainConfig, examples: int) -> int:
+    """The step that training stops after, where it is to stop before all that are planned; else 0."""
+    steps = planned_steps(config, examples)
+    last = steps_in(config.stop_after, steps)
+    return last if last < steps else 0
 
 
 def _save(

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 STAGE = "train"
 VERSION = 6
+WHOLE = 1.0
+"""Share of the steps of a training that goes through with them."""
 
 
 def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launcher | None = None) -> Stats:
@@ -65,11 +67,14 @@ def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launch
     same = check_identity(template.identity, reference.identity()["digest"], training)
     drift = expected_drift(config, training, device) if same else None
     provenance = _provenance(config, training, model, template)
+    # Where training stops decides on its model, not on the way there: a later stop goes on from an earlier.
+    whole = _provenance(replace(config, stop_after=WHOLE), training, model, template)
+    checkpoints = checkpoint_uri(config.work, STAGE, whole, config.strategy) if config.work else ""
     sharded = config.strategy != "none"
     return train_model(
         PROGRAM,
         config,
-        _job(config, training, model, provenance, output, drift),
+        _job(config, training, model, provenance, output, drift, checkpoints),
         provenance,
         where=Where(nodes=config.nodes, processes=config.processes, sharded=sharded),
         launcher=launcher,
@@ -151,6 +156,9 @@ def _provenance(
     # What the policy is, not where it lies. The dataset's identity stays: the token ids are its own.
     elsewhere = ("policy", "revision", "reference", "reference_revision")
     params = {k: v for k, v in semantic_params(config).items() if k not in elsewhere}
+    stops = config.stop_after < WHOLE
+    if not stops:
+        params.pop("stop_after")  # which is of models that training stopped at
     params["save_dtype"] = saved_dtype_name(config.save_dtype, model.path, model.elsewhere)
     beta = f"beta{config.beta:g}" + ("len" if config.length_normalise else "")
     transform = config.transform if config.objective == "qrpo" else ""
@@ -160,7 +168,12 @@ def _provenance(
         params,
         inputs={"training": training},
         models={"policy": model.identity() | template.identity},
-        slug=[config.objective + (f"_{transform}" if transform else ""), beta, f"lr{config.learning_rate:g}"],
+        slug=[
+            config.objective + (f"_{transform}" if transform else ""),
+            beta,
+            f"lr{config.learning_rate:g}",
+            f"after{config.stop_after:.3g}" if stops else "",
+        ],
     )
 
 
@@ -171,8 +184,8 @@ def _job(
     provenance: Provenance,
     output: str,
     drift: float | None,
+    checkpoints: str,
 ) -> Job:
-    checkpoints = checkpoint_uri(config.work, STAGE, provenance, config.strategy) if config.work else ""
     return Job(
         stage=STAGE,
         config=asdict(pinned(config, model.path)),

@@ -26,13 +26,16 @@ def strategy_settings(strategy: str) -> dict[str, object]:
     return settings
 
 
-def training_arguments(config: TrainerConfig, folder: Path, *, universal: bool = False) -> TrainingArguments:
+def training_arguments(
+    config: TrainerConfig, folder: Path, *, universal: bool = False, last_step: int = 0
+) -> TrainingArguments:
     """Arguments of a run whose local files go to ``folder``.
 
     Args:
         config: the settings.
         folder: of this node.
         universal: whether the run goes on from a universal checkpoint of DeepSpeed's.
+        last_step: the step after which the run ends, before all that are planned; 0 to go through with them.
 
     With a ZeRO strategy this must exist before the model is loaded: ZeRO-3 shards it on loading.
     """
@@ -43,7 +46,7 @@ def training_arguments(config: TrainerConfig, folder: Path, *, universal: bool =
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
+        max_steps=last_step or config.max_steps or -1,
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused",
         seed=config.seed,

@@ -59,6 +59,9 @@ class CheckpointStore:
     """Folder or prefix; it names everything that the checkpoints depend on."""
     keep: int
     """Complete checkpoints that :meth:`publish` leaves, the new one among them."""
+    last_step: int = 0
+    """The step that the run ends with, before all that are planned: checkpoints of later ones are neither
+    used nor removed. 0 for a run that goes through with them."""
 
     def publish(self, folder: Path, step: int, processes: Processes) -> None:
         """Publish what all nodes have below ``folder`` as the checkpoint of ``step``, then remove older ones.
@@ -83,7 +86,7 @@ class CheckpointStore:
         """The complete checkpoints, newest first."""
         store = store_for(self.uri)
         checkpoints = []
-        for name in sorted({match for match, _ in self._objects(MARKERS)}, reverse=True):
+        for name in sorted(self._names(), reverse=True):
             try:
                 checkpoints.append(Saved(name=name, **json.loads(store.read(self._marker(name)))))
             except (NotFound, ValueError, TypeError) as error:
@@ -156,13 +159,18 @@ class CheckpointStore:
             if match:
                 yield match[1], entry.uri
 
+    def _names(self) -> set[str]:
+        """Of the complete checkpoints that are this run's."""
+        names = {name for name, _ in self._objects(MARKERS)}
+        return {name for name in names if not self.last_step or _step_of(name) <= self.last_step}
+
     def _prune(self, last: str) -> None:
         """Remove all but ``last``, which was just published, and the newest complete ones before it.
 
         A complete one of a later step goes as well: had it been usable, the run that made ``last`` would
         have gone on from there. What has no marker and comes later may still be on its way.
         """
-        complete = {name for name, _ in self._objects(MARKERS)}
+        complete = self._names()
         kept = sorted(name for name in complete if name <= last)[-self.keep :]
         old = [
             (name, uri)
@@ -192,6 +200,10 @@ class PublishCheckpoints(TrainerCallback):
 def everything(saved: Saved, _: Path) -> Collection[str]:
     """All files: what a node needs of a checkpoint that is not cut into shards."""
     return saved.files
+
+
+def _step_of(name: str) -> int:
+    return int(name.split("-")[1])
 
 
 def _paths(folder: Path) -> list[str]:

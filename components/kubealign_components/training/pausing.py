@@ -23,11 +23,14 @@ class Pauses:
         stop: whether this process was told to stop.
         every: steps between checkpoints; 0 to go by minutes.
         minutes: between checkpoints; 0 for none.
+        last_step: the step that another run goes on from, and is saved for it; 0 for none.
     """
 
-    def __init__(self, processes: Processes, stop: Stop, *, every: int, minutes: float) -> None:
+    def __init__(
+        self, processes: Processes, stop: Stop, *, every: int, minutes: float, last_step: int = 0
+    ) -> None:
         self._processes, self._stop = processes, stop
-        self._every, self._seconds = every, 60 * minutes
+        self._every, self._seconds, self._last_step = every, 60 * minutes, last_step
         self._saved_at = time.monotonic()
         self.stopped = False
         """Whether the run has to stop."""
@@ -36,7 +39,7 @@ class Pauses:
         """Whether a checkpoint of ``step``, which is done, is to be saved. Every process calls it."""
         due = bool(self._seconds) and time.monotonic() - self._saved_at >= self._seconds
         self.stopped, due = self._any(self._stop.requested, due and self._processes.first)
-        save = self.stopped or (step % self._every == 0 if self._every else due)
+        save = self.stopped or step == self._last_step or (step % self._every == 0 if self._every else due)
         if save:
             self._saved_at = time.monotonic()
         return save

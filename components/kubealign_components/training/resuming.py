@@ -42,13 +42,19 @@ class Checkpoints:
         config: the settings.
         processes: of the run.
         stop: whether this process was told to stop.
+        last_step: the step after which the run ends, before all that are planned: it is saved, and what later
+            ones left is for others. 0 for a run that goes through with them.
 
     Raises:
         EngineError: DeepSpeed cannot convert its checkpoint to another number of processes.
     """
 
-    def __init__(self, uri: str, config: TrainerConfig, processes: Processes, stop: Stop) -> None:
-        self.pauses = Pauses(processes, stop, every=config.save_every, minutes=config.save_minutes)
+    def __init__(
+        self, uri: str, config: TrainerConfig, processes: Processes, stop: Stop, *, last_step: int = 0
+    ) -> None:
+        self.pauses = Pauses(
+            processes, stop, every=config.save_every, minutes=config.save_minutes, last_step=last_step
+        )
         """When the run saves and stops."""
         self.callbacks: list[TrainerCallback] = [PauseTrainer(self.pauses)]
         self.resume: str | None = None
@@ -57,7 +63,7 @@ class Checkpoints:
         """Whether it is one of DeepSpeed's universal ones."""
         if not uri:
             return
-        store = CheckpointStore(uri=uri, keep=config.keep_checkpoints)
+        store = CheckpointStore(uri=uri, keep=config.keep_checkpoints, last_step=last_step)
         self.callbacks.append(PublishCheckpoints(store, processes))
         newest = store.newest(partial(_files_of, config.strategy, processes), processes)
         if processes.first:
@@ -76,7 +82,7 @@ def going_on(saved: Saved | None) -> str:
     number = int(os.environ.get(RESTART_VARIABLE) or 0)
     restart = f"restart {number}: " if number else ""
     if saved is None:
-        return f"{restart}no checkpoint yet, so training begins at step 0"
+        return f"{restart}no checkpoint is there, so training begins at step 0"
     return f"{restart}going on from step {saved.step} ({saved.name}, which {saved.processes} processes wrote)"
 
 

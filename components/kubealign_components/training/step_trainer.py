@@ -34,7 +34,7 @@ from kubealign_components.training.microbatches import (
     StepPlan,
 )
 from kubealign_components.training.models import trained_weights
-from kubealign_components.training.schedule import learning_rate_factor
+from kubealign_components.training.schedule import learning_rate_factor, planned_steps, steps_in
 from kubealign_components.training.sharded import load_shards, save_shards
 
 Log = list[tuple[int, dict[str, Any]]]
@@ -94,18 +94,27 @@ class StepTrainer(Trainer):
         return StepLoader(self.train_dataset, self._plan(self.config.seed))
 
     def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+        self,
+        num_training_steps: int,  # noqa: ARG002
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The learning rate by step. Unlike the library's, a warm-up does not begin at 0: a step whose rate
-        is 0 trains nothing, and in a short run that is every one."""
+        """The learning rate by step, of all that are planned, though the run may end before. Unlike the
+        library's, a warm-up does not begin at 0: a step whose rate is 0 trains nothing, and in a short run
+        that is every one."""
+        steps = planned_steps(self.config, len(self.train_dataset))
         factor = partial(
             learning_rate_factor,
-            steps=num_training_steps,
-            warmup=math.ceil(self.config.warmup_ratio * num_training_steps - 1e-9),
+            steps=steps,
+            warmup=steps_in(self.config.warmup_ratio, steps),
             schedule=self.config.schedule,
         )
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
+
+    def _run_epoch(self, **epoch: Any) -> None:
+        """Nothing where the last step was taken before this run, which the library would go beyond."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**epoch)
 
     def training_step(
         self, model: nn.Module, inputs: StepInputs, num_items_in_batch: Tensor | int | None = None
