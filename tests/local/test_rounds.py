@@ -10,10 +10,14 @@ import pytest
 
 from kubealign import Results, RunFile, run_local
 from kubealign.local.rounds import rounds_of
+from kubealign.parameters import check_parameters
+from kubealign.rerun import run_file_of
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.lineage import steps_of
 from kubealign_components.data.models import find_model
 from kubealign_components.data.slices import KEY
+from kubealign_pipelines import build
+from kubealign_pipelines.compiler import graph_of
 from support.small_run import small_run
 
 ROWS = [
@@ -57,6 +61,24 @@ def test_the_second_round_samples_from_what_the_first_trained(two: Results, outp
         (True, False): 3,
         (False, True): 3,
     }
+
+
+def test_the_last_model_tells_the_run_file_of_both_rounds(two: Results, tmp_path: Path) -> None:
+    given = small_run(Path(two.parameters["policy"]), tmp_path / "prompts.jsonl", ROWS, rounds=2)
+    written = run_file_of(two.models["train-2"].manifest)["parameters"]
+    assert isinstance(written, dict)
+    told = check_parameters(
+        graph_of(build("offline_alignment", parameters=written), "offline_alignment"), written
+    )
+    asked = check_parameters(
+        graph_of(build("offline_alignment", parameters=given), "offline_alignment"), given
+    )
+    assert (written["rounds"], written["rounds_reference"]) == (2, "first")
+    assert told["train_options"].items() >= asked["train_options"].items()
+    assert told["filter_options"].items() >= asked["filter_options"].items()
+    apart = {name for name in asked if told[name] != asked[name]}
+    places = {"sources", "reward_functions", "work_rows_per_chunk"}  # told in full, or of no row
+    assert {name for name in apart if not name.endswith("_options")} <= places | {"evaluate_max_prompts"}
 
 
 KNOWN_BY = {"rewards": ("messages", "num_tokens", "finish_reason"), "logprobs": ("token_ids",)}

@@ -35,6 +35,7 @@ def offline_alignment(story: Story) -> dict[str, object]:
     """Of ``offline_alignment``."""
     made = _Rerun(story)
     made.policy()
+    made.rounds()
     made.sources("import_prompts", "sources", "import_options", {"seed": "seed"})
     for step in story.all("filter"):
         made.filter(step, {**_LENGTHS, "min_completions": "filter_min_completions"})
@@ -109,17 +110,24 @@ class _Rerun:
             *(("train_ppo", "policy"), ("train", "policy")),
         )
         for stage, role in holders:
-            for step in self.story.all(stage):
+            for step in self.story.of_first_round(stage):
                 if role not in step["models"]:  # where functions alone judge, no model is asked
                     continue
                 origin = self.story.origin_of(step["models"][role]["digest"])
                 self.parameters.values.setdefault("policy", origin["uri"])
                 self._revision = self._revision or origin.get("revision")
-        for step in self.story.all("logprobs"):
+        for step in self.story.of_first_round("logprobs"):
             reference = step["models"].get("reference")
             if reference and (origin := self.story.origin_of(reference["digest"])):
                 self.parameters.values["reference"] = origin["uri"]
                 self._reference_at(origin.get("revision"))
+
+    def rounds(self) -> None:
+        """How many, and what the policies of further ones stay near."""
+        if self.story.rounds > 1:
+            self.parameters.values["rounds"] = self.story.rounds
+        for step in self.story.all("join_rounds"):
+            self.parameters.values["rounds_reference"] = step["params"]["references"]
 
     def sources(self, stage: str, parameter: str, options: str, named: Mapping[str, str]) -> None:
         """Sources and settings of a stage that reads them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from kubealign_components.config import require
@@ -30,6 +31,8 @@ OFFLINE = frozenset(
 """Stages of offline alignment; SALMON has all but the first."""
 ROUNDS = frozenset(["next_round", "join_rounds"])
 """Stages that begin and join further rounds of offline alignment."""
+_ONCE = frozenset(["import_prompts", "filter"])
+"""Stages that stand before all rounds."""
 _TWICE = frozenset(["filter", "sample", "train_reward_model"])
 """Stages that SALMON has two of."""
 
@@ -44,26 +47,35 @@ class Story:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self.stages = {step["stage"] for step in manifest.recipe.values()}
-        twice = _TWICE if self.stages & SALMON else frozenset[str]()
-        stages = SALMON | OFFLINE - {"import_prompts"} if self.stages & SALMON else OFFLINE
-        counts: dict[str, int] = {}
-        for step in manifest.recipe.values():
-            stage = step["stage"]
-            counts[stage] = counts.get(stage, 0) + 1
-            require(
-                stage not in ROUNDS,
-                "rerun",
-                manifest.slug,
-                "what a run of one round made: this is of several, for which no run file can be told; run "
-                "the file that made it once more",
-            )
+        salmon = bool(self.stages & SALMON)
+        stages = SALMON | OFFLINE - {"import_prompts"} if salmon else OFFLINE | ROUNDS
+        repeated = (
+            dict.fromkeys(_TWICE, 2) if salmon else dict.fromkeys(OFFLINE - _ONCE | ROUNDS, self.rounds)
+        )
+        counts = Counter(step["stage"] for step in manifest.recipe.values())
+        for stage, count in counts.items():
             self._require(stage in stages, f"its recipe has a step {stage!r} that is none of that pipeline's")
-            most = 2 if stage in twice else 1
-            self._require(counts[stage] <= most, f"its recipe has a step {stage!r} more than {most} times")
+            most = repeated.get(stage, 1)
+            self._require(count <= most, f"its recipe has a step {stage!r} more than {most} times")
 
     def all(self, stage: str) -> list[Step]:
         """The steps of ``stage``."""
         return [step for step in self.manifest.recipe.values() if step["stage"] == stage]
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds of offline alignment led here."""
+        return max((int(step["params"]["number"]) for step in self.all("next_round")), default=1)
+
+    def of_first_round(self, stage: str) -> list[Step]:
+        """The steps of ``stage`` that no further round led to: their models are those that the run was
+        given."""
+        return [step for step in self.all(stage) if not self._of_further_round(step)]
+
+    def _of_further_round(self, step: Step) -> bool:
+        recipe = self.manifest.recipe
+        parents = (recipe[name] for name in step["inputs"].values() if name in recipe)
+        return any(parent["stage"] in ROUNDS or self._of_further_round(parent) for parent in parents)
 
     def one(self, stage: str, **fed_by: str) -> Step | None:
         """The step of ``stage`` whose inputs, by role, are of the stages ``fed_by``; None for none."""

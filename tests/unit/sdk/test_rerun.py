@@ -314,10 +314,10 @@ def test_what_an_evaluation_asks_otherwise_than_the_ranking_is_told(tiny_model: 
         assert not differs.keys() - own.keys() - {"principles"}
 
 
-@pytest.mark.parametrize("stage", ["next_round", "join_rounds"])
-def test_a_run_of_several_rounds_is_refused_for_what_it_is(stage: str) -> None:
-    with pytest.raises(ConfigError, match="one round made: this is of several"):
-        run_file_of(manifest_of(derive(stage, 1, {"number": 2})))
+@pytest.mark.parametrize("number", [2, 3])
+def test_rounds_are_told_up_to_the_one_that_made_it(number: int) -> None:
+    told = parameters_of(manifest_of(derive("next_round", 1, {"number": number})))
+    assert told["rounds"] == number
 
 
 def evaluated(folder: Path, spec: RewardSpec) -> Manifest:
