@@ -38,6 +38,7 @@ def align_offline(
     swept: Collection[str] = (),
     start: Arguments | None = None,
     against: PipelineTask | None = None,
+    earlier: PipelineChannel | None = None,
     about: str = "",
 ) -> PipelineTask:
     """Train on completions of ``rows`` and compare the aligned policy with what it was; gives the comparison.
@@ -53,6 +54,7 @@ def align_offline(
         swept: stages in which the variants of a sweep differ; none where there is no sweep.
         start: policy and reference of ``train`` where it starts at another policy.
         against: task whose rewarded completions are compared with, where these are not those of ``rows``.
+        earlier: what the evaluations of the rounds before showed, if there are any.
         about: tells the tasks of one round from those of another.
     """
     loop = VariantLoop(inputs, swept)
@@ -83,7 +85,7 @@ def align_offline(
         **loop.own("train"),
         **inputs.of("train"),
     )
-    own = {**comparison, **loop.own("evaluate")}
+    own = {**comparison, **loop.own("evaluate"), **({"rounds": earlier} if earlier else {})}
     compared = compare(inputs, against or rows, trained, own, about)
     loop.end(compared)
     return compared

@@ -82,6 +82,7 @@ def further_rounds(
         aligned: selects, scores, trains and compares.
     """
     joined, make_task, work = first, inputs.placement, {"work": inputs["work"]}
+    shown: Arguments = {}
     for number in range(2, rounds.number + 1):
         begun = make_task(
             next_round,
@@ -91,8 +92,9 @@ def further_rounds(
             policy=inputs["policy"],
             reference=inputs["reference"],
             number=number,
-            **{**work, **inputs.cut(sample)},
+            **{**shown, **work, **inputs.cut(sample)},
         )
+        shown = {"before": begun.outputs["rounds"]}
         about = f"round {number}"
         joined = make_task(
             join_rounds,
@@ -103,7 +105,8 @@ def further_rounds(
             references=rounds.reference,
             **{**work, **(inputs.cut(logprobs) if scored_first else {})},
         )
-        evaluated = aligned(joined, about=about, against=first, **_models(inputs, rounds, begun))
+        models = _models(inputs, rounds, begun)
+        evaluated = aligned(joined, about=about, against=first, earlier=begun.outputs["rounds"], **models)
 
 
 def _models(inputs: PipelineInputs, rounds: Rounds, begun: PipelineTask) -> dict[str, object]:

@@ -34,6 +34,7 @@ def evaluate(
     work: str = "",
     options: dict = {},
     variant: dict = {},
+    rounds: list = [],
 ):
     """Compare the aligned policy with its reference on held-out prompts.
 
@@ -66,6 +67,7 @@ def evaluate(
         work: work prefix; what was finished there before is taken.
         options: further settings of the stage by name; those of the engine under "sampling".
         variant: what one variant of a sweep has of its own: by stage, options that count before all else.
+        rounds: what the evaluations of the rounds before showed, which the report sets beside this one.
     """
     parameters = dict(locals())
 
@@ -89,6 +91,7 @@ def evaluate(
         output=rows_of(dataset),
         report=report.path,
         model_uri=model.uri,
+        rounds=rounds,
     )
     log_stats(metrics, stats)
     write_page(lineage, to_html(publish(dataset, report, lineage).manifest))

@@ -17,6 +17,7 @@ from kubealign_components.evaluate.second_reward import SETTING, SecondRewards
 from kubealign_components.evaluate.surface import SURFACES
 from kubealign_components.reports.charts import scatter
 from kubealign_components.reports.html import fitting, messages_text, render
+from kubealign_components.reports.rounds import COLUMNS
 from kubealign_components.reports.sides import length_change, sides_charts
 
 TEXTS = 60
@@ -60,6 +61,7 @@ def report_html(
     seconds: Sequence[SecondRewards] = (),
     sources: Sequence[SourceGain] = (),
     held_out: Sequence[str] = (),
+    rounds: Sequence[Sequence[str]] = (),
 ) -> str:
     """A self-contained page.
 
@@ -75,6 +77,7 @@ def report_html(
         seconds: what the held-out reward gives, if there is one.
         sources: of the prompts, where there are several.
         held_out: what the held-out reward rewards, in words.
+        rounds: lines of all rounds so far, where there are several.
     """
     rates = verdict.by_principle.items() if verdict else ()
     silent = [(name, rate) for name, rate in rates if rate.says_nothing]
@@ -98,6 +101,8 @@ def report_html(
         held_out=held_out,
         confirmed=_confirmed(numbers),
         sources=[source.cells() for source in sources] if len(sources) > 1 else [],
+        rounds=rounds,
+        round_columns=COLUMNS,
         judge=verdict,
         one_prompt=ONE_PROMPT,
         judged=[("All principles", verdict.overall), *telling, *silent] if verdict else [],

@@ -73,6 +73,7 @@ from kubealign_components.evaluate.second_reward import (
 )
 from kubealign_components.progress import progress_bar
 from kubealign_components.reports.html import REPORT, copy_report, write_report
+from kubealign_components.reports.rounds import lines_of
 from kubealign_components.store import join
 
 log = logging.getLogger(__name__)
@@ -175,6 +176,7 @@ def run(
     output: str,
     report: str | None = None,
     model_uri: str = "",
+    rounds: Sequence[Mapping[str, float]] = (),
 ) -> Stats:
     """Compare the policy at ``model`` with its reference; write ``kubealign.evaluation/v1`` to ``output``.
 
@@ -187,6 +189,7 @@ def run(
         output: URI of the dataset to make; the report lies beside its rows.
         report: path of a second copy of the report, for the Kubeflow UI.
         model_uri: what the manifest says of the model's place, where ``model`` is a copy of it.
+        rounds: numbers of the evaluations of the rounds before, for the report.
 
     Raises:
         ConfigError: sampling, rewards, policy or split are not those of the dataset and the model.
@@ -205,7 +208,7 @@ def run(
     tokens = [aligned.model.tokenizer_digest(), list(aligned.end_ids)] if config.work else []
     request = output_request(config, provenance, output, REPORT, checked=tokens)
     try:
-        stats = once(request, lambda: _make(inputs, provenance, output))
+        stats = once(request, lambda: _make(inputs, provenance, output, rounds))
     finally:
         for one in (rewarder, second):
             if one is not None:
@@ -230,7 +233,9 @@ class _Inputs:
     judge: PairJudge | None
 
 
-def _make(inputs: _Inputs, provenance: Provenance, output: str) -> Stats:
+def _make(
+    inputs: _Inputs, provenance: Provenance, output: str, rounds: Sequence[Mapping[str, float]]
+) -> Stats:
     config, rewarder = inputs.config, inputs.rewarder
     stats = Stats(rows_in=inputs.rewarded.rows)
     prompts, drop = _references(inputs, stats)
@@ -274,6 +279,7 @@ def _make(inputs: _Inputs, provenance: Provenance, output: str) -> Stats:
         seconds=rewards,
         held_out=reward_words(config.held_out_reward) if config.held_out_reward else (),
         sources=gains_by_source(compared, seed=config.split_seed),
+        rounds=lines_of([*rounds, numbers]) if rounds else (),
     )
     write_report(page, output)
     return stats

@@ -15,13 +15,14 @@ def next_round(
     metrics: dsl.Output[dsl.Metrics],
     policy: str,
     reference: str = "",
+    before: list = [],
     number: int = 2,
     work: str = "",
     rows_per_chunk: int = 0,
     max_chunks: int = 100,
     engines: int = 1,
     options: dict = {},
-) -> NamedTuple("Begun", [("Output", List[Dict]), ("start", str), ("anchor", str)]):  # type: ignore[valid-type]
+) -> NamedTuple("Begun", [("Output", List[Dict]), ("start", str), ("anchor", str), ("rounds", List[Dict])]):  # type: ignore[valid-type]
     """Begin a further round of alignment: the same prompts for the policy of the round before.
 
     Args:
@@ -31,6 +32,7 @@ def next_round(
         metrics: rows in and out.
         policy: model directory, URI or hub id of the first policy.
         reference: model that the aligned policy stays near, where that is not the first policy.
+        before: what the evaluations of the rounds before that one showed.
         number: of the round, from 2.
         work: work prefix; what was finished there before is taken. For a fan-out that follows, empty: beside
             the dataset.
@@ -40,6 +42,7 @@ def next_round(
         options: further settings of the stage by name.
         start: URI of the policy that the round samples from and starts at.
         anchor: the model that the first round's log-probabilities are of.
+        rounds: what the evaluations of all rounds so far showed.
 
     Returns:
         Chunk descriptors for the fan-out that follows.
@@ -50,10 +53,11 @@ def next_round(
     from kubealign_components.config import from_parameters
     from kubealign_components.data.planning import PlanConfig, planned
     from kubealign_components.data.schemas import EVALUATION, TOKENIZED
-    from kubealign_components.next_round.stage import NextRoundConfig, run, trained_policy
+    from kubealign_components.next_round.stage import NextRoundConfig, run, shown_by, trained_policy
 
     config = from_parameters(NextRoundConfig, parameters, "next_round")
     plan = PlanConfig(work=work, rows_per_chunk=rows_per_chunk, max_chunks=max_chunks, engines=engines)
     rows, compared = open_dataset(prompts, TOKENIZED), open_dataset(evaluation, EVALUATION)
     log_stats(metrics, run(config, prompts=rows, evaluation=compared, output=rows_of(dataset)))
-    return planned(plan, publish(dataset)), trained_policy(compared).uri, reference or policy
+    chunks, rounds = planned(plan, publish(dataset)), [*before, shown_by(compared)]
+    return chunks, trained_policy(compared).uri, reference or policy, rounds

@@ -6,6 +6,7 @@ that the round before has trained, which reads the same tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from kubealign_components.data.schemas import COMPLETION, MODEL, PROMPT_ROW, TOK
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
 from kubealign_components.progress import progress_bar
+from kubealign_components.reports.rounds import NUMBERS
 
 VERSION = 1
 
@@ -92,6 +94,12 @@ def trained_policy(evaluation: Dataset) -> Dataset:
         if parent["schema"] == MODEL:
             return Dataset.open(parent["uri"], MODEL, allow_empty=True)
     raise DataError(f"{evaluation.uri} is the evaluation of a model that KubeAlign has not trained")
+
+
+def shown_by(evaluation: Dataset) -> dict[str, float]:
+    """The numbers of :data:`~kubealign_components.reports.rounds.NUMBERS` that ``evaluation`` has."""
+    numbers: Mapping[str, float] = evaluation.manifest.stats["numbers"]
+    return {name: numbers[name] for name in NUMBERS if name in numbers}
 
 
 def _unanswered(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kubealign.cli.console import format_number
-from kubealign.local.results import Results, StageRow
+from kubealign.local.results import Results
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.reports.rounds import COLUMNS as SHOWN
+from kubealign_components.reports.rounds import lines_of
 
-COLUMNS = ["round", "reward", "gain", "95 % interval", "KL, nats", "length ratio", "chosen from rounds"]
+COLUMNS = [*SHOWN, "chosen from rounds"]
 _ROUND = re.compile(r" \(round (\d+)\)$")
 _READ = ["completions.list.element.model", "pairs"]
 
@@ -26,7 +27,8 @@ def rounds_of(results: Results) -> list[list[str]]:
         return []
     selected = [made for name, made in results.datasets.items() if re.fullmatch(r"select(-\d+)?", name)]
     shares = [_shares(made) for made in selected]
-    return [_line(number, row, of) for number, (row, of) in enumerate(zip(evaluated, shares), start=1)]
+    lines = lines_of([row.numbers for row in evaluated])
+    return [[*line, of] for line, of in zip(lines, shares)]
 
 
 def chosen_by_round(selection: Dataset) -> Counter[int]:
@@ -50,13 +52,3 @@ def chosen_by_round(selection: Dataset) -> Counter[int]:
 def _shares(selection: Dataset) -> str:
     chosen = chosen_by_round(selection)
     return ", ".join(f"{n}: {count / chosen.total():.0%}" for n, count in sorted(chosen.items()))
-
-
-def _line(number: int, row: StageRow, shares: str) -> list[str]:
-    def said(name: str) -> str:
-        return format_number(row.numbers[name]) if name in row.numbers else ""
-
-    low, high = said("reward_gain_low"), said("reward_gain_high")
-    interval = f"{low} to {high}" if low else ""
-    names = ("reward_aligned", "reward_gain")
-    return [str(number), *map(said, names), interval, said("kl_per_completion"), said("length_ratio"), shares]

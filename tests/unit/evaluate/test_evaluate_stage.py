@@ -31,6 +31,7 @@ from kubealign_components.evaluate.stage import EvaluateConfig, run
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as filter_prompts
 from kubealign_components.reports.html import REPORT
+from kubealign_components.reports.rounds import COLUMNS
 from kubealign_components.rewards.stage import RewardsConfig
 from kubealign_components.rewards.stage import run as rewards
 from kubealign_components.sample.stage import SampleConfig
@@ -171,6 +172,20 @@ def test_fewer_prompts_are_the_first_ones_by_hash(
         return [row["prompt_id"] for row in Dataset.open(output).iter_rows()]
 
     assert ids(4) == ids(100)[:4]
+
+
+def test_the_report_sets_all_rounds_beside_each_other(
+    rewarded: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    first = {"reward_aligned": 0.25, "reward_gain": 0.125, "length_ratio": 0.5}
+    output = tmp_path / "out"
+    names = {"rewarded": rewarded, "model": str(tiny_model), "output": str(output)}
+    numbers = run(config(tiny_model), **names, rounds=[first]).numbers
+    page = Page((output / REPORT).read_text())
+    assert ["1", "0.25", "0.125", "", "", "0.5"] in page.rows
+    [second] = [row for row in page.rows if row[0] == "2" and len(row) == len(COLUMNS)]
+    assert second[1] == f"{numbers['reward_aligned']:.4g}"
+    assert second[3] == f"{numbers['reward_gain_low']:.4g} to {numbers['reward_gain_high']:.4g}"
 
 
 def test_the_report_shows_texts_of_both_sides(rewarded: Dataset, tiny_model: Path, tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from kubealign_components.data.chunks import plan
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.models import find_model
-from kubealign_components.data.schemas import EVALUATION, MODEL
+from kubealign_components.data.schemas import EVALUATION, MODEL, TOKENIZED
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.generation import SamplingSpec
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as filter_prompts
-from kubealign_components.next_round.stage import NextRoundConfig, run, trained_policy
+from kubealign_components.next_round.stage import NextRoundConfig, run, shown_by, trained_policy
 from kubealign_components.sample.stage import SampleConfig
 from kubealign_components.sample.stage import run as sample
 from support.datasets import MakeDataset
@@ -90,6 +90,14 @@ def test_the_policy_of_a_round_is_that_of_the_evaluation_before(
     strangers = make_dataset([], EVALUATION, stage="evaluate", inputs={"rewarded": prompts})
     with pytest.raises(DataError, match="a model that KubeAlign has not trained"):
         trained_policy(strangers)
+
+
+def test_what_an_evaluation_showed_goes_on_to_the_next_round(make_dataset: MakeDataset) -> None:
+    made = derive("evaluate", 1, {}, inputs={"rewarded": make_dataset([], TOKENIZED)})
+    with DatasetWriter(f"{make_dataset([], MODEL).uri}-evaluation", EVALUATION, made) as writer:
+        stats = Stats()
+        stats.numbers |= {"reward_gain": 0.5, "win_rate": 1.0}
+        assert shown_by(writer.commit(stats)) == {"reward_gain": 0.5}
 
 
 @pytest.mark.parametrize("number", [1, 0])
