@@ -28,7 +28,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kubealign_components.data.models import find_model
 from kubealign_components.data.principles import JUDGE, PrincipleSet, load_principles
 from kubealign_components.data.templates import load_judge_template
-from kubealign_components.engines.judge_model import Comparison, Judge
+from kubealign_components.engines.comparison import Comparison
+from kubealign_components.engines.judge_model import Judge
 
 BATCH = 16
 Tokens = tuple[int, ...]

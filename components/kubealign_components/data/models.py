@@ -176,6 +176,24 @@ def find_model(name: str, revision: str | None = None, *, weights: bool = True) 
     return _checked(_of(fetch_hub(name, revision, weights=weights), short, name))
 
 
+def with_weights(model: ModelFiles) -> ModelFiles:
+    """``model`` with its weights on this machine.
+
+    Raises:
+        EngineError: what is at its place is another model by now.
+    """
+    if not model.elsewhere:
+        return model
+    commit = model.path.name if model.path.parent.name == "snapshots" else None
+    whole = find_model(model.uri, commit)
+    if whole.identity() != model.identity():
+        raise EngineError(
+            f"{model.uri} was changed since this task began, and its weights are not those that its results "
+            "are kept under; run again"
+        )
+    return whole
+
+
 def _of(fetched: FetchedModel, name: str, uri: str) -> ModelFiles:
     return ModelFiles(name=name, path=fetched.path, uri=uri, elsewhere=fetched.weights)
 

@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.chat import TemplateConfig, TemplateSettings, stored_settings
 from kubealign_components.data.fingerprint import digest
-from kubealign_components.data.models import ModelFiles, find_adapter, find_model
+from kubealign_components.data.models import ModelFiles, find_adapter, find_model, with_weights
 from kubealign_components.data.origins import note_origin
-from kubealign_components.data.principles import JUDGE, Principle, PrincipleSet, load_principles
+from kubealign_components.data.principles import JUDGE, PrincipleSet, load_principles
 from kubealign_components.data.templates import load_judge_template
+from kubealign_components.engines.chat_endpoint import ChatEndpoint
+from kubealign_components.engines.comparison import Comparison
 from kubealign_components.engines.dtypes import DTYPES, resolved_dtype
+from kubealign_components.engines.endpoint_judge import EndpointJudge
 from kubealign_components.engines.judging_functions import FunctionJudge, JudgingFunction
 from kubealign_components.engines.reward_functions import require_one_of_each_name
 from kubealign_components.engines.reward_input import RewardInput
@@ -29,15 +31,18 @@ if TYPE_CHECKING:
     from kubealign_components.data.dataset import Dataset
     from kubealign_components.engines.judge_model import Judge
 
-Tokens = tuple[int, ...]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeSpec(TemplateConfig):
     """Who judges, by what, and how it is asked."""
 
     judge: str
-    """Model directory, URI or hub id of the policy that judges."""
+    """Model directory, URI or hub id of the policy that judges; with an endpoint the model's name there."""
+    endpoint: str = ""
+    """Base of an OpenAI-compatible API whose model judges, such as ``http://judge:8000/v1``; empty for one
+    that is loaded here. It is asked for a letter, whose log-probability counts where the server gives it."""
+    answer_tokens: int = 16
+    """Most tokens of an answer of the endpoint's; one that reasons first needs more."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     adapter: str = ""
@@ -61,14 +66,41 @@ class JudgeSpec(TemplateConfig):
     """Of the judge: float32, bfloat16, float16, or auto (bfloat16 on CUDA, else float32)."""
     token_budget: int = execution(8192)
     """Tokens in one forward pass, what questions share counted once."""
+    key_variable: str = execution("KUBEALIGN_JUDGE_API_KEY")
+    """Environment variable with the endpoint's key; none is sent where it is not set."""
+    seconds: float = execution(120.0)
+    """For one answer of the endpoint."""
+    patience: float = execution(900.0)
+    """Seconds for one question in all, while the endpoint is busy."""
 
     def __post_init__(self) -> None:
         self.check_template()
         require(bool(self.judge), "judge", self.judge, "a model directory, URI or hub id")
+        require(self.answer_tokens > 0, "answer_tokens", self.answer_tokens, "a positive number")
+        if self.endpoint:
+            self.server()
+            for name, default in _OF_LOADED.items():
+                value = getattr(self, name)
+                require(value == default, name, value, f"{default!r} with an endpoint, which has its own")
         require_choice("dtype", self.dtype, DTYPES)
         require_one_of_each_name(self.functions)
         require(self.max_length >= 0, "max_length", self.max_length, "0 or a number of tokens")
         require(self.token_budget > 0, "token_budget", self.token_budget, "a positive number")
+
+    def server(self) -> ChatEndpoint:
+        """Where the endpoint's model is asked; asks nothing yet."""
+        return ChatEndpoint(
+            url=self.endpoint,
+            model=self.judge,
+            key_variable=self.key_variable,
+            seconds=self.seconds,
+            patience=self.patience,
+        )
+
+
+_OF_LOADED = {"revision": None, "adapter": "", "quantise": False, "max_length": 0, "dtype": "auto"}
+"""Settings of a judge that is loaded here, and their defaults."""
+_OF_ENDPOINT = ("endpoint", "answer_tokens")
 
 
 class Pair(NamedTuple):
@@ -118,22 +150,29 @@ class PairJudge:
         self.principles = judging_principles(spec)
         self._functions = FunctionJudge(spec.functions, self.principles.names)
         self._asked = [one for one in self.principles if one.name not in self._functions]
-        self.files = find_model(spec.judge, spec.revision, weights=bool(self._asked))
+        self._files = None if spec.endpoint else find_model(spec.judge, spec.revision, weights=False)
         self._adapter = find_adapter(spec.adapter, "adapter") if spec.adapter else None
         self._template = load_judge_template(spec.template)
-        self._settings = _template_settings(spec, self.files, judged)
+        self._settings = _template_settings(spec, self._files, judged)
         self._judge: Judge | None = None
 
     @property
     def name(self) -> str:
         """Who judges, in a word: the model, and the functions."""
-        model = [self.files.name] if self.asks_model else []
+        model = [self.spec.judge.rstrip("/").rsplit("/", 1)[-1]] if self.asks_model else []
         return ", ".join([*model, *(function.name for function in self.spec.functions)])
 
     @property
     def asks_model(self) -> bool:
         """Whether there is a principle that no function judges by."""
         return bool(self._asked)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the model's weights in memory; 0 where none is loaded here."""
+        if self._files is None or not self.asks_model:
+            return 0
+        return (2 if self.spec.dtype == "float32" else 1) * self._files.weight_bytes()
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -146,7 +185,13 @@ class PairJudge:
         return asked | self._functions.params() | {"principles": self.principles.statements()}
 
     def _params_of_model(self) -> dict[str, object]:
-        own = ("judge", "revision", "adapter", "principles", "principle_names", "functions", "template")
+        if self.spec.endpoint:
+            names = ("judge", *_OF_ENDPOINT)
+            return {name: getattr(self.spec, name) for name in names} | {
+                "template": self._template.identity()
+            }
+        named = ("judge", "revision", "adapter", "principles", "principle_names", "functions", "template")
+        own = (*named, *_OF_ENDPOINT)
         settings = {k: v for k, v in semantic_params(self.spec).items() if k not in own}
         return (
             settings
@@ -156,15 +201,19 @@ class PairJudge:
         )
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
-        """Which model judges, byte for byte."""
-        identity: dict[str, Any] = self.files.identity() | {"tokenizer": self.files.tokenizer_digest()}
+    def models(self) -> dict[str, dict[str, Any]]:
+        """Which model judges, byte for byte, as a recipe has it: none where functions alone judge, or where
+        an endpoint does, which the settings name."""
+        if self._files is None or not self.asks_model:
+            return {}
+        identity: dict[str, Any] = self._files.identity() | {"tokenizer": self._files.tokenizer_digest()}
         if self._adapter is not None:
             identity["adapter"] = self._adapter.adapter_identity()
-        return identity
+        return {"judge": identity}
 
     def judge(self, pairs: Sequence[Pair]) -> list[list[Judgement] | None]:
-        """For each pair its judgements, one a principle; None where a question is over length.
+        """For each pair its judgements, one a principle; None where a question is over length, or an endpoint
+        gives no answer to it.
 
         Raises:
             ConfigError: 4 bits are asked for on a machine without CUDA, or the adapter does not fit.
@@ -183,25 +232,49 @@ class PairJudge:
             self._judge = None
 
     def _by_model(self, pairs: Sequence[Pair]) -> list[dict[str, Judgement] | None]:
-        """The judgements that are the model's, by principle; None where a question is over length."""
+        """The judgements that are the model's, by principle; None where a question has no answer."""
         if not pairs:
             return []
-        judge = self._start()
-        asked = [[self._orders(judge, pair, principle) for principle in self._asked] for pair in pairs]
-        fits = [
-            max(len(ids) for orders in of_pair for ids in orders) <= judge.max_length for of_pair in asked
-        ]
-        questions = [ids for of_pair, ok in zip(asked, fits) if ok for orders in of_pair for ids in orders]
-        preferences = iter(judge.preferences(questions))
-        return [self._judgements(preferences) if ok else None for ok in fits]
+        asked = [one for pair in pairs for one in self._comparisons(pair)]
+        preferences = self._from_endpoint(asked) if self.spec.endpoint else self._from_model(asked)
+        of_pair = 2 * len(self._asked)
+        each = (preferences[start : start + of_pair] for start in range(0, len(preferences), of_pair))
+        return [self._judgements(own) for own in each]
 
-    def _judgements(self, preferences: Iterator[float]) -> dict[str, Judgement]:
-        """Of one pair: a preference in each order by principle, turned in favour of the first response."""
-        of_pair = {}
+    def _from_endpoint(self, asked: Sequence[Comparison]) -> list[float | None]:
+        judge = EndpointJudge(self.spec.server(), self._template, answer_tokens=self.spec.answer_tokens)
+        return judge.preferences(asked)
+
+    def _from_model(self, asked: Sequence[Comparison]) -> list[float | None]:
+        judge = self._start()
+        questions = [judge.tokenise(one) for one in asked]
+        fits = [len(ids) <= judge.max_length for ids in questions]
+        # All questions of a pair, or none: what is left out is not asked about in part.
+        of_pair = 2 * len(self._asked)
+        whole = [all(fits[i - i % of_pair : i - i % of_pair + of_pair]) for i in range(len(fits))]
+        preferences = iter(judge.preferences([ids for ids, ok in zip(questions, whole) if ok]))
+        return [next(preferences) if ok else None for ok in whole]
+
+    def _comparisons(self, pair: Pair) -> Iterator[Comparison]:
+        """What the model is asked of ``pair``: under each principle in both orders."""
         for principle in self._asked:
-            prefers_first, prefers_second = islice(preferences, 2)
-            of_pair[principle.name] = Judgement(principle.name, prefers_first, -prefers_second)
-        return of_pair
+            for first, second in ((pair.first, pair.second), (pair.second, pair.first)):
+                yield Comparison(
+                    messages=pair.messages,
+                    first=first,
+                    second=second,
+                    principle=principle.name,
+                    statement=principle.statement(),
+                )
+
+    def _judgements(self, preferences: Sequence[float | None]) -> dict[str, Judgement] | None:
+        """Of one pair: a preference in each order by principle, turned in favour of the first response; None
+        where one is missing."""
+        answered = [value for value in preferences if value is not None]
+        if len(answered) < len(preferences):
+            return None
+        orders = zip(self._asked, answered[::2], answered[1::2], strict=True)
+        return {p.name: Judgement(p.name, in_order, -swapped) for p, in_order, swapped in orders}
 
     def _by_functions(self, pairs: Sequence[Pair]) -> list[dict[str, Judgement]]:
         """The judgements of each pair that are the functions', by principle."""
@@ -220,9 +293,10 @@ class PairJudge:
         from kubealign_components.engines.judge_model import Judge
 
         if self._judge is None:
+            assert self._files is not None
             spec = self.spec
             self._judge = Judge(
-                self.files,
+                with_weights(self._files),
                 self._template,
                 settings=self._settings,
                 adapter=self._adapter,
@@ -233,28 +307,10 @@ class PairJudge:
             )
         return self._judge
 
-    @staticmethod
-    def _orders(judge: Judge, pair: Pair, principle: Principle) -> tuple[Tokens, Tokens]:
-        from kubealign_components.engines.judge_model import Comparison
 
-        in_order, swapped = (
-            judge.tokenise(
-                Comparison(
-                    messages=pair.messages,
-                    first=first,
-                    second=second,
-                    principle=principle.name,
-                    statement=principle.statement(),
-                )
-            )
-            for first, second in ((pair.first, pair.second), (pair.second, pair.first))
-        )
-        return in_order, swapped
-
-
-def _template_settings(spec: JudgeSpec, files: ModelFiles, judged: Dataset | None) -> TemplateSettings:
+def _template_settings(spec: JudgeSpec, files: ModelFiles | None, judged: Dataset | None) -> TemplateSettings:
     own = spec.template_settings()
-    if judged is None or own != TemplateSettings():
+    if files is None or judged is None or own != TemplateSettings():
         return own
     same = judged.manifest.identity.get("policy") == files.identity()["digest"]
     return stored_settings(judged) if same else own

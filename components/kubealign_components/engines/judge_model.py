@@ -6,32 +6,17 @@ its next token (SALMON, arXiv 2310.05910, section 3.1).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 from kubealign_components.data.chat import ChatTemplate, TemplateSettings
 from kubealign_components.data.models import ModelFiles
 from kubealign_components.data.templates import JudgeTemplate
+from kubealign_components.engines.comparison import LABELS, Comparison
 from kubealign_components.engines.head import Head
 from kubealign_components.engines.last_token import LastTokens, Tokens
 from kubealign_components.engines.loading import context_length, free_memory
 from kubealign_components.engines.scoring import load_for_inference
 from kubealign_components.errors import EngineError
-
-LABELS = ("a", "b")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
-    """Two responses, in the order in which they are shown, and what they are compared by."""
-
-    messages: Sequence[Mapping[str, Any]]
-    first: str
-    second: str
-    principle: str
-    """Its name."""
-    statement: str
 
 
 class Judge:
@@ -95,14 +80,7 @@ class Judge:
 
     def tokenise(self, comparison: Comparison) -> Tokens:
         """The question, up to where the letter comes next."""
-        question = self._template.question(
-            comparison.messages,
-            comparison.first,
-            comparison.second,
-            name=comparison.principle,
-            text=comparison.statement,
-        )
-        return self._up_to_letter(question, LABELS[0])[0]
+        return self._up_to_letter(comparison.question(self._template), LABELS[0])[0]
 
     def preferences(self, questions: Sequence[Tokens]) -> list[float]:
         """For each question log p(a) - log p(b), in nats: above zero where the first response is preferred.

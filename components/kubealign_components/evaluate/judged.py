@@ -87,7 +87,8 @@ def judged(
         for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
             for pairs in _judge(judge, prompts[start : start + _PROMPTS_AT_ONCE], most):
                 stats.counts["judged_pairs"] += len(pairs) - pairs.count(None)
-                stats.counts["judged_pairs_over_length"] += pairs.count(None)
+                why = "without_answer" if judge.spec.endpoint else "over_length"
+                stats.counts[f"judged_pairs_{why}"] += pairs.count(None)
                 consistent += [j.consistent for pair in pairs for j in pair or ()]
                 outcomes_of_prompt = [_outcome(pair, judge) for pair in pairs if pair is not None]
                 if outcomes_of_prompt:

@@ -347,7 +347,7 @@ def _provenance(inputs: _Inputs, model: str, uri: str) -> Provenance:
         models={"aligned": inputs.aligned.model.identity()}
         | ({"reward": rewarder.identity} if rewarder else {})
         | ({SETTING: inputs.second.identity} if inputs.second else {})
-        | ({"judge": judge.identity} if judge and judge.asks_model else {}),
+        | (judge.models if judge else {}),
         slug=["evaluated"],
     )
 

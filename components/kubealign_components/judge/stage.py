@@ -50,6 +50,7 @@ class JudgeConfig(JudgeSpec):
 
     def __post_init__(self) -> None:
         JudgeSpec.__post_init__(self)
+        require(not self.endpoint, "endpoint", self.endpoint, "none: the policy is its own judge")
         require(self.min_characters >= 1, "min_characters", self.min_characters, "1 or more")
         require(self.slice_rows > 0, "slice_rows", self.slice_rows, "a positive number")
         require(self.processes >= 0, "processes", self.processes, "0 or more")
@@ -71,7 +72,7 @@ def run(config: JudgeConfig, *, chunk: Chunk) -> Part:
         VERSION,
         judge.params,
         inputs={"completions": dataset},
-        models={"judge": judge.identity} if judge.asks_model else {},
+        models=judge.models,
         slug=["judged", *([principles.name] if principles.name != "judging" else [])],
     )
     stage = JudgeStage(judge, config.min_characters)
@@ -88,7 +89,7 @@ def run(config: JudgeConfig, *, chunk: Chunk) -> Part:
                 config,
                 chunk,
                 processes=config.processes,
-                weights=(2 if config.dtype == "float32" else 1) * judge.files.weight_bytes(),
+                weights=judge.weight_bytes,
             ),
         )
     finally:

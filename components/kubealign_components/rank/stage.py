@@ -40,6 +40,9 @@ from kubealign_components.engines.rewards import flatten_text, reward_inputs
 from kubealign_components.rank.active import ActiveRanking, PositionPair
 
 VERSION = 2
+ASKED_ROWS = 4
+"""Most prompts that are committed together where an endpoint is asked: each is hundreds of questions, and an
+error or SIGTERM loses all answers of a slice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,10 +98,9 @@ def run(config: RankConfig, *, chunk: Chunk) -> Part:
             "resolved": config.resolved,
         },
         inputs={"completions": dataset},
-        models={"judge": judge.identity} if judge.asks_model else {},
+        models=judge.models,
         slug=["ranked", *([principles.name] if principles.name != "judging" else [])],
     )
-    weights = (2 if config.judge.dtype == "float32" else 1) * judge.files.weight_bytes()
     try:
         return run_chunk(
             chunk,
@@ -106,8 +108,8 @@ def run(config: RankConfig, *, chunk: Chunk) -> Part:
             RankStage(judge, comparisons=config.comparisons, resolved=config.resolved),
             schema=REWARDED,
             provenance=provenance,
-            slice_rows=config.slice_rows,
-            engines=engines(run, config, chunk, processes=config.processes, weights=weights),
+            slice_rows=min(config.slice_rows, ASKED_ROWS) if config.judge.endpoint else config.slice_rows,
+            engines=engines(run, config, chunk, processes=config.processes, weights=judge.weight_bytes),
         )
     finally:
         judge.close()
@@ -124,7 +126,7 @@ class RankResult(TypedDict):
     consistent: int
     """Those of which both orders preferred the same text."""
     over_length: int
-    """Pairs that were too long to compare."""
+    """Pairs that could not be compared: they were too long, or an endpoint gave no letter."""
     position: float
     """Log-odds by which the judge prefers what it is shown first."""
 
@@ -201,9 +203,10 @@ class RankStage:
             )
         errors = [error for row in rows for c in row["completions"] if (error := c["reward_se"]) is not None]
         stats.observe("reward_se", errors)
-        stats.counts["completions_over_length"] += self._left_out
+        why = "without_answer" if self._judge.spec.endpoint else "over_length"
+        stats.counts[f"completions_{why}"] += self._left_out
         stats.counts["comparisons"] += sum(result["comparisons"] for result in self._applied)
-        stats.counts["pairs_over_length"] += sum(result["over_length"] for result in self._applied)
+        stats.counts[f"pairs_{why}"] += sum(result["over_length"] for result in self._applied)
         compared = [result for result in self._applied if result["comparisons"]]
         stats.observe("prefers_position_a", [result["position"] for result in compared])
         stats.observe("consistent", [result["consistent"] / result["comparisons"] for result in compared])

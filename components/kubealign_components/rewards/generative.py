@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from kubealign_components.config import require
+from kubealign_components.engines.chat_endpoint import ChatEndpoint
 from kubealign_components.engines.reward_input import Refused, RewardInput
 from kubealign_components.engines.rewards import flatten_chat
-from kubealign_components.rewards.chat_endpoint import ChatEndpoint
 
 PROMPT = """Judge the response to the conversation below.
 
@@ -83,7 +83,8 @@ def generative_judge(
     question = re.sub(r"\{(conversation|response|low|high)\}", lambda m: values[m[1]], prompt)
     for number in range(asks if temperature > 0 else 1):
         sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed + number}
-        score = score_of(server.answer([{"role": "user", "content": question}], sampling), low, high)
+        answer = server.answer([{"role": "user", "content": question}], sampling)
+        score = score_of(answer.text, low, high)
         if score is not None:
             return score
     raise Refused("no_score")

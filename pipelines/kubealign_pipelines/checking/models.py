@@ -162,7 +162,8 @@ def models_of(checked: Checked) -> Iterator[Named]:
         judge = getattr(config, "judge", None)
         if isinstance(judge, str):
             yield Named(stage, ("judge",), judge, config.revision)
-        elif judge is not None:
+        # One whose endpoint is refused is no model here all the same.
+        elif judge is not None and ("judge", "endpoint") not in stage.settings.origins:
             yield Named(stage, ("judge", "judge"), judge.judge, judge.revision)
 
 

@@ -271,10 +271,10 @@ class _Rerun:
         self._put(options, settings, {}, "judge")
 
     def _own_judge(self, params: Settings, identity: Mapping[str, object] | None) -> Settings:
-        """How a judge that need not be the policy was asked, and which it was. Where functions alone judged,
-        any will do."""
+        """How a judge that need not be the policy was asked, and which it was. Where an endpoint did, the
+        settings name it; where functions alone judged, any will do."""
         if identity is None:
-            return self._judge_settings(params, None) | {"judge": self.parameters.values["policy"]}
+            return {"judge": self.parameters.values["policy"]} | self._judge_settings(params, None)
         origin = self.story.origin_of(str(identity["digest"]))
         own = {"judge": origin["uri"], "revision": origin.get("revision")}
         return self._judge_settings(params, identity) | own

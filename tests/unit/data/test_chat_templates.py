@@ -24,7 +24,8 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.schemas import TOKENIZED, canonical_json
 from kubealign_components.data.templates import load_judge_template
-from kubealign_components.engines.judge_model import Comparison, Judge
+from kubealign_components.engines.comparison import Comparison
+from kubealign_components.engines.judge_model import Judge
 from kubealign_components.engines.reward_model import RewardChat
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.filter.stage import FilterConfig, run

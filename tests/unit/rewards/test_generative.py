@@ -8,9 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from kubealign_pipelines.checking.rewards import check_functions
 from kubealign_pipelines.checking.stages import check_stages
 from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.resources import CompileSettings
+from support.chat_server import ChatServer
 from support.tiny import prompt_row
 
 TOO_LONG = {
@@ -42,16 +41,8 @@ TOO_LONG = {
 }
 
 
-class JudgeServer(ThreadingHTTPServer):
+class JudgeServer(ChatServer):
     """Answers as vLLM's server does, by what stands in the response that is judged."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.asked: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.lock = threading.Lock()
 
     def reply(self, body: dict[str, Any]) -> tuple[int, object, dict[str, str]]:
         question = body["messages"][0]["content"]
@@ -78,29 +69,10 @@ class JudgeServer(ThreadingHTTPServer):
         return 200, {"choices": [{"message": {"role": "assistant", "content": text}}]}, {}
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: JudgeServer
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.keys.append(self.headers["Authorization"])
-        code, content, headers = self.server.reply(body)
-        self.send_response(code)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(json.dumps(content).encode())
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
-
-
 @pytest.fixture
 def server() -> Iterator[JudgeServer]:
-    with JudgeServer() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with JudgeServer().serving() as server:
         yield server
-        server.shutdown()
 
 
 def rewarder(server: JudgeServer, **settings: Any) -> Rewarder:

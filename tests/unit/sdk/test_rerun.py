@@ -274,12 +274,12 @@ def compared(judge: PairJudge, ranking: PairJudge | None = None) -> Manifest:
     step = derive("filter", 1, lengths, models={"policy": {"digest": POLICY}})
     if ranking is not None:
         ranked = {"judge": ranking.params, "weights": [1.0], "comparisons": 3.0, "resolved": 0.99}
-        made = derive("rank", 1, ranked, models={"judge": ranking.identity})
+        made = derive("rank", 1, ranked, models=ranking.models)
         step = dataclasses.replace(
             made, recipe=made.recipe | step.recipe, origins=made.origins | step.origins
         )
-    models = {"judge": judge.identity} if judge.asks_model else {}
-    last = derive("evaluate", 1, {"sampling": {}, "reward": None, "judge": judge.params}, models=models)
+    params = {"sampling": {}, "reward": None, "judge": judge.params}
+    last = derive("evaluate", 1, params, models=judge.models)
     both = {"recipe": last.recipe | step.recipe, "origins": last.origins | step.origins}
     return manifest_of(dataclasses.replace(last, **both))
 
@@ -295,6 +295,22 @@ def test_an_evaluation_that_functions_alone_judge_is_told(
             PairJudge(from_mapping(JudgeSpec, {**told, "judge": str(tiny_model)}, "judge"))
         ) as again:
             assert again.params == judge.params
+
+
+def test_a_judge_behind_an_endpoint_is_told_by_its_settings(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text(TWO_PRINCIPLES)
+    principles = {"principles": str(tmp_path / "two.yaml")}
+    given = {"judge": "some-judge", "endpoint": "http://judge:8000/v1", "answer_tokens": 99, **principles}
+    with (
+        closing(PairJudge(from_mapping(JudgeSpec, given, "judge"))) as ranking,
+        closing(PairJudge(from_mapping(JudgeSpec, given, "judge"))) as same,
+    ):
+        told = parameters_of(compared(same, ranking))
+        assert (told["rank_judge"], "evaluate_options" in told) == ("some-judge", False)
+        again = from_mapping(
+            JudgeSpec, {"judge": told["rank_judge"], **told["rank_options"]["judge"]}, "judge"
+        )
+        assert PairJudge(again).params == ranking.params
 
 
 def test_what_an_evaluation_asks_otherwise_than_the_ranking_is_told(tiny_model: Path, tmp_path: Path) -> None:

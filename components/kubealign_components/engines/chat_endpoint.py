@@ -33,6 +33,28 @@ _NO_HOST = (socket.EAI_NONAME, socket.EAI_NODATA)
 _TOO_LONG = ("context length", "max_model_len", "maximum model length", "context_length_exceeded")
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerToken:
+    """A token of an answer."""
+
+    text: str
+    alternatives: Mapping[str, float]
+    """Log-probabilities of the likeliest tokens in its place, as many as were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model says."""
+
+    text: str
+    tokens: Sequence[AnswerToken] = ()
+    """Its tokens, where log-probabilities were asked for and the server gives them."""
+
+
+class NoLogprobs(EngineError):
+    """The server refuses to give log-probabilities."""
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """The key goes to the endpoint that was named and to no other."""
 
@@ -66,11 +88,12 @@ class ChatEndpoint:
         require(self.seconds > 0, "seconds", self.seconds, "a positive number of seconds")
         require(self.patience > 0, "patience", self.patience, "a positive number of seconds")
 
-    def answer(self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, object]) -> str:
+    def answer(self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, object]) -> Answer:
         """What the model says to ``messages``.
 
         Raises:
             Refused: they are longer than the model takes.
+            NoLogprobs: it was asked for log-probabilities, which the server does not give.
             EngineError: the key is none, the server refuses, cannot be reached, or stays busy.
         """
         headers = {"Content-Type": "application/json", **self._authorisation()}
@@ -88,7 +111,7 @@ class ChatEndpoint:
                 time.sleep(pause)
                 wait = min(2 * wait, _LONGEST_WAIT)
 
-    def _asked(self, body: bytes, headers: Mapping[str, str]) -> str:
+    def _asked(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         address = f"{self.url.rstrip('/')}/chat/completions"
         request = urllib.request.Request(address, data=body, headers=dict(headers))
         try:
@@ -100,12 +123,13 @@ class ChatEndpoint:
             raise self._unreachable(error) from None
         except ValueError as error:  # its text may repeat what was sent, the key too
             raise self._failed(f"cannot be asked ({type(error).__name__})") from None
-        return self._content(text)
+        return self._said(text)
 
-    def _content(self, text: str) -> str:
+    def _said(self, text: str) -> Answer:
         """What the model says in the body ``text`` of an answer."""
         try:
-            content = json.loads(text)["choices"][0]["message"]["content"]
+            choice = json.loads(text)["choices"][0]
+            content = choice["message"]["content"]
         except (ValueError, LookupError, TypeError) as error:
             if text.strip() and not text.lstrip().startswith("{"):
                 raise self._failed(
@@ -113,7 +137,7 @@ class ChatEndpoint:
                     "of an OpenAI-compatible API, which often ends in /v1"
                 ) from None
             raise _BusyError(f"gave no chat completion ({type(error).__name__})") from None
-        return content if isinstance(content, str) else ""
+        return Answer(content if isinstance(content, str) else "", _tokens(choice))
 
     def _unreachable(self, error: Exception) -> Exception:
         """What to raise where no answer came: waiting brings no host, no trust and no other URL."""
@@ -128,6 +152,8 @@ class ChatEndpoint:
             return _BusyError(f"answered {code}: {shortened(text, 200)}", _seconds_of(headers["Retry-After"]))
         if code == 400 and any(words in text for words in _TOO_LONG):
             return Refused("over_length")
+        if code in (400, 422) and "logprob" in text.lower():
+            return NoLogprobs(self._text(f"answered {code}: {shortened(text, 200)}"))
         if code in (401, 403):
             return self._failed(
                 f"answered {code}: put the key into the environment variable {self.key_variable}"
@@ -181,6 +207,22 @@ def _is_base(url: str) -> bool:
         return False
     plain = url.isascii() and url.isprintable() and not any(mark in url for mark in " @?#")
     return whole and plain and parts.scheme in ("http", "https")
+
+
+def _tokens(choice: Mapping[str, object]) -> list[AnswerToken]:
+    """The tokens of a choice with their alternatives; none where the server tells none, or something else."""
+    listed = choice.get("logprobs")
+    content = listed.get("content") if isinstance(listed, Mapping) else None
+    try:
+        return [
+            AnswerToken(
+                str(token["token"]),
+                {str(one["token"]): float(one["logprob"]) for one in token.get("top_logprobs") or ()},
+            )
+            for token in content or ()
+        ]
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return []
 
 
 def _body_of(error: urllib.error.HTTPError) -> str:

@@ -1,0 +1,214 @@
+"""A judge behind an endpoint: what a real server's answers are worth, and a ranking by one that gives
+log-probabilities, a letter alone, reasons first, or forgets the form."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import kendalltau
+
+from kubealign_components.config import from_parameters
+from kubealign_components.data.chunks import merge, plan
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.schemas import COMPLETIONS
+from kubealign_components.engines.chat_endpoint import Answer, AnswerToken
+from kubealign_components.engines.endpoint_judge import LETTER_ALONE, preference
+from kubealign_components.engines.judge import JudgeSpec, Pair, PairJudge
+from kubealign_components.errors import ConfigError, EngineError
+from kubealign_components.judge.stage import JudgeConfig
+from kubealign_components.rank.stage import RankConfig, run
+from support.chat_server import ChatServer
+from support.tiny import prompt_row
+
+MakeDataset = Callable[..., Dataset]
+PRINCIPLES = """
+schema: kubealign.principles/v1
+name: two
+version: 1
+principles:
+  - {name: Even, positive: It is even.}
+  - {name: Kind, positive: It is kind.}
+"""
+_SHOWN = re.compile(r"# Response \(a\)\n(\S+)\n\n# Response \(b\)\n(\S+)\n\n# Principle\n(\w+)")
+
+
+class PlantedServer(ChatServer):
+    """Finds a number better the larger it is, and what is shown first by one nat more; ``way`` says how it
+    answers."""
+
+    way = "logprobs"
+
+    def reply(self, body: dict[str, Any]) -> tuple[int, object, dict[str, str]]:
+        question = body["messages"][0]["content"]
+        shown = _SHOWN.search(question)
+        assert shown is not None, question
+        with self.lock:
+            self.asked.append(body)
+        if self.way == "letter" and "logprobs" in body:
+            return 400, {"error": {"message": "logprobs is not supported with this model"}}, {}
+        if "13" in shown.groups() and self.way == "strict":
+            return 200, self._said("Both are good, I prefer a", None), {}
+        if "13" in shown.groups() and self.way == "long":
+            return 400, {"error": {"message": "the maximum context length is 9 tokens"}}, {}
+        log_odds = (float(shown[1]) - float(shown[2])) / 3 + 1
+        letter = "a" if log_odds > 0 else "b"
+        if self.way == "never":
+            return 200, self._said("As an assistant I cannot say", None), {}
+        text = f"<think>(b) or (a)?</think>\n\n({letter})" if self.way == "reasons" else letter
+        likely = -math.log1p(math.exp(-abs(log_odds)))
+        other = "b" if letter == "a" else "a"
+        top = {letter: likely, other: likely - abs(log_odds), "The": -30.0}
+        return 200, self._said(text, top if "logprobs" in body else None), {}
+
+    def _said(self, text: str, top: dict[str, float] | None) -> object:
+        choice: dict[str, object] = {"message": {"role": "assistant", "content": text}}
+        if top is not None:
+            listed = [{"token": token, "logprob": value, "bytes": None} for token, value in top.items()]
+            tokens = re.findall(r"\w+|\W+", text)
+            content = [
+                {"token": t, "logprob": 0.0, "top_logprobs": [{"token": t, "logprob": 0.0}]} for t in tokens
+            ]
+            at = next(i for i in reversed(range(len(tokens))) if tokens[i] in "ab")
+            content[at] = {"token": tokens[at], "logprob": 0.0, "top_logprobs": listed}
+            choice["logprobs"] = {"content": content}
+        return {"choices": [choice]}
+
+
+@pytest.fixture
+def server() -> Iterator[PlantedServer]:
+    with PlantedServer().serving() as server:
+        yield server
+
+
+@pytest.fixture
+def principles(tmp_path: Path) -> str:
+    (tmp_path / "two.yaml").write_text(PRINCIPLES)
+    return str(tmp_path / "two.yaml")
+
+
+def spec(server: PlantedServer, principles: str, **settings: Any) -> JudgeSpec:
+    return JudgeSpec(judge="some-judge", endpoint=server.url, principles=principles, patience=5.0, **settings)
+
+
+def numbers(make_dataset: MakeDataset, *of_rows: list[int]) -> Dataset:
+    """A prompt for each row, with numbers for completions."""
+    rows = []
+    for row_number, values in enumerate(of_rows):
+        row = prompt_row(f"question {row_number}?", [str(value) for value in values])
+        for position, completion in enumerate(row["completions"]):
+            completion |= {"reference": True, "completion_id": f"{row_number:016x}{position:016x}"}
+        rows.append(row)
+    return make_dataset(rows, COMPLETIONS)
+
+
+def ranked(
+    dataset: Dataset, judge: JudgeSpec, folder: Path, name: str = "ranked", chunks: int = 1
+) -> Dataset:
+    planned = plan(dataset, work=str(folder / "work"), chunks=chunks)
+    config = RankConfig(judge=judge, resolved=1.0)
+    return merge([run(config, chunk=chunk) for chunk in planned], planned, str(folder / name))
+
+
+@pytest.mark.parametrize("way", ["logprobs", "reasons"])
+def test_log_probabilities_of_both_letters_are_the_preference(
+    way: str, server: PlantedServer, principles: str
+) -> None:
+    server.way = way
+    judge = PairJudge(spec(server, principles))
+    messages = [{"role": "user", "content": "Which?"}]
+    for judgements, gap in zip(judge.judge([Pair(messages, "6", "3"), Pair(messages, "3", "9")]), (1, -2)):
+        assert judgements is not None
+        assert [j.principle for j in judgements] == ["Even", "Kind"]
+        for one in judgements:
+            assert (one.s12, one.s21) == pytest.approx((gap + 1, gap - 1), abs=1e-9)
+    assert len(server.asked) == 8
+    one = server.asked[0]
+    assert (one["model"], one["temperature"], one["max_tokens"]) == ("some-judge", 0.0, 16)
+
+
+@pytest.mark.parametrize("way", ["logprobs", "letter"])
+def test_a_ranking_asks_each_question_once_and_is_kept_by_content(
+    way: str, server: PlantedServer, principles: str, make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    server.way = way
+    values = [[4, 16, 1, 9, 12], [30, 20, 10]]
+    made = ranked(numbers(make_dataset, *values), spec(server, principles), tmp_path)
+    for row, of_row in zip(made.iter_rows(), values, strict=True):
+        assert kendalltau([c["reward"] for c in row["completions"]], of_row).statistic > 0.999
+    questions = [
+        one["messages"][0]["content"] for one in server.asked if way == "logprobs" or "logprobs" not in one
+    ]
+    pairs = made.manifest.stats["counts"]["comparisons"]
+    assert len(questions) == len(set(questions)) == 4 * pairs  # two orders, two principles
+    told = made.manifest.provenance.step
+    assert (told["params"]["judge"]["endpoint"], told["params"]["judge"]["judge"]) == (
+        server.url,
+        "some-judge",
+    )
+    assert not told["models"]
+    server.asked.clear()
+    otherwise = spec(server, principles, seconds=9.0, key_variable="OTHER")
+    again = ranked(numbers(make_dataset, *values, [7, 8]), otherwise, tmp_path, "again", chunks=2)
+    assert {_SHOWN.search(one["messages"][0]["content"])[1] for one in server.asked} == {"7", "8"}
+    assert again.manifest.provenance.step["params"] == told["params"]
+
+
+@pytest.mark.parametrize("way", ["strict", "long"])
+def test_what_is_not_answered_with_a_letter_is_left_out_and_counted(
+    way: str, server: PlantedServer, principles: str, make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    server.way = way
+    made = ranked(numbers(make_dataset, [4, 16, 13, 9]), spec(server, principles), tmp_path)
+    [row] = made.iter_rows()
+    assert len(row["completions"]) == 3
+    counts = made.manifest.stats["counts"]
+    assert (counts["completions_without_answer"], counts["pairs_without_answer"]) == (1, 3)
+
+
+def test_a_judge_that_never_gives_a_letter_is_an_error_and_not_an_empty_dataset(
+    server: PlantedServer, principles: str, make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    server.way = "never"
+    with pytest.raises(
+        EngineError, match=r"some-judge at .* gave none; it says 'As an assistant.*answer_tokens"
+    ):
+        ranked(numbers(make_dataset, [1, 2, 3]), spec(server, principles), tmp_path)
+
+
+def test_settings_of_a_loaded_judge_are_refused_of_an_endpoint() -> None:
+    for setting in ({"adapter": "a"}, {"revision": "main"}, {"quantise": True}, {"max_length": 9}):
+        with pytest.raises(ConfigError, match=f"{next(iter(setting))}=.* with an endpoint"):
+            JudgeSpec(judge="j", endpoint="http://judge:8000/v1", **setting)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="endpoint='judge:8000'"):
+        JudgeSpec(judge="j", endpoint="judge:8000")
+    with pytest.raises(ConfigError, match="its own judge"):
+        JudgeConfig(judge="j", endpoint="http://judge:8000/v1")
+    options = {"judge": {"endpoint": "http://judge:8000/v1"}}
+    config = from_parameters(RankConfig, {"judge": "some-judge", "options": options}, "rank")
+    assert config.judge.server().url == "http://judge:8000/v1"
+
+
+LOG_ODDS = st.floats(-8, 8)
+
+
+@given(LOG_ODDS, st.sampled_from(["a", "A", " a", "(a", "a)"]), st.sampled_from(["b", "B", " b", "(b"]))
+def test_letters_count_however_they_are_written(log_odds: float, one: str, other: str) -> None:
+    top = {one: -0.5, other: -0.5 - log_odds, "The": -12.0}
+    said = one if log_odds > 0 else other
+    assert preference(Answer(said, [AnswerToken(said, top)])) == pytest.approx(log_odds, abs=1e-9)
+
+
+def test_what_a_letter_is_worth_without_the_other_one() -> None:
+    spread = {"a": -1.0, " a": -1.0, "The": -5.0}
+    assert preference(Answer("a", [AnswerToken("a", spread)])) == pytest.approx(-1 + math.log(2) + 5)
+    assert preference(Answer("**b**.")) == -LETTER_ALONE
+    assert preference(Answer(" (A)")) == LETTER_ALONE
+    for text in ("", "c", "a or b", "ab", "a, because it is short", "<think>a</think>", "I prefer (a)"):
+        assert preference(Answer(text)) is None
