@@ -54,7 +54,7 @@ def run(config: NextRoundConfig, *, prompts: Dataset, evaluation: Dataset, outpu
         DataError: the evaluation does not say where a model with a manifest lay.
     """
     model = trained_policy(evaluation)
-    policy = find_model(model.copy)
+    policy = find_model(model.copy, weights=False)
     trained = require_tokens(policy, prompts, "model")
     kept = {name: prompts.manifest.identity[name] for name in ("tokenizer", "template")}
     provenance = derive(

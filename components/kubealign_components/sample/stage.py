@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import ClassVar, TypedDict
 
@@ -33,6 +33,7 @@ from kubealign_components.data.schemas import (
     completion_id,
     new_completion,
 )
+from kubealign_components.data.seeds import seed_for
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.engines.generation import (
@@ -93,7 +94,7 @@ class SampleConfig:
 
 def run(config: SampleConfig, *, chunk: Chunk) -> Part:
     """Sample ``n`` completions for each prompt of ``chunk`` (``kubealign.tokenized/v1``) and publish
-    its part of a ``kubealign.completions/v1`` dataset.
+    its part of a ``kubealign.completions/v1`` dataset. Each round of alignment has seeds of its own.
 
     Raises:
         ConfigError: the policy is not the model that the prompts were tokenised for.
@@ -111,7 +112,9 @@ def run(config: SampleConfig, *, chunk: Chunk) -> Part:
         check_column(batch["prompt_token_ids"], rows, model.name)
         for row in batch.select(columns[:2]).to_pylist():
             check_room(row["prompt_id"], row["prompt_tokens"], config.sampling.max_new_tokens, limit)
-    with closing(SampleStage(config, model, settings, number=round_of(dataset))) as stage:
+    number = round_of(dataset)
+    seeded = replace(config, sampling=_of_round(config.sampling, number))
+    with closing(SampleStage(seeded, model, settings, number=number)) as stage:
         return run_chunk(
             chunk,
             dataset,
@@ -241,6 +244,12 @@ class SampleStage:
         )
 
 
+def _of_round(spec: SamplingSpec, number: int) -> SamplingSpec:
+    """``spec`` with the seed of a round. With one seed in all of them, a policy that has moved little would
+    give many of the same completions again, of which a further round learns nothing."""
+    return spec if number == 1 else replace(spec, seed=seed_for(spec.seed, "round", number))
+
+
 def _result(sampled: Sampled, template: ChatTemplate) -> SampleResult:
     return {
         "token_ids": sampled.token_ids,
@@ -260,6 +269,8 @@ def _provenance(
         "truncated": config.truncated,
         **{name: getattr(config, name) for name in _SHARED if config.share < 1},
     }
+    if (number := round_of(dataset)) > 1:  # of its completions no other round's are taken
+        params["round"] = number
     return derive(
         "sample",
         VERSION,

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from kubealign_components.data.chunks import plan
+from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.models import find_model
+from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.schemas import EVALUATION, MODEL, TOKENIZED
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.generation import SamplingSpec
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as filter_prompts
+from kubealign_components.next_round import stage
 from kubealign_components.next_round.stage import NextRoundConfig, run, shown_by, trained_policy
 from kubealign_components.sample.stage import SampleConfig
 from kubealign_components.sample.stage import run as sample
@@ -69,6 +70,46 @@ def test_the_prompts_become_those_of_the_trained_policy(
     assert sample(SampleConfig(policy=model.uri, sampling=spec), chunk=chunk).rows == 3
     with pytest.raises(ConfigError, match="filter again with it"):
         sample(SampleConfig(policy=str(tiny_model), sampling=spec), chunk=chunk)
+
+
+def test_a_round_samples_anew_from_a_policy_that_has_not_moved(
+    tiny_model: Path, prompts: Dataset, tmp_path: Path
+) -> None:
+    def texts(rows: Dataset, policy: str) -> list[list[list[int]]]:
+        chunks = plan(rows, work=str(tmp_path / "work"), chunks=1)
+        sampling = SamplingSpec(engine="fake", n=3, max_new_tokens=24, seed=7)
+        parts = [sample(SampleConfig(policy=policy, sampling=sampling), chunk=chunk) for chunk in chunks]
+        made = merge(parts, chunks, f"{rows.uri}-sampled")
+        assert made.manifest.recipe[made.manifest.fingerprint]["params"]["sampling"]["seed"] == 7
+        return [[c["token_ids"] for c in row["completions"] if c["reference"]] for row in made.iter_rows()]
+
+    model = trained(tmp_path / "model", tiny_model, prompts)
+    rounds = [texts(prompts, str(tiny_model))]
+    for number in (2, 3):
+        output = str(tmp_path / f"round-{number}")
+        config = NextRoundConfig(number=number)
+        run(config, prompts=prompts, evaluation=evaluated(model, prompts), output=output)
+        rounds.append(texts(Dataset.open(output), model.uri))
+        shutil.rmtree(f"{model.uri}-evaluation")
+    for of_prompt in zip(*rounds, strict=True):
+        tokens = [tuple(ids) for completions in of_prompt for ids in completions if len(ids) > 3]
+        assert len(tokens) == len(set(tokens)) > 3
+
+
+def test_only_what_decides_tokens_is_asked_of_the_trained_model(
+    tiny_model: Path, prompts: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights, which nothing here computes with, are told by a record beside them."""
+    asked: list[bool] = []
+
+    def looked_for(name: str, *, weights: bool = True) -> ModelFiles:
+        asked.append(weights)
+        return find_model(name, weights=weights)
+
+    monkeypatch.setattr(stage, "find_model", looked_for)
+    compared = evaluated(trained(tmp_path / "model", tiny_model, prompts), prompts)
+    run(NextRoundConfig(number=2), prompts=prompts, evaluation=compared, output=str(tmp_path / "round"))
+    assert asked == [False]
 
 
 def test_a_model_that_reads_other_tokens_is_refused(prompts: Dataset, tmp_path: Path) -> None:
