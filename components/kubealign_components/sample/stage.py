@@ -263,7 +263,7 @@ def _provenance(
     config: SampleConfig, dataset: Dataset, model: ModelFiles, settings: TemplateSettings
 ) -> Provenance:
     policy = require_policy(model, dataset)
-    params = {
+    params: dict[str, object] = {
         "sampling": recorded(config.sampling),
         "engine_versions": versions_of(config.sampling.engine),
         "truncated": config.truncated,
