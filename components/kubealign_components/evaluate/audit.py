@@ -35,6 +35,8 @@ MOST = 0.5
 """Share of the gain from which it is called one of length, or whatever else."""
 CHANCE = 0.5
 """A judge that knows nothing: how often either side wins, and the most that its two orders agree."""
+FEW = 4
+"""Tokens of an answer, its end among them, that may be the right one to many prompts."""
 WIN_RATE = "judge_win_rate"
 """What begins the names of the judge's win rates."""
 
@@ -50,7 +52,8 @@ def audit(rows: Sequence[SidesRow], phrases: Sequence[str], *, seed: int = 0) ->
     ``repetition_…``: mean share of a completion's runs of four tokens that stood in it before.
     ``format_…``, ``phrases_…``: mean marks of a completion, and the share of those with a stock phrase.
     ``distinct_1_…``, ``distinct_2_…``: distinct-n, see :func:`~.surface.distinct`.
-    ``same_answer_…``: share of the completions that another prompt has too, token by token.
+    ``same_answer_…``: share of the completions that another prompt has too, token by token; those of up to
+    :data:`FEW` tokens are none, as "B" and "yes" honestly answer many prompts.
     With rewards, of each surface that varies otherwise than with the policy: ``gain_by_length`` and so on,
     the part of the gain that goes with it, see :func:`~.controlled.decompose`, and ``gain_beyond_length`` and
     so on, the rest of it; of length ``length_slope``, in reward a token, and ``win_rate_length_controlled``.
@@ -200,5 +203,5 @@ def _parts_of_gain(
 
 def _same_answer(answers: Sequence[Sequence[Completion]]) -> float:
     texts = [[tuple(c["token_ids"]) for c in own] for own in answers]
-    prompts = Counter(text for of_prompt in texts for text in set(of_prompt))
+    prompts = Counter(text for of_prompt in texts for text in set(of_prompt) if len(text) > FEW)
     return float(np.mean([prompts[text] > 1 for of_prompt in texts for text in of_prompt]))

@@ -104,6 +104,12 @@ def test_one_answer_to_every_prompt_is_told() -> None:
     assert "word for word" in text
 
 
+@pytest.mark.parametrize(("tokens", "share"), [(2, 0.0), (4, 0.0), (5, 1.0)])
+def test_a_letter_is_an_honest_answer_to_many_questions(tokens: int, share: float) -> None:
+    rows = [row([(varied(9, 20 * i), 0.0)], [(varied(tokens), 1.0)]) for i in range(1, 6)]
+    assert audit(rows, ())["same_answer_aligned"] == share
+
+
 def test_a_judge_that_sees_positions_alone_is_told_and_its_win_rates_are_folded() -> None:
     numbers = {"judge_consistency": 0.0, "judge_win_rate": 0.5, "judge_win_rate_low": 0.5}
     numbers |= {"judge_win_rate_high": 0.5, "reward_gain_low": 0.4, "reward_gain_high": 0.6}
