@@ -78,7 +78,7 @@ from kubealign_components.store import join
 
 log = logging.getLogger(__name__)
 
-VERSION = 6
+VERSION = 7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
