@@ -166,7 +166,8 @@ class _Rerun:
         params = step["params"]
         sampling = _without(params["sampling"], *(["n"] if fixed else []))
         split = {"split_seed": "seed", "validation_fraction": "validation_fraction"}
-        self._put("sample_options", _without(params, "sampling", "engine_versions"), {**split, **named})
+        own = _without(params, "sampling", "engine_versions", "round")
+        self._put("sample_options", own, {**split, **named})
         self._put("sample_options", sampling, {**_SAMPLING, **named}, "sampling")
         self._at_revision("sample_options")
 

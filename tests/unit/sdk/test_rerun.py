@@ -332,8 +332,13 @@ def test_what_an_evaluation_asks_otherwise_than_the_ranking_is_told(tiny_model: 
 
 @pytest.mark.parametrize("number", [2, 3])
 def test_rounds_are_told_up_to_the_one_that_made_it(number: int) -> None:
-    told = parameters_of(manifest_of(derive("next_round", 1, {"number": number})))
-    assert told["rounds"] == number
+    prompts = manifest_of(derive("next_round", 1, {"number": number}))
+    assert parameters_of(prompts)["rounds"] == number
+    params = {"sampling": {"n": 3}, "engine_versions": {}, "truncated": "drop", "round": number}
+    sampled = manifest_of(derive("sample", 1, params, inputs={"prompts": Dataset("prompts", prompts)}))
+    told = parameters_of(sampled)
+    assert told["rounds"] == number and told["sample_truncated"] == "drop"
+    assert "sample_options" not in told, "the round has its own seeds because it is a further one"
 
 
 def evaluated(folder: Path, spec: RewardSpec) -> Manifest:
