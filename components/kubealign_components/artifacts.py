@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.licenses import joined, licenses
 from kubealign_components.data.manifest import MANIFEST, Manifest
-from kubealign_components.data.schemas import MODEL
+from kubealign_components.data.schemas import JUDGED, MODEL
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, SchemaMismatch
 from kubealign_components.store import beside, join, store_for
@@ -124,10 +124,11 @@ def describe(manifest: Manifest) -> dict[str, object]:
 
 def _page_of(dataset: Dataset) -> str:
     from kubealign_components.reports.html import render
+    from kubealign_components.reports.judgements import judgements_page
     from kubealign_components.reports.rows import rows_page
 
     try:
-        return rows_page(dataset)
+        return judgements_page(dataset) if dataset.manifest.schema == JUDGED else rows_page(dataset)
     except Exception as error:  # rows that took hours to make are not lost for a picture of them
         log.exception("the page about %s cannot be made", dataset.uri)
         text = f"The rows are whole; their page cannot be made ({type(error).__name__}: {error})."

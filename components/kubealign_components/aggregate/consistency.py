@@ -1,78 +1,11 @@
-"""How much the judge's opinions are worth: how often its two orders agree, and how its scores spread."""
+"""What a judge is held to: how often its two orders agree."""
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-import numpy as np
-
+from kubealign_components.data.opinions import Opinions, overall
 from kubealign_components.errors import GateError
-
-if TYPE_CHECKING:
-    from kubealign_components.data.schemas import JudgedRow
-
-BINS = 40
-
-
-class Opinions:
-    """The judgements of a dataset under one principle.
-
-    A judgement is consistent when both orders prefer the same completion. Whoever looks at the position
-    alone is never consistent. Whoever answers at random is half of the time, if it likes no position, and
-    less often if it does: so half is the most that no opinion at all gives.
-    """
-
-    def __init__(self) -> None:
-        self.consistent = 0
-        self._position = 0.0
-        self._scores = array("f")
-
-    def add(self, s12: float, s21: float) -> None:
-        """One judgement, by its log-odds in both orders."""
-        self.consistent += s12 * s21 > 0
-        self._position += (s12 - s21) / 2
-        self._scores.append((s12 + s21) / 2)
-
-    @property
-    def count(self) -> int:
-        """How many judgements there are."""
-        return len(self._scores)
-
-    @property
-    def consistency(self) -> float:
-        """Share of judgements whose orders agree; NaN without any."""
-        return self.consistent / self.count if self.count else float("nan")
-
-    @property
-    def prefers_first_shown(self) -> float:
-        """Mean log-odds, in nats, for what is shown first, whatever it is; NaN without any judgement."""
-        return self._position / self.count if self.count else float("nan")
-
-    def histogram(self) -> tuple[list[int], float, float]:
-        """Counts of the debiased scores in even bins, and the nats at which the bins begin and end.
-
-        The bins are symmetrical about 0 and hold 99 % of the scores; the outer ones take the rest.
-        """
-        scores = np.frombuffer(self._scores, dtype=np.float32)
-        edge = float(np.quantile(np.abs(scores), 0.99)) if len(scores) else 0.0
-        edge = edge or 1.0
-        counts, _ = np.histogram(np.clip(scores, -edge, edge), bins=BINS, range=(-edge, edge))
-        return counts.tolist(), -edge, edge
-
-
-def survey(row: JudgedRow, opinions: dict[str, Opinions]) -> None:
-    """Add the judgements of a ``kubealign.judged/v1`` row to what is ``opinions`` by principle."""
-    for judgement in row["judgements"] or ():
-        opinions.setdefault(judgement["principle"], Opinions()).add(judgement["s12"], judgement["s21"])
-
-
-def overall(opinions: Mapping[str, Opinions], names: Sequence[str]) -> float:
-    """Consistency under all of the principles ``names`` together; NaN without any judgement."""
-    chosen = [opinions[name] for name in names if name in opinions]
-    count = sum(one.count for one in chosen)
-    return sum(one.consistent for one in chosen) / count if count else float("nan")
 
 
 def check_consistency(

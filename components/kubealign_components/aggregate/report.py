@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from markupsafe import Markup
 
-from kubealign_components.aggregate.consistency import Opinions, overall
+from kubealign_components.data.opinions import CHANCE, Opinions, Survey, overall
 from kubealign_components.data.stats import Stats
+from kubealign_components.json_types import JsonObject
 from kubealign_components.reports.charts import histogram
 from kubealign_components.reports.html import render
-
-CHANCE = 0.5
-"""The most consistency that a judge without an opinion reaches."""
+from kubealign_components.reports.judgements import agreement_rows, by_consistency
 
 
-def report_html(*, slug: str, opinions: Mapping[str, Opinions], made: Mapping[str, Any], stats: Stats) -> str:
+def report_html(*, slug: str, survey: Survey, made: JsonObject, stats: Stats) -> str:
     """A self-contained page.
 
     Args:
         slug: of the dataset.
-        opinions: of the judge, by principle.
+        survey: what the judge's opinions are worth.
         made: what the manifest says of the principles that were drawn from.
         stats: of the stage.
     """
     drawn = [one["name"] for one in made["principles"]]
+    opinions, names = survey.opinions, _order(survey.opinions, drawn)
     rate = overall(opinions, drawn)
     return render(
         "kubealign_components/aggregate/report.html",
@@ -34,7 +33,8 @@ def report_html(*, slug: str, opinions: Mapping[str, Opinions], made: Mapping[st
         rate=rate,
         chance=rate <= CHANCE,
         stats=stats,
-        opinions=[(name, opinions[name], _scores(name, opinions[name])) for name in _order(opinions, drawn)],
+        opinions=[(name, opinions[name], _scores(name, opinions[name])) for name in names],
+        agreement=agreement_rows(survey, names),
         telling=sum(one.consistency > CHANCE for one in opinions.values()),
         drawn=drawn,
         principles=made["principles"],
@@ -45,8 +45,7 @@ def report_html(*, slug: str, opinions: Mapping[str, Opinions], made: Mapping[st
 
 def _order(opinions: Mapping[str, Opinions], drawn: Sequence[str]) -> list[str]:
     """The most consistent first; of equals those that are drawn from."""
-    names = [name for name in drawn if name in opinions] + [name for name in opinions if name not in drawn]
-    return sorted(names, key=lambda name: opinions[name].consistency, reverse=True)
+    return by_consistency({name: opinions[name] for name in (*drawn, *opinions) if name in opinions})
 
 
 def _scores(name: str, one: Opinions) -> Markup:

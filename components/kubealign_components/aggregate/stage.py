@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kubealign_components.aggregate.consistency import Opinions, check_consistency, survey
+from kubealign_components.aggregate.consistency import check_consistency
 from kubealign_components.aggregate.draws import Draw, Odds, draw
 from kubealign_components.aggregate.labels import POLICIES, dominant
 from kubealign_components.aggregate.pairs import JudgedPair, Unusable, judged_pairs
@@ -32,6 +32,7 @@ from kubealign_components.config import execution, gate, require, require_choice
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive, slug_word
 from kubealign_components.data.finished import once, output_request
+from kubealign_components.data.opinions import Survey, survey
 from kubealign_components.data.principles import JUDGE, REWARD_MODEL, PrincipleSet, load_principles
 from kubealign_components.data.schemas import (
     PREFERENCES,
@@ -180,10 +181,10 @@ def _make(
     provenance: Provenance,
     output: str,
 ) -> Stats:
-    scales, opinions = _survey(config, judged, principles)
+    scales, opinions = _scales(config, judged, principles), survey(judged)
     _require_judgements(judged, opinions)
     check_consistency(
-        opinions,
+        opinions.opinions,
         principles.names,
         least=config.min_consistency,
         least_each=config.min_principle_consistency,
@@ -203,7 +204,7 @@ def _make(
         writer.write_rows(pending)
         maker.stats.rows_out = writer.rows
         writer.commit(maker.stats, maker.report())
-    page = report_html(slug=provenance.slug, opinions=opinions, made=maker.report(), stats=maker.stats)
+    page = report_html(slug=provenance.slug, survey=opinions, made=maker.report(), stats=maker.stats)
     write_report(page, output)
     return maker.stats
 
@@ -237,26 +238,21 @@ def _check_judged_by(principles: PrincipleSet, judged: Dataset) -> None:
         )
 
 
-def _survey(
-    config: AggregateConfig, judged: Dataset, principles: PrincipleSet
-) -> tuple[list[float], dict[str, Opinions]]:
-    """What each principle's scores are divided by, and what the judge's opinions are worth, from a first pass
-    over the scores alone."""
+def _scales(config: AggregateConfig, judged: Dataset, principles: PrincipleSet) -> list[float]:
+    """What each principle's scores are divided by, from a first pass over the scores alone."""
     moments = [Moments() for _ in principles]
-    opinions: dict[str, Opinions] = {}
     with progress_bar(judged.rows, "prompts", "aggregate: scale") as bar:
         for row in judged.iter_rows(["prompt_id", "completions", "judgements"], of=JudgedRow):
             for pair in judged_pairs(row, principles.names):
                 if isinstance(pair, JudgedPair) and config.scale != NONE:
                     for moment, s12, s21 in zip(moments, pair.s12, pair.s21):
                         moment.add((s12, s21))
-            survey(row, opinions)
             bar.update()
-    return [moment.scale(config.scale) for moment in moments], opinions
+    return [moment.scale(config.scale) for moment in moments]
 
 
-def _require_judgements(judged: Dataset, opinions: Mapping[str, Opinions]) -> None:
-    if not opinions:
+def _require_judgements(judged: Dataset, judgements: Survey) -> None:
+    if not judgements.opinions:
         raise EmptyDataset(
             f"{judged.uri}: none of its {judged.rows} prompts has a judged pair; `judge` needs two different "
             "reference completions of a prompt, each of min_characters or more, so sample with n=2 or more"

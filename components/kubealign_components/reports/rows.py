@@ -20,6 +20,7 @@ from kubealign_components.data.licenses import joined, licenses
 from kubealign_components.data.manifest import Manifest
 from kubealign_components.data.schemas import ROWS
 from kubealign_components.data.stats import LABEL_VALUE
+from kubealign_components.json_types import JsonObject
 from kubealign_components.reports.charts import POINTS, bounds, histogram, scatter
 from kubealign_components.reports.columns import Bools, Floats, Ints, RowColumns, read_columns
 from kubealign_components.reports.html import fitting, messages_text, render
@@ -51,13 +52,13 @@ def rows_page(dataset: Dataset) -> str:
         manifest=manifest,
         stride=columns.stride,
         facts=[
-            *_licence(manifest),
+            *licence_facts(manifest),
             *_facts(columns),
             *_label_means(stats["sums"]),
             *((n.replace("_", " "), f"{v:.6g}") for n, v in stats["numbers"].items()),
         ],
         dropped=sorted(stats["dropped"].items(), key=lambda pair: -pair[1]),
-        dropped_texts=fitting(_dropped_texts(manifest.extra), lambda shown: [shown[2]]),
+        dropped_texts=fitting(dropped_texts(manifest.extra), lambda shown: [shown[2]]),
         warnings=[
             *_texts(manifest.extra.get("warnings", [])),
             *(f"{text[0].upper()}{text[1:]}." for one in agreement if (text := one.warning)),
@@ -74,7 +75,7 @@ def _texts(listed: object) -> list[str]:
     return [str(text) for text in listed] if isinstance(listed, (list, tuple)) else []
 
 
-def _dropped_texts(extra: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
+def dropped_texts(extra: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
     """Reason, place and text of the examples of dropped rows that a manifest keeps."""
     by_reason, malformed = extra.get("dropped_examples", {}), extra.get("malformed", [])
     assert isinstance(by_reason, Mapping) and isinstance(malformed, list)
@@ -85,7 +86,8 @@ def _dropped_texts(extra: Mapping[str, object]) -> Iterator[tuple[str, str, str]
         yield one["reason"].replace("_", " "), f"{one['source']}: {one['file']} row {one['row']}", one["text"]
 
 
-def _licence(manifest: Manifest) -> Iterator[tuple[str, str]]:
+def licence_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """The licences of what went in, as a fact, where there are any."""
     if names := licenses(manifest):
         yield "licence", joined(names)
 
@@ -201,16 +203,21 @@ def _number(value: float, form: str) -> str:
 
 
 def _examples(dataset: Dataset) -> Iterator[tuple[str, list[Side]]]:
-    """Prompt and completions of rows that lie evenly over the shards."""
+    """Prompt and completions of some rows."""
+    for row in spread_rows(dataset, ["messages", "completions", *_pairs(dataset)]):
+        yield messages_text(row["messages"]), _sides(row)
+
+
+def spread_rows(dataset: Dataset, columns: Sequence[str]) -> Iterator[JsonObject]:
+    """:data:`EXAMPLES` rows or a few more, which lie evenly over the shards."""
     shards = dataset.manifest.shards
     if not shards:
         return
     chosen = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), 4)).astype(int))
     each = -(-EXAMPLES // len(chosen))
     spans = [(int(i), 0, min(each, shards[i].rows)) for i in chosen]
-    for batch in dataset.batches(["messages", "completions", *_pairs(dataset)], spans=spans):
-        for row in batch.to_pylist():
-            yield messages_text(row["messages"]), _sides(row)
+    for batch in dataset.batches(columns, spans=spans):
+        yield from batch.to_pylist()
 
 
 def _pairs(dataset: Dataset) -> list[str]:
@@ -229,15 +236,16 @@ def _sides(row: Row) -> list[Side]:
     if len(completions) > COMPLETIONS and len(rewarded) == len(completions):
         order = sorted(completions, key=lambda c: -c["reward"])
         completions = [*order[: COMPLETIONS // 2], *order[-COMPLETIONS // 2 :]]
-    return [_side(str(c["model"] or "offline"), c, _text(c)) for c in completions[:COMPLETIONS]]
+    return [side_of(str(c["model"] or "offline"), c) for c in completions[:COMPLETIONS]]
 
 
 def _compared(chosen: Row, rejected: Row) -> list[Side]:
     texts = marked(_text(chosen), _text(rejected))
-    return [_side("chosen", chosen, texts[0]), _side("rejected", rejected, texts[1])]
+    return [side_of("chosen", chosen, texts[0]), side_of("rejected", rejected, texts[1])]
 
 
-def _side(name: str, completion: Row, text: str | Markup) -> Side:
+def side_of(name: str, completion: Row, text: Markup | None = None) -> Side:
+    """A completion under ``name`` with what is known of it, as its text or as ``text`` with marked words."""
     facts = [f"{completion['num_tokens']} tokens" if completion["num_tokens"] is not None else ""]
     facts += [
         f"{word.replace('_', ' ')} {completion[word]:.4g}"
@@ -245,7 +253,7 @@ def _side(name: str, completion: Row, text: str | Markup) -> Side:
         if completion[word] is not None
     ]
     facts += [str(completion[word]) for word in ("finish_reason", "label") if completion[word]]
-    return name, ", ".join(filter(None, facts)), text
+    return name, ", ".join(filter(None, facts)), _text(completion) if text is None else text
 
 
 def _text(completion: Row) -> str:

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from kfp import dsl
 
 from kubealign_components.aggregate.component import aggregate
-from kubealign_components.aggregate.consistency import Opinions
 from kubealign_components.aggregate.draws import Odds, draw, truncated_geometric
 from kubealign_components.aggregate.labels import POLICIES
 from kubealign_components.aggregate.rules import RuleInput, RuleSpec, Verdict, language_mismatch
@@ -26,6 +25,7 @@ from kubealign_components.aggregate.stage import AggregateConfig, run
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.language import identify_language
+from kubealign_components.data.opinions import Opinions
 from kubealign_components.data.principles import load_principles
 from kubealign_components.data.schemas import JUDGED, PREFERENCES, pair_id
 from kubealign_components.data.stats import Stats
@@ -646,9 +646,9 @@ def test_the_report_tells_rates_scores_and_what_became_of_the_pairs(aggregated: 
 
 def test_the_histogram_holds_every_score() -> None:
     opinions = Opinions()
-    for number in range(1000):
-        opinions.add(number / 100, number / 100)
-    opinions.add(-500.0, -500.0)
+    values = np.arange(1000) / 100
+    opinions.extend(values, values)
+    opinions.extend(np.array([-500.0]), np.array([-500.0]))
     counts, low, high = opinions.histogram()
     assert sum(counts) == 1001
     assert low == -high

@@ -21,12 +21,13 @@ from kubealign.local.results import Output, Results, StageRow
 from kubealign.local.runs import LOCK, read_run, runs_below
 from kubealign.local.summary import write_summary
 from kubealign.ui.server import Server
-from kubealign_components.data.schemas import MODEL, REWARDED, SELECTION, new_completion
+from kubealign_components.data.schemas import JUDGED, MODEL, REWARDED, SELECTION, new_completion
 from kubealign_components.evaluate.by_source import SourceGain
 from kubealign_components.evaluate.controlled import OfPrompt
 from kubealign_components.evaluate.report import report_html
 from kubealign_components.evaluate.second_reward import SecondRewards
 from kubealign_components.reports.charts import histogram
+from kubealign_components.reports.judgements import judgements_page
 from kubealign_components.reports.rows import rows_page
 from kubealign_components.training.curves import curves_page
 from support.browser import ATTACK, faults_of, needs_browser, opened_browser
@@ -107,6 +108,21 @@ def answers(*rewards: float) -> list[dict[str, object]]:
         )
         for tokens, reward in enumerate(rewards, 3)
     ]
+
+
+def test_judgements(browser: Browser, address: Callable[[str], str], make_dataset: MakeDataset) -> None:
+    opinion = {"first": 0, "second": 1, "score": 0.5, "consistent": True}
+    rows = [
+        prompt_row(f"{ATTACK} {i}", [])
+        | {
+            "completions": answers(0.1, 0.5),
+            "judgements": [
+                {**opinion, "principle": f"{ATTACK}{k}", "s12": 1.0 + i, "s21": k - 2.0} for k in range(4)
+            ],
+        }
+        for i in range(6)
+    ]
+    assert faults_of(browser, address(judgements_page(make_dataset(rows, JUDGED, stage="judge")))) == []
 
 
 def test_rows_of_stages(browser: Browser, address: Callable[[str], str], make_dataset: MakeDataset) -> None:
