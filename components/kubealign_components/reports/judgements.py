@@ -13,7 +13,8 @@ from kubealign_components.data.opinions import CHANCE, Opinions, Survey, overall
 from kubealign_components.data.schemas import JudgementRow
 from kubealign_components.reports.charts import POINTS, histogram, scatter
 from kubealign_components.reports.html import fitting, messages_text, render
-from kubealign_components.reports.rows import Side, dropped_texts, licence_facts, side_of, spread_rows
+from kubealign_components.reports.rows import EXAMPLES, Side, dropped_texts, licence_facts, side_of
+from kubealign_components.reports.samples import spread_rows
 
 Example = tuple[str, list[Side], list[list[str]]]
 """Prompt, both completions, and what the judge said of them."""
@@ -99,7 +100,7 @@ def _charts(opinions: Iterable[Opinions]) -> Iterator[Markup]:
 
 def _examples(dataset: Dataset) -> Iterator[Example]:
     """Prompts that lie evenly over the shards, each with its first judged pair."""
-    for row in spread_rows(dataset, ["messages", "completions", "judgements"]):
+    for row in spread_rows(dataset, ["messages", "completions", "judgements"], EXAMPLES):
         judgements: list[JudgementRow] = row["judgements"] or []
         if judgements:
             first, second = (judgements[0][name] for name in ("first", "second"))

@@ -20,10 +20,10 @@ from kubealign_components.data.licenses import joined, licenses
 from kubealign_components.data.manifest import Manifest
 from kubealign_components.data.schemas import ROWS
 from kubealign_components.data.stats import LABEL_VALUE
-from kubealign_components.json_types import JsonObject
 from kubealign_components.reports.charts import POINTS, bounds, histogram, scatter
 from kubealign_components.reports.columns import Bools, Floats, Ints, RowColumns, read_columns
 from kubealign_components.reports.html import fitting, messages_text, render
+from kubealign_components.reports.samples import diversity, languages, spread_rows
 
 EXAMPLES = 12
 """Prompts whose texts are shown."""
@@ -65,6 +65,8 @@ def rows_page(dataset: Dataset) -> str:
         ],
         agreement=[[one.source or "all", str(one.pairs), f"{one.share:.1%}"] for one in agreement],
         finish=columns.finish_reasons.most_common(10),
+        diversity=diversity(dataset),
+        languages=languages(dataset),
         charts=list(_charts(columns)),
         sources=_sources(columns),
         examples=fitting(_examples(dataset), lambda shown: [shown[0], *(str(s[2]) for s in shown[1])]),
@@ -204,20 +206,8 @@ def _number(value: float, form: str) -> str:
 
 def _examples(dataset: Dataset) -> Iterator[tuple[str, list[Side]]]:
     """Prompt and completions of some rows."""
-    for row in spread_rows(dataset, ["messages", "completions", *_pairs(dataset)]):
+    for row in spread_rows(dataset, ["messages", "completions", *_pairs(dataset)], EXAMPLES):
         yield messages_text(row["messages"]), _sides(row)
-
-
-def spread_rows(dataset: Dataset, columns: Sequence[str]) -> Iterator[JsonObject]:
-    """:data:`EXAMPLES` rows or a few more, which lie evenly over the shards."""
-    shards = dataset.manifest.shards
-    if not shards:
-        return
-    chosen = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), 4)).astype(int))
-    each = -(-EXAMPLES // len(chosen))
-    spans = [(int(i), 0, min(each, shards[i].rows)) for i in chosen]
-    for batch in dataset.batches(columns, spans=spans):
-        yield from batch.to_pylist()
 
 
 def _pairs(dataset: Dataset) -> list[str]:

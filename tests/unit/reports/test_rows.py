@@ -25,6 +25,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.reports import columns as columns_of
 from kubealign_components.reports.columns import read_columns
 from kubealign_components.reports.rows import marked, rows_page
+from kubealign_components.reports.samples import SHARDS, SPANS, spread_rows
 from support.datasets import MakeDataset
 from support.pages import Page
 from support.tiny import prompt_row
@@ -62,6 +63,45 @@ def test_numbers_of_rewarded_rows(make_dataset: MakeDataset) -> None:
     assert ["length", "1"] in page.rows
     assert f"answer 10 {ATTACK}" in page.text and page.loaded == []
     assert page.scripts == []
+
+
+def test_what_was_sampled_is_counted_by_runs_of_tokens(make_dataset: MakeDataset) -> None:
+    def sampled(*texts: list[int]) -> list[dict[str, Any]]:
+        return [
+            completion(i, token_ids=text, sampler_logprob=-1.0, tokens=len(text))
+            for i, text in enumerate(texts)
+        ]
+
+    rows = [row(0, sampled([1, 2, 3], [1, 2, 3])), row(1, sampled([4, 5], [6, 7])), row(2, sampled([8, 9]))]
+    rows[1]["completions"].append(completion(9, token_ids=[4, 5]))  # offline: nobody sampled it
+    page = Page(rows_page(make_dataset(rows, COMPLETIONS)))
+    assert "of 2 prompts" in page.text
+    assert ["1", "75.0%", "70.0%"] in page.rows  # 3 of 6 and 4 of 4; 7 of 10
+    assert ["2", "75.0%", "66.7%"] in page.rows  # 2 of 4 and 2 of 2; 4 of 6
+    assert ["3", "50.0%", "50.0%"] in page.rows  # 1 of 2, and texts of two tokens have none
+    assert "Distinct-n" not in Page(rows_page(make_dataset(rows[2:], COMPLETIONS))).text
+
+
+def test_languages_of_prompts_and_completions_are_told(make_dataset: MakeDataset) -> None:
+    german = "Bitte erkläre mir in einfachen Worten, warum der Himmel am Abend rot wird."
+    english = "Please explain to me in simple words why the sky turns red in the evening."
+    answer = json.dumps([{"role": "assistant", "content": english}])
+    rows = [prompt_row(text, []) for text in (german, german, english, "1 + 1")]
+    rows[0]["completions"] = [new_completion(completion_id="c", messages=answer)]
+    page = Page(rows_page(make_dataset(rows, PROMPTS)))
+    assert ["de", "2", "0"] in page.rows and ["en", "1", "1"] in page.rows
+    assert ["not clear", "1", "0"] in page.rows
+
+
+@pytest.mark.parametrize(("rows", "shards"), [(3, 1), (104, 1), (700, 1), (900, 6)])
+def test_rows_that_are_looked_at_are_of_everywhere_and_none_twice(
+    rows: int, shards: int, make_dataset: MakeDataset
+) -> None:
+    dataset = make_dataset([prompt_row(str(i), []) for i in range(rows)], PROMPTS, shards=shards)
+    seen = [one["prompt_id"] for one in spread_rows(dataset, ["prompt_id"], 100)]
+    assert len(seen) == len(set(seen)) and min(rows, 100) <= len(seen) <= 100 + SHARDS * SPANS
+    each = [one["prompt_id"] for one in dataset.iter_rows(["prompt_id"])]
+    assert {each.index(one) * 3 // rows for one in seen} == {0, 1, 2}
 
 
 def test_pairs_of_a_selection_and_of_training_are_set_side_by_side(make_dataset: MakeDataset) -> None:
