@@ -6,6 +6,7 @@ them. Everything that is wrong is found at once, with the place where it stands.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,6 +53,9 @@ class LocalSettings:
     """Chunks of a fan-out that run at once; KFP's local runner takes 2 at most."""
     retries: int = 0
     """How often a failed task is started again."""
+    price: float = 0.0
+    """What an hour of this machine costs, in a currency of yours: the run's page and results.json say then
+    what the run cost. 0: nothing is said."""
 
     def __post_init__(self) -> None:
         require_choice("runner", self.runner, RUNNERS)
@@ -59,6 +63,7 @@ class LocalSettings:
         require(in_one, "container", dict(self.container), "runner: docker beside it")
         require(self.parallelism in (1, 2), "parallelism", self.parallelism, "1 or 2")
         require(self.retries >= 0, "retries", self.retries, "0 or more")
+        require(0 <= self.price < math.inf, "price", self.price, "0 or more, for an hour of this machine")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

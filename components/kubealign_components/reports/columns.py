@@ -20,6 +20,8 @@ from kubealign_components.data.schemas import ROWS
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+OFFLINE = "offline"
+"""Finish reason of completions that nobody here sampled."""
 PROMPTS = 100_000
 """Most prompts that are looked at."""
 _LEAVES = (
@@ -94,7 +96,7 @@ class _Gathered:
         lists = batch.column("completions")
         completions, counts = lists.flatten(), _counts(lists)
         self.sources += batch.column("source").to_pylist()
-        reasons = pc.value_counts(pc.fill_null(completions.field("finish_reason"), "offline"))
+        reasons = pc.value_counts(pc.fill_null(completions.field("finish_reason"), OFFLINE))
         self.finish_reasons.update({str(one["values"]): int(one["counts"]) for one in reasons.to_pylist()})
         if "prompt_tokens" in batch.schema.names:
             self._add_number("prompt_tokens", batch.column("prompt_tokens"))

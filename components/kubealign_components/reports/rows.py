@@ -21,9 +21,9 @@ from kubealign_components.data.manifest import Manifest
 from kubealign_components.data.schemas import ROWS
 from kubealign_components.data.stats import LABEL_VALUE
 from kubealign_components.reports.charts import POINTS, bounds, histogram, scatter
-from kubealign_components.reports.columns import Bools, Floats, Ints, RowColumns, read_columns
+from kubealign_components.reports.columns import OFFLINE, Bools, Floats, Ints, RowColumns, read_columns
 from kubealign_components.reports.html import fitting, messages_text, render
-from kubealign_components.reports.samples import diversity, languages, spread_rows
+from kubealign_components.reports.samples import characters, diversity, languages, spread_rows
 
 EXAMPLES = 12
 """Prompts whose texts are shown."""
@@ -32,6 +32,7 @@ COMPLETIONS = 8
 SOURCES = 50
 """Most sources in the table, the largest."""
 BINS = 40
+SOURCE_COLUMNS = ("source", "prompts", "completions", "mean tokens", "mean reward")
 Row = Mapping[str, object]
 Side = tuple[str, str, str | Markup]
 """Name, facts and text."""
@@ -64,11 +65,12 @@ def rows_page(dataset: Dataset) -> str:
             *(f"{text[0].upper()}{text[1:]}." for one in agreement if (text := one.warning)),
         ],
         agreement=[[one.source or "all", str(one.pairs), f"{one.share:.1%}"] for one in agreement],
-        finish=columns.finish_reasons.most_common(10),
+        finish=columns.finish_reasons.most_common(10) if columns.finish_reasons.keys() - {OFFLINE} else [],
         diversity=diversity(dataset),
         languages=languages(dataset),
-        charts=list(_charts(columns)),
-        sources=_sources(columns),
+        charts=list(_charts(columns, characters(dataset))),
+        sources=_with_content(SOURCE_COLUMNS, _sources(columns)),
+        weights=_weights(manifest),
         examples=fitting(_examples(dataset), lambda shown: [shown[0], *(str(s[2]) for s in shown[1])]),
     )
 
@@ -111,7 +113,8 @@ def _facts(columns: RowColumns) -> Iterator[tuple[str, str]]:
         yield "chosen is longer", f"{np.mean(longer > 0):.1%} (equal {np.mean(longer == 0):.1%})"
 
 
-def _charts(columns: RowColumns) -> Iterator[Markup]:
+def _charts(columns: RowColumns, lengths: Sequence[int]) -> Iterator[Markup]:
+    yield from _drawn("Prompt lengths", {"prompts": np.array(lengths, np.float64)}, "characters")
     yield from _drawn("Prompt lengths", {"prompts": columns.prompt_tokens}, "tokens")
     whose = {"sampled": columns.reference, "offline": ~columns.reference}
     yield from _drawn("Completion lengths", _by(columns.tokens, whose), "tokens")
@@ -190,6 +193,33 @@ def _sources(columns: RowColumns) -> list[list[str]]:
             _number(rewards[number[name]], ".4f"),
         ]
         for name, count in names.most_common(SOURCES)
+    ]
+
+
+def _with_content(head: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns in which nothing stands."""
+    kept = [i for i, _ in enumerate(head) if any(row[i] for row in rows)]
+    return [head[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def _weights(manifest: Manifest) -> list[list[str]]:
+    """Of each source that was mixed its weight, examples before and after, and the share that it was to have
+    and has; nothing of what is no mix of several."""
+    mixed, params = manifest.extra.get("sources"), manifest.provenance.step["params"]
+    if not isinstance(mixed, Mapping) or len(mixed) < 2 or "temperature" not in params:
+        return []
+    rate = {name: one["weight"] * one["before"] ** (1 / params["temperature"]) for name, one in mixed.items()}
+    all_rates, all_after = sum(rate.values()), sum(one["after"] for one in mixed.values())
+    return [
+        [
+            name,
+            f"{one['weight']:g}",
+            f"{one['before']:,}",
+            f"{one['after']:,}",
+            f"{rate[name] / all_rates:.1%}" if all_rates else "",
+            f"{one['after'] / all_after:.1%}" if all_after else "",
+        ]
+        for name, one in sorted(mixed.items(), key=lambda pair: -pair[1]["after"])[:SOURCES]
     ]
 
 

@@ -41,11 +41,11 @@ def spread_rows(dataset: Dataset, columns: Sequence[str], rows: int) -> Iterator
         there, each = shards[number].rows, -(-rows // len(chosen))
         spans = min(SPANS, each)
         size = -(-each // spans)
-        places = [(number, 0, there)]
+        pieces = [(number, 0, there)]
         if there > spans * size:
             starts = np.linspace(0, there - size, spans).astype(int).tolist()
-            places = [(number, start, start + size) for start in starts]
-        for batch in dataset.batches(columns, spans=places):
+            pieces = [(number, start, start + size) for start in starts]
+        for batch in dataset.batches(columns, spans=pieces):
             yield from batch.to_pylist()
 
 
@@ -89,6 +89,14 @@ def languages(dataset: Dataset) -> SampleTable:
                 completions[_language(row["completions"][0]["messages"])] += 1
     names = [name for name, _ in (prompts + completions).most_common(LANGUAGES)]
     return SampleTable(prompts=count, rows=[[n, str(prompts[n]), str(completions[n])] for n in names])
+
+
+def characters(dataset: Dataset) -> list[int]:
+    """Lengths of prompts in characters, over all of their messages, where nothing has counted tokens yet."""
+    if dataset.manifest.schema != PROMPTS:
+        return []
+    looked_at = spread_rows(dataset, ["messages"], LOOKED_AT)
+    return [sum(len(str(m.get("content") or "")) for m in json.loads(row["messages"])) for row in looked_at]
 
 
 def _language(messages: str) -> str:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--sample-rate", default=0.0, help="Sampled tokens/s and GPU; by default 10,000 at 8B.")
 @click.option("--score-rate", default=0.0, help="Scored tokens/s and GPU; by default from --flops.")
 @click.option("--train-rate", default=0.0, help="Trained tokens/s and GPU; by default from --flops.")
+@click.option("--price", default=0.0, help="Of a GPU-hour, in a currency of yours; nothing is said without.")
 def estimate(
     given: Given,
     model_shape: str | None,
@@ -39,6 +40,7 @@ def estimate(
     sample_rate: float,
     score_rate: float,
     train_rate: float,
+    price: float,
     **assumptions: Any,
 ) -> None:
     """Estimate memory per rank and GPU-hours of every GPU stage of PIPELINE.
@@ -57,12 +59,12 @@ def estimate(
     throughput = Throughput(flops=flops, sample=sample_rate, score=score_rate, train=train_rate)
     reward_shape = SHAPES[reward_model_shape] if reward_model_shape else None
     assumed = Assumptions(**assumptions, reward_shape=reward_shape, throughput=throughput)
-    _show(shape, assumed, estimate_run(run, shape, assumed))
+    _show(shape, assumed, estimate_run(run, shape, assumed), price)
     if not model_shape and not is_here(policy):
         say(f"Shape of {preset_of(policy)}, after the policy's name; --model-shape takes another.")
 
 
-def _show(shape: ModelShape, assumed: Assumptions, stages: Sequence[StageEstimate]) -> None:
+def _show(shape: ModelShape, assumed: Assumptions, stages: Sequence[StageEstimate], price: float) -> None:
     from rich.table import Table
 
     from kubealign.cli.console import standard_console
@@ -82,7 +84,9 @@ def _show(shape: ModelShape, assumed: Assumptions, stages: Sequence[StageEstimat
     table.add_row(f"fits {assumed.gpu_memory:g} GiB", *("yes" if s.fits else "NO" for s in stages))
     table.add_row("GPU-hours", *(f"{stage.hours:,.1f}" for stage in stages))
     console.print(table)
-    console.print(f"GPU-hours in all: {sum(stage.hours for stage in stages):,.1f}")
+    hours = sum(stage.hours for stage in stages)
+    cost = f", {hours * price:,.2f} at {price:g} a GPU-hour" if price else ""
+    console.print(f"GPU-hours in all: {hours:,.1f}{cost}")
     rates = assumed.throughput.rates(shape)
     slow = assumed.throughput.rates(shape, checkpointing=True)["train"]
     console.print(

@@ -122,6 +122,12 @@ class Results:
     outputs: list[Output] = field(default_factory=list)
     defaults: dict[str, object] = field(default_factory=dict)
     """Of those parameters that have one."""
+    price: float = 0.0
+    """Of an hour of the machine that it ran on; 0 where that is not known."""
+
+    def cost(self, seconds: float) -> float:
+        """What that many seconds of the machine cost."""
+        return seconds / 3600 * self.price
 
     def outputs_of(self, type_name: str) -> Iterator[Output]:
         """The outputs of one type, such as ``system.HTML``, in the order they were made."""
@@ -226,6 +232,7 @@ class Results:
         return {
             "pipeline": self.pipeline,
             "seconds": round(self.seconds, 1),
+            **({"price": self.price, "cost": round(self.cost(self.seconds), 6)} if self.price else {}),
             "model": relative(self.model),
             "evaluation": self.evaluation,
             "stages": [{name: getattr(row, name) for name in StageRow.__slots__} for row in self.stages],
@@ -261,6 +268,7 @@ def read_results(run: RunInfo) -> Results:
         folder=folder.path,
         parameters=yaml.safe_load(folder.parameters.read_text()) if folder.parameters.is_file() else {},
         seconds=content.get("seconds", 0.0),
+        price=content.get("price", 0.0),
         stages=[StageRow(**row) for row in content.get("stages", ())],
         outputs=[
             Output(
@@ -331,8 +339,9 @@ def collect(
     watcher: Watcher,
     parameters: Mapping[str, object],
     seconds: float,
+    price: float = 0.0,
 ) -> Results:
-    """The results of the run in ``folder``."""
+    """The results of the run in ``folder``, on a machine that costs ``price`` an hour."""
     outputs = find_outputs(graph, artifacts, watcher.runs)
     times = _times(graph, watcher.runs)
     rows = [
@@ -348,6 +357,7 @@ def collect(
         stages=rows,
         outputs=outputs,
         defaults={name: p.default for name, p in graph.parameters.items() if not p.required},
+        price=price,
     )
 
 

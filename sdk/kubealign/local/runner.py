@@ -112,7 +112,8 @@ def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Res
                 _execute(folder, given, watcher, graph, runner)
         except RunFailed as error:
             failure = error
-        results = collect(graph, folder.path, folder.artifacts, watcher, complete, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        results = collect(graph, folder.path, folder.artifacts, watcher, complete, seconds, run.local.price)
         try:
             _leave(folder, results, failure)
         except OSError as error:  # what failed comes first; both may be for lack of room

@@ -24,6 +24,7 @@ from kubealign_components.engines.rewards import REWARD, RewardSpec, reward_word
 from kubealign_components.errors import ConfigError
 from kubealign_components.evaluate.audit import decided_numbers
 from kubealign_components.evaluate.comparison import warnings
+from kubealign_components.gpus import visible_gpus
 from kubealign_components.reports.graph import Node, picture
 from kubealign_components.reports.html import render
 from kubealign_components.reports.lineage import to_html
@@ -69,7 +70,8 @@ def write_summary(results: Results, path: Path, *, failure: str = "") -> None:
         duration=duration(results.seconds),
         reuse=reuse_text(results),
         notes=notes_on(results),
-        stages=[_stage(row) for row in results.stages],
+        cost=f"{results.cost(results.seconds):.2f}" if results.price else "",
+        stages=[_stage(row, results) for row in results.stages],
         evaluation=_facts(decided_numbers(results.evaluation)),
         all_numbers=_facts(results.evaluation),
         counted=[
@@ -201,10 +203,12 @@ def _default(results: Results, name: str) -> str:
 
 def _machine() -> list[tuple[str, str]]:
     """What the run had to work with."""
+    cards = visible_gpus().names
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return [
         ("processor cores", str(os.cpu_count())),
         ("memory", f"{memory:.0f} GiB"),
+        *([("GPUs", str(len(cards)))] if cards else []),
         ("system", platform.platform()),
     ]
 
@@ -219,9 +223,10 @@ def _versions(results: Results) -> list[tuple[str, str]]:
     return [(name, ", ".join(values)) for name, values in versions.items()]
 
 
-def _stage(row: StageRow) -> list[str]:
+def _stage(row: StageRow, results: Results) -> list[str]:
     reused = "" if row.reused is None else str(row.reused)
-    return [row.title, str(row.rows_in), str(row.rows_out), reused, drop_text(row), str(row.seconds)]
+    cost = [f"{results.cost(row.seconds):.2f}"] if results.price else []
+    return [row.title, str(row.rows_in), str(row.rows_out), reused, drop_text(row), str(row.seconds), *cost]
 
 
 def notes_on(results: Results) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kubealign_components.data.dataset import DatasetWriter
+from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import (
     COMPLETIONS,
@@ -104,6 +105,27 @@ def test_rows_that_are_looked_at_are_of_everywhere_and_none_twice(
     assert {each.index(one) * 3 // rows for one in seen} == {0, 1, 2}
 
 
+def test_weights_wanted_and_got_are_told_of_a_mix(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([row(0, [completion(1)])], COMPLETIONS, stage="mix", params={"temperature": 2.0})
+    mixed = {
+        "large": {"weight": 1.0, "before": 400, "after": 20},
+        "small": {"weight": 2.0, "before": 100, "after": 40},
+    }
+    page = Page(rows_page(Dataset(dataset.uri, replace(dataset.manifest, extra={"sources": mixed}))))
+    assert ["small", "2", "100", "40", "50.0%", "66.7%"] in page.rows
+    assert ["large", "1", "400", "20", "50.0%", "33.3%"] in page.rows
+    assert "Weights" not in Page(rows_page(dataset)).text
+
+
+def test_what_says_nothing_is_not_shown(make_dataset: MakeDataset) -> None:
+    offline = [completion(1, tokens=None, finish_reason=None)]
+    page = Page(rows_page(make_dataset([row(0, offline)], COMPLETIONS)))
+    assert ["source-0", "1", "1"] in page.rows  # no column of tokens and rewards
+    assert "How completions ended" not in page.text
+    imported = Page(rows_page(make_dataset([prompt_row("a question", [])] * 2, PROMPTS)))
+    assert "Prompt lengths" in imported.charts and "characters" in imported.text
+
+
 def test_pairs_of_a_selection_and_of_training_are_set_side_by_side(make_dataset: MakeDataset) -> None:
     two = [completion(1, 0.9, 9, quantile_reward=1.0), completion(2, 0.1, 3, quantile_reward=0.0)]
     selected = make_dataset([row(0, two[::-1], pairs=[{"chosen": 1, "rejected": 0}])] * 3, SELECTION)
@@ -140,7 +162,7 @@ def test_log_probabilities_and_their_drift(make_dataset: MakeDataset) -> None:
 
 def test_prompts_alone_have_a_page_and_so_has_nothing(make_dataset: MakeDataset) -> None:
     prompts = make_dataset([prompt_row("hello", [])], PROMPTS)
-    assert Page(rows_page(prompts)).charts == []
+    assert Page(rows_page(prompts)).charts == ["Prompt lengths"]
     for schema in (PROMPTS, COMPLETIONS, JUDGED, SELECTION, TRAINING):
         assert "0 of 0 rows came through test" in Page(rows_page(make_dataset([], schema))).text
 

@@ -92,6 +92,19 @@ def test_the_table_and_the_page_hold_the_counts(tmp_path: Path) -> None:
     assert "0.1235" in page
 
 
+def test_a_price_tells_what_the_run_and_its_stages_cost_and_nothing_else_does(tmp_path: Path) -> None:
+    run = results(stage("sample"))
+    write_summary(run, tmp_path / "plain.html")
+    assert "ost" not in Page((tmp_path / "plain.html").read_text()).text.split("Stages")[0]
+    assert "cost" not in run.to_json()
+    priced = replace(run, price=2.4)
+    write_summary(priced, tmp_path / "priced.html")
+    page = Page((tmp_path / "priced.html").read_text())
+    assert "Cost: 2.48, at 2.4 for an hour of this machine" in page.text  # 3,725 seconds
+    assert ["sample", "10", "8", "", "2 prompt too long", "75.0", "0.05"] in page.rows
+    assert priced.to_json()["cost"] == pytest.approx(2.483333)
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_the_page_of_a_run_that_moves_still_leads_to_its_model(
     make_dataset: MakeDataset, tmp_path: Path, inside: bool
