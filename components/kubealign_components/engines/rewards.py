@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.fingerprint import canonical_json, digest, source_json
-from kubealign_components.data.models import ModelFiles, find_model, read_object
+from kubealign_components.data.models import ModelFiles, find_model, read_object, with_weights
 from kubealign_components.data.origins import note_origin
 from kubealign_components.data.principles import JUDGE, load_principles
 from kubealign_components.engines.dtypes import SAVED
@@ -211,7 +211,7 @@ class Rewarder:
     def __init__(self, spec: RewardSpec) -> None:
         self.spec = spec
         self._functions = [LoadedFunction(f) for f in spec.functions]
-        self._files = find_model(spec.model, spec.model_revision) if spec.model else None
+        self._files = find_model(spec.model, spec.model_revision, weights=False) if spec.model else None
         self._labels = self._label_indices()
         self.principles = (
             chosen_principles(spec.principles, spec.principle_names) if spec.principles else None
@@ -309,7 +309,7 @@ class Rewarder:
 
         assert self._files is not None
         return RewardModel(
-            self._files,
+            with_weights(self._files),
             dtype=self.spec.dtype,
             max_length=self.spec.max_length,
             token_budget=self.spec.token_budget,

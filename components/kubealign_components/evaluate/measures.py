@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kubealign_components.data.labels import preferred_pairs, verdicts_of
-from kubealign_components.data.models import ModelFiles
+from kubealign_components.data.models import ModelFiles, with_weights
 from kubealign_components.data.schemas import Completion
 from kubealign_components.evaluate.answers import ALIGNED, REFERENCE, ComparedPrompt
 from kubealign_components.evaluate.audit import audit
@@ -108,7 +108,7 @@ def _logprobs(
     groups = [Group(tokens, [c["token_ids"] for c in own]) for tokens, own in asked]
     values: list[list[float]] = []
     with (
-        Scorer(model.path, dtype=dtype) as scorer,
+        Scorer(with_weights(model).path, dtype=dtype) as scorer,
         progress_bar(len(groups), "prompts", f"evaluate {what}") as bar,
     ):
         for start in range(0, len(groups), _PROMPTS_AT_ONCE):

@@ -16,7 +16,7 @@ from kubealign_components.data.chat import ChatTemplate, DeferredTemplate, store
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
 from kubealign_components.data.finished import once, output_request
-from kubealign_components.data.models import ModelFiles, find_model, require_policy
+from kubealign_components.data.models import ModelFiles, find_model, require_policy, with_weights
 from kubealign_components.data.null_runs import is_null_run
 from kubealign_components.data.schemas import (
     EVALUATION,
@@ -200,8 +200,8 @@ def run(
     rewarder = Rewarder(config.reward) if config.reward else None
     second = Rewarder(config.held_out_reward) if config.held_out_reward else None
     judge = PairJudge(config.judge, rewarded) if config.judge else None
-    policy = find_model(config.policy, config.revision)
-    aligned = DeferredTemplate(find_model(model), stored_settings(rewarded))
+    policy = find_model(config.policy, config.revision, weights=False)
+    aligned = DeferredTemplate(find_model(model, weights=False), stored_settings(rewarded))
     require_policy(policy, rewarded)
     inputs = _Inputs(config, rewarded, policy, aligned, rewarder, second, judge)
     provenance = _provenance(inputs, model, model_uri or model)
@@ -414,7 +414,7 @@ def _sample(
     rows = [prompt.row for prompt in prompts]
     sampled: dict[str, list[Sampled]] = {}
     with (
-        open_engine(spec, template.model.path, template.end_ids) as engine,
+        open_engine(spec, with_weights(template.model).path, template.end_ids) as engine,
         progress_bar(len(rows), "prompts", "evaluate") as bar,
     ):
         asked = (Prompt(row["prompt_id"], row["prompt_token_ids"]) for row in rows)

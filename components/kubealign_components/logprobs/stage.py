@@ -18,7 +18,7 @@ from kubealign_components.data.chat.same_tokens import require_tokens
 from kubealign_components.data.chunks import Chunk, Part, open_chunk
 from kubealign_components.data.engine_processes import engines
 from kubealign_components.data.fingerprint import derive, digest
-from kubealign_components.data.models import ModelFiles, find_model, require_policy
+from kubealign_components.data.models import ModelFiles, find_model, require_policy, with_weights
 from kubealign_components.data.schemas import COMPLETIONS, REWARDED, SELECTION, Completion, TokenizedRow
 from kubealign_components.data.seeds import seed_for
 from kubealign_components.data.stats import Stats
@@ -105,11 +105,11 @@ def run(config: LogprobsConfig, *, chunk: Chunk) -> Part:
     dataset = open_chunk(chunk, COMPLETIONS, REWARDED, SELECTION)
     from kubealign_components.engines.dtypes import device_type
 
-    policy = find_model(config.policy, config.revision)
+    policy = find_model(config.policy, config.revision, weights=False)
     models = {"policy": require_policy(policy, dataset)}
     model = policy
     if config.reference:
-        model = find_model(config.reference, config.reference_revision)
+        model = find_model(config.reference, config.reference_revision, weights=False)
         models["reference"] = require_tokens(model, dataset, "reference")
     own = regime(config.adapter, resolved_dtype(config.dtype), device_type(), config.strategy)
     provenance = derive(
@@ -248,7 +248,7 @@ class LogprobStage:
             return sums
         if self._scorer is None:
             self._scorer = Scorer(
-                self._model.path,
+                with_weights(self._model).path,
                 dtype=self._regime["compute"],
                 weights=self._regime["weights"],
                 token_budget=self._config.token_budget,

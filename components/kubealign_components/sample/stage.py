@@ -23,7 +23,7 @@ from kubealign_components.data.chunks import Chunk, Part, open_chunk
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.engine_processes import engines
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive, digest
-from kubealign_components.data.models import ModelFiles, find_model, require_policy
+from kubealign_components.data.models import ModelFiles, find_model, require_policy, with_weights
 from kubealign_components.data.schemas import (
     COMPLETIONS,
     TOKEN_IDS,
@@ -102,7 +102,7 @@ def run(config: SampleConfig, *, chunk: Chunk) -> Part:
         EngineError: the engine cannot be started, or fails.
     """
     dataset = open_chunk(chunk, TOKENIZED)
-    model = find_model(config.policy, config.revision)
+    model = find_model(config.policy, config.revision, weights=False)
     settings = stored_settings(dataset)
     provenance = _provenance(config, dataset, model, settings)
     limit = context_limit(config.sampling, model.path)
@@ -227,7 +227,7 @@ class SampleStage:
     def _start(self) -> tuple[GenerationEngine, ChatTemplate]:
         if self._started is None:
             template = ChatTemplate(self._model, self._settings)
-            engine = open_engine(self._config.sampling, self._model.path, template.end_ids)
+            engine = open_engine(self._config.sampling, with_weights(self._model).path, template.end_ids)
             self._started = (engine, template)
         return self._started
 

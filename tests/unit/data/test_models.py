@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,42 +16,9 @@ from kubealign_components.data.model_files import beside_weights, needed, weight
 from kubealign_components.data.models import ModelFiles, find_adapter, find_model
 from kubealign_components.data.weight_records import RECORD
 from kubealign_components.errors import ConfigError, EngineError, StoreError
-from kubealign_components.store import ObjectInfo, inside, register
-from kubealign_components.store.local import LocalStore
+from kubealign_components.store import inside, register
+from support.bucket import Bucket
 from support.tiny import build_tiny_model
-
-
-class Bucket(LocalStore):
-    """``bucket:///path``: the local ``/path`` with a generation for each object, as a cloud store has."""
-
-    def __init__(self) -> None:
-        self.fetched: list[str] = []
-        self.extra: list[str] = []
-        self.on_fetch: Callable[[str], None] = lambda _: None
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Objects below the folder, and the names that a stranger gave to others."""
-        for entry in super().list(prefix.removeprefix("bucket://")):
-            version = str(Path(entry.uri).stat().st_ctime_ns)
-            yield ObjectInfo(f"bucket://{entry.uri}", entry.size, version)
-        for name in self.extra:
-            yield ObjectInfo(f"{prefix.rstrip('/')}/{name}", 1, "1")
-
-    def read(self, uri: str) -> bytes:
-        return super().read(uri.removeprefix("bucket://"))
-
-    def publish(self, uri: str, data: bytes) -> bool:
-        return super().publish(uri.removeprefix("bucket://"), data)
-
-    def delete(self, uri: str) -> None:
-        super().delete(uri.removeprefix("bucket://"))
-
-    def fetch(self, uri: str, directory: Path) -> Path:
-        self.fetched.append(uri.rsplit("/", 1)[-1])
-        self.on_fetch(uri)
-        directory.mkdir(parents=True, exist_ok=True)
-        name = uri.removeprefix("bucket://")
-        return Path(shutil.copyfile(name, directory / f".part-{Path(name).name}"))
 
 
 @pytest.fixture
