@@ -38,6 +38,8 @@ INPUTS: Mapping[str, Mapping[str, Input]] = {
     "sample": {"dataset": Input((TOKENIZED,))},
     "rewards": {"dataset": Input((COMPLETIONS, TOKENIZED))},
     "rank": {"dataset": Input((COMPLETIONS, TOKENIZED))},
+    "draw_more": {"prompts": Input((TOKENIZED,)), "rewarded": Input((REWARDED,))},
+    "join_draws": {"earlier": Input((REWARDED,)), "later": Input((REWARDED,))},
     "next_round": {"prompts": Input((TOKENIZED,)), "evaluation": Input((EVALUATION,))},
     "join_rounds": {"earlier": Input((REWARDED,)), "later": Input((REWARDED,))},
     "select": {"rewarded": Input((REWARDED, COMPLETIONS, TOKENIZED))},

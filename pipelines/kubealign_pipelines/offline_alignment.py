@@ -20,13 +20,14 @@ rest for each of them, and then one is chosen:
     … rewards ×chunks ─ merge ─ logprobs ×chunks ─ merge
            ─ (select ─ mix ─ train ─ evaluate) ×variants ─ choose
 
-With ``rounds`` above 1 all of it after ``filter`` is done again, on what the policy has become
-(``rounds.py``).
+With a range for ``sample_n`` more completions are drawn of those prompts whose best and worst are not
+settled (``draws.py``). With ``rounds`` above 1 all of it after ``filter`` is done again, on what the policy
+has become (``rounds.py``).
 """
 
 # ruff: noqa: B006 (KFP reads defaults from the signature and never changes them)
 # No postponed annotations here either: KFP reads them as they stand.
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,6 +44,8 @@ from kubealign_components.logprobs.component import logprobs
 from kubealign_components.rank.component import rank
 from kubealign_components.rewards.component import rewards
 from kubealign_components.sample.component import sample
+from kubealign_pipelines.draws import RANGE, SAMPLE_N, DrawRange, draws_of, further_draws
+from kubealign_pipelines.draws import decide as decide_draws
 from kubealign_pipelines.fan_out import fan_out
 from kubealign_pipelines.offline_tail import OFFLINE_STAGES, align_offline
 from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
@@ -54,16 +57,18 @@ from kubealign_pipelines.variants import VARIANTS, decide, swept_stages
 REWARDS = ("reward_functions", "reward_model")
 JUDGE = "rank_judge"
 """Who ranks a prompt's completions, in place of a reward."""
+BEST_WORST = "best_worst"
 LABELS = ("labels", "labelled")
 """Selections that need no rewards; the first is the default where there are none."""
 RULES = Rules(
     choices=(LOGPROBS_ORDER, ROUNDS, REFERENCE),
     deciding={
-        "sample_n": lambda n: 0 if n == 0 else None,
+        SAMPLE_N: decide_draws,
         "select_strategy": lambda strategy: strategy if strategy in LABELS else None,
         **dict.fromkeys((*REWARDS, JUDGE), lambda given: True if given else None),
         VARIANTS: decide,
     },
+    ranges={SAMPLE_N: RANGE},
     one_of=(REWARDS,),
     options={
         "import": "import_prompts",
@@ -178,6 +183,8 @@ class _Shape:
     order: str
     """Whether log-probabilities are computed "before" or "after" selection."""
     rounds: Rounds
+    draws: DrawRange | None = None
+    """How many completions are drawn of a prompt, where that is no parameter."""
     strategy: str = ""
     """Of selection, where that is no parameter."""
     swept: tuple[str, ...] = ()
@@ -209,7 +216,7 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
     """
     choices = RULES.choose(parameters)
     rounds, order = Rounds.chosen(choices), choices[LOGPROBS_ORDER.name]
-    sampled = parameters.get("sample_n") != 0
+    sampled = parameters.get(SAMPLE_N) != 0
     strategy = parameters.get("select_strategy")
     given = any(parameters.get(name) for name in REWARDS)
     judge = parameters.get(JUDGE)
@@ -231,6 +238,7 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
     if swept:
         order = _order_of_sweep(parameters, order, swept, rewarded=rewarded)
     return _Shape(
+        draws=_draws_of(parameters, rounds, rewarded=rewarded, swept=bool(swept)),
         sampled=sampled,
         rewarded=rewarded,
         ranked=bool(judge),
@@ -239,6 +247,28 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
         strategy=by_itself,
         swept=swept,
     )
+
+
+def _draws_of(
+    parameters: Mapping[str, object], rounds: Rounds, *, rewarded: bool, swept: bool
+) -> DrawRange | None:
+    """The range of draws that ``parameters`` ask for; None where every prompt gets as many."""
+    given = parameters.get(SAMPLE_N)
+    draws = draws_of(given)
+    if draws is None:
+        return None
+    strategy = parameters.get("select_strategy")
+    require(rewarded, SAMPLE_N, given, "a number, without a range: what settles a prompt is its rewards")
+    require(
+        strategy in (None, BEST_WORST),
+        "select_strategy",
+        strategy,
+        f"{BEST_WORST}, with a range for {SAMPLE_N}: draws end where the best and the worst sample of a "
+        "prompt are settled",
+    )
+    require(rounds.number == 1, ROUNDS.name, rounds.number, f"1 with a range for {SAMPLE_N}")
+    require(not swept, VARIANTS, parameters.get(VARIANTS), f"none with a range for {SAMPLE_N}")
+    return draws
 
 
 def _order_of_sweep(
@@ -260,8 +290,12 @@ def _stages(inputs: PipelineInputs, shape: _Shape) -> None:
     cuts = [*map(inputs.cut, shape.workers), {}]
     prompts = _prompts(inputs, cuts[0])
     answered = partial(_answered, inputs, shape, reward)
-    rows = answered(prompts, inputs["policy"], cuts=cuts[1:])
-    n = inputs["sample_n"] if shape.sampled else 1
+    if shape.draws is None:
+        rows = first = answered(prompts, inputs["policy"], cuts=cuts[1:])
+        n = inputs[SAMPLE_N] if shape.sampled else 1
+    else:
+        n = shape.draws.first
+        first, rows = _drawn(inputs, shape.draws, prompts, answered, scored_first=shape.scored_first)
     rewarding = {**reward, "rewards_options": inputs["rewards_options"]} if shape.rewarded else {}
     if shape.ranked:
         rewarding = {"judge": inputs[JUDGE], "rank_options": inputs["rank_options"]}
@@ -272,17 +306,37 @@ def _stages(inputs: PipelineInputs, shape: _Shape) -> None:
         selection={"strategy": shape.strategy} if shape.strategy else {},
         comparison={"n": n, **rewarding},
         swept=shape.swept,
+        # By as many completions of every prompt: where draws end by what they brought, their mean is biased.
+        against=first,
     )
     further_rounds(
         inputs,
         shape.rounds,
         prompts=prompts,
-        first=rows,
+        first=first,
         evaluated=aligned(rows, reference=inputs["reference"]),
         scored_first=shape.scored_first,
         answered=partial(answered, cuts=[inputs.cut(rewards), {}]),
         aligned=aligned,
     )
+
+
+def _drawn(
+    inputs: PipelineInputs,
+    draws: DrawRange,
+    prompts: PipelineTask,
+    answered: Callable[..., PipelineTask],
+    *,
+    scored_first: bool,
+) -> tuple[PipelineTask, PipelineTask]:
+    """What there is of the first draws, and what there is to select from."""
+
+    def of_number(asked: PipelineTask, about: str, number: int) -> PipelineTask:
+        return answered(asked, inputs["policy"], about, cuts=[inputs.cut(rewards), {}], n=number)
+
+    first = of_number(prompts, "", draws.first)
+    further = partial(further_draws, inputs, draws, prompts=prompts, first=first)
+    return first, further(scored_first=scored_first, answered=of_number)
 
 
 def _prompts(inputs: PipelineInputs, cut: Arguments) -> PipelineTask:
@@ -304,13 +358,15 @@ def _answered(
     about: str = "",
     *,
     cuts: Sequence[Arguments],
+    n: int | None = None,
 ) -> PipelineTask:
-    """What there is to select from: the prompts of ``rows``, completions that ``policy`` gives them, rewarded
-    ones."""
+    """What there is to select from: the prompts of ``rows``, completions that ``policy`` gives them, ``n`` of
+    each where that is no parameter, rewarded ones."""
     make_task, planned = inputs.placement, iter(cuts)
     if shape.sampled:
         split = {"validation_fraction": inputs["validation_fraction"], "split_seed": inputs["seed"]}
-        own = {"seed": inputs["seed"], **split, **inputs.of("sample")}
+        own: dict[str, object] = {"seed": inputs["seed"], **split, **inputs.of("sample")}
+        own |= {} if n is None else {"n": n}
         rows = fan_out(make_task, sample, rows, about=about, cut=next(planned), policy=policy, **own)
     if shape.rewarded:
         own = {**reward, **inputs.of("rewards")}

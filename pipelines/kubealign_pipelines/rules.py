@@ -44,6 +44,9 @@ class Rules:
     deciding: Mapping[str, Callable[[object], object]] = field(default_factory=dict)
     """Parameters that decide, too, when the pipeline is compiled, and what of their value does; None for one
     that leaves the stages as they are."""
+    ranges: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Numbers that may be a mapping, too, which then decides when the pipeline is compiled: its keys, and
+    what JSON calls their types."""
     one_of: tuple[tuple[str, ...], ...] = ()
     """Groups of parameters of which at least one must be given and not be empty, in a graph that has them."""
     options: Mapping[str, str] = field(default_factory=dict)

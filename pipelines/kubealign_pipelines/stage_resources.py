@@ -127,6 +127,8 @@ DEFAULTS: dict[str, StageResources] = {
     "merge": STREAMED,
     "rewards": _GPU,
     "rank": _GPU,
+    "draw_more": STREAMED,
+    "join_draws": STREAMED,
     "next_round": _DATA,
     "join_rounds": STREAMED,
     "select": STREAMED,

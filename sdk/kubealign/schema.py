@@ -85,6 +85,10 @@ def _parameters(graphs: Sequence[Graph]) -> Schema:
         properties[name]["enum"] = list(choice.values)
     for setting in settings_of(graphs, everywhere=True):
         _put(properties, setting)
+    for name, keys in graphs[0].rules.ranges.items():
+        number, meaning = properties[name], properties[name].pop("description")
+        range_of = _closed({key: {"type": kind} for key, kind in keys.items()})
+        properties[name] = {"description": meaning, "anyOf": [number, range_of]}
     for path, name in flat_names(graphs[0]).items():
         if (schema := _at(properties, path)) is not None:
             properties[name] = schema

@@ -19,6 +19,8 @@ SALMON = {
 }
 FURTHER = {"next_round", "join_rounds"}
 """Stages of rounds after the first one."""
+DRAWS = {"draw_more", "join_draws"}
+"""Stages between the draws of a range."""
 SHAPES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "scored after": ("offline_alignment", {}, OFFLINE | {"sample", "rewards"}),
     "scored before": ("offline_alignment", {"logprobs_order": "before"}, OFFLINE | {"sample", "rewards"}),
@@ -35,6 +37,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         "offline_alignment",
         {"variants": [{"select": {"strategy": "best_random"}}, {"train": {"beta": 0.2}}], **REWARD},
         OFFLINE | {"sample", "rewards", "choose"},
+    ),
+    "a range of draws": (
+        "offline_alignment",
+        {"sample_n": {"from": 4, "to": 16}},
+        OFFLINE | {"sample", "rewards"} | DRAWS,
     ),
     "two rounds": ("offline_alignment", {"rounds": 2}, OFFLINE | {"sample", "rewards"} | FURTHER),
     "three rounds, near the last": (

@@ -16,9 +16,8 @@ from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.schemas import REWARDED, RewardedCompletion, RewardedRow
 from kubealign_components.data.stats import Stats
-from kubealign_components.errors import DataError
 from kubealign_components.progress import progress_bar
-from kubealign_components.training.regime import nearest_steps
+from kubealign_components.rewarded_union import abreast, require_rewarded_alike
 
 VERSION = 2
 FIRST, LAST = "first", "last"
@@ -59,7 +58,7 @@ def run(config: JoinRoundsConfig, *, earlier: Dataset, later: Dataset, output: s
         ConfigError: the two were not rewarded alike.
         DataError: prompts that both have stand in another order.
     """
-    _check_rewards(earlier, later)
+    require_rewarded_alike(earlier, later)
     provenance = derive(
         "join_rounds",
         VERSION,
@@ -86,39 +85,12 @@ def run(config: JoinRoundsConfig, *, earlier: Dataset, later: Dataset, output: s
     return once(output_request(config, provenance, output), make)
 
 
-def _check_rewards(earlier: Dataset, later: Dataset) -> None:
-    ways = [
-        (step["params"], step["models"])
-        for dataset in (earlier, later)
-        for step in nearest_steps("rewards", dataset.manifest.fingerprint, dataset.manifest.recipe)
-    ]
-    same = all(way == ways[0] for way in ways)
-    require(same, "later", later.uri, f"a dataset with rewards of the same kind as those of {earlier.uri}")
-
-
 def _joined(
     config: JoinRoundsConfig, earlier: Dataset, later: Dataset, stats: Stats
 ) -> Iterator[RewardedRow]:
     """Each prompt of the earlier rounds, with what the later one added."""
-    own = set(earlier.table(["prompt_id"]).column("prompt_id").to_pylist())
-    ids = later.table(["prompt_id"]).column("prompt_id").to_pylist()
-    asked = set(ids)
-    if unknown := [name for name in ids if name not in own]:
-        raise DataError(
-            f"{later.uri} has {len(unknown)} prompts that {earlier.uri} has not, first {unknown[0]}: a round "
-            "samples for prompts of the first one"
-        )
-    waiting = later.iter_rows(of=RewardedRow)
-    for row in earlier.iter_rows(of=RewardedRow):
-        added: list[RewardedCompletion] = []
-        if row["prompt_id"] in asked:
-            other = next(waiting)
-            if other["prompt_id"] != row["prompt_id"]:
-                raise DataError(
-                    f"{later.uri} has prompt {other['prompt_id']} where {earlier.uri} has "
-                    f"{row['prompt_id']}: expected the same order in both"
-                )
-            added = other["completions"]
+    for row, other in abreast(earlier, later):
+        added = other["completions"] if other else ()
         yield {**row, "completions": _side_by_side(config, row, added, stats)}
 
 

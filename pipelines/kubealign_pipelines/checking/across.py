@@ -33,6 +33,9 @@ _NAMED = ("model", "model_revision", "principles", "principle_names")
 GATES = ("min_gain", "require")
 """Settings of ``evaluate`` that fail a run."""
 
+_SETTLED = {"strategy": "best_worst", "pairs_per_prompt": 1, "pool": "reference", "rewards": "as_given"}
+"""Settings of ``select`` with which it takes what ``draw_more`` settles."""
+_SETTLES = "the best and the worst sample of a prompt are settled"
 _NO_GATE = (
     "none with several rounds: the first round that falls short would end the run before those that may "
     "bring the gain; the summary and the report of the last round tell it"
@@ -54,6 +57,8 @@ def check_across(checked: Checked) -> Iterator[Finding]:
         yield from _training(train)
     for evaluate in checked.of("evaluate"):
         yield from _comparison(evaluate, checked)
+    for draw_more in checked.of("draw_more"):
+        yield from _draws(draw_more, checked)
     if checked.of("next_round"):
         yield from gates(checked, _NO_GATE)
         yield from _own_quantiles(checked)
@@ -204,6 +209,27 @@ def _pairs(select: Stage, checked: Checked) -> Iterator[Finding]:
         )
 
 
+def _draws(draw_more: Stage, checked: Checked) -> Iterator[Finding]:
+    """Draws end where the best and the worst of a prompt's samples, by reward as given, are settled: the
+    selection must take these."""
+    drawn = draw_more.config.drawn
+    for select in checked.of("select"):
+        for name, value in _SETTLED.items():
+            if getattr(select.config, name) != value:
+                expected = f"{shown(value)}, with a range for sample_n: draws end where {_SETTLES}"
+                yield error_at(select.path((name,)), getattr(select.config, name), expected)
+        if select.config.min_references > drawn:
+            expected = f"{drawn} or less: sample_n draws as few of a prompt that is settled"
+            yield error_at(select.path(("min_references",)), select.config.min_references, expected)
+    for sample in checked.of("sample"):
+        if sample.config.sampling.n != sample.task.arguments["n"].constant:
+            expected = "none beside sample_n, which says from how many to how many"
+            yield error_at(sample.path(("sampling", "n")), sample.config.sampling.n, expected)
+        if sample.config.share < 1:
+            expected = "1 with a range for sample_n: what a prompt is drawn more of, all prompts decide"
+            yield error_at(sample.path(("share",)), sample.config.share, expected)
+
+
 def _feeds(sample: Stage, select: Stage) -> bool:  # noqa: ARG001
     """Whether the number of samples is for selection: SALMON's judge gets two of a constant."""
     source = sample.task.arguments.get("n")
@@ -214,7 +240,8 @@ def _comparison(evaluate: Stage, checked: Checked) -> Iterator[Finding]:
     """The aligned policy is sampled and rewarded as the reference completions were; where nothing was sampled
     for it, as in PPO, ``evaluate`` does so for both policies."""
     number = evaluate.task.arguments.get("n", Source())
-    sampled = (s for s in checked.of("sample") if number.parameter and s.task.arguments.get("n") == number)
+    settled = number.parameter or checked.of("draw_more")
+    sampled = (s for s in checked.of("sample") if settled and s.task.arguments.get("n") == number)
     sample = next(sampled, None)
     if sample is None:
         return

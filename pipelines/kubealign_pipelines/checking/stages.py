@@ -124,6 +124,8 @@ def check_stages(graph: Graph, values: Mapping[str, object], *, complete: bool =
     every = graph.parameters | graph.others
     fitted = {}
     for name, value in values.items():
+        if name in graph.rules.ranges and isinstance(value, Mapping):
+            continue  # by which the stages were chosen
         if name in every and value is not None:
             value = _without_nulls(value)
             fitted[name], problem = _fit(every[name], value)

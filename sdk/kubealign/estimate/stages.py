@@ -24,6 +24,7 @@ from kubealign.estimate.formulas import (
     scoring_memory,
     training_memory,
 )
+from kubealign.estimate.recipe import Recipe, new_draws, of_new_draws
 from kubealign.parameters import check_parameters
 from kubealign.runfile import RunFile
 from kubealign_components.config import require
@@ -39,7 +40,7 @@ from kubealign_pipelines.checking.stages import arguments
 from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.graph import Graph, Task
 from kubealign_pipelines.stage_resources import DEFAULTS, TRAINING
-from kubealign_pipelines.variants import VARIANTS, swept_stages
+from kubealign_pipelines.variants import VARIANTS
 
 if TYPE_CHECKING:
     from kubealign_components.evaluate.stage import EvaluateConfig
@@ -57,10 +58,6 @@ _SAME_SIZE = math.log(1.5)
 
 Tokens = dict[str, float]
 """By kind of work: sample, score, train."""
-
-
-PROMPT_LIMIT = 2048
-"""Tokens of the longest prompt where no stage of the pipeline limits them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -266,14 +263,18 @@ def _of_variants(graph: Graph, values: Mapping[str, object]) -> Iterator[tuple[T
         taken = [(task, _config(task, values, variant)) for task in graph.tasks.values()]
         recipe = Recipe.of({task.function: config for task, config in taken}, values)
         rounds: Counter[str] = Counter()
+        new = new_draws(taken)
         for task, config in taken:
             rounds[task.function] += 1
             if task.each or not position:
-                yield task, config, recipe.of_task(task.function, rounds[task.function])
+                own = recipe.of_task(task.function, rounds[task.function])
+                yield task, *of_new_draws(task, config, own, new)
 
 
 def _config(task: Task, values: Mapping[str, object], variant: object) -> Any:
-    cls = config_class(task.function) if task.function in (*_TOKENS, "filter", "select") else None
+    cls = (
+        config_class(task.function) if task.function in (*_TOKENS, "filter", "select", "draw_more") else None
+    )
     own = {VARIANT: variant} if task.each else {}
     return None if cls is None else from_variant(cls, arguments(task, values) | own, task.function)
 
@@ -298,53 +299,6 @@ def _sum(tokens: Sequence[Mapping[str, float]]) -> Tokens:
 def _runs_a_model(task: Task, config: Any) -> bool:
     """Whether there is anything for a GPU to do: reward functions alone need none."""
     return task.function in _TOKENS and (task.function != "rewards" or bool(config.reward.model))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
-    """What stages have to know of each other's settings."""
-
-    prompt_limit: int
-    """Most tokens of a prompt."""
-    completions: int
-    """Of each prompt that is rewarded."""
-    selected: int
-    """Completions of each prompt that are trained on."""
-    pairs: int
-    """Pairs of each prompt that are trained on; 0 where single completions are."""
-    scored: int
-    """Completions of each prompt whose log-probability is computed."""
-    share: float = 1.0
-    """Of the prompts that are not held out, which a round samples."""
-    validation_fraction: float = 0.0
-    """Share of the prompts that is held out, of which every round samples all."""
-    asked: float = 1.0
-    """Share of the prompts that the task works on."""
-
-    @classmethod
-    def of(cls, configs: Mapping[str, Any], values: Mapping[str, object]) -> Recipe:
-        """The recipe of the stages' configs by function; ``evaluate`` samples as ``sample`` did."""
-        sampler = configs.get("evaluate") or configs.get("sample")  # a pipeline of one's own may have neither
-        completions = sampler.sampling.n if sampler else 1
-        filtered, sampled, select = map(configs.get, ("filter", "sample", "select"))
-        pairs = select.pairs_per_prompt if select is not None and select.pairwise else 0
-        selected = min(completions if sampled else 2 * pairs, 2 * pairs) if pairs else completions
-        before = values.get("logprobs_order") == "before" or "select" in swept_stages(values)
-        return cls(
-            prompt_limit=filtered.max_prompt_len if filtered else PROMPT_LIMIT,
-            completions=completions,
-            selected=selected,
-            pairs=pairs,
-            scored=completions if before else selected,
-            share=sampled.share if sampled else 1.0,
-            validation_fraction=sampled.validation_fraction if sampled else 0.0,
-        )
-
-    def of_task(self, function: str, number: int) -> Recipe:
-        """This recipe for the ``number``-th task of a stage, counted from 1: log-probabilities and training
-        are of what all rounds so far have sampled."""
-        share = min(self.share * number, 1.0) if function in ("logprobs", "train") else self.share
-        return replace(self, asked=share + (1 - share) * self.validation_fraction)
 
 
 class _Stage:

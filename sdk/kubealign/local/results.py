@@ -34,6 +34,8 @@ USUAL_NAMES = {
     "train_reward_model": "reward_model",
     "rewards": "rewarded",
     "rank": "rewarded",
+    "draw_more": "unresolved",
+    "join_draws": "drawn",
     "next_round": "round_prompts",
     "join_rounds": "joined",
     "select": "selected",

@@ -33,6 +33,8 @@ ROUNDS = frozenset(["next_round", "join_rounds"])
 """Stages that begin and join further rounds of offline alignment."""
 _ONCE = frozenset(["import_prompts", "filter"])
 """Stages that stand before all rounds."""
+DRAWS = frozenset(["draw_more", "join_draws"])
+"""Stages between the draws of a range."""
 _TWICE = frozenset(["filter", "sample", "train_reward_model"])
 """Stages that SALMON has two of."""
 
@@ -47,6 +49,13 @@ class Story:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self.stages = {step["stage"] for step in manifest.recipe.values()}
+        require(
+            not self.stages & DRAWS,
+            "rerun",
+            manifest.slug,
+            "what a run made that drew as many completions of every prompt: this one's sample_n was a range, "
+            "for which no run file can be told; run the file that made it once more",
+        )
         salmon = bool(self.stages & SALMON)
         stages = SALMON | OFFLINE - {"import_prompts"} if salmon else OFFLINE | ROUNDS
         repeated = (

@@ -11,7 +11,7 @@ from kubealign_components.errors import ConfigError
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.graph import Graph
 from support.compiled import compile_ir, read_ir
-from support.pipeline_shapes import FURTHER, SHAPES
+from support.pipeline_shapes import DRAWS, FURTHER, SHAPES
 
 
 @pytest.fixture(params=SHAPES)
@@ -29,9 +29,10 @@ def test_the_top_level_shows_the_whole_recipe(shape: tuple[dict[str, Any], Graph
     shown = [task["taskInfo"]["name"] for task in tasks.values()]
     assert len(set(shown)) == len(shown)
     named = {title for one in shown for title in one.removeprefix("each variant: ").split(", ")}
-    further = FURTHER & stages  # which bear the number of their round
-    assert {stage.replace("_", " ") for stage in stages - further} <= named
+    further, draws = FURTHER & stages, DRAWS & stages  # which bear the number of their round, or of draws
+    assert {stage.replace("_", " ") for stage in stages - further - draws} <= named
     assert {f"{stage.replace('_', ' ')} 2" for stage in further} <= named
+    assert {f"{stage.replace('_', ' ')} of 8" for stage in draws} <= named
     assert {task.function for task in graph.tasks.values()} - {"split", "merge"} == stages
     for name, task in tasks.items():
         assert "triggerPolicy" not in task, f"{name} depends on a condition"

@@ -25,8 +25,8 @@ from kubealign_pipelines.stage_resources import DEFAULTS, PART_OF, StageResource
 from support.compiled import compile_ir
 from support.pipeline_shapes import FURTHER
 
-ASKED_FOR = {"rank", "choose"}
-"""Stages of a judge in place of a reward, and of a sweep."""
+ASKED_FOR = {"rank", "choose", "draw_more", "join_draws"}
+"""Stages of a judge in place of a reward, of a sweep, and of a range of draws."""
 SALMON_ALONE = {
     "clean_prompts",
     "judge",

@@ -315,6 +315,7 @@ def test_shipped_run_files_are_valid_by_the_schema(path: Path, schemas: dict[str
         {"parameters": {"sources": [{"url": "a", "name": "b"}]}},
         {"parameters": {"train_objective": "dpoo"}},
         {"parameters": {"sample_n": "three"}},
+        {"parameters": {"sample_n": {"from": 4, "too": 16}}},
         {"parameters": {"logprobs_order": "befor"}},
         {"compile": {"stages": {"sampel": {"cpu": 1}}}},
         {"compile": {"stages": {"sample": {"memroy": "1Gi"}}}},
@@ -325,6 +326,12 @@ def test_shipped_run_files_are_valid_by_the_schema(path: Path, schemas: dict[str
 def test_misspelt_run_files_are_not(change: dict[str, Any], schemas: dict[str, Any]) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"pipeline": "offline_alignment"} | change, schemas["offline_alignment"])
+
+
+@pytest.mark.parametrize("n", [8, {"from": 4, "to": 16}, {"from": 4, "to": 16, "within": 0.1}], ids=str)
+def test_a_number_and_a_range_of_samples_are_by_the_schema(n: object, schemas: dict[str, Any]) -> None:
+    run = {"pipeline": "offline_alignment", "parameters": {"sample_n": n}}
+    jsonschema.validate(run, schemas["offline_alignment"])
 
 
 plain = st.recursive(

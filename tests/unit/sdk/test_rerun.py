@@ -341,6 +341,12 @@ def test_rounds_are_told_up_to_the_one_that_made_it(number: int) -> None:
     assert "sample_options" not in told, "the round has its own seeds because it is a further one"
 
 
+@pytest.mark.parametrize("stage", ["draw_more", "join_draws"])
+def test_a_run_whose_draws_were_a_range_is_refused_for_what_it_is(stage: str) -> None:
+    with pytest.raises(ConfigError, match="this one's sample_n was a range"):
+        run_file_of(manifest_of(derive(stage, 1, {"to": 8})))
+
+
 def evaluated(folder: Path, spec: RewardSpec) -> Manifest:
     with closing(Rewarder(spec)) as rewarder:
         params = {"sampling": {}, "reward": reward_params(spec), "judge": None}
