@@ -31,7 +31,7 @@ GENERATION = "{% generation %}{{ message['content'] }}{% endgeneration %}"
 GIVEN_ON_THE_COMMAND_LINE = {
     "demo": ["policy", "sources[0].uri"],
     "preferences": ["policy", "sources[0].uri"],
-    "salmon_demo": ["policy", "sources[0].uri", "pmp_sources[0].uri", "rl_sources[0].uri"],
+    "salmon_demo": ["policy", "pmp_sources[0].uri"],
 }
 
 
