@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kubealign_components.engines.head import Head, chosen_logprobs
+from kubealign_components.engines.last_token import SHORTEST_PREFIX, common_length
 from kubealign_components.engines.packing import Group, PackedBatch, hidden_states, lay_out, prepare
 from kubealign_components.engines.reward_model import load_head
 from kubealign_components.errors import ConfigError, EngineError
@@ -156,10 +157,16 @@ class PpoModel(nn.Module):
 
 
 def pack_rollouts(rollouts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> PackedBatch:
-    """Prompts with their completions in one row; targets are the completions' tokens."""
-    tokens, positions, segments = lay_out([Group((), [(*p, *c) for p, c in rollouts])])
+    """Prompts with their completions in one row; targets are the completions' tokens.
+
+    What all prompts begin with, such as a system message, is computed once.
+    """
+    shared = _beginning_of_all([prompt for prompt, _ in rollouts])
+    texts = [(*prompt[len(shared) :], *completion) for prompt, completion in rollouts]
+    tokens, positions, segments = lay_out([Group(shared, texts)])
     lengths = torch.tensor([len(completion) for _, completion in rollouts])
-    starts = [stop - len(completion) for (*_, stop), (_, completion) in zip(segments, rollouts)]
+    ends = [stop for *_, first, stop in segments if stop > first]
+    starts = [stop - len(completion) for stop, (_, completion) in zip(ends, rollouts, strict=True)]
     spans = [torch.arange(start, start + len(c)) for start, (_, c) in zip(starts, rollouts)]
     target_positions_M = torch.cat(spans)
     input_ids = torch.tensor([tokens])
@@ -172,6 +179,15 @@ def pack_rollouts(rollouts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Pa
         owners=torch.repeat_interleave(lengths),
         completions=len(rollouts),
     )
+
+
+def _beginning_of_all(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
+    """What all ``prompts`` begin with, but for the last token of the shortest; nothing where that is so short
+    that attending in two parts does not pay."""
+    first, *others = map(tuple, prompts)
+    shared = min((common_length(first, other) for other in others), default=0)
+    shared = min(shared, *(len(prompt) - 1 for prompt in prompts))
+    return first[:shared] if shared >= SHORTEST_PREFIX else ()
 
 
 def _head(adapter: Path, hidden: int) -> Tensor:

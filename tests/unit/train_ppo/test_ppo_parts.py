@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -16,6 +17,8 @@ from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.models import find_model
 from kubealign_components.data.seeds import is_held_out
+from kubealign_components.engines.last_token import SHORTEST_PREFIX
+from kubealign_components.engines.packing import PackedBatch
 from kubealign_components.engines.reward_model import RewardModel
 from kubealign_components.errors import ConfigError, DataError, EngineError
 from kubealign_components.train_ppo.config import PpoConfig
@@ -154,6 +157,38 @@ def test_token_logprobs_and_entropy_are_those_of_a_plain_forward(model: PpoModel
     torch.testing.assert_close(
         torch.stack([logprobs, entropies]), torch.cat(expected, 1), atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("shared", [15, 16, 40])
+def test_what_all_prompts_begin_with_changes_nothing(model: PpoModel, shared: int) -> None:
+    """Log-probabilities, values and gradients are those of rollouts that are packed one by one."""
+    draw = np.random.default_rng(0)
+    system = draw.integers(3, 90, shared).tolist()
+    rollouts = [
+        ([*system, *draw.integers(3, 90, n).tolist()], draw.integers(3, 90, 4).tolist()) for n in (1, 5, 3)
+    ]
+    jolt(model, POLICY)
+    jolt(model, VALUE)
+
+    def measured(batches: list[PackedBatch]) -> list[torch.Tensor]:
+        model.zero_grad()
+        results = []
+        for part, of in ((POLICY, lambda batch: model.tokens(POLICY, batch)[0]), (VALUE, model.values)):
+            with model.acting(part):
+                numbers = torch.cat([of(batch) for batch in batches])
+                numbers.square().sum().backward()
+            results += [
+                numbers.detach(),
+                *(w.grad for w in model.trained(part).values() if w.grad is not None),
+            ]
+        return results
+
+    together = pack_rollouts(rollouts)
+    saved = 2 * shared if shared >= SHORTEST_PREFIX else 0
+    assert together.input_ids.shape[1] == sum(len(p) + len(c) for p, c in rollouts) - saved
+    apart = measured([pack_rollouts([one]) for one in rollouts])
+    for one, other in zip(measured([together]), apart, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 def test_adapters_do_not_touch_each_other(model: PpoModel) -> None:
