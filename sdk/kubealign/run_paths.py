@@ -62,7 +62,7 @@ def _last_of(name: str) -> str:
 def _beside(name: str, value: object, folder: Path) -> object:
     if name in _FOLDERS:
         return _absolute(value, folder, always=True)
-    if name in _PATHS:
+    if name in _PATHS and not isinstance(value, Mapping):  # a judge is named, or has settings with paths
         return _absolute(value, folder)
     if name.endswith(SOURCES) and isinstance(value, list):
         return [

@@ -137,6 +137,9 @@ def _leaf(setting: Setting) -> Schema:
 
 def _below(target: Schema, part: str) -> Schema:
     if part == "[]":
+        if target["type"] == "object":  # made on the way here, before it was known to be a list
+            target.clear()
+            target["type"] = "array"
         item = target.setdefault("items", {"anyOf": [_closed({}), {"type": "string"}]})
         inside: Schema = item["anyOf"][0]
         return inside

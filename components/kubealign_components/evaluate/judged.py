@@ -46,7 +46,8 @@ class WinRates:
     """Over all principles, which count alike."""
     by_principle: Mapping[str, WinRate]
     consistency: float
-    """Share of judgements whose two orders agree, identical completions left out; NaN without any."""
+    """Share of judgements whose two orders agree, identical completions and ties in both orders left out; NaN
+    without any."""
     prompts: int
     """How many were judged."""
 
@@ -89,7 +90,8 @@ def judged(
                 stats.counts["judged_pairs"] += len(pairs) - pairs.count(None)
                 why = "without_answer" if judge.spec.endpoint else "over_length"
                 stats.counts[f"judged_pairs_{why}"] += pairs.count(None)
-                consistent += [j.consistent for pair in pairs for j in pair or ()]
+                # A function that rewards both alike says so in either order: there is nothing to agree on.
+                consistent += [j.consistent for pair in pairs for j in pair or () if j.s12 or j.s21]
                 outcomes_of_prompt = [_outcome(pair, judge) for pair in pairs if pair is not None]
                 if outcomes_of_prompt:
                     outcomes.append(np.mean(outcomes_of_prompt, axis=0))

@@ -385,6 +385,17 @@ def test_the_judges_win_rate_is_that_of_its_judgements(
     assert Dataset.open(out).manifest.recipe[Dataset.open(out).manifest.fingerprint]["models"]["judge"]
 
 
+def test_a_tie_of_a_function_is_no_disagreement_of_its_orders(
+    really_rewarded: Dataset, tiny_model: Path, other_model: Path, tmp_path: Path
+) -> None:
+    same = {"function": f"{FUNCTIONS}:format_match", "settings": {"kind": "regex", "pattern": ".*"}}
+    functions = [same | {"principle": name} for name in ("Brief", "Kind")]
+    settings = config(tiny_model, REAL, kl_prompts=0, **judging(tiny_model, tmp_path, functions=functions))
+    out = str(tmp_path / "out")
+    numbers = run(settings, rewarded=really_rewarded, model=str(other_model), output=out).numbers
+    assert numbers["judge_win_rate"] == 0.5 and "judge_consistency" not in numbers
+
+
 def test_questions_over_length_leave_no_verdict(
     really_rewarded: Dataset,
     tiny_model: Path,

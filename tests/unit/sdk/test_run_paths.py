@@ -30,6 +30,13 @@ PARAMETERS = {
         "chat_template_kwargs": {"template": "data/chat.jinja"},
     },
     "judge_options": {"template": "judge", "adapter": "models/tiny"},
+    "evaluate_options": {
+        "judge": {
+            "judge": "models/tiny",
+            "principles": "./own.yaml",
+            "functions": [{"function": "rewards.py:short", "principle": "Short"}],
+        }
+    },
     "sample_adapter": "models/tiny",
     "ppo_functions": ["rewards.py:short"],
     "sample_chat_template_kwargs": {"template": "data/chat.jinja"},
@@ -76,6 +83,13 @@ def test_relative_paths_go_by_the_run_file(project: Path) -> None:
             "chat_template_kwargs": {"template": "data/chat.jinja"},
         },
         "judge_options": {"template": "judge", "adapter": str(project / "models/tiny")},
+        "evaluate_options": {
+            "judge": {
+                "judge": str(project / "models/tiny"),
+                "principles": str(project / "own.yaml"),
+                "functions": [{"function": f"{project}/rewards.py:short", "principle": "Short"}],
+            }
+        },
         "sample_adapter": str(project / "models/tiny"),
         "ppo_functions": [f"{project}/rewards.py:short"],
         "sample_chat_template_kwargs": {"template": "data/chat.jinja"},
