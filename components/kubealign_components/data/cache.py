@@ -36,6 +36,9 @@ def keep_text(kind: str, key: str, text: str) -> None:
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=".", dir=folder)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        Path(name).replace(folder / key)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+            Path(name).replace(folder / key)
+        finally:
+            Path(name).unlink(missing_ok=True)  # there still where it could not be written or moved

@@ -33,6 +33,8 @@ _LIBRARIES = (
     "mistral-common",
 )
 """What a tokenizer and its template are read with."""
+_BESIDE = ("model_files.py", "models.py")
+"""What a model's files are read by, the ends that they name among them; beside the package of templates."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,5 +147,7 @@ def _digest_of(path: Path) -> str:
 @cache
 def _made_by() -> dict[str, object]:
     """What decides the facts of given files: the libraries, and the code of this package."""
-    code = {path.name: file_digest(path) for path in sorted(Path(__file__).parent.glob("*.py"))}
+    own = Path(__file__).parent
+    paths = [*own.glob("*.py"), *(own.parent / name for name in _BESIDE)]
+    code = {str(path.relative_to(own.parent)): file_digest(path) for path in sorted(paths)}
     return {"libraries": {name: version_of(name) for name in _LIBRARIES}, "code": code}
