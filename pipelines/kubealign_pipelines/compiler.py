@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ from kubealign_pipelines.workflow_size import most_chunks
 
 if TYPE_CHECKING:
     from kfp.dsl.graph_component import GraphComponent
+
+log = logging.getLogger(__name__)
 
 PLANNED = "max_chunks"
 """Argument of the stages that plan a fan-out: the most chunks of it."""
@@ -132,6 +135,14 @@ def _limit_chunks(spec: Json, variants: int) -> None:
     ]
     most = max((int(value["constant"]) for value in planned), default=1)
     limit = most_chunks(spec, most, variants=variants)
+    if variants and limit < most:
+        log.warning(
+            "%d variants leave room for %d chunks of a fan-out, not %d, in Kubernetes' object of the run: "
+            "sampling and rewarding have no more pods; a sweep of fewer variants has room for more",
+            variants,
+            limit,
+            most,
+        )
     for value in planned:
         value["constant"] = float(min(value["constant"], limit))
 

@@ -25,6 +25,7 @@ def swept_stages(parameters: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def decide(variants: object) -> object:
-    """What of the parameter decides on the stages of a graph: the first one that is done for each variant."""
+    """What of the parameter decides on a graph: the first stage that is done for each variant, and how many
+    there are, which leaves room for so many chunks."""
     swept = swept_stages({VARIANTS: variants})
-    return [{swept[0]: {}}] if swept else None
+    return [{swept[0]: {}}] * len(variants) if swept and isinstance(variants, list) else None

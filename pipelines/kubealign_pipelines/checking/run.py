@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from kubealign_components.data.chat import ChatTemplate, TemplateMismatch
 from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
-from kubealign_pipelines import build
+from kubealign_pipelines import build, rules
 from kubealign_pipelines.checking.across import check_across, check_counts, secrets
 from kubealign_pipelines.checking.carried import check_carried, check_texts
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, distinct, error_at, is_within
@@ -20,6 +20,7 @@ from kubealign_pipelines.checking.rewards import check_functions
 from kubealign_pipelines.checking.sources import Prompts, check_sources, warn_of_unread
 from kubealign_pipelines.checking.stages import Checked, check_stages
 from kubealign_pipelines.checking.variants import (
+    check_compiled,
     check_form,
     check_one_of_many,
     check_others,
@@ -34,7 +35,7 @@ from kubealign_pipelines.checking.work import check_work
 from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.graph import Graph
 from kubealign_pipelines.resources import CompileSettings
-from kubealign_pipelines.variants import VARIANTS, decide
+from kubealign_pipelines.variants import VARIANTS
 
 
 @dataclass(slots=True)
@@ -83,7 +84,7 @@ def check_run(
     unseen: set[str] = set() if here else unseen_folders(settings, in_pod=in_pod)
     models = partial(check_models, here=here, unseen=unseen)
     tried = partial(_tried, in_pod=in_pod, process=process)
-    if is_sweep(values) or (shape is not None and is_sweep(shape)):
+    if VARIANTS in rules(pipeline).deciding and (is_sweep(values) or (shape is not None and is_sweep(shape))):
         plain = {} if shape is None else {"shape": plain_shape(shape)}
         one = partial(
             check_run,
@@ -158,11 +159,7 @@ def _check_sweep(
     """
     values = {VARIANTS: [], **values}
     graph, refused = _graph(pipeline, values if shape is None else shape, settings)
-    if shape is not None and decide(values[VARIANTS]) != decide(shape[VARIANTS]):
-        text = (
-            "variants that differ first in the stage in which those did that the pipeline was compiled with"
-        )
-        refused = [*refused, error_at((PARAMETERS, VARIANTS), values[VARIANTS], text)]
+    refused = [*refused, *(check_compiled(values, shape) if shape is not None else ())]
     plain, _ = _graph(pipeline, plain_shape(values if shape is None else shape), settings)
     form = list(check_form(plain, values))
     runs = plain_runs(plain, values)

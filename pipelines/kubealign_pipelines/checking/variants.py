@@ -96,6 +96,24 @@ def check_form(graph: Graph, values: Mapping[str, object]) -> Iterator[Finding]:
             yield from _check_stage(graph, (*path, position, stage), stage, options)
 
 
+def check_compiled(values: Mapping[str, object], shape: Mapping[str, object]) -> Iterator[Finding]:
+    """Findings on what a compiled sweep has no stages or no room for.
+
+    Args:
+        values: the parameters of the sweep.
+        shape: those by which its stages were chosen.
+    """
+    given, compiled = values[VARIANTS], shape.get(VARIANTS)
+    path: Path = (PARAMETERS, VARIANTS)
+    if swept_stages(values)[:1] != swept_stages(shape)[:1]:
+        text = "those that differ first in the stage in which the variants did that it was compiled with"
+        yield error_at(path, given, text)
+    elif isinstance(given, list) and isinstance(compiled, list) and len(given) > len(compiled):
+        # Its chunks were counted for these: with more of them the object of the run may grow too large.
+        text = f"at most {len(compiled)}, with which the pipeline was compiled; compile it with these"
+        yield error_at(path, f"{len(given)} variants", text)
+
+
 def check_others(
     graph: Graph,
     runs: Sequence[PlainRun],

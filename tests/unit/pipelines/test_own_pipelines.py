@@ -22,8 +22,10 @@ from kubealign_components.errors import ConfigError, Unexpected
 from kubealign_components.own_stage import packed, read_stage
 from kubealign_components.raised import where
 from kubealign_pipelines import build, rules
+from kubealign_pipelines.checking.run import check_run
 from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.own_stages import own_stage
+from kubealign_pipelines.resources import CompileSettings
 from support.datasets import MakeDataset
 from support.documents import PAGE, leave_own_pipeline, shown_file
 from support.tiny import prompt_row
@@ -307,6 +309,15 @@ def test_rules_are_those_of_the_file_whatever_its_pipeline_is_called(tmp_path: P
         [],
     ]
     assert [graph.rules.one_of for graph in graphs] == [()] * 3
+
+
+def test_a_parameter_called_variants_is_no_sweep_in_a_pipeline_without_that_rule(tmp_path: Path) -> None:
+    path = Path(leave_pipe(tmp_path, task="in_python(options=variants)"))
+    text = path.read_text().replace("options: dict)", "options: list)")
+    path.write_text(text.replace("sample_options: dict = {}", "variants: list = [], choose_size: int = 1"))
+    for shape in (None, {}):
+        values = {"variants": [{"size": 1}]}
+        assert check_run(str(path), values, CompileSettings(), here=True, shape=shape).findings == []
 
 
 def test_a_function_may_import_what_lies_beside_its_file(tmp_path: Path) -> None:

@@ -203,8 +203,26 @@ def test_what_a_variant_names_is_looked_at_wherever_it_stands(tmp_path: Path) ->
     ]
 
 
+def test_variants_that_take_the_room_of_chunks_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    variants = [{"select": {"seed": seed}} for seed in range(2)]
+    settings = CompileSettings(max_chunks=100)
+    compile_pipeline(
+        "offline_alignment", tmp_path / "a.yaml", settings, parameters={**GIVEN, "variants": variants}
+    )
+    [text] = caplog.messages
+    assert text.startswith("2 variants leave room for ") and "not 100" in text
+    caplog.clear()
+    settings = CompileSettings(max_chunks=2)
+    compile_pipeline(
+        "offline_alignment", tmp_path / "b.yaml", settings, parameters={**GIVEN, "variants": variants}
+    )
+    assert not caplog.messages
+
+
 def test_a_form_may_change_variants_but_not_where_they_begin() -> None:
-    compiled = {**GIVEN, "variants": [{"train": {"beta": 0.1}}]}
+    compiled = {**GIVEN, "variants": [{"train": {"beta": 0.1}}, {"train": {"beta": 0.2}}]}
     shape = RULES.shape(compiled)
 
     def in_pod(variants: object) -> list[str]:
@@ -213,6 +231,11 @@ def test_a_form_may_change_variants_but_not_where_they_begin() -> None:
         return [f"{f.name}: {f.expected}" for f in report.errors if f.name.startswith("variants")]
 
     assert in_pod([{"train": {"beta": 0.3}}, {"train": {"objective": "ipo"}}]) == []
+    assert in_pod([{"train": {"beta": 0.3}}]) == []
+    [text] = in_pod([{"train": {"beta": beta}} for beta in (0.1, 0.2, 0.3)])
+    assert text == "variants: at most 2, with which the pipeline was compiled; compile it with these", (
+        "its chunks have been counted for no more"
+    )
     assert any("differ first in the stage" in text for text in in_pod([{"select": {"seed": 1}}]))
     assert any("differ first in the stage" in text for text in in_pod([]))
 
