@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from kubealign_components.data.cache import CACHE
-from kubealign_components.data.chat import ChatTemplate, DeferredTemplate, TemplateSettings, policy
+from kubealign_components.data.cache import CACHE, keep_text, kept_text
+from kubealign_components.data.chat import ChatTemplate, DeferredTemplate, TemplateSettings, deferred, policy
 from kubealign_components.data.chat.deferred import KIND
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.fingerprint import file_digest
 from kubealign_components.data.models import find_model
 from kubealign_components.errors import EngineError
 from support.datasets import MakeDataset, questions
@@ -110,6 +111,36 @@ def test_a_damaged_cache_does_no_harm(tiny_model: Path, tmp_path: Path, loads: l
     file.write_text(kept)
     assert facts(DeferredTemplate(model)) == expected
     assert len(loads) == 2
+
+
+@pytest.mark.parametrize("name", ["model_files.py", "models.py", "ends.py"])
+def test_what_other_code_found_out_is_found_out_again(
+    tiny_model: Path, loads: list[Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The code that reads a model's configs names ends of turns too, wherever it lies."""
+    model = find_model(str(tiny_model))
+    expected = facts(DeferredTemplate(model))
+
+    def changed(path: Path) -> str:
+        return file_digest(path) + (", changed" if path.name == name else "")
+
+    monkeypatch.setattr(deferred, "file_digest", changed)
+    deferred._made_by.cache_clear()
+    try:
+        assert facts(DeferredTemplate(model)) == expected
+    finally:
+        deferred._made_by.cache_clear()
+    assert len(loads) == 2
+
+
+def test_what_cannot_be_kept_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path))
+    (tmp_path / KIND / "key").mkdir(parents=True)  # no file can take its place
+    keep_text(KIND, "key", "text")
+    assert [path.name for path in (tmp_path / KIND).iterdir()] == ["key"]
+    keep_text(KIND, "other", "text")
+    assert kept_text(KIND, "other") == "text"
+    assert len(list((tmp_path / KIND).iterdir())) == 2
 
 
 STAGES = """
