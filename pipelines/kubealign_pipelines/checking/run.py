@@ -24,6 +24,7 @@ from kubealign_pipelines.checking.variants import (
     check_form,
     check_one_of_many,
     check_others,
+    check_repeated,
     is_sweep,
     of_sweep,
     plain_runs,
@@ -161,8 +162,8 @@ def _check_sweep(
     graph, refused = _graph(pipeline, values if shape is None else shape, settings)
     refused = [*refused, *(check_compiled(values, shape) if shape is not None else ())]
     plain, _ = _graph(pipeline, plain_shape(values if shape is None else shape), settings)
-    form = list(check_form(plain, values))
     runs = plain_runs(plain, values)
+    form = list(check_form(plain, values))
     first = one(runs[0].values if runs else plain_shape(values))
     checked = check_stages(graph, values, complete=complete)
     max_kl = next((stage.config.max_kl for stage in checked.of("choose")), None)
@@ -179,6 +180,7 @@ def _check_sweep(
         seen.extend(stage.config for stage in new)
         yield from tried(replace(other, stages=new), first.prompts)
 
+    findings += check_repeated(plain, runs, values)
     findings += check_others(
         plain, runs[1:], complete=complete, max_kl=max_kl, look=look if complete else None
     )

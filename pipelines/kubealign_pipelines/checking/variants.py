@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kubealign_components.config import BORROWS, GROUPS, Path
+from kubealign_components.config import BORROWS, GROUPS, Path, semantic_params
+from kubealign_components.data.fingerprint import canonical_json
 from kubealign_components.stages import CONFIGS, config_class
 from kubealign_components.variant import options_over
 from kubealign_pipelines.checking.across import check_across, gates
-from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at, is_within
-from kubealign_pipelines.checking.stages import Checked, check_stages
+from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at, is_within, warning_at
+from kubealign_pipelines.checking.stages import Checked, Stage, check_stages
 from kubealign_pipelines.flat import Folded, fold
 from kubealign_pipelines.graph import Graph, Source
 from kubealign_pipelines.rules import LOGPROBS_ORDER
@@ -65,9 +66,7 @@ def plain_runs(graph: Graph, values: Mapping[str, object]) -> list[PlainRun]:
         values: the parameters of the sweep.
     """
     base = fold(graph, plain_shape(values))
-    given = values[VARIANTS]
-    variants = given if isinstance(given, list) else []
-    return [_plain_run(graph, base, position, variant) for position, variant in enumerate(variants)]
+    return [_plain_run(graph, base, position, variant) for position, variant in enumerate(_listed(values))]
 
 
 def check_form(graph: Graph, values: Mapping[str, object]) -> Iterator[Finding]:
@@ -83,17 +82,38 @@ def check_form(graph: Graph, values: Mapping[str, object]) -> Iterator[Finding]:
         return  # which its type tells
     if len(variants) > MOST:
         yield error_at(path, f"{len(variants)} variants", f"at most {MOST}")
-    runs = [run.values for run in plain_runs(graph, values)]
     for position, variant in enumerate(variants):
-        # As they run: one may say what the parameters of all say, too.
-        usable = isinstance(variant, Mapping) and variant.keys() <= set(SWEPT)
-        if variant in variants[:position] or (usable and runs[position] in runs[:position]):
-            yield error_at((*path, position), variant, "each variant once")
         if not isinstance(variant, Mapping):
             yield error_at((*path, position), variant, "a mapping by stage, such as {train: {beta: 0.1}}")
             continue
         for stage, options in variant.items():
             yield from _check_stage(graph, (*path, position, stage), stage, options)
+
+
+def check_repeated(graph: Graph, runs: Sequence[PlainRun], values: Mapping[str, object]) -> Iterator[Finding]:
+    """Findings on variants that make what another one makes. They are compared as they run, with defaults and
+    without what no result depends on: one may say what is so anyway.
+
+    Args:
+        graph: of a run of one variant by itself.
+        runs: all variants by themselves.
+        values: the parameters of the sweep.
+    """
+    retrained = swept_stages(values)[:1] != SWEPT[-1:]
+    first: dict[str, int] = {}
+    for run, variant in zip(runs, _listed(values)):
+        path: Path = (PARAMETERS, VARIANTS, run.position)
+        checked = check_stages(graph, run.values, complete=False)
+        refused = any(not finding.warning for finding in checked.findings)
+        if refused or not isinstance(variant, Mapping) or not variant.keys() <= set(SWEPT):
+            continue  # which a finding of its own tells
+        evaluated = _made_of(checked.stages)
+        model = _made_of([stage for stage in checked.stages if stage.task.function != SWEPT[-1]])
+        if (same := first.setdefault(evaluated, run.position)) != run.position:
+            yield error_at(path, variant, f"each variant once; with all defaults this is {VARIANTS}[{same}]")
+        elif (same := first.setdefault(model, run.position)) != run.position and retrained:
+            text = f"trains the model of {VARIANTS}[{same}] again; variants of {SWEPT[-1]} alone share it"
+            yield warning_at(path, variant, text)
 
 
 def check_compiled(values: Mapping[str, object], shape: Mapping[str, object]) -> Iterator[Finding]:
@@ -166,6 +186,16 @@ def why_not(stage: str) -> str:
     if stage not in CONFIGS:
         return stages
     return f"{stages}: {stage} is done once for all variants, and would be done again for each value"
+
+
+def _listed(values: Mapping[str, object]) -> list[object]:
+    variants = values[VARIANTS]
+    return variants if isinstance(variants, list) else []
+
+
+def _made_of(stages: Sequence[Stage]) -> str:
+    """The settings of ``stages`` that decide what they make."""
+    return canonical_json({stage.task.name: semantic_params(stage.config) for stage in stages})
 
 
 def _plain_run(graph: Graph, base: Folded, position: int, variant: object) -> PlainRun:

@@ -120,7 +120,7 @@ def test_a_grid_leaves_parameters_that_are_none_as_they_are(file: Path) -> None:
 
 
 def test_every_variant_is_held_to_the_rules_of_a_run_by_itself() -> None:
-    assert told([{"train": {"beta": 0.1}}, {}]) == []
+    assert told([{"train": {"beta": 0.2}}, {}]) == []
     assert told([{"train": {"beta": -1}}]) == told([{"train": {"beta": -1}}, {"train": {"beta": 0.1}}])
     [text] = told([{"train": {"beta": 0.1}}, {"train": {"beta": 7.0}}])
     assert text.startswith("variants[1].train.beta: outside of what dpo is usually run with")
@@ -162,14 +162,37 @@ def test_no_variant_ends_the_sweep_for_the_others() -> None:
     for gate in ({"min_gain": 0.0}, {"require": ["gain"]}):
         [text] = [text for text in told([{}], evaluate_options=gate) if "none in a sweep" in text]
         assert text.startswith(f"evaluate_options.{next(iter(gate))}: ")
-        [text] = told([{}, {"evaluate": gate}])
+        [text] = told([{}, {"train": {"beta": 0.2}, "evaluate": gate}])
         assert text.startswith(f"variants[1].evaluate.{next(iter(gate))}: none in a sweep")
     assert told([{}], choose_min_gain=0.0) == []
 
 
 def test_a_variant_that_says_what_all_have_is_one_of_them() -> None:
-    [text] = told([{"train": {"beta": 0.2}}, {}], train_beta=0.2)
-    assert text == "variants[1]: each variant once"
+    once = "each variant once; with all defaults this is variants[0]"
+    assert told([{"train": {"beta": 0.2}}, {}], train_beta=0.2) == [f"variants[1]: {once}"]
+    assert told([{"train": {"beta": 0.1}}, {}]) == [f"variants[1]: {once}"], "which is the default"
+    rates = [{"train": {"learning_rate": rate}} for rate in (1e-6, 2e-6, 1e-6)]
+    assert told(rates) == [f"variants[2]: {once}"]
+    batches = [{"train": {"micro_batch_tokens": tokens}} for tokens in (2048, 4096)]
+    assert told(batches) == [f"variants[1]: {once}"], "no result depends on it"
+    assert not any(
+        once in text for text in told([{"train": {"bta": 1}}, {"train": {"bat": 1}}, {"x": {}}, 3])
+    )
+
+
+def test_variants_that_train_one_model_are_told() -> None:
+    few = {"evaluate": {"max_prompts": 64}}
+    [text] = told([{"train": {"beta": 0.2}}, {}, {"train": {"beta": 0.2}, **few}])
+    assert text.startswith("variants[2]: trains the model of variants[0] again")
+    assert told([few, {}]) == [], "the loop begins behind the training"
+
+
+def test_the_seed_and_the_work_prefix_of_the_choice_have_one_way_in() -> None:
+    variants = [{"train": {"beta": 0.2}}, {}]
+    for name, one, other in (("seed", 1, 3), ("work", "/a", "/b")):
+        for given in ({f"choose_{name}": other}, {"choose_options": {name: other}}):
+            [text] = told(variants, **{name: one}, **given)
+            assert text.endswith(f"nothing here: it is the parameter {name}; give it there, and once")
 
 
 def test_a_limit_on_the_kl_asks_for_its_estimate() -> None:
@@ -222,7 +245,7 @@ def test_variants_that_take_the_room_of_chunks_are_warned_of(
 
 
 def test_a_form_may_change_variants_but_not_where_they_begin() -> None:
-    compiled = {**GIVEN, "variants": [{"train": {"beta": 0.1}}, {"train": {"beta": 0.2}}]}
+    compiled = {**GIVEN, "variants": [{"train": {"beta": 0.3}}, {"train": {"beta": 0.2}}]}
     shape = RULES.shape(compiled)
 
     def in_pod(variants: object) -> list[str]:
