@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, Protocol, TypedDict, TypeVar
@@ -21,7 +22,7 @@ from kubealign_components.data.slice_index import SliceIndex
 from kubealign_components.data.slices import Finished, Result, SliceStore
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ChunkError, CorruptDataset, DataError, NotFound
-from kubealign_components.preemption import Preempted, Stop, grace_seconds, preemptible
+from kubealign_components.preemption import Stop, grace_seconds, preemptible
 from kubealign_components.progress import process_name, progress_bar
 from kubealign_components.store import beside, join, store_for
 
@@ -41,6 +42,8 @@ Out = TypeVar("Out", bound=_Identified)
 
 ATTEMPTS = 3
 """Times that a part is begun when finished results are lost while it is written."""
+HURRIED_SECONDS = 1.0
+"""Between two commits of a process that was told to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +219,7 @@ class _ChunkWork(Generic[In, Result, Out]):
     def compute_missing(self, slices: SliceStore[Result], slice_rows: int) -> int:
         """Commit every result that is not committed yet; gives the number of rows that needed some and
         missed none."""
-        complete = 0
+        complete, committed = 0, 0.0
         finished: list[Finished[Result]] = []
         chunk = self.chunk
         label = f"{self.name} {chunk.index + 1}/{chunk.of}"
@@ -237,22 +240,25 @@ class _ChunkWork(Generic[In, Result, Out]):
                     bar.update(1)
 
         def commit() -> None:
-            if finished:
-                slices.commit(finished)
-                finished.clear()
+            nonlocal committed
+            rows, finished[:] = finished[:], []
+            if rows:
+                slices.commit(rows)
+            committed = time.monotonic()
 
+        computed = self.stage.compute(batched(missing(), slice_rows))
         with progress_bar(self.chunk.rows, "prompts", label) as bar:
             try:
-                for one, results in self.stage.compute(batched(missing(), slice_rows)):
+                for one, results in computed:
                     finished.append(Finished(one.row["prompt_id"], one.keys, tuple(results)))
                     bar.update(1)
                     if len(finished) >= slice_rows:
                         commit()
                         self.check()
-            except Preempted:
+                    elif self.check.requested and time.monotonic() - committed > HURRIED_SECONDS:
+                        commit()  # the time to stop in may end amid the slice
+            finally:  # what was given back is finished, whatever came after it
                 commit()
-                raise
-            commit()
         if complete:
             log.info("%s: %d of %d rows were finished before", label, complete, self.chunk.rows)
         return complete

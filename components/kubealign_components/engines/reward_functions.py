@@ -275,17 +275,17 @@ def import_function(
             shown,
             f"a function of {module_name}{did_you_mean(name, names)}: one of {', '.join(names)}",
         )
+    own = module.SETTINGS.get(name) if module_name == SHIPPED_MODULE else None
+    taken = inspect.signature(own or function)
     try:
-        inspect.signature(function).bind(None, **settings)
-    except TypeError as error:
+        if own is None:
+            taken.bind(None, **settings)
+        else:
+            own(**settings)
+    except (AttributeError, TypeError, ValueError) as error:  # of another name or type than it has
         raise ConfigError(
-            "settings", dict(settings), f"keyword settings of {shown}{inspect.signature(function)} ({error})"
+            "settings", dict(settings), f"keyword settings of {shown}{taken} ({error})"
         ) from error
-    if module_name == SHIPPED_MODULE and name in module.CHECKS:
-        try:
-            module.CHECKS[name](**settings)
-        except (AttributeError, TypeError, ValueError) as error:  # of another type than it has
-            raise ConfigError("settings", dict(settings), f"those of {shown} ({error})") from error
     loaded: Callable[..., Any] = function
     return loaded
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -265,21 +265,29 @@ class Rewarder:
 
     def outcomes(self, items: Sequence[RewardInput]) -> list[Outcome]:
         """As :meth:`score`, with the reason where there is no reward."""
-        outcomes = self._from_model(items) if self._files and items else [Outcome(reward=0.0) for _ in items]
+        return list(self.each_outcome(items))
+
+    def each_outcome(self, items: Sequence[RewardInput]) -> Iterator[Outcome]:
+        """As :meth:`outcomes`, each when it and all before it are there: a server that a function asks takes
+        its time, and may stop answering."""
+        outcomes: Iterable[Outcome] = [Outcome(reward=0.0) for _ in items]
+        if self._files and items:
+            outcomes = self._from_model(items)
         for function in self._functions:
             outcomes = self._with_function(function, outcomes, items)
-        return outcomes
+        yield from outcomes
 
     def _with_function(
-        self, function: LoadedFunction, outcomes: Sequence[Outcome], items: Sequence[RewardInput]
-    ) -> list[Outcome]:
+        self, function: LoadedFunction, outcomes: Iterable[Outcome], items: Sequence[RewardInput]
+    ) -> Iterator[Outcome]:
         def with_item(outcome: Outcome, item: RewardInput) -> Outcome:
             return outcome if outcome.reward is None else self._added(outcome, outcome.reward, function, item)
 
         if function.spec.at_once == 1:  # in this thread, which alone has the signals that end an endless sum
-            return list(map(with_item, outcomes, items))
+            yield from map(with_item, outcomes, items)
+            return
         with ThreadPoolExecutor(function.spec.at_once, "reward") as threads:
-            return list(threads.map(with_item, outcomes, items))
+            yield from threads.map(with_item, outcomes, items)
 
     def _added(self, outcome: Outcome, total: float, function: LoadedFunction, item: RewardInput) -> Outcome:
         try:

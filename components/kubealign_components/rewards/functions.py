@@ -11,19 +11,19 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from kubealign_components.config import require, require_choice
 from kubealign_components.engines.reward_input import Refused, RewardInput
 from kubealign_components.errors import ConfigError
 from kubealign_components.rewards.answers import gives_answer
-from kubealign_components.rewards.generative import generative_judge, judge_server
+from kubealign_components.rewards.generative import GenerativeJudge, generative_judge
 
 __all__ = ["brevity", "exact_answer", "format_match", "generative_judge", "target_length"]
 
-CHECKS: Mapping[str, Callable[..., object]] = {"generative_judge": judge_server}
-"""What raises for settings that a function cannot take, by its name; neither a completion nor a server is
-needed."""
+SETTINGS: Mapping[str, type] = {"generative_judge": GenerativeJudge}
+"""The class of a function's settings, by the name of those that have one: which of them cannot be used
+it tells without a completion or a server."""
 
 UNITS = ("characters", "tokens")
 FORMATS = ("json", "answer_line", "regex")

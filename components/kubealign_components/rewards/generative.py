@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import Any
 
 from kubealign_components.config import require
 from kubealign_components.engines.chat_endpoint import ChatEndpoint
@@ -24,22 +26,82 @@ _SCORE = re.compile(r"[\s*_`]*Score[*_`]*:[\s*_`]*(-?[0-9]+(?:\.[0-9]+)?)[\s*_`]
 """A last line with a score: many a model sets it in bold, or ends it as a sentence."""
 
 
-def generative_judge(
-    item: RewardInput,
-    *,
-    endpoint: str,
-    model: str,
-    prompt: str = PROMPT,
-    low: float = 1.0,
-    high: float = 10.0,
-    temperature: float = 0.0,
-    max_tokens: int = 512,
-    seed: int = 0,
-    asks: int = 3,
-    key_variable: str = "KUBEALIGN_JUDGE_API_KEY",
-    seconds: float = 120.0,
-    patience: float = 900.0,
-) -> float:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerativeJudge:
+    """Settings of :func:`generative_judge`; it asks nothing until it is called."""
+
+    endpoint: str
+    """Base of the API, such as ``http://judge:8000/v1``."""
+    model: str
+    """The model's name there."""
+    prompt: str = PROMPT
+    """The question, with ``{conversation}``, ``{response}``, ``{low}`` and ``{high}``."""
+    low: float = 1.0
+    """Least score."""
+    high: float = 10.0
+    """Greatest score."""
+    temperature: float = 0.0
+    """Of the judge's sampling."""
+    max_tokens: int = 512
+    """Most tokens of its answer."""
+    seed: int = 0
+    """Of its first answer."""
+    asks: int = 3
+    """Answers that are asked for at most; one at a temperature of 0, which gives the same again."""
+    key_variable: str = "KUBEALIGN_JUDGE_API_KEY"
+    """Environment variable that holds the key, if the endpoint wants one."""
+    seconds: float = 120.0
+    """For one answer."""
+    patience: float = 900.0
+    """Seconds for one question in all, while the server is busy."""
+
+    def __post_init__(self) -> None:
+        require(self.low < self.high, "low", self.low, f"less than high ({self.high:g})")
+        require(self.asks >= 1, "asks", self.asks, "1 or more")
+        require("{response}" in self.prompt, "prompt", self.prompt, "a text with {response} in it")
+        self._server()
+
+    def __call__(self, item: RewardInput) -> float:
+        """The score of ``item``.
+
+        Raises:
+            Refused: no answer has one, or the model cannot take the question whole.
+            EngineError: the server refuses, cannot be reached, or stays busy.
+        """
+        server, question = self._server(), self._question(item)
+        for number in range(self.asks if self.temperature > 0 else 1):
+            sampling = {
+                "temperature": self.temperature,
+                "max_tokens": self.max_tokens,
+                "seed": self.seed + number,
+            }
+            answer = server.answer([{"role": "user", "content": question}], sampling)
+            score = score_of(answer.text, self.low, self.high)
+            if score is not None:
+                return score
+        raise Refused("no_score")
+
+    def _server(self) -> ChatEndpoint:
+        return ChatEndpoint(
+            url=self.endpoint,
+            model=self.model,
+            key_variable=self.key_variable,
+            seconds=self.seconds,
+            patience=self.patience,
+        )
+
+    def _question(self, item: RewardInput) -> str:
+        values = {
+            "conversation": _written(item),
+            "response": item.text,
+            "low": f"{self.low:g}",
+            "high": f"{self.high:g}",
+        }
+        # In one pass: what a completion says of braces is not read again.
+        return re.sub(r"\{(conversation|response|low|high)\}", lambda m: values[m[1]], self.prompt)
+
+
+def generative_judge(item: RewardInput, **settings: Any) -> float:
     """The score that a model behind an OpenAI-compatible endpoint writes as the last line of its judgement.
 
     Where the judge samples, an answer that ends otherwise is asked for again, with the next seed; the
@@ -48,72 +110,9 @@ def generative_judge(
 
     Args:
         item: the completion.
-        endpoint: base of the API, such as ``http://judge:8000/v1``.
-        model: the model's name there.
-        prompt: the question, with ``{conversation}``, ``{response}``, ``{low}`` and ``{high}``.
-        low: least score.
-        high: greatest score.
-        temperature: of the judge's sampling.
-        max_tokens: most tokens of its answer.
-        seed: of its first answer.
-        asks: answers that are asked for at most; at a temperature of 0, which gives the same one again, it is
-            one.
-        key_variable: environment variable that holds the key, if the endpoint wants one.
-        seconds: for one answer.
-        patience: seconds for one question in all, while the server is busy.
+        settings: those of :class:`GenerativeJudge`.
     """
-    server = judge_server(
-        endpoint=endpoint,
-        model=model,
-        prompt=prompt,
-        low=low,
-        high=high,
-        asks=asks,
-        key_variable=key_variable,
-        seconds=seconds,
-        patience=patience,
-    )
-    values = {
-        "conversation": _written(item),
-        "response": item.text,
-        "low": f"{low:g}",
-        "high": f"{high:g}",
-    }
-    # In one pass: what a completion says of braces is not read again.
-    question = re.sub(r"\{(conversation|response|low|high)\}", lambda m: values[m[1]], prompt)
-    for number in range(asks if temperature > 0 else 1):
-        sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed + number}
-        answer = server.answer([{"role": "user", "content": question}], sampling)
-        score = score_of(answer.text, low, high)
-        if score is not None:
-            return score
-    raise Refused("no_score")
-
-
-def judge_server(
-    *,
-    endpoint: str,
-    model: str,
-    prompt: str = PROMPT,
-    low: float = 1.0,
-    high: float = 10.0,
-    asks: int = 3,
-    key_variable: str = "KUBEALIGN_JUDGE_API_KEY",
-    seconds: float = 120.0,
-    patience: float = 900.0,
-    **_: object,
-) -> ChatEndpoint:
-    """Where :func:`generative_judge` asks, whose arguments these are; asks nothing yet.
-
-    Raises:
-        ConfigError: a setting that it cannot judge with.
-    """
-    require(low < high, "low", low, f"less than high ({high:g})")
-    require(asks >= 1, "asks", asks, "1 or more")
-    require("{response}" in prompt, "prompt", prompt, "a text with {response} in it")
-    return ChatEndpoint(
-        url=endpoint, model=model, key_variable=key_variable, seconds=seconds, patience=patience
-    )
+    return GenerativeJudge(**settings)(item)
 
 
 def score_of(answer: str, low: float, high: float) -> float | None:

@@ -39,7 +39,7 @@ from kubealign_components.engines.rewards import (
 VERSION = 5
 ASKED_ROWS = 32
 """Most prompts that are committed together where a server is asked about each completion: a slice of hundreds
-takes it minutes, and an error or SIGTERM loses all answers of a slice."""
+takes it minutes, and a pod that is lost loses all answers of a slice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +142,7 @@ class RewardStage:
             inputs = [
                 reward_inputs(one.row, [one.row["completions"][i] for i in one.positions]) for one in missing
             ]
-            outcomes = iter(self._rewarder.outcomes([item for row in inputs for item in row]))
+            outcomes = self._rewarder.each_outcome([item for row in inputs for item in row])
             for one, of_row in zip(missing, inputs):
                 yield one, [self._result(next(outcomes)) for _ in of_row]
 

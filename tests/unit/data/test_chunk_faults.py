@@ -18,11 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kubealign_components.data.chunks import Chunk, Part, merge, plan
-from kubealign_components.errors import ChunkError, CorruptDataset, StoreError
+from kubealign_components.data.worker import Missing
+from kubealign_components.errors import ChunkError, CorruptDataset, EngineError, StoreError
 from kubealign_components.preemption import EXIT_CODE, preemptible
 from kubealign_components.store import faulty, register
 from support import chunk_worker
-from support.chunk_worker import Upper, run
+from support.chunk_worker import Row, Upper, run
 from support.datasets import MakeDataset, flip_a_bit, questions
 
 WRITES = 6  # of a chunk of two slices: data and record of each, shard, manifest
@@ -150,8 +151,60 @@ def test_sigterm_finishes_the_slice_in_flight(slow: subprocess.Popen[str], tmp_p
     assert slow.returncode == EXIT_CODE
     assert "upper chunk 1 of 1: SIGTERM" in said
     assert "Traceback" not in said
-    assert len(list((tmp_path / "work").rglob("commits/*.json"))) == 1
     assert not list((tmp_path / "work").rglob("manifest.json"))
+    again = Upper()
+    run(Chunk.from_json(json.loads((tmp_path / "chunk.json").read_text())), again)
+    assert len(again.computed) == 6, "all but the two rows of that slice"
+
+
+ONE_BY_ONE = """
+import json, os, signal, sys, time
+from pathlib import Path
+from kubealign_components.data.chunks import Chunk
+from support.chunk_worker import Row, Upper, run
+
+class OneByOne(Upper):
+    def compute(self, slices):
+        for slice in slices:
+            for number, missing in enumerate(slice):
+                if number == 3:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(0.5)
+                if number == 5:  # as when the time is over
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield from super().compute(iter([[missing]]))
+
+run(Chunk.from_json(json.loads(Path(sys.argv[1]).read_text())), OneByOne(), 8)
+"""
+
+
+def test_what_is_computed_when_the_time_to_stop_in_ends_amid_a_slice_is_kept(
+    make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    [chunk] = plan(make_dataset(questions(8)), work=str(tmp_path / "work"), chunks=1)
+    (tmp_path / "chunk.json").write_text(json.dumps(chunk.to_json()))
+    command = [sys.executable, "-c", ONE_BY_ONE, str(tmp_path / "chunk.json")]
+    tests = Path(chunk_worker.__file__).parents[1]
+    done = subprocess.run(command, cwd=tests, capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    again = Upper()
+    run(chunk, again, 8)
+    assert len(again.computed) == 4, "the first four were given back when it was told to stop, or after it"
+
+
+def test_what_is_computed_before_an_error_is_kept(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    class FailingAmid(Upper):
+        def compute(self, slices: Iterator[list[Missing]]) -> Iterator[tuple[Missing, list[Row]]]:
+            for missing in slices:
+                yield from super().compute(iter([missing[:5]]))
+                raise EngineError("amid the slice")
+
+    [chunk] = plan(make_dataset(questions(8)), work=str(tmp_path / "work"), chunks=1)
+    with pytest.raises(EngineError, match="amid the slice"):
+        run(chunk, FailingAmid(), 8)
+    again = Upper()
+    run(chunk, again, 8)
+    assert len(again.computed) == 3
 
 
 def test_a_slice_that_does_not_end_is_abandoned() -> None:
