@@ -144,19 +144,18 @@ class Results:
     @cached_property
     def choice(self) -> list[ChoiceRow]:
         """The variants of a sweep, of which one may be chosen; none before they are compared."""
-        made = [one for _, _, one in self._opened() if one.manifest.schema == CHOICE]
-        return list(made[-1].iter_rows(of=ChoiceRow)) if made else []
+        behind = [output for output in self._kept if not output.iteration] if self._is_repeated else []
+        made = (_open(output) for output in reversed(behind))  # the last one, or all are another's
+        choice = next((one for one in made if one.manifest.schema == CHOICE), None)
+        return list(choice.iter_rows(of=ChoiceRow)) if choice else []
 
     @cached_property
     def chosen(self) -> int:
         """Which variant of a sweep was chosen, from 1; 0 where none was."""
         names = {row["evaluation"] for row in self.choice if row["chosen"]}
-        for output in self.outputs if names else ():
-            if output.type in DIRECTORIES and output.exists:
-                made = Dataset.open(str(output.path), allow_empty=True)
-                if made.manifest.fingerprint in names:
-                    return output.iteration
-        return 0
+        repeated = [output for output in self._kept if output.iteration] if names else []  # evaluations last
+        of_chosen = (one for one in reversed(repeated) if _open(one).manifest.fingerprint in names)
+        return next((output.iteration for output in of_chosen), 0)
 
     def of_chosen(self, made: Iterable[Repeated]) -> list[Repeated]:
         """Those of ``made`` that the chosen variant has, none while none is chosen; all where none is of a
@@ -205,12 +204,21 @@ class Results:
     def _name(self, name: str, iteration: int) -> str:
         return f"{name}-{iteration}" if iteration not in (0, self.chosen) else name
 
+    @property
+    def _kept(self) -> list[Output]:
+        """The datasets and models."""
+        return [output for output in self.outputs if output.type in DIRECTORIES and output.exists]
+
+    @property
+    def _is_repeated(self) -> bool:
+        """Whether there is a loop, such as over the variants of a sweep."""
+        return any(output.iteration for output in self.outputs)
+
     def _opened(self) -> Iterator[tuple[str, Output, Dataset]]:
         """Stage, output and content of each dataset and model."""
-        for output in self.outputs:
-            if output.type in DIRECTORIES and output.exists:
-                made = Dataset.open(str(output.path), allow_empty=True)
-                yield str(made.manifest.provenance.step["stage"]), output, made
+        for output in self._kept:
+            made = _open(output)
+            yield str(made.manifest.provenance.step["stage"]), output, made
 
     @property
     def evaluation(self) -> dict[str, float]:
@@ -223,7 +231,7 @@ class Results:
     def last(self) -> Manifest | None:
         """Manifest of the last dataset or model: its recipe holds the whole run."""
         made = [output for output in self.outputs if output.type in DIRECTORIES]
-        return Dataset.open(str(made[-1].path), allow_empty=True).manifest if made else None
+        return _open(made[-1]).manifest if made else None
 
     def to_json(self) -> dict[str, object]:
         """Plain values, for ``results.json``; paths are relative to it, so that a run can be moved."""
@@ -284,6 +292,10 @@ def read_results(run: RunInfo) -> Results:
             for made in run.outputs
         ],
     )
+
+
+def _open(output: Output) -> Dataset:
+    return Dataset.open(str(output.path), allow_empty=True)
 
 
 def _numbered(pairs: Iterable[tuple[str, V]]) -> dict[str, V]:
@@ -364,7 +376,7 @@ def collect(
 
 
 def _row(output: Output, seconds: float) -> StageRow:
-    manifest = Dataset.open(str(output.path), allow_empty=True).manifest
+    manifest = _open(output).manifest
     stats = manifest.stats
     stage = manifest.provenance.step["stage"]
     title = output.title.removeprefix("merge ")  # which publishes the rows of a fan-out

@@ -19,6 +19,7 @@ from kubealign.local.summary import write_summary
 from kubealign_components.data.choice_rows import CHOICE
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.manifest import Manifest
 from kubealign_components.data.schemas import EVALUATION, MODEL, ROWS, SELECTION
 from kubealign_components.data.stats import Stats
 
@@ -98,6 +99,26 @@ def test_what_is_named_plainly_is_the_chosen_variants(tmp_path: Path, chosen: in
     assert results.model == results.by_usual_name()["model"]
     assert results.model is not None
     assert f"-iteration-{chosen - 1}/" in str(results.model)
+
+
+@pytest.mark.parametrize(("chosen", "read"), [(3, 2), (None, 0)])
+def test_what_was_chosen_is_told_by_the_choice_and_the_chosen_ones_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: int | None, read: int
+) -> None:
+    results = swept(tmp_path, chosen)
+    alone = replace(results, outputs=[output for output in results.outputs if not output.iteration])
+    opened: list[str] = []
+
+    def counted(text: bytes, where: str) -> Manifest:
+        opened.append(where)
+        return from_json(text, where)
+
+    from_json = Manifest.from_json
+    monkeypatch.setattr(Manifest, "from_json", counted)
+    assert results.chosen == (chosen or 0)
+    assert len(opened) == read
+    assert alone.chosen == 0
+    assert len(opened) == read, "a run without a loop has no variants"
 
 
 def test_without_a_chosen_variant_none_is_the_runs(tmp_path: Path) -> None:
