@@ -18,7 +18,7 @@ from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.data.schemas import JUDGED, MODEL
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, SchemaMismatch
-from kubealign_components.store import beside, join, store_for
+from kubealign_components.store import beside, join, last_part, store_for
 from kubealign_components.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def open_model(artifact: Artifact, *, here: bool = True) -> Dataset:
 
 def rows_of(artifact: Artifact) -> str:
     """Where a stage writes the dataset of the output ``artifact``."""
-    return beside(artifact.uri, ROWS + artifact.uri.rstrip("/").rpartition("/")[2])
+    return beside(artifact.uri, ROWS + last_part(artifact.uri))
 
 
 def publish(artifact: Artifact, *pages: Artifact) -> Dataset:
@@ -138,7 +138,7 @@ def _page_of(dataset: Dataset) -> str:
 def _describe(artifact: Artifact, manifest: Manifest, *pages: Artifact) -> None:
     artifact.metadata.update(describe(manifest))
     for page in pages:
-        page.metadata["display_name"] = f"{manifest.slug} {page.uri.rpartition('/')[2]}"
+        page.metadata["display_name"] = f"{manifest.slug} {last_part(page.uri)}"
 
 
 def _refer(dataset: Dataset, uri: str) -> Dataset:
@@ -149,8 +149,7 @@ def _refer(dataset: Dataset, uri: str) -> Dataset:
     Raises:
         CorruptDataset: another dataset is already published there.
     """
-    home = dataset.home.rstrip("/")
-    manifest = replace(dataset.manifest, shards_in=home.rpartition("/")[2])
+    manifest = replace(dataset.manifest, shards_in=last_part(dataset.home))
     where = join(uri, MANIFEST)
     if not store_for(uri).publish(where, manifest.to_json().encode()):
         standing = Dataset.open(uri, allow_empty=True)

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from kubealign.local.runs import numbered
+from kubealign.yaml_source import joined
 from kubealign_components.config import BORROWS, GROUPS, OPTIONS, did_you_mean, from_parameters, require
 from kubealign_components.data.chunks import Part, plan
 from kubealign_components.data.dataset import Dataset
@@ -132,8 +133,8 @@ def _config(name: str, settings: Mapping[str, object]) -> object:
             names = {*own, *paths}
             raise ConfigError(setting, value, f"a setting of {name}{did_you_mean(setting, names)}")
     written = parameters.get(OPTIONS)
-    merged = _merged(options, written) if isinstance(written, Mapping) else options
-    return from_parameters(cls, {**parameters, OPTIONS: merged}, name)
+    options = joined(options, written) if isinstance(written, Mapping) else options
+    return from_parameters(cls, {**parameters, OPTIONS: options}, name)
 
 
 def _put(options: dict[str, object], path: Sequence[str], value: object) -> None:
@@ -143,15 +144,6 @@ def _put(options: dict[str, object], path: Sequence[str], value: object) -> None
         assert isinstance(inner, dict)
         options = inner
     options[last] = value
-
-
-def _merged(one: Mapping[str, object], other: Mapping[str, object]) -> dict[str, object]:
-    both = {**one, **other}
-    for name in one.keys() & other.keys():
-        left, right = one[name], other[name]
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            both[name] = _merged(left, right)
-    return both
 
 
 def _made_once(folder: Path, name: str, make: Callable[[Path], None]) -> Dataset:

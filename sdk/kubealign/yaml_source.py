@@ -112,7 +112,7 @@ def merge(first: Document, second: Document) -> Document:
     if not (isinstance(first.values, Mapping) and isinstance(second.values, Mapping)):
         return Document(second.values, second.marks, findings)
     marks = dict(first.marks)
-    values = _joined(first.values, second.values, (), marks)
+    values = joined(first.values, second.values, marks)
     return Document(values, marks | second.marks, findings)
 
 
@@ -122,19 +122,24 @@ def forget(marks: dict[Path, Mark], path: Path) -> None:
         del marks[child]
 
 
-def _joined(
-    base: Mapping[str, object], over: Mapping[str, object], path: Path, marks: dict[Path, Mark]
+def joined(
+    base: Mapping[str, object],
+    over: Mapping[str, object],
+    marks: dict[Path, Mark] | None = None,
+    path: Path = (),
 ) -> dict[str, object]:
-    joined = dict(base)
+    """``over`` in the place of ``base``, mapping by mapping; ``marks`` lose those of what is replaced, which
+    stands at ``path``."""
+    both = dict(base)
     for name, value in over.items():
         below = (*path, name)
-        before = joined.get(name)
+        before = both.get(name)
         if isinstance(value, Mapping) and isinstance(before, Mapping):
-            joined[name] = _joined(before, value, below, marks)
+            both[name] = joined(before, value, marks, below)
         else:
-            forget(marks, below)
-            joined[name] = value
-    return joined
+            forget(marks or {}, below)
+            both[name] = value
+    return both
 
 
 class _Reading:

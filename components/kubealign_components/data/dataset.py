@@ -39,7 +39,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.data.unpacked import json_columns, unpacked
 from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch, StoreError
 from kubealign_components.json_types import JsonObject
-from kubealign_components.store import beside, join, scheme_of, store_for
+from kubealign_components.store import beside, join, last_part, scheme_of, store_for
 
 if TYPE_CHECKING:
     import datasets
@@ -268,9 +268,9 @@ class Dataset:
         Raises:
             CorruptDataset: a shard is of another size, or gone; names it.
         """
-        sizes = {entry.uri.rsplit("/", 1)[-1]: entry.size for entry in store_for(self.home).list(self.home)}
+        sizes = {last_part(entry.uri): entry.size for entry in store_for(self.home).list(self.home)}
         for shard in self.manifest.shards:
-            size = sizes.get(shard.path.rsplit("/", 1)[-1])
+            size = sizes.get(last_part(shard.path))
             if size != shard.size:
                 stands = "is gone" if size is None else f"has {size} bytes"
                 raise CorruptDataset(

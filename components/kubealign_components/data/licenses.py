@@ -15,6 +15,7 @@ from kubealign_components.data.front_matter import CARD, CARD_BYTES, front_matte
 from kubealign_components.data.hub_licenses import OTHER, name_of_other
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.errors import ConfigError, CorruptDataset
+from kubealign_components.store import last_part
 
 UNKNOWN = "unknown"
 """Of what does not say its licence: to be taken for one that allows nothing."""
@@ -108,7 +109,7 @@ def licensed(manifest: Manifest) -> list[Licensed]:
         for role, digest in _models(step["models"]):
             if role not in step["inputs"]:  # of which the recipe has all
                 origin = manifest.origin_of(digest)
-                name = str(origin.get("uri", digest[:12])).rstrip("/").rpartition("/")[2]
+                name = last_part(str(origin.get("uri", digest[:12])))
                 each.add(Licensed(kind=role, name=name, license=_checked(origin.get("license"))))
     return sorted(each)
 

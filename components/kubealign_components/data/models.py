@@ -26,7 +26,7 @@ from kubealign_components.data.weight_records import WeightFile, record_weights,
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.named_paths import FILE, FOLDER, kind_at, named_path
-from kubealign_components.store import scheme_of
+from kubealign_components.store import last_part, scheme_of
 
 if TYPE_CHECKING:
     from kubealign_components.data.dataset import Dataset
@@ -161,7 +161,7 @@ def find_model(name: str, revision: str | None = None, *, weights: bool = True) 
         EngineError: its config cannot be read, it is an encoder-decoder, or files of its weights are missing,
             cut, pointers of Git LFS, or of another vocabulary than its config's.
     """
-    short = name.rstrip("/").rsplit("/", 1)[-1]
+    short = last_part(name)
     if scheme_of(name) != "file":
         fetched = fetch_prefix(name, CONFIG, "model", weights=weights)
         model = _checked(_of(fetched, short, name))
@@ -230,7 +230,7 @@ def find_adapter(source: str, field: str) -> ModelFiles:
         ConfigError: no adapter there.
         EngineError: its weights are cut, or pointers of Git LFS.
     """
-    short = source.rstrip("/").rsplit("/", 1)[-1]
+    short = last_part(source)
     if scheme_of(source) != "file":
         return _whole(_of(fetch_prefix(source, ADAPTER_CONFIG, field), short, source))
     path = named_path(source)

@@ -6,7 +6,7 @@ import hashlib
 import logging
 
 from kubealign_components.errors import KubeAlignError, NotFound
-from kubealign_components.store import beside, join, store_for
+from kubealign_components.store import beside, join, last_part, store_for
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def content_name(content: bytes) -> str:
 
 def name_in(uri: str) -> str:
     """The content's name in ``uri``: the last digits before the suffix."""
-    return uri.rsplit("/", 1)[-1].partition(".")[0][-NAME_DIGITS:]
+    return last_part(uri).partition(".")[0][-NAME_DIGITS:]
 
 
 def read_named(uri: str) -> bytes:

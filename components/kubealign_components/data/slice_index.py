@@ -37,7 +37,7 @@ from kubealign_components.data.named_objects import (
     set_aside,
 )
 from kubealign_components.errors import CorruptDataset, NotFound
-from kubealign_components.store import join, store_for
+from kubealign_components.store import join, last_part, store_for
 
 log = logging.getLogger(__name__)
 
@@ -279,7 +279,7 @@ class SliceIndex:
     def _commits(self, own: bool = False) -> list[str]:
         """URIs of the records; with ``own`` without those of other chunks of this plan."""
         listed = (o.uri for o in store_for(self._uri).list(join(self._uri, "commits")))
-        names = [(uri, uri.rsplit("/", 1)[-1].split("-")) for uri in listed if uri.endswith(".json")]
+        names = [(uri, last_part(uri).split("-")) for uri in listed if uri.endswith(".json")]
         mine = [self._plan, str(self._chunk)]
         return [uri for uri, name in names if not own or name[0] != self._plan or name[:2] == mine]
 
@@ -353,7 +353,7 @@ def _token(row: str) -> bytes:
 
 def pack_of(bucket: str) -> str:
     """Name of the pack that the bucket at the URI ``bucket`` is of."""
-    return bucket.rsplit("/", 1)[-1].partition("-")[0]
+    return last_part(bucket).partition("-")[0]
 
 
 def _split(tokens: bytes) -> Iterator[bytes]:

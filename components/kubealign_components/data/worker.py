@@ -24,7 +24,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ChunkError, CorruptDataset, DataError, NotFound
 from kubealign_components.preemption import Stop, grace_seconds, preemptible
 from kubealign_components.progress import process_name, progress_bar
-from kubealign_components.store import beside, join, store_for
+from kubealign_components.store import beside, join, last_part, store_for
 
 log = logging.getLogger(__name__)
 
@@ -329,7 +329,7 @@ def _set_part_aside(uri: str, why: Exception) -> None:
     parts, _, part = uri.rpartition("/")
     shards = [entry.uri for entry in store_for(uri).list(uri) if not entry.uri.endswith(MANIFEST)]
     for damaged in (join(uri, MANIFEST), *shards):  # the manifest first: without it there is no dataset
-        name = damaged.rsplit("/", 1)[-1]
+        name = last_part(damaged)
         set_aside(
             DamagedObject(damaged, "is of a damaged part"), join(beside(parts, "damaged"), f"{part}-{name}")
         )

@@ -31,6 +31,7 @@ from kubealign_components.engines.reward_functions import (
 from kubealign_components.engines.reward_input import Message, Refused, RewardInput
 from kubealign_components.engines.reward_labels import ACTIVATIONS, DECLARED, Labels, check_weights
 from kubealign_components.errors import DataError, EngineError
+from kubealign_components.store import last_part
 
 __all__ = [
     "REWARD",
@@ -124,7 +125,7 @@ class RewardSpec:
     @property
     def slug(self) -> str:
         """Names of the model and the functions, for a dataset's slug."""
-        names = [self.model.rstrip("/").rsplit("/", 1)[-1]] if self.model else []
+        names = [last_part(self.model)] if self.model else []
         return "_".join([*names, *(f.name for f in self.functions)])
 
 
@@ -132,7 +133,7 @@ def reward_words(spec: RewardSpec) -> list[str]:
     """What is rewarded, in a line for the model and one for each function, for who reads a report."""
     if not spec.model:
         return [function.words for function in spec.functions]
-    name = spec.model.rstrip("/").rsplit("/", 1)[-1]
+    name = last_part(spec.model)
     weight = f", weight {spec.model_weight:g}" if spec.model_weight != 1 else ""
     labels = ", ".join(f"{label} × {factor:g}" for label, factor in spec.label_weights.items())
     weight += f", the sum of its labels {labels}" if labels else ""

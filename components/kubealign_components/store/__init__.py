@@ -17,6 +17,7 @@ from kubealign_components.store.base import (
     beside,
     inside,
     join,
+    last_part,
     name_below,
     scheme_of,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "beside",
     "inside",
     "join",
+    "last_part",
     "name_below",
     "put",
     "register",

@@ -176,6 +176,11 @@ def beside(uri: str, name: str) -> str:
     return f"{folder}{slash}{name}"
 
 
+def last_part(uri: str) -> str:
+    """What ``uri`` is called in the folder that holds it."""
+    return uri.rstrip("/").rpartition("/")[2]
+
+
 def split(uri: str) -> tuple[str, str]:
     """``(bucket, object name)`` of ``scheme://bucket/name``.
 
@@ -203,7 +208,7 @@ def land(uri: str, directory: Path, write: Callable[[Path], None]) -> Path:
     Its name starts with a hash of the URI: objects of one name from two folders do not collide.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    name = uri.rsplit("/", 1)[-1].encode()[-120:].decode(errors="ignore")
+    name = last_part(uri).encode()[-120:].decode(errors="ignore")
     target = directory / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}-{name}"
     descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=directory)
     os.close(descriptor)
