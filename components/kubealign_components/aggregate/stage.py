@@ -40,7 +40,7 @@ from kubealign_components.data.schemas import (
     PreferencePrinciple,
     pair_id,
 )
-from kubealign_components.data.seeds import is_held_out
+from kubealign_components.data.seeds import is_held_out, require_validation_fraction
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.rewards import flatten_text
 from kubealign_components.errors import ConfigError, EmptyDataset
@@ -116,12 +116,7 @@ class AggregateConfig:
         for name in ("negation", "label_noise", "min_consistency", "min_principle_consistency"):
             value = getattr(self, name)
             require(0 <= value <= 1, name, value, "a share, from 0 to 1")
-        require(
-            0 <= self.validation_fraction < 1,
-            "validation_fraction",
-            self.validation_fraction,
-            "a share of the prompts, from 0 to below 1",
-        )
+        require_validation_fraction(self.validation_fraction)
         functions = [rule.name for rule in self.rules]
         require(len(set(functions)) == len(functions), "rules", functions, "every rule once")
 

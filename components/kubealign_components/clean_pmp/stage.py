@@ -20,7 +20,7 @@ from kubealign_components.data.dataset import DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
 from kubealign_components.data.finished import OutputRequest, once
 from kubealign_components.data.schemas import PREFERENCES
-from kubealign_components.data.seeds import is_held_out, unit_interval
+from kubealign_components.data.seeds import is_held_out, require_validation_fraction, unit_interval
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.withdrawals import Withdrawal, read_withdrawal
 from kubealign_components.json_types import JsonObject
@@ -84,12 +84,7 @@ class CleanPmpConfig:
         require_fraction(self.max_bad_fraction)
         require(self.min_score_ratio >= 0, "min_score_ratio", self.min_score_ratio, "0 or more")
         require(self.max_rows >= 0, "max_rows", self.max_rows, "a number of pairs, 0 for all")
-        require(
-            0 <= self.validation_fraction < 1,
-            "validation_fraction",
-            self.validation_fraction,
-            "a share of the prompts, from 0 to below 1",
-        )
+        require_validation_fraction(self.validation_fraction)
 
 
 def run(config: CleanPmpConfig, *, output: str) -> Stats:

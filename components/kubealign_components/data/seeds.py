@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from kubealign_components.config import require
 from kubealign_components.errors import DataError
 
 ID_LENGTH = 32
@@ -22,6 +23,11 @@ Keys = NDArray[np.uint64]
 
 _NIBBLE = np.full(256, 255, dtype=np.uint8)
 _NIBBLE[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = np.arange(16, dtype=np.uint8)
+
+
+def require_validation_fraction(value: float) -> None:
+    """Raise :class:`ConfigError` unless ``value`` is a share of the prompts that leaves some to train on."""
+    require(0 <= value < 1, "validation_fraction", value, "a share of the prompts, from 0 to below 1")
 
 
 def seed_for(run_seed: int, *names: str | int) -> int:

@@ -27,7 +27,7 @@ from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.sampled import FACTS
 from kubealign_components.data.schemas import SELECTION, TRAINING, TRAINING_ROW
-from kubealign_components.data.seeds import Keys, id_keys
+from kubealign_components.data.seeds import Keys, id_keys, require_validation_fraction
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.withdrawals import (
     WITHDRAWN,
@@ -91,12 +91,7 @@ class MixConfig:
         require(0.1 <= self.temperature < math.inf, "temperature", self.temperature, "0.1 or more")
         require(self.max_examples >= 0, "max_examples", self.max_examples, "0 (no limit) or more")
         require(self.memory_bytes > 0, "memory_bytes", self.memory_bytes, "a positive number of bytes")
-        require(
-            0 <= self.validation_fraction < 1,
-            "validation_fraction",
-            self.validation_fraction,
-            "a share of the prompts, from 0 to below 1",
-        )
+        require_validation_fraction(self.validation_fraction)
 
     def slug(self, datasets: int) -> list[str]:
         """Words of the dataset's slug: what departs from taking one selection whole."""

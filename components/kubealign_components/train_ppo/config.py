@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from kubealign_components.config import execution, require, require_choice
 from kubealign_components.data.principles import GENERAL, REASONING, RED_TEAMING, TAGS
+from kubealign_components.data.seeds import require_validation_fraction
 from kubealign_components.engines.rewards import RewardFunctionSpec
 from kubealign_components.training.config import OptimiserConfig
 
@@ -152,6 +153,5 @@ class PpoConfig(OptimiserConfig):
         require(math.isfinite(self.length_bonus_cap), "length_bonus_cap", self.length_bonus_cap, "a number")
         weight = self.reward_model_weight
         require(math.isfinite(weight) and weight != 0, "reward_model_weight", weight, "a number other than 0")
-        share = self.validation_fraction
-        require(0 <= share < 1, "validation_fraction", share, "at least 0 and below 1")
+        require_validation_fraction(self.validation_fraction)
         require(0 < self.memory_fraction <= 1, "memory_fraction", self.memory_fraction, "a number in (0, 1]")
