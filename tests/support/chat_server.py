@@ -14,6 +14,7 @@ class ChatServer(ThreadingHTTPServer):
     """Answers each question by :meth:`reply`, and keeps what it was asked."""
 
     daemon_threads = True
+    request_queue_size = 64  # more than are asked at a time: on a busy machine none is turned away
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
