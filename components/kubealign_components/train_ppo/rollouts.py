@@ -14,7 +14,14 @@ from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.chat.tokenizer import load_tokenizer
 from kubealign_components.engines.loading import context_length
 from kubealign_components.engines.reward_model import RewardChat
-from kubealign_components.engines.rewards import Rewarder, RewardInput, RewardSpec, flatten_chat
+from kubealign_components.engines.rewards import (
+    OVER_LENGTH,
+    Outcome,
+    Rewarder,
+    RewardInput,
+    RewardSpec,
+    flatten_chat,
+)
 from kubealign_components.engines.token_batches import longest_first
 from kubealign_components.errors import EngineError
 from kubealign_components.train_ppo.config import PpoConfig
@@ -93,11 +100,12 @@ class RolloutScorer:
         if self._functions is not None:
             self._functions.close()
 
-    def score(self, turns: Sequence[Turn], samples: Sequence[Sample]) -> list[Rollout | None]:
-        """One rollout for each sample, in order; None for one that the reward model has no room for.
+    def score(self, turns: Sequence[Turn], samples: Sequence[Sample]) -> list[Rollout | str]:
+        """One rollout for each sample, in order; in its place why it has no score, where the reward model has
+        no room for it or a function refused it.
 
         Raises:
-            EngineError: a reward is no finite number, a function raised, or all are over length.
+            EngineError: a reward is no finite number, or a function raised.
         """
         texts = [self._template.decode(sample.token_ids) for sample in samples]
         shown = [self._draw(turn) if self._chat else [] for turn in turns]
@@ -105,8 +113,10 @@ class RolloutScorer:
         functions = self._function_scores(turns, samples, texts)
         rules = self._rules(turns, samples)
         return [
-            None
+            OVER_LENGTH
             if score is None
+            else str(function.refused)
+            if function.reward is None
             else Rollout(
                 prompt_id=turn.question.prompt_id,
                 prompt=turn.question.token_ids,
@@ -114,7 +124,7 @@ class RolloutScorer:
                 ended=sample.ended,
                 text=text,
                 principles=[principle["name"] for principle in principles],
-                parts=dict(zip(PARTS, (score, function, *rule), strict=True)),
+                parts=dict(zip(PARTS, (score, function.reward, *rule), strict=True)),
             )
             for turn, sample, text, principles, score, function, rule in zip(
                 turns, samples, texts, shown, judged, functions, rules, strict=True
@@ -145,11 +155,11 @@ class RolloutScorer:
 
     def _function_scores(
         self, turns: Sequence[Turn], samples: Sequence[Sample], texts: Sequence[str]
-    ) -> list[float]:
+    ) -> list[Outcome]:
         if self._functions is None:
-            return [0.0] * len(turns)
+            return [Outcome(reward=0.0)] * len(turns)
         inputs = [_input(*each) for each in zip(turns, samples, texts, strict=True)]
-        return [0.0 if value is None else value for value in self._functions.score(inputs)]
+        return self._functions.outcomes(inputs)
 
     def _rules(self, turns: Sequence[Turn], samples: Sequence[Sample]) -> list[list[float]]:
         """Length bonus and stop penalty of each rollout."""

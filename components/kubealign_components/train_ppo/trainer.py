@@ -7,7 +7,9 @@ of the whole step batch, gradients are summed: how many processes there are chan
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from kubealign_components.data.seeds import generator_for
 from kubealign_components.engines.packing import PackedBatch
+from kubealign_components.engines.rewards import OVER_LENGTH
 from kubealign_components.engines.token_batches import longest_first
 from kubealign_components.errors import EngineError
 from kubealign_components.train_ppo.collectives import Collectives
@@ -35,6 +38,8 @@ from kubealign_components.train_ppo.rollouts import Rollout, RolloutScorer
 from kubealign_components.train_ppo.sampling import Sampler
 from kubealign_components.training.metrics import peak_memory_gib
 from kubealign_components.training.schedule import learning_rate_factor
+
+log = logging.getLogger(__name__)
 
 _SUMS = ("policy_loss", "policy_clip_fraction", "approx_kl", "value_loss", "value_clip_fraction")
 
@@ -77,12 +82,16 @@ class PpoTrainer:
         started = time.perf_counter()
         turns = turns_of(self.config, self.parts.questions.train, number)
         made = self._rollouts(turns, measure=True)
-        rollouts = [rollout for rollout in made if rollout is not None]
+        rollouts, dropped = _scored(made), Counter(one for one in made if isinstance(one, str))
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
         if not rollouts:
             raise EngineError(
-                f"step {number}: the reward model has no room for any of {len(made)} rollouts; lower "
-                "max_new_tokens"
+                f"step {number}: none of {len(made)} rollouts has a score ({reasons}); for those over length "
+                "lower max_new_tokens, for others see what the reward functions refuse"
             )
+        refused = dropped.total() - dropped[OVER_LENGTH]
+        if refused and self.parts.collectives.first:
+            log.warning("step %d: left out rollouts without a score: %s", number, reasons)
         sampled = time.perf_counter()
         data = experience(rollouts, self.config, self.kl.coefficient)
         trained = self._train(data, number)
@@ -90,7 +99,8 @@ class PpoTrainer:
         ended = time.perf_counter()
         tokens = sum(rollout.tokens for rollout in rollouts)
         return data.metrics | trained | {
-            "dropped_over_length": float(len(made) - len(rollouts)),
+            "dropped_over_length": float(dropped[OVER_LENGTH]),
+            "dropped_refused": float(refused),
             "sampling_seconds": sampled - started,
             "training_seconds": ended - sampled,
             "tokens_per_second": tokens / (ended - started),
@@ -100,16 +110,17 @@ class PpoTrainer:
     def evaluate(self) -> list[Rollout | None]:
         """The scored answers to the held-out prompts: with the same seeds and principles each time."""
         turns = [Turn(q, f"evaluation/{q.prompt_id}") for q in self.parts.questions.held_out]
-        return self._rollouts(turns, measure=False) if turns else []
+        made = self._rollouts(turns, measure=False) if turns else []
+        return [None if isinstance(one, str) else one for one in made]
 
-    def _rollouts(self, turns: Sequence[Turn], *, measure: bool) -> list[Rollout | None]:
+    def _rollouts(self, turns: Sequence[Turn], *, measure: bool) -> list[Rollout | str]:
         parts = self.parts
         own = parts.collectives.share(turns)
         samples = parts.sampler.sample(own)
         parts.check()
         scored = parts.scorer.score(own, samples) if own else []
         if measure:
-            self._measure([rollout for rollout in scored if rollout is not None])
+            self._measure(_scored(scored))
         parts.check()
         return parts.collectives.gather(scored)
 
@@ -214,6 +225,10 @@ class PpoTrainer:
 
     def _packed(self, rollouts: Sequence[Rollout]) -> PackedBatch:
         return pack_rollouts([(r.prompt, r.completion) for r in rollouts]).to(self.parts.model.device)
+
+
+def _scored(made: Sequence[Rollout | str]) -> list[Rollout]:
+    return [one for one in made if not isinstance(one, str)]
 
 
 def _add(sums: Tensor, first: int, losses: Losses, *more: Tensor) -> None:

@@ -20,6 +20,7 @@ from kubealign_components.data.seeds import is_held_out
 from kubealign_components.engines.last_token import SHORTEST_PREFIX
 from kubealign_components.engines.packing import PackedBatch
 from kubealign_components.engines.reward_model import RewardModel
+from kubealign_components.engines.rewards import RewardFunctionSpec
 from kubealign_components.errors import ConfigError, DataError, EngineError
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.model import POLICY, REFERENCE, VALUE, Adapters, PpoModel, pack_rollouts
@@ -30,7 +31,7 @@ from kubealign_components.train_ppo.prompts import (
     ppo_steps,
     turns_of,
 )
-from kubealign_components.train_ppo.rollouts import RolloutScorer
+from kubealign_components.train_ppo.rollouts import Rollout, RolloutScorer
 from kubealign_components.train_ppo.sampling import Sample, TransformersSampler, lora_rank_limit
 from support.datasets import MakeDataset
 from support.ppo import LETTERS, build_reward_model, jolt, question, settings, tokenised_prompts
@@ -361,7 +362,7 @@ def test_the_parts_of_a_score(tiny_model: Path) -> None:
     ended, cut = scorer(config, tiny_model, None).score(
         [turn, turn], [Sample([*ids, 2], True), Sample(ids, False)]
     )
-    assert ended is not None and cut is not None
+    assert isinstance(ended, Rollout) and isinstance(cut, Rollout)
     assert (ended.text, ended.principles) == ("ab1", [])
     assert list(ended.parts.values()) == pytest.approx([0.0, 2 * 2 / 4, 5 * -0.4 * 4 / 8, 0.0])
     assert list(cut.parts.values()) == pytest.approx([0.0, 2 * 2 / 3, 5 * -0.4 * 3 / 8, -6.0])
@@ -377,7 +378,7 @@ def test_reward_scores_are_those_of_the_whole_reward_model(tiny_model: Path, rew
     found = ours.score(turns, samples)
     whole = RewardModel(find_model(str(reward_folder)), dtype="float32")
     for turn, rollout in zip(turns, found):
-        assert rollout is not None
+        assert isinstance(rollout, Rollout)
         principles = PrincipleDraw(config)(turn)
         assert rollout.principles == [p["name"] for p in principles]
         chat = [*turn.question.messages, {"role": "assistant", "content": rollout.text}]
@@ -400,4 +401,15 @@ def test_rollouts_that_the_reward_model_has_no_room_for_have_no_score(
     long, brief = scorer(config, tiny_model, short).score(
         [Turn(question(), "0"), Turn(question(), "1")], [Sample([65] * 1390, False), Sample([65], False)]
     )
-    assert long is None and brief is not None
+    assert long == "over_length" and isinstance(brief, Rollout)
+
+
+def test_rollouts_that_a_function_refuses_have_no_score_but_the_reason(tiny_model: Path) -> None:
+    refusing = RewardFunctionSpec(function="format_match", settings={"kind": "regex"})
+    config = settings(tiny_model, functions=(LETTERS, refusing))
+    fine, refused = (replace(question(), metadata={"pattern": pattern}) for pattern in (".*", "("))
+    rewarded, none = scorer(config, tiny_model, None).score(
+        [Turn(fine, "0"), Turn(refused, "1")], [Sample([65, 66], False)] * 2
+    )
+    assert isinstance(rewarded, Rollout) and rewarded.parts["reward_functions"]
+    assert none == "bad_pattern"
