@@ -18,7 +18,7 @@ from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import MODEL, TOKENIZED, canonical_json
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.templates import load_reward_template
-from kubealign_components.engines.rewards import RewardFunctionSpec, RewardInput
+from kubealign_components.engines.rewards import Refused, RewardFunctionSpec, RewardInput
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.model import PpoModel
 from kubealign_components.train_ppo.prompts import PpoPrompt
@@ -36,6 +36,13 @@ def letters(item: RewardInput) -> float:
     """Share of the completion's tokens that are ASCII letters."""
     text = re.sub(r"<\|\w+\|>", "", item.text)  # a control token is one token and no letter
     return sum(c.isascii() and c.isalpha() for c in text) / item.num_tokens
+
+
+def some_letters(item: RewardInput, every: int = 2) -> float:
+    """As :func:`letters`; a text of one in ``every`` lengths is refused as ``odd``."""
+    if len(item.text) % every == every - 1:
+        raise Refused("odd")
+    return letters(item)
 
 
 def tokenised_prompts(

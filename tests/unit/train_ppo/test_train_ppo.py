@@ -19,6 +19,7 @@ from kubealign_components.data.chat import ChatTemplate, stored_settings
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import MODEL
+from kubealign_components.engines.rewards import RewardFunctionSpec
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as run_filter
@@ -70,6 +71,21 @@ def test_one_held_out_prompt_has_a_gain_and_no_interval(
     assert numbers["eval_prompts"] == 1 and "eval_gain" in numbers
     assert "eval_gain_low" not in numbers and "eval_gain_high" not in numbers
     assert "one held-out prompt the score changed by" in Page(report_page(str(tmp_path / "out"))).text
+
+
+def test_a_rollout_that_a_function_refuses_is_counted_and_not_trained_on(
+    prompts: Dataset, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusing = RewardFunctionSpec(function="support.ppo:some_letters")
+    config = settings(tiny_model, functions=(refusing,), max_steps=1)
+    run(config, prompts=prompts, output=str(tmp_path / "out"))
+    (row,) = log_of(tmp_path / "out")
+    refused = int(row["dropped_refused"])
+    assert 0 < refused < config.rollout_batch and row["dropped_over_length"] == 0
+    assert f"step 0: left out rollouts without a score: odd {refused}" in caplog.messages
+    config = replace(config, functions=(replace(refusing, settings={"every": 1}),))
+    with pytest.raises(EngineError, match=r"none of 64 rollouts has a score \(odd 64\)"):
+        run(config, prompts=prompts, output=str(tmp_path / "none"))
 
 
 def test_a_large_kl_coefficient_holds_the_policy(prompts: Dataset, tiny_model: Path, tmp_path: Path) -> None:
