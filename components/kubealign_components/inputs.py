@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kubealign_components.data.choice_rows import CHOICE
 from kubealign_components.data.schemas import (
     COMPLETIONS,
     EVALUATION,
@@ -53,7 +54,7 @@ INPUTS: Mapping[str, Mapping[str, Input]] = {
         "rewarded": Input((REWARDED, COMPLETIONS, TOKENIZED)),
         "model": Input((MODEL,), by_uri=True),
     },
-    "choose": {"evaluations": Input((EVALUATION,), many=True)},
+    "choose": {"evaluations": Input((EVALUATION,), many=True), "earlier": Input((CHOICE,), optional=True)},
     "clean_prompts": {},
     "judge": {"dataset": Input((COMPLETIONS,))},
     "aggregate": {"judged": Input((JUDGED,))},

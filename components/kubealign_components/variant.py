@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kubealign_components.config import GROUPS, OPTIONS, from_parameters
+from kubealign_components.data.fingerprint import canonical_json
+
+if TYPE_CHECKING:
+    from kfp.dsl import Artifact
 
 T = TypeVar("T")
 
@@ -32,6 +37,19 @@ def options_over(cls: type, base: Mapping[str, object], own: Mapping[str, object
         for name, value in own.items()
     }
     return {**base, **joined}
+
+
+def name_variant(artifact: Artifact, variant: Mapping[str, object]) -> None:
+    """Say in the metadata of ``artifact`` which ``variant`` it is of: nobody promises an order of what a loop
+    makes, and what two variants make may be the same to the last byte."""
+    if variant:
+        artifact.metadata[VARIANT] = canonical_json(dict(variant))
+
+
+def named_variant(artifact: Artifact) -> dict[str, object]:
+    """What the variant has of its own that ``artifact`` is of; nothing where it is of none."""
+    named: dict[str, object] = json.loads(artifact.metadata.get(VARIANT) or "{}")
+    return named
 
 
 def _mapping(value: object) -> Mapping[str, object]:

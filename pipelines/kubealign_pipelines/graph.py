@@ -7,13 +7,15 @@ of step with one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 from typing import Any
 
 from kubealign_components.config import require
 from kubealign_components.json_types import JsonObject
+from kubealign_pipelines.halving import left_of, times_halved
 from kubealign_pipelines.rules import Rules
+from kubealign_pipelines.variants import VARIANTS
 
 Json = JsonObject
 CHECK = "check"
@@ -67,6 +69,14 @@ class Task:
     """Output artifacts and their types, such as ``system.Dataset``."""
     each: str | None = None
     """The parameter for each of whose items it runs once; None where it runs once, or once a chunk."""
+    halved: int = 0
+    """How often items of that parameter were dropped before: it runs for those that are left."""
+    factor: int = 0
+    """One in how many went on, each time."""
+
+    def executions(self, items: int) -> int:
+        """How often it runs, or all workers of a fan-out together, where :attr:`each` has so many items."""
+        return left_of(items, self.factor, self.halved) if self.each else 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +85,8 @@ class _Loop:
 
     fan_out: str | None = None
     each: str | None = None
+    halved: tuple[int, int] = (0, 0)
+    """As :func:`~kubealign_pipelines.halving.times_halved` has it."""
 
 
 class Graph:
@@ -128,10 +140,12 @@ class Graph:
             component = self._spec["components"][task["componentRef"]["name"]]
             arguments = _arguments(task, component, outer)
             if "dag" in component:
-                yield from self._walk(component["dag"], arguments, _inside(task, arguments) or loop)
+                halved = times_halved(dag["tasks"], name)
+                inner = _inside(task, arguments) if not halved[0] else _Loop(each=VARIANTS, halved=halved)
+                yield from self._walk(component["dag"], arguments, inner or loop)
             else:
                 fan_out = loop.fan_out or groups.get(name)
-                yield self._task(task, component, arguments, _Loop(fan_out=fan_out, each=loop.each))
+                yield self._task(task, component, arguments, replace(loop, fan_out=fan_out))
 
     def _task(self, task: Json, component: Json, arguments: dict[str, Source], loop: _Loop) -> Task:
         executor = self._spec["deploymentSpec"]["executors"][component["executorLabel"]]
@@ -146,6 +160,8 @@ class Graph:
             arguments=arguments,
             outputs={name: value["artifactType"]["schemaTitle"] for name, value in artifacts.items()},
             each=loop.each,
+            halved=loop.halved[0],
+            factor=loop.halved[1],
         )
 
 

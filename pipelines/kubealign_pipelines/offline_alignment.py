@@ -20,6 +20,8 @@ rest for each of them, and then one is chosen:
     … rewards ×chunks ─ merge ─ logprobs ×chunks ─ merge
            ─ (select ─ mix ─ train ─ evaluate) ×variants ─ choose
 
+With ``halving`` they are trained a part of the way first, and the best of them further (``halving.py``).
+
 With a range for ``sample_n`` more completions are drawn of those prompts whose best and worst are not
 settled (``draws.py``). With ``rounds`` above 1 all of it after ``filter`` is done again, on what the policy
 has become (``rounds.py``).
@@ -47,12 +49,13 @@ from kubealign_components.sample.component import sample
 from kubealign_pipelines.draws import RANGE, SAMPLE_N, DrawRange, draws_of, further_draws
 from kubealign_pipelines.draws import decide as decide_draws
 from kubealign_pipelines.fan_out import fan_out
+from kubealign_pipelines.halving import HALVING, Rung, rungs_of
 from kubealign_pipelines.offline_tail import OFFLINE_STAGES, align_offline
 from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
 from kubealign_pipelines.resources import CompileSettings, Placement
 from kubealign_pipelines.rounds import REFERENCE, ROUNDS, Rounds, further_rounds
 from kubealign_pipelines.rules import LOGPROBS_ORDER, Rules
-from kubealign_pipelines.variants import VARIANTS, decide, swept_stages
+from kubealign_pipelines.variants import SWEPT, VARIANTS, decide, number_of, swept_stages
 
 REWARDS = ("reward_functions", "reward_model")
 JUDGE = "rank_judge"
@@ -60,8 +63,9 @@ JUDGE = "rank_judge"
 BEST_WORST = "best_worst"
 LABELS = ("labels", "labelled")
 """Selections that need no rewards; the first is the default where there are none."""
+
 RULES = Rules(
-    choices=(LOGPROBS_ORDER, ROUNDS, REFERENCE),
+    choices=(LOGPROBS_ORDER, ROUNDS, REFERENCE, HALVING),
     deciding={
         SAMPLE_N: decide_draws,
         "select_strategy": lambda strategy: strategy if strategy in LABELS else None,
@@ -189,6 +193,8 @@ class _Shape:
     """Of selection, where that is no parameter."""
     swept: tuple[str, ...] = ()
     """Stages in which the variants of a sweep differ."""
+    rungs: tuple[Rung, ...] = ()
+    """Of the sweep."""
 
     @property
     def scored_first(self) -> bool:
@@ -235,6 +241,7 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
     require(
         not swept or rounds.number == 1, ROUNDS.name, rounds.number, "1 in a sweep, of variants of one round"
     )
+    rungs = _rungs(parameters, int(choices[HALVING.name]), swept)
     if swept:
         order = _order_of_sweep(parameters, order, swept, rewarded=rewarded)
     return _Shape(
@@ -246,6 +253,7 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
         rounds=rounds,
         strategy=by_itself,
         swept=swept,
+        rungs=rungs,
     )
 
 
@@ -269,6 +277,17 @@ def _draws_of(
     require(rounds.number == 1, ROUNDS.name, rounds.number, f"1 with a range for {SAMPLE_N}")
     require(not swept, VARIANTS, parameters.get(VARIANTS), f"none with a range for {SAMPLE_N}")
     return draws
+
+
+def _rungs(parameters: Mapping[str, object], factor: int, swept: tuple[str, ...]) -> tuple[Rung, ...]:
+    """The rungs of a sweep, of variants that can be halved."""
+    name, number = HALVING.name, number_of(parameters)
+    require(not factor or bool(swept), name, factor, f"0 without {VARIANTS}: it is variants that are dropped")
+    fewest = f"at most {number}, the number of {VARIANTS}: of fewer none can be dropped"
+    require(not factor or not swept or factor <= number, name, factor, fewest)
+    one_training = f"0 where {VARIANTS} differ in {SWEPT[-1]} alone: they have one training"
+    require(not factor or swept != SWEPT[-1:], name, factor, one_training)
+    return tuple(rungs_of(number, factor))
 
 
 def _order_of_sweep(
@@ -308,6 +327,7 @@ def _stages(inputs: PipelineInputs, shape: _Shape) -> None:
         swept=shape.swept,
         # By as many completions of every prompt: where draws end by what they brought, their mean is biased.
         against=first,
+        rungs=shape.rungs,
     )
     further_rounds(
         inputs,

@@ -5,11 +5,16 @@
 In a sweep what stands before the first stage in which its variants differ is done once, the rest for each:
 
     logprobs ×chunks ─ merge ─ (select ─ mix ─ train ─ evaluate) ×variants ─ choose
+
+With successive halving the latter is done a rung after the other (``halving.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 
 from kfp.dsl import PipelineTask
 from kfp.dsl.pipeline_channel import PipelineChannel
@@ -20,8 +25,10 @@ from kubealign_components.mix.component import mix
 from kubealign_components.select.component import select
 from kubealign_components.train.component import train
 from kubealign_pipelines.fan_out import fan_out
+from kubealign_pipelines.halving import Rung
 from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
-from kubealign_pipelines.variant_loop import VariantLoop
+from kubealign_pipelines.variant_loop import for_each_variant
+from kubealign_pipelines.variants import SWEPT
 
 OFFLINE_STAGES = ("select", "logprobs", "mix", "train", "evaluate")
 """In their order."""
@@ -36,6 +43,7 @@ def align_offline(
     comparison: Arguments,
     reference: PipelineChannel | str = "",
     swept: Collection[str] = (),
+    rungs: Sequence[Rung] = (),
     start: Arguments | None = None,
     against: PipelineTask | None = None,
     earlier: PipelineChannel | None = None,
@@ -52,43 +60,102 @@ def align_offline(
         comparison: arguments of ``evaluate``: how both policies are sampled, and by what they are compared.
         reference: of ``logprobs`` and ``train``; empty where it is the policy.
         swept: stages in which the variants of a sweep differ; none where there is no sweep.
+        rungs: of the sweep.
         start: policy and reference of ``train`` where it starts at another policy.
         against: task whose rewarded completions are compared with, where these are not those of ``rows``.
         earlier: what the evaluations of the rounds before showed, if there are any.
         about: tells the tasks of one round from those of another.
     """
-    loop = VariantLoop(inputs, swept)
     models = {"policy": inputs["policy"], "reference": reference}
+    tail = _Tail(
+        inputs=inputs,
+        selection=selection if order == "before" else {**selection, **inputs.cut(logprobs)},
+        models=start or models,
+        against=against or rows,
+        comparison={**comparison, **({"rounds": earlier} if earlier else {})},
+    )
+    left: Sequence[str] = SWEPT
     if order == "before":
         made = _scored(inputs, rows, models, about)
-        chosen = _chosen(inputs, made, {**selection, **loop.own("select")}, about)
     else:
-        made = _chosen(inputs, rows, {**selection, **inputs.cut(logprobs)}, about)
-        chosen = _scored(inputs, made, models, about)
-    mixed = inputs.placement(
-        mix,
-        about,
-        selection=chosen.outputs["dataset"],
-        validation_fraction=inputs["validation_fraction"],
-        seed=inputs["seed"],
-        work=inputs["work"],
-        **loop.own("mix"),
-        **inputs.of("mix"),
-    )
-    trained = inputs.placement(
-        train,
-        about,
-        training=mixed.outputs["dataset"],
-        seed=inputs["seed"],
-        work=inputs["work"],
-        **(start or models),
-        **loop.own("train"),
-        **inputs.of("train"),
-    )
-    own = {**comparison, **loop.own("evaluate"), **({"rounds": earlier} if earlier else {})}
-    compared = compare(inputs, against or rows, trained, own, about)
-    loop.end(compared)
-    return compared
+        made, left = _scored(inputs, tail.through(SWEPT[:1], rows, about), models, about), SWEPT[1:]
+    if not swept:
+        return tail.through(left, made, about)
+    first = next(number for number, stage in enumerate(left) if stage in swept)
+    made = tail.through(left[:first], made, about)
+    return for_each_variant(inputs, left[first:], rungs, partial(tail.through, left[first:], made))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tail:
+    """The stages in which variants may differ, each on what the one before it made."""
+
+    inputs: PipelineInputs
+    selection: Arguments
+    models: Arguments
+    """Of ``train``."""
+    against: PipelineTask
+    comparison: Arguments
+
+    def through(
+        self,
+        stages: Sequence[str],
+        made: PipelineTask,
+        about: str = "",
+        own: Mapping[str, Arguments] = MappingProxyType({}),
+    ) -> PipelineTask:
+        """The task of the last of ``stages``, of which the first one takes what ``made`` made.
+
+        Args:
+            stages: some of :data:`SWEPT`, one after the other.
+            made: task before them.
+            about: tells their tasks from others of these stages.
+            own: further arguments by stage.
+        """
+        make = {
+            "select": self._selected,
+            "mix": self._mixed,
+            "train": self._trained,
+            "evaluate": self._compared,
+        }
+        for stage in stages:
+            made = make[stage](made, about, own.get(stage, {}))
+        return made
+
+    def _selected(self, made: PipelineTask, about: str, own: Arguments) -> PipelineTask:
+        inputs = self.inputs
+        further = {"work": inputs["work"], **inputs.of("select"), **self.selection, **own}
+        rewarded = made.outputs["dataset"]
+        return inputs.placement(select, about, rewarded=rewarded, seed=inputs["seed"], **further)
+
+    def _mixed(self, made: PipelineTask, about: str, own: Arguments) -> PipelineTask:
+        inputs = self.inputs
+        return inputs.placement(
+            mix,
+            about,
+            selection=made.outputs["dataset"],
+            validation_fraction=inputs["validation_fraction"],
+            seed=inputs["seed"],
+            work=inputs["work"],
+            **own,
+            **inputs.of("mix"),
+        )
+
+    def _trained(self, made: PipelineTask, about: str, own: Arguments) -> PipelineTask:
+        inputs = self.inputs
+        return inputs.placement(
+            train,
+            about,
+            training=made.outputs["dataset"],
+            seed=inputs["seed"],
+            work=inputs["work"],
+            **self.models,
+            **own,
+            **inputs.of("train"),
+        )
+
+    def _compared(self, made: PipelineTask, about: str, own: Arguments) -> PipelineTask:
+        return compare(self.inputs, self.against, made, {**self.comparison, **own}, about)
 
 
 def compare(
@@ -109,11 +176,6 @@ def compare(
         **comparison,
         **inputs.of("evaluate"),
     )
-
-
-def _chosen(inputs: PipelineInputs, made: PipelineTask, further: Arguments, about: str) -> PipelineTask:
-    own = {"work": inputs["work"], **inputs.of("select"), **further}
-    return inputs.placement(select, about, rewarded=made.outputs["dataset"], seed=inputs["seed"], **own)
 
 
 def _scored(inputs: PipelineInputs, made: PipelineTask, models: Arguments, about: str) -> PipelineTask:

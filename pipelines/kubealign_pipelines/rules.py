@@ -20,6 +20,8 @@ class Choice:
     values: tuple[str, ...] | tuple[int, ...]
     """The first is the default."""
     meaning: str
+    has_stages: bool = True
+    """Whether other values bring stages, and with them settings, that the default does not have."""
 
     def allows(self, value: object) -> bool:
         """Whether ``value`` is one of those that can be chosen; Kubeflow hands a task 2.0 for a 2."""

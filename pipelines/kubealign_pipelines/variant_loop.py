@@ -1,9 +1,8 @@
-"""The loop over the variants of a sweep, and the choice among them behind it."""
+"""The loop over the variants of a sweep, or one a rung, and the choice among them behind each."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 
 from kfp import dsl
 from kfp.dsl import PipelineTask
@@ -11,42 +10,48 @@ from kfp.dsl import PipelineTask
 from kubealign_components.choose.component import choose
 from kubealign_components.train.component import train
 from kubealign_components.variant import VARIANT
+from kubealign_pipelines.fan_out import CHUNKS
+from kubealign_pipelines.halving import REDUCTION_FACTOR, Rung
 from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
-from kubealign_pipelines.variants import SWEPT, VARIANTS
+from kubealign_pipelines.variants import VARIANTS
+
+Evaluated = Callable[[str, Mapping[str, Arguments]], PipelineTask]
+"""Makes the tasks of one variant under the name of a rung, with arguments by stage; gives the last, which
+compares."""
 
 
-class VariantLoop:
-    """Begins at the first stage in which the variants differ: what stands before it is done once for all.
+def for_each_variant(
+    inputs: PipelineInputs, stages: Sequence[str], rungs: Sequence[Rung], evaluated: Evaluated
+) -> PipelineTask:
+    """Do ``stages`` for each variant and choose among them, at each of ``rungs`` for those that are left;
+    gives the task that compares one.
 
     Args:
         inputs: of the pipeline.
-        swept: stages in which they differ; where there are none, there is no loop.
+        stages: from the first one in which variants differ on.
+        rungs: one alone without successive halving.
+        evaluated: makes the tasks of these stages.
     """
-
-    def __init__(self, inputs: PipelineInputs, swept: Collection[str]) -> None:
-        self._inputs = inputs
-        self._first = next((stage for stage in SWEPT if stage in swept), None)
-        self._loop = ExitStack()
-        self._own: Arguments = {}
-
-    def own(self, stage: str) -> Arguments:
-        """The argument that gives ``stage``, whose task comes next, what its variant has of its own."""
-        if stage == self._first:
-            at_once = self._inputs.placement.at_once(train)
-            # The top level of a run's page shows the loop alone: its title names the stages in it.
-            title = f"each variant: {', '.join(SWEPT[SWEPT.index(stage) :])}"
-            loop = dsl.ParallelFor(self._inputs[VARIANTS], parallelism=at_once, name=title)
-            self._own = {VARIANT: self._loop.enter_context(loop)}
-        return self._own
-
-    def end(self, evaluated: PipelineTask) -> None:
-        """End the loop, if there is one, and choose among what ``evaluated`` made of each variant."""
-        self._loop.close()
-        if self._first is not None:
-            self._inputs.placement(
-                choose,
-                evaluations=dsl.Collected(evaluated.outputs["dataset"]),
-                seed=self._inputs["seed"],
-                work=self._inputs["work"],
-                **self._inputs.of("choose"),
-            )
+    at_once, variants = inputs.placement.at_once(train), inputs[VARIANTS]
+    further: dict[str, object] = {}
+    for rung in rungs:
+        # The top level of a run's page shows the loop alone: its title names the stages in it.
+        title = ": ".join(filter(None, [rung.about, f"each variant: {', '.join(stages)}"]))
+        own: dict[str, Arguments] = {}
+        with dsl.ParallelFor(variants, parallelism=at_once, name=title) as variant:
+            own = {stage: {VARIANT: variant} for stage in stages}
+            if rung.factor:
+                own["train"] = {**own["train"], "stop_after": rung.share}
+            compared = evaluated(rung.about, own)
+        chosen = inputs.placement(
+            choose,
+            rung.about,
+            evaluations=dsl.Collected(compared.outputs["dataset"]),
+            seed=inputs["seed"],
+            work=inputs["work"],
+            **inputs.of("choose"),
+            **further,
+            **({REDUCTION_FACTOR: rung.factor} if rung.factor else {}),
+        )
+        variants, further = chosen.outputs[CHUNKS], {"earlier": chosen.outputs["dataset"]}
+    return compared

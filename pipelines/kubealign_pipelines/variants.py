@@ -24,6 +24,12 @@ def swept_stages(parameters: Mapping[str, object]) -> tuple[str, ...]:
     return own or (SWEPT[-2:-1] if variants else ())
 
 
+def number_of(parameters: Mapping[str, object]) -> int:
+    """How many variants there are among ``parameters``."""
+    given = parameters.get(VARIANTS)
+    return len(given) if isinstance(given, list) else 0
+
+
 def decide(variants: object) -> object:
     """What of the parameter decides on a graph: the first stage that is done for each variant, and how many
     there are, which leaves room for so many chunks."""

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kubealign_components.json_types import JsonObject
+from kubealign_pipelines.halving import left_of, times_halved
 
 Json = JsonObject
 LIMIT = 2**20
@@ -118,17 +119,18 @@ class _Imitation:
             if "dag" not in component:
                 yield from self._task(name, task, component, index)
             elif "parameterIterator" in task:
-                yield from self._loop(name, task, component)
+                yield from self._loop(name, task, component, *times_halved(dag["tasks"], name))
             else:
                 yield from self.dag(component["dag"])
 
-    def _loop(self, name: str, task: Json, component: Json) -> Iterator[Json]:
+    def _loop(self, name: str, task: Json, component: Json, halved: int, factor: int) -> Iterator[Json]:
         texts = {"component": _text(component), "task": _text(task), "task-name": name}
         yield from self._twice("Pod", {**texts, "driver-type": "DAG"}, name)
         yield from self._twice("DAG", {"parent-dag-id": "12"}, name)
         items = _items(task)
         each = {_CHUNKS: self._chunks, _VARIANTS: self._variants}
-        for index in range(each[items] if isinstance(items, str) else items):
+        count = each[items] if isinstance(items, str) else items
+        for index in range(left_of(self._variants, factor, halved) if halved else count):
             yield from self._twice("DAG", {"iteration-index": str(index)}, name)
             yield from self._twice("Pod", {**texts, "iteration-index": str(index)}, name)
             yield from self._twice("DAG", {"parent-dag-id": str(100 + index)}, name)

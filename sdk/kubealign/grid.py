@@ -13,6 +13,7 @@ from kubealign_components.stages import CONFIGS
 from kubealign_pipelines.checking.findings import PARAMETERS, Mark, error_at
 from kubealign_pipelines.checking.variants import MOST, why_not
 from kubealign_pipelines.flat import paths_in_options
+from kubealign_pipelines.halving import HALVING
 from kubealign_pipelines.variants import SWEPT, VARIANTS
 
 GRID = "--grid"
@@ -55,6 +56,21 @@ def with_grid(document: Document, values: Mapping[str, object], grids: Sequence[
             path = (PARAMETERS, VARIANTS, position, *setting)
             document.marks[path] = Mark(f"{GRID} {names[setting]}={value}")
     return {**values, PARAMETERS: {**parameters, VARIANTS: list(map(_nested, variants))}}
+
+
+def with_halving(document: Document, values: Mapping[str, object], factor: int) -> dict[str, object]:
+    """``values`` of a run file with the reduction factor of ``--halving``.
+
+    Args:
+        document: that the values are of; gets where the factor comes from.
+        values: sections by name.
+        factor: one variant in so many goes on from a rung.
+    """
+    parameters = values.get(PARAMETERS) or {}
+    if not isinstance(parameters, Mapping):
+        return dict(values)
+    document.marks[PARAMETERS, HALVING.name] = Mark(f"--halving {factor}")
+    return {**values, PARAMETERS: {**parameters, HALVING.name: factor}}
 
 
 def grid_names() -> dict[str, Path]:

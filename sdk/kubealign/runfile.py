@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kubealign.grid import with_grid
+from kubealign.grid import with_grid, with_halving
 from kubealign.run_paths import SOURCES, beside
 from kubealign.yaml_source import MAX_BYTES, Document, forget, is_compiled_pipeline, merge, read_yaml
 from kubealign_components import config
@@ -165,7 +165,11 @@ def load_run_file(path: Path) -> RunFile:
 
 
 def read_run(
-    files: Sequence[Path], pipeline: str = "", assignments: Sequence[str] = (), grids: Sequence[str] = ()
+    files: Sequence[Path],
+    pipeline: str = "",
+    assignments: Sequence[str] = (),
+    grids: Sequence[str] = (),
+    halving: int | None = None,
 ) -> Sourced:
     """The run of ``files``, later ones over earlier ones, and of what the command line says.
 
@@ -174,6 +178,7 @@ def read_run(
         pipeline: the one to run, whatever the files say.
         assignments: ``name=value``, ``name.key=value``, ``name.0=value``, ``compile.name=value``.
         grids: ``name=value,value``, of which the variants of a sweep are made.
+        halving: one variant in so many goes on from a rung of the sweep; None for what the files say.
     """
     document = Document(values={})
     for path in files:
@@ -185,7 +190,8 @@ def read_run(
         values["pipeline"] = pipeline
     for assignment in assignments:
         values = _assigned(document, values, assignment)
-    document.values = values = with_grid(document, values, grids) if grids else values
+    values = with_grid(document, values, grids) if grids else values
+    document.values = values = values if halving is None else with_halving(document, values, halving)
     document.findings += _load_own(values.get("pipeline"))
     run, problems = check_mapping(RunFile, values, "run file")
     document.findings += [_of_problem(problem, values) for problem in problems]

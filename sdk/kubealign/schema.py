@@ -40,6 +40,8 @@ def shapes(pipeline: str) -> list[Graph]:
 
 
 def _of_other_stages(choice: Choice) -> Sequence[str | int]:
+    if not choice.has_stages:
+        return choice.values[:1]
     return choice.values if isinstance(choice.values[0], str) else choice.values[:2]
 
 

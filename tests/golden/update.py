@@ -43,6 +43,10 @@ COMPILED: dict[str, tuple[str, dict[str, Any]]] = {
         "offline_alignment",
         {"variants": [{"select": {"strategy": "random_pairs"}}, {"train": {"beta": 0.05}}], **REWARD},
     ),
+    "offline_alignment_halving": (
+        "offline_alignment",
+        {"variants": [{"train": {"beta": 0.05}}, {"train": {"beta": 0.2}}], "halving": 2, **REWARD},
+    ),
 }
 """What is compiled, by the name of its golden copy: a pipeline, and parameters that decide on its stages."""
 IMAGES = {DATA: "data", SAMPLE: "sample", TRAIN: "train"}

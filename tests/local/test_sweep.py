@@ -111,3 +111,36 @@ def test_the_command_tells_the_variants_and_the_chosen_one(first: str, swept: Re
     earlier = {row["model_fingerprint"] for row in load_run(output / "runs" / "two").choice}
     assert len(earlier) == 2
     assert earlier < {row["model_fingerprint"] for row in swept.choice}
+
+
+@pytest.fixture(scope="module")
+def halved(swept: Results, output: Path) -> Results:
+    """Two new variants of the same samples, of which one goes on from half of its steps."""
+    given = {name: value for name, value in swept.parameters.items() if name != "variants"}
+    variants = [{"train": {"beta": beta}} for beta in (0.1, 0.2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        run = RunFile(parameters={**given, "variants": variants, "halving": 2})
+        return run_local(run, output=output, name="halved")
+
+
+def test_one_of_two_variants_goes_on_from_its_checkpoint(halved: Results) -> None:
+    trained = [(row.rung, row.counts["steps"]) for row in halved.stages if row.stage == "train"]
+    assert trained == [(1, 1), (1, 1), (0, 2)]
+    rows = {row.stage: row for row in halved.stages}
+    assert rows["sample"].reused == rows["sample"].rows_out == 24
+    logs = {log.name: log.read_text() for log in (halved.folder / "logs").rglob("*.log")}
+    assert sum("going on from step 1 " in text for text in logs.values()) == 1
+    went_on, dropped = sorted(halved.choice, key=lambda row: row["dropped"] is not None)
+    assert (went_on["chosen"], went_on["rung"], went_on["share"]) == (True, 2, 1.0)
+    assert (dropped["chosen"], dropped["rung"], dropped["share"]) == (False, 1, 0.5)
+    assert "the lowest that went on" in str(dropped["dropped"])
+    names = {"model", "model-rung-1-1", "model-rung-1-2", "choice", "choice-rung-1"}
+    assert names <= halved.by_usual_name().keys()
+    for results in (halved, load_run(halved.folder)):
+        assert results.model == halved.folder.resolve() / results.by_usual_name()["model"]
+        model = Dataset.open(str(results.model), allow_empty=True)
+        assert model.manifest.fingerprint == went_on["model_fingerprint"]
+        assert results.evaluation["reward_gain"] == pytest.approx(went_on["gain"])
+    [report] = [o for o in halved.outputs_of("system.HTML") if (o.task, o.output) == ("choose", "report")]
+    assert "Dropped by successive halving" in report.path.read_text()

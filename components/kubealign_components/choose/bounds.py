@@ -14,7 +14,7 @@ _ROUNDING = 1e-12  # what is below this share of a number is what rounding left 
 
 
 def simultaneous_intervals(
-    values: Floats, *, seed: int, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+    values: Floats, *, seed: int, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, among: int = 0
 ) -> tuple[Floats, Floats]:
     """Intervals of the means of several rows, which all hold together with the probability ``confidence``.
 
@@ -27,6 +27,9 @@ def simultaneous_intervals(
     Bonferroni has it. One that never varies tells nothing of how much it might: its interval is as wide as
     the widest of the others. Where no row varies, the intervals are the means.
 
+    Where the rows were picked from more by what these very columns said, the intervals must hold whichever
+    were picked: then each misses its mean as seldom as it would among all of them as Bonferroni has it.
+
     White, A Reality Check for Data Snooping, Econometrica 68 (2000); Romano and Wolf, Exact and Approximate
     Stepdown Methods for Multiple Hypothesis Testing, JASA 100 (2005); Efron and Tibshirani, An Introduction
     to the Bootstrap (1993), chapter 12.
@@ -36,6 +39,7 @@ def simultaneous_intervals(
         seed: of the bootstrap.
         resamples: how many.
         confidence: that no interval misses its mean.
+        among: how many rows these were picked from; 0 where they are all that there were.
 
     Returns:
         lower and upper ends, shape (rows,) each.
@@ -46,15 +50,26 @@ def simultaneous_intervals(
     if not varying.any():
         return means, means.copy()
     deviations = _deviations(values[varying], errors[varying], seed, resamples)
-    missed = (1 - confidence) / rows  # how often each may miss its mean, were no two to do so together
+    missed = (1 - confidence) / max(
+        rows, among
+    )  # how often each may miss its mean, were no two to do so together
     able = np.isinf(deviations).mean(axis=0) <= missed / 2
     reach = errors[varying] * float(stdtrit(columns - 1, 1 - missed / 2))
     if able.any():
-        quantile = np.quantile(deviations[:, able].max(axis=1), 1 - missed * able.sum(), method="higher")
-        reach[able] = errors[varying][able] * quantile
+        reach[able] = errors[varying][able] * _quantiles(deviations[:, able], missed, picked=among > rows)
     widths = np.full(rows, reach.max())
     widths[varying] = reach
     return means - widths, means + widths
+
+
+def _quantiles(deviations: Floats, missed: float, *, picked: bool) -> Floats:
+    """How many standard errors intervals reach: each as far as its row takes where rows were ``picked``, else
+    all as far as it takes for all of them together. Shape (rows,) or ()."""
+    if picked:
+        own: Floats = np.quantile(deviations, 1 - missed, axis=0, method="higher")
+        return own
+    together = 1 - missed * deviations.shape[1]
+    return np.asarray(np.quantile(deviations.max(axis=1), together, method="higher"))
 
 
 def _deviations(values: Floats, errors: Floats, seed: int, resamples: int) -> Floats:
@@ -74,12 +89,13 @@ def _deviations(values: Floats, errors: Floats, seed: int, resamples: int) -> Fl
     return np.concatenate(deviations)
 
 
-def pairwise_intervals(values: Floats, *, seed: int) -> tuple[Floats, Floats]:
+def pairwise_intervals(values: Floats, *, seed: int, among: int = 0) -> tuple[Floats, Floats]:
     """Intervals of the differences of any two rows' means that all hold at once.
 
     Args:
         values: shape (rows, columns).
         seed: of the bootstrap.
+        among: as :func:`simultaneous_intervals` has it.
 
     Returns:
         lower and upper ends of row i's mean minus row j's, shape (rows, rows) each.
@@ -89,7 +105,7 @@ def pairwise_intervals(values: Floats, *, seed: int) -> tuple[Floats, Floats]:
     first, second = np.triu_indices(rows, k=1)
     if len(first):
         low[first, second], high[first, second] = simultaneous_intervals(
-            values[first] - values[second], seed=seed
+            values[first] - values[second], seed=seed, among=among * (among - 1) // 2
         )
     return low - high.T, high - low.T
 

@@ -1,6 +1,6 @@
 """choose as a KFP component."""
 
-from typing import List
+from typing import Dict, List
 
 from kfp import dsl
 
@@ -14,11 +14,13 @@ def choose(
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
     lineage: dsl.Output[dsl.HTML],
+    earlier: dsl.Input[dsl.Dataset] = None,
+    reduction_factor: int = 0,
     seed: int = 0,
     work: str = "",
     options: dict = {},
-):
-    """Set the variants of a sweep beside each other and choose one.
+) -> List[Dict]:
+    """Set the variants of a sweep beside each other and choose one, or those that are worth training further.
 
     Args:
         evaluations: the evaluations of the variants (kubealign.evaluation/v1).
@@ -26,24 +28,38 @@ def choose(
         metrics: variants, and the chosen one's gain with bounds that hold for all at once.
         report: the variants, their Pareto front and the chosen one.
         lineage: every stage, setting, model and source that led to the variants.
+        earlier: of successive halving, the choice at the rung before (kubealign.choice/v1).
+        reduction_factor: choose one in so many, to be trained further; 0 for the one of all.
         seed: of the bootstrap.
         work: work prefix; what was finished there before is taken.
         options: further settings of the stage by name, such as max_kl, max_length_ratio and min_gain.
+
+    Returns:
+        What those variants have of their own that are trained further.
     """
     parameters = dict(locals())
 
     from kubealign_components.artifacts import log_stats, open_dataset, publish, rows_of, write_page
     from kubealign_components.choose.config import ChooseConfig
-    from kubealign_components.choose.stage import run
+    from kubealign_components.choose.stage import run, survivors
     from kubealign_components.config import from_parameters
+    from kubealign_components.data.choice_rows import CHOICE
     from kubealign_components.data.schemas import EVALUATION
     from kubealign_components.reports.lineage import to_html
+    from kubealign_components.variant import named_variant
 
+    compared = [open_dataset(evaluation, EVALUATION) for evaluation in evaluations]
     stats = run(
         from_parameters(ChooseConfig, parameters, "choose"),
-        evaluations=[open_dataset(evaluation, EVALUATION) for evaluation in evaluations],
+        evaluations=compared,
+        earlier=open_dataset(earlier, CHOICE) if earlier is not None else None,
         output=rows_of(dataset),
         report=report.path,
     )
     log_stats(metrics, stats)
-    write_page(lineage, to_html(publish(dataset, report, lineage).manifest))
+    chosen = publish(dataset, report, lineage)
+    write_page(lineage, to_html(chosen.manifest))
+    if not reduction_factor:
+        return []
+    own = {one.manifest.fingerprint: named_variant(artifact) for one, artifact in zip(compared, evaluations)}
+    return [own[name] for name in survivors(chosen)]

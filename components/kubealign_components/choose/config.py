@@ -17,6 +17,9 @@ class ChooseConfig:
     max_length_ratio: float | None = None
     """Most tokens of a completion of the chosen model, in those of its reference, by the upper end of its
     interval; null for any number."""
+    reduction_factor: int = 0
+    """Of successive halving: choose one variant in so many, to be trained further; 0 to choose the one of
+    all."""
     seed: int = 0
     """Of the bootstrap."""
     min_gain: float | None = execution(None)
@@ -28,3 +31,5 @@ class ChooseConfig:
         for name in ("max_kl", "max_length_ratio"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "a positive number, or null")
+        factor = self.reduction_factor
+        require(factor == 0 or factor > 1, "reduction_factor", factor, "2 or more, or 0")

@@ -17,14 +17,18 @@ FEW = 30
 """Held-out prompts below which a reader is told that there are few."""
 
 
-def report_html(rows: Sequence[ChoiceRow], variants: Sequence[Variant], config: ChooseConfig) -> str:
+def report_html(
+    rows: Sequence[ChoiceRow], variants: Sequence[Variant], config: ChooseConfig, *, among: int = 0
+) -> str:
     """A self-contained page.
 
     Args:
-        rows: one a variant.
-        variants: the same.
+        rows: one a variant, then those that were dropped before.
+        variants: the former.
         config: by which one was chosen.
+        among: variants that there were before some were dropped; 0 where none were.
     """
+    every, rows = rows, rows[: len(variants)]
     chosen = next((row for row in rows if row["chosen"]), None)
     names = list(json.loads(rows[0]["settings"]))
     prompts = len(variants[0].gains)
@@ -32,13 +36,17 @@ def report_html(rows: Sequence[ChoiceRow], variants: Sequence[Variant], config: 
         "kubealign_components/choose/report.html",
         count=len(rows),
         chosen=chosen,
-        verdict=_verdict(chosen, prompts),
+        among=among,
+        rung=rows[0]["rung"] if config.reduction_factor or among else 0,
+        verdict=_further(rows, prompts) if config.reduction_factor else _verdict(chosen, prompts),
         rule=_rule(config),
         notes=[*_notes(rows, chosen, prompts), *_lost(variants)],
         charts=list(_charts(rows)),
-        head=["variant", *(name.replace("_", " ") for name in names), *_head(chosen)],
+        head=["variant", *_spaced(names), *_head(chosen)],
         numbers=[_cells(letter(position), row, names, chosen) for position, row in enumerate(rows)],
         numeric=list(range(1 + len(names), 1 + len(names) + len(_head(chosen)))),
+        dropped=[_fate(row, names) for row in every if row["dropped"] is not None],
+        fates=["variant", *_spaced(names), "rung", "share of its steps", "gain in reward", "why"],
         models=[(f"{letter(position)}: {row['variant']}", row["model"]) for position, row in enumerate(rows)],
     )
 
@@ -55,6 +63,27 @@ def _verdict(chosen: ChoiceRow | None, prompts: int) -> str:
     return f"{text} and a mean length of {chosen['length']:.1f} tokens."
 
 
+def _further(rows: Sequence[ChoiceRow], prompts: int) -> str:
+    """Who of a rung is trained further."""
+    kept = [row["variant"] for row in rows if row["dropped"] is None]
+    return (
+        f"{len(kept)} of {len(rows)} variants are trained further, after {rows[0]['share']:.1%} of their "
+        f"steps and by their rewards on {prompts} held-out prompts: {'; '.join(kept)}."
+    )
+
+
+def _fate(row: ChoiceRow, names: Sequence[str]) -> list[str]:
+    """The cells of a variant that was dropped."""
+    settings = json.loads(row["settings"])
+    gain = _between(row["gain"], row["gain_low"], row["gain_high"], "+.4f")
+    own = [setting_text(settings[name]) for name in names]
+    return [row["variant"], *own, str(row["rung"]), f"{row['share']:.1%}", gain, str(row["dropped"])]
+
+
+def _spaced(names: Sequence[str]) -> list[str]:
+    return [name.replace("_", " ") for name in names]
+
+
 def _rule(config: ChooseConfig) -> str:
     limits = [
         f"a KL of at most {config.max_kl:g} nats a completion" if config.max_kl is not None else "",
@@ -64,6 +93,12 @@ def _rule(config: ChooseConfig) -> str:
     ]
     among = " and ".join(filter(None, limits))
     among += " by the upper end of its 95 % interval, for all variants at once" if among else ""
+    if config.reduction_factor:
+        first = f"variants with {among} before others and then " if among else ""
+        return (
+            f"The rule: one in {config.reduction_factor} is trained further, {first}by the lower bound of "
+            "the gain; of equal ones, the nearest to the reference."
+        )
     return (
         f"The rule: the highest lower bound of the gain{f', among variants with {among}' if among else ''}; "
         "of equal ones, the nearest to the reference."

@@ -2,19 +2,21 @@
 
 Chosen is the highest lower bound of the gain in reward, among the variants that keep to the limits. The
 bounds hold for all variants at once, so they hold for the one that was chosen for its bound, too; so do the
-upper ends by which limits are kept.
+upper ends by which limits are kept. At a rung of successive halving those are chosen that are trained further
+(``halving.py``); then the bounds hold for those that were dropped before as well, had they gone on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from kubealign_components.choose.bounds import Floats, on_front, pairwise_intervals, simultaneous_intervals
 from kubealign_components.choose.config import ChooseConfig
+from kubealign_components.choose.halving import EarlierRungs, order_of, reasons
 from kubealign_components.choose.report import report_html
 from kubealign_components.choose.variants import Variant, variants_of
 from kubealign_components.config import semantic_params
@@ -27,11 +29,16 @@ from kubealign_components.errors import GateError
 from kubealign_components.reports.html import REPORT, copy_report, write_report
 from kubealign_components.store import join
 
-VERSION = 2
+VERSION = 3
 
 
 def run(
-    config: ChooseConfig, *, evaluations: Sequence[Dataset], output: str, report: str | None = None
+    config: ChooseConfig,
+    *,
+    evaluations: Sequence[Dataset],
+    earlier: Dataset | None = None,
+    output: str,
+    report: str | None = None,
 ) -> Stats:
     """Compare the ``evaluations`` of variants; write ``kubealign.choice/v1`` to ``output``, a row a variant.
 
@@ -39,6 +46,7 @@ def run(
         config: the settings.
         evaluations: ``kubealign.evaluation/v1`` of the variants, with one reward and in any order; of what is
             there twice, such as variants that differ in nothing that matters, one counts.
+        earlier: ``kubealign.choice/v1`` of the rung before, of successive halving.
         output: URI of the dataset to make; the report lies beside its rows.
         report: path of a second copy of the report, for the Kubeflow UI.
 
@@ -51,33 +59,47 @@ def run(
     apart = {one.manifest.fingerprint: one for one in evaluations}
     # Those who collect them promise no order.
     ordered = [apart[fingerprint] for fingerprint in sorted(apart)]
-    provenance = _provenance(config, ordered)
+    provenance = _provenance(config, ordered, earlier)
     request = output_request(config, provenance, output, REPORT)
-    stats = once(request, lambda: _make(config, ordered, len(evaluations), provenance, output))
+    before = EarlierRungs.of(earlier)
+    stats = once(request, lambda: _make(config, ordered, before, len(evaluations), provenance, output))
     copy_report(output, report)
-    _check_gates(config, stats, output)
+    if not config.reduction_factor:
+        _check_gates(config, stats, output)
     return stats
 
 
-def _provenance(config: ChooseConfig, evaluations: Sequence[Dataset]) -> Provenance:
+def survivors(choice: Dataset) -> list[str]:
+    """Fingerprints of the evaluations of those variants of a rung that are trained further."""
+    return [row["evaluation"] for row in choice.iter_rows(of=ChoiceRow) if row["dropped"] is None]
+
+
+def _provenance(config: ChooseConfig, evaluations: Sequence[Dataset], earlier: Dataset | None) -> Provenance:
     inputs = {f"evaluation_{number}": one for number, one in enumerate(evaluations, start=1)}
+    inputs |= {} if earlier is None else {"earlier": earlier}
     return derive("choose", VERSION, semantic_params(config), inputs=inputs, slug=["choice"])
 
 
 def _make(
-    config: ChooseConfig, evaluations: Sequence[Dataset], given: int, provenance: Provenance, output: str
+    config: ChooseConfig,
+    evaluations: Sequence[Dataset],
+    before: EarlierRungs,
+    given: int,
+    provenance: Provenance,
+    output: str,
 ) -> Stats:
-    variants = variants_of(evaluations)
-    compared = compare(variants, config)
-    rows = [_row(compared, position, config.seed) for position in range(len(variants))]
-    stats = Stats(rows_in=given)
+    variants = variants_of(evaluations, before.names)
+    compared = compare(variants, config, among=before.among)
+    own = [_row(compared, position, config, before.number + 1) for position in range(len(variants))]
+    rows = [*own, *before.dropped]
+    stats = Stats(rows_in=given + len(before.dropped))
     stats.drop("same_as_another", given - len(variants))
     stats.numbers.update(_numbers(compared))
     with DatasetWriter(output, CHOICE, provenance) as writer:
         writer.write_rows(rows)
         stats.rows_out = writer.rows
-        writer.commit(stats)
-    write_report(report_html(rows, variants, config), output)
+        writer.commit(stats, before.then(variants))
+    write_report(report_html(rows, variants, config, among=before.among), output)
     return stats
 
 
@@ -93,49 +115,61 @@ class Compared:
     """Ends of the differences of any two rewards, for all pairs at once, shape (variants, variants)."""
     front: Sequence[bool]
     chosen: int | None
-    """Position of the chosen one; None where none keeps to the limits."""
+    """Position of the chosen one; None where none keeps to the limits, or others are to come of them."""
+    leading: int
+    """Position of the one that the others are behind."""
+    dropped: Mapping[int, str] = field(default_factory=dict)
+    """Why each of those is dropped that are not trained further, by position."""
 
 
-def compare(variants: Sequence[Variant], config: ChooseConfig) -> Compared:
-    """What can be said of ``variants`` together, and which of them is chosen."""
-    low, high = simultaneous_intervals(np.array([one.gains for one in variants]), seed=config.seed)
+def compare(variants: Sequence[Variant], config: ChooseConfig, *, among: int = 0) -> Compared:
+    """What can be said of ``variants`` together, and which of them is chosen, or trained further.
+
+    Args:
+        variants: those that there are.
+        config: the settings.
+        among: how many they were picked from, where others were dropped before.
+    """
+    low, high = simultaneous_intervals(
+        np.array([one.gains for one in variants]), seed=config.seed, among=among
+    )
     costs = np.array(
         [[-one.gains.mean(), math.nan if one.kl is None else one.kl, one.length] for one in variants]
     )
     costs = costs[:, ~np.isnan(costs).any(axis=0)]
-    able = [position for position, keeps in enumerate(_keeping(variants, config)) if keeps]
+    keeping = _keeping(variants, config, among)
+    order, factor = order_of(variants, low, keeping), config.reduction_factor
+    able = not factor and keeping[order[0]]
     return Compared(
         variants=variants,
         low=low,
         high=high,
-        pairs=pairwise_intervals(np.array([one.rewards for one in variants]), seed=config.seed),
+        pairs=pairwise_intervals(np.array([one.rewards for one in variants]), seed=config.seed, among=among),
         front=[bool(one) for one in on_front(costs)],
-        chosen=min(able, key=lambda position: (-low[position], _kl(variants[position])), default=None),
+        chosen=order[0] if able else None,
+        leading=order[0],
+        dropped=reasons(order, low, keeping, factor) if factor else {},
     )
 
 
-def _keeping(variants: Sequence[Variant], config: ChooseConfig) -> list[bool]:
+def _keeping(variants: Sequence[Variant], config: ChooseConfig, among: int) -> list[bool]:
     """Which may be chosen: those of which the upper end of KL and of length keeps to the limit, so that none
     passes for a lucky estimate; a KL of which that end is not known keeps to no limit."""
     keeping = np.ones(len(variants), dtype=np.bool_)
     if config.max_kl is not None:
-        highest = [one.kl_at_most(among=len(variants)) for one in variants]
+        highest = [one.kl_at_most(among=max(among, len(variants))) for one in variants]
         keeping &= np.array(highest) <= config.max_kl
     if config.max_length_ratio is not None:
         over = [one.lengths - config.max_length_ratio * one.reference_lengths for one in variants]
-        keeping &= simultaneous_intervals(np.array(over), seed=config.seed)[1] <= 0
+        keeping &= simultaneous_intervals(np.array(over), seed=config.seed, among=among)[1] <= 0
     return keeping.tolist()
 
 
-def _kl(variant: Variant) -> float:
-    return math.inf if variant.kl is None else variant.kl
-
-
-def _row(compared: Compared, position: int, seed: int) -> ChoiceRow:
+def _row(compared: Compared, position: int, config: ChooseConfig, rung: int) -> ChoiceRow:
     variant, chosen = compared.variants[position], compared.chosen
-    first = position if chosen is None else chosen
+    first = position if chosen is None and not config.reduction_factor else compared.leading
     kl_low, kl_high = variant.kl_interval or (None, None)
-    length_low, length_high = variant.length_interval(seed)
+    length_low, length_high = variant.length_interval(config.seed)
     low, high = compared.pairs
     return {
         "variant": variant.name,
@@ -157,6 +191,9 @@ def _row(compared: Compared, position: int, seed: int) -> ChoiceRow:
         "behind_high": float(high[first, position]),
         "on_front": compared.front[position],
         "chosen": position == chosen,
+        "rung": rung,
+        "share": variant.share,
+        "dropped": compared.dropped.get(position),
     }
 
 
@@ -166,6 +203,7 @@ def _numbers(compared: Compared) -> dict[str, float]:
     numbers = {
         "variants": float(len(compared.variants)),
         "on_front": float(sum(compared.front)),
+        **({"dropped": float(len(compared.dropped))} if compared.dropped else {}),
         "compared_prompts": float(prompts),
         "prompts_not_compared": float(compared.variants[0].prompts + compared.variants[0].lost - prompts),
     }

@@ -58,6 +58,13 @@ class Variant:
         """Mean tokens of a completion."""
         return float(self.lengths.mean())
 
+    @property
+    def share(self) -> float:
+        """Of the steps of its training that the model was made after."""
+        made = self.evaluation.manifest
+        trained = [one for one in steps_of(made.fingerprint, made.recipe) if one.stage == "train"]
+        return float(trained[-1].params.get("stop_after", 1.0)) if trained else 1.0
+
     def length_interval(self, seed: int) -> Interval:
         """The 95 % interval of the mean length, bootstrapped over prompts."""
         low, high = simultaneous_intervals(self.lengths[None, :], seed=seed)
@@ -90,11 +97,12 @@ class Variant:
         return next((parent for parent in parents if parent["name"] == "model"), {})
 
 
-def variants_of(evaluations: Sequence[Dataset]) -> list[Variant]:
+def variants_of(evaluations: Sequence[Dataset], names: Sequence[str] = ()) -> list[Variant]:
     """The variants on the held-out prompts that all have, in the order of their settings.
 
     Args:
         evaluations: ``kubealign.evaluation/v1``, none twice.
+        names: of the settings by which variants are named; none for those in which these differ.
 
     Raises:
         ConfigError: an evaluation without rewards, or by other ones than the first.
@@ -102,7 +110,9 @@ def variants_of(evaluations: Sequence[Dataset]) -> list[Variant]:
     """
     for one in evaluations:
         _check_reward(one, evaluations[0])
-    settings = differing([_settings(one) for one in evaluations])
+    every_setting = [_settings(one) for one in evaluations]
+    settings = [{name: own.get(name) for name in names} for own in every_setting]
+    settings = settings if names else differing(every_setting)
     rows = [{row["prompt_id"]: row for row in one.iter_rows(of=EvaluationRow)} for one in evaluations]
     shared = [name for name in rows[0] if all(name in others for others in rows)]
     if len(shared) < 2:

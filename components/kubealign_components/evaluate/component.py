@@ -82,7 +82,7 @@ def evaluate(
     from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
     from kubealign_components.evaluate.stage import EvaluateConfig, run
     from kubealign_components.reports.lineage import to_html
-    from kubealign_components.variant import from_variant
+    from kubealign_components.variant import from_variant, name_variant
 
     stats = run(
         from_variant(EvaluateConfig, parameters, "evaluate"),
@@ -94,4 +94,5 @@ def evaluate(
         rounds=rounds,
     )
     log_stats(metrics, stats)
+    name_variant(dataset, variant)
     write_page(lineage, to_html(publish(dataset, report, lineage).manifest))

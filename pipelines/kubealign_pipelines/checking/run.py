@@ -17,6 +17,7 @@ from kubealign_pipelines.checking.carried import check_carried, check_texts
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, distinct, error_at, is_within
 from kubealign_pipelines.checking.models import check_models, policy_folder, template_settings
 from kubealign_pipelines.checking.rewards import check_functions
+from kubealign_pipelines.checking.rungs import check_rungs
 from kubealign_pipelines.checking.sources import Prompts, check_sources, warn_of_unread
 from kubealign_pipelines.checking.stages import Checked, check_stages
 from kubealign_pipelines.checking.variants import (
@@ -35,8 +36,9 @@ from kubealign_pipelines.checking.withdrawals import check_withdrawals
 from kubealign_pipelines.checking.work import check_work
 from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.graph import Graph
+from kubealign_pipelines.halving import factor_of, rungs_of
 from kubealign_pipelines.resources import CompileSettings
-from kubealign_pipelines.variants import VARIANTS
+from kubealign_pipelines.variants import VARIANTS, number_of
 
 
 @dataclass(slots=True)
@@ -102,6 +104,7 @@ def check_run(
             settings,
             shape,
             complete=complete,
+            work=bool({**(assumed or {}), **values}.get("work")),
             one=partial(one, **plain),
             models=models,
             tried=tried,
@@ -142,6 +145,7 @@ def _check_sweep(
     shape: Mapping[str, object] | None,
     *,
     complete: bool,
+    work: bool,
     one: Callable[..., Report],
     models: Callable[[Checked], Iterator[Finding]],
     tried: Callable[[Checked, Prompts], list[Finding]],
@@ -154,6 +158,7 @@ def _check_sweep(
         settings: what is fixed at compile time.
         shape: as :func:`check_run` has it.
         complete: whether required parameters must be there.
+        work: whether there is a work prefix.
         one: the check of a run without variants, of which it takes the parameters.
         models: findings on the models of such a run.
         tried: findings on what can be called here, with prompts to call it on.
@@ -162,12 +167,13 @@ def _check_sweep(
     graph, refused = _graph(pipeline, values if shape is None else shape, settings)
     refused = [*refused, *(check_compiled(values, shape) if shape is not None else ())]
     plain, _ = _graph(pipeline, plain_shape(values if shape is None else shape), settings)
+    rungs = rungs_of(number_of(values), factor_of(values if shape is None else {**shape, **values}))
     runs = plain_runs(plain, values)
-    form = list(check_form(plain, values))
+    form = [*check_form(plain, values), *check_rungs(values, rungs, work=work or not complete)]
     first = one(runs[0].values if runs else plain_shape(values))
     checked = check_stages(graph, values, complete=complete)
     max_kl = next((stage.config.max_kl for stage in checked.of("choose")), None)
-    of_first = [*first.findings, *check_one_of_many(first.checked, max_kl)]
+    of_first = [*first.findings, *check_one_of_many(first.checked, max_kl, rungs)]
     findings = [runs[0].as_written(finding) if runs else finding for finding in of_first]
     seen = [stage.config for stage in first.checked.stages]
 
@@ -182,7 +188,7 @@ def _check_sweep(
 
     findings += check_repeated(plain, runs, values)
     findings += check_others(
-        plain, runs[1:], complete=complete, max_kl=max_kl, look=look if complete else None
+        plain, runs[1:], complete=complete, max_kl=max_kl, rungs=rungs, look=look if complete else None
     )
     own = [finding for finding in checked.findings if of_sweep(finding)]
     checked.folders = first.checked.folders

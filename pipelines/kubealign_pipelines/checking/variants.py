@@ -11,15 +11,17 @@ from kubealign_components.stages import CONFIGS, config_class
 from kubealign_components.variant import options_over
 from kubealign_pipelines.checking.across import check_across, gates
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at, is_within, warning_at
+from kubealign_pipelines.checking.rungs import check_steps
 from kubealign_pipelines.checking.stages import Checked, Stage, check_stages
 from kubealign_pipelines.flat import Folded, fold
 from kubealign_pipelines.graph import Graph, Source
+from kubealign_pipelines.halving import HALVING, Rung, factor_of, rungs_of
 from kubealign_pipelines.rules import LOGPROBS_ORDER
-from kubealign_pipelines.variants import SWEPT, VARIANTS, swept_stages
+from kubealign_pipelines.variants import SWEPT, VARIANTS, number_of, swept_stages
 
 MOST = 32
 """Variants of a sweep: Kubeflow's object of a run has room for these, all retries included."""
-OF_SWEEPS = (VARIANTS, "choose_")
+OF_SWEEPS = (VARIANTS, "choose_", HALVING.name)
 """What the names of parameters begin with that a run without variants does not have."""
 
 
@@ -132,6 +134,13 @@ def check_compiled(values: Mapping[str, object], shape: Mapping[str, object]) ->
         # Its chunks were counted for these: with more of them the object of the run may grow too large.
         text = f"at most {len(compiled)}, with which the pipeline was compiled; compile it with these"
         yield error_at(path, f"{len(given)} variants", text)
+    elif len(rungs_of(number_of(values), factor_of(shape))) < len(
+        rungs_of(number_of(shape), factor_of(shape))
+    ):
+        text = (
+            "as many as make the rungs that the pipeline was compiled with; with fewer no rung would drop any"
+        )
+        yield error_at(path, given, text)
 
 
 def check_others(
@@ -140,6 +149,7 @@ def check_others(
     *,
     complete: bool,
     max_kl: float | None,
+    rungs: Sequence[Rung] = (),
     look: Callable[[Checked], Iterable[Finding]] | None = None,
 ) -> Iterator[Finding]:
     """Findings on the settings of ``runs`` with themselves, at the places where the sweep has them.
@@ -149,11 +159,12 @@ def check_others(
         runs: variants by themselves.
         complete: whether required parameters must be there.
         max_kl: as :func:`check_one_of_many` has it.
+        rungs: as :func:`check_one_of_many` has it.
         look: findings on what lies outside of a run's settings; None for none.
     """
     for run in runs:
         checked = check_stages(graph, run.values, complete=complete)
-        findings = [*checked.findings, *check_across(checked), *check_one_of_many(checked, max_kl)]
+        findings = [*checked.findings, *check_across(checked), *check_one_of_many(checked, max_kl, rungs)]
         # In the place of what was refused a default would be looked at.
         refused_at = {finding.path for finding in findings if not finding.warning}
         outside = look(checked) if look else ()
@@ -161,13 +172,17 @@ def check_others(
         yield from map(run.as_written, findings)
 
 
-def check_one_of_many(checked: Checked, max_kl: float | None) -> Iterator[Finding]:
+def check_one_of_many(
+    checked: Checked, max_kl: float | None, rungs: Sequence[Rung] = ()
+) -> Iterator[Finding]:
     """Findings on what may stand in a run by itself, and would end a sweep after all of its hours.
 
     Args:
         checked: a variant as a run by itself.
         max_kl: most nats that the chosen one may be away from its reference; None for any number.
+        rungs: of the sweep, each of which takes steps of its own.
     """
+    yield from check_steps(checked, rungs)
     instead = "choose_min_gain holds the chosen one to a gain"
     yield from gates(checked, f"none in a sweep, which the first variant below would end; {instead}")
     why = "as choose_max_kl asks for the KL: a variant without an estimate of it is never chosen"

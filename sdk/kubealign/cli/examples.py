@@ -80,7 +80,10 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     ),
     "show": ("kubealign show NAME samples --rows 1",),
     "submit": ("kubealign submit -f run.yaml --experiment nightly --wait",),
-    "sweep": ("kubealign sweep -f run.yaml --grid train_beta=0.05,0.1",),
+    "sweep": (
+        "kubealign sweep -f run.yaml --grid train_beta=0.05,0.1",
+        "kubealign sweep -f run.yaml --grid train_beta=0.01,0.03,0.1,0.3 --halving 2",
+    ),
     "ui": ("kubealign ui runs",),
     "upload": ("kubealign upload -f run.yaml",),
     "verify": ("kubealign verify NAME",),

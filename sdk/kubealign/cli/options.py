@@ -40,6 +40,7 @@ class Given:
     files: tuple[Path, ...]
     assignments: tuple[str, ...]
     grids: tuple[str, ...] = ()
+    halving: int | None = None
 
     def of(self, pipeline: str) -> Given:
         """The same, of ``pipeline`` where neither a pipeline nor a file is named."""
@@ -56,8 +57,9 @@ class Given:
         if not self.pipeline and not self.files:
             raise click.UsageError("name a PIPELINE or give a run file with -f")
         if self.pipeline in SHIPPED:
-            return read_run((SHIPPED[self.pipeline], *self.files), "", self.assignments, self.grids)
-        return read_run(self.files, self.pipeline or "", self.assignments, self.grids)
+            files = (SHIPPED[self.pipeline], *self.files)
+            return read_run(files, "", self.assignments, self.grids, self.halving)
+        return read_run(self.files, self.pipeline or "", self.assignments, self.grids, self.halving)
 
     def run(self) -> RunFile:
         """The run file, whatever its parameters are.
@@ -108,7 +110,7 @@ def show_findings(findings: Sequence[Finding]) -> None:
 
 
 def run_options(command: Callable[P, None]) -> Callable[..., None]:
-    """PIPELINE, --file, --set and --grid, which the command gets as ``given``."""
+    """PIPELINE, --file, --set, --grid and --halving, which the command gets as ``given``."""
 
     @click.argument(
         "pipeline", metavar="[PIPELINE]", required=False, type=PipelineName((*PIPELINES, *SHIPPED))
@@ -137,6 +139,14 @@ def run_options(command: Callable[P, None]) -> Callable[..., None]:
         help="Sweep: a variant for each value of a setting of select, mix, train or evaluate; of several "
         "settings for all combinations.",
     )
+    @click.option(
+        "--halving",
+        type=int,
+        metavar="K",
+        help="Of a sweep: successive halving by the reduction factor K. All variants train a first share of "
+        "their steps; one in K, by the lower bound of the gain, goes on to K times as many, until few are "
+        "left and trained to their end.",
+    )
     @wraps(command)
     def wrapped(
         *args: object,
@@ -144,9 +154,10 @@ def run_options(command: Callable[P, None]) -> Callable[..., None]:
         files: tuple[Path, ...],
         assignments: tuple[str, ...],
         grids: tuple[str, ...],
+        halving: int | None,
         **kwargs: object,
     ) -> None:
-        given = Given(pipeline=pipeline, files=files, assignments=assignments, grids=grids)
+        given = Given(pipeline=pipeline, files=files, assignments=assignments, grids=grids, halving=halving)
         command(*args, given=given, **kwargs)  # type: ignore[arg-type]
 
     return wrapped

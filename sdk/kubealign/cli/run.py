@@ -61,8 +61,8 @@ def run(given: Given, output: Path, name: str, runner: str | None, verbose: bool
 def sweep(given: Given, output: Path, name: str, runner: str | None, verbose: bool) -> None:
     """Run variants of offline_alignment on this machine and choose one; sample and reward once for all.
 
-    The variants are those of --grid, or the run file's. --grid is an option of run, check, estimate, compile,
-    submit and upload as well: a sweep is one pipeline like any other.
+    The variants are those of --grid, or the run file's. --grid and --halving are options of run, check,
+    estimate, compile, submit and upload as well: a sweep is one pipeline like any other.
     """
     sourced = given.sourced()
     if sourced.run is not None and not sourced.run.parameters.get(VARIANTS) and not given.grids:
@@ -112,7 +112,9 @@ def variant_table(rows: Sequence[ChoiceRow]) -> Table:
     table.add_column("")
     for row in rows:
         words = ["chosen"] if row["chosen"] else []
-        words += ["on the front"] if row["on_front"] else []
+        words += ["on the front"] if row["on_front"] and row["dropped"] is None else []
+        if row["dropped"] is not None:
+            words = [f"dropped at rung {row['rung']}, after {row['share']:.1%} of its steps"]
         numbers = [f"{row['gain']:+.4g}", f"{row['gain_low']:+.4g}", f"{row['gain_high']:+.4g}"]
         kl = "" if row["kl"] is None else f"{row['kl']:.3g}"
         table.add_row(escape(row["variant"]), *numbers, kl, f"{row['length']:.1f}", ", ".join(words))

@@ -40,6 +40,8 @@ DEFAULT_ROOT = "minio://mlpipeline/v2/artifacts"
 """Pipeline root of a namespace whose ``kfp-launcher`` names none."""
 LAUNCHER = "kfp-launcher"
 _LOG = re.compile(r"executor-logs(-\d+)?")
+_RUNG = re.compile(r"-rung-\d+$")
+"""How tasks of a sweep end of which another rung goes on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,7 +264,7 @@ def _evaluated(spec: JsonObject, outputs: Iterable[StoredOutput]) -> list[Stored
         (plain(made["producerTask"]), made["outputArtifactKey"])
         for dag in _dags(spec)
         for name, task in dag["tasks"].items()
-        if name.startswith("evaluate")
+        if name.startswith("evaluate") and not _RUNG.search(name)
         for given in task.get("inputs", {}).get("artifacts", {}).values()
         if (made := given.get("taskOutputArtifact"))
     }

@@ -40,7 +40,7 @@ from kubealign_pipelines.checking.stages import arguments
 from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.graph import Graph, Task
 from kubealign_pipelines.stage_resources import DEFAULTS, TRAINING
-from kubealign_pipelines.variants import VARIANTS
+from kubealign_pipelines.variants import VARIANTS, number_of
 
 if TYPE_CHECKING:
     from kubealign_components.evaluate.stage import EvaluateConfig
@@ -219,15 +219,18 @@ def estimate(
     values = check_parameters(graph, run.parameters, complete=False)
     values |= graph.rules.choose(run.parameters)
     estimates: dict[str, list[StageEstimate]] = {}
+    number = number_of(values)
     for task, config, recipe in _of_variants(graph, values):
         resources = run.compile.resources(task.function)
         gpus, training = resources.accelerators or 0, task.function in TRAINING
         nodes = (assumed.nodes or resources.nodes or 1) if training else 1
         if gpus and _runs_a_model(task, config):
-            made = _Stage(task, config, recipe, shape, assumed, gpus, nodes).estimate()
+            tokens = _work(task, config, recipe, assumed, number)
+            made = _Stage(task, config, recipe, shape, assumed, gpus, nodes).estimate(tokens)
             estimates.setdefault(task.name, []).append(made)
     order = [*(stage for stage in DEFAULTS if stage != "evaluate"), "evaluate"]
-    return sorted(map(_together, estimates.values()), key=lambda stage: order.index(stage.stage))
+    together = [_together(made, graph.tasks[name].executions(number)) for name, made in estimates.items()]
+    return sorted(together, key=lambda stage: order.index(stage.stage))
 
 
 def stage_tokens(graph: Graph, values: Mapping[str, object], assumed: Assumptions) -> dict[str, Tokens]:
@@ -239,7 +242,7 @@ def stage_tokens(graph: Graph, values: Mapping[str, object], assumed: Assumption
     tokens: dict[str, Tokens] = {}
     for task, config, recipe in _of_variants(graph, values):
         if _runs_a_model(task, config):
-            own = _TOKENS[task.function](config, recipe, assumed)
+            own = _work(task, config, recipe, assumed, number_of(values))
             tokens[task.name] = _sum([tokens.get(task.name, {}), own])
     return tokens
 
@@ -279,10 +282,21 @@ def _config(task: Task, values: Mapping[str, object], variant: object) -> Any:
     return None if cls is None else from_variant(cls, arguments(task, values) | own, task.function)
 
 
-def _together(variants: Sequence[StageEstimate]) -> StageEstimate:
+def _work(task: Task, config: Any, recipe: Recipe, assumed: Assumptions, variants: int) -> Tokens:
+    """Tokens by kind of work of ``task`` for one of so many ``variants``. Where some were dropped before,
+    each is taken to be as likely left as any other, and trains on from the rung before."""
+    tokens = _TOKENS[task.function](config, recipe, assumed)
+    if not task.halved:
+        return tokens
+    left = task.executions(variants) / variants
+    ahead = 1 - 1 / task.factor if task.function in TRAINING else 1.0
+    return {kind: left * ahead * count for kind, count in tokens.items()}
+
+
+def _together(variants: Sequence[StageEstimate], executions: int) -> StageEstimate:
     """One task's estimates for all variants as one: the time of all, the memory of the largest."""
     largest = max(variants, key=lambda one: one.memory.total)
-    times = f" ×{len(variants)}" if len(variants) > 1 else ""
+    times = f" ×{executions}" if executions > 1 else ""
     return replace(
         largest,
         title=f"{largest.title}{times}",
@@ -318,11 +332,10 @@ class _Stage:
         self.assumed, self.gpus, self.nodes = assumed, gpus, nodes
         self.shape = (assumed.reward_shape or shape) if task.function in ("rewards", "rank") else shape
 
-    def estimate(self) -> StageEstimate:
-        """The stage's memory and time."""
+    def estimate(self, tokens: Tokens) -> StageEstimate:
+        """The stage's memory and time, for the work of ``tokens``."""
         gpu_bytes = self.assumed.gpu_memory * 2**30
         memory = self._memory(gpu_bytes)
-        tokens = _TOKENS[self.task.function](self.config, self.recipe, self.assumed)
         checkpointing = getattr(self.config, "gradient_checkpointing", False)
         rates = self.assumed.throughput.rates(self.shape, checkpointing=checkpointing)
         return StageEstimate(
@@ -419,6 +432,7 @@ def _train(config: TrainConfig, recipe: Recipe, a: Assumptions) -> Tokens:
     examples = recipe.asked * a.rows * (recipe.pairs or recipe.selected) * config.epochs
     if config.max_steps:
         examples = config.max_steps * config.batch_size
+    examples *= config.stop_after
     return {"train": float(examples * (a.prompt_tokens + completions * a.completion_tokens))}
 
 

@@ -94,7 +94,8 @@ def forecast(graph: Graph, parameters: Mapping[str, object]) -> Forecast:
     for name, task in graph.tasks.items():
         work = sum(count / rates[kind] for kind, count in tokens.get(name, {}).items())
         items = parameters.get(task.each) if task.each else None
-        executions = len(items) if isinstance(items, list) else chunks if "chunk" in task.arguments else 1
+        executions = task.executions(len(items)) if isinstance(items, list) else 1
+        executions = chunks if "chunk" in task.arguments else executions
         expected[name] = Expected(executions=executions, work=work)
     return Forecast(expected)
 

@@ -49,6 +49,8 @@ USUAL_NAMES = {
 }
 """What a reader looks for in a run's folder, by the stage that makes it."""
 METRICS = "system.Metrics"
+_RUNG = re.compile(r"-rung-(\d+)$")
+"""How a task of a rung of successive halving is called that is not the last one."""
 _ITERATION = re.compile(r"-iteration-(\d+)$")
 """How the folder of what one iteration of a loop makes is called."""
 
@@ -73,6 +75,12 @@ class Output:
         """Which iteration of a loop made it, from 1, such as which variant; 0 outside of loops."""
         number = _ITERATION.search(self.path.parent.parent.name)
         return 1 + int(number[1]) if number else 0
+
+    @property
+    def rung(self) -> int:
+        """At which rung of successive halving it was made, from 1; 0 at the last, and without halving."""
+        number = _RUNG.search(self.task)
+        return int(number[1]) if number else 0
 
     @property
     def exists(self) -> bool:
@@ -100,6 +108,8 @@ class StageRow:
     """From the start of its first task to the end of its last."""
     iteration: int = 0
     """Which iteration of a loop it is, from 1, such as which variant; 0 outside of loops."""
+    rung: int = 0
+    """At which rung of successive halving, from 1; 0 at the last one, and without halving."""
 
     @property
     def reused(self) -> int | None:
@@ -162,12 +172,14 @@ class Results:
         loop."""
         listed = list(made)
         repeated = [one for one in listed if one.iteration]
-        return [one for one in repeated if one.iteration == self.chosen] if repeated else listed
+        chosen = [one for one in repeated if one.iteration == self.chosen and not one.rung]
+        return chosen if repeated else listed
 
     @property
     def datasets(self) -> dict[str, Dataset]:
         """What the stages made, by stage; of a stage that stands twice the later ones are numbered. What a
-        variant made that was not chosen has the variant's number, such as ``select-1``."""
+        variant made that was not chosen has the variant's number, such as ``select-1``, and before it that of
+        a rung which was not the last, such as ``select-rung-1-1``."""
         return self._made(lambda made: made.manifest.schema != MODEL)
 
     @property
@@ -180,7 +192,7 @@ class Results:
     def metrics(self) -> dict[str, dict[str, float]]:
         """The numbers of each stage, named as in :attr:`datasets`: rows in and out, what was counted and what
         was measured."""
-        named = _numbered((self._name(row.stage, row.iteration), row) for row in self.stages)
+        named = _numbered((self._name(row.stage, row), row) for row in self.stages)
         return {
             stage: {"rows_in": row.rows_in, "rows_out": row.rows_out, **row.counts, **row.numbers}
             for stage, row in named.items()
@@ -190,19 +202,19 @@ class Results:
         """The datasets and models by the names of :data:`USUAL_NAMES`; of a stage that stands twice the later
         ones are numbered. Of a sweep these are the chosen variant's; others have the variant's number."""
         return _numbered(
-            (self._name(USUAL_NAMES.get(stage, stage), output.iteration), output.path)
+            (self._name(USUAL_NAMES.get(stage, stage), output), output.path)
             for stage, output, _ in self._opened()
         )
 
     def _made(self, predicate: Callable[[Dataset], bool]) -> dict[str, Dataset]:
         return _numbered(
-            (self._name(stage, output.iteration), made)
-            for stage, output, made in self._opened()
-            if predicate(made)
+            (self._name(stage, output), made) for stage, output, made in self._opened() if predicate(made)
         )
 
-    def _name(self, name: str, iteration: int) -> str:
-        return f"{name}-{iteration}" if iteration not in (0, self.chosen) else name
+    def _name(self, name: str, made: Output | StageRow) -> str:
+        at = f"{name}-rung-{made.rung}" if made.rung else name
+        its_own = made.iteration and (made.rung or made.iteration != self.chosen)
+        return f"{at}-{made.iteration}" if its_own else at
 
     @property
     def _kept(self) -> list[Output]:
@@ -382,7 +394,7 @@ def _row(output: Output, seconds: float) -> StageRow:
     title = output.title.removeprefix("merge ")  # which publishes the rows of a fan-out
     return StageRow(
         stage=stage,
-        title=f"{title} {output.iteration}" if output.iteration else title,
+        title=f"{title}{',' if output.rung else ''} {output.iteration}" if output.iteration else title,
         rows_in=stats["rows_in"],
         rows_out=stats["rows_out"],
         dropped=stats["dropped"],
@@ -390,6 +402,7 @@ def _row(output: Output, seconds: float) -> StageRow:
         numbers=numbers_of(manifest),
         seconds=round(seconds, 1),
         iteration=output.iteration,
+        rung=output.rung,
     )
 
 
