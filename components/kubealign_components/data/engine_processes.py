@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kubealign_components.child_processes import OWN_END, end_text, ends, kill
@@ -43,6 +43,8 @@ class EngineProcesses:
     config: object
     devices: Sequence[str]
     """What each process sees of the GPUs, as ``CUDA_VISIBLE_DEVICES`` has it; empty for all there is."""
+    fetch: Callable[[], object] = field(default=lambda: None, kw_only=True)
+    """Brings what all of them load onto this machine, so that it comes once and not once for each."""
 
     def of(self, chunk: Chunk) -> list[Share]:
         """The shares of ``chunk``; none where it is worked on in this process."""
@@ -56,6 +58,8 @@ class EngineProcesses:
             KubeAlignError: what the first process that failed raised.
             Preempted: this process, or one of them, was told to stop, and all have.
         """
+        self.fetch()
+        stop()
         memory = MemoryWatch()
         with tempfile.TemporaryDirectory(prefix="kubealign-engines-") as scratch:
             folders = [Path(scratch) / str(share.number) for share in shares]
@@ -84,7 +88,14 @@ class EngineProcesses:
 
 
 def engines(
-    run: Callable[..., Part], config: object, chunk: Chunk, *, processes: int, weights: int = 0, each: int = 0
+    run: Callable[..., Part],
+    config: object,
+    chunk: Chunk,
+    *,
+    processes: int,
+    fetch: Callable[[], object] = lambda: None,
+    weights: int = 0,
+    each: int = 0,
 ) -> EngineProcesses | None:
     """As many engine processes as this machine has GPUs for; None in one of them.
 
@@ -93,6 +104,7 @@ def engines(
         config: of it.
         chunk: to work on.
         processes: how many, as the stage's settings have it; 0 for as many as there is room for.
+        fetch: called once before several are started, to bring the model's weights onto this machine.
         weights: bytes of an engine's weights, where these say how many GPUs it takes.
         each: GPUs of an engine, where that is known; 0 and no weights for one that runs on processors.
 
@@ -103,7 +115,7 @@ def engines(
         return None
     gpus = visible_gpus() if weights or each else Gpus(names=(), memory=0)
     needed = gpus.for_weights(weights) if weights and gpus.names else each
-    return EngineProcesses(run=run, config=config, devices=gpus.shares(processes, needed))
+    return EngineProcesses(run=run, config=config, devices=gpus.shares(processes, needed), fetch=fetch)
 
 
 def _error_of(folders: Sequence[Path], code: int | None, number: int, memory: MemoryWatch) -> KubeAlignError:

@@ -186,12 +186,17 @@ def with_weights(model: ModelFiles) -> ModelFiles:
         return model
     commit = model.path.name if model.path.parent.name == "snapshots" else None
     whole = find_model(model.uri, commit)
-    if whole.identity() != model.identity():
+    if whole.identity() != model.identity() or _small_files(whole) != _small_files(model):
         raise EngineError(
-            f"{model.uri} was changed since this task began, and its weights are not those that its results "
-            "are kept under; run again"
+            f"{model.uri} was changed since this task began, and is not the model that its results are kept "
+            "under; run again"
         )
     return whole
+
+
+def _small_files(model: ModelFiles) -> dict[str, str]:
+    """SHA-256 of the config and of what decides tokens, by name."""
+    return model._digests([CONFIG, *deciding_tokens(files_below(model.path))])
 
 
 def _of(fetched: FetchedModel, name: str, uri: str) -> ModelFiles:

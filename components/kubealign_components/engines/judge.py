@@ -174,6 +174,11 @@ class PairJudge:
             return 0
         return (2 if self.spec.dtype == "float32" else 1) * self._files.weight_bytes()
 
+    def fetch(self) -> None:
+        """Bring the weights of a model that is loaded here onto this machine, where they are not yet."""
+        if self._files is not None and self.asks_model:
+            with_weights(self._files)
+
     @cached_property
     def params(self) -> dict[str, Any]:
         """The settings that determine judgements of given pairs.

@@ -234,6 +234,11 @@ class Rewarder:
         factor = 2 if self.spec.dtype == "float32" else 1
         return factor * self._files.weight_bytes() if self._files else 0
 
+    def fetch(self) -> None:
+        """Bring the model's weights onto this machine, where they are not yet."""
+        if self._files is not None:
+            with_weights(self._files)
+
     @property
     def asks_server(self) -> bool:
         """Whether a function asks a server, whose answers take their time and may cost money."""

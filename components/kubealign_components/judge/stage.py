@@ -89,6 +89,7 @@ def run(config: JudgeConfig, *, chunk: Chunk) -> Part:
                 config,
                 chunk,
                 processes=config.processes,
+                fetch=judge.fetch,
                 weights=judge.weight_bytes,
             ),
         )

@@ -131,7 +131,12 @@ def run(config: LogprobsConfig, *, chunk: Chunk) -> Part:
             provenance=provenance,
             slice_rows=config.slice_rows,
             engines=engines(
-                run, config, chunk, processes=config.processes, weights=_held(config) * model.weight_bytes()
+                run,
+                config,
+                chunk,
+                processes=config.processes,
+                fetch=lambda: with_weights(model),
+                weights=_held(config) * model.weight_bytes(),
             ),
         )
     finally:

@@ -109,7 +109,14 @@ def run(config: RankConfig, *, chunk: Chunk) -> Part:
             schema=REWARDED,
             provenance=provenance,
             slice_rows=min(config.slice_rows, ASKED_ROWS) if config.judge.endpoint else config.slice_rows,
-            engines=engines(run, config, chunk, processes=config.processes, weights=judge.weight_bytes),
+            engines=engines(
+                run,
+                config,
+                chunk,
+                processes=config.processes,
+                fetch=judge.fetch,
+                weights=judge.weight_bytes,
+            ),
         )
     finally:
         judge.close()

@@ -90,7 +90,14 @@ def run(config: RewardsConfig, *, chunk: Chunk) -> Part:
         schema=REWARDED,
         provenance=provenance,
         slice_rows=min(config.slice_rows, ASKED_ROWS) if rewarder.asks_server else config.slice_rows,
-        engines=engines(run, config, chunk, processes=config.processes, weights=rewarder.weight_bytes),
+        engines=engines(
+            run,
+            config,
+            chunk,
+            processes=config.processes,
+            fetch=rewarder.fetch,
+            weights=rewarder.weight_bytes,
+        ),
     )
 
 

@@ -122,7 +122,14 @@ def run(config: SampleConfig, *, chunk: Chunk) -> Part:
             schema=COMPLETIONS,
             provenance=provenance,
             slice_rows=config.slice_rows,
-            engines=engines(run, config, chunk, processes=config.processes, each=config.sampling.gpus),
+            engines=engines(
+                run,
+                config,
+                chunk,
+                processes=config.processes,
+                fetch=lambda: with_weights(model),
+                each=config.sampling.gpus,
+            ),
         )
 
 

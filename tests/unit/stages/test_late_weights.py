@@ -16,7 +16,7 @@ from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.models import find_model, with_weights
 from kubealign_components.data.schemas import PROMPTS
 from kubealign_components.data.stats import Stats
-from kubealign_components.errors import EngineError
+from kubealign_components.errors import EngineError, KubeAlignError
 from kubealign_components.evaluate.stage import EvaluateConfig
 from kubealign_components.evaluate.stage import run as evaluate
 from kubealign_components.filter.stage import FilterConfig
@@ -110,6 +110,31 @@ def test_a_finished_evaluation_is_taken_over_without_weights(
     assert again.manifest.fingerprint == first.manifest.fingerprint
     assert remote.bucket.fetched
     assert WEIGHTS not in remote.bucket.fetched
+
+
+def test_weights_are_fetched_once_however_many_processes_load_them(
+    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the process that starts them: these know no such bucket, and end."""
+    find_model(remote.reward)  # leaves a record, so that weights are no longer fetched to say which they are
+    on_another_machine(remote, tmp_path, monkeypatch)
+    [chunk] = plan(remote.completions, work=str(tmp_path / "work"), chunks=1)
+    with pytest.raises(KubeAlignError):
+        run("rewards", {**remote.settings("rewards"), "processes": 2}, chunk)
+    assert remote.bucket.fetched.count(WEIGHTS) == 1
+
+
+def test_a_template_that_changed_since_results_were_looked_up_is_refused(
+    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_model(remote.reward)
+    on_another_machine(remote, tmp_path, monkeypatch)
+    looked_up = find_model(remote.reward, weights=False)
+    assert looked_up.elsewhere
+    template = Path(remote.reward.removeprefix("bucket://")) / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# other #}")
+    with pytest.raises(EngineError, match="was changed since this task began"):
+        with_weights(looked_up)
 
 
 def test_weights_that_changed_since_results_were_looked_up_are_refused(
