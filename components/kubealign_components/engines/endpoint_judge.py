@@ -30,6 +30,8 @@ is two thirds."""
 INSTRUCTION = f"Answer with one letter and nothing else: {LABELS[0]} or {LABELS[1]}."
 _FRAME = " \t\n()[]*_`\"'.:"
 _LETTER = re.compile(rf"[{re.escape(_FRAME)}]*([abAB])[{re.escape(_FRAME)}]*")
+_LEAST = -1000.0
+"""Nats that what a server calls impossible is taken for: a preference is a number."""
 _ENOUGH = 8
 """Answers without a letter that say something of the judge, where there is no other."""
 
@@ -107,16 +109,16 @@ def preference(answer: Answer) -> float | None:
 
 def _of_letters(alternatives: Mapping[str, float]) -> tuple[float, float] | None:
     """Log-probabilities of both letters, however they are written. One that is not among the alternatives is
-    at most as likely as the least of them; None where both are not."""
+    at most as likely as the least of them; None where both are not, or a letter is all there is."""
     first, second = (list(_written(alternatives, letter)) for letter in LABELS)
-    if not first and not second:
+    if not (first and second) and len(first) + len(second) in (0, len(alternatives)):
         return None
-    least = [min(alternatives.values())]
+    least = [max(min(alternatives.values()), _LEAST)]
     return _log_sum(first or least), _log_sum(second or least)
 
 
 def _written(alternatives: Mapping[str, float], letter: str) -> Iterator[float]:
-    return (value for token, value in alternatives.items() if _bare(token) == letter)
+    return (max(value, _LEAST) for token, value in alternatives.items() if _bare(token) == letter)
 
 
 def _log_sum(values: Sequence[float]) -> float:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.chat import TemplateConfig, TemplateSettings, stored_settings
+from kubealign_components.data.chat.settings import DATE
 from kubealign_components.data.fingerprint import digest
 from kubealign_components.data.models import ModelFiles, find_adapter, find_model, with_weights
 from kubealign_components.data.origins import note_origin
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from kubealign_components.engines.judge_model import Judge
 
 
+ANSWER_TOKENS = 16
+"""Most tokens of an endpoint's answer, unless it reasons first."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeSpec(TemplateConfig):
     """Who judges, by what, and how it is asked."""
@@ -41,7 +46,7 @@ class JudgeSpec(TemplateConfig):
     endpoint: str = ""
     """Base of an OpenAI-compatible API whose model judges, such as ``http://judge:8000/v1``; empty for one
     that is loaded here. It is asked for a letter, whose log-probability counts where the server gives it."""
-    answer_tokens: int = 16
+    answer_tokens: int = ANSWER_TOKENS
     """Most tokens of an answer of the endpoint's; one that reasons first needs more."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
@@ -77,6 +82,9 @@ class JudgeSpec(TemplateConfig):
         self.check_template()
         require(bool(self.judge), "judge", self.judge, "a model directory, URI or hub id")
         require(self.answer_tokens > 0, "answer_tokens", self.answer_tokens, "a positive number")
+        expected = f"{ANSWER_TOKENS} without an endpoint: a model that is loaded here writes no answer"
+        used = bool(self.endpoint) or self.answer_tokens == ANSWER_TOKENS
+        require(used, "answer_tokens", self.answer_tokens, expected)
         if self.endpoint:
             self.server()
             for name, default in _OF_LOADED.items():
@@ -98,7 +106,16 @@ class JudgeSpec(TemplateConfig):
         )
 
 
-_OF_LOADED = {"revision": None, "adapter": "", "quantise": False, "max_length": 0, "dtype": "auto"}
+_OF_LOADED: Mapping[str, object] = {
+    "revision": None,
+    "adapter": "",
+    "quantise": False,
+    "max_length": 0,
+    "dtype": "auto",
+    "chat_template": None,
+    "chat_template_kwargs": {},
+    "chat_template_date": DATE,
+}
 """Settings of a judge that is loaded here, and their defaults."""
 _OF_ENDPOINT = ("endpoint", "answer_tokens")
 

@@ -183,11 +183,16 @@ def test_a_judge_that_never_gives_a_letter_is_an_error_and_not_an_empty_dataset(
 
 
 def test_settings_of_a_loaded_judge_are_refused_of_an_endpoint() -> None:
-    for setting in ({"adapter": "a"}, {"revision": "main"}, {"quantise": True}, {"max_length": 9}):
+    for setting in (
+        {"adapter": "a"}, {"revision": "main"}, {"quantise": True}, {"max_length": 9},
+        {"chat_template": "t.jinja"}, {"chat_template_kwargs": {"enable_thinking": False}},
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"{next(iter(setting))}=.* with an endpoint"):
             JudgeSpec(judge="j", endpoint="http://judge:8000/v1", **setting)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="endpoint='judge:8000'"):
         JudgeSpec(judge="j", endpoint="judge:8000")
+    with pytest.raises(ConfigError, match=r"answer_tokens=64.* without an endpoint"):
+        JudgeSpec(judge="j", answer_tokens=64)
     with pytest.raises(ConfigError, match="its own judge"):
         JudgeConfig(judge="j", endpoint="http://judge:8000/v1")
     options = {"judge": {"endpoint": "http://judge:8000/v1"}}
@@ -208,7 +213,10 @@ def test_letters_count_however_they_are_written(log_odds: float, one: str, other
 def test_what_a_letter_is_worth_without_the_other_one() -> None:
     spread = {"a": -1.0, " a": -1.0, "The": -5.0}
     assert preference(Answer("a", [AnswerToken("a", spread)])) == pytest.approx(-1 + math.log(2) + 5)
-    assert preference(Answer("**b**.")) == -LETTER_ALONE
+    certain = [AnswerToken("b", {"b": 0.0})]  # of one alternative: nothing says how much less likely a is
+    assert preference(Answer("b", certain)) == preference(Answer("**b**.")) == -LETTER_ALONE
+    impossible = preference(Answer("a", [AnswerToken("a", {"a": 0.0, "b": -math.inf, "B": -math.inf})]))
+    assert impossible is not None and 100 < impossible < math.inf
     assert preference(Answer(" (A)")) == LETTER_ALONE
     for text in ("", "c", "a or b", "ab", "a, because it is short", "<think>a</think>", "I prefer (a)"):
         assert preference(Answer(text)) is None
