@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.language import identify_language
@@ -23,6 +24,10 @@ LONGEST = 3
 LANGUAGES = 20
 """Most languages in the table."""
 UNCLEAR = "not clear"
+_TOKEN_BITS = 21
+"""Of a token's id: no vocabulary has two million words."""
+
+Tokens = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +60,11 @@ def diversity(dataset: Dataset) -> SampleTable | None:
     if dataset.manifest.schema != COMPLETIONS:
         return None
     sampled = [
-        [c["token_ids"] for c in row["completions"] if c["sampler_logprob"] is not None and c["token_ids"]]
+        [
+            np.array(c["token_ids"], np.int64)
+            for c in row["completions"]
+            if c["sampler_logprob"] is not None and c["token_ids"]
+        ]
         for row in spread_rows(dataset, ["completions"], LOOKED_AT)
     ]
     several = [of_prompt for of_prompt in sampled if len(of_prompt) > 1]
@@ -71,10 +80,21 @@ def diversity(dataset: Dataset) -> SampleTable | None:
     return SampleTable(prompts=len(several), rows=rows)
 
 
-def distinct(sequences: Iterable[Sequence[int]], n: int) -> float | None:
-    """Distinct runs of ``n`` tokens by all runs of ``n`` tokens; None where there is none."""
-    runs = [tuple(one[i : i + n]) for one in sequences for i in range(len(one) - n + 1)]
-    return len(set(runs)) / len(runs) if runs else None
+def distinct(sequences: Sequence[Tokens], n: int) -> float | None:
+    """Distinct runs of ``n`` tokens by all runs of ``n`` tokens; None where there is none.
+
+    Args:
+        sequences: token ids, int64.
+        n: up to :data:`LONGEST`: a run is one number, as some hundred prompts have tens of millions of them.
+    """
+    lengths = [max(len(one) - n + 1, 0) for one in sequences]
+    runs = np.zeros(sum(lengths), np.int64)
+    ends = np.cumsum(lengths)
+    for one, length, end in zip(sequences, lengths, ends):
+        for i in range(n):
+            runs[end - length : end] |= one[i : i + length] << _TOKEN_BITS * i
+    runs.sort()
+    return (1 + int(np.count_nonzero(np.diff(runs)))) / len(runs) if len(runs) else None
 
 
 def languages(dataset: Dataset) -> SampleTable:
