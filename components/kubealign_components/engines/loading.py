@@ -37,6 +37,7 @@ def load_checkpoint(
     *,
     kind: Any = AutoModelForCausalLM,
     optional: Collection[str] = (),
+    extra: Collection[str] = (),
     **options: Any,
 ) -> tuple[Any, set[str]]:
     """The model in the directory ``path``, all of whose weights come from there.
@@ -46,6 +47,7 @@ def load_checkpoint(
         dtype: of the weights; ``auto`` for the checkpoint's own.
         kind: what it is loaded as.
         optional: weights that the checkpoint may lack.
+        extra: weights of the checkpoint that the class has no place for, which the caller reads by itself.
         options: further arguments of ``from_pretrained``.
 
     Returns:
@@ -72,7 +74,7 @@ def load_checkpoint(
         transformers_logging.set_verbosity(said)
     if deepspeed.is_deepspeed_zero3_enabled():
         _restore_buffers(model)
-    missing, left = set(report["missing_keys"]), set(report["unexpected_keys"])
+    missing, left = set(report["missing_keys"]), set(report["unexpected_keys"]) - {*extra}
     if unlike := sorted(report["mismatched_keys"]):
         name, held, expected = unlike[0]
         raise EngineError(

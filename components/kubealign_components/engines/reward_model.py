@@ -7,9 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from kubealign_components.data.chat.rendering import (
@@ -30,6 +31,8 @@ from kubealign_components.errors import EngineError
 Values = tuple[float, ...]
 """What a model gives for a conversation: one number for each of its labels."""
 
+HEAD_BIAS = "score.bias"
+"""What some checkpoints of reward models hold beside the weights of the head, (C,)."""
 HEAD_FILE = "score.safetensors"
 """The scalar head beside them, fp32."""
 
@@ -211,18 +214,32 @@ def _load_tokenizer(files: ModelFiles) -> Any:
 
 def _load_model(files: ModelFiles, dtype: str) -> Any:
     on_gpus = torch.cuda.device_count()
+    bias_C = _head_bias(files)
     model, _ = load_checkpoint(
         files.path,
         "auto" if dtype == "saved" else getattr(torch, dtype),
         kind=AutoModelForSequenceClassification,
         device_map="auto" if on_gpus > 1 else None,
+        extra=() if bias_C is None else (HEAD_BIAS,),
         **_regression(files),
     )
+    if bias_C is not None and hasattr(model, "score"):
+        model.score.bias = nn.Parameter(bias_C.to(model.score.weight.device))
     if on_gpus == 1:
         model.to("cuda")
     if hasattr(model, "score"):
         model.score.float()
     return model.eval()
+
+
+def _head_bias(files: ModelFiles) -> Tensor | None:
+    """(C,), fp32: the bias of a decoder's head, for which transformers' classes have no place."""
+    for name in files.weights():
+        if name.endswith(".safetensors"):
+            with safetensors.safe_open(files.path / name, "pt") as file:
+                if HEAD_BIAS in file.keys():  # noqa: SIM118  # no mapping
+                    return file.get_tensor(HEAD_BIAS).float()
+    return None
 
 
 def _regression(files: ModelFiles) -> dict[str, Any]:

@@ -143,6 +143,22 @@ def test_an_objective_layer_without_labels_is_weighted_by_number(tiny_model: Pat
     assert again.score(items()) == pytest.approx(scored, abs=1e-6)
 
 
+def test_the_bias_of_a_head_counts_though_transformers_has_no_place_for_it(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """As the published DPA model has one: a sigmoid of its labels is another without it."""
+    folder = classifier(tmp_path / "model", tiny_model, num_key_value_heads=2)
+    before = RewardModel(find_model(str(folder)), label_weights={"0": 1.0}).values(token_ids(folder))
+    bias = torch.tensor([0.5, -1.0, 2.0])
+    weights = safetensors.torch.load_file(folder / "model.safetensors") | {"score.bias": bias}
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    model = RewardModel(find_model(str(folder)), label_weights={"0": 1.0})
+    after = model.values(token_ids(folder))
+    assert torch.tensor(after) == pytest.approx(torch.tensor(before) + bias, abs=1e-5)
+    sigmoids = Rewarder(spec(folder, label_weights={"2": 1.0}, label_activation="sigmoid")).score(items())
+    assert sigmoids == pytest.approx([1 / (1 + math.exp(-row[2])) for row in after], abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("weights", "said"),
     [
