@@ -7,6 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.lineage import LineageStep, steps_of
 from kubealign_components.data.schemas import EVALUATION
 from kubealign_components.engines.rewards import REWARD, RewardSpec, reward_words
-from kubealign_components.errors import ConfigError
+from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.evaluate.audit import decided_numbers
 from kubealign_components.evaluate.comparison import warnings
 from kubealign_components.gpus import visible_gpus
@@ -203,7 +204,9 @@ def _default(results: Results, name: str) -> str:
 
 def _machine() -> list[tuple[str, str]]:
     """What the run had to work with."""
-    cards = visible_gpus().names
+    cards: Sequence[str] = ()
+    with suppress(EngineError):  # a driver that hangs is no reason to leave without a page
+        cards = visible_gpus().names
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return [
         ("processor cores", str(os.cpu_count())),

@@ -16,6 +16,7 @@ from kubealign.cli.console import format_number, reuse_text, stage_table
 from kubealign.local.results import Output, Results, StageRow, collect
 from kubealign.local.summary import notes_on, verdict, write_summary
 from kubealign.local.watcher import TaskRun, Watcher
+from kubealign_components import gpus
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import EVALUATION, MODEL, new_completion
 from kubealign_pipelines.compiler import compile_pipeline
@@ -251,3 +252,15 @@ def test_stages_that_stand_twice_have_their_own_names_and_times(
         ("sample", 12.0),
         ("filter RL prompts", 7.0),
     ]
+
+
+def test_a_driver_that_hangs_costs_the_page_nothing_but_its_number_of_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(gpus, "_PATIENCE", 0.1)
+    write_summary(results(stage("sample")), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "processor cores" in page and "GPUs" not in page
