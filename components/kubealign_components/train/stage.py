@@ -23,7 +23,7 @@ from kubealign_components.train.quantiles import quantile_rule
 from kubealign_components.training.config import INCLUSIVE
 from kubealign_components.training.launch import Where, pinned, trained_on
 from kubealign_components.training.program import Job, Program, Run, Trained, train_model
-from kubealign_components.training.publishing import checkpoint_uri
+from kubealign_components.training.publishing import STOP_AFTER, checkpoint_uri
 from kubealign_components.training.regime import (
     UNKNOWN_DRIFT,
     Regime,
@@ -158,7 +158,7 @@ def _provenance(
     params = {k: v for k, v in semantic_params(config).items() if k not in elsewhere}
     stops = config.stop_after < WHOLE
     if not stops:
-        params.pop("stop_after")  # which is of models that training stopped at
+        params.pop(STOP_AFTER)  # which is of models that training stopped at
     params["save_dtype"] = saved_dtype_name(config.save_dtype, model.path, model.elsewhere)
     beta = f"beta{config.beta:g}" + ("len" if config.length_normalise else "")
     transform = config.transform if config.objective == "qrpo" else ""

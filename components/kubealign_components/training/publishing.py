@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from kubealign_components.data.dataset import Dataset, DatasetWriter
-from kubealign_components.data.fingerprint import Provenance, file_digest
+from kubealign_components.data.fingerprint import Provenance, Step, digest, file_digest
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.shards import digest_at
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.weight_records import objects_below, record_weights
 from kubealign_components.errors import EngineError, NotFound
 from kubealign_components.store import join, store_for
+
+STOP_AFTER = "stop_after"
+"""What a recipe calls the share of its steps that a training stopped after; a whole one does not say it."""
 
 
 def publish_model(
@@ -81,6 +84,13 @@ def checkpoint_uri(work: str, stage: str, provenance: Provenance, layout: str) -
         layout: what else a checkpoint fits to, such as the strategy.
     """
     return join(run_folder(work, stage, provenance), layout)
+
+
+def whole_training(step: Step) -> str:
+    """Fingerprint of the whole training that the model of ``step`` is a part of, and that its checkpoints are
+    kept by: of one that did not stop before its end, the model's own."""
+    params = {name: value for name, value in step["params"].items() if name != STOP_AFTER}
+    return digest(step | {"params": params})
 
 
 def finished_run(output: str, provenance: Provenance) -> Stats | None:

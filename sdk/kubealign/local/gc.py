@@ -16,6 +16,7 @@ from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.errors import CorruptDataset
 from kubealign_components.stages import CONFIGS
 from kubealign_components.store import scheme_of
+from kubealign_components.training.publishing import whole_training
 from kubealign_pipelines.stage_resources import TRAINING
 
 PARTS = "parts"
@@ -80,7 +81,9 @@ def _unreferenced(work: Path, kept: Sequence[RunInfo], with_models: Sequence[Run
     """Parts and slices below ``work`` of what no run in ``kept`` has in its lineage, and checkpoints of
     models that no run in ``with_models`` made."""
     referred = {name for run in kept for path in _manifests(run) for name in _read(path).recipe}
-    trained = {_read(path / MANIFEST).fingerprint for run in with_models for path in run.models}
+    trained = {
+        name for run in with_models for path in run.models for name in _trainings(_read(path / MANIFEST))
+    }
     for stage in sorted(CONFIGS):
         folders = sorted((work / stage).glob("*"))
         parts = {part: _slices_of(part, referred) for part in sorted((work / stage / PARTS).glob("*"))}
@@ -102,6 +105,11 @@ def _dead_records(work: Path, going: Sequence[Path]) -> Iterator[Path]:
         output = Path(uri).resolve()
         if not (output / MANIFEST).is_file() or any(output.is_relative_to(gone.resolve()) for gone in going):
             yield record
+
+
+def _trainings(model: Manifest) -> tuple[str, str]:
+    """What a training is called that made ``model``, and the whole one that goes on from where it stopped."""
+    return model.fingerprint, whole_training(model.provenance.step)
 
 
 def _manifests(run: RunInfo) -> Iterator[Path]:

@@ -40,15 +40,20 @@ class Output:
         (path / KEPT_ALWAYS).parent.mkdir(parents=True)
         (path / KEPT_ALWAYS).write_text("{}")
 
-    def add(self, name: str, began: int, *, seed: int, failed: str = "", killed: bool = False) -> Path:
-        """A run that sampled and trained with ``seed``, its rows in the work prefix."""
+    def add(
+        self, name: str, began: int, *, seed: int, failed: str = "", killed: bool = False, share: float = 1.0
+    ) -> Path:
+        """A run that sampled and trained a ``share`` of the steps with ``seed``, its rows in the work
+        prefix, and its checkpoints as those of the whole training."""
         run = self.path / "runs" / name
         tasks = run / "artifacts" / "1" / "graph"
         (run / "logs" / "1").mkdir(parents=True)
         (run / "pipeline.yaml").write_text("")
         samples = self._make([], stage="sample", params={"seed": seed})
         shutil.copytree(samples.uri, tasks / "merge-sample" / "dataset")
-        model = self._make([], schema=MODEL, stage="train", inputs={"dataset": samples})
+        whole = self._make([], schema=MODEL, stage="train", inputs={"dataset": samples})
+        stops = {"params": {"stop_after": share}} if share < 1 else {}
+        model = self._make([], schema=MODEL, stage="train", inputs={"dataset": samples}, **stops)
         shutil.copytree(model.uri, tasks / "train" / "model")
         (tasks / "train" / "model" / "model.safetensors").write_bytes(b"w" * 50_000)
         (run / "logs" / "1" / "001-sample.log").write_text("drawn\n")
@@ -75,8 +80,8 @@ class Output:
         part = str(work / "sample" / "parts" / f"part-{seed}")
         with DatasetWriter(part, PROMPTS, samples.manifest.provenance) as writer:
             writer.commit(Stats(), extra={"slices": f"slices-{seed}"})
-        (work / "train" / model.manifest.fingerprint).mkdir(parents=True)
-        (work / "train" / model.manifest.fingerprint / "state").write_text("s")
+        (work / "train" / whole.manifest.fingerprint).mkdir(parents=True)
+        (work / "train" / whole.manifest.fingerprint / "state").write_text("s")
         return run
 
     def files(self) -> set[str]:
@@ -177,6 +182,16 @@ def test_gc_names_first_and_removes_only_what_nobody_needs(output: Output) -> No
     assert len(gone) == 3
     assert gone[2].startswith("work/train/")  # its checkpoints are as large as the model
     assert "0 to remove" in call("gc", output.path, "--models", 1)
+
+
+def test_gc_leaves_what_a_training_that_stopped_goes_on_from_while_its_model_stays(output: Output) -> None:
+    output.add("stopped", 1000, seed=1, share=0.5)
+    output.add("new", 2000, seed=2)
+    kept = output.files()
+    call("gc", output.path, "--models", 2, "--yes")
+    assert output.files() == kept
+    call("gc", output.path, "--models", 1, "--yes")
+    assert [name for name in kept - output.files() if name.startswith("work/train/")]
 
 
 def test_gc_leaves_what_a_run_under_way_may_look_up(output: Output) -> None:
