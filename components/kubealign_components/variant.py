@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from kubealign_components.config import GROUPS, OPTIONS, from_parameters
 from kubealign_components.data.fingerprint import canonical_json
+from kubealign_components.errors import DataError
 
 if TYPE_CHECKING:
     from kfp.dsl import Artifact
@@ -46,9 +47,18 @@ def name_variant(artifact: Artifact, variant: Mapping[str, object]) -> None:
         artifact.metadata[VARIANT] = canonical_json(dict(variant))
 
 
-def named_variant(artifact: Artifact) -> dict[str, object]:
-    """What the variant has of its own that ``artifact`` is of; nothing where it is of none."""
-    named: dict[str, object] = json.loads(artifact.metadata.get(VARIANT) or "{}")
+def named_variants(artifacts: Sequence[Artifact]) -> list[dict[str, object]]:
+    """What each variant has of its own that one of ``artifacts`` is of; one of them may have nothing.
+
+    Raises:
+        DataError: several do not say of which they are, and would be trained further as one that is none.
+    """
+    named: list[dict[str, object]] = [json.loads(one.metadata.get(VARIANT) or "{}") for one in artifacts]
+    if (silent := named.count({})) > 1:
+        raise DataError(
+            f"{silent} of {len(named)} evaluations do not say in their metadata which variant they are of, "
+            "expected all but one at most: what brought them here has lost it; run the sweep without halving"
+        )
     return named
 
 

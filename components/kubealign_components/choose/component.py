@@ -46,7 +46,7 @@ def choose(
     from kubealign_components.data.choice_rows import CHOICE
     from kubealign_components.data.schemas import EVALUATION
     from kubealign_components.reports.lineage import to_html
-    from kubealign_components.variant import named_variant
+    from kubealign_components.variant import named_variants
 
     compared = [open_dataset(evaluation, EVALUATION) for evaluation in evaluations]
     stats = run(
@@ -61,5 +61,5 @@ def choose(
     write_page(lineage, to_html(chosen.manifest))
     if not reduction_factor:
         return []
-    own = {one.manifest.fingerprint: named_variant(artifact) for one, artifact in zip(compared, evaluations)}
+    own = {one.manifest.fingerprint: named for one, named in zip(compared, named_variants(evaluations))}
     return [own[name] for name in survivors(chosen)]

@@ -19,8 +19,8 @@ from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import EVALUATION, MODEL
 from kubealign_components.data.stats import Stats
-from kubealign_components.errors import ConfigError, GateError
-from kubealign_components.variant import name_variant, named_variant
+from kubealign_components.errors import ConfigError, DataError, GateError
+from kubealign_components.variant import name_variant, named_variants
 from support.pages import Page
 from support.run_folders import completions
 
@@ -154,13 +154,19 @@ def test_a_factor_that_drops_none_is_refused(factor: int) -> None:
 
 
 def test_a_variant_is_known_by_what_its_artifact_says() -> None:
-    artifact = dsl.Dataset(uri="gs://bucket/evaluation")
-    assert named_variant(artifact) == {}
+    artifact, other = (dsl.Dataset(uri=f"gs://bucket/evaluation-{number}") for number in range(2))
     name_variant(artifact, {})
     assert artifact.metadata == {}
     own = {"train": {"beta": 0.1, "lora_targets": ["q"]}, "select": {}}
     name_variant(artifact, own)
-    assert named_variant(artifact) == own
+    assert named_variants([artifact, other]) == [own, {}]
+
+
+def test_evaluations_that_lost_whose_they_are_train_no_other_variant_further() -> None:
+    lost = [dsl.Dataset(uri=f"gs://bucket/evaluation-{number}") for number in range(3)]
+    name_variant(lost[0], {"train": {"beta": 0.1}})
+    with pytest.raises(DataError, match="2 of 3 evaluations do not say in their metadata which variant"):
+        named_variants(lost)
 
 
 def test_intervals_of_rows_that_were_picked_hold_as_often_as_they_say() -> None:
