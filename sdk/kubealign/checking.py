@@ -46,7 +46,8 @@ def check(
         assumed=own,
     )
     # Where the run's own folder cannot be made, that is told by its name when the run begins.
-    findings = [f for f in report.findings if f.path != (PARAMETERS, "work") or "work" in run.parameters]
+    shown = not here or "work" in run.parameters
+    findings = [f for f in report.findings if shown or f.path != (PARAMETERS, "work")]
     if not report.errors and not sourced.document.findings:
         checked = report.checked
         findings += _disk(run, checked, output or Path.cwd()) if here else _memory(run, report)

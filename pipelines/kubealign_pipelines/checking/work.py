@@ -16,6 +16,9 @@ from kubealign_pipelines.checking.stages import LATER, Checked
 def check_work(checked: Checked, *, here: bool) -> Iterator[Finding]:
     """A finding where the work prefix is none, or cannot be written on this machine.
 
+    With a range of draws there has to be one: what was drawn first would be drawn once more, and an engine
+    that gives other tokens in another batch would not give it again.
+
     Args:
         checked: the settings.
         here: whether the run is on this machine.
@@ -23,6 +26,9 @@ def check_work(checked: Checked, *, here: bool) -> Iterator[Finding]:
     work = str(checked.values.get(WORK, LATER))
     if work != LATER and (expected := _problem(work, here=here)):
         yield error_at((PARAMETERS, WORK), work, expected)
+    elif not work and checked.of("draw_more"):
+        uri = "a URI, with a range for sample_n: there further draws find the first ones of a prompt"
+        yield error_at((PARAMETERS, WORK), work, uri)
 
 
 def _problem(work: str, *, here: bool) -> str:

@@ -268,7 +268,7 @@ def _of_variants(graph: Graph, values: Mapping[str, object]) -> Iterator[tuple[T
         rounds: Counter[str] = Counter()
         new = new_draws(taken)
         for task, config in taken:
-            rounds[task.function] += 1
+            rounds[task.function] += not task.halved  # a rung is of one round
             if task.each or not position:
                 own = recipe.of_task(task.function, rounds[task.function])
                 yield task, *of_new_draws(task, config, own, new)

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kubealign.checking import check
 from kubealign.cli.main import main
 from kubealign.cluster.outputs import StoredOutput, _evaluated
 from kubealign.estimate.formulas import SHAPES
@@ -102,6 +103,22 @@ def test_checkpoints_need_a_place() -> None:
     assert "work" not in names(assumed={"work": "/some/where"})
 
 
+@pytest.mark.parametrize(
+    "more", [{"variants": betas(4), "halving": 2}, {"sample_n": {"from": 4, "to": 16}}], ids=str
+)
+def test_a_place_is_asked_for_before_a_run_is_submitted(more: dict[str, Any], tmp_path: Path) -> None:
+    """A run on this machine has one by itself."""
+    file = tmp_path / "run.yaml"
+    without = {name: value for name, value in GIVEN.items() if name != "work"}
+    for values, asked in ((GIVEN, 0), ({**GIVEN, "work": ""}, 1), (without, 1)):
+        file.write_text(yaml.safe_dump({"pipeline": "offline_alignment", "parameters": {**values, **more}}))
+        found = [one.expected for one in check(read_run([file])).errors if one.name == "work"]
+        assert len(found) == asked and all(text.startswith("a URI, with") for text in found)
+    assert not [
+        one for one in check(read_run([file]), here=True, output=tmp_path).errors if one.name == "work"
+    ]
+
+
 def test_a_form_may_change_variants_but_not_the_number_of_rungs() -> None:
     shape = RULES.shape({**GIVEN, "variants": betas(4), "halving": 2})
 
@@ -163,6 +180,9 @@ def test_an_estimate_counts_each_rung_by_its_share_and_its_variants() -> None:
     of_rungs = [halved[f"evaluate{name}"].hours for name in (" rung 1 ×9", " rung 2 ×3", "")]
     assert of_rungs == pytest.approx([9 * compared, 3 * compared, compared])
     assert halved["sample"].hours == alone["sample"].hours
+    part = hours(variants=betas(9), halving=3, sample_share=0.5)
+    shares = [part[title].hours / halved[title].hours for title in ("train rung 1 ×9", "train")]
+    assert shares[0] < 1 and shares == pytest.approx([shares[0]] * 2), "a rung is no round"
     assert hours(train_options={"stop_after": 0.25})["train"].hours == pytest.approx(whole / 4)
 
 
