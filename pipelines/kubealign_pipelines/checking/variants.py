@@ -23,6 +23,8 @@ MOST = 32
 """Variants of a sweep: Kubeflow's object of a run has room for these, all retries included."""
 OF_SWEEPS = (VARIANTS, "choose_", HALVING.name)
 """What the names of parameters begin with that a run without variants does not have."""
+_DATA = ("training_uris", "withdrawn")
+"""Settings of ``mix`` that name data, which recipes know by what it holds and not by its place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,7 +212,13 @@ def _listed(values: Mapping[str, object]) -> list[object]:
 
 def _made_of(stages: Sequence[Stage]) -> str:
     """The settings of ``stages`` that decide what they make."""
-    return canonical_json({stage.task.name: semantic_params(stage.config) for stage in stages})
+    return canonical_json(
+        {
+            stage.task.name: semantic_params(stage.config)
+            | {name: getattr(stage.config, name, None) for name in _DATA}
+            for stage in stages
+        }
+    )
 
 
 def _plain_run(graph: Graph, base: Folded, position: int, variant: object) -> PlainRun:

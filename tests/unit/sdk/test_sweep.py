@@ -175,6 +175,8 @@ def test_a_variant_that_says_what_all_have_is_one_of_them() -> None:
     assert told(rates) == [f"variants[2]: {once}"]
     batches = [{"train": {"micro_batch_tokens": tokens}} for tokens in (2048, 4096)]
     assert told(batches) == [f"variants[1]: {once}"], "no result depends on it"
+    for data in ({"training_uris": ["gs://a/earlier"]}, {"withdrawn": "gs://a/withdrawn.json"}):
+        assert told([{"mix": data}, {}]) == [], "which a recipe knows by what they hold"
     assert not any(
         once in text for text in told([{"train": {"bta": 1}}, {"train": {"bat": 1}}, {"x": {}}, 3])
     )
