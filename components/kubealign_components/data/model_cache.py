@@ -112,7 +112,12 @@ def fetch_hub(name: str, revision: str | None, *, weights: bool = True) -> Fetch
         EngineError: shards are missing.
     """
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,  # of the HTTP library, whose errors the client lets through
+        LocalEntryNotFoundError,
+    )
 
     patterns: list[str] | None = None
     elsewhere: dict[str, WeightFile] = {}
@@ -131,7 +136,7 @@ def fetch_hub(name: str, revision: str | None, *, weights: bool = True) -> Fetch
             if elsewhere:
                 chosen = without_weights(chosen)
             patterns = [escape(file) for file in chosen]
-        except (OSError, LocalEntryNotFoundError) as error:
+        except (OSError, HTTPError, LocalEntryNotFoundError) as error:
             if isinstance(error, HfHubHTTPError):
                 raise
             log.info("the hub cannot be asked for %s, looking for a copy on this machine", name)
@@ -140,7 +145,7 @@ def fetch_hub(name: str, revision: str | None, *, weights: bool = True) -> Fetch
             name, revision=revision, allow_patterns=patterns, ignore_patterns=_OTHER_FORMATS
         )
         return FetchedModel(path=Path(path), weights=elsewhere)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             "model", name, f"a model directory on this machine, or a hub id that can be fetched ({reason})"

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,6 +65,23 @@ def test_a_model_trained_again_to_the_same_place_is_another(bucket: Bucket, remo
     again = find_model(f"bucket://{remote}")
     assert (again.path / "model.safetensors").read_bytes() == bytes(body)
     assert again.identity() != before
+
+
+def test_a_hub_that_cannot_be_reached_leaves_the_copy_on_this_machine(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a word to the client that it is offline: its HTTP library has errors of its own."""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    stored = tmp_path / "hub" / "models--org--name"
+    snapshot = Path(shutil.copytree(tiny_model, stored / "snapshots" / ("c" * 40)))
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text("c" * 40)
+    for weights in (True, False):
+        assert find_model("org/name", weights=weights).path.resolve() == snapshot.resolve()
+    with pytest.raises(ConfigError, match="or a hub id that can be fetched"):
+        find_model("org/other")
 
 
 RECORDS = [b"[]", b"{", b"\xff", b"3", b'{"model.safetensors": 3}', b'{"model.safetensors": {}}']
