@@ -17,7 +17,7 @@ from kubealign_components.data.chat import ChatTemplate, TemplateSettings
 from kubealign_components.data.chat.tokenizer_files import TOKENIZER_FILE, TokenizerFiles
 from kubealign_components.data.model_files import text_config
 from kubealign_components.data.models import A_MODEL, ModelFiles, find_model, instead_of_model
-from kubealign_components.engines.reward_labels import Labels
+from kubealign_components.engines.reward_labels import DECLARED, Labels
 from kubealign_components.errors import ConfigError, KubeAlignError
 from kubealign_components.json_types import JsonObject
 from kubealign_components.named_paths import FILE, kind_at, named_path
@@ -48,6 +48,8 @@ class Named:
     """Whether it is given prompts by its chat template."""
     label_weights: Mapping[str, float] = field(default_factory=dict)
     """Of one that scores, what its labels count."""
+    label_activation: str = DECLARED
+    """And what their values go through first."""
 
     @property
     def path(self) -> SettingPath:
@@ -158,6 +160,7 @@ def models_of(checked: Checked) -> Iterator[Named]:
                     reward.model_revision,
                     rewards=True,
                     label_weights=reward.label_weights,
+                    label_activation=reward.label_activation,
                 )
         judge = getattr(config, "judge", None)
         if isinstance(judge, str):
@@ -281,9 +284,11 @@ def _look_at_reward_model(named: Named, folder: Folder) -> Iterator[Finding]:
         return
     try:
         folder.labels.weighted(named.label_weights)
+        if named.label_weights:
+            folder.labels.activation_for(named.label_activation)
     except ConfigError as error:
         if named.label_weights:
-            path = named.stage.path((*named.setting[:-1], "label_weights"))
+            path = named.stage.path((*named.setting[:-1], error.field))
             yield error_at(path, error.value, error.expected)
         else:
             yield error_at(named.path, named.name, f"label_weights beside it: {error.expected}")

@@ -63,7 +63,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     (folder / "model").mkdir()
     config = json.loads((tiny_model / "config.json").read_text())
     labels = {str(n): str(n) for n in range(3)}
-    classifier = config | {"architectures": ["LlamaForSequenceClassification"], "id2label": labels}
+    classifier = config | {
+        "architectures": ["LlamaForSequenceClassification"],
+        "id2label": labels,
+        "sentence_transformers": {"activation_fn": "torch.nn.Tanh"},
+    }
     for name, body in (("classifier", classifier), ("untemplated", config)):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(body))
