@@ -52,19 +52,21 @@ class EndpointJudge:
         self._template = template
         self._answer_tokens = answer_tokens
         self._logprobs = True
+        self._gives_letters = False
 
     def preferences(self, comparisons: Sequence[Comparison]) -> list[float | None]:
         """For each comparison log p(a) - log p(b), in nats: above zero where the first response is preferred;
         None where the question is too long for the judge, or no letter is its answer.
 
         Raises:
-            EngineError: the endpoint cannot be asked, or the judge answers nothing with a letter.
+            EngineError: the endpoint cannot be asked, or the judge has answered nothing with a letter so far.
         """
         with ThreadPoolExecutor(AT_ONCE, "judge") as threads:
             answers = list(threads.map(self._answer, comparisons))
         values = [None if answer is None else preference(answer) for answer in answers]
         given = [answer for answer in answers if answer is not None]
-        if len(given) >= _ENOUGH and all(value is None for value in values):
+        self._gives_letters |= any(value is not None for value in values)
+        if len(given) >= _ENOUGH and not self._gives_letters:
             raise EngineError(
                 f"{self._endpoint.model} at {self._endpoint.url} was asked for a letter, a or b, "
                 f"{len(given)} times and gave none; it says {shortened(given[0].text, 120)!r}; one that "

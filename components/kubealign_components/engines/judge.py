@@ -172,6 +172,9 @@ class PairJudge:
         self._template = load_judge_template(spec.template)
         self._settings = _template_settings(spec, self._files, judged)
         self._judge: Judge | None = None
+        self._endpoint: EndpointJudge | None = None
+        if spec.endpoint:
+            self._endpoint = EndpointJudge(spec.server(), self._template, answer_tokens=spec.answer_tokens)
 
     @property
     def name(self) -> str:
@@ -258,14 +261,10 @@ class PairJudge:
         if not pairs:
             return []
         asked = [one for pair in pairs for one in self._comparisons(pair)]
-        preferences = self._from_endpoint(asked) if self.spec.endpoint else self._from_model(asked)
+        preferences = self._endpoint.preferences(asked) if self._endpoint else self._from_model(asked)
         of_pair = 2 * len(self._asked)
         each = (preferences[start : start + of_pair] for start in range(0, len(preferences), of_pair))
         return [self._judgements(own) for own in each]
-
-    def _from_endpoint(self, asked: Sequence[Comparison]) -> list[float | None]:
-        judge = EndpointJudge(self.spec.server(), self._template, answer_tokens=self.spec.answer_tokens)
-        return judge.preferences(asked)
 
     def _from_model(self, asked: Sequence[Comparison]) -> list[float | None]:
         judge = self._start()

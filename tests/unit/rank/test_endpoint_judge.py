@@ -182,6 +182,31 @@ def test_a_judge_that_never_gives_a_letter_is_an_error_and_not_an_empty_dataset(
         ranked(numbers(make_dataset, [1, 2, 3]), spec(server, principles), tmp_path)
 
 
+def test_a_judge_that_has_given_letters_may_have_none_for_some_prompts(
+    server: PlantedServer, principles: str
+) -> None:
+    """As one that will not answer what is harmful; a row of them may be asked about alone."""
+    server.way = "strict"
+    judge = PairJudge(spec(server, principles))
+    refused, usual = (Pair([{"role": "user", "content": "Which?"}], one, "4") for one in ("13", "9"))
+    assert None not in judge.judge([usual])
+    assert judge.judge([refused, refused]) == [None, None]
+    with pytest.raises(EngineError, match="gave none"):
+        PairJudge(spec(server, principles)).judge([refused, refused])
+
+
+def test_a_server_without_log_probabilities_is_asked_for_them_in_the_beginning_alone(
+    server: PlantedServer, principles: str
+) -> None:
+    server.way = "letter"
+    judge = PairJudge(spec(server, principles))
+    pair = Pair([{"role": "user", "content": "Which?"}], "9", "4")
+    judge.judge([pair])
+    server.asked.clear()
+    judge.judge([pair])
+    assert len(server.asked) == 4 and not any("logprobs" in one for one in server.asked)
+
+
 def test_settings_of_a_loaded_judge_are_refused_of_an_endpoint() -> None:
     for setting in (
         {"adapter": "a"}, {"revision": "main"}, {"quantise": True}, {"max_length": 9},
