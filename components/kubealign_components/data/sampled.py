@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -11,6 +13,18 @@ FACTS = ("completions.list.element.reference", "completions.list.element.finish_
 """Columns of a file that :func:`sampled` reads."""
 _ENDS = ("stop", "length")
 """How a sampler ends a completion."""
+_ROUND = re.compile(r" \(round (\d+)\)$")
+
+
+def named_in_round(model: str | None, number: int) -> str:
+    """The name of a completion's ``model`` that was sampled in a further round, from 2."""
+    return f"{model} (round {number})"
+
+
+def round_of_model(model: str | None) -> int:
+    """The round whose policy gave a completion, by the name of its ``model``; 1 for the first policy."""
+    number = _ROUND.search(model or "")
+    return int(number[1]) if number else 1
 
 
 def sampled(completions: pa.StructArray) -> Bools:

@@ -14,12 +14,13 @@ from kubealign_components.data.batches import batched
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.finished import once, output_request
+from kubealign_components.data.sampled import named_in_round
 from kubealign_components.data.schemas import REWARDED, RewardedCompletion, RewardedRow
 from kubealign_components.data.stats import Stats
 from kubealign_components.progress import progress_bar
 from kubealign_components.rewarded_union import abreast, require_rewarded_alike
 
-VERSION = 2
+VERSION = 3
 FIRST, LAST = "first", "last"
 _ROWS_AT_ONCE = 256
 
@@ -108,6 +109,6 @@ def _side_by_side(
     stats.counts["completions_said_before"] += sum(c["completion_id"] in said for c in added)
     kept: list[RewardedCompletion] = [{**c, "reference": c["reference"] and not anew} for c in before]
     new: list[RewardedCompletion] = [
-        {**c, "reference": anew, "model": f"{c['model']} (round {config.number})"} for c in added
+        {**c, "reference": anew, "model": named_in_round(c["model"], config.number)} for c in added
     ]
     return [*kept, *new]

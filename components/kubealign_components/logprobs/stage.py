@@ -19,6 +19,7 @@ from kubealign_components.data.chunks import Chunk, Part, open_chunk
 from kubealign_components.data.engine_processes import engines
 from kubealign_components.data.fingerprint import derive, digest
 from kubealign_components.data.models import ModelFiles, find_model, require_policy, with_weights
+from kubealign_components.data.sampled import round_of_model
 from kubealign_components.data.schemas import COMPLETIONS, REWARDED, SELECTION, Completion, TokenizedRow
 from kubealign_components.data.seeds import seed_for
 from kubealign_components.data.stats import Stats
@@ -206,8 +207,10 @@ class LogprobStage:
             yield from zip(missing, self._results(rows), strict=True)
 
     def _is_taken(self, completion: Completion) -> bool:
-        """Whether the sampler's log-probability stands."""
-        return bool(self._config.source == "sampler" and completion["reference"])
+        """Whether the sampler's log-probability stands: not that of another policy, which in a further round
+        may have been the first to be asked a prompt."""
+        own = completion["reference"] and round_of_model(completion["model"]) == 1
+        return self._config.source == "sampler" and own
 
     def _results(self, rows: Sequence[TokenizedRow]) -> list[list[LogprobResult]]:
         measured = self._drift_rows(rows) if self._config.source == "sampler" else set()
@@ -292,11 +295,11 @@ class LogprobStage:
         """|sampler − scorer| of each reference completion of the row, nats per token; None of the others."""
         drifts = [
             abs(self._logprob(row, c, sums) - sums[c["completion_id"]]) / c["num_tokens"]
-            if c["reference"]
+            if self._is_taken(c)
             else None
             for c in row["completions"]
         ]
-        sampled = [c for c in row["completions"] if c["reference"]]
+        sampled = [c for c in row["completions"] if self._is_taken(c)]
         apart = [drift for drift in drifts if drift is not None]
         drift = sum(apart) / len(apart) if apart else 0.0
         if drift > self._config.max_drift:

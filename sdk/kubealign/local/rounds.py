@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 
 from kubealign.local.results import Results
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.sampled import round_of_model
 from kubealign_components.reports.rounds import COLUMNS as SHOWN
 from kubealign_components.reports.rounds import lines_of
 
 COLUMNS = [*SHOWN, "chosen from rounds"]
-_ROUND = re.compile(r" \(round (\d+)\)$")
 _READ = ["completions.list.element.model", "pairs"]
 
 
@@ -44,8 +44,7 @@ def chosen_by_round(selection: Dataset) -> Counter[int]:
         index = np.repeat(first, counts) + positions
         of_pairs = models.take(pa.array(index, pa.int64())) if len(index) else models
         for one in pc.value_counts(of_pairs).to_pylist():
-            further = _ROUND.search(one["values"] or "")
-            chosen[int(further[1]) if further else 1] += one["counts"]
+            chosen[round_of_model(one["values"])] += one["counts"]
     return chosen
 
 

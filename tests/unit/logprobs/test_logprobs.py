@@ -13,6 +13,7 @@ from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
+from kubealign_components.data.sampled import named_in_round
 from kubealign_components.data.schemas import COMPLETIONS, completion_id, new_completion
 from kubealign_components.engines.packing import Group
 from kubealign_components.engines.scoring import Scorer
@@ -102,6 +103,19 @@ def test_drift_beyond_the_limit_fails_with_both_numbers(
     with pytest.raises(DriftError, match=r"differ by .* nats per token.*-0\.250 from the sampler"):
         logprobs(off, tmp_path, tiny_model, source="sampler")
     logprobs(off, tmp_path, tiny_model, source="scorer")
+
+
+def test_what_the_policy_of_a_further_round_said_is_scored(
+    dataset: Dataset, make_dataset: Callable[..., Dataset], tiny_model: Path, tmp_path: Path
+) -> None:
+    """It is a reference where that round was the first to ask a prompt, but of another policy."""
+    rows = list(changed(dataset, make_dataset, -0.25).iter_rows())
+    for row in rows:
+        row["completions"] = [{**c, "model": named_in_round("policy", 2)} for c in row["completions"]]
+    further = make_dataset(rows, COMPLETIONS, identity=dataset.manifest.identity)
+    taken = logprobs(further, tmp_path / "a", tiny_model, source="sampler", drift_share=1.0)
+    for one, other in zip(values(taken), values(logprobs(dataset, tmp_path / "b", tiny_model)), strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
 
 
 @pytest.mark.parametrize("value", [0.5, float("nan"), None])
