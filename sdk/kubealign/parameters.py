@@ -28,3 +28,12 @@ def check_parameters(
     checked = check_stages(graph, values, complete=complete)
     require_usable(checked.findings)
     return checked.values
+
+
+def whole_parameters(
+    graph: Graph, given: Mapping[str, object], taken: Mapping[str, object]
+) -> dict[str, object]:
+    """Those by which a run can be made again: beside what the stages of ``graph`` have ``taken``, what of
+    ``given`` decided which stages these are, such as the number of rounds."""
+    decided = graph.rules.shape(given).keys() & given.keys()
+    return {**{name: given[name] for name in sorted(decided)}, **taken}

@@ -73,3 +73,4 @@ def test_pairs_are_best_and_worst_of_all_draws_and_policies_are_compared_by_the_
     for row in drawn.datasets["evaluate"].iter_rows():
         assert len(row["reference"]) == len(row["aligned"]) == FROM
     assert drawn.model is not None
+    assert drawn.parameters["sample_n"] == {"from": FROM, "to": TO, "within": 0.5}

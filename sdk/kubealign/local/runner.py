@@ -34,7 +34,7 @@ from kubealign.local.scratch import scratch
 from kubealign.local.stopping import Stopping
 from kubealign.local.summary import write_summary
 from kubealign.local.watcher import Watcher, reason_of
-from kubealign.parameters import check_parameters
+from kubealign.parameters import check_parameters, whole_parameters
 from kubealign.run_paths import send_code
 from kubealign.runfile import RunFile
 from kubealign_components.config import require
@@ -91,7 +91,8 @@ def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Res
         if run.local.runner == "docker":  # a container sees the work prefix, but not the files of functions
             given = send_code(given)
         runner = _runner(run, complete, folder)
-    write_whole(folder.parameters, yaml.safe_dump(complete, sort_keys=True, allow_unicode=True))
+        whole = whole_parameters(graph, run.parameters, complete)
+    write_whole(folder.parameters, yaml.safe_dump(whole, sort_keys=True, allow_unicode=True))
     folder.logs.mkdir(parents=True, exist_ok=True)
     watcher = Watcher(
         folder.logs, on_event=progress.event, on_line=progress.line, fail_fast=not run.local.retries
@@ -113,7 +114,7 @@ def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Res
         except RunFailed as error:
             failure = error
         seconds = time.monotonic() - started
-        results = collect(graph, folder.path, folder.artifacts, watcher, complete, seconds, run.local.price)
+        results = collect(graph, folder.path, folder.artifacts, watcher, whole, seconds, run.local.price)
         try:
             _leave(folder, results, failure)
         except OSError as error:  # what failed comes first; both may be for lack of room

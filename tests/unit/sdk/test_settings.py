@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from kubealign.cli.main import main
-from kubealign.parameters import check_parameters
+from kubealign.parameters import check_parameters, whole_parameters
 from kubealign_components.config import assemble
 from kubealign_components.errors import ConfigError
 from kubealign_components.stages import config_class
@@ -35,6 +35,27 @@ def test_the_defaults_are_complete_and_pass(graph: Graph) -> None:
     values = check_parameters(graph, GIVEN)
     assert set(values) == set(graph.parameters)
     assert values["sample_n"] == 10
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"rounds": 2, "rounds_reference": "last", "logprobs_order": "before"},
+        {"sample_n": {"from": 4, "to": 16}},
+        {"sample_n": 0, "select_strategy": "labels"},
+        {"variants": [{"train": {"beta": beta}} for beta in (0.1, 0.2)], "halving": 2},
+    ],
+    ids=str,
+)
+def test_what_a_run_leaves_of_its_parameters_gives_the_same_stages_again(
+    chosen: dict[str, Any], tmp_path: Path
+) -> None:
+    given = {**GIVEN, **chosen, "rounds_reference": chosen.get("rounds_reference", "first")}
+    graph = compile_pipeline("offline_alignment", tmp_path / "pipeline.yaml", parameters=given)
+    kept = whole_parameters(graph, given, check_parameters(graph, given))
+    assert kept.items() >= chosen.items()
+    assert graph.rules.shape(kept) == graph.rules.shape(given)
+    assert kept.get("rounds_reference") != "first", "a default of no stage is nothing that was chosen"
 
 
 @pytest.mark.parametrize(
