@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from kubealign_components.config import (
@@ -26,7 +26,7 @@ from kubealign_components.config import (
     text_of,
 )
 from kubealign_components.doubles import is_double, is_exact
-from kubealign_components.stages import config_class
+from kubealign_components.stages import CONFIGS, config_class
 from kubealign_pipelines.checking.describe import paths_by_name
 from kubealign_pipelines.checking.findings import (
     A_VALUE,
@@ -120,7 +120,7 @@ def check_stages(graph: Graph, values: Mapping[str, object], *, complete: bool =
     """
     folded = fold(graph, values)
     values = folded.values
-    findings = [*_unknown(graph, values), *_nulls((PARAMETERS,), values)]
+    findings = [*_unknown(graph, values), *_nulls((PARAMETERS,), values), *_of_absent(graph, values)]
     every = graph.parameters | graph.others
     fitted = {}
     for name, value in values.items():
@@ -278,6 +278,26 @@ def _unknown(graph: Graph, values: Mapping[str, object]) -> Iterator[Finding]:
             near = did_you_mean(value, [one for one in choice.values if isinstance(one, str)])
             expected = f"one of {choice.listed}, fixed when the pipeline is compiled{near}"
             yield error_at((PARAMETERS, choice.name), value, expected)
+
+
+def _of_absent(graph: Graph, values: Mapping[str, object]) -> Iterator[Finding]:
+    """Names that are none in the options of a stage which the graph lacks. Another stage may read a part of
+    them, as ``evaluate`` does the reward of ``rewards``, and nobody the rest."""
+    present = {task.function for task in graph.tasks.values()}
+    parameters = {p.name for p in graph.settings()}
+    own_tasks = (task for task in graph.tasks.values() if task.function not in CONFIGS)
+    of_own = {source.parameter for task in own_tasks for source in task.arguments.values()}
+    for name, options in values.items():
+        stage = name.removesuffix(f"_{OPTIONS}")
+        absent = stage != name and name in parameters and stage not in present and name not in of_own
+        config = config_class(stage) if absent and stage in CONFIGS else None
+        if config is None or not isinstance(options, Mapping):
+            continue
+        own = sorted(field.name for field in fields(config))
+        for setting, value in options.items():
+            if setting not in own:
+                text = f"a setting of {stage}: one of {', '.join(own)}{did_you_mean(setting, own)}"
+                yield error_at((PARAMETERS, name, setting), value, text)
 
 
 def _missing(
