@@ -30,6 +30,7 @@ def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     made = {name: tmp_path_factory.mktemp(name) for name in ("offline_alignment", SALMON)}
     rows = [{"prompt": f"Question {number}, please?"} for number in range(24)]
     small = small_run(tiny_model, made["offline_alignment"] / "prompts.jsonl", rows)
+    small["train_options"]["max_steps"] = 3  # of a sweep's two rungs the first has a third of them
     written = {"pipeline": "offline_alignment", "parameters": small}
     (made["offline_alignment"] / "run.yaml").write_text(yaml.safe_dump(written))
     leave_own_pipeline(made["offline_alignment"], tiny_model)

@@ -82,7 +82,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "submit": ("kubealign submit -f run.yaml --experiment nightly --wait",),
     "sweep": (
         "kubealign sweep -f run.yaml --grid train_beta=0.05,0.1",
-        "kubealign sweep -f run.yaml --grid train_beta=0.01,0.03,0.1,0.3 --halving 2",
+        "kubealign sweep -f run.yaml --set work=work --grid train_beta=0.03,0.1,0.3 --halving 3",
     ),
     "ui": ("kubealign ui runs",),
     "upload": ("kubealign upload -f run.yaml",),
