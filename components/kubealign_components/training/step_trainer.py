@@ -78,7 +78,7 @@ class StepTrainer(Trainer):
         self.meter = Meter(args.device, self.measured)
         self._logged_at = time.perf_counter()
         self.remove_callback(PrinterCallback)
-        for callback in (StepProgress(self.program), *callbacks):
+        for callback in (StepProgress(self.program), _NoStepMore(self), *callbacks):
             self.add_callback(callback)
 
     def begin_step(self, model: nn.Module, batches: Sequence[Any]) -> None:
@@ -110,11 +110,6 @@ class StepTrainer(Trainer):
         )
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
-
-    def _run_epoch(self, **epoch: Any) -> None:
-        """Nothing where the last step was taken before this run, which the library would go beyond."""
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(**epoch)
 
     def training_step(
         self, model: nn.Module, inputs: StepInputs, num_items_in_batch: Tensor | int | None = None
@@ -280,6 +275,21 @@ class StepTrainer(Trainer):
     def _sum(self, values: Tensor) -> Tensor:
         reduced: Tensor = self.accelerator.reduce(values, "sum")
         return reduced
+
+
+class _NoStepMore(TrainerCallback):
+    """Where the last step was taken before this run, none is: the library would go beyond it in an epoch."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, _: TrainingArguments, state: TrainerState, *__: Any, **___: Any) -> None:
+        if state.global_step >= state.max_steps:
+            self._trainer._run_epoch = _nothing
+
+
+def _nothing(**_: object) -> None:
+    """An epoch of no steps."""
 
 
 _PROGRESS = ("loss", "grad_norm", "learning_rate")

@@ -130,13 +130,13 @@ def test_another_selection_is_rewarded_for_what_is_new_alone(
     make_dataset: MakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    outcomes = Rewarder.outcomes
+    each_outcome = Rewarder.each_outcome
 
-    def counted(rewarder: Rewarder, items: Sequence[RewardInput]) -> list[Outcome]:
+    def counted(rewarder: Rewarder, items: Sequence[RewardInput]) -> Iterator[Outcome]:
         asked.extend(item.text for item in items)
-        return outcomes(rewarder, items)
+        return each_outcome(rewarder, items)
 
-    monkeypatch.setattr(Rewarder, "outcomes", counted)
+    monkeypatch.setattr(Rewarder, "each_outcome", counted)
     brevity = "kubealign_components.rewards.functions:brevity"
     config = from_mapping(RewardsConfig, {"reward": {"functions": [brevity]}}, "rewards")
 

@@ -141,6 +141,7 @@ def test_every_flat_argument_is_a_setting_of_its_stage(graph: Graph, salmon: Gra
         "training_uris",
         "work",
         "seen",
+        "rounds",
         "rows_per_chunk",
         "max_chunks",
         "engines",
