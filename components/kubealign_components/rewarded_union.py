@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kubealign_components.config import require
-from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.schemas import RewardedRow
+from kubealign_components.data.batches import batched
+from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import Provenance
+from kubealign_components.data.schemas import REWARDED, RewardedRow
+from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
+from kubealign_components.progress import progress_bar
 from kubealign_components.training.regime import nearest_steps
+
+_ROWS_AT_ONCE = 256
 
 
 def require_rewarded_alike(earlier: Dataset, later: Dataset) -> None:
@@ -52,3 +58,18 @@ def abreast(earlier: Dataset, later: Dataset) -> Iterator[tuple[RewardedRow, Rew
                 f"{row['prompt_id']}: expected the same order in both"
             )
         yield row, other
+
+
+def write_joined(rows: Iterator[RewardedRow], output: str, provenance: Provenance, stats: Stats) -> Stats:
+    """Write ``rows``, one a prompt of ``stats.rows_in``, to ``output`` (``kubealign.rewarded/v1``); what they
+    add to ``stats`` until their end is published with them."""
+    with (
+        DatasetWriter(output, REWARDED, provenance) as writer,
+        progress_bar(stats.rows_in, "prompts", provenance.step["stage"]) as bar,
+    ):
+        for some in batched(rows, _ROWS_AT_ONCE):
+            writer.write_rows(some)
+            bar.update(len(some))
+        stats.rows_out = writer.rows
+        writer.commit(stats)
+    return stats

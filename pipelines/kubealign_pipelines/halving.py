@@ -9,12 +9,15 @@ Talwalkar, Non-stochastic Best Arm Identification and Hyperparameter Optimizatio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kubealign_components.json_types import JsonObject
 from kubealign_pipelines.rules import Choice
 
+_RUNG = re.compile(r"-rung-(\d+)$")
+"""How a task of a rung is called that is not the last one, see :attr:`Rung.about`."""
 REDUCTION_FACTOR = "reduction_factor"
 """Argument of ``choose`` at a rung after which variants are trained further."""
 
@@ -43,6 +46,12 @@ class Rung:
     def about(self) -> str:
         """What tells its tasks from those of others; those of the last one are named as without rungs."""
         return f"rung {self.number}" if self.factor else ""
+
+
+def rung_of(task: str) -> int:
+    """At which rung the task called ``task`` stands, from 1; 0 at the last one, and without halving."""
+    number = _RUNG.search(task)
+    return int(number[1]) if number else 0
 
 
 def factor_of(parameters: Mapping[str, object]) -> int:

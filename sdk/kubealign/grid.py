@@ -11,7 +11,8 @@ from kubealign.yaml_source import Document, read_yaml
 from kubealign_components.config import Path, did_you_mean
 from kubealign_components.stages import CONFIGS
 from kubealign_pipelines.checking.findings import PARAMETERS, Mark, error_at
-from kubealign_pipelines.checking.variants import MOST, why_not
+from kubealign_pipelines.checking.rungs import MOST
+from kubealign_pipelines.checking.variants import why_not
 from kubealign_pipelines.flat import paths_in_options
 from kubealign_pipelines.halving import HALVING
 from kubealign_pipelines.variants import SWEPT, VARIANTS

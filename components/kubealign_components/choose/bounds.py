@@ -50,9 +50,8 @@ def simultaneous_intervals(
     if not varying.any():
         return means, means.copy()
     deviations = _deviations(values[varying], errors[varying], seed, resamples)
-    missed = (1 - confidence) / max(
-        rows, among
-    )  # how often each may miss its mean, were no two to do so together
+    # How often each may miss its mean, were no two to do so together.
+    missed = (1 - confidence) / max(rows, among)
     able = np.isinf(deviations).mean(axis=0) <= missed / 2
     reach = errors[varying] * float(stdtrit(columns - 1, 1 - missed / 2))
     if able.any():

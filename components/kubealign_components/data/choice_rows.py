@@ -31,10 +31,7 @@ CHOICE_ROW = pa.schema(
         ("behind_high", pa.float64()),
         ("on_front", pa.bool_()),  # no other variant is as good in reward, KL and length and better in one
         ("chosen", pa.bool_()),
-        (
-            "rung",
-            pa.int64(),
-        ),  # of successive halving, the last that it came to, from 1; its numbers are of there
+        ("rung", pa.int64()),  # of successive halving, from 1: the last one, which its numbers are of
         ("share", pa.float64()),  # of its training steps that it was evaluated after
         ("dropped", pa.string()),  # why it was not trained further, or null
     ]

@@ -27,6 +27,7 @@ from kubealign_components.engines.endpoint_judge import EndpointJudge
 from kubealign_components.engines.judging_functions import FunctionJudge, JudgingFunction
 from kubealign_components.engines.reward_functions import require_one_of_each_name
 from kubealign_components.engines.reward_input import RewardInput
+from kubealign_components.store import last_part
 
 if TYPE_CHECKING:
     from kubealign_components.data.dataset import Dataset
@@ -94,6 +95,11 @@ class JudgeSpec(TemplateConfig):
         require_one_of_each_name(self.functions)
         require(self.max_length >= 0, "max_length", self.max_length, "0 or a number of tokens")
         require(self.token_budget > 0, "token_budget", self.token_budget, "a positive number")
+
+    @property
+    def why_none(self) -> str:
+        """Why a pair has no judgement, in the names of counts."""
+        return "without_answer" if self.endpoint else "over_length"
 
     def server(self) -> ChatEndpoint:
         """Where the endpoint's model is asked; asks nothing yet."""
@@ -179,7 +185,7 @@ class PairJudge:
     @property
     def name(self) -> str:
         """Who judges, in a word: the model, and the functions."""
-        model = [self.spec.judge.rstrip("/").rsplit("/", 1)[-1]] if self.asks_model else []
+        model = [last_part(self.spec.judge)] if self.asks_model else []
         return ", ".join([*model, *(function.name for function in self.spec.functions)])
 
     @property

@@ -200,15 +200,19 @@ def hidden_states(base: Any, batch: PackedBatch) -> Tensor:
     """
     device = batch.input_ids.device
     if device.type == "cuda":
-        few_1T = batch.input_ids[:, :_FEW]
-        positions_1T = torch.arange(few_1T.shape[1], device=device)[None]
-        one = ((0, few_1T.shape[1], few_1T.shape[1], few_1T.shape[1]),)
         computed = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else base.dtype
-        fuse_layers(base, lambda: _decoded(base, few_1T, positions_1T, SegmentPlan(one)), computed)
+        fuse_layers(base, partial(_decoded_few, base, batch.input_ids[:, :_FEW]), computed)
     plan = SegmentPlan(batch.segments)
     hidden_TH = _decoded(base, batch.input_ids, batch.position_ids, plan)
     check_windows(base, plan)
     return hidden_TH
+
+
+def _decoded_few(base: Any, input_ids_1T: Tensor) -> Tensor:
+    """(T, H): the hidden states of a few tokens, taken for one text."""
+    end = input_ids_1T.shape[1]
+    positions_1T = torch.arange(end, device=input_ids_1T.device)[None]
+    return _decoded(base, input_ids_1T, positions_1T, SegmentPlan(((0, end, end, end),)))
 
 
 def _decoded(base: Any, input_ids_1T: Tensor, position_ids_1T: Tensor, plan: SegmentPlan) -> Tensor:

@@ -88,8 +88,7 @@ def judged(
         for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
             for pairs in _judge(judge, prompts[start : start + _PROMPTS_AT_ONCE], most):
                 stats.counts["judged_pairs"] += len(pairs) - pairs.count(None)
-                why = "without_answer" if judge.spec.endpoint else "over_length"
-                stats.counts[f"judged_pairs_{why}"] += pairs.count(None)
+                stats.counts[f"judged_pairs_{judge.spec.why_none}"] += pairs.count(None)
                 # A function that rewards both alike says so in either order: there is nothing to agree on.
                 consistent += [j.consistent for pair in pairs for j in pair or () if j.s12 or j.s21]
                 outcomes_of_prompt = [_outcome(pair, judge) for pair in pairs if pair is not None]

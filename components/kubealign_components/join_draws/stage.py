@@ -11,18 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kubealign_components.config import execution, require, semantic_params
-from kubealign_components.data.batches import batched
-from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.finished import once, output_request
-from kubealign_components.data.schemas import REWARDED, RewardedCompletion, RewardedRow
+from kubealign_components.data.schemas import RewardedCompletion, RewardedRow
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
-from kubealign_components.progress import progress_bar
-from kubealign_components.rewarded_union import abreast, require_rewarded_alike
+from kubealign_components.rewarded_union import abreast, require_rewarded_alike, write_joined
 
 VERSION = 1
-_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,18 +62,8 @@ def run(config: JoinDrawsConfig, *, earlier: Dataset, later: Dataset, output: st
     )
 
     def make() -> Stats:
-        stats, spent = Stats(rows_in=earlier.rows), _Spent(config.to)
-        with (
-            DatasetWriter(output, REWARDED, provenance) as writer,
-            progress_bar(earlier.rows, "prompts", "join_draws") as bar,
-        ):
-            for rows in batched(_joined(earlier, later, spent), _ROWS_AT_ONCE):
-                writer.write_rows(rows)
-                bar.update(len(rows))
-            stats.rows_out = writer.rows
-            stats.numbers |= spent.numbers()
-            writer.commit(stats)
-        return stats
+        stats = Stats(rows_in=earlier.rows)
+        return write_joined(_joined(config, earlier, later, stats), output, provenance, stats)
 
     return once(output_request(config, provenance, output), make)
 
@@ -109,13 +96,15 @@ class _Spent:
         }
 
 
-def _joined(earlier: Dataset, later: Dataset, spent: _Spent) -> Iterator[RewardedRow]:
+def _joined(config: JoinDrawsConfig, earlier: Dataset, later: Dataset, stats: Stats) -> Iterator[RewardedRow]:
     """Each prompt with all of its completions so far."""
+    spent = _Spent(config.to)
     for row, other in abreast(earlier, later):
         if other is not None:
             _require_all(row["completions"], other["completions"], later.uri)
         spent.add(other or row)
         yield other or row
+    stats.numbers |= spent.numbers()
 
 
 def _require_all(before: list[RewardedCompletion], after: list[RewardedCompletion], uri: str) -> None:

@@ -10,19 +10,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
-from kubealign_components.data.batches import batched
-from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.sampled import named_in_round
-from kubealign_components.data.schemas import REWARDED, RewardedCompletion, RewardedRow
+from kubealign_components.data.schemas import RewardedCompletion, RewardedRow
 from kubealign_components.data.stats import Stats
-from kubealign_components.progress import progress_bar
-from kubealign_components.rewarded_union import abreast, require_rewarded_alike
+from kubealign_components.rewarded_union import abreast, require_rewarded_alike, write_joined
 
 VERSION = 3
 FIRST, LAST = "first", "last"
-_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,16 +69,7 @@ def run(config: JoinRoundsConfig, *, earlier: Dataset, later: Dataset, output: s
 
     def make() -> Stats:
         stats = Stats(rows_in=earlier.rows)
-        with (
-            DatasetWriter(output, REWARDED, provenance) as writer,
-            progress_bar(earlier.rows, "prompts", "join_rounds") as bar,
-        ):
-            for rows in batched(_joined(config, earlier, later, stats), _ROWS_AT_ONCE):
-                writer.write_rows(rows)
-                bar.update(len(rows))
-            stats.rows_out = writer.rows
-            writer.commit(stats)
-        return stats
+        return write_joined(_joined(config, earlier, later, stats), output, provenance, stats)
 
     return once(output_request(config, provenance, output), make)
 

@@ -210,7 +210,7 @@ class RankStage:
             )
         errors = [error for row in rows for c in row["completions"] if (error := c["reward_se"]) is not None]
         stats.observe("reward_se", errors)
-        why = "without_answer" if self._judge.spec.endpoint else "over_length"
+        why = self._judge.spec.why_none
         stats.counts[f"completions_{why}"] += self._left_out
         stats.counts["comparisons"] += sum(result["comparisons"] for result in self._applied)
         stats.counts[f"pairs_{why}"] += sum(result["over_length"] for result in self._applied)

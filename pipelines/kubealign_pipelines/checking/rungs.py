@@ -11,7 +11,8 @@ from kubealign_pipelines.halving import HALVING, REDUCTION_FACTOR, Rung
 from kubealign_pipelines.variants import VARIANTS
 
 MOST = 32
-"""Trainings of all rungs: Kubeflow's object of a run has room for as many variants, all retries included."""
+"""Trainings of a sweep, of all its rungs: Kubeflow's object of a run has room for these, all retries
+included."""
 _STOP = "stop_after"
 
 

@@ -11,7 +11,7 @@ from kubealign_components.stages import CONFIGS, config_class
 from kubealign_components.variant import options_over
 from kubealign_pipelines.checking.across import check_across, gates
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at, is_within, warning_at
-from kubealign_pipelines.checking.rungs import check_steps
+from kubealign_pipelines.checking.rungs import MOST, check_steps
 from kubealign_pipelines.checking.stages import Checked, Stage, check_stages
 from kubealign_pipelines.flat import Folded, fold
 from kubealign_pipelines.graph import Graph, Source
@@ -19,8 +19,6 @@ from kubealign_pipelines.halving import HALVING, Rung, factor_of, rungs_of
 from kubealign_pipelines.rules import LOGPROBS_ORDER
 from kubealign_pipelines.variants import SWEPT, VARIANTS, number_of, swept_stages
 
-MOST = 32
-"""Variants of a sweep: Kubeflow's object of a run has room for these, all retries included."""
 OF_SWEEPS = (VARIANTS, "choose_", HALVING.name)
 """What the names of parameters begin with that a run without variants does not have."""
 _DATA = ("training_uris", "withdrawn")

@@ -26,6 +26,7 @@ from kubealign_components.json_types import JsonObject
 from kubealign_components.store import ObjectInfo, inside, join, store_for
 from kubealign_components.store.base import name_below
 from kubealign_components.store.local import LocalStore
+from kubealign_pipelines.halving import rung_of
 
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
@@ -40,8 +41,6 @@ DEFAULT_ROOT = "minio://mlpipeline/v2/artifacts"
 """Pipeline root of a namespace whose ``kfp-launcher`` names none."""
 LAUNCHER = "kfp-launcher"
 _LOG = re.compile(r"executor-logs(-\d+)?")
-_RUNG = re.compile(r"-rung-\d+$")
-"""How tasks of a sweep end of which another rung goes on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -264,7 +263,7 @@ def _evaluated(spec: JsonObject, outputs: Iterable[StoredOutput]) -> list[Stored
         (plain(made["producerTask"]), made["outputArtifactKey"])
         for dag in _dags(spec)
         for name, task in dag["tasks"].items()
-        if name.startswith("evaluate") and not _RUNG.search(name)
+        if name.startswith("evaluate") and not rung_of(name)
         for given in task.get("inputs", {}).get("artifacts", {}).values()
         if (made := given.get("taskOutputArtifact"))
     }

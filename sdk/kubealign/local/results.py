@@ -20,6 +20,7 @@ from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import NotFound
 from kubealign_pipelines.graph import Graph, Task
+from kubealign_pipelines.halving import rung_of
 
 V = TypeVar("V")
 
@@ -49,8 +50,6 @@ USUAL_NAMES = {
 }
 """What a reader looks for in a run's folder, by the stage that makes it."""
 METRICS = "system.Metrics"
-_RUNG = re.compile(r"-rung-(\d+)$")
-"""How a task of a rung of successive halving is called that is not the last one."""
 _ITERATION = re.compile(r"-iteration-(\d+)$")
 """How the folder of what one iteration of a loop makes is called."""
 
@@ -79,8 +78,7 @@ class Output:
     @property
     def rung(self) -> int:
         """At which rung of successive halving it was made, from 1; 0 at the last, and without halving."""
-        number = _RUNG.search(self.task)
-        return int(number[1]) if number else 0
+        return rung_of(self.task)
 
     @property
     def exists(self) -> bool:

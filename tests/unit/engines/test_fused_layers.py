@@ -99,4 +99,6 @@ def test_models_with_code_of_their_own_keep_their_layers(model: Any, monkeypatch
         pytest.fail("its layers are not transformers'")
 
     monkeypatch.setattr(liger, "apply_liger_kernel", untouched)
+    own = hidden(model)
     fuse_layers(torch.nn.Sequential(model), untouched, torch.float32)
+    assert torch.equal(hidden(model), own)

@@ -23,7 +23,7 @@ from kubealign_components.data.schemas import EVALUATION, MODEL, ROWS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError
 from kubealign_pipelines.checking.run import check_run
-from kubealign_pipelines.checking.variants import MOST
+from kubealign_pipelines.checking.rungs import MOST
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.offline_alignment import RULES
 from kubealign_pipelines.resources import CompileSettings
