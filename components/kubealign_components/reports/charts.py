@@ -45,8 +45,10 @@ def curves(title: str, lines: Mapping[str, Points], *, x: str = "step", y: str =
     def draw(axes: Axes) -> None:
         for name, points in lines.items():
             axes.plot(*zip(*points), label=name, marker="." if len(points) < 30 else None)
+        axes.locator_params(axis="x", integer=all(float(at).is_integer() for at in ats))
         _label(axes, x, y, legend=len(lines) > 1)
 
+    ats = [at for points in lines.values() for at, _ in points]
     ranges = [f"{name}: from {p[0][1]:.4g} to {p[-1][1]:.4g}" for name, p in lines.items()]
     return _chart(title, f"{y} by {x}. {'; '.join(ranges)}.", draw)
 

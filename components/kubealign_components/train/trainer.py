@@ -19,7 +19,7 @@ from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.data import Batch, Examples
 from kubealign_components.train.kto import Mismatches, reference_point
 from kubealign_components.training import objectives
-from kubealign_components.training.config import INCLUSIVE
+from kubealign_components.training.config import INCLUSIVE, LOGISTIC
 from kubealign_components.training.metrics import Meter
 from kubealign_components.training.step_trainer import StepTrainer
 
@@ -219,6 +219,8 @@ def _measure(
     if config.objective == "qrpo":
         implied_C = objectives.implied_quantile(log_ratio_C, _beta(config, batch), config.transform)
         meter.add_calibration(batch.quantile_C, implied_C)
+    elif config.objective in LOGISTIC:
+        meter.add_calibration(margin_P.abs().sigmoid(), (margin_P > 0).double())
 
 
 class _InitialDrift(TrainerCallback):

@@ -26,6 +26,8 @@ def least_references(transform: str, rule: str) -> int:
 
 
 PAIRWISE = ("dpo", "dpo_norm", "ipo", "rebel", "simpo")
+LOGISTIC = ("dpo", "dpo_norm", "simpo")
+"""Those that take σ(margin) for the probability that a pair is rightly ordered."""
 """Objectives that compare a chosen with a rejected completion."""
 POINTWISE = ("kto", "qrpo")
 """Objectives that look at one completion at a time; pairs are two of them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -12,6 +12,7 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.reports import charts
 from kubealign_components.reports.html import render
+from kubealign_components.training.config import LOGISTIC
 from kubealign_components.training.metrics import bin_means
 
 Log = Sequence[tuple[int, Mapping[str, Any]]]
@@ -40,10 +41,9 @@ def curves_page(uri: str) -> str:
     """HTML with the curves of the model at ``uri``; nothing in it is loaded from elsewhere."""
     model = Dataset.open(uri, MODEL)
     log = training_log(model)
-    late = [m["calibration"] for _, m in log[len(log) * 4 // 5 :] if "calibration" in m]
-    calibration = bin_means(late)
-    extra = [_calibration(calibration)] if calibration else []
-    return page("kubealign_components/training/curves.html", model, charts=[*draw(log, _PANELS), *extra])
+    logistic = model.manifest.provenance.step["params"]["objective"] in LOGISTIC
+    shown = [*draw(log, _PANELS), *_calibration(log, logistic=logistic)]
+    return page("kubealign_components/training/curves.html", model, charts=shown)
 
 
 def page(template: str, model: Dataset, **values: object) -> str:
@@ -68,11 +68,29 @@ def _points(log: Log, name: str) -> list[tuple[int, float]]:
     return [(step, metrics[name]) for step, metrics in log if name in metrics]
 
 
-def _calibration(bins: Iterable[tuple[float, float, int]]) -> Markup:
-    return charts.against(
-        "Quantile calibration",
-        {"bins": [(actual, implied) for actual, implied, _ in bins]},
-        x="quantile reward",
-        y="implied by the policy (last 20 %)",
-        ideal=[(0, 0), (1, 1)],
-    )
+def _calibration(log: Log, *, logistic: bool) -> Iterator[Markup]:
+    """On the validation split as it was last, without one on the last fifth of the training."""
+    held_out = [metrics["eval_calibration"] for _, metrics in log if "eval_calibration" in metrics][-1:]
+    late = [metrics["calibration"] for _, metrics in log[len(log) * 4 // 5 :] if "calibration" in metrics]
+    bins = bin_means(held_out or late)
+    if not bins:
+        return
+    of = "held-out" if held_out else "last 20 %"
+    points = [(binned, other) for binned, other, _ in bins]
+    if logistic:
+        pairs = ", ".join(str(count) for *_, count in bins)
+        yield charts.against(
+            "Calibration",
+            {f"bins of {pairs} pairs": points},
+            x="confidence, σ(reward margin)",
+            y=f"share rightly ordered ({of})",
+            ideal=[(0.5, 0.5), (1, 1)],
+        )
+    else:
+        yield charts.against(
+            "Quantile calibration",
+            {"bins": points},
+            x="quantile reward",
+            y=f"implied by the policy ({of})",
+            ideal=[(0, 0), (1, 1)],
+        )

@@ -30,10 +30,14 @@ NAMES = (
   regard to their rewards and biased by the selection otherwise: read its growth, not its value.
 * ``abs_log_ratio_per_token``: over completions, |l| per token.
 * ``tokens``: over forward passes, tokens of prompts and completions.
+
+Calibration compares by bins: with QRPO the quantile reward and the one that the policy implies, see
+:func:`~kubealign_components.training.objectives.implied_quantile`; with objectives whose loss is logistic in the
+margin (DPO, SimPO) the confidence σ(|margin|) that a pair's preference is known, and how often it is the right one.
 """
 
 BINS = 10
-"""Bins of the calibration: quantile rewards in [0, 0.1), … [0.9, 1]."""
+"""Bins of the calibration: [0, 0.1), … [0.9, 1]."""
 
 
 def peak_memory_gib() -> float:
@@ -44,7 +48,7 @@ def peak_memory_gib() -> float:
 
 
 class Meter:
-    """Running sums of named means and of the quantile calibration.
+    """Running sums of named means and of the calibration.
 
     The same numbers in the same order on every process, so that one reduction adds them up.
 
@@ -66,12 +70,12 @@ class Meter:
         self._sums[self._names.index(name), 0] += total.detach().double()
         self._sums[self._names.index(name), 1] += count
 
-    def add_calibration(self, actual_C: Tensor, implied_C: Tensor) -> None:
-        """Add quantile rewards and the quantiles that the policy implies, see :func:`implied_quantile`."""
-        bin_C = (actual_C * BINS).long().clamp(0, BINS - 1)
-        for offset, values_C in ((len(self._names), actual_C), (len(self._names) + BINS, implied_C)):
-            both = torch.stack([values_C.double(), torch.ones_like(values_C, dtype=torch.float64)], dim=1)
-            self._sums.index_add_(0, offset + bin_C, both)
+    def add_calibration(self, binned_N: Tensor, other_N: Tensor) -> None:
+        """Add what is binned, in [0, 1], and what should equal it in the mean of each bin."""
+        bin_N = (binned_N * BINS).long().clamp(0, BINS - 1)
+        for offset, values_N in ((len(self._names), binned_N), (len(self._names) + BINS, other_N)):
+            both = torch.stack([values_N.double(), torch.ones_like(values_N, dtype=torch.float64)], dim=1)
+            self._sums.index_add_(0, offset + bin_N, both)
 
     def mean(self, name: str, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> float:
         """The mean ``name`` so far over all processes; NaN when nothing was added."""
@@ -91,23 +95,24 @@ class Meter:
         }
         if means:
             means["tokens"] = sums[self._names.index("tokens")][0]
-        actual, implied = sums[len(self._names) : len(self._names) + BINS], sums[len(self._names) + BINS :]
-        if any(count for _, count in actual):
-            means["calibration"] = [[a, i, n] for (a, n), (i, _) in zip(actual, implied) if n]
-            total = sum(n for _, n in actual)
-            means["calibration_error"] = sum(abs(a - i) for (a, _), (i, _) in zip(actual, implied)) / total
+        binned, other = sums[len(self._names) : len(self._names) + BINS], sums[len(self._names) + BINS :]
+        if any(count for _, count in binned):
+            means["calibration"] = [[b, o, n] for (b, n), (o, _) in zip(binned, other) if n]
+            total = sum(n for _, n in binned)
+            means["calibration_error"] = sum(abs(b - o) for (b, _), (o, _) in zip(binned, other)) / total
         return means
 
 
 def bin_means(calibrations: list[list[list[float]]]) -> list[tuple[float, float, int]]:
-    """``(mean actual, mean implied, count)`` by bin over the ``calibration`` of several log rows."""
+    """``(mean of what is binned, mean of the other, count)`` by bin over the ``calibration`` of several log
+    rows."""
     totals: dict[int, list[float]] = {}
     for calibration in calibrations:
-        for actual, implied, count in calibration:
-            cell = totals.setdefault(min(int(actual / count * BINS), BINS - 1), [0.0, 0.0, 0.0])
-            for i, value in enumerate((actual, implied, count)):
+        for binned, other, count in calibration:
+            cell = totals.setdefault(min(int(binned / count * BINS), BINS - 1), [0.0, 0.0, 0.0])
+            for i, value in enumerate((binned, other, count)):
                 cell[i] += value
-    return [(a / n, i / n, int(n)) for a, i, n in (totals[b] for b in sorted(totals))]
+    return [(b / n, o / n, int(n)) for b, o, n in (totals[i] for i in sorted(totals))]
 
 
 def _sum_and_count(values: Tensor) -> Tensor:

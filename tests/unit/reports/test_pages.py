@@ -170,3 +170,10 @@ def contrast(one: str, other: str) -> float:
 
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_steps_are_numbered_whole_and_what_is_no_count_is_not() -> None:
+    few = [(float(step), 100.0 * step) for step in range(1, 5)]
+    assert not re.search(r">\d+\.5<", charts.curves("Loss", {"loss": few}))
+    between = [(0.25, 100.0), (0.75, 200.0)]
+    assert re.search(r">0\.5\d*<", charts.curves("Loss", {"loss": between}))

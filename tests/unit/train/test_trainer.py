@@ -140,6 +140,23 @@ def test_qrpo_trains_on_single_completions_and_calibrates(
     assert "reward_margin" not in log[0][1]
 
 
+def test_dpo_compares_confidence_in_pairs_with_how_often_it_is_right(
+    pairs: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_model, objective="dpo", eval_every=2, max_steps=4)
+    run(config, training=pairs, output=str(tmp_path / "out"))
+    log = training_log(Dataset.open(str(tmp_path / "out"), MODEL))
+    for name in ("", "eval_"):
+        last = log[-1][1]
+        bins = last[f"{name}calibration"]
+        right, count = (sum(one[i] for one in bins) for i in (1, 2))
+        assert right / count == pytest.approx(last[f"{name}reward_accuracy"])
+        assert all(0.5 <= confidence / n <= 1 for confidence, _, n in bins)
+    page = Page(curves_page(str(tmp_path / "out")))
+    assert page.charts[-1] == "Calibration"
+    assert "share rightly ordered (held-out)" in page.text
+
+
 def test_wrong_logprobs_stop_the_run_before_the_first_step(
     make_dataset: MakeDataset, tiny_model: Path, tmp_path: Path
 ) -> None:
