@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from kubealign.estimate.formulas import SHAPES, ModelShape, Throughput
 from kubealign.estimate.stages import (
@@ -24,8 +27,11 @@ from kubealign_pipelines.graph import Graph
 
 START_SECONDS = 4.0
 """Of a task's process, to import what it needs and load its model."""
-FLOPS = 5e10
-"""Useful operations per second, until this machine has shown its own: two cores'."""
+_SAMPLED = {"vllm": 0.4, "transformers": 0.1}
+"""Operations of sampling over those of fp32 matrix products in the same time, by engine: few rows at a time wait
+for memory. Scoring and training reach about as many as the products, some of them in bf16."""
+_SIDE = 768
+"""Of the matrices whose product is timed."""
 _ENOUGH = 0.05
 """Share of a task from which its own rate says when it will end."""
 
@@ -37,6 +43,8 @@ class Expected:
     executions: int
     work: float
     """Seconds of computation of all of them, by the estimate."""
+    rows: int = 0
+    """Rows that a fan-out's workers are expected to share; 0 of other tasks."""
 
 
 class Forecast:
@@ -59,35 +67,48 @@ class Forecast:
         Args:
             runs: every execution so far.
         """
-        scale = self._scale(runs)
+        scale, kept = self._scale(runs), self._kept(runs)
         left = 0.0
         for name, one in self._expected.items():
             begun = [run for run in runs if run.task == name]
             announced = max((run.chunk["of"] for run in begun if "of" in run.chunk), default=one.executions)
             executions = max(announced, len(begun))
-            each = scale * (START_SECONDS + one.work / executions)
+            work = one.work * kept if one.rows else one.work
+            each = scale * (START_SECONDS + work / executions)
             left += (executions - len(begun)) * each
             left += sum(_left_of(run, each) for run in begun if run.ended is None)
         return left
 
     def _scale(self, runs: Sequence[TaskRun]) -> float:
-        """Measured over expected seconds of what has ended and was really computed."""
+        """Measured over expected seconds of what has ended and was really computed. Tasks without a model say
+        nothing of how fast models are."""
+        kept = self._kept(runs)
         measured = expected = 0.0
         for run in runs:
-            if run.ended is not None and run.ok and not run.reused and run.task in self._expected:
-                one = self._expected[run.task]
+            one = self._expected.get(run.task)
+            if one is not None and one.work and run.ended is not None and run.ok and not run.reused:
                 measured += run.seconds
-                expected += START_SECONDS + one.work / run.chunk.get("of", one.executions)
+                work = one.work * kept if one.rows else one.work
+                expected += START_SECONDS + work / run.chunk.get("of", one.executions)
         return measured / expected if expected else 1.0
+
+    def _kept(self, runs: Sequence[TaskRun]) -> float:
+        """Rows that the workers of the last fan-out say they have, over those expected: filters drop some."""
+        for run in reversed(runs):
+            one = self._expected.get(run.task)
+            if one is not None and one.rows and run.state is not None and "of" in run.chunk:
+                return min(1.0, run.state.total * run.chunk["of"] / one.rows)
+        return 1.0
 
 
 def forecast(graph: Graph, parameters: Mapping[str, object]) -> Forecast:
-    """The forecast of a run of ``graph`` with all its ``parameters``."""
+    """The forecast of a run of ``graph`` with all its ``parameters``; it times this machine for a moment."""
     rows = _rows(parameters)
     tokens = _tokens(graph, parameters, rows)
     shape = _shape(str(parameters.get("policy", "")))
-    sampled = FLOPS / (2 * shape.parameters) / 4  # token by token, processors wait for memory
-    rates = Throughput(flops=FLOPS, sample=sampled).rates(shape)
+    flops = _matrix_rate()
+    share = _SAMPLED.get(str(parameters.get("sample_engine")), min(_SAMPLED.values()))
+    rates = Throughput(flops=flops, sample=share * flops / (2 * shape.parameters)).rates(shape)
     most = parameters.get("work_rows_per_chunk")
     chunks = max(1, math.ceil(rows / most)) if isinstance(most, int) and most else 1
     expected = {}
@@ -95,9 +116,22 @@ def forecast(graph: Graph, parameters: Mapping[str, object]) -> Forecast:
         work = sum(count / rates[kind] for kind, count in tokens.get(name, {}).items())
         items = parameters.get(task.each) if task.each else None
         executions = task.executions(len(items)) if isinstance(items, list) else 1
-        executions = chunks if "chunk" in task.arguments else executions
-        expected[name] = Expected(executions=executions, work=work)
+        of_chunks = "chunk" in task.arguments
+        executions = chunks if of_chunks else executions
+        expected[name] = Expected(executions=executions, work=work, rows=rows if of_chunks else 0)
     return Forecast(expected)
+
+
+def _matrix_rate() -> float:
+    """Operations per second of fp32 matrix products on this machine, the best of several."""
+    matrix = np.ones((_SIDE, _SIDE), np.float32)
+    return 2 * _SIDE**3 / min(_seconds_of_a_product(matrix) for _ in range(8))
+
+
+def _seconds_of_a_product(matrix: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> float:
+    begun = time.perf_counter()
+    matrix @ matrix
+    return time.perf_counter() - begun
 
 
 def _left_of(run: TaskRun, expected: float) -> float:
@@ -110,8 +144,14 @@ def _left_of(run: TaskRun, expected: float) -> float:
 
 def _tokens(graph: Graph, parameters: Mapping[str, object], rows: int) -> dict[str, Tokens]:
     try:
-        length = min(longest_completion(graph, parameters), Assumptions().completion_tokens)
-        return stage_tokens(graph, parameters, Assumptions(rows=rows, completion_tokens=length))
+        usual = Assumptions()
+        limits = [parameters.get(name) for name in ("filter_max_prompt_len", "filter_max_seq_len")]
+        assumed = Assumptions(
+            rows=rows,
+            prompt_tokens=min([usual.prompt_tokens, *(limit for limit in limits if isinstance(limit, int))]),
+            completion_tokens=min(longest_completion(graph, parameters), usual.completion_tokens),
+        )
+        return stage_tokens(graph, parameters, assumed)
     except KubeAlignError:  # a pipeline that is not estimated: its tasks count alike
         return {}
 

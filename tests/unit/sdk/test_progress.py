@@ -176,6 +176,25 @@ def test_the_forecast_follows_what_this_machine_shows() -> None:
     assert plan.left(more) > plan.left([ended("sample", START_SECONDS + 10, chunk={"of": 4})])
 
 
+def test_the_forecast_takes_rows_that_filters_dropped_off_what_chunks_have_to_do() -> None:
+    plan = Forecast(
+        {
+            "filter": Expected(executions=1, work=0.0),
+            "sample": Expected(executions=1, work=100.0, rows=500),
+            "train": Expected(executions=1, work=30.0),
+        }
+    )
+    # How fast a filter is says nothing of how fast models are.
+    assert plan.left([ended("filter", 9 * START_SECONDS)]) == pytest.approx(2 * START_SECONDS + 130)
+    a_fifth = BarState(name="sample", done=0, total=100, unit="prompts", rate=None, left=None, notes="")
+    begun = a_run("sample", 0.0, state=a_fifth, chunk={"index": 0, "of": 1})
+    assert plan.left([begun]) == pytest.approx(3 * START_SECONDS + 20 + 30, rel=0.01)
+    # What it took, measured by what it had to do.
+    sampled = ended("sample", 2 * (START_SECONDS + 20), state=a_fifth, chunk={"index": 0, "of": 1})
+    filtered = ended("filter", START_SECONDS)
+    assert plan.left([filtered, sampled]) == pytest.approx(2 * (START_SECONDS + 30), rel=0.01)
+
+
 def test_the_forecast_of_a_pipeline_counts_chunks_and_work(graph: Graph, tmp_path: Path) -> None:
     data = tmp_path / "p.jsonl"
     data.write_text('{"prompt": "a"}\n' * 40)
