@@ -32,8 +32,8 @@ NAMES = (
 * ``tokens``: over forward passes, tokens of prompts and completions.
 
 Calibration compares by bins: with QRPO the quantile reward and the one that the policy implies, see
-:func:`~kubealign_components.training.objectives.implied_quantile`; with objectives whose loss is logistic in the
-margin (DPO, SimPO) the confidence σ(|margin|) that a pair's preference is known, and how often it is the right one.
+:func:`~kubealign_components.training.objectives.implied_quantile`; with objectives whose loss is logistic in
+the margin (DPO, SimPO) the confidence σ(|margin|) in the order of a pair, and how often that order is right.
 """
 
 BINS = 10

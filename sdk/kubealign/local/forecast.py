@@ -28,8 +28,8 @@ from kubealign_pipelines.graph import Graph
 START_SECONDS = 4.0
 """Of a task's process, to import what it needs and load its model."""
 _SAMPLED = {"vllm": 0.4, "transformers": 0.1}
-"""Operations of sampling over those of fp32 matrix products in the same time, by engine: few rows at a time wait
-for memory. Scoring and training reach about as many as the products, some of them in bf16."""
+"""Operations of sampling over those of fp32 matrix products in the same time, by engine: few rows at a time
+wait for memory. Scoring and training reach about as many as the products, some of them in bf16."""
 _SIDE = 768
 """Of the matrices whose product is timed."""
 _ENOUGH = 0.05
