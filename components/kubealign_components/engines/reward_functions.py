@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from kubealign_components.config import did_you_mean, execution, require, semantic_params
 from kubealign_components.data.fingerprint import canonical_json
@@ -44,6 +44,15 @@ OPEN_SECONDS = 60.0
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _FILE = re.compile(r"[^\0]*[^/\\\0]\.py:[A-Za-z_]\w*")
 _CLIP = 300
+
+
+class RewardWords(NamedTuple):
+    """One summand of a reward, for who reads a report."""
+
+    about: str
+    """What it rewards."""
+    computed: str
+    """What computes it, with weight and settings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,16 +124,18 @@ class RewardFunctionSpec:
         return semantic_params(self) | {"function": self.recipe_name, "settings": settings}
 
     @property
-    def words(self) -> str:
-        """What a reader of a report is told of it: what it rewards, and its settings."""
+    def words(self) -> RewardWords:
+        """What a reader of a report is told of it."""
         about = self.about
         if not about and self.is_shipped:
             function = import_function(self.function, self.module, self.name, self.settings)
             about = (inspect.getdoc(function) or "").partition("\n\n")[0].replace("``", "")
         weight = [f"weight {self.weight:g}"] if self.weight != 1 else []
-        settings = [f"{name} {canonical_json(value)}" for name, value in self.settings.items()]
-        facts = ", ".join([self.recipe_name, *weight, *settings])
-        return f"{about} ({facts})" if about else facts
+        settings = [
+            f"{name} {f'“{value}”' if isinstance(value, str) else canonical_json(value)}"
+            for name, value in self.settings.items()
+        ]
+        return RewardWords(about or self.recipe_name, ", ".join([self.recipe_name, *weight, *settings]))
 
     @property
     def recipe_name(self) -> str:

@@ -24,6 +24,7 @@ from kubealign_components.engines.dtypes import SAVED
 from kubealign_components.engines.reward_functions import (
     LoadedFunction,
     RewardFunctionSpec,
+    RewardWords,
     clip,
     require_one_of_each_name,
     require_weight,
@@ -39,6 +40,7 @@ __all__ = [
     "RewardFunctionSpec",
     "RewardInput",
     "RewardSpec",
+    "RewardWords",
     "Rewarder",
     "chosen_principles",
     "flatten_chat",
@@ -129,8 +131,8 @@ class RewardSpec:
         return "_".join([*names, *(f.name for f in self.functions)])
 
 
-def reward_words(spec: RewardSpec) -> list[str]:
-    """What is rewarded, in a line for the model and one for each function, for who reads a report."""
+def reward_words(spec: RewardSpec) -> list[RewardWords]:
+    """What is rewarded, by the model and by each function, for who reads a report."""
     if not spec.model:
         return [function.words for function in spec.functions]
     name = last_part(spec.model)
@@ -140,7 +142,8 @@ def reward_words(spec: RewardSpec) -> list[str]:
     principles = (
         f", principles {', '.join(spec.principle_names) or spec.principles}" if spec.principles else ""
     )
-    return [f"The score of the reward model {name}{weight}{principles}", *(f.words for f in spec.functions)]
+    model = RewardWords(f"the score of the reward model {name}", f"{name}{weight}{principles}")
+    return [model, *(function.words for function in spec.functions)]
 
 
 def reward_params(spec: RewardSpec) -> dict[str, object]:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from kubealign_components.data.bootstrap import ONE_PROMPT
 from kubealign_components.data.schemas import Completion, EvaluationRow
+from kubealign_components.engines.rewards import RewardWords
 from kubealign_components.evaluate.by_source import SourceGain
 from kubealign_components.evaluate.controlled import OfPrompt, interval_of
 from kubealign_components.evaluate.judged import WinRates
@@ -52,7 +53,7 @@ def report_html(
     *,
     model: str,
     reference: str,
-    reward: Sequence[str] = (),
+    reward: Sequence[RewardWords] = (),
     numbers: Mapping[str, float],
     verdict: WinRates | None,
     warnings: Sequence[str],
@@ -60,7 +61,7 @@ def report_html(
     phrases: Sequence[str] = (),
     seconds: Sequence[SecondRewards] = (),
     sources: Sequence[SourceGain] = (),
-    held_out: Sequence[str] = (),
+    held_out: Sequence[RewardWords] = (),
     rounds: Sequence[Sequence[str]] = (),
 ) -> str:
     """A self-contained page.

@@ -41,18 +41,16 @@ def curves_page(uri: str) -> str:
     """HTML with the curves of the model at ``uri``; nothing in it is loaded from elsewhere."""
     model = Dataset.open(uri, MODEL)
     log = training_log(model)
-    logistic = model.manifest.provenance.step["params"]["objective"] in LOGISTIC
+    logistic = model.manifest.provenance.step["params"].get("objective") in LOGISTIC
     shown = [*draw(log, _PANELS), *_calibration(log, logistic=logistic)]
     return page("kubealign_components/training/curves.html", model, charts=shown)
 
 
 def page(template: str, model: Dataset, **values: object) -> str:
     """A page on a trained model: its name and numbers, and what the template makes of ``values``."""
-    facts = {"Model": model.manifest.slug, "Fingerprint": model.manifest.fingerprint}
-    facts |= {
-        name.replace("_", " "): f"{value:.6g}" for name, value in model.manifest.stats["numbers"].items()
-    }
-    return render(template, facts=list(facts.items()), **values)
+    numbers = model.manifest.stats["numbers"]
+    facts = [(name.replace("_", " "), f"{value:.6g}") for name, value in numbers.items()]
+    return render(template, manifest=model.manifest, facts=facts, **values)
 
 
 def draw(log: Log, panels: Sequence[Panel]) -> list[Markup]:

@@ -21,7 +21,7 @@ from kubealign_components.config import from_mapping
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.lineage import LineageStep, steps_of
 from kubealign_components.data.schemas import EVALUATION
-from kubealign_components.engines.rewards import REWARD, RewardSpec, reward_words
+from kubealign_components.engines.rewards import REWARD, RewardSpec, RewardWords, reward_words
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.evaluate.audit import decided_numbers
 from kubealign_components.evaluate.comparison import warnings
@@ -119,7 +119,7 @@ def _facts(numbers: Mapping[str, float]) -> list[tuple[str, str]]:
     return [(name.replace("_", " "), format_number(number)) for name, number in numbers.items()]
 
 
-def _reward(results: Results) -> list[str]:
+def _reward(results: Results) -> list[RewardWords]:
     """What was rewarded, in words; nothing where the run was given no reward of its own, or parameters that
     a pipeline of its user's own calls so and that are something else."""
     given = {name: results.parameters.get(argument) for argument, name in REWARD.items()}

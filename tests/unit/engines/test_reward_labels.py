@@ -216,7 +216,7 @@ def test_weights_of_labels_are_in_the_recipe_and_in_words_and_leave_others_as_th
     weighted = RewardSpec(model="m", label_weights={"helpfulness": 0.7, "verbosity": -0.2})
     assert reward_params(weighted)["label_weights"] == {"helpfulness": 0.7, "verbosity": -0.2}
     assert reward_params(weighted)["label_activation"] == "declared"
-    assert "helpfulness × 0.7, verbosity × -0.2" in reward_words(weighted)[0]
+    assert "helpfulness × 0.7, verbosity × -0.2" in reward_words(weighted)[0].computed
 
 
 def test_one_label_scores_as_it_did(tiny_model: Path, tmp_path: Path) -> None:

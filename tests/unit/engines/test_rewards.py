@@ -117,7 +117,7 @@ def test_what_is_rewarded_is_told_in_words() -> None:
             {
                 "function": "format_match",
                 "weight": 0.5,
-                "settings": {"keys": ["a"]},
+                "settings": {"kind": "regex", "pattern": r"1\.", "keys": ["a"]},
                 "about": "an object with a",
             },
             "lib.py:short",
@@ -125,12 +125,12 @@ def test_what_is_rewarded_is_told_in_words() -> None:
             model_weight=2.0,
         )
     )
-    assert told[0] == "The score of the reward model judge, weight 2"
-    assert told[1].startswith("scale / (scale + n): from 1 towards 0") and "brevity)" in told[1]
-    assert told[2].startswith("an object with a (") and told[2].endswith(
-        'format_match, weight 0.5, keys ["a"])'
-    )
-    assert told[3:] == ["lib.py:short"]
+    assert told[0] == ("the score of the reward model judge", "judge, weight 2")
+    assert told[1].about.startswith("scale / (scale + n): from 1 towards 0")
+    assert told[1].computed.endswith("brevity")
+    assert told[2].about == "an object with a"
+    assert told[2].computed.endswith('format_match, weight 0.5, kind “regex”, pattern “1\\.”, keys ["a"]')
+    assert told[3:] == [("lib.py:short", "lib.py:short")]
     assert reward_words(spec("brevity")) == told[1:2]
 
 

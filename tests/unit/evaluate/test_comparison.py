@@ -12,6 +12,7 @@ from scipy import stats as scipy_stats
 
 from kubealign_components.data.bootstrap import ONE_PROMPT, bootstrap_interval, mean_numbers
 from kubealign_components.data.schemas import canonical_json, new_completion
+from kubealign_components.engines.rewards import RewardWords
 from kubealign_components.evaluate.comparison import (
     Floats,
     Side,
@@ -153,7 +154,7 @@ def test_the_report_escapes_what_it_shows() -> None:
     page = report_html(
         model=f"new {attack}",
         reference="old",
-        reward=["short texts", f"like {attack}"],
+        reward=[RewardWords("short texts", "brevity"), RewardWords(f"like {attack}", f"own.py:{attack}")],
         numbers=compare([side([0.0])] * 2, [side([1.0])] * 2, seed=0),
         verdict=WinRates(
             judge=attack, overall=rate, by_principle={attack: rate}, consistency=0.25, prompts=2
@@ -171,7 +172,7 @@ def test_the_report_escapes_what_it_shows() -> None:
     assert [attack, "50.0%", "25.0% to 75.0%"] in shown.rows
     assert "1 principle under which neither wins" in shown.text
     assert "changed by +1.0000 (95 % interval +1.0000 to +1.0000" in shown.text
-    assert "The reward: short texts" in shown.text and f"and: like {attack}" in shown.text
+    assert f"The reward: short texts; like {attack}. How it is computed brevity own.py:{attack}" in shown.text
     assert {"Rewards before and after", "Reward differences", "Lengths before and after"} <= set(shown.charts)
     assert shown.loaded == []
 

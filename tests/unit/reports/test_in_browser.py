@@ -22,6 +22,7 @@ from kubealign.local.runs import LOCK, read_run, runs_below
 from kubealign.local.summary import write_summary
 from kubealign.ui.server import Server
 from kubealign_components.data.schemas import JUDGED, MODEL, REWARDED, SELECTION, new_completion
+from kubealign_components.engines.rewards import RewardWords
 from kubealign_components.evaluate.by_source import SourceGain
 from kubealign_components.evaluate.controlled import OfPrompt
 from kubealign_components.evaluate.report import report_html
@@ -182,7 +183,7 @@ def test_training_evaluation_and_comparison(
         rows=rows,
         phrases=[ATTACK, "great question"],
         seconds=[SecondRewards(first=both, second=both), SecondRewards(first=shifted, second=both)],
-        held_out=[ATTACK],
+        held_out=[RewardWords(ATTACK, ATTACK)],
         sources=[
             SourceGain(source=name, prompts=4, gain=None, interval=None, length_ratio=1.0)
             for name in (ATTACK, "b")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -18,12 +19,17 @@ from support.pages import Page
 ATTACK = "</script><img src=x onerror=alert(1)>"
 
 
+def curves_page(**values: object) -> str:
+    manifest = SimpleNamespace(slug="a-model", fingerprint="0" * 64)
+    return render("kubealign_components/training/curves.html", manifest=manifest, **values)
+
+
 def shown(**values: object) -> Page:
-    return Page(render("kubealign_components/training/curves.html", **values))
+    return Page(curves_page(**values))
 
 
 def test_a_page_has_landmarks_both_modes_and_forbids_requests() -> None:
-    text = render("kubealign_components/training/curves.html", facts=[("Model", ATTACK)], charts=[])
+    text = curves_page(facts=[("Model", ATTACK)], charts=[])
     page = Page(text)
     assert {"header", "main", "footer", "h1"} <= set(page.tags)
     assert "prefers-color-scheme:dark" in text and 'name="viewport"' in text

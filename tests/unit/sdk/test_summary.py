@@ -208,7 +208,7 @@ def test_the_page_says_what_was_rewarded_and_what_the_gain_may_be_instead(tmp_pa
     run = replace(results(compared), parameters={"reward_functions": [function], "reward_model": ""})
     write_summary(run, tmp_path / "summary.html")
     text = Page((tmp_path / "summary.html").read_text()).text
-    assert "The reward: short <i>texts</i> (" in text
+    assert "The reward: short <i>texts</i>. How it is computed" in text
     assert text.index("collapse to short answers") < text.index("may be one of length") < text.index("Stages")
     assert "The reward" not in Page(_page_of(results(stage("evaluate")), tmp_path)).text
 
