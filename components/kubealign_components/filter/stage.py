@@ -29,7 +29,7 @@ from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import PROMPT_ROW, PROMPTS, TOKENIZED
 from kubealign_components.data.stats import Stats
 from kubealign_components.filter.lengths import Limits, fitting
-from kubealign_components.filter.tokens import Tokeniser
+from kubealign_components.filter.tokens import PROMPT_TOO_LONG, Tokeniser
 from kubealign_components.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
                 stats.rows_out += kept.num_rows
                 writer.write(kept)
                 bar.update(stats.rows_in - bar.n)
-            if examples and not stats.counts["completions"]:
+            if examples.keys() - {PROMPT_TOO_LONG} and not stats.counts["completions"]:
                 _warn_of_nothing_left(stats)
             writer.commit(stats, extra={"dropped_examples": examples} if examples else None)
         return stats

@@ -16,7 +16,8 @@ from kubealign_components.json_types import JsonObject
 Row = JsonObject
 
 EXAMPLES = 3
-"""Of what the template cannot be used for, by reason, that the manifest keeps."""
+"""Of what is dropped, by reason, that the manifest keeps."""
+PROMPT_TOO_LONG = "prompt_too_long"
 _EXAMPLE_CHARACTERS = 500
 
 
@@ -34,7 +35,7 @@ class Tokeniser:
     limits: Limits
     stats: Stats
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
-    """Some of what was dropped because of the template: why, of which prompt, and its text."""
+    """Some of what was dropped: why, of which prompt, and its text."""
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         """The rows that stay, with token ids and the completions that stay."""
@@ -47,8 +48,13 @@ class Tokeniser:
         for row in prompted:
             pairs = [(c, next(encoded)) for c in row["completions"]]
             row["completions"] = self._fitting(row, pairs)
-        kept = [row for row in prompted if len(row["completions"]) >= self.limits.min_completions]
-        self.stats.drop("too_few_completions", len(prompted) - len(kept))
+        kept = []
+        for row in prompted:
+            if len(row["completions"]) >= self.limits.min_completions:
+                kept.append(row)
+            else:
+                self.stats.drop("too_few_completions")
+                self._keep_example("too_few_completions", row, row["messages"])
         if kept:
             self.stats.counts["completions"] += sum(len(row["completions"]) for row in kept)
         return kept
@@ -61,7 +67,8 @@ class Tokeniser:
             self.stats.counts["prompts_without_bos"] += len(rendered)
         for row, ids in zip(rendered, encoded, strict=True):
             if len(ids) > self.limits.max_prompt_len:
-                self.stats.drop("prompt_too_long")
+                self.stats.drop(PROMPT_TOO_LONG)
+                self._keep_example(PROMPT_TOO_LONG, row, row["messages"])
                 continue
             if not self.template.says(ids, row["prompt_text"]):
                 self.stats.counts["prompts_with_text_lost_in_tokens"] += 1
@@ -105,7 +112,7 @@ class Tokeniser:
                 self._drop_completion(ids.reason, row, completion)
                 continue
             if len(ids) > room:
-                self.stats.counts["completions_too_long"] += 1
+                self._drop_completion("too_long", row, completion)
                 continue
             fitting = completion | {
                 "completion_id": completion_id(row["prompt_id"], ids),

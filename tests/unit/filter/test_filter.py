@@ -20,6 +20,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError, DataError, EngineError
 from kubealign_components.filter.stage import FilterConfig, run
 from support.datasets import MakeDataset
+from support.pages import Page
 from support.tiny import CHATML, prompt_row
 
 Row = dict[str, Any]
@@ -341,3 +342,6 @@ def test_component_runs_the_stage(tiny_model: Path, tmp_path: Path, make_dataset
     assert dataset.metadata["schema"] == TOKENIZED
     assert dataset.metadata["rows"] == 1
     assert metrics.metadata["dropped_prompt_too_long"] == 1
+    page = Page(Path(report.path).read_text())
+    [dropped] = [row for row in page.rows if row[0] == "prompt too long" and len(row) == 3]
+    assert "b" * 200 in dropped[2]
