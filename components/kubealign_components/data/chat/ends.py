@@ -48,7 +48,8 @@ def _ids(named: object, model: Path) -> set[int]:
 
 def template_end(tokenizer: PreTrainedTokenizerBase, after_answer: str) -> set[int]:
     """The token with which a template ends the last answer, if it does: the last of those that stand there
-    in a row.
+    in a row. Where a text goes on after them (``<|close|>response<|sep|>…<|end_of_msg|>``), they close a part
+    of the turn alone, and its end is the last token of all.
 
     Args:
         tokenizer: of the model.
@@ -62,7 +63,10 @@ def template_end(tokenizer: PreTrainedTokenizerBase, after_answer: str) -> set[i
     rest, ids = after_answer.lstrip(), set[int]()
     while mark := max((text for text in marks if rest.startswith(text)), key=len, default=""):
         ids, rest = {marks[mark]}, rest.removeprefix(mark)
-    return ids
+    if not ids or not rest or rest[0].isspace():
+        return ids
+    last = max(marks, key=lambda text: (rest.rfind(text), len(text)), default="")
+    return {marks[last]} if last in rest else ids
 
 
 def checked(ids: set[int], model: Path) -> tuple[int, ...]:

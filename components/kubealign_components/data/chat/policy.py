@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kubealign_components.data.chat.ends import checked, embedding_rows, ids_of_files, template_end
+from kubealign_components.data.chat.reasoning import empty_block, opens_block, with_block
 from kubealign_components.data.chat.rendering import (
     ANSWER,
     ANSWERED,
@@ -242,7 +243,9 @@ class ChatTemplate:
     ) -> RenderedCompletion:
         whole = self._renderer.render(conversation, tools)
         if not whole.startswith(prompt):
-            opened = prompt.rstrip().endswith("<think>")
+            whole = with_block(prompt, whole, self._empty_block)
+        if not whole.startswith(prompt):
+            opened = opens_block(prompt)
             raise TemplateMismatch(
                 "prompt_opens_reasoning" if opened else "template_mismatch",
                 "the template renders the conversation differently from its prompt",
@@ -318,6 +321,12 @@ class ChatTemplate:
     def _after_answer(self) -> str:
         """What the template writes after the last answer."""
         return self._renderer.render([USER, ANSWER]).rpartition(ANSWERED)[2]
+
+    @cached_property
+    def _empty_block(self) -> str:
+        """See :func:`empty_block`."""
+        prompt = self._renderer.render([USER], generation_prompt=True)
+        return empty_block(prompt, self._renderer.render([USER, ANSWER]), ANSWERED)
 
     @cached_property
     def _safe_marks(self) -> list[str]:
