@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from kubealign_components.sources import swissai
+from kubealign_components.sources.comparisons import ANSWER_COLUMNS, candidates
 from kubealign_components.sources.example import Columns, Example, Offline, answers_of
 from kubealign_components.sources.messages import (
     ROLES,
@@ -29,6 +30,9 @@ def preference(row: Columns) -> Example:
     if chosen is None or rejected is None:
         raise Malformed("no_pair")
     prompt = explicit_prompt(row)
+    if prompt is None and isinstance(chosen, str) and isinstance(asked := row.peek("input"), str):
+        row.take("input")
+        prompt = [{"role": "user", "content": asked}]
     both = _chats(row, chosen, rejected, prompt)
     if any(chat[0]["role"] != "assistant" for chat in both):
         shared, both = split_common(both)
@@ -59,16 +63,18 @@ def instruction(row: Columns) -> Example:
     """A prompt of its own column, with at most one completion (or a pair)."""
     if row.has("chosen") or row.has("rejected"):
         return preference(row)
+    if _are_ranked(row.peek("answers")):
+        return completions(row)
     prompt = explicit_prompt(row)
     if prompt is None:
         raise Malformed("no_prompt")
-    completions = _labelled(row, _completion(row))
-    return Example(messages=with_system(row, prompt), completions=completions, whole=True)
+    offered = _labelled(row, _completion(row))
+    return Example(messages=with_system(row, prompt), completions=offered, whole=True)
 
 
 def completions(row: Columns) -> Example:
-    """UltraFeedback and its like: a prompt and a list of completions, scored or not."""
-    listed = from_json_text(row.take("completions", "responses"))
+    """UltraFeedback and its like: a prompt and a list of completions, scored, ranked (Nectar) or neither."""
+    listed = from_json_text(row.take("completions", "responses", "answers"))
     if not isinstance(listed, list):
         raise Malformed("bad_completions")
     prompt = explicit_prompt(row)
@@ -76,20 +82,6 @@ def completions(row: Columns) -> Example:
         raise Malformed("no_prompt")
     offered = [_listed_completion(row, item) for item in listed]
     return Example(messages=with_system(row, prompt), completions=offered)
-
-
-def candidates(row: Columns) -> Example:
-    """``candidate_0``, ``candidate_1`` and the index of the better one in ``choice``."""
-    both = [read_answer(row.take(name), row.reading) for name in ("candidate_0", "candidate_1")]
-    choice = str(row.take("choice")).removeprefix("candidate_").removesuffix(".0")
-    if choice not in ("0", "1"):
-        raise Malformed("bad_choice")
-    prompt = explicit_prompt(row)
-    if prompt is None:
-        raise Malformed("no_prompt")
-    labels = ("chosen", "rejected") if choice == "0" else ("rejected", "chosen")
-    offered = [Offline(messages=m, label=label) for m, label in zip(both, labels)]
-    return Example(messages=with_system(row, prompt), completions=offered, whole=True)
 
 
 def swissai_row(row: Columns) -> Example:
@@ -131,7 +123,7 @@ FORMATS: dict[str, Parser] = {
 }
 WANTED: dict[str, str] = {
     "swissai": "initial_prompt, or conversation_branches",
-    "candidates": "candidate_0 and candidate_1, with choice and a prompt",
+    "candidates": "candidate_0 and candidate_1 (or response_0, response_a, …), with choice and a prompt",
     "sharegpt": "conversations",
     "preference": "chosen and rejected, with a prompt or chats that begin alike",
     "completions": "completions or responses (lists), with a prompt",
@@ -142,7 +134,7 @@ WANTED: dict[str, str] = {
 """The columns that each format is known by, in words."""
 SIGNS: dict[str, tuple[tuple[str, ...], ...]] = {
     "swissai": (("initial_prompt",), ("conversation_branches",)),
-    "candidates": (("candidate_0", "candidate_1"),),
+    "candidates": ANSWER_COLUMNS,
     "sharegpt": (("conversations",),),
     "preference": (("chosen", "rejected"),),
     "completions": (("completions",), ("responses",)),
@@ -192,7 +184,8 @@ def parse(row: object, parser: Parser, roles: Mapping[str, str] = ROLES) -> Exam
 def _parse(row: Columns, parser: Parser) -> Example:
     example = parser(row)
     example.tools = read_tools(row.take("tools", "functions", "available_functions"))
-    example.answers = example.answers or answers_of(row.take("answers", "answer", "solution"))
+    names = ("answers", "answer", "solution")[1 if _are_ranked(row.peek("answers")) else 0 :]
+    example.answers = example.answers or answers_of(row.take(*names))
     example.metadata = row.rest()
     example.notes = row.reading.notes
     _check_prompt(example.messages)
@@ -280,15 +273,23 @@ def _labelled(row: Columns, turns: list[Message]) -> list[Offline]:
     return [Offline(messages=turns, label=label, score=score, model=model)]
 
 
+def _are_ranked(value: object) -> bool:
+    """Whether ``answers`` are what models answered, with a rank each, not what verifies an answer."""
+    return (
+        isinstance(value, list) and all(isinstance(v, Mapping) and "rank" in v for v in value) and bool(value)
+    )
+
+
 def _listed_completion(row: Columns, item: object) -> Offline:
     if not isinstance(item, Mapping):
         return Offline(messages=read_answer(item, row.reading) if isinstance(item, str | list) else [])
     own = Columns(item, row.reading)
-    answer = own.take("response", "text", "completion", "content", "messages")
+    answer = own.take("response", "text", "completion", "content", "messages", "answer")
+    score, rank = own.number(*_SCORES), own.number("rank")
     offered = Offline(
         messages=read_answer(answer, row.reading) if answer is not None else [],
         label=own.verdict("label"),
-        score=own.number(*_SCORES),
+        score=-rank if score is None and rank is not None else score,
         model=name_of(own.take("model")),
     )
     own.note_rest("completion_field")

@@ -533,9 +533,9 @@ def test_chats_in_a_form_that_is_not_read_are_noted(start: str) -> None:
 
 def test_columns_that_name_an_answer_are_noted_where_nobody_reads_them() -> None:
     example = read(
-        {"prompt": "Fruit?", "response_0": "A", "response_1": "B", "better_response_id": 1, "lang": "en"}
+        {"prompt": "Fruit?", "first_reply": "A", "second_reply": "B", "better_reply": 1, "lang": "en"}
     )
-    names = ("response_0", "response_1", "better_response_id")
+    names = ("first_reply", "second_reply", "better_reply")
     assert example.notes == {f"column_not_understood_{name}": 1 for name in names}
 
 

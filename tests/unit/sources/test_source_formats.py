@@ -86,6 +86,73 @@ def test_pairs(row: dict[str, Any]) -> None:
     assert told(example) == PAIR
 
 
+CHAT = [{"role": "user", "content": "Hi?"}]
+SAID = {"response_0": "Good.", "response_1": "Bad."}
+NUMBERED = {"response_1": "Good.", "response_2": "Bad."}
+HISTORY = {"history": "Hi?", "human_ref_A": "Good.", "human_ref_B": "Bad."}
+PLAIN = {"response1": "Good.", "response2": "Bad."}
+ROUNDS = {"prompt": ["Hi?"], "response_a": ["Good."], "response_b": ["Bad."], "winner_model_a": 0}
+SIDES = {"conversation_a": [*CHAT, GOOD], "conversation_b": [*CHAT, BAD]}
+
+
+@pytest.mark.parametrize(
+    ("row", "better"),
+    [
+        pytest.param({"prompt": "Hi?", **SAID, "better_response_id": 0}, 0, id="pku"),
+        pytest.param({"prompt": "Hi?", **SAID, "better_response_id": 1}, 1, id="pku-second"),
+        pytest.param({"prompt": "Hi?", **NUMBERED, "preference_strength": -2}, 0, id="helpsteer2"),
+        pytest.param({"prompt": "Hi?", **NUMBERED, "preference_strength": 0}, None, id="helpsteer2-tie"),
+        pytest.param({"context": CHAT, **PLAIN, "overall_preference": 3}, 1, id="helpsteer3"),
+        pytest.param({**SIDES, "winner": "model_a"}, 0, id="arena"),
+        pytest.param({**SIDES, "winner": "model_b"}, 1, id="arena-second"),
+        pytest.param({**SIDES, "winner": "tie (bothbad)"}, None, id="arena-tie"),
+        pytest.param({**ROUNDS, "winner_model_b": 1, "winner_tie": 0}, 1, id="arena-rounds"),
+        pytest.param({**HISTORY, "labels": 1}, 0, id="shp"),
+        pytest.param({**HISTORY, "labels": 0}, 1, id="shp-second"),
+        pytest.param({"prompt": "Hi?", **SAID}, None, id="no-verdict"),
+    ],
+)  # fmt: skip
+def test_comparisons_of_public_files(row: dict[str, Any], better: int | None) -> None:
+    example = read(row)
+    assert example.messages == [USER]
+    labels = [None, None] if better is None else ["chosen", "rejected"][:: 1 if better == 0 else -1]
+    assert [(c.messages[0]["content"], c.label) for c in example.completions] == list(
+        zip(("Good.", "Bad."), labels)
+    )
+    assert example.notes["comparisons_without_a_verdict"] == (
+        "prompt" in row and row.keys() == {"prompt", *SAID}
+    )
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [{"better_response_id": 2}, {"winner": "model_c"}, {"preference_strength": "much"}, {"winner_tie": 0}],
+)
+def test_a_verdict_that_is_none_is_told(verdict: dict[str, Any]) -> None:
+    with pytest.raises(Malformed, match="bad_choice"):
+        read({"prompt": "Hi?", **SAID, **verdict})
+
+
+def test_scores_and_models_of_both_sides() -> None:
+    example = read(
+        {"prompt": "Hi?", **SAID, "score_0": 2, "score_1": "-1", "model_0": "x", "better_response_id": 0}
+    )
+    assert told(example) == [("Good.", "chosen", 2.0), ("Bad.", "rejected", -1.0)]
+    assert [c.model for c in example.completions] == ["x", None]
+
+
+def test_ranked_answers_are_completions_and_others_what_verifies_one() -> None:
+    ranked = [{"answer": "Good.", "model": "a", "rank": 1.0}, {"answer": "Bad.", "model": "b", "rank": 2.0}]
+    example = read({"prompt": "\n\nHuman: Hi?\n\nAssistant: ", "answers": ranked})
+    assert (example.messages, example.answers) == ([USER], [])
+    assert told(example) == [("Good.", None, -1.0), ("Bad.", None, -2.0)]
+    assert read({"prompt": "Hi?", "answers": ["4"]}).answers == ["4"]
+
+
+def test_the_input_beside_a_pair_is_its_prompt() -> None:
+    assert read({"system": "", "input": "Hi?", "chosen": "Good.", "rejected": "Bad."}).messages == [USER]
+
+
 def test_the_common_beginning_of_a_pair_is_its_prompt_however_long() -> None:
     chat = [{"role": "system", "content": "Be brief."}, USER, GOOD, {"role": "user", "content": "More?"}]
     example = read({"chosen": [*chat, GOOD], "rejected": [*chat, BAD]})

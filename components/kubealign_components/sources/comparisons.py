@@ -1,0 +1,174 @@
+"""Rows of two answers in columns of their own, and a column that says which of them people preferred."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kubealign_components.sources.example import Columns, Example, Offline
+from kubealign_components.sources.messages import (
+    Message,
+    read_answer,
+    read_turns,
+    split_common,
+    turns_from_text,
+)
+from kubealign_components.sources.prompt_columns import agreed, explicit_prompt, with_system
+from kubealign_components.sources.values import (
+    Malformed,
+    from_json_text,
+    is_missing,
+    name_of,
+    number_of,
+    truth_of,
+)
+
+ANSWER_COLUMNS = (
+    ("candidate_0", "candidate_1"),
+    ("response_0", "response_1"),
+    ("response_1", "response_2"),
+    ("response1", "response2"),
+    ("response_a", "response_b"),
+    ("human_ref_A", "human_ref_B"),
+    ("conversation_a", "conversation_b"),
+)
+"""What the columns of two answers are called: in SteerLM's files, PKU-SafeRLHF, HelpSteer2 and 3, the Chatbot
+Arena and SHP."""
+_TIE = -1
+Verdict = Callable[[Columns], int | None]
+"""0 or 1 for the better answer, -1 for a tie, None where the row does not have its column."""
+
+
+def candidates(row: Columns) -> Example:
+    """Two answers, and which of them is better; of a tie, or where nothing says it, both without a label.
+
+    Raises:
+        Malformed: bad_choice, for a verdict that is none; no_prompt; or what the turns raise.
+    """
+    names = next((pair for pair in ANSWER_COLUMNS if all(row.has(name) for name in pair)), ANSWER_COLUMNS[0])
+    prompt = _prompt(row)
+    prompt, both = _answers(row, prompt, [row.take(name) for name in names])
+    better = _better(row)
+    if better is None and names == ANSWER_COLUMNS[0]:
+        raise Malformed("bad_choice")
+    if better is None:
+        row.reading.notes["comparisons_without_a_verdict"] += 1
+    labels = {0: ("chosen", "rejected"), 1: ("rejected", "chosen")}.get(_TIE if better is None else better)
+    offered = [
+        Offline(
+            messages=turns,
+            label=label,
+            score=row.number(f"score_{name[-1]}"),
+            model=name_of(row.take(f"model_{name[-1]}")),
+        )
+        for name, turns, label in zip(names, both, labels or (None, None), strict=True)
+    ]
+    return Example(messages=with_system(row, prompt), completions=offered, whole=True)
+
+
+def _prompt(row: Columns) -> list[Message] | None:
+    """The turns of the prompt; SHP's is called history, HelpSteer3's context."""
+    if any(row.has(name) for name in ("prompt", "instruction", "question", "messages", "conversations")):
+        listed = from_json_text(row.peek("prompt"))
+        return None if _are_rounds(listed) else explicit_prompt(row)
+    value = row.take("history", "context")
+    if value is None:
+        return explicit_prompt(row)
+    return [{"role": "user", "content": value}] if isinstance(value, str) else read_turns(value, row.reading)
+
+
+def _answers(
+    row: Columns, prompt: list[Message] | None, values: list[object]
+) -> tuple[list[Message], list[list[Message]]]:
+    """The prompt and both answers; whole chats are cut where their common beginning ends."""
+    rounds = [from_json_text(value) for value in values]
+    asked = from_json_text(row.peek("prompt"))
+    if prompt is None and _are_rounds(asked):
+        row.take("prompt")
+        both = [_chat(asked, replies) for replies in rounds]
+    else:
+        both = [read_answer(turns_from_text(value, row.reading.roles), row.reading) for value in values]
+    if any(chat[0]["role"] != "assistant" for chat in both):
+        shared, both = split_common(both)
+        prompt = agreed(prompt, shared)
+    if prompt is None:
+        raise Malformed("no_prompt")
+    return prompt, both
+
+
+def _are_rounds(value: object) -> bool:
+    """Whether a prompt is a list of what the user said, turn by turn."""
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
+
+
+def _chat(asked: object, replies: object) -> list[Message]:
+    """The turns of a chat whose sides stand apart, as the Chatbot Arena's do."""
+    if not isinstance(asked, list) or not isinstance(replies, list) or len(asked) != len(replies):
+        raise Malformed("bad_message")
+    if not all(isinstance(text, str) for text in replies):
+        raise Malformed("empty_completion")
+    pairs = zip(asked, replies, strict=True)
+    return [{"role": r, "content": text} for pair in pairs for r, text in zip(("user", "assistant"), pair)]
+
+
+def _better(row: Columns) -> int | None:
+    found = (verdict(row) for verdict in (_named, _signed, _voted, _first_is_better, _won))
+    return next((better for better in found if better is not None), None)
+
+
+def _named(row: Columns) -> int | None:
+    """The number of the better answer."""
+    value = row.take("choice", "better_response_id")
+    if value is None:
+        return None
+    choice = str(value).removeprefix("candidate_").removesuffix(".0")
+    if choice not in ("0", "1"):
+        raise Malformed("bad_choice")
+    return int(choice)
+
+
+def _signed(row: Columns) -> int | None:
+    """HelpSteer's strength of preference: below 0 for the first answer, above 0 for the second."""
+    value = row.take("overall_preference", "preference_strength")
+    if value is None:
+        return None
+    strength = number_of(value)
+    if strength is None:
+        raise Malformed("bad_choice")
+    return _TIE if strength == 0 else int(strength > 0)
+
+
+def _voted(row: Columns) -> int | None:
+    """A column for each outcome, one of them 1."""
+    names = ("winner_model_a", "winner_model_b", "winner_tie")
+    if not any(row.has(name) for name in names):
+        return None
+    votes = [truth_of(row.take(name)) for name in names]
+    if votes.count(True) != 1:
+        raise Malformed("bad_choice")
+    return (0, 1, _TIE)[votes.index(True)]
+
+
+def _first_is_better(row: Columns) -> int | None:
+    """SHP's label: 1 where the first answer is preferred."""
+    if is_missing(row.peek("human_ref_A")):
+        return None
+    value = row.take("labels", "label")
+    if value is None:
+        return None
+    first = truth_of(value)
+    if first is None:
+        raise Malformed("bad_choice")
+    return int(not first)
+
+
+def _won(row: Columns) -> int | None:
+    """The name of the winning side."""
+    value = row.take("winner")
+    if value is None:
+        return None
+    side = str(value).strip().lower().removeprefix("model_").removeprefix("response_")
+    if side.startswith(("tie", "both")):
+        return _TIE
+    if side not in ("a", "b"):
+        raise Malformed("bad_choice")
+    return int(side == "b")
