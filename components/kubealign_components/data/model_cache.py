@@ -19,7 +19,8 @@ from kubealign_components.data.cache import cache_folder
 from kubealign_components.data.fingerprint import digest
 from kubealign_components.data.model_files import CONFIG, named_dtype, needed, weights_among, without_weights
 from kubealign_components.data.weight_records import Objects, WeightFile, objects_below, recorded_weights
-from kubealign_components.errors import ConfigError, StoreError
+from kubealign_components.errors import ConfigError, EngineError, StoreError
+from kubealign_components.json_types import JsonObject
 from kubealign_components.store import ObjectInfo, inside, join, store_for
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def fetch_hub(name: str, revision: str | None, *, weights: bool = True) -> Fetch
 
     Raises:
         ConfigError: nothing of that name, or no way to fetch it.
-        EngineError: shards are missing.
+        EngineError: shards are missing, or a file of the model is damaged.
     """
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
@@ -170,17 +171,36 @@ def _weights_of(
         read: gives the bytes of one of them.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
 
     kept = {file: files[file].lfs for file in weights_among(files, read)}
     dtype = ""
     first = min(kept, default="")
-    if first.endswith(".safetensors") and CONFIG in files and not named_dtype(json.loads(read(CONFIG))):
-        header = HfApi().parse_safetensors_file_metadata(name, first, revision=revision)
+    if first.endswith(".safetensors") and CONFIG in files and not named_dtype(_object(name, read(CONFIG))):
+        try:
+            header = HfApi().parse_safetensors_file_metadata(name, first, revision=revision)
+        except SafetensorsParsingError as error:
+            reason = str(error).splitlines()[0]
+            raise EngineError(
+                f"{first} of {name} at {revision} is cut, or no safetensors file ({reason}); name a revision "
+                "whose files are whole"
+            ) from error
         dtype = header.tensors[min(header.tensors)].dtype if header.tensors else ""
     stored = {
         file: WeightFile(size=lfs.size, sha256=lfs.sha256, dtype=dtype) for file, lfs in kept.items() if lfs
     }
     return stored if len(stored) == len(kept) else {}
+
+
+def _object(name: str, body: bytes) -> JsonObject:
+    """The config of the model ``name``."""
+    try:
+        config = json.loads(body)
+    except ValueError as error:
+        raise EngineError(f"{CONFIG} of {name} is no JSON ({error}); name another revision") from error
+    if not isinstance(config, dict):
+        raise EngineError(f"{CONFIG} of {name} holds a {type(config).__name__}, expected a JSON object")
+    return config
 
 
 def _read(uri: str, name: str) -> bytes:

@@ -40,11 +40,16 @@ def require_fetched(folder: Path, names: Iterable[str]) -> None:
     """
     for name in names:
         path = folder / name
-        if path.stat().st_size < _POINTER_BYTES and path.read_bytes().startswith(_POINTER):
+        if is_lfs_pointer(path):
             raise EngineError(
                 f"{path} is a pointer of Git LFS and not the file itself; run git lfs pull in {folder}, or "
                 "download the model again"
             )
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file stands for another one."""
+    return path.stat().st_size < _POINTER_BYTES and path.read_bytes().startswith(_POINTER)
 
 
 def check_weights(folder: Path, names: Sequence[str], config: JsonObject) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from kubealign_components.sources.example import Columns, Example, Offline
 from kubealign_components.sources.messages import (
     Message,
@@ -34,8 +32,7 @@ ANSWER_COLUMNS = (
 """What the columns of two answers are called: in SteerLM's files, PKU-SafeRLHF, HelpSteer2 and 3, the Chatbot
 Arena and SHP."""
 _TIE = -1
-Verdict = Callable[[Columns], int | None]
-"""0 or 1 for the better answer, -1 for a tie, None where the row does not have its column."""
+"""The verdict of a tie; others are 0 or 1, the better answer, and None where the row has no such column."""
 
 
 def candidates(row: Columns) -> Example:
@@ -111,8 +108,8 @@ def _chat(asked: object, replies: object) -> list[Message]:
 
 
 def _better(row: Columns) -> int | None:
-    found = (verdict(row) for verdict in (_named, _signed, _voted, _first_is_better, _won))
-    return next((better for better in found if better is not None), None)
+    verdicts = (read(row) for read in (_named, _signed, _voted, _first_is_better, _won))
+    return next((better for better in verdicts if better is not None), None)
 
 
 def _named(row: Columns) -> int | None:

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
+from kubealign_components.data.weight_files import is_lfs_pointer
 from kubealign_components.errors import DataError
 from kubealign_components.sources.arrow_files import read_arrow, read_parquet
 from kubealign_components.sources.bytes_of import COMPRESSIONS, Reader, Row, Unreadable
@@ -31,6 +32,7 @@ READERS: dict[str, Reader] = {
     ".txt": read_lines,
     ".parquet": read_parquet,
     ".arrow": read_arrow,
+    ".feather": read_arrow,
 }
 UNTYPED = (".csv", ".tsv")
 """Files whose cells are text, whatever was written: chats in them can only be JSON text."""
@@ -52,12 +54,17 @@ def read_rows(
         columns: what columns with names of the source's own mean, by name: what tells a row from a table.
 
     Raises:
-        DataError: the file is damaged.
+        DataError: the file is damaged, or a pointer of Git LFS.
     """
     kind = kind_of(name)
     reader = read_whole if whole_text and kind == ".txt" else READERS[kind]
     if kind in _JSON:
         reader = partial(_JSON[kind], columns=columns)
+    if is_lfs_pointer(path):
+        raise DataError(
+            f"{name} is a pointer of Git LFS and not the file itself; run git lfs pull in its folder, or "
+            "download the dataset again"
+        )
     try:
         yield from reader(path, name)
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from kubealign_components.data.front_matter import CARD
 from kubealign_components.data.licenses import license_in_card
 from kubealign_components.errors import ConfigError, StoreError
 from kubealign_components.named_paths import FOLDER, kind_at, named_path
+from kubealign_components.sources.bytes_of import COMPRESSIONS
 from kubealign_components.sources.file_readers import READERS, is_readable
 from kubealign_components.sources.splits import DEFAULT_SPLIT, splits_of
 from kubealign_components.store import scheme_of, store_for
@@ -100,6 +101,8 @@ def _stored(uri: str) -> dict[str, SourceFile] | None:
     if local and not kind and _HUB_ID.fullmatch(uri) and not is_readable(uri):
         return None
     content = "this folder is empty" if kind == FOLDER else "there is nothing at this place"
+    if set("*?[") & set(uri) and kind != FOLDER:
+        content = "patterns are not read: name the folder, or each file as a source"
     raise ConfigError("uri", uri, f"a file of rows ({_suffixes()}), a folder of them or a hub id; {content}")
 
 
@@ -113,7 +116,8 @@ def _stored_file(uri: str, name: str, size: int, version: str = "") -> SourceFil
 def _single(uri: str, file: SourceFile, split: str) -> SourceFile:
     """A source of one file, which is read whole: it is the split that its name says, and ``train``."""
     if not is_readable(file.name):
-        raise ConfigError("uri", uri, f"a file of rows: {_suffixes()}, each also as .gz, .bz2 or .zst")
+        packed = ", ".join(COMPRESSIONS)
+        raise ConfigError("uri", uri, f"a file of rows: {_suffixes()}, text also as {packed}")
     splits = dict.fromkeys([DEFAULT_SPLIT, *splits_of([file.name])])
     if split not in splits:
         raise ConfigError(

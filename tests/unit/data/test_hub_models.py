@@ -33,6 +33,10 @@ WHOLE = """
 from kubealign_components.data.models import find_model
 print((find_model("org/model").path / "model.safetensors").is_file())
 """
+DIGESTS = """
+from kubealign_components.data.models import find_model
+find_model("org/model", weights=False)
+"""
 
 
 def put_model(hub: FakeHub, folder: Path, *, lfs: bool) -> str:
@@ -66,3 +70,16 @@ def test_a_model_of_the_hub_is_known_by_what_the_hub_says_of_its_weights(tmp_pat
         "revision": commit,
         "weights": [] if lfs else ["model.safetensors"],
     }
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [(b"{}", "model.safetensors of org/model at"), (b"{", "config.json of org/model is no JSON")],
+)
+def test_damaged_files_of_the_hub_are_named(config: bytes, said: str, tmp_path: Path) -> None:
+    weights = b"\xff" * 100
+    with fake_hub() as hub:
+        hub.lfs.add(hashlib.sha256(weights).hexdigest())
+        hub.commit("org/model", {"config.json": config, "model.safetensors": weights})
+        launched = hub_run(hub, tmp_path / "launcher", DIGESTS)
+    assert launched.stderr.splitlines()[-1].startswith(f"kubealign_components.errors.EngineError: {said}")

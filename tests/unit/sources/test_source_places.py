@@ -245,3 +245,11 @@ def test_the_hub_and_then_its_cache_alone(tmp_path: Path) -> None:
         assert find_in_process(tmp_path, HF_ENDPOINT=address, HF_HUB_OFFLINE="0") == expected
         server.shutdown()
     assert find_in_process(tmp_path, HF_HUB_OFFLINE="1") == expected
+
+
+def test_patterns_and_archives_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    fill(tmp_path, ["a.jsonl", "b.zip"])
+    with pytest.raises(ConfigError, match="patterns are not read: name the folder"):
+        find_files(f"{tmp_path}/*.jsonl", split="train")
+    with pytest.raises(ConfigError, match=r"text also as \.gz, \.bz2, \.zst, \.xz"):
+        find_files(f"{tmp_path}/b.zip", split="train")

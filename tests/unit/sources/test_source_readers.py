@@ -236,3 +236,10 @@ def test_a_broken_first_line_costs_no_other(tmp_path: Path) -> None:
     first, *others = rows_of(tmp_path / "a.jsonl")
     assert isinstance(first, Unreadable)
     assert others == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz", "a.csv"])
+def test_a_pointer_of_git_lfs_is_told(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n")
+    with pytest.raises(DataError, match="is a pointer of Git LFS and not the file itself; run git lfs pull"):
+        list(read_rows(tmp_path / name, name))
