@@ -188,6 +188,26 @@ def check_models(checked: Checked, *, here: bool, unseen: Collection[str] = ()) 
             yield finding if certain else replace(finding, warning=True)
         else:
             yield from _look(named, folder, checked)
+    yield from _look_for_template(checked, here=here, unseen=unseen)
+
+
+def _look_for_template(checked: Checked, *, here: bool, unseen: Collection[str]) -> Iterator[Finding]:
+    """A finding where the file of a chat template cannot be read; pods may see it all the same."""
+    for stage in checked.of("filter"):
+        file = stage.config.chat_template if stage.config is not None else None
+        if file is None or file == LATER or is_below(file, unseen):
+            continue
+        try:
+            stage.config.template_settings()
+        except ConfigError as error:
+            finding = error_at(
+                stage.path(("chat_template",)), file, f"{error.expected}; it was not found here"
+            )
+        except KubeAlignError as error:
+            finding = error_at(stage.path(("chat_template",)), file, f"a file that can be read ({error})")
+        else:
+            continue
+        yield finding if here else replace(finding, warning=True)
 
 
 def find_folder(name: str, revision: str | None, *, here: bool) -> Looked:
@@ -258,7 +278,7 @@ def _look(named: Named, folder: Folder, checked: Checked) -> Iterator[Finding]:
     elif named.writes:
         try:
             settings = template_settings(checked, name)
-        except KubeAlignError:  # a file that this machine may not see; filter says what is wrong with it
+        except KubeAlignError:  # told of the file itself
             settings = None
         if settings is not None:
             yield from _look_at_template(path, name, folder, settings)

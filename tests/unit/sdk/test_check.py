@@ -145,10 +145,14 @@ def test_first_rows_are_the_tokens_that_filter_makes(
 
 def test_a_template_that_only_pods_see_is_not_shown(run_file: Path) -> None:
     there = ("--set", "filter_options={chat_template: /only-there/own.jinja}")
+    said = "filter_options.chat_template='/only-there/own.jinja': "
     for rows in (0, 2):
         done = kubealign("check", "-f", run_file, "--rows", rows, *there)
         assert done.exit_code == 0, done.output
-        assert "prompt 1" not in done.output and "no errors" in done.output
+        assert "prompt 1" not in done.output and "no errors, 1 warning" in done.output
+        assert f"{said}a file with a chat template (Jinja); it was not found here" in done.output
+    done = kubealign("check", "-f", run_file, "--here", *there)
+    assert done.exit_code == 2 and f"{said}expected a file with a chat template" in done.output
 
 
 def test_rows_are_shown_as_the_pinned_revision_has_them(
