@@ -34,7 +34,9 @@ def take(rows: Rows, index: NDArray[np.int64]) -> Rows:
 
 
 def keep(rows: Rows, mask: NDArray[np.bool_]) -> Rows:
-    """The ``rows`` where ``mask``, of shape (rows,), is true."""
+    """The ``rows`` where ``mask``, of shape (rows,), is true; where it is true of all, ``rows`` itself."""
+    if mask.all():
+        return rows
     kept = pa.array(mask)
     return _moved(rows, lambda array: array.filter(kept))
 

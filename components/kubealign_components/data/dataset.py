@@ -12,19 +12,21 @@ import shutil
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, overload
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kubealign_components.data.fingerprint import Provenance, canonical_json, file_digest
+from kubealign_components.data.job_thread import JobThread
 from kubealign_components.data.manifest import MANIFEST, Manifest, Shard
 from kubealign_components.data.schemas import ROWS
 from kubealign_components.data.shards import (
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
     import pandas
 
 R = TypeVar("R")
-A = TypeVarTuple("A")
 
 SHARD_BYTES = 128 * 2**20
 BATCH_ROWS = 512
@@ -323,8 +324,8 @@ class DatasetWriter:
     without it leaves no dataset. When a dataset with the same fingerprint is already published at
     ``uri`` (a retried pod), :meth:`commit` keeps that one.
 
-    Row groups are encoded and shards published in a thread, one row group behind: an error of theirs
-    (StoreError) is raised by the next call.
+    Row groups are encoded in a thread, and shards published in another, one behind: an error of theirs
+    (StoreError) is raised by a later call.
     """
 
     def __init__(
@@ -338,18 +339,19 @@ class DatasetWriter:
         self._shard_bytes = shard_bytes
         self._pending: list[pa.Table] = []
         self._pending_bytes = 0
-        self._job: Future[None] | None = None
 
     def __enter__(self) -> DatasetWriter:
         self._folder = tempfile.TemporaryDirectory(prefix="kubealign-write-")
-        self._file = ShardFile(Path(self._folder.name) / "shard.parquet", ROWS[self.schema])
-        self._thread = ThreadPoolExecutor(1, "dataset-writer")
+        self._numbers = count()
+        self._file = self._new_file()
+        self._encoder, self._publisher = JobThread("encode-rows"), JobThread("publish-shard")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._thread.shutdown()
+        self._encoder.end()
+        self._publisher.end()
         with suppress(OSError):  # a full disk refuses the footer as well, and has been reported
             self._file.close()
         self._folder.cleanup()
@@ -419,27 +421,18 @@ class DatasetWriter:
     def close_shard(self) -> None:
         """End the current shard and wait until it is published; the next row starts another."""
         self._flush()
-        self._run(self._publish)
-        self._wait()
+        self._encoder.run(self._end_file)
+        self._encoder.wait()
+        self._publisher.wait()
 
     def _flush(self) -> None:
-        """Hand what is pending to the thread as one row group."""
+        """Hand what is pending to the encoder as one row group."""
         if not self._pending:
             return
         rows = pa.concat_tables(self._pending)
         self._pending.clear()
         size, self._pending_bytes = self._pending_bytes, 0
-        self._run(self._encode, rows, size)
-
-    def _run(self, job: Callable[[*A], None], *arguments: *A) -> None:
-        """Start ``job`` in the thread once the one before it has ended well."""
-        self._wait()
-        self._job = self._thread.submit(job, *arguments)
-
-    def _wait(self) -> None:
-        job, self._job = self._job, None
-        if job is not None:
-            job.result()
+        self._encoder.run(self._encode, rows, size)
 
     def _encode(self, rows: pa.Table, size: int) -> None:
         try:
@@ -447,24 +440,27 @@ class DatasetWriter:
         except OSError as error:
             raise self._cannot_write(error) from error
         if self._file.size >= self._shard_bytes:
-            self._publish()
+            self._end_file()
 
-    def _publish(self) -> None:
+    def _end_file(self) -> None:
         if not self._file.rows:
             return
         try:
-            sha256 = self._file.close()
+            self._file.close()
         except OSError as error:
             raise self._cannot_write(error) from error
-        path = self._file.path
-        shard = Shard(
-            path=self._shard_name(sha256), rows=self._file.rows, size=path.stat().st_size, sha256=sha256
-        )
-        uri = join(self.uri, shard.path)
-        publish_shard(path, uri, sha256)
-        path.unlink()
+        self._publisher.run(self._publish, self._file)
+        self._file = self._new_file()
+
+    def _publish(self, file: ShardFile) -> None:
+        sha256, size = file_digest(file.path), file.size
+        shard = Shard(path=self._shard_name(sha256), rows=file.rows, size=size, sha256=sha256)
+        publish_shard(file.path, join(self.uri, shard.path), sha256)
+        file.path.unlink()
         self._shards.append(shard)
-        self._file = ShardFile(path, ROWS[self.schema])
+
+    def _new_file(self) -> ShardFile:
+        return ShardFile(Path(self._folder.name, f"{next(self._numbers)}.parquet"), ROWS[self.schema])
 
     def _cannot_write(self, error: OSError) -> StoreError:
         return StoreError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from kubealign_components import __version__
@@ -35,6 +36,7 @@ def origin_of(digests: Iterable[str]) -> Origin:
     return {"places": origins, "versions": _versions()}
 
 
+@cache  # a distribution's whole description is parsed for it
 def version_of(library: str) -> str | None:
     """Version of an installed library, whichever distribution it came in; None where there is none."""
     for distribution in (library, f"{library}-cpu"):  # vLLM for CPUs has a name of its own

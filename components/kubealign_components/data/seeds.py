@@ -55,15 +55,11 @@ def is_held_out(prompt_id: str, fraction: float, seed: int) -> bool:
     return unit_interval(seed, VALIDATION, prompt_id) < fraction
 
 
-def held_out(prompt_ids: Iterable[str], fraction: float, seed: int) -> list[bool]:
-    """:func:`is_held_out` of many prompts, three times as fast."""
-    begun = hashlib.sha256(f"{seed}\x1f{VALIDATION}\x1f".encode())
-    flags = []
-    for prompt_id in prompt_ids:
-        one = begun.copy()
-        one.update(prompt_id.encode())
-        flags.append((int.from_bytes(one.digest()[:8], "big") >> 2) / 2**62 < fraction)
-    return flags
+def held_out(prompt_ids: Iterable[str], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """:func:`is_held_out` of many prompts, four times as fast; shape (prompts,)."""
+    begun = f"{seed}\x1f{VALIDATION}\x1f".encode()
+    digests = b"".join([hashlib.sha256(begun + name.encode()).digest() for name in prompt_ids])
+    return (np.frombuffer(digests, ">u8")[::4] >> np.uint64(2)) / 2**62 < fraction
 
 
 def id_keys(ids: pa.Array, run_seed: int, purpose: str) -> Keys:

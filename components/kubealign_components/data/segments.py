@@ -12,7 +12,7 @@ Bools = NDArray[np.bool_]
 
 def segments(row: Ints) -> tuple[Ints, Ints, Ints]:
     """First index, length and own rank of each element's segment of equal ``row``; each shape (n,)."""
-    starts = np.flatnonzero(np.diff(row, prepend=-1))
+    starts = np.flatnonzero(changes(row))
     sizes = np.diff(starts, append=len(row))
     first = np.repeat(starts, sizes)
     return first, np.repeat(sizes, sizes), np.arange(len(row)) - first
@@ -27,10 +27,20 @@ def within(counts: Ints) -> Ints:
 def order_by(row: Ints, *keys: NDArray[np.generic]) -> Ints:
     """The stable order by ``row``, then by each key; like ``np.lexsort((*reversed(keys), row))``.
 
-    Twice as fast: NumPy sorts 16-bit integers in linear time, and a batch rarely has more elements.
+    Several times as fast: where the first key decides, the others are not looked at, and NumPy sorts 16-bit
+    integers in linear time; a batch rarely has more rows or elements.
     """
-    order: Ints = np.lexsort((*(_dense(key) for key in reversed(keys)), _dense(row)))
+    order: Ints = np.argsort(keys[0])
+    order = order[np.argsort(_small(row)[order], kind="stable")]
+    tied = ~(changes(row[order]) | changes(keys[0][order]))
+    if tied.any():
+        order = np.lexsort((*(_dense(key) for key in reversed(keys)), _small(row)))
     return order
+
+
+def _small(row: Ints) -> NDArray[np.generic]:
+    """``row``, 0 or more, in 16 bits where that is enough."""
+    return row.astype(np.uint16) if row.max(initial=0) < 2**16 else row
 
 
 def _dense(values: NDArray[np.generic]) -> NDArray[np.generic]:

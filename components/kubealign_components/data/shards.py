@@ -48,13 +48,11 @@ class ShardFile:
         self._writer.write_table(rows, row_group_size=-(-rows.num_rows // groups))
         self.rows += rows.num_rows
 
-    def close(self) -> str:
-        """End the file; gives its SHA-256, or nothing when it was never begun."""
-        if self._writer is None:
-            return ""
+    def close(self) -> None:
+        """End the file, if it was begun."""
         writer, self._writer = self._writer, None
-        writer.close()
-        return file_digest(self.path)
+        if writer is not None:
+            writer.close()
 
 
 def digest_at(uri: str) -> str:

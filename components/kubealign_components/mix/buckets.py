@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from kubealign_components.data.arrow_take import take
+from kubealign_components.data.job_thread import JobThread
 from kubealign_components.data.seeds import Keys
 from kubealign_components.errors import StoreError
 
@@ -50,19 +50,18 @@ class Buckets:
         self._in_memory: pa.RecordBatch | None = None
         self._pending: list[tuple[pa.RecordBatch, Keys]] = []
         self._pending_bytes = 0
-        self._job: Future[None] | None = None
         self._files: dict[int, pa.OSFile] = {}
         self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
 
     def __enter__(self) -> Buckets:
         self._folder = tempfile.TemporaryDirectory(prefix="kubealign-mix-")
-        self._thread = ThreadPoolExecutor(1, "buckets")
+        self._thread = JobThread("buckets")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._thread.shutdown()
+        self._thread.end()
         for file in self._files.values():
             file.close()
         self._folder.cleanup()
@@ -88,7 +87,7 @@ class Buckets:
             self._pending.clear()
             return
         self._flush()
-        self._wait()
+        self._thread.wait()
         try:
             for number, writer in self._writers.items():
                 writer.close()
@@ -112,15 +111,9 @@ class Buckets:
             return pa.concat_batches(reader)
 
     def _flush(self) -> None:
-        self._wait()
         pending, self._pending, self._pending_bytes = self._pending, [], 0
         if pending:
-            self._job = self._thread.submit(self._write_out, pending)
-
-    def _wait(self) -> None:
-        job, self._job = self._job, None
-        if job is not None:
-            job.result()
+            self._thread.run(self._write_out, pending)
 
     def _none(self) -> pa.RecordBatch:
         return pa.RecordBatch.from_pylist([], schema=self._schema)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -91,15 +92,16 @@ def _offsets(lists: pa.ListArray) -> Ints:
 
 def _example_ids(prompts: pa.Array, completion_ids: pa.Array, size: Ints) -> pa.Array:
     """Content hash (32 hex digits) of each example: its prompt's id and its completions' ids."""
-    texts = iter(completion_ids.to_pylist())
+    order = np.insert(
+        np.arange(len(prompts), len(prompts) + len(completion_ids)),
+        np.cumsum(size) - size,
+        np.arange(len(prompts)),
+    )
+    texts = pa.concat_arrays([prompts, completion_ids]).take(pa.array(order))
+    ends = np.frombuffer(texts.buffers()[1], np.int32)[np.cumsum(size + 1)].tolist()
+    text = memoryview(texts.buffers()[2] or b"")
     return pa.array(
-        [
-            hashlib.sha256("".join([prompt, *(next(texts) for _ in range(count))]).encode()).hexdigest()[
-                :ID_LENGTH
-            ]
-            for prompt, count in zip(prompts.to_pylist(), size.tolist())
-        ],
-        pa.string(),
+        [hashlib.sha256(text[a:b]).hexdigest()[:ID_LENGTH] for a, b in pairwise([0, *ends])], pa.string()
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.agreement import agreements, count_agreement
-from kubealign_components.data.arrow_take import take
+from kubealign_components.data.arrow_take import keep, take
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.finished import once, output_request
@@ -25,8 +26,8 @@ from kubealign_components.data.null_runs import SHUFFLED
 from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.sampled import sampled
 from kubealign_components.data.schemas import COMPLETION, PAIR, SELECTION, SELECTION_ROW
-from kubealign_components.data.seeds import id_keys
-from kubealign_components.data.segments import Bools, Floats, Ints, order_by
+from kubealign_components.data.seeds import Keys, id_keys
+from kubealign_components.data.segments import Bools, Floats, Ints, changes, order_by
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
 from kubealign_components.progress import progress_bar
@@ -292,6 +293,11 @@ class _Batch:
         quantile = quantile_rewards(self.ranks, self.reference_reward, config.quantile)
         self.quantile: Floats = np.where(self.rewarded & (self.references[self.row] > 0), quantile, np.nan)
 
+    @cached_property
+    def key(self) -> Keys:
+        """Random and fixed for each completion; breaks ties, and decides random orders."""
+        return id_keys(self.ids, self.config.seed, "select")
+
     def _use_rewards(self, slope: LengthSlope) -> None:
         """Put the rewards that are gone by in the place of those that were given."""
         if self.config.rewards == LENGTH_CONTROLLED:
@@ -313,8 +319,8 @@ class _Batch:
     def select(self) -> pa.RecordBatch:
         """The output rows."""
         pool = self._pool()
-        keep = self._labelled_rows(pool) if self.config.by_labels else self._usable(pool)
-        pool &= keep[self.row]
+        stay = self._labelled_rows(pool) if self.config.by_labels else self._usable(pool)
+        pool &= stay[self.row]
         chosen = rejected = np.empty(0, dtype=np.int64)
         selected = pool
         if self.config.pairwise:
@@ -322,12 +328,12 @@ class _Batch:
             selected = np.zeros(len(pool), dtype=np.bool_)
             selected[chosen] = selected[rejected] = True
             paired = self._per_row(selected) > 0
-            lacking = keep & ~paired
+            lacking = stay & ~paired
             self.stats.drop("rewards_overlap", int((lacking & self.overlapping).sum()))
             self.stats.drop("no_pair", int((lacking & ~self.overlapping).sum()))
-            keep = paired
-        self._count(keep, selected, chosen, rejected)
-        return self._output(np.flatnonzero(keep), np.flatnonzero(selected), chosen, rejected)
+            stay = paired
+        self._count(stay, selected, chosen, rejected)
+        return self._output(stay, np.flatnonzero(selected), chosen, rejected)
 
     def _pool(self) -> Bools:
         """Which completions may be selected: those of the pool, or those with a label, each once."""
@@ -348,10 +354,9 @@ class _Batch:
 
     def _repeated(self, members: Ints) -> Ints:
         """Those of ``members`` that stand there before, where a reference stands before all others."""
-        encoded = self.ids.dictionary_encode()
-        if len(encoded.dictionary) == len(encoded):
+        if changes(np.sort(self.key)).all():  # equal ids have equal keys
             return np.empty(0, dtype=np.int64)
-        code = encoded.indices.to_numpy(zero_copy_only=False)
+        code = self.ids.dictionary_encode().indices.to_numpy(zero_copy_only=False)
         # Of equal completions a reference stays: it has the sampler's log-probability.
         order = members[order_by(self.row[members], code[members], ~self.reference[members])]
         same = (np.diff(self.row[order]) == 0) & (np.diff(code[order]) == 0)
@@ -395,21 +400,19 @@ class _Batch:
         pairs, back = (a * len(self.row) + b for a, b in ((first, second), (second, first)))
         unique = np.isin(np.arange(len(pairs)), np.unique(pairs, return_index=True)[1])
         kept = unique & ~np.isin(pairs, back)
-        key = id_keys(self.ids, self.config.seed, "select")
-        return fewer(first[kept], second[kept], self.row, key, self.config.pairs_per_prompt)
+        return fewer(first[kept], second[kept], self.row, self.key, self.config.pairs_per_prompt)
 
     def _pairs(self, members: Ints) -> tuple[Ints, Ints]:
         config = self.config
         if config.by_labels:
             return self._preferred()
-        key = id_keys(self.ids.take(pa.array(members)), config.seed, "select")
         pool = Pool(
             row=self.row[members],
             reward=self.reward[members],
             given=self.given[members],
             margin=self.margin[members],
             quantile=self.quantile[members],
-            key=key,
+            key=self.key[members],
             references=self.references[self.row[members]],
         )
         rules = StrategySettings(**{name: getattr(config, name) for name in StrategySettings.__slots__})
@@ -420,24 +423,24 @@ class _Batch:
         chosen, rejected = choose_pairs(strategy, pool, rules)
         return members[chosen], members[rejected]
 
-    def _output(self, rows: Ints, selected: Ints, chosen: Ints, rejected: Ints) -> pa.RecordBatch:
-        offsets = _offsets(self._per_row_index(selected)[rows])
+    def _output(self, stay: Bools, selected: Ints, chosen: Ints, rejected: Ints) -> pa.RecordBatch:
+        offsets = _offsets(self._per_row_index(selected)[stay])
         position = np.full(len(self.row), -1, dtype=np.int64)
         first = np.zeros(self.rows, dtype=np.int64)
-        first[rows] = offsets[:-1]
+        first[stay] = offsets[:-1]
         position[selected] = np.arange(len(selected)) - first[self.row[selected]]
         pairs = pa.StructArray.from_arrays(
             [pa.array(position[chosen], pa.int32()), pa.array(position[rejected], pa.int32())],
             fields=list(PAIR),
         )
-        references = np.flatnonzero(self.reference_reward & np.isin(self.row, rows))
+        references = self.reference_reward & stay[self.row]
         made = {
             "completions": _lists(offsets, self._completions(selected)),
-            "pairs": _lists(_offsets(self._per_row_index(chosen)[rows]), pairs),
-            "reference_rewards": _lists(_offsets(self.references[rows]), pa.array(self.reward[references])),
+            "pairs": _lists(_offsets(self._per_row_index(chosen)[stay]), pairs),
+            "reference_rewards": _lists(_offsets(self.references[stay]), pa.array(self.reward[references])),
         }
         columns = [
-            made[name] if name in made else take(self.batch.column(name), rows)
+            made[name] if name in made else keep(self.batch.column(name), stay)
             for name in SELECTION_ROW.names
         ]
         return pa.RecordBatch.from_arrays(columns, schema=SELECTION_ROW)
@@ -453,12 +456,12 @@ class _Batch:
             fields=list(COMPLETION),
         )
 
-    def _count(self, keep: Bools, selected: Bools, chosen: Ints, rejected: Ints) -> None:
-        used = keep[self.row] & self.reference_reward
+    def _count(self, stay: Bools, selected: Bools, chosen: Ints, rejected: Ints) -> None:
+        used = stay[self.row] & self.reference_reward
         self.stats.counts["completions"] += int(selected.sum())
         if self.config.pairwise:
             self.stats.counts["pairs"] += len(chosen)
-        self.stats.observe("references", self.references[keep & (self.references > 0)].tolist())
+        self.stats.observe("references", self.references[stay & (self.references > 0)].tolist())
         self.stats.observe("reference_tied", (self.ranks.equal[used] > 1).tolist())
         self.stats.observe("quantile_reward", _finite(self.quantile[selected]))
         self.stats.observe("quantile_gap", _finite(self.quantile[chosen] - self.quantile[rejected]))

@@ -58,7 +58,7 @@ def test_the_split_is_fair_stable_and_nested() -> None:
     assert held < {i for i in ids if is_held_out(i, 0.3, 0)}
     assert not any(is_held_out(i, 0.0, 0) for i in ids)
     assert held != {i for i in ids if is_held_out(i, 0.1, 1)}
-    assert held_out(ids, 0.1, 0) == [is_held_out(i, 0.1, 0) for i in ids]
+    assert held_out(ids, 0.1, 0).tolist() == [is_held_out(i, 0.1, 0) for i in ids]
 
 
 def test_mix64_is_splitmix() -> None:
