@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kubealign_components.engines.packed_attention import SegmentPlan, check_windows, use_segments
+from kubealign_components.engines.packed_attention import SegmentPlan, check_rope, check_windows, use_segments
 from kubealign_components.engines.packing import Group, lay_out, packs
 from kubealign_components.engines.token_batches import token_batches
 from kubealign_components.errors import EngineError
@@ -96,6 +96,7 @@ class LastTokens:
         to themselves."""
         tokens, positions, segments = lay_out(groups)
         device, plan = self._model.device, SegmentPlan(tuple(segments))
+        check_rope(self._model, plan.longest)
         hidden = self._decoder(
             input_ids=torch.tensor([tokens], device=device),
             position_ids=torch.tensor([positions], device=device),
@@ -109,6 +110,7 @@ class LastTokens:
 
     def _forward_padded(self, batch: Sequence[Tokens]) -> list[list[float]]:
         inputs, lengths = padded(batch, self._model.device)
+        check_rope(self._model, inputs["input_ids"].shape[1])
         # A decoder's own pooling finds the last token by comparing with the pad token, which is wrong
         # when that is also the end of a turn, and refused when there is none.
         hidden = self._decoder(**inputs, use_cache=False).last_hidden_state

@@ -12,7 +12,7 @@ attention, convolutions), or changes its scores in ways not computed here, is re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,6 +97,38 @@ def check_windows(model: Any, plan: SegmentPlan) -> None:
                 f"{config.model_type}: its layers do not pass on their sliding window of {window}, and a "
                 f"sequence of {plan.longest} tokens is longer"
             )
+
+
+def check_rope(model: Any, longest: int) -> None:
+    """Raise :class:`EngineError` where rotary positions would depend on what else is in a batch.
+
+    Two kinds of them, ``dynamic`` and ``longrope`` (the 128k models of Phi-3 and 4), change for the whole
+    batch as soon as one text in it is longer than what the model was first trained on.
+
+    Args:
+        model: any decoder.
+        longest: tokens of the longest text of a batch.
+    """
+    config = model.config.get_text_config()
+    for kind, bound in _changing_rope(config):
+        if longest > bound:
+            raise EngineError(
+                f"{config.model_type}: its positions ({kind}) are others in a batch with a text of more than "
+                f"{bound} tokens, and one has {longest}: values would depend on what is computed together; "
+                f"keep to {bound} tokens (max_seq_len of filter, max_length of a reward model)"
+            )
+
+
+def _changing_rope(config: Any) -> Iterator[tuple[str, int]]:
+    """The kinds of rotary positions that change with the length of a text, and the length where they do."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    each = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
+    for rope in each:
+        kind = str(rope.get("rope_type"))
+        if "dynamic" in kind:
+            yield kind, config.max_position_embeddings
+        elif kind == "longrope":
+            yield kind, rope.get("original_max_position_embeddings") or config.max_position_embeddings
 
 
 def segment_attention(

@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 
 from kubealign_components.engines.fused_layers import fuse_layers
 from kubealign_components.engines.head import Head
-from kubealign_components.engines.packed_attention import SegmentPlan, check_windows, use_segments
+from kubealign_components.engines.packed_attention import SegmentPlan, check_rope, check_windows, use_segments
 from kubealign_components.engines.row_tiles import RowTiles, checkpoint_contexts, whole_tiles
 from kubealign_components.engines.token_batches import token_batches
 from kubealign_components.engines.variable_length import Segment
@@ -203,6 +203,7 @@ def hidden_states(base: Any, batch: PackedBatch) -> Tensor:
         computed = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else base.dtype
         fuse_layers(base, partial(_decoded_few, base, batch.input_ids[:, :_FEW]), computed)
     plan = SegmentPlan(batch.segments)
+    check_rope(base, plan.longest)
     hidden_TH = _decoded(base, batch.input_ids, batch.position_ids, plan)
     check_windows(base, plan)
     return hidden_TH

@@ -22,7 +22,7 @@ from kubealign_components.data.chat.tokenizer import load_tokenizer
 from kubealign_components.data.model_files import ADAPTER_FOLDER, files_below
 from kubealign_components.data.templates import RewardTemplate, Shown
 from kubealign_components.engines.loading import HEAD_KEY, load_checkpoint
-from kubealign_components.engines.packed_attention import SegmentPlan, check_windows
+from kubealign_components.engines.packed_attention import SegmentPlan, check_rope, check_windows
 from kubealign_components.engines.packing import prepare
 from kubealign_components.engines.reward_model import HEAD_FILE, load_head
 from kubealign_components.engines.scoring import four_bits
@@ -65,6 +65,7 @@ class PairScores(nn.Module):
         """(P, 2) fp32 scores, of the chosen and of the rejected sequence, each read at its last token."""
         base = _base(self.model)
         plan = SegmentPlan(batch.segments)
+        check_rope(base, plan.longest)
         output = base.get_decoder()(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, plan=plan
         )

@@ -90,6 +90,8 @@ def test_nothing_to_score_is_said(group: Group, message: str) -> None:
         pack([group])
 
 
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 # What the families of decoders do to attention and head: windows, scalings, caps, mixtures, positions.
 FAMILIES = {
     "mistral": {"sliding_window": 6},
@@ -100,6 +102,7 @@ FAMILIES = {
     "gpt2": {},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "phi3": {"partial_rotary_factor": 0.5},
+    "llama": {"rope_parameters": DYNAMIC, "max_position_embeddings": 16},  # as long as the longest text
 }
 # What they do that packing does not reproduce, and what the error says of it.
 REFUSED = {
@@ -107,6 +110,14 @@ REFUSED = {
     "falcon": ({"alibi": True}, "ALiBi"),
     "gemma2": ({"head_dim": 8}, "soft-caps its attention"),
     "gpt_oss": ({"num_local_experts": 2, "num_experts_per_tok": 1}, "adds s_aux"),
+    "llama": (
+        {"rope_parameters": DYNAMIC, "max_position_embeddings": 12},
+        r"\(dynamic\).*more than 12 tokens",
+    ),
+    "phi3": (
+        {"rope_parameters": LONG, "original_max_position_embeddings": 12},
+        r"\(longrope\).*more than 12 tokens, and one has 16",
+    ),
     "lfm2": ({"layer_types": ["conv", "full_attention"]}, "conv layers"),
     "nemotron": ({}, "was not told the pack's segments"),
     "phimoe": ({"sliding_window": 6, "num_local_experts": 2}, "do not pass on their sliding window of 6"),
