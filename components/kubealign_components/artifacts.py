@@ -123,16 +123,18 @@ def describe(manifest: Manifest) -> dict[str, object]:
 
 
 def _page_of(dataset: Dataset) -> str:
-    from kubealign_components.reports.html import render
+    from kubealign_components.reports.html import message_page
     from kubealign_components.reports.judgements import judgements_page
     from kubealign_components.reports.rows import rows_page
 
+    if dataset.ended_early:
+        return message_page(dataset.manifest.slug, dataset.ended_early)
     try:
         return judgements_page(dataset) if dataset.manifest.schema == JUDGED else rows_page(dataset)
     except Exception as error:  # rows that took hours to make are not lost for a picture of them
         log.exception("the page about %s cannot be made", dataset.uri)
         text = f"The rows are whole; their page cannot be made ({type(error).__name__}: {error})."
-        return render("kubealign_components/reports/message.html", title=dataset.manifest.slug, text=text)
+        return message_page(dataset.manifest.slug, text)
 
 
 def _describe(artifact: Artifact, manifest: Manifest, *pages: Artifact) -> None:

@@ -53,7 +53,7 @@ from kubealign_pipelines.halving import HALVING, Rung, rungs_of
 from kubealign_pipelines.offline_tail import OFFLINE_STAGES, align_offline
 from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
 from kubealign_pipelines.resources import CompileSettings, Placement
-from kubealign_pipelines.rounds import REFERENCE, ROUNDS, Rounds, further_rounds
+from kubealign_pipelines.rounds import REFERENCE, ROUNDS, STOP, Rounds, further_rounds
 from kubealign_pipelines.rules import LOGPROBS_ORDER, Rules
 from kubealign_pipelines.variants import SWEPT, VARIANTS, decide, number_of, swept_stages
 
@@ -65,7 +65,7 @@ LABELS = ("labels", "labelled")
 """Selections that need no rewards; the first is the default where there are none."""
 
 RULES = Rules(
-    choices=(LOGPROBS_ORDER, ROUNDS, REFERENCE, HALVING),
+    choices=(LOGPROBS_ORDER, ROUNDS, REFERENCE, STOP, HALVING),
     deciding={
         SAMPLE_N: decide_draws,
         "select_strategy": lambda strategy: strategy if strategy in LABELS else None,
@@ -168,7 +168,8 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
             evaluate_options: Settings of evaluate by name, such as min_gain and max_prompts.
             variants: Of a sweep, what each variant has of its own: by stage (select, mix, train, evaluate),
                 options of that stage.
-            choose_options: Of a sweep, settings of choose by name, such as max_kl and max_length_ratio.
+            choose_options: Of a sweep, or of rounds that may stop, settings of choose by name, such as max_kl
+                and max_length_ratio.
         """
         placement.check_first("offline_alignment", RULES.shape(parameters), locals())
         _stages(PipelineInputs.of_function(placement, locals()), shape)
@@ -238,6 +239,9 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
         not judge or rounds.number == 1, ROUNDS.name, rounds.number, f"1 with {JUDGE}: rounds need a reward"
     )
     require(learns or rounds.number == 1, ROUNDS.name, rounds.number, once)
+    require(
+        not rounds.may_end or rounds.number > 1, STOP.name, rounds.stop, f"never with one of {ROUNDS.name}"
+    )
     require(
         not swept or rounds.number == 1, ROUNDS.name, rounds.number, "1 in a sweep, of variants of one round"
     )

@@ -6,16 +6,21 @@
 A round samples from the policy of the one before and trains on from it, on what is selected of the
 completions of all rounds. These have their rewards and, under the first policy, their log-probabilities from
 the round that they were sampled in.
+
+Where rounds may stop, ``next_round`` looks whether the one before was better than the one before it. If it
+was not, all that follows works on nothing, and ``choose`` chooses among the rounds that there were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kfp.dsl import PipelineTask
 from kfp.dsl.pipeline_channel import PipelineChannel
 
+from kubealign_components.choose.component import choose
 from kubealign_components.join_rounds.component import join_rounds
 from kubealign_components.join_rounds.stage import FIRST, LAST
 from kubealign_components.logprobs.component import logprobs
@@ -24,6 +29,8 @@ from kubealign_components.sample.component import sample
 from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
 from kubealign_pipelines.rules import Choice
 
+_ROUND = re.compile(r"-round-(\d+)$")
+"""How a task of a further round is called."""
 MOST = 4
 """Kubernetes' object of a run has room for four, in few and large chunks."""
 ROUNDS = Choice(
@@ -38,6 +45,13 @@ REFERENCE = Choice(
     meaning="What the policy of a further round stays near: the first policy, or the one that it starts at.",
 )
 
+STOP = Choice(
+    name="rounds_stop",
+    values=("never", "no_gain"),
+    meaning="When rounds end before the last: never, or once one is not shown to be better than the one"
+    " before (no_gain); then the best of them is chosen.",
+)
+
 Answered = Callable[[PipelineTask, PipelineChannel, str], PipelineTask]
 """Gives the rewarded completions of a policy for the prompts of a task, under the name of a round."""
 Aligned = Callable[..., PipelineTask]
@@ -50,12 +64,28 @@ class Rounds:
     """How many there are, and what their policies stay near."""
 
     number: int
+    """At most."""
     reference: str
+    stop: str
+    """When they end before the last."""
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the last ones may do nothing."""
+        return self.stop != STOP.values[0]
 
     @classmethod
     def chosen(cls, choices: Mapping[str, str]) -> Rounds:
         """As ``choices`` by name say."""
-        return cls(number=int(choices[ROUNDS.name]), reference=choices[REFERENCE.name])
+        return cls(
+            number=int(choices[ROUNDS.name]), reference=choices[REFERENCE.name], stop=choices[STOP.name]
+        )
+
+
+def round_of(task: str) -> int:
+    """The round that the task called ``task`` stands in, from 1."""
+    number = _ROUND.search(task)
+    return int(number[1]) if number else 1
 
 
 def further_rounds(
@@ -82,19 +112,22 @@ def further_rounds(
         aligned: selects, scores, trains and compares.
     """
     joined, make_task, work = first, inputs.placement, {"work": inputs["work"]}
-    shown: Arguments = {}
+    looks = {"rounds": rounds.number, "seed": inputs["seed"]} if rounds.may_end else {}
+    evaluations, shown = [evaluated.outputs["dataset"]], dict[str, PipelineChannel]()
     for number in range(2, rounds.number + 1):
         begun = make_task(
             next_round,
             str(number),
             prompts=prompts.outputs["dataset"],
-            evaluation=evaluated.outputs["dataset"],
+            evaluation=evaluations[-1],
             policy=inputs["policy"],
             reference=inputs["reference"],
             number=number,
-            **{**shown, **work, **inputs.cut(sample)},
+            **{**shown, **looks, **work, **inputs.cut(sample)},
         )
-        shown = {"before": begun.outputs["rounds"]}
+        shown = {"before": begun.outputs["shown"]}
+        if rounds.may_end:
+            shown |= {"earlier": evaluations[-1]}
         about = f"round {number}"
         joined = make_task(
             join_rounds,
@@ -106,7 +139,17 @@ def further_rounds(
             **{**work, **(inputs.cut(logprobs) if scored_first else {})},
         )
         models = _models(inputs, rounds, begun)
-        evaluated = aligned(joined, about=about, against=first, earlier=begun.outputs["rounds"], **models)
+        evaluated = aligned(joined, about=about, against=first, earlier=begun.outputs["shown"], **models)
+        evaluations.append(evaluated.outputs["dataset"])
+    if rounds.may_end:
+        _choose(inputs, rounds, evaluations)
+
+
+def _choose(inputs: PipelineInputs, rounds: Rounds, evaluations: Sequence[PipelineChannel]) -> None:
+    """The task that chooses among the rounds of ``evaluations``."""
+    each = {f"round_{number}": one for number, one in enumerate(evaluations, start=1)}
+    own = {"seed": inputs["seed"], "work": inputs["work"], **inputs.of("choose")}
+    inputs.placement(choose, rounds=rounds.number, **each, **own)
 
 
 def _models(inputs: PipelineInputs, rounds: Rounds, begun: PipelineTask) -> dict[str, object]:

@@ -39,6 +39,7 @@ COMPILED: dict[str, tuple[str, dict[str, Any]]] = {
     **{pipeline: (pipeline, {}) for pipeline in PIPELINES},
     "offline_alignment_draws": ("offline_alignment", {"sample_n": {"from": 4, "to": 16}}),
     "offline_alignment_rounds": ("offline_alignment", {"rounds": 2}),
+    "offline_alignment_rounds_stop": ("offline_alignment", {"rounds": 3, "rounds_stop": "no_gain"}),
     "offline_alignment_sweep": (
         "offline_alignment",
         {"variants": [{"select": {"strategy": "random_pairs"}}, {"train": {"beta": 0.05}}], **REWARD},

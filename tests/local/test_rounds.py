@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from kubealign import Results, RunFile, run_local
-from kubealign.local.rounds import rounds_of
+from kubealign.local.results import load_run
+from kubealign.local.rounds import rounds_of, why_stopped
 from kubealign.parameters import check_parameters
 from kubealign.rerun import run_file_of
 from kubealign_components.data.dataset import Dataset
@@ -124,3 +126,46 @@ def test_the_last_model_starts_at_the_first_ones_and_leads_back_to_everything(
     assert all(line[:-1] in last_page for line in lines), "as Kubeflow shows it"
     assert lines[0][:-1] not in first_page
     assert Dataset.open(str(two.folder / "model-2")).manifest.fingerprint == last.manifest.fingerprint
+
+
+@pytest.fixture(scope="module")
+def stopped(two: Results, output: Path) -> Results:
+    """The same, had it been to go on only from a policy that is shown to be better."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        given = {**two.parameters, "rounds": 2, "rounds_stop": "no_gain"}
+        return run_local(RunFile(parameters=given), output=output, name="stopped")
+
+
+def test_after_a_round_that_is_not_better_nothing_is_sampled_or_trained(
+    stopped: Results, two: Results, output: Path
+) -> None:
+    assert why_stopped(stopped).startswith("round 1 is not shown to be better than the first policy")
+    assert not why_stopped(two)
+    second = [row for row in stopped.stages if row.title.endswith(" 2")]
+    assert [row.stage for row in second] == [
+        *("next_round", "sample", "rewards", "join_rounds", "select", "logprobs", "mix", "train", "evaluate")
+    ]
+    assert all(row.rows_in == row.rows_out == 0 and not row.numbers for row in second)
+    assert sorted(sum(made.values()) for made in finished(output, "sample")) == [18, 18], "those of the other"
+    logs = "".join(log.read_text() for log in (stopped.folder / "logs").rglob("*.log"))
+    assert not re.search(r"Loading weights|prompts/s|step 1", logs)
+
+
+def test_the_best_round_is_the_result_of_those_that_may_end(stopped: Results, two: Results) -> None:
+    [row] = stopped.choice
+    assert (row["variant"], row["chosen"]) == ("round 1", True)
+    for results in (stopped, load_run(stopped.folder)):
+        assert results.model is not None
+        assert results.evaluation == two.datasets["evaluate"].manifest.stats["numbers"]
+        made = Dataset.open(str(results.model))
+        assert made.manifest.fingerprint == row["model_fingerprint"]
+        assert made.manifest.fingerprint == two.models["train"].manifest.fingerprint
+    assert (stopped.folder / "model").resolve() == stopped.model
+    assert not (stopped.folder / "model-round-2").exists()
+    [line] = rounds_of(stopped)
+    assert line[0] == "1, chosen"
+    assert "No further round was sampled or trained" in (stopped.folder / "summary.html").read_text()
+    again = run_file_of(Dataset.open(str(stopped.folder / "choice")).manifest)["parameters"]
+    assert isinstance(again, dict)
+    assert (again["rounds"], again["rounds_stop"]) == (2, "no_gain")

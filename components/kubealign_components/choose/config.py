@@ -20,6 +20,9 @@ class ChooseConfig:
     reduction_factor: int = 0
     """Of successive halving: choose one variant in so many, to be trained further; 0 to choose the one of
     all."""
+    rounds: int = 0
+    """Of rounds of alignment, which are chosen among as variants of a sweep are: how many there were to be.
+    The bounds hold for all of these, whichever was the last one. 0 of variants."""
     seed: int = 0
     """Of the bootstrap."""
     min_gain: float | None = execution(None)
@@ -33,3 +36,10 @@ class ChooseConfig:
             require(value is None or value > 0, name, value, "a positive number, or null")
         factor = self.reduction_factor
         require(factor == 0 or factor > 1, "reduction_factor", factor, "2 or more, or 0")
+        require(self.rounds == 0 or self.rounds > 1, "rounds", self.rounds, "2 or more, or 0")
+        require(not (factor and self.rounds), "reduction_factor", factor, "0 with rounds: none goes on")
+
+    @property
+    def kind(self) -> str:
+        """What is chosen among, in words."""
+        return "round" if self.rounds else "variant"

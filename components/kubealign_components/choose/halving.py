@@ -12,9 +12,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kubealign_components.choose.bounds import Floats
-from kubealign_components.choose.variants import Variant
-from kubealign_components.data.choice_rows import ChoiceRow
+from kubealign_components.choose.variants import EndedVariant, Variant
+from kubealign_components.data.bounds import Floats
+from kubealign_components.data.choice_rows import ENDED, ChoiceRow
 from kubealign_components.data.dataset import Dataset
 
 _RUNG, _AMONG, _NAMES = "rung", "variants", "settings"
@@ -32,6 +32,8 @@ class EarlierRungs:
     names: Sequence[str] = ()
     """Of the settings in which these differ."""
     dropped: Sequence[ChoiceRow] = field(default=())
+    ended: Sequence[EndedVariant] = field(default=())
+    """Variants that ended early."""
 
     @classmethod
     def of(cls, earlier: Dataset | None) -> EarlierRungs:
@@ -44,12 +46,17 @@ class EarlierRungs:
             among=int(extra[_AMONG]),
             names=[str(name) for name in extra[_NAMES]],
             dropped=[row for row in earlier.iter_rows(of=ChoiceRow) if row["dropped"] is not None],
+            ended=[EndedVariant(name=name, reason=reason) for name, reason in extra.get(ENDED, ())],
         )
 
-    def then(self, variants: Sequence[Variant]) -> Mapping[str, object]:
-        """What the manifest of the choice among ``variants``, those of the next rung, says of it."""
+    def then(self, variants: Sequence[Variant], ended: Sequence[EndedVariant]) -> Mapping[str, object]:
+        """What the manifest of the choice among ``variants``, those of the next rung but for those that
+        ``ended`` early, says of it."""
         names = self.names or list(variants[0].settings)
-        return {_RUNG: self.number + 1, _AMONG: self.among or len(variants), _NAMES: list(names)}
+        among = self.among or len(variants) + len(ended)
+        every = [(one.name, one.reason) for one in (*self.ended, *ended)]
+        of_ended = {ENDED: every} if every else {}
+        return {_RUNG: self.number + 1, _AMONG: among, _NAMES: list(names), **of_ended}
 
 
 def order_of(variants: Sequence[Variant], low: Floats, keeping: Sequence[bool]) -> list[int]:
@@ -63,7 +70,9 @@ def order_of(variants: Sequence[Variant], low: Floats, keeping: Sequence[bool]) 
     return sorted(range(len(variants)), key=rank)
 
 
-def reasons(order: Sequence[int], low: Floats, keeping: Sequence[bool], factor: int) -> dict[int, str]:
+def reasons(
+    order: Sequence[int], low: Floats, keeping: Sequence[bool], factor: int, *, ended: int = 0
+) -> dict[int, str]:
     """Why each of the variants that are not trained further is not, by position.
 
     Args:
@@ -71,8 +80,9 @@ def reasons(order: Sequence[int], low: Floats, keeping: Sequence[bool], factor: 
         low: lower bounds of their gains.
         keeping: which of them keep to the limits.
         factor: one in so many goes on.
+        ended: how many of the rung ended early: they are some of those that do not.
     """
-    kept = math.ceil(len(order) / factor)
+    kept = min(math.ceil((len(order) + ended) / factor), len(order))
     last = min(float(low[position]) for position in order[:kept])
     why = {}
     for position in order[kept:]:

@@ -1,4 +1,4 @@
-"""The variants of a sweep on one page: which was chosen and by what rule, the front, every number."""
+"""The variants of a sweep, or rounds, on one page: which was chosen by what rule, the front, every number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from markupsafe import Markup
 
 from kubealign_components.choose.config import ChooseConfig
-from kubealign_components.choose.variants import Variant, letter, setting_text
+from kubealign_components.choose.variants import ROUND, EndedVariant, Variant, letter, setting_text
 from kubealign_components.data.choice_rows import ChoiceRow
 from kubealign_components.reports.charts import Spot, front
 from kubealign_components.reports.html import render
@@ -18,7 +18,12 @@ FEW = 30
 
 
 def report_html(
-    rows: Sequence[ChoiceRow], variants: Sequence[Variant], config: ChooseConfig, *, among: int = 0
+    rows: Sequence[ChoiceRow],
+    variants: Sequence[Variant],
+    config: ChooseConfig,
+    *,
+    among: int = 0,
+    ended: Sequence[EndedVariant] = (),
 ) -> str:
     """A self-contained page.
 
@@ -27,33 +32,43 @@ def report_html(
         variants: the former.
         config: by which one was chosen.
         among: variants that there were before some were dropped; 0 where none were.
+        ended: those that ended early.
     """
     every, rows = rows, rows[: len(variants)]
     chosen = next((row for row in rows if row["chosen"]), None)
-    names = list(json.loads(rows[0]["settings"]))
-    prompts = len(variants[0].gains)
+    names = [] if config.rounds else list(json.loads(rows[0]["settings"]))
+    prompts, kind = len(variants[0].gains), config.kind
+    marks = [
+        one.name.removeprefix(f"{ROUND} ") if config.rounds else letter(i) for i, one in enumerate(variants)
+    ]
     return render(
         "kubealign_components/choose/report.html",
+        kind=kind,
         count=len(rows),
         chosen=chosen,
-        among=among,
-        rung=rows[0]["rung"] if config.reduction_factor or among else 0,
-        verdict=_further(rows, prompts) if config.reduction_factor else _verdict(chosen, prompts),
+        among=config.rounds if config.rounds > len(rows) else among,
+        rung=rows[0]["rung"] if config.reduction_factor or (among and not config.rounds) else 0,
+        verdict=_further(rows, prompts) if config.reduction_factor else _verdict(chosen, prompts, kind),
         rule=_rule(config),
-        notes=[*_notes(rows, chosen, prompts), *_lost(variants)],
-        charts=list(_charts(rows)),
-        head=["variant", *_spaced(names), *_head(chosen)],
-        numbers=[_cells(letter(position), row, names, chosen) for position, row in enumerate(rows)],
+        notes=[*_notes(rows, chosen, prompts, kind), *_lost(variants, marks, kind)],
+        charts=list(_charts(rows, marks)),
+        head=[kind, *_spaced(names), *_head(chosen)],
+        numbers=[_cells(mark, row, names, chosen) for mark, row in zip(marks, rows, strict=True)],
         numeric=list(range(1 + len(names), 1 + len(names) + len(_head(chosen)))),
         dropped=[_fate(row, names) for row in every if row["dropped"] is not None],
         fates=["variant", *_spaced(names), "rung", "share of its steps", "gain in reward", "why"],
-        models=[(f"{letter(position)}: {row['variant']}", row["model"]) for position, row in enumerate(rows)],
+        stopped=ended[0].reason if ended and config.rounds else "",
+        ended=[] if config.rounds else [[one.name, one.reason] for one in ended],
+        models=[
+            (row["variant"] if config.rounds else f"{mark}: {row['variant']}", row["model"])
+            for mark, row in zip(marks, rows, strict=True)
+        ],
     )
 
 
-def _verdict(chosen: ChoiceRow | None, prompts: int) -> str:
+def _verdict(chosen: ChoiceRow | None, prompts: int, kind: str) -> str:
     if chosen is None:
-        return "No variant keeps to the limits, so none is chosen."
+        return f"No {kind} keeps to the limits, so none is chosen."
     text = (
         f"Chosen is {chosen['variant']}: on {prompts} held-out prompts its mean reward changed by "
         f"{chosen['gain']:+.4f}, {chosen['gain_low']:+.4f} to {chosen['gain_high']:+.4f}"
@@ -92,23 +107,22 @@ def _rule(config: ChooseConfig) -> str:
         else "",
     ]
     among = " and ".join(filter(None, limits))
-    among += " by the upper end of its 95 % interval, for all variants at once" if among else ""
+    among += f" by the upper end of its 95 % interval, for all {config.kind}s at once" if among else ""
     if config.reduction_factor:
         first = f"variants with {among} before others and then " if among else ""
         return (
             f"The rule: one in {config.reduction_factor} is trained further, {first}by the lower bound of "
             "the gain; of equal ones, the nearest to the reference."
         )
-    return (
-        f"The rule: the highest lower bound of the gain{f', among variants with {among}' if among else ''}; "
-        "of equal ones, the nearest to the reference."
-    )
+    limited = f", among {config.kind}s with {among}" if among else ""
+    rule = f"the highest lower bound of the gain{limited}; of equal ones, the nearest to the reference"
+    return f"The rule: {rule}."
 
 
-def _notes(rows: Sequence[ChoiceRow], chosen: ChoiceRow | None, prompts: int) -> Iterator[str]:
+def _notes(rows: Sequence[ChoiceRow], chosen: ChoiceRow | None, prompts: int, kind: str) -> Iterator[str]:
     if chosen is not None and chosen["gain_low"] <= 0:
         yield (
-            "No variant is shown to be better than the reference: the chosen one's interval holds 0. More "
+            f"No {kind} is shown to be better than the reference: the chosen one's interval holds 0. More "
             "held-out prompts would make the intervals shorter."
         )
     equal = [row["variant"] for row in rows if row["behind_low"] <= 0 and not row["chosen"]]
@@ -118,16 +132,16 @@ def _notes(rows: Sequence[ChoiceRow], chosen: ChoiceRow | None, prompts: int) ->
             f"prompts: {'; '.join(equal)}. Where they are cheaper in KL or length, take one of them."
         )
     if prompts < FEW:
-        yield f"{prompts} held-out prompts are few for {len(rows)} variants: bounds on so few are wide."
+        yield f"{prompts} held-out prompts are few for {len(rows)} {kind}s: bounds on so few are wide."
 
 
-def _lost(variants: Sequence[Variant]) -> Iterator[str]:
+def _lost(variants: Sequence[Variant], marks: Sequence[str], kind: str) -> Iterator[str]:
     """Which variants have no answers to prompts that others have answers to."""
-    lost = [(letter(position), variant) for position, variant in enumerate(variants) if variant.lost]
+    lost = [(mark, variant) for mark, variant in zip(marks, variants, strict=True) if variant.lost]
     if lost:
         names = "; ".join(f"{name} ({variant.name}) lacks {variant.lost}" for name, variant in lost)
         left_out = variants[0].prompts + variants[0].lost - len(variants[0].gains)
-        yield f"{left_out} held-out prompts are not compared, as not every variant has them: {names}."
+        yield f"{left_out} held-out prompts are not compared, as not every {kind} has them: {names}."
 
 
 def _head(chosen: ChoiceRow | None) -> list[str]:
@@ -156,9 +170,9 @@ def _between(mean: float, low: float | None, high: float | None, form: str) -> s
     return f"{mean:{form}}{ends}"
 
 
-def _charts(rows: Sequence[ChoiceRow]) -> Iterator[Markup]:
+def _charts(rows: Sequence[ChoiceRow], marks: Sequence[str]) -> Iterator[Markup]:
     gains = [(row["gain"], row["gain_low"], row["gain_high"]) for row in rows]
-    kinds = [(letter(position), row["on_front"], row["chosen"]) for position, row in enumerate(rows)]
+    kinds = [(mark, row["on_front"], row["chosen"]) for mark, row in zip(marks, rows, strict=True)]
     lengths = [(row["length"], row["length_low"], row["length_high"]) for row in rows]
     kls = [(row["kl"], row["kl_low"], row["kl_high"]) for row in rows]
     estimated = [

@@ -4,6 +4,8 @@ Chosen is the highest lower bound of the gain in reward, among the variants that
 bounds hold for all variants at once, so they hold for the one that was chosen for its bound, too; so do the
 upper ends by which limits are kept. At a rung of successive halving those are chosen that are trained further
 (``halving.py``); then the bounds hold for those that were dropped before as well, had they gone on.
+
+Rounds of alignment are chosen among in the same way, by bounds that hold for as many as there were to be.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kubealign_components.choose.bounds import Floats, on_front, pairwise_intervals, simultaneous_intervals
 from kubealign_components.choose.config import ChooseConfig
 from kubealign_components.choose.halving import EarlierRungs, order_of, reasons
 from kubealign_components.choose.report import report_html
-from kubealign_components.choose.variants import Variant, variants_of
+from kubealign_components.choose.variants import Variant, ended_variants, variants_of
 from kubealign_components.config import semantic_params
+from kubealign_components.data.bounds import Floats, on_front, pairwise_intervals, simultaneous_intervals
 from kubealign_components.data.choice_rows import CHOICE, ChoiceRow
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
@@ -45,7 +47,8 @@ def run(
     Args:
         config: the settings.
         evaluations: ``kubealign.evaluation/v1`` of the variants, with one reward and in any order; of what is
-            there twice, such as variants that differ in nothing that matters, one counts.
+            there twice, such as variants that differ in nothing that matters, one counts. Those that ended
+            early are told of, and not chosen.
         earlier: ``kubealign.choice/v1`` of the rung before, of successive halving.
         output: URI of the dataset to make; the report lies beside its rows.
         report: path of a second copy of the report, for the Kubeflow UI.
@@ -62,11 +65,18 @@ def run(
     provenance = _provenance(config, ordered, earlier)
     request = output_request(config, provenance, output, REPORT)
     before = EarlierRungs.of(earlier)
+    _require_some(ordered, config)
     stats = once(request, lambda: _make(config, ordered, before, len(evaluations), provenance, output))
     copy_report(output, report)
     if not config.reduction_factor:
         _check_gates(config, stats, output)
     return stats
+
+
+def _require_some(evaluations: Sequence[Dataset], config: ChooseConfig) -> None:
+    if all(one.ended_early for one in evaluations):
+        reasons = "; ".join(f"{one.name}: {one.reason}" for one in ended_variants(evaluations, []))
+        raise GateError(f"no {config.kind} of {len(evaluations)} came to its end: {reasons}")
 
 
 def survivors(choice: Dataset) -> list[str]:
@@ -88,18 +98,24 @@ def _make(
     provenance: Provenance,
     output: str,
 ) -> Stats:
-    variants = variants_of(evaluations, before.names)
-    compared = compare(variants, config, among=before.among)
+    sound = [one for one in evaluations if not one.ended_early]
+    ended = [one for one in evaluations if one.ended_early]
+    early = ended_variants(ended, sound, rounds=config.rounds > 0)
+    variants = variants_of(sound, before.names, rounds=config.rounds > 0)
+    among = max(before.among, config.rounds)
+    compared = compare(variants, config, among=among, ended=len(early))
     own = [_row(compared, position, config, before.number + 1) for position in range(len(variants))]
     rows = [*own, *before.dropped]
     stats = Stats(rows_in=given + len(before.dropped))
-    stats.drop("same_as_another", given - len(variants))
+    stats.drop("ended_early", len(ended))
+    stats.drop("same_as_another", given - len(ended) - len(variants))
     stats.numbers.update(_numbers(compared))
     with DatasetWriter(output, CHOICE, provenance) as writer:
         writer.write_rows(rows)
         stats.rows_out = writer.rows
-        writer.commit(stats, before.then(variants))
-    write_report(report_html(rows, variants, config, among=before.among), output)
+        writer.commit(stats, before.then(variants, early))
+    early = [*before.ended, *early]
+    write_report(report_html(rows, variants, config, among=among, ended=early), output)
     return stats
 
 
@@ -122,13 +138,14 @@ class Compared:
     """Why each of those is dropped that are not trained further, by position."""
 
 
-def compare(variants: Sequence[Variant], config: ChooseConfig, *, among: int = 0) -> Compared:
+def compare(variants: Sequence[Variant], config: ChooseConfig, *, among: int = 0, ended: int = 0) -> Compared:
     """What can be said of ``variants`` together, and which of them is chosen, or trained further.
 
     Args:
         variants: those that there are.
         config: the settings.
         among: how many they were picked from, where others were dropped before.
+        ended: how many others ended early, which count among those that are dropped.
     """
     low, high = simultaneous_intervals(
         np.array([one.gains for one in variants]), seed=config.seed, among=among
@@ -148,7 +165,7 @@ def compare(variants: Sequence[Variant], config: ChooseConfig, *, among: int = 0
         front=[bool(one) for one in on_front(costs)],
         chosen=order[0] if able else None,
         leading=order[0],
-        dropped=reasons(order, low, keeping, factor) if factor else {},
+        dropped=reasons(order, low, keeping, factor, ended=ended) if factor else {},
     )
 
 
@@ -222,13 +239,13 @@ def _check_gates(config: ChooseConfig, stats: Stats, output: str) -> None:
     where = f"what all have is in {join(output, REPORT)}"
     if "chosen_gain" not in stats.numbers:
         raise GateError(
-            f"no variant keeps to max_kl={config.max_kl} and max_length_ratio={config.max_length_ratio} with "
-            f"the upper end of its interval; {where}"
+            f"no {config.kind} keeps to max_kl={config.max_kl} and "
+            f"max_length_ratio={config.max_length_ratio} with the upper end of its interval; {where}"
         )
     low = stats.numbers["chosen_gain_low"]
     if config.min_gain is not None and low < config.min_gain:
         raise GateError(
-            f"the chosen variant's mean reward changed by {stats.numbers['chosen_gain']:+.4f}, at least "
-            f"{low:+.4f} by a bound that holds for all variants at once; expected at least "
+            f"the chosen {config.kind}'s mean reward changed by {stats.numbers['chosen_gain']:+.4f}, at "
+            f"least {low:+.4f} by a bound that holds for all {config.kind}s at once; expected at least "
             f"min_gain={config.min_gain:+.4f}; {where}"
         )

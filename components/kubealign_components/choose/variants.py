@@ -11,8 +11,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from kubealign_components.choose.bounds import Floats, simultaneous_intervals
 from kubealign_components.data.bootstrap import Interval
+from kubealign_components.data.bounds import Floats, simultaneous_intervals
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.fingerprint import canonical_json, digest
 from kubealign_components.data.lineage import steps_of
@@ -23,6 +23,10 @@ NORMAL = 1.96
 """Standard errors to either end of a 95 % interval."""
 ERROR = 0.05
 """How often one of the limits that are kept to may not be, of all variants together."""
+ROUND = "round"
+"""What tells rounds of alignment apart."""
+_NOT_ITS_OWN = ("evaluate_", "train_ended_early")
+"""Beginnings of the names of settings that tell that a variant ended early, and of no other."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -97,12 +101,45 @@ class Variant:
         return next((parent for parent in parents if parent["name"] == "model"), {})
 
 
-def variants_of(evaluations: Sequence[Dataset], names: Sequence[str] = ()) -> list[Variant]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndedVariant:
+    """One that has no model to choose, or none that may be chosen."""
+
+    name: str
+    """Its settings that differ from those of others."""
+    reason: str
+    """Why it ended early."""
+
+
+def ended_variants(
+    ended: Sequence[Dataset], sound: Sequence[Dataset], *, rounds: bool = False
+) -> list[EndedVariant]:
+    """What became of the variants, or ``rounds``, of the evaluations ``ended``, which differ from each other
+    and from those of ``sound``."""
+    every = [*ended, *sound]
+    settings = (
+        [{ROUND: _round_of(one)} for one in every] if rounds else differing([_own(one) for one in every])
+    )
+    names = _names(settings) if ended else []
+    reasons = [one.ended_early for one in ended]
+    return [EndedVariant(name=name, reason=reason) for name, reason in zip(names, reasons)]
+
+
+def _own(evaluation: Dataset) -> dict[str, object]:
+    """Its settings but for those that a variant lacks, or has, since it ended early."""
+    own = _settings(evaluation)
+    return {name: value for name, value in own.items() if not name.startswith(_NOT_ITS_OWN)}
+
+
+def variants_of(
+    evaluations: Sequence[Dataset], names: Sequence[str] = (), *, rounds: bool = False
+) -> list[Variant]:
     """The variants on the held-out prompts that all have, in the order of their settings.
 
     Args:
         evaluations: ``kubealign.evaluation/v1``, none twice.
         names: of the settings by which variants are named; none for those in which these differ.
+        rounds: whether they are rounds of alignment, which are named by their numbers.
 
     Raises:
         ConfigError: an evaluation without rewards, or by other ones than the first.
@@ -110,7 +147,8 @@ def variants_of(evaluations: Sequence[Dataset], names: Sequence[str] = ()) -> li
     """
     for one in evaluations:
         _check_reward(one, evaluations[0])
-    every_setting = [_settings(one) for one in evaluations]
+    every_setting = [{ROUND: _round_of(one)} if rounds else _settings(one) for one in evaluations]
+    names = [ROUND] if rounds else names
     settings = [{name: own.get(name) for name in names} for own in every_setting]
     settings = settings if names else differing(every_setting)
     rows = [{row["prompt_id"]: row for row in one.iter_rows(of=EvaluationRow)} for one in evaluations]
@@ -197,6 +235,12 @@ def _reward(evaluation: Dataset) -> str:
     return digest([step["params"].get("reward"), step["models"].get("reward")])
 
 
+def _round_of(evaluation: Dataset) -> int:
+    """Which round of alignment made the model that ``evaluation`` is of, from 1."""
+    begun = (step for step in evaluation.manifest.recipe.values() if step["stage"] == "next_round")
+    return max((int(step["params"]["number"]) for step in begun), default=1)
+
+
 def _settings(evaluation: Dataset) -> dict[str, object]:
     """The settings of the last step of each stage that led to ``evaluation``, by stage and name."""
     manifest = evaluation.manifest
@@ -214,6 +258,8 @@ def _flat(params: Mapping[str, object], before: str = "") -> Iterator[tuple[str,
 
 def _names(settings: Sequence[Mapping[str, object]]) -> list[str]:
     """A name for each, of its settings; letters where these do not tell all apart."""
+    if all(own.keys() == {ROUND} for own in settings):
+        return [f"{ROUND} {own[ROUND]}" for own in settings]
     texts = [", ".join(f"{name}={setting_text(value)}" for name, value in own.items()) for own in settings]
     if max(Counter(texts).values()) == 1 and all(texts):
         return texts

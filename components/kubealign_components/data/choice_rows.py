@@ -37,6 +37,10 @@ CHOICE_ROW = pa.schema(
     ]
 )
 
+ENDED = "ended_variants"
+"""Member of what the manifest of a choice says: names and reasons of variants, or of rounds, that ended early
+and have no row."""
+
 
 class ChoiceRow(TypedDict):
     """A row of :data:`CHOICE`."""

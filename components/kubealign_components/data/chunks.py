@@ -111,7 +111,7 @@ def plan(
     rows_per_chunk: int | None = None,
     most: int = MAX_CHUNKS,
 ) -> list[Chunk]:
-    """Cut ``dataset`` into at most ``most`` chunks of nearly equal row counts.
+    """Cut ``dataset`` into at most ``most`` chunks of nearly equal row counts; one that ended early is one.
 
     Args:
         dataset: with unique prompt ids.
@@ -133,6 +133,8 @@ def plan(
     )
     for name, value in (("chunks", chunks), ("rows_per_chunk", rows_per_chunk)):
         require(value is None or value > 0, name, value, "a positive number")
+    if dataset.ended_early:
+        return [_of_nothing(dataset, work)]
     if not dataset.rows:
         raise ChunkError(f"{dataset.uri} has no rows to cut into chunks; show says which stage dropped them")
     asked = chunks if chunks is not None else -(-dataset.rows // (rows_per_chunk or 1))
@@ -156,6 +158,20 @@ def plan(
         )
         for i, (start, stop) in enumerate(pairwise(starts))
     ]
+
+
+def _of_nothing(dataset: Dataset, work: str) -> Chunk:
+    """The one chunk of a dataset that ended early: a fan-out has work for one pod or more."""
+    return Chunk(
+        dataset=dataset.uri,
+        fingerprint=dataset.manifest.fingerprint,
+        index=0,
+        of=1,
+        spans=(),
+        rows=0,
+        row_ids=row_ids_digest([]),
+        work=work,
+    )
 
 
 def shares(chunk: Chunk, count: int) -> list[Share]:

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from kubealign_components.data.fingerprint import Provenance, canonical_json, file_digest
 from kubealign_components.data.job_thread import JobThread
-from kubealign_components.data.manifest import MANIFEST, Manifest, Shard
+from kubealign_components.data.manifest import ENDED_EARLY, MANIFEST, Manifest, Shard
 from kubealign_components.data.schemas import ROWS
 from kubealign_components.data.shards import (
     ROW_GROUP_BYTES,
@@ -76,7 +76,7 @@ class Dataset:
         Raises:
             NotFound: no manifest there: not a dataset, or one that was never finished.
             SchemaMismatch: a dataset of another kind; names both.
-            EmptyDataset: it has no rows, and ``allow_empty`` is False.
+            EmptyDataset: it has no rows, ``allow_empty`` is False, and no stage has ended early on its way.
         """
         where = join(uri, MANIFEST)
         try:
@@ -86,7 +86,7 @@ class Dataset:
         manifest = Manifest.from_json(text, where)
         if schemas and manifest.schema not in schemas:
             raise SchemaMismatch(f"{uri} is {manifest.schema}, expected {' or '.join(schemas)}")
-        if not manifest.rows and not allow_empty:
+        if not manifest.rows and not allow_empty and not manifest.ended_early:
             raise EmptyDataset(f"{uri} ({manifest.schema}) has no rows: {_why_empty(manifest)}")
         return cls(uri, manifest)
 
@@ -105,6 +105,11 @@ class Dataset:
     def __iter__(self) -> Iterator[JsonObject]:
         """Rows for people, in order: chats, tools and metadata as lists and mappings."""
         return map(unpacked, self.iter_rows())
+
+    @property
+    def ended_early(self) -> str:
+        """Why nothing was made, where a stage ended early; empty for what was made."""
+        return self.manifest.ended_early
 
     @property
     def rows(self) -> int:
@@ -394,6 +399,8 @@ class DatasetWriter:
         """
         stats.check()
         self.close_shard()
+        ended = self.provenance.ended_early
+        extra = {**(extra or {}), **({ENDED_EARLY: ended} if ended else {})}
         manifest = Manifest(
             schema=self.schema,
             rows=self.rows,
@@ -405,7 +412,7 @@ class DatasetWriter:
             identity=self.provenance.identity,
             origins=self.provenance.origins,
             stats=stats.to_json(),
-            extra=json.loads(canonical_json(extra or {})),
+            extra=json.loads(canonical_json(extra)),
         )
         where = join(self.uri, MANIFEST)
         if not store_for(self.uri).publish(where, manifest.to_json().encode()):

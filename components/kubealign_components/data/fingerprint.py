@@ -74,6 +74,8 @@ class Provenance:
     """Digests of the policy, tokenizer and template that the token ids belong to."""
     origins: dict[str, Origin] = field(default_factory=dict)
     """Of every step that led here, by fingerprint: where models and sources lay, and what it ran with."""
+    ended_early: str = ""
+    """Why there are no rows, where a stage ended before it made any (:mod:`.early_end`)."""
 
     @property
     def step(self) -> Step:

@@ -26,6 +26,8 @@ MANIFEST_VERSION = 2
 KEY = "KUBEALIGN_MANIFEST_KEY"
 """Environment variable: a secret that manifests are signed with (HMAC-SHA256 of their digest) and held to."""
 
+ENDED_EARLY = "ended_early"
+"""Member of what a manifest says beside the counts: why nothing was made."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "the manifest was changed, make the dataset again"
 
@@ -72,7 +74,13 @@ class Manifest:
             parents=self.parents,
             identity=self.identity,
             origins=self.origins,
+            ended_early=self.ended_early,
         )
+
+    @property
+    def ended_early(self) -> str:
+        """Why nothing was made, where a stage ended early; empty for what was made."""
+        return str(self.extra.get(ENDED_EARLY, ""))
 
     def origin_of(self, word: str) -> Mapping[str, str]:
         """Where lay what a step knows by the digest or commit ``word``: ``uri``, and ``revision`` of what was

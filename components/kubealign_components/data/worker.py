@@ -14,6 +14,7 @@ from kubealign_components.child_processes import OWN_END
 from kubealign_components.data.batches import batched
 from kubealign_components.data.chunks import Chunk, Part, Share, check_part, row_ids_digest
 from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.early_end import pass_on
 from kubealign_components.data.engine_processes import EngineProcesses
 from kubealign_components.data.fingerprint import Provenance, digest
 from kubealign_components.data.manifest import MANIFEST
@@ -139,6 +140,23 @@ def run_chunk(
             reused = _make_part(work, slices, part_uri, schema, provenance, folder, slice_rows)
     complete = reused if before is None else before
     return Part(index=chunk.index, uri=part_uri, rows=chunk.rows, reused_rows=complete)
+
+
+def pass_chunk_on(chunk: Chunk, ended: Dataset, *, stage: str, version: int, schema: str) -> Part:
+    """The part of ``chunk``, which was cut from the dataset ``ended`` that ended early: one that did, too.
+
+    Args:
+        chunk: the descriptor.
+        ended: what it was cut from.
+        stage: that has nothing to work on.
+        version: of the stage.
+        schema: kind of the part.
+    """
+    part = digest([chunk.fingerprint, chunk.row_ids])[:32]
+    uri = join(chunk.work, stage, "parts", part)
+    extra = {"row_ids": chunk.row_ids}
+    pass_on("ended", ended, stage=stage, version=version, schema=schema, output=uri, extra=extra)
+    return Part(index=chunk.index, uri=uri, rows=0, reused_rows=0)
 
 
 def _finish_share(

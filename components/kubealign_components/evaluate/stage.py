@@ -14,6 +14,7 @@ from typing import ClassVar
 from kubealign_components.config import SettingGroup, execution, require, require_choice, semantic_params
 from kubealign_components.data.chat import ChatTemplate, DeferredTemplate, stored_settings
 from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.early_end import pass_on
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
 from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.models import ModelFiles, find_model, require_policy, with_weights
@@ -72,7 +73,7 @@ from kubealign_components.evaluate.second_reward import (
     second_rewards,
 )
 from kubealign_components.progress import progress_bar
-from kubealign_components.reports.html import REPORT, copy_report, write_report
+from kubealign_components.reports.html import REPORT, copy_report, message_page, write_report
 from kubealign_components.reports.rounds import lines_of
 from kubealign_components.store import join
 
@@ -197,6 +198,11 @@ def run(
         GateError: the gain is below ``min_gain``, or not what ``require`` asks for; output and report
             are written before.
     """
+    if ended := _ended_model(model, model_uri or model):
+        stats = pass_on("model", ended, stage="evaluate", version=VERSION, schema=EVALUATION, output=output)
+        write_report(message_page(ended.manifest.slug, ended.ended_early), output)
+        copy_report(output, report)
+        return stats
     rewarder = Rewarder(config.reward) if config.reward else None
     second = Rewarder(config.held_out_reward) if config.held_out_reward else None
     judge = PairJudge(config.judge, rewarded) if config.judge else None
@@ -216,6 +222,15 @@ def run(
     copy_report(output, report)
     _check_gate(config, stats.numbers, output)
     return stats
+
+
+def _ended_model(model: str, uri: str) -> Dataset | None:
+    """What stands at ``model`` in place of a model whose training, or a stage before it, ended early."""
+    try:
+        trained = Dataset.open(model, MODEL, allow_empty=True)
+    except NotFound:
+        return None
+    return Dataset(uri, trained.manifest) if trained.ended_early else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from kubealign_components.config import execution, require, require_choice, semantic_params
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.early_end import pass_on
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.sampled import named_in_round
-from kubealign_components.data.schemas import RewardedCompletion, RewardedRow
+from kubealign_components.data.schemas import REWARDED, RewardedCompletion, RewardedRow
 from kubealign_components.data.stats import Stats
 from kubealign_components.rewarded_union import abreast, require_rewarded_alike, write_joined
 
@@ -56,6 +57,8 @@ def run(config: JoinRoundsConfig, *, earlier: Dataset, later: Dataset, output: s
         ConfigError: the two were not rewarded alike.
         DataError: prompts that both have stand in another order.
     """
+    if later.ended_early:
+        return pass_on("later", later, stage="join_rounds", version=VERSION, schema=REWARDED, output=output)
     require_rewarded_alike(earlier, later)
     provenance = derive(
         "join_rounds",

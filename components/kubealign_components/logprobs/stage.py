@@ -23,7 +23,7 @@ from kubealign_components.data.sampled import round_of_model
 from kubealign_components.data.schemas import COMPLETIONS, REWARDED, SELECTION, Completion, TokenizedRow
 from kubealign_components.data.seeds import seed_for
 from kubealign_components.data.stats import Stats
-from kubealign_components.data.worker import Missing, run_chunk
+from kubealign_components.data.worker import Missing, pass_chunk_on, run_chunk
 from kubealign_components.engines.dtypes import DTYPES, resolved_dtype
 from kubealign_components.errors import DriftError, EngineError
 from kubealign_components.training.config import SHARDED
@@ -104,6 +104,9 @@ def run(config: LogprobsConfig, *, chunk: Chunk) -> Part:
         DriftError: sampler and scorer disagree by more than ``max_drift``.
     """
     dataset = open_chunk(chunk, COMPLETIONS, REWARDED, SELECTION)
+    kind = dataset.manifest.schema
+    if dataset.ended_early:
+        return pass_chunk_on(chunk, dataset, stage="logprobs", version=VERSION, schema=kind)
     from kubealign_components.engines.dtypes import device_type
 
     policy = find_model(config.policy, config.revision, weights=False)
@@ -128,7 +131,7 @@ def run(config: LogprobsConfig, *, chunk: Chunk) -> Part:
             chunk,
             dataset,
             stage,
-            schema=dataset.manifest.schema,
+            schema=kind,
             provenance=provenance,
             slice_rows=config.slice_rows,
             engines=engines(

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from kubealign_components.config import execution, require, semantic_params
 from kubealign_components.data.arrow_take import take
 from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.early_end import pass_on
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.prefetch import read_ahead
@@ -128,6 +129,8 @@ def run(
             ambiguous.
     """
     require(bool(selections or training), "selections", [], "at least one selection or training dataset")
+    if ended := next((one for one in selections if one.ended_early), None):
+        return pass_on("selection", ended, stage="mix", version=VERSION, schema=TRAINING, output=output)
     inputs = {f"selection_{i}": dataset for i, dataset in enumerate(selections)}
     inputs |= {f"training_{i}": dataset for i, dataset in enumerate(training)}
     _check_identities(list(inputs.values()))

@@ -15,14 +15,17 @@ def next_round(
     metrics: dsl.Output[dsl.Metrics],
     policy: str,
     reference: str = "",
+    earlier: dsl.Input[dsl.Dataset] = None,
     before: list = [],
     number: int = 2,
+    rounds: int = 0,
+    seed: int = 0,
     work: str = "",
     rows_per_chunk: int = 0,
     max_chunks: int = 100,
     engines: int = 1,
     options: dict = {},
-) -> NamedTuple("Begun", [("Output", List[Dict]), ("start", str), ("anchor", str), ("rounds", List[Dict])]):  # type: ignore[valid-type]
+) -> NamedTuple("Begun", [("Output", List[Dict]), ("start", str), ("anchor", str), ("shown", List[Dict])]):  # type: ignore[valid-type]
     """Begin a further round of alignment: the same prompts for the policy of the round before.
 
     Args:
@@ -32,8 +35,11 @@ def next_round(
         metrics: rows in and out.
         policy: model directory, URI or hub id of the first policy.
         reference: model that the aligned policy stays near, where that is not the first policy.
+        earlier: evaluation of the round before that one (kubealign.evaluation/v1), where rounds may end.
         before: what the evaluations of the rounds before that one showed.
         number: of the round, from 2.
+        rounds: how many there are at most, where one that is not better ends them; 0 for all.
+        seed: of the bootstrap.
         work: work prefix; what was finished there before is taken. For a fan-out that follows, empty: beside
             the dataset.
         rows_per_chunk: most rows in a chunk of the fan-out that follows; 0 where none does.
@@ -42,7 +48,7 @@ def next_round(
         options: further settings of the stage by name.
         start: URI of the policy that the round samples from and starts at.
         anchor: the model that the first round's log-probabilities are of.
-        rounds: what the evaluations of all rounds so far showed.
+        shown: what the evaluations of all rounds so far showed.
 
     Returns:
         Chunk descriptors for the fan-out that follows.
@@ -58,6 +64,8 @@ def next_round(
     config = from_parameters(NextRoundConfig, parameters, "next_round")
     plan = PlanConfig(work=work, rows_per_chunk=rows_per_chunk, max_chunks=max_chunks, engines=engines)
     rows, compared = open_dataset(prompts, TOKENIZED), open_dataset(evaluation, EVALUATION)
-    log_stats(metrics, run(config, prompts=rows, evaluation=compared, output=rows_of(dataset)))
-    chunks, rounds = planned(plan, publish(dataset)), [*before, shown_by(compared)]
-    return chunks, trained_policy(compared).uri, reference or policy, rounds
+    further = open_dataset(earlier, EVALUATION) if earlier is not None else None
+    stats = run(config, prompts=rows, evaluation=compared, before=further, output=rows_of(dataset))
+    log_stats(metrics, stats)
+    shown = [*before, *([] if compared.ended_early else [shown_by(compared)])]
+    return planned(plan, publish(dataset)), trained_policy(compared).uri, reference or policy, shown

@@ -40,6 +40,11 @@ def render(template: str, **values: object) -> str:
     return _environment().get_template(template).render(**values)
 
 
+def message_page(title: str, text: str) -> str:
+    """A page that says ``text`` alone."""
+    return render("kubealign_components/reports/message.html", title=title, text=text)
+
+
 def clipped(text: str) -> str:
     """``text``, cut where it is longer than :data:`CLIP`, which is said."""
     return shortened(text, CLIP)

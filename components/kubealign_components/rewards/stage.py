@@ -26,7 +26,7 @@ from kubealign_components.data.schemas import (
     TokenizedRow,
 )
 from kubealign_components.data.stats import LABEL_VALUE, Stats
-from kubealign_components.data.worker import Missing, run_chunk
+from kubealign_components.data.worker import Missing, pass_chunk_on, run_chunk
 from kubealign_components.engines.rewards import (
     REWARD,
     Outcome,
@@ -73,8 +73,10 @@ def run(config: RewardsConfig, *, chunk: Chunk) -> Part:
         EngineError: a reward function raised, or a reward is no finite number.
         DataError: a conversation is over length, and ``over_length`` is ``fail``.
     """
-    rewarder = Rewarder(config.reward)
     dataset = open_chunk(chunk, COMPLETIONS, TOKENIZED)
+    if dataset.ended_early:
+        return pass_chunk_on(chunk, dataset, stage="rewards", version=VERSION, schema=REWARDED)
+    rewarder = Rewarder(config.reward)
     provenance = derive(
         "rewards",
         VERSION,

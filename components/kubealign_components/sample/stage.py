@@ -35,7 +35,7 @@ from kubealign_components.data.schemas import (
 )
 from kubealign_components.data.seeds import seed_for
 from kubealign_components.data.stats import Stats
-from kubealign_components.data.worker import Missing, run_chunk
+from kubealign_components.data.worker import Missing, pass_chunk_on, run_chunk
 from kubealign_components.engines.generation import (
     SAMPLING,
     GenerationEngine,
@@ -102,6 +102,8 @@ def run(config: SampleConfig, *, chunk: Chunk) -> Part:
         EngineError: the engine cannot be started, or fails.
     """
     dataset = open_chunk(chunk, TOKENIZED)
+    if dataset.ended_early:
+        return pass_chunk_on(chunk, dataset, stage="sample", version=VERSION, schema=COMPLETIONS)
     model = find_model(config.policy, config.revision, weights=False)
     settings = stored_settings(dataset)
     provenance = _provenance(config, dataset, model, settings)

@@ -19,6 +19,7 @@ from kubealign_components.config import execution, require, require_choice, sema
 from kubealign_components.data.agreement import agreements, count_agreement
 from kubealign_components.data.arrow_take import keep, take
 from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.early_end import pass_on
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.labels import compared, fewer, preferred_pairs, sides
@@ -185,6 +186,8 @@ def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
     Raises:
         DataError: a completion without a finite reward, where rewards decide.
     """
+    if rewarded.ended_early:
+        return pass_on("rewarded", rewarded, stage="select", version=VERSION, schema=SELECTION, output=output)
     provenance = derive(
         "select", VERSION, semantic_params(config), inputs={"rewarded": rewarded}, slug=config.slug
     )

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from kubealign_components.config import semantic_params
 from kubealign_components.data.chat import DeferredTemplate, stored_settings
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.early_end import pass_on
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.models import ModelFiles, find_model
+from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.dtypes import device_type, resolved_dtype, saved_dtype_name
 from kubealign_components.errors import ConfigError
@@ -57,6 +59,8 @@ def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launch
         DriftError: the policy gives other log-probabilities than the dataset's reference ones.
         EngineError: a policy that cannot be loaded, or a loss that is not a number.
     """
+    if training.ended_early:
+        return pass_on("training", training, stage=STAGE, version=VERSION, schema=MODEL, output=output)
     device = device_type(trained_on(launcher))
     config = replace(config, dtype=resolved_dtype(config.dtype, device))
     model = find_model(config.policy, config.revision, weights=False)

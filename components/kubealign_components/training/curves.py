@@ -11,7 +11,7 @@ from markupsafe import Markup
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.reports import charts
-from kubealign_components.reports.html import render
+from kubealign_components.reports.html import message_page, render
 from kubealign_components.training.config import LOGISTIC
 from kubealign_components.training.metrics import bin_means
 
@@ -40,6 +40,8 @@ def training_log(model: Dataset) -> Log:
 def curves_page(uri: str) -> str:
     """HTML with the curves of the model at ``uri``; nothing in it is loaded from elsewhere."""
     model = Dataset.open(uri, MODEL)
+    if model.ended_early:
+        return message_page(model.manifest.slug, model.ended_early)
     log = training_log(model)
     logistic = model.manifest.provenance.step["params"].get("objective") in LOGISTIC
     shown = [*draw(log, _PANELS), *_calibration(log, logistic=logistic)]

@@ -10,6 +10,7 @@ import click
 from kubealign.cli.options import Given, run_options
 from kubealign.cli.terminal import say
 from kubealign.estimate.formulas import GIB, SHAPES, ModelShape, Throughput
+from kubealign_pipelines.rounds import STOP
 
 if TYPE_CHECKING:
     from kubealign.estimate.stages import Assumptions, StageEstimate
@@ -60,6 +61,8 @@ def estimate(
     reward_shape = SHAPES[reward_model_shape] if reward_model_shape else None
     assumed = Assumptions(**assumptions, reward_shape=reward_shape, throughput=throughput)
     _show(shape, assumed, estimate_run(run, shape, assumed), price)
+    if run.parameters.get(STOP.name, STOP.values[0]) != STOP.values[0]:
+        say("That is at most: rounds after one that is not shown to be better neither sample nor train.")
     if not model_shape and not is_here(policy):
         say(f"Shape of {preset_of(policy)}, after the policy's name; --model-shape takes another.")
 

@@ -87,9 +87,10 @@ def _run(given: Given, output: Path, name: str, runner: str | None, verbose: boo
         if note:
             console.print(note)
     if results.choice:
-        console.print(variant_table(results.choice))
+        console.print(variant_table(results.choice, "round" if results.chosen_round else "variant"))
     if results.evaluation:
-        title = "Evaluation of the chosen variant" if results.chosen else "Evaluation"
+        of = "variant" if results.chosen else "round" if results.chosen_round else ""
+        title = f"Evaluation of the chosen {of}" if of else "Evaluation"
         console.print(number_table(title, decided_numbers(results.evaluation)))
     if results.model:
         links = {target: results.folder / name for name, target in results.by_usual_name().items()}
@@ -99,14 +100,14 @@ def _run(given: Given, output: Path, name: str, runner: str | None, verbose: boo
     console.print(f"Summary: {results.folder / 'summary.html'}", soft_wrap=True)
 
 
-def variant_table(rows: Sequence[ChoiceRow]) -> Table:
-    """The variants of a sweep with what they gained, and which was chosen."""
+def variant_table(rows: Sequence[ChoiceRow], kind: str = "variant") -> Table:
+    """The variants of a sweep, or the rounds, with what they gained, and which was chosen."""
     from rich.markup import escape
     from rich.table import Table
 
-    title = "Variants; the intervals of the gains hold for all at once"
+    title = f"{kind.capitalize()}s; the intervals of the gains hold for all at once"
     table = Table(title=title, title_justify="left")
-    table.add_column("variant", overflow="fold")
+    table.add_column(kind, overflow="fold")
     for name in ("gain", "from", "to", "KL", "tokens"):
         table.add_column(name, justify="right")
     table.add_column("")

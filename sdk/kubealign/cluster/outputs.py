@@ -98,7 +98,7 @@ def find_output(
 
     What the run made comes first, then what its datasets were made from, then what earlier runs of the same
     pipeline with the same parameters made: where KFP's cache answered, the artifact is one of those. Of what
-    a sweep makes for each variant, the chosen one's is meant.
+    a sweep makes for each variant, the chosen one's is meant, and of the models of rounds the chosen one.
 
     Raises:
         ConfigError: no output is called so, or several are, or they are of variants and none is chosen.
@@ -118,6 +118,8 @@ def find_output(
         matching = _called(name, outputs)
         if name == MODEL:
             matching = _evaluated(spec, matching) or matching
+        if name == MODEL and len({output.title for output in matching}) > 1:
+            matching = _of_chosen_round(matching, outputs) or matching
         require(len({o.title for o in matching}) < 2, "OUTPUT", name, f"one of {_titles(matching)}")
         if matching and name != matching[-1].uri and matching[-1].task in repeated:
             if of_chosen := _of_chosen(matching, outputs):
@@ -255,6 +257,18 @@ def _of_chosen(matching: Iterable[StoredOutput], outputs: Iterable[StoredOutput]
         if Dataset.open(output.uri, allow_empty=True).manifest.fingerprint in steps
     }
     return [output for output in matching if (output.task, output.execution) in executions]
+
+
+def _of_chosen_round(matching: Iterable[StoredOutput], outputs: Iterable[StoredOutput]) -> list[StoredOutput]:
+    """The models of ``matching`` that the choice among ``outputs`` chose; none where there is none."""
+    choices = [output for output in outputs if (output.task, output.name) == CHOICE and output.whole]
+    rows = Dataset.open(choices[-1].uri).iter_rows(of=ChoiceRow) if choices else iter(())
+    models = {row["model_fingerprint"] for row in rows if row["chosen"]}
+    return [one for one in matching if one.whole and _fingerprint(one) in models]
+
+
+def _fingerprint(output: StoredOutput) -> str:
+    return Dataset.open(output.uri, allow_empty=True).manifest.fingerprint
 
 
 def _evaluated(spec: JsonObject, outputs: Iterable[StoredOutput]) -> list[StoredOutput]:

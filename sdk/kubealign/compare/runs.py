@@ -107,7 +107,10 @@ class ComparedRun:
         """The last dataset of that kind that is still there; of a sweep the chosen variant's."""
         run = read_results(self.info)
         kept = [
-            o for o in run.outputs if o.type in DIRECTORIES and o.iteration in (0, run.chosen) and not o.rung
+            o
+            for o in run.outputs
+            if o.type in DIRECTORIES and o.iteration in (0, run.chosen) and not o.rung
+            if run.chosen_round in (0, o.round)
         ]
         made = standing(output.path for output in reversed(kept))
         return next((one for one in made if one.manifest.schema == schema), None)

@@ -21,6 +21,7 @@ from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import NotFound
 from kubealign_pipelines.graph import Graph, Task
 from kubealign_pipelines.halving import rung_of
+from kubealign_pipelines.rounds import round_of
 
 V = TypeVar("V")
 
@@ -49,6 +50,10 @@ USUAL_NAMES = {
     "choose": "choice",
 }
 """What a reader looks for in a run's folder, by the stage that makes it."""
+_CHOSEN = frozenset(name for stage in ("train", "evaluate") for name in (stage, USUAL_NAMES[stage]))
+"""Names of what a round has that another one may be chosen for."""
+CHOOSE = "choose"
+"""How the names of tasks begin that choose among variants, or among rounds."""
 METRICS = "system.Metrics"
 _ITERATION = re.compile(r"-iteration-(\d+)$")
 """How the folder of what one iteration of a loop makes is called."""
@@ -81,6 +86,11 @@ class Output:
         return rung_of(self.task)
 
     @property
+    def round(self) -> int:
+        """In which round of alignment it was made, from 1."""
+        return round_of(self.task)
+
+    @property
     def exists(self) -> bool:
         """Whether the task made it; metrics live in the metadata alone."""
         if self.type == METRICS:
@@ -108,6 +118,8 @@ class StageRow:
     """Which iteration of a loop it is, from 1, such as which variant; 0 outside of loops."""
     rung: int = 0
     """At which rung of successive halving, from 1; 0 at the last one, and without halving."""
+    round: int = 1
+    """In which round of alignment, from 1."""
 
     @property
     def reused(self) -> int | None:
@@ -145,14 +157,16 @@ class Results:
 
     @property
     def model(self) -> Path | None:
-        """The aligned model's directory, if the pipeline made one; of a sweep the chosen one's, or none."""
+        """The aligned model's directory, if the pipeline made one; of a sweep the chosen one's, or none; of
+        rounds the chosen one's, where one is chosen."""
         models = self.of_chosen(self.outputs_of("system.Model"))
         return models[-1].path if models else None
 
     @cached_property
     def choice(self) -> list[ChoiceRow]:
-        """The variants of a sweep, of which one may be chosen; none before they are compared."""
-        behind = [output for output in self._kept if not output.iteration] if self._is_repeated else []
+        """The variants of a sweep, or the rounds, of which one may be chosen; none before they are
+        compared."""
+        behind = [output for output in self._kept if output.task.startswith(CHOOSE)]
         made = (_open(output) for output in reversed(behind))  # the last one, or all are another's
         choice = next((one for one in made if one.manifest.schema == CHOICE), None)
         return list(choice.iter_rows(of=ChoiceRow)) if choice else []
@@ -165,19 +179,28 @@ class Results:
         of_chosen = (one for one in reversed(repeated) if _open(one).manifest.fingerprint in names)
         return next((output.iteration for output in of_chosen), 0)
 
+    @cached_property
+    def chosen_round(self) -> int:
+        """Which round was chosen, from 1; 0 where none was, and where variants are chosen among."""
+        settings = (json.loads(row["settings"]) for row in self.choice if row["chosen"])
+        return next((int(own["round"]) for own in settings if own.keys() == {"round"}), 0)
+
     def of_chosen(self, made: Iterable[Repeated]) -> list[Repeated]:
-        """Those of ``made`` that the chosen variant has, none while none is chosen; all where none is of a
-        loop."""
+        """Those of ``made`` that the chosen variant has, none while none is chosen; or those of the chosen
+        round; all where nothing is chosen among."""
         listed = list(made)
         repeated = [one for one in listed if one.iteration]
         chosen = [one for one in repeated if one.iteration == self.chosen and not one.rung]
-        return chosen if repeated else listed
+        if repeated:
+            return chosen
+        return [one for one in listed if self.chosen_round in (0, one.round)]
 
     @property
     def datasets(self) -> dict[str, Dataset]:
         """What the stages made, by stage; of a stage that stands twice the later ones are numbered. What a
         variant made that was not chosen has the variant's number, such as ``select-1``, and before it that of
-        a rung which was not the last, such as ``select-rung-1-1``."""
+        a rung which was not the last, such as ``select-rung-1-1``. Where one of several rounds is chosen,
+        models and evaluations of the others have theirs, such as ``train-round-1``."""
         return self._made(lambda made: made.manifest.schema != MODEL)
 
     @property
@@ -197,11 +220,13 @@ class Results:
         }
 
     def by_usual_name(self) -> dict[str, Path]:
-        """The datasets and models by the names of :data:`USUAL_NAMES`; of a stage that stands twice the later
-        ones are numbered. Of a sweep these are the chosen variant's; others have the variant's number."""
+        """The datasets and models that were made, by the names of :data:`USUAL_NAMES`; of a stage that stands
+        twice the later ones are numbered. Of a sweep these are the chosen variant's; others have the
+        variant's number."""
         return _numbered(
             (self._name(USUAL_NAMES.get(stage, stage), output), output.path)
-            for stage, output, _ in self._opened()
+            for stage, output, made in self._opened()
+            if not made.ended_early
         )
 
     def _made(self, predicate: Callable[[Dataset], bool]) -> dict[str, Dataset]:
@@ -210,6 +235,8 @@ class Results:
         )
 
     def _name(self, name: str, made: Output | StageRow) -> str:
+        if self.chosen_round and name in _CHOSEN:
+            return name if made.round == self.chosen_round else f"{name}-round-{made.round}"
         at = f"{name}-rung-{made.rung}" if made.rung else name
         its_own = made.iteration and (made.rung or made.iteration != self.chosen)
         return f"{at}-{made.iteration}" if its_own else at
@@ -218,11 +245,6 @@ class Results:
     def _kept(self) -> list[Output]:
         """The datasets and models."""
         return [output for output in self.outputs if output.type in DIRECTORIES and output.exists]
-
-    @property
-    def _is_repeated(self) -> bool:
-        """Whether there is a loop, such as over the variants of a sweep."""
-        return any(output.iteration for output in self.outputs)
 
     def _opened(self) -> Iterator[tuple[str, Output, Dataset]]:
         """Stage, output and content of each dataset and model."""
@@ -401,6 +423,7 @@ def _row(output: Output, seconds: float) -> StageRow:
         seconds=round(seconds, 1),
         iteration=output.iteration,
         rung=output.rung,
+        round=output.round,
     )
 
 

@@ -20,15 +20,23 @@ _READ = ["completions.list.element.model", "pairs"]
 
 
 def rounds_of(results: Results) -> list[list[str]]:
-    """A line of :data:`COLUMNS` for each round that was evaluated; none where there was one alone, or where
-    what was evaluated are variants of a sweep."""
+    """A line of :data:`COLUMNS` for each round that was evaluated, with a word on the chosen one; none where
+    there was one alone, or where what was evaluated are variants of a sweep."""
     evaluated = [row for row in results.stages if row.stage == "evaluate"]
     if len(evaluated) < 2 or any(row.iteration for row in evaluated):
         return []
     selected = [made for name, made in results.datasets.items() if re.fullmatch(r"select(-\d+)?", name)]
     shares = [_shares(made) for made in selected]
-    lines = lines_of([row.numbers for row in evaluated])
+    lines = lines_of([row.numbers for row in evaluated if row.numbers])  # of those that were not ended early
+    for line in lines:
+        line[0] += ", chosen" if line[0] == str(results.chosen_round) else ""
     return [[*line, of] for line, of in zip(lines, shares)]
+
+
+def why_stopped(results: Results) -> str:
+    """Why no further round was sampled or trained; empty where all were."""
+    begun = [made for name, made in results.datasets.items() if name.startswith("next_round")]
+    return next((made.ended_early for made in begun if made.ended_early), "")
 
 
 def chosen_by_round(selection: Dataset) -> Counter[int]:

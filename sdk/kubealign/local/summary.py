@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from kubealign.cli.console import drop_text, duration, format_number, reuse_text
 from kubealign.local.results import Results, StageRow
-from kubealign.local.rounds import COLUMNS, rounds_of
+from kubealign.local.rounds import COLUMNS, rounds_of, why_stopped
 from kubealign.local.runs import DIRECTORIES
 from kubealign_components.config import from_mapping
 from kubealign_components.data.dataset import Dataset
@@ -233,9 +233,11 @@ def _stage(row: StageRow, results: Results) -> list[str]:
 
 
 def notes_on(results: Results) -> list[str]:
-    """What a reader of the numbers must know: what looks like no gain, and completions that were cut at
-    max_new_tokens."""
+    """What a reader of the numbers must know: what looks like no gain, why rounds ended, and completions that
+    were cut at max_new_tokens."""
     notes = warnings(results.evaluation) if "length_ratio" in results.evaluation else []
+    if reason := why_stopped(results):
+        notes.append(f"No further round was sampled or trained: {reason}.")
     for row in results.stages:
         sampled = row.counts.get("sampled_completions", 0)
         dropped, kept = row.counts.get("truncated_dropped", 0), row.counts.get("truncated_kept", 0)

@@ -128,6 +128,11 @@ class _Rerun:
             self.parameters.values["rounds"] = self.story.rounds
         for step in self.story.all("join_rounds"):
             self.parameters.values["rounds_reference"] = step["params"]["references"]
+        for step in self.story.all("choose"):
+            self.parameters.values["rounds_stop"] = "no_gain"
+            limits = {name: step["params"][name] for name in ("max_kl", "max_length_ratio")}
+            given = {name: value for name, value in limits.items() if value is not None}
+            self.parameters.values |= {"choose_options": given} if given else {}
 
     def sources(self, stage: str, parameter: str, options: str, named: Mapping[str, str]) -> None:
         """Sources and settings of a stage that reads them."""

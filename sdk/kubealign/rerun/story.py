@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from kubealign_components.config import require
 from kubealign_components.data.fingerprint import Step, digest
-from kubealign_components.data.manifest import Manifest
+from kubealign_components.data.manifest import ENDED_EARLY, Manifest
 from kubealign_components.errors import ConfigError
 
 SALMON = frozenset(
@@ -48,7 +48,11 @@ class Story:
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        self.stages = {step["stage"] for step in manifest.recipe.values()}
+        self.recipe = {
+            name: step for name, step in manifest.recipe.items() if ENDED_EARLY not in step["params"]
+        }
+        """Without the steps of rounds that made nothing."""
+        self.stages = {step["stage"] for step in self.recipe.values()}
         require(
             not self.stages & DRAWS,
             "rerun",
@@ -57,11 +61,11 @@ class Story:
             "for which no run file can be told; run the file that made it once more",
         )
         salmon = bool(self.stages & SALMON)
-        stages = SALMON | OFFLINE - {"import_prompts"} if salmon else OFFLINE | ROUNDS
+        stages = SALMON | OFFLINE - {"import_prompts"} if salmon else OFFLINE | ROUNDS | self._choice()
         repeated = (
             dict.fromkeys(_TWICE, 2) if salmon else dict.fromkeys(OFFLINE - _ONCE | ROUNDS, self.rounds)
         )
-        counts = Counter(step["stage"] for step in manifest.recipe.values())
+        counts = Counter(step["stage"] for step in self.recipe.values())
         for stage, count in counts.items():
             self._require(stage in stages, f"its recipe has a step {stage!r} that is none of that pipeline's")
             most = repeated.get(stage, 1)
@@ -69,11 +73,17 @@ class Story:
 
     def all(self, stage: str) -> list[Step]:
         """The steps of ``stage``."""
-        return [step for step in self.manifest.recipe.values() if step["stage"] == stage]
+        return [step for step in self.recipe.values() if step["stage"] == stage]
+
+    def _choice(self) -> set[str]:
+        """The stage that chooses among rounds, where one did; a choice among variants is of no single run."""
+        return {step["stage"] for step in self.all("choose") if step["params"]["rounds"]}
 
     @property
     def rounds(self) -> int:
-        """How many rounds of offline alignment led here."""
+        """How many rounds of offline alignment led here, or were to."""
+        if chosen := [int(step["params"]["rounds"]) for step in self.all("choose")]:
+            return max(chosen)
         return max((int(step["params"]["number"]) for step in self.all("next_round")), default=1)
 
     def of_first_round(self, stage: str) -> list[Step]:

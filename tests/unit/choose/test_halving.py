@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from kfp import dsl
 
-from kubealign_components.choose.bounds import simultaneous_intervals
 from kubealign_components.choose.config import ChooseConfig
 from kubealign_components.choose.stage import run, survivors
+from kubealign_components.data.bounds import simultaneous_intervals
 from kubealign_components.data.choice_rows import CHOICE, ChoiceRow
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive

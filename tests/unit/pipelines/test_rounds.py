@@ -38,6 +38,7 @@ def told(tiny_model: Path, folder: Path, **values: Any) -> list[str]:
 def test_two_rounds_are_checked_whole(tiny_model: Path, tmp_path: Path) -> None:
     assert told(tiny_model, tmp_path, rounds=2) == []
     assert told(tiny_model, tmp_path, rounds=2, rounds_reference="last") == []
+    assert told(tiny_model, tmp_path, rounds=3, rounds_stop="no_gain", choose_max_kl=20) == []
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,8 @@ def test_two_rounds_are_checked_whole(tiny_model: Path, tmp_path: Path) -> None:
         ({"rounds": "two"}, "rounds: one of 1, 2, 3, 4, fixed when the pipeline is compiled"),
         ({"round": 2}, "round: a parameter of offline-alignment; did you mean rounds?"),
         ({"rounds": 2, "rounds_reference": "frist"}, "rounds_reference: one of first, last, fixed when"),
+        ({"rounds_stop": "no_gain"}, "rounds_stop: never with one of rounds"),
+        ({"rounds": 2, "rounds_stop": True}, "rounds_stop: one of never, no_gain, fixed when"),
         ({"rounds": 2, "sample_n": 0}, "rounds: 1 without a selection among rewarded samples"),
         ({"rounds": 3, "evaluate_min_gain": 0.0}, "evaluate_min_gain: none with several rounds"),
         ({"rounds": 2, "evaluate_require": ["gain"]}, "evaluate_require: none with several rounds"),
@@ -78,6 +81,31 @@ def test_one_round_is_the_pipeline_as_it_is(tmp_path: Path) -> None:
     assert compile_ir(tmp_path / "one", "offline_alignment", parameters=one) == compile_ir(
         tmp_path / "none", "offline_alignment"
     )
+
+
+def test_rounds_that_may_end_have_the_stages_of_those_that_do_not_and_a_choice(tmp_path: Path) -> None:
+    parameters = {"rounds": 3, "rounds_stop": "no_gain"}
+    spec, _ = compile_ir(tmp_path / "may", "offline_alignment", parameters=parameters)
+    other, _ = compile_ir(tmp_path / "never", "offline_alignment", parameters={"rounds": 3})
+    tasks, never = (one["root"]["dag"]["tasks"] for one in (spec, other))
+    assert tasks.keys() - never.keys() == {"choose"}
+    assert not any(
+        "triggerPolicy" in task and "condition" in task["triggerPolicy"] for task in tasks.values()
+    )
+    compared = {
+        name: given["taskOutputArtifact"]["producerTask"]
+        for name, given in tasks["choose"]["inputs"]["artifacts"].items()
+    }
+    assert compared == {
+        "round_1": "evaluate",
+        "round_2": "evaluate-round-2",
+        "round_3": "evaluate-round-3",
+    }
+    assert (
+        tasks["next-round-3"]["inputs"]["artifacts"]["earlier"]["taskOutputArtifact"]["producerTask"]
+        == "evaluate"
+    )
+    assert "earlier" not in tasks["next-round-2"]["inputs"]["artifacts"]
 
 
 def test_a_second_round_near_the_first_policy_scores_as_the_first_did(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kubealign_components.choose.bounds import on_front, pairwise_intervals, simultaneous_intervals
 from kubealign_components.data.bootstrap import bootstrap_interval
+from kubealign_components.data.bounds import on_front, pairwise_intervals, simultaneous_intervals
 
 
 def gains(draw: np.random.Generator, variants: int, prompts: int) -> np.ndarray:
@@ -102,7 +102,7 @@ def test_bounds_need_no_torch() -> None:
     """Stages of rows run as if it were not installed, which not all of SciPy bears."""
     program = (
         "import sys; sys.modules['torch'] = None; import numpy as np; "
-        "from kubealign_components.choose.bounds import simultaneous_intervals as intervals; "
+        "from kubealign_components.data.bounds import simultaneous_intervals as intervals; "
         "print(*(len(intervals(np.arange(3.0 * n).reshape(3, n) ** 2, seed=0)) for n in (2, 10)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

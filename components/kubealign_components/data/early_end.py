@@ -1,0 +1,73 @@
+"""What was not made because a round, or a variant of a sweep, ended early.
+
+Who ends early publishes a dataset of its kind without rows, whose manifest says why. A stage that is given
+one works on nothing and publishes one as well, with the same reason: every task of a graph ends well, and
+whoever chooses in the end learns what became of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.manifest import ENDED_EARLY
+from kubealign_components.data.stats import Stats
+
+
+def end_early(
+    reason: str,
+    *,
+    stage: str,
+    version: int,
+    schema: str,
+    output: str,
+    inputs: Mapping[str, Dataset],
+    params: Mapping[str, object] | None = None,
+    extra: Mapping[str, object] | None = None,
+) -> Stats:
+    """Publish at ``output`` that nothing was made there, and why; counts of nothing.
+
+    Args:
+        reason: in words.
+        stage: that ends early.
+        version: of the stage.
+        schema: kind of what it would have made.
+        output: URI of that.
+        inputs: by role, what the end was decided by.
+        params: settings that it was decided by.
+        extra: what else the manifest is to say.
+    """
+    made = derive(stage, version, {**(params or {}), ENDED_EARLY: reason}, inputs=inputs)
+    stats = Stats()
+    with DatasetWriter(output, schema, replace(made, ended_early=reason)) as writer:
+        writer.commit(stats, extra)
+    return stats
+
+
+def pass_on(
+    role: str,
+    ended: Dataset,
+    *,
+    stage: str,
+    version: int,
+    schema: str,
+    output: str,
+    extra: Mapping[str, object] | None = None,
+) -> Stats:
+    """Publish at ``output`` that nothing was made there, since nothing was made of the input ``ended``.
+
+    Args:
+        role: of the input.
+        ended: that ended early.
+        stage: that has nothing to work on.
+        version: of the stage.
+        schema: kind of what it would have made.
+        output: URI of that.
+        extra: what else the manifest is to say.
+    """
+    inputs, reason = {role: ended}, ended.ended_early
+    return end_early(
+        reason, stage=stage, version=version, schema=schema, output=output, inputs=inputs, extra=extra
+    )
