@@ -98,7 +98,8 @@ lock: install ## Resolve the locks again (needs uv)
 	  uv pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	    $${PIP_FIND_LINKS:+--find-links $$PIP_FIND_LINKS} --extra models --extra dev \
 	    --no-emit-package kubealign --no-emit-package torchvision --no-emit-package torchaudio \
-	    --no-emit-package torchcodec $$([[ $$kind == gpu ]] || echo --no-emit-package torch) \
+	    --no-emit-package torchcodec --no-emit-package rfc3987-syntax \
+	    $$([[ $$kind == gpu ]] || echo --no-emit-package torch) \
 	    pyproject.toml images/locks/$$kind.in --output-file images/locks/$$kind.txt; \
 	done
 	$(UV_COMPILE) -c images/locks/cpu.txt images/locks/build.in -o images/locks/build.txt
