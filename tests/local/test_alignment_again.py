@@ -1,4 +1,4 @@
-"""Proof that one set of samples serves again: SmolLM2 on real prompts, in rounds and in a sweep.
+"""Proof that one set of samples serves again: SmolLM2 on real prompts, in two rounds.
 
 The reward is that of short answers, which a policy of 135M parameters learns from few of them. It is a reward
 of length alone, so the audit has to refuse what it gains. Prompts ask for one word: about half of the answers
@@ -24,9 +24,6 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(2400)]
 
 EXACT = {"save_dtype": "float32"}
 """The policy's own bfloat16 would round away part of so few small steps."""
-GRID = [
-    {"train": {"beta": beta, "learning_rate": rate}} for beta in (0.05, 0.1, 0.3) for rate in (1e-5, 5e-5)
-]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,20 +66,6 @@ def test_the_audit_refuses_a_run_whose_reward_is_length_alone(
         run_local(RunFile(parameters=asked), output=output, name="audited")
     assert "gain: the mean reward" not in str(refused.value), "there is one"
     assert sampled(output) == dict.fromkeys(sampled(output), 1)
-
-
-def test_six_variants_need_no_new_samples(two: Results, output: Path, smollm2: Path) -> None:
-    before = sampled(output)
-    short = {"batch_size": 2, "max_steps": 2, "warmup_ratio": 0.0}
-    few = {"evaluate_max_prompts": 4, "evaluate_kl_prompts": 0}
-    given = parameters(smollm2, variants=GRID, train_options=short, **few)
-    swept = run_local(RunFile(parameters=given), output=output, name="swept")
-    assert len(swept.choice) == len(evaluations(swept)) == len(GRID)
-    assert sampled(output) == before, "an engine was asked for more completions"
-    rows = {row.stage: row for row in swept.stages}
-    for stage in ("sample", "rewards", "logprobs"):
-        assert rows[stage].counts["chunks_reused"] == rows[stage].counts["chunks"]
-        assert rows[stage].reused == rows[stage].rows_out
 
 
 def evaluations(results: Results) -> list[StageRow]:

@@ -1,4 +1,4 @@
-"""Reward-free DPO on what real people wrote and rated: better than chance on prompts that it has not seen."""
+"""Pairs that people labelled: no samples and no reward, and better than chance on prompts that are new."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kubealign import load_run_file, quickstart, run_local
+from kubealign_components.data.schemas import SELECTION
 from support.tiny import build_tiny_model
 
 SHIPPED = Path(__file__).parents[2] / "pipelines/kubealign_pipelines/params/preferences.yaml"
@@ -50,6 +51,19 @@ def test_held_out_people_are_agreed_with(tmp_path: Path, monkeypatch: pytest.Mon
         "train_options": "{batch_size: 16, max_steps: 24}",
     }
     run = load_run_file(SHIPPED).with_parameters([f"{name}={value}" for name, value in settings.items()])
-    told = run_local(run, output=tmp_path / "runs").evaluation
+    results = run_local(run, output=tmp_path / "runs")
+    assert [row.stage for row in results.stages] == [
+        *("import_prompts", "filter", "select", "logprobs", "mix", "train", "evaluate")
+    ]
+    told = results.evaluation
     assert told["preference_pairs"] > 40
     assert told["preference_accuracy_low"] > 0.5
+    assert "reward_gain" not in told
+    labelled = {(row["prompt"], row["chosen"], row["rejected"]) for row in rows}
+    selected = results.datasets["select"]
+    assert selected.manifest.schema == SELECTION
+    for row in selected.iter_rows():
+        for pair in row["pairs"]:
+            sides = (row["completions"][pair[side]] for side in ("chosen", "rejected"))
+            texts = [json.loads(side["messages"])[0]["content"] for side in sides]
+            assert (json.loads(row["messages"])[-1]["content"], *texts) in labelled

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
 from click.testing import CliRunner
 
+from kubealign import load_run
 from kubealign.cli.main import main
-from kubealign.local.runner import run_local
-from kubealign.runfile import RunFile
+from unit.test_readme_commands import Command, of_kind
+
+RUN, AGAIN = (command for command in of_kind("loads") if "runs/first" in command.text)
+"""Of the README: the one makes a run, the other makes it again."""
+
+
+def entered(command: Command, folder: Path) -> str:
+    """What ``command`` says, as a reader enters it in ``folder``."""
+    words = [sys.executable, "-m", "kubealign.cli.main", *command.words[1:]]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    assert "Traceback" not in done.stderr
+    return done.stdout
 
 
 def test_a_whole_run_is_made_again_from_the_models_manifest(tiny_model: Path, tmp_path: Path) -> None:
@@ -33,17 +47,17 @@ def test_a_whole_run_is_made_again_from_the_models_manifest(tiny_model: Path, tm
         "train_adapter": "lora",
         "train_options": {"max_steps": 2, "batch_size": 4},
     }
-    results = run_local(RunFile(parameters=parameters), output=tmp_path / "first")
-    assert results.model is not None
-    told = CliRunner().invoke(main, ["rerun", str(results.model), "-o", str(tmp_path / "run.yaml")])
+    written = {"pipeline": "offline_alignment", "parameters": parameters}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(written))
+    assert "Model:" in entered(RUN, tmp_path)
+    model = load_run(tmp_path / "runs" / "first").model
+    told = CliRunner().invoke(main, ["rerun", str(model), "-o", str(tmp_path / "again.yaml")])
     assert told.exit_code == 0, told.output
-    written = yaml.safe_load((tmp_path / "run.yaml").read_text())["parameters"]
-    assert written["sources"][0]["uri"] == str(source)
-    assert written["select_options"]["quantile"] == "mid_rank"
-    assert (written["seed"], written["train_adapter"], written["sample_n"]) == (3, "lora", 4)
-    assert written["reward_functions"][1]["function"] == f"{rewards}:short"
-    checked = CliRunner().invoke(main, ["rerun", str(results.model), "--check", str(tmp_path / "again")])
-    assert checked.exit_code == 0, checked.output
-    assert "The same again" in checked.output
-    weights = [next(tmp_path.glob(f"{run}/**/model.safetensors")).read_bytes() for run in ("first", "again")]
-    assert weights[0] == weights[1]
+    settings = yaml.safe_load((tmp_path / "again.yaml").read_text())["parameters"]
+    assert settings["sources"][0]["uri"] == str(source)
+    assert settings["select_options"]["quantile"] == "mid_rank"
+    assert (settings["seed"], settings["train_adapter"], settings["sample_n"]) == (3, "lora", 4)
+    assert settings["reward_functions"][1]["function"] == f"{rewards}:short"
+    assert "The same again" in entered(AGAIN, tmp_path)
+    found = [next(tmp_path.glob(f"{run}/**/model.safetensors")) for run in ("runs/first", "again")]
+    assert found[0].read_bytes() == found[1].read_bytes()

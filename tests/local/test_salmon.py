@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
-from kubealign import Results, run_local
+from kubealign import Results, load_run, run_local
 from kubealign.cli.main import main
 from kubealign.rerun import run_file_of
 from kubealign_components.data.dataset import Dataset
@@ -16,6 +20,10 @@ from support.browser import faults_of, needs_browser, opened_browser
 from support.drawn import compiled_edges, drawn_edges
 from support.pages import Page
 from support.small_run import small_salmon
+from unit.test_readme_commands import of_kind
+
+[COMMAND] = [command for command in of_kind("loads") if "salmon" in command.words]
+"""Of the README: it runs all of SALMON."""
 
 
 @pytest.fixture(autouse=True)
@@ -25,17 +33,24 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One output folder for all runs of this file: they share their finished rows."""
-    return tmp_path_factory.mktemp("output")
-
-
-@pytest.fixture(scope="module")
-def ppo(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, output: Path) -> Results:
-    """All of it, with PPO."""
-    return run_local(
-        small_salmon(tiny_model, tmp_path_factory.mktemp("data"), "ppo"), output=output, name="ppo"
-    )
+def ppo(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """All of it, with PPO, by the command of the README where a reader would enter it."""
+    folder = tmp_path_factory.mktemp("here")
+    salmon = asdict(small_salmon(tiny_model, folder, "ppo"))
+    written = {name: salmon[name] for name in ("pipeline", "parameters")}
+    (folder / "run.yaml").write_text(yaml.safe_dump(written))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        done = subprocess.run(
+            [sys.executable, "-m", "kubealign.cli.main", *COMMAND.words[1:]],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    assert "Model:" in done.stdout
+    assert "Traceback" not in done.stderr
+    return load_run(folder / "runs")
 
 
 def test_every_stage_of_salmon_leaves_what_the_next_one_needs(ppo: Results) -> None:
@@ -68,11 +83,10 @@ def test_every_page_of_the_run_stands_in_a_browser(ppo: Results) -> None:
 
 
 def test_offline_alignment_reuses_what_was_sampled_and_judged(
-    ppo: Results, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, output: Path
+    ppo: Results, tiny_model: Path, tmp_path: Path
 ) -> None:
-    offline = run_local(
-        small_salmon(tiny_model, tmp_path_factory.mktemp("data"), "offline"), output=output, name="offline"
-    )
+    output = ppo.folder.parents[1]  # which all runs of this file share, and with it their finished rows
+    offline = run_local(small_salmon(tiny_model, tmp_path, "offline"), output=output, name="offline")
     by_stage = {row.stage: row for row in offline.stages}
     assert by_stage["judge"].reused == by_stage["judge"].rows_in
     assert by_stage["train"].counts["steps"] == 1
