@@ -50,7 +50,10 @@ lint: install ## ruff, mypy strict, import-linter, hadolint: a minute or two
 
 .PHONY: unit
 unit: install ## Unit tests and golden pipelines, and how much of the source they run (at least 93 %)
-	$(BIN)/pytest tests/unit tests/golden -n 2 --cov
+	rm -f .coverage.*
+	EXECUTED_LINES=1 $(BIN)/pytest tests/unit tests/golden -n 2
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 .PHONY: other-python
 other-python: ## Unit tests under another Python than the locks' (PYTHON=python3.13 VENV=.venv313)
@@ -78,8 +81,7 @@ format: install ## Format the code and mend what ruff can mend
 golden: install ## Rewrite the golden pipelines and the generated tables
 	$(BIN)/python tests/golden/update.py
 
-# The images take their pins from the locks. What no wheel is published of is built apart (sources.in);
-# the CPU images do without Triton, which only GPUs run.
+# The images take their pins from the locks. What no wheel is published of is built apart (sources.in).
 UV_COMPILE := uv pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-header \
   --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec
 WHEELS := --no-emit-package deepspeed --no-emit-package kfp-server-api
@@ -99,7 +101,7 @@ lock: install ## Resolve the locks again (needs uv)
 	    $${PIP_FIND_LINKS:+--find-links $$PIP_FIND_LINKS} --extra models --extra dev \
 	    --no-emit-package kubealign --no-emit-package torchvision --no-emit-package torchaudio \
 	    --no-emit-package torchcodec --no-emit-package rfc3987-syntax \
-	    $$([[ $$kind == gpu ]] || echo --no-emit-package torch) \
+	    $$([[ $$kind == gpu ]] || echo --no-emit-package torch --no-emit-package triton) \
 	    pyproject.toml images/locks/$$kind.in --output-file images/locks/$$kind.txt; \
 	done
 	$(UV_COMPILE) -c images/locks/cpu.txt images/locks/build.in -o images/locks/build.txt

@@ -10,6 +10,10 @@ from typing import Any
 
 import hypothesis
 import pytest
+
+from support import executed_lines  # before what it watches is imported
+
+# isort: split
 from xdist.scheduler import LoadFileScheduling
 
 from kubealign import quickstart
@@ -50,6 +54,11 @@ class FilesAndContainers(LoadFileScheduling):  # type: ignore[misc]
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesAndContainers | None:
     """Files with the longest tests first, as they are listed, where files stay together."""
     return FilesAndContainers(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_sessionfinish() -> None:
+    """Leave which lines this process has run, where that is asked for."""
+    executed_lines.save()
 
 
 @pytest.fixture(scope="session")
