@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict
 
@@ -23,6 +24,8 @@ from kubealign_components.reports.sides import length_change, sides_charts
 
 TEXTS = 60
 """Most prompts whose texts are shown."""
+_SPACED_MARK = re.compile(r" ([.,:;!?…)])")
+"""Words of a stock phrase are kept apart, marks as well, which people write without the space."""
 
 _ROWS = (
     ("Mean reward", "reward_reference", "reward_aligned", "{:.4f}"),
@@ -98,7 +101,7 @@ def report_html(
         charts=[*sides_charts(rows), *_both_rewards(seconds)],
         parts_of_gain=list(_parts_of_gain(numbers)),
         equal_length=_at_equal_length(numbers),
-        phrases=phrases,
+        phrases=[_SPACED_MARK.sub(r"\1", phrase) for phrase in phrases],
         held_out=held_out,
         confirmed=_confirmed(numbers),
         sources=[source.cells() for source in sources] if len(sources) > 1 else [],

@@ -160,6 +160,7 @@ def test_the_report_escapes_what_it_shows() -> None:
             judge=attack, overall=rate, by_principle={attack: rate}, consistency=0.25, prompts=2
         ),
         warnings=[f"watch {attack}"],
+        phrases=["thanks , friend !"],
         rows=rows,
     )
     assert attack not in page
@@ -170,6 +171,7 @@ def test_the_report_escapes_what_it_shows() -> None:
     assert shown.tags.count("section") == TEXTS
     assert "<i>empty</i>" in page
     assert [attack, "50.0%", "25.0% to 75.0%"] in shown.rows
+    assert "thanks, friend!" in shown.text
     assert "1 principle under which neither wins" in shown.text
     assert "changed by +1.0000 (95 % interval +1.0000 to +1.0000" in shown.text
     assert f"The reward: short texts; like {attack}. How it is computed brevity own.py:{attack}" in shown.text
