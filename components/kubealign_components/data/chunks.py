@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kubealign_components.config import require
-from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.dataset import Dataset, DatasetWriter, why_empty
 from kubealign_components.data.fingerprint import Provenance
 from kubealign_components.data.limits import MAX_CHUNKS
 from kubealign_components.data.seeds import ID_LENGTH, mix64
@@ -136,7 +136,7 @@ def plan(
     if dataset.ended_early:
         return [_of_nothing(dataset, work)]
     if not dataset.rows:
-        raise ChunkError(f"{dataset.uri} has no rows to cut into chunks; show says which stage dropped them")
+        raise ChunkError(f"{dataset.uri} has no rows to cut into chunks: {why_empty(dataset.manifest)}")
     asked = chunks if chunks is not None else -(-dataset.rows // (rows_per_chunk or 1))
     count = min(asked, dataset.rows, most)
     if asked > most:

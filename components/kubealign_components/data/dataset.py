@@ -87,7 +87,7 @@ class Dataset:
         if schemas and manifest.schema not in schemas:
             raise SchemaMismatch(f"{uri} is {manifest.schema}, expected {' or '.join(schemas)}")
         if not manifest.rows and not allow_empty and not manifest.ended_early:
-            raise EmptyDataset(f"{uri} ({manifest.schema}) has no rows: {_why_empty(manifest)}")
+            raise EmptyDataset(f"{uri} ({manifest.schema}) has no rows: {why_empty(manifest)}")
         return cls(uri, manifest)
 
     def __repr__(self) -> str:
@@ -480,7 +480,8 @@ class DatasetWriter:
         return f"shard-{len(self._shards):05d}-{sha256[:12]}.parquet"
 
 
-def _why_empty(manifest: Manifest) -> str:
+def why_empty(manifest: Manifest) -> str:
+    """Why there are no rows: the counts of what was dropped, by reason."""
     dropped = manifest.stats.get("dropped", {})
     reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
     return f"all were dropped ({reasons})" if reasons else "none came in"

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from kubealign_components.config import semantic_params
+from kubealign_components.data.labels import preferred_pairs, sides, verdicts_of
 from kubealign_components.engines.rewards import reward_params
 from kubealign_components.errors import shown
+from kubealign_components.json_types import JsonObject
 from kubealign_components.printable import SECRET_NAME, has_secret
+from kubealign_components.select.stage import LABELLED, LABELS
 from kubealign_components.training.config import PAIRWISE
 from kubealign_pipelines.checking.findings import Finding, error_at, warning_at
 from kubealign_pipelines.checking.stages import Checked, Stage
@@ -133,6 +139,30 @@ def check_counts(checked: Checked, prompts: int, held_out: int) -> Iterator[Find
         yield from _steps(train, (prompts - held_out) * pairs)
 
 
+def with_labels(checked: Checked, rows: Sequence[JsonObject]) -> tuple[list[JsonObject], list[Finding]]:
+    """The prompts of ``rows`` that ``select`` can take, and what there is to tell where it goes by people's
+    labels and none has them."""
+    select = next(iter(checked.of("select")), None)
+    if select is None or not select.config.by_labels:
+        return list(rows), []
+    pairs = select.config.strategy == LABELS
+    usable = [row for row in rows if _is_labelled(verdicts_of(row["completions"]), pairs=pairs)]
+    if usable:
+        return usable, []
+    lacking = "a chosen completion beside a rejected one" if pairs else "a completion with a label"
+    expected = (
+        f"sources with labels: none of {len(rows)} prompts has {lacking}; name their columns in `columns` of "
+        "the source, or take a strategy by reward"
+    )
+    return [], [error_at(select.path(("strategy",)), select.config.strategy, expected)]
+
+
+def _is_labelled(verdicts: pa.StructArray, *, pairs: bool) -> bool:
+    if pairs:
+        return len(preferred_pairs(verdicts, np.zeros(len(verdicts), np.int64))[0]) > 0
+    return bool(np.logical_or(*sides(verdicts.field("label"))).any())
+
+
 def _steps(train: Stage, examples: int) -> Iterator[Finding]:
     config = train.config
     steps, useful = optimiser_steps(config, examples)
@@ -192,8 +222,18 @@ def _pairs(select: Stage, checked: Checked) -> Iterator[Finding]:
             f"a strategy that makes pairs, which the objective {trained.config.objective} compares; "
             "or train with qrpo or kto",
         )
+    if config.by_labels:
+        return
+    if not checked.of("sample") and checked.of("import_prompts"):
+        yield error_at(
+            select.path(("strategy",)),
+            config.strategy,
+            f"{LABELS} or {LABELLED} where nothing is sampled (sample_n is 0): other strategies rank rewards "
+            "among those of the policy's own samples of a prompt",
+        )
+        return
     sample = next((s for s in reversed(checked.of("sample")) if _feeds(s, select)), None)
-    if sample is None or config.by_labels:
+    if sample is None:
         return
     n, pool = sample.config.sampling.n, config.pool
     if config.pairwise and pool == "reference" and n < 2:

@@ -12,7 +12,7 @@ from kubealign_components.data.chat import ChatTemplate, TemplateMismatch
 from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
 from kubealign_pipelines import build, rules
-from kubealign_pipelines.checking.across import check_across, check_counts, secrets
+from kubealign_pipelines.checking.across import check_across, check_counts, secrets, with_labels
 from kubealign_pipelines.checking.carried import check_carried, check_texts
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, distinct, error_at, is_within
 from kubealign_pipelines.checking.models import check_models, policy_folder, template_settings
@@ -246,8 +246,11 @@ def _counted(checked: Checked, prompts: Prompts) -> list[Finding]:
     mix = next(iter(checked.of("mix")), None)
     if mix is None or not (prompts.rows and prompts.complete):
         return []
-    held = prompts.held_out(mix.config.validation_fraction, mix.config.seed)
-    return list(check_counts(checked, len(prompts.rows), held))
+    usable, unlabelled = with_labels(checked, prompts.rows)
+    if unlabelled:
+        return unlabelled
+    held = replace(prompts, rows=usable).held_out(mix.config.validation_fraction, mix.config.seed)
+    return list(check_counts(checked, len(usable), held))
 
 
 def _tried(checked: Checked, prompts: Prompts, *, in_pod: bool, process: bool) -> list[Finding]:

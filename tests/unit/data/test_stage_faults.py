@@ -216,7 +216,7 @@ def test_no_rows_are_refused_before_any_pod_starts(tmp_path: Path) -> None:
         writer.commit(Stats())
     with pytest.raises(EmptyDataset, match="none"):
         Dataset.open(str(tmp_path / "none"))
-    with pytest.raises(ChunkError, match="no rows to cut into chunks"):
+    with pytest.raises(ChunkError, match="no rows to cut into chunks: none came in"):
         plan(Dataset.open(str(tmp_path / "none"), allow_empty=True), work=str(tmp_path), chunks=1)
 
 

@@ -59,6 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         {"message_id": "2", "parent_id": "1", "role": "assistant", "text": "So.", "lang": "en"},
     ]
     (folder / "trees.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tree))
+    (folder / "unlabelled.jsonl").write_text("".join(f'{{"prompt": "Why {n}?"}}\n' for n in range(24)))
     (folder / "notes.pdf").write_text("notes")
     (folder / "model").mkdir()
     config = json.loads((tiny_model / "config.json").read_text())
