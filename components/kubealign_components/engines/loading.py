@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ HEAD_KEY = "score.weight"
 _OTHER_HEADS = ("score.", "classifier.", "v_head.", "value_head.", "qa_outputs.")
 _UNMERGED = ("lora_A", "lora_B", "base_layer.", "modules_to_save.")
 _SHOWN = 3
+_OTHER_CLASS = re.compile(r"Unrecognized configuration class <class '[\w.]*?(\w+)Config'>.*AutoModel: (\w+)")
 
 
 def load_checkpoint(
@@ -177,5 +179,9 @@ def _reason(error: Exception) -> str:
         return (
             "it needs Python code that lies in its folder, which is not run; give a model of a family that "
             "transformers knows"
+        )
+    if other := _OTHER_CLASS.search(text):  # goes on with the names of some hundred classes
+        return (
+            f"it is a {other[1]}, which transformers does not load as {other[2]}; give a model of text alone"
         )
     return text

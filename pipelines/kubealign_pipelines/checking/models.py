@@ -29,7 +29,10 @@ from kubealign_pipelines.checking.stages import LATER, REWARDS, Checked, Stage
 from kubealign_pipelines.checking.volumes import is_below
 
 CLASSIFIERS = ("ForSequenceClassification",)
-DECODERS = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+DECODERS = ("ForCausalLM", "LMHeadModel")
+_OF_SEVERAL = "ForConditionalGeneration"
+"""What models of images and text, and encoder-decoders, are called; of some of them there is a part that
+writes text."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _TEMPLATE_FILE = "chat_template.jinja"
 
@@ -94,6 +97,18 @@ class Folder:
         own_code = self.config.get("auto_map") or {}
         kind = self.architecture
         return not kind or kind.endswith(CLASSIFIERS) or "AutoModelForSequenceClassification" in own_code
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether transformers loads it as a model that writes one text; what is not named may be one."""
+        kind = self.architecture
+        if not kind.endswith(_OF_SEVERAL):
+            return not kind or kind.endswith(DECODERS)
+        try:
+            from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        except ImportError:  # in an image without: the stage that loads it will tell
+            return True
+        return self.config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     @property
     def context(self) -> int | None:
@@ -273,8 +288,9 @@ def _look(named: Named, folder: Folder, checked: Checked) -> Iterator[Finding]:
         return
     if named.rewards:
         yield from _look_at_reward_model(named, folder)
-    elif kind and not kind.endswith(DECODERS):
-        yield error_at(path, name, f"a model that writes text, such as …ForCausalLM; this is a {kind}")
+    elif not folder.writes_text:
+        expected = f"a model that writes text, such as …ForCausalLM; this is a {kind}"
+        yield error_at(path, name, expected)
     elif named.writes:
         try:
             settings = template_settings(checked, name)

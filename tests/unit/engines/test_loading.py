@@ -101,6 +101,14 @@ def test_weights_of_adapters_are_not_left_out(model: Path, use: str) -> None:
         USES[use](model)
 
 
+def test_a_model_of_images_and_text_is_named_in_a_line(model: Path) -> None:
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+    with pytest.raises(
+        EngineError, match=r"a Qwen2_5_VL, which transformers .* AutoModelForCausalLM; .{,30}$"
+    ):
+        USES["score"](model)
+
+
 @pytest.mark.parametrize("change", [{"model_type": "unheard-of"}, {"hidden_size": "x"}], ids=str)
 def test_a_config_that_does_not_fit_is_named(model: Path, change: dict[str, Any]) -> None:
     config = json.loads((model / "config.json").read_text())

@@ -69,7 +69,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         "id2label": labels,
         "sentence_transformers": {"activation_fn": "torch.nn.Tanh"},
     }
-    for name, body in (("classifier", classifier), ("untemplated", config)):
+    several = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
+    bodies = {"classifier": classifier, "untemplated": config, "several": config | several}
+    for name, body in bodies.items():
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(body))
         (folder / name / "model.safetensors").write_bytes(NO_WEIGHTS)
