@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.message import Message as Headers
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, InvalidURL
@@ -30,6 +31,8 @@ _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 _QUIET = 60.0
 """Seconds after a line in the log about an endpoint that is waited for, before there is another."""
 _NO_HOST = (socket.EAI_NONAME, socket.EAI_NODATA)
+_OTHERWISE = {"max_tokens": "max_completion_tokens", "temperature": "", "seed": ""}
+"""What takes the place of a setting that a server refuses, as one for models that reason does; or nothing."""
 _TOO_LONG = ("context length", "max_model_len", "maximum model length", "context_length_exceeded")
 
 
@@ -80,6 +83,8 @@ class ChatEndpoint:
     """For one answer."""
     patience: float
     """Seconds in all for one question, the server's pauses included."""
+    _refused_settings: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Those of :data:`_OTHERWISE` that the server has refused, and what takes their place."""
 
     def __post_init__(self) -> None:
         expected = "an http(s) URL without a key, such as http://judge:8000/v1"
@@ -91,18 +96,28 @@ class ChatEndpoint:
     def answer(self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, object]) -> Answer:
         """What the model says to ``messages``.
 
+        A limit of tokens, temperature or seed that the server refuses by name is given otherwise, or left to
+        the server, with a warning.
+
         Raises:
             Refused: they are longer than the model takes.
             NoLogprobs: it was asked for log-probabilities, which the server does not give.
             EngineError: the key is none, the server refuses, cannot be reached, or stays busy.
         """
         headers = {"Content-Type": "application/json", **self._authorisation()}
-        body = json.dumps({"model": self.model, "messages": list(messages), **sampling}).encode()
         end = time.monotonic() + self.patience
         wait = _FIRST_WAIT
         while True:
+            refused = dict(self._refused_settings)
+            settings = {refused.get(name, name): value for name, value in sampling.items()}
+            settings.pop("", None)
+            body = json.dumps({"model": self.model, "messages": list(messages), **settings}).encode()
             try:
                 return self._asked(body, headers)
+            except _SettingRefusedError as error:
+                if error.setting in refused or error.setting not in sampling:
+                    raise self._failed(str(error)) from None
+                self._give_otherwise(error)
             except _BusyError as busy:
                 pause = wait if busy.after is None else busy.after
                 if time.monotonic() + pause > end:
@@ -110,6 +125,13 @@ class ChatEndpoint:
                 self._tell(f"{busy}; asked again for up to {self.patience:g} s (patience)")
                 time.sleep(pause)
                 wait = min(2 * wait, _LONGEST_WAIT)
+
+    def _give_otherwise(self, error: _SettingRefusedError) -> None:
+        if error.setting not in self._refused_settings:
+            other = _OTHERWISE[error.setting]
+            self._refused_settings[error.setting] = other
+            instead = f"{other} is given instead" if other else f"the server's own {error.setting} holds"
+            log.warning("%s", self._text(f"{error}; {instead}"))
 
     def _asked(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         address = f"{self.url.rstrip('/')}/chat/completions"
@@ -136,8 +158,9 @@ class ChatEndpoint:
                     f"answers what is no JSON: {shortened(text.strip(), 100)!r}; endpoint must be the base "
                     "of an OpenAI-compatible API, which often ends in /v1"
                 ) from None
-            raise _BusyError(f"gave no chat completion ({type(error).__name__})") from None
-        return Answer(content if isinstance(content, str) else "", _tokens(choice))
+            reason = f": {shortened(text.strip(), 200)}" if '"error"' in text else ""
+            raise _BusyError(f"gave no chat completion ({type(error).__name__}){reason}") from None
+        return Answer(_text_of(content), _tokens(choice))
 
     def _unreachable(self, error: Exception) -> Exception:
         """What to raise where no answer came: waiting brings no host, no trust and no other URL."""
@@ -154,6 +177,10 @@ class ChatEndpoint:
             return Refused("over_length")
         if code in (400, 422) and "logprob" in text.lower():
             return NoLogprobs(self._text(f"answered {code}: {shortened(text, 200)}"))
+        if code in (400, 422):
+            named = (name for name in _OTHERWISE if re.search(rf"\b{name}\b", text))
+            if setting := next(named, ""):
+                return _SettingRefusedError(f"answered {code}: {shortened(text, 300)}", setting)
         if code in (401, 403):
             return self._failed(
                 f"answered {code}: put the key into the environment variable {self.key_variable}"
@@ -196,6 +223,22 @@ class _BusyError(Exception):
     def __init__(self, text: str, after: float | None = None) -> None:
         super().__init__(text)
         self.after = after
+
+
+class _SettingRefusedError(Exception):
+    """The server does not take a ``setting`` as it was given."""
+
+    def __init__(self, text: str, setting: str) -> None:
+        super().__init__(text)
+        self.setting = setting
+
+
+def _text_of(content: object) -> str:
+    """What an answer says: a text, or the texts among its parts, of which others are reasoning."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else ""
+    parts = [part for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+    return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
 
 
 def _is_base(url: str) -> bool:

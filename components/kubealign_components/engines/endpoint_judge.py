@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from kubealign_components.data.chat.rendering import without_reasoning
 from kubealign_components.data.templates import JudgeTemplate
@@ -59,20 +60,29 @@ class EndpointJudge:
         None where the question is too long for the judge, or no letter is its answer.
 
         Raises:
-            EngineError: the endpoint cannot be asked, or the judge has answered nothing with a letter so far.
+            EngineError: the endpoint cannot be asked, or the judge has answered nothing with a letter so far,
+                nor what any judge can.
         """
         with ThreadPoolExecutor(AT_ONCE, "judge") as threads:
             answers = list(threads.map(self._answer, comparisons))
         values = [None if answer is None else preference(answer) for answer in answers]
         given = [answer for answer in answers if answer is not None]
         self._gives_letters |= any(value is not None for value in values)
-        if len(given) >= _ENOUGH and not self._gives_letters:
+        if len(given) >= _ENOUGH and not (self._gives_letters or self._answers_plainly(comparisons[0])):
             raise EngineError(
                 f"{self._endpoint.model} at {self._endpoint.url} was asked for a letter, a or b, "
                 f"{len(given)} times and gave none; it says {shortened(given[0].text, 120)!r}; one that "
                 f"reasons first needs more answer_tokens (now {self._answer_tokens})"
             )
         return values
+
+    def _answers_plainly(self, comparison: Comparison) -> bool:
+        """Whether there is a letter for two harmless responses: then it was what the prompts ask, of which a
+        judge may not speak, and not its form of answers."""
+        messages = [{"role": "user", "content": "What is 1 + 1?"}]
+        answer = self._answer(replace(comparison, messages=messages, first="2", second="I will not tell."))
+        self._gives_letters = answer is not None and preference(answer) is not None
+        return self._gives_letters
 
     def _answer(self, comparison: Comparison) -> Answer | None:
         question = f"{comparison.question(self._template)}\n\n{INSTRUCTION}"

@@ -18,7 +18,7 @@ from kubealign_components.config import from_parameters
 from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import COMPLETIONS
-from kubealign_components.engines.chat_endpoint import Answer, AnswerToken
+from kubealign_components.engines.chat_endpoint import Answer, AnswerToken, ChatEndpoint
 from kubealign_components.engines.endpoint_judge import LETTER_ALONE, preference
 from kubealign_components.engines.judge import JudgeSpec, Pair, PairJudge
 from kubealign_components.errors import ConfigError, EngineError
@@ -36,6 +36,7 @@ principles:
   - {name: Even, positive: It is even.}
   - {name: Kind, positive: It is kind.}
 """
+CONTROL = "What is 1 + 1?"
 _SHOWN = re.compile(r"# Response \(a\)\n(\S+)\n\n# Response \(b\)\n(\S+)\n\n# Principle\n(\w+)")
 
 
@@ -47,6 +48,10 @@ class PlantedServer(ChatServer):
 
     def reply(self, body: dict[str, Any]) -> tuple[int, object, dict[str, str]]:
         question = body["messages"][0]["content"]
+        if CONTROL in question and self.way != "never":
+            return 200, self._said("a", None), {}
+        if self.way == "never":
+            return 200, self._said("As an assistant I cannot say", None), {}
         shown = _SHOWN.search(question)
         assert shown is not None, question
         with self.lock:
@@ -59,8 +64,6 @@ class PlantedServer(ChatServer):
             return 400, {"error": {"message": "the maximum context length is 9 tokens"}}, {}
         log_odds = (float(shown[1]) - float(shown[2])) / 3 + 1
         letter = "a" if log_odds > 0 else "b"
-        if self.way == "never":
-            return 200, self._said("As an assistant I cannot say", None), {}
         text = f"<think>(b) or (a)?</think>\n\n({letter})" if self.way == "reasons" else letter
         likely = -math.log1p(math.exp(-abs(log_odds)))
         other = "b" if letter == "a" else "a"
@@ -191,8 +194,8 @@ def test_a_judge_that_has_given_letters_may_have_none_for_some_prompts(
     refused, usual = (Pair([{"role": "user", "content": "Which?"}], one, "4") for one in ("13", "9"))
     assert None not in judge.judge([usual])
     assert judge.judge([refused, refused]) == [None, None]
-    with pytest.raises(EngineError, match="gave none"):
-        PairJudge(spec(server, principles)).judge([refused, refused])
+    # Nor is it an error where they come first, as on every retry of a slice: it answers what any judge can.
+    assert PairJudge(spec(server, principles)).judge([refused, refused]) == [None, None]
 
 
 def test_a_server_without_log_probabilities_is_asked_for_them_in_the_beginning_alone(
@@ -245,3 +248,49 @@ def test_what_a_letter_is_worth_without_the_other_one() -> None:
     assert preference(Answer(" (A)")) == LETTER_ALONE
     for text in ("", "c", "a or b", "ab", "a, because it is short", "<think>a</think>", "I prefer (a)"):
         assert preference(Answer(text)) is None
+
+
+class StrictServer(ChatServer):
+    """Refuses settings by name, and answers in parts, as servers of models that reason do."""
+
+    refused: tuple[str, ...] = ()
+    content: object = "a"
+
+    def reply(self, body: dict[str, Any]) -> tuple[int, object, dict[str, str]]:
+        with self.lock:
+            self.asked.append(body)
+        for name in self.refused:
+            if name in body:
+                return 400, {"error": {"message": f"Unsupported parameter: '{name}'", "param": name}}, {}
+        if self.content is None:
+            return 200, {"error": {"message": "Provider returned error", "code": 529}}, {}
+        return 200, {"choices": [{"message": {"role": "assistant", "content": self.content}}]}, {}
+
+
+def endpoint(server: ChatServer) -> ChatEndpoint:
+    return ChatEndpoint(url=server.url, model="m", key_variable="NO_KEY", seconds=5.0, patience=0.1)
+
+
+def test_settings_that_a_server_refuses_are_given_otherwise(caplog: pytest.LogCaptureFixture) -> None:
+    sampling = {"temperature": 0.0, "seed": 0, "max_tokens": 9, "top_p": 1.0}
+    with StrictServer().serving() as server:
+        server.refused = ("max_tokens", "temperature", "seed")
+        asked = endpoint(server)
+        for _ in range(2):
+            assert asked.answer([], sampling).text == "a"
+        assert len(server.asked) == 5 and caplog.text.count("instead") == 1
+        last = {name: value for name, value in server.asked[-1].items() if name not in ("model", "messages")}
+        assert last == {"max_completion_tokens": 9, "top_p": 1.0}
+        server.refused = ("max_completion_tokens",)
+        with pytest.raises(EngineError, match=r"answered 400: .*max_completion_tokens"):
+            asked.answer([], sampling)
+
+
+def test_what_comes_beside_plain_texts_is_read_or_told() -> None:
+    thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "b?"}]}
+    with StrictServer().serving() as server:
+        server.content = [thinking, {"type": "text", "text": "a"}]
+        assert endpoint(server).answer([], {}).text == "a"
+        server.content = None
+        with pytest.raises(EngineError, match=r"gave no chat completion .*Provider returned error"):
+            endpoint(server).answer([], {})
