@@ -50,6 +50,7 @@ STOP = Choice(
     values=("never", "no_gain"),
     meaning="When rounds end before the last: never, or once one is not shown to be better than the one"
     " before (no_gain); then the best of them is chosen.",
+    has_stages=False,  # only with several rounds, and `choose`, which sweeps have, too
 )
 
 Answered = Callable[[PipelineTask, PipelineChannel, str], PipelineTask]

@@ -14,6 +14,7 @@ from kubealign_components.json_types import JsonObject
 from kubealign_pipelines import build, rules
 from kubealign_pipelines.checking.across import check_across, check_counts, secrets, with_labels
 from kubealign_pipelines.checking.carried import check_carried, check_texts
+from kubealign_pipelines.checking.filtered import filtered
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, distinct, error_at, is_within
 from kubealign_pipelines.checking.models import check_models, policy_folder, template_settings
 from kubealign_pipelines.checking.rewards import check_functions
@@ -246,9 +247,10 @@ def _counted(checked: Checked, prompts: Prompts) -> list[Finding]:
     mix = next(iter(checked.of("mix")), None)
     if mix is None or not (prompts.rows and prompts.complete):
         return []
-    usable, unlabelled = with_labels(checked, prompts.rows)
-    if unlabelled:
-        return unlabelled
+    kept, none_kept = filtered(checked, _template(checked), prompts.rows)
+    usable, unlabelled = with_labels(checked, kept)
+    if none_kept or unlabelled:
+        return none_kept or unlabelled
     held = replace(prompts, rows=usable).held_out(mix.config.validation_fraction, mix.config.seed)
     return list(check_counts(checked, len(usable), held))
 

@@ -144,7 +144,8 @@ def test_both_policies_are_sampled_and_rewarded_alike() -> None:
     assert text.startswith("evaluate_options.reward.functions: ")
     alike = {"sampling": {"memory_fraction": 0.5, "dtype": "bfloat16"}, "reward": {"over_length": "drop"}}
     assert told([], sample_options={"sampling": {"temperature": 0.3}}, evaluate_options=alike) == []
-    assert told([], sample_n=0, evaluate_options={"sampling": {"n": 4}}) == []
+    labelled = {"sample_n": 0, "select_strategy": "labels"}
+    assert told([], **labelled, evaluate_options={"sampling": {"n": 4}}) == []
 
 
 def test_what_is_no_list_of_variants_is_told() -> None:
