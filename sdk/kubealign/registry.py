@@ -12,6 +12,7 @@ import json
 import math
 import urllib.parse
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,8 +165,9 @@ def register(server: RegistryServer, what: Registration) -> Registered:
     except ImportError as error:
         expected = "the client of the model registry: pip install 'kubealign[registry]'"
         raise ConfigError("--server", server.address, expected) from error
-    with _asking(server):
-        return asyncio.run(_register(_client(server), what))
+    # In a thread of its own: notebooks have a loop that runs already.
+    with _asking(server), ThreadPoolExecutor(1, "registry") as thread:
+        return thread.submit(lambda: asyncio.run(_register(_client(server), what))).result()
 
 
 def _metadata(model: Dataset, evaluation: Mapping[str, float]) -> Iterator[tuple[str, str | float]]:

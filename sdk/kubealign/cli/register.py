@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from kubealign.cluster.client import Cluster
     from kubealign.registry import Registration
 
+_MODEL = "model"
+"""What a run's model is called, which the run's evaluation is of."""
+
 
 @click.command("register")
 @click.argument("target", metavar="PATH_OR_URI_OR_RUN")
@@ -80,9 +83,10 @@ def _what(
     from kubealign.local.summary import verdict
     from kubealign.registry import PipelineRun, registration
 
+    output = output or _MODEL
     if here := find_run(target):
-        path = output_path(here, output or "model")
-        evaluation = {} if output else dict(here.results.get("evaluation", {}))
+        path = output_path(here, output)
+        evaluation = {} if output != _MODEL else dict(here.results.get("evaluation", {}))
         return registration(
             open_output(str(path)),
             name=name,
@@ -94,9 +98,9 @@ def _what(
         return registration(open_output(target), name=name, author=author)
     cluster = cluster_for(target, connect)
     run = cluster.run(target)
-    made = output_of(cluster, target, output or "model", pipeline_root)
+    made = output_of(cluster, target, output, pipeline_root)
     numbers: dict[str, float] = {}
-    if not output:
+    if output == _MODEL:
         with contextlib.suppress(
             NotFound, ConfigError
         ):  # a run that compares nothing, or has not come so far

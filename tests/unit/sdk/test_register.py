@@ -68,7 +68,12 @@ def test_who_reads_the_registry_sees_what_the_model_was_made_of(registry: Regist
     what = registration(
         model, name="assistant", author="me", evaluation=NUMBERS, description="It rose.", run=run
     )
-    assert register(RegistryServer(address=registry.host), what).new
+
+    async def in_a_notebook() -> bool:
+        """Where a loop runs already."""
+        return register(RegistryServer(address=registry.host), what).new
+
+    assert asyncio.run(in_a_notebook())
     version, artifact = stored(registry, "assistant", model.manifest.fingerprint)
     assert (version.author, version.description) == ("me", "It rose.")
     told = dict(version.custom_properties or {})
@@ -98,6 +103,23 @@ def test_a_model_is_registered_once_and_what_others_wrote_stays(registry: Regist
     properties = dict(seen.custom_properties or {})
     assert properties["tier"] == "gold" and properties["kubealign.objective"] == "dpo"
     assert artifact.uri == Path(model.uri).resolve().as_uri()
+
+
+@pytest.mark.parametrize("named", [(), ("model",)])
+def test_the_model_of_a_run_has_its_numbers_however_it_is_named(
+    named: tuple[str, ...], registry: Registry, model: Dataset, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "one"
+    (folder / "logs").mkdir(parents=True)
+    (folder / "model").symlink_to(model.uri)
+    (folder / "pipeline.yaml").touch()
+    numbers = {"prompts": 9, "reward_reference": 1.0, "reward_aligned": 1.25, "length_ratio": 1.0}
+    numbers |= {"reward_gain": 0.25, "reward_gain_low": 0.1, "reward_gain_high": 0.4}
+    (folder / "results.json").write_text(json.dumps({"evaluation": numbers, "outputs": []}))
+    done = CliRunner().invoke(main, ["register", str(folder), *named, "--server", registry.host])
+    assert done.exit_code == 0, done.output
+    version, _ = stored(registry, model.manifest.slug, model.manifest.fingerprint)
+    assert (version.custom_properties or {})["evaluation.reward_gain"] == 0.25
 
 
 @pytest.mark.parametrize("fails_at", ["POST model_versions", "POST artifacts"])
