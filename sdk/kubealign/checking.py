@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,10 +12,12 @@ from kubealign.estimate.formulas import GIB
 from kubealign.runfile import RunFile, Sourced
 from kubealign_components.errors import KubeAlignError
 from kubealign_components.named_paths import nearest
-from kubealign_pipelines.checking.findings import PARAMETERS, Finding, distinct, warning_at
+from kubealign_pipelines.checking.findings import PARAMETERS, Finding, distinct, require_usable, warning_at
 from kubealign_pipelines.checking.models import policy_folder
 from kubealign_pipelines.checking.run import Report, check_run
 from kubealign_pipelines.checking.stages import Checked
+
+log = logging.getLogger(__name__)
 
 MIB = 2**20
 DISK_FACTOR = 3
@@ -34,6 +37,28 @@ def check(
     """
     run = sourced.run
     assert run is not None
+    report = _looked_at(run, complete=complete, here=here, output=output)
+    findings = report.findings
+    if not report.errors and not sourced.document.findings:
+        checked = report.checked
+        findings += _disk(run, checked, output or Path.cwd()) if here else _memory(run, report)
+    return replace(report, findings=distinct(sourced.located(findings)), given=dict(run.parameters))
+
+
+def require_runnable(run: RunFile, output: Path) -> None:
+    """Raise :class:`BadSettings` where a run on this machine is certain to fail; log what may be wrong.
+
+    Args:
+        run: what is to run here.
+        output: the folder that it will write to.
+    """
+    report = _looked_at(run, complete=True, here=True, output=output)
+    require_usable(report.findings)
+    for finding in (*report.findings, *_disk(run, report.checked, output)):
+        log.warning("%s", finding)
+
+
+def _looked_at(run: RunFile, *, complete: bool, here: bool, output: Path | None) -> Report:
     # A run on this machine keeps its work beside its folder unless told otherwise.
     own = {"work": str((output or Path.cwd()).absolute() / "work")} if here else {}
     report = check_run(
@@ -47,11 +72,7 @@ def check(
     )
     # Where the run's own folder cannot be made, that is told by its name when the run begins.
     shown = not here or "work" in run.parameters
-    findings = [f for f in report.findings if shown or f.path != (PARAMETERS, "work")]
-    if not report.errors and not sourced.document.findings:
-        checked = report.checked
-        findings += _disk(run, checked, output or Path.cwd()) if here else _memory(run, report)
-    return replace(report, findings=distinct(sourced.located(findings)), given=dict(run.parameters))
+    return replace(report, findings=[f for f in report.findings if shown or f.path != (PARAMETERS, "work")])
 
 
 def _memory(run: RunFile, report: Report) -> Iterator[Finding]:

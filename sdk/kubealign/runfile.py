@@ -106,7 +106,7 @@ class RunFile:
     def for_local_run(self) -> RunFile:
         """With the local section's parallelism and retries in place of the cluster's, on this one machine.
 
-        No task checks the parameters: whoever starts a run here has checked them before.
+        No task checks the parameters: they are checked before a run here starts.
         """
         local = self.local
         stages = {

@@ -73,14 +73,14 @@ def sweep(given: Given, output: Path, name: str, runner: str | None, verbose: bo
 def _run(given: Given, output: Path, name: str, runner: str | None, verbose: bool) -> None:
     from kubealign.cli.console import number_table, reuse_text, stage_table, standard_console
     from kubealign.cli.progress import Progress
-    from kubealign.local.runner import run_local
+    from kubealign.local.runner import run_checked
     from kubealign.local.summary import notes_on
     from kubealign_components.evaluate.audit import decided_numbers
 
     console = standard_console()
     checked = given.checked(here=True, runner=runner or "", output=output)
     progress = Progress(console=console, verbose=verbose)
-    results = run_local(checked, output=output, name=name, progress=progress)
+    results = run_checked(checked, output=output, name=name, progress=progress)
     console.print()
     console.print(stage_table(results))
     for note in [reuse_text(results), *notes_on(results)]:

@@ -58,7 +58,7 @@ _A_NAME = "a name for a folder: letters and digits, with spaces and any of . _ -
 
 
 def run_local(run: RunFile, *, output: Path, name: str = "", progress: Progress | None = None) -> Results:
-    """Run ``run`` here and give its results.
+    """Check ``run`` as ``kubealign check`` does, run it here and give its results.
 
     A run that failed or was stopped leaves its results, summary and whatever model it made as well. Run
     again under its name it goes on: finished rows and checkpoints are found, and what it left before is
@@ -75,6 +75,14 @@ def run_local(run: RunFile, *, output: Path, name: str = "", progress: Progress 
         RunFailed: a task failed or left an output out.
         RunStopped: SIGINT or SIGTERM came.
     """
+    from kubealign.checking import require_runnable
+
+    require_runnable(run, output)
+    return run_checked(run, output=output, name=name, progress=progress)
+
+
+def run_checked(run: RunFile, *, output: Path, name: str = "", progress: Progress | None = None) -> Results:
+    """As :func:`run_local`, of a ``run`` that was checked before."""
     with _claimed(output.resolve() / RUNS, name) as folder, scratch():
         return _run(
             run.for_local_run(), folder, output.resolve() / WORK_FOLDER, progress or Progress.silent()

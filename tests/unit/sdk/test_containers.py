@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kubealign import run_local
 from kubealign.local.docker import LABEL, named, remove_left
+from kubealign.local.runner import run_checked
 from kubealign.local.runs import LOCK
 from kubealign.runfile import LocalSettings, RunFile
 from kubealign_components.engines.reward_functions import LoadedFunction, RewardFunctionSpec
@@ -56,7 +56,7 @@ def test_functions_of_files_are_put_where_containers_see_them(
         local=LocalSettings(runner="docker"),
     )
     with pytest.raises(ConfigError, match="a Docker Engine that answers"):
-        run_local(run, output=tmp_path / "runs")
+        run_checked(run, output=tmp_path / "runs")
     [bundle] = (tmp_path / "runs/work/code").iterdir()
     code.unlink()
     found = LoadedFunction(RewardFunctionSpec(function="rewards.py:short", source=str(bundle)))

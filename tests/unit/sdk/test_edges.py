@@ -17,8 +17,9 @@ from rich.console import Console
 from kubealign.cli.main import main
 from kubealign.cli.progress import Progress
 from kubealign.errors import RunFailed
-from kubealign.local.runner import run_local
+from kubealign.local.runner import run_checked, run_local
 from kubealign.runfile import RunFile
+from kubealign_pipelines.checking.findings import BadSettings
 from support.datasets import MakeDataset
 from support.tiny import prompt_row
 
@@ -75,5 +76,17 @@ def test_what_failed_is_told_where_the_results_cannot_be_written_either(tmp_path
     shown = io.StringIO()
     progress = Progress(console=Console(file=shown, width=200))
     with pytest.raises(RunFailed, match=r"import prompts failed: .*nothing at this place"):
-        run_local(RunFile(parameters=parameters), output=tmp_path, name="one", progress=progress)
+        run_checked(RunFile(parameters=parameters), output=tmp_path, name="one", progress=progress)
     assert "What the run leaves is not whole" in shown.getvalue()
+
+
+def test_a_run_of_the_api_is_checked_as_one_of_the_command_line_is(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Hi?"}\n')
+    parameters = {
+        "policy": str(tmp_path / "nowhere"),
+        "sources": [str(tmp_path / "rows.jsonl")],
+        "reward_functions": ["brevity"],
+    }
+    with pytest.raises(BadSettings, match=r"policy=.*expected a model directory"):
+        run_local(RunFile(parameters=parameters), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
