@@ -234,12 +234,14 @@ def _check_judged_by(principles: PrincipleSet, judged: Dataset) -> None:
 
 
 def _scales(config: AggregateConfig, judged: Dataset, principles: PrincipleSet) -> list[float]:
-    """What each principle's scores are divided by, from a first pass over the scores alone."""
+    """What each principle's scores are divided by: where that is their spread, from a first pass over them."""
+    if config.scale == NONE:
+        return [1.0 for _ in principles]
     moments = [Moments() for _ in principles]
     with progress_bar(judged.rows, "prompts", "aggregate: scale") as bar:
         for row in judged.iter_rows(["prompt_id", "completions", "judgements"], of=JudgedRow):
             for pair in judged_pairs(row, principles.names):
-                if isinstance(pair, JudgedPair) and config.scale != NONE:
+                if isinstance(pair, JudgedPair):
                     for moment, s12, s21 in zip(moments, pair.s12, pair.s21):
                         moment.add((s12, s21))
             bar.update()
