@@ -234,7 +234,7 @@ def _check_judged_by(principles: PrincipleSet, judged: Dataset) -> None:
 
 
 def _scales(config: AggregateConfig, judged: Dataset, principles: PrincipleSet) -> list[float]:
-    """What each principle's scores are divided by: where that is their spread, from a first pass over them."""
+    """What each principle's scores are divided by; a spread comes from a first pass over the scores."""
     if config.scale == NONE:
         return [1.0 for _ in principles]
     moments = [Moments() for _ in principles]
