@@ -2,14 +2,17 @@
 
 KubeAlignError
 ├── ConfigError          a setting that cannot be used; names the field, the value and what fits
+│   └── Unmoved          a learning rate that moved no weight
 ├── DataError            rows or datasets that cannot be used
 │   ├── SchemaMismatch   a dataset of the wrong kind was handed to a stage
 │   ├── CorruptDataset   bytes that do not match their manifest, or a manifest its recipe
-│   └── EmptyDataset     nothing is left to work on
+│   ├── EmptyDataset     nothing is left to work on
+│   └── Unanswered       a trained model without answers that can be compared
 ├── ChunkError           parts that do not add up to the dataset that was planned
 ├── StoreError           storage that cannot be reached, read or written
 │   └── NotFound         no object at that URI
 ├── EngineError          a model that cannot be loaded or gives unusable numbers
+│   ├── Diverged         a training whose numbers grew out of bounds
 │   └── Refusal          what a cluster does not allow
 ├── DriftError           two computations of one log-probability disagree
 ├── GateError            a quality gate of the run was not met
@@ -48,6 +51,10 @@ class ConfigError(KubeAlignError):
         self.expected = expected
 
 
+class Unmoved(ConfigError):
+    """A learning rate, or a number of steps, with which training moved no weight."""
+
+
 def shown(value: object) -> str:
     """``value`` as a message repeats it: cut, with what would move the cursor of a terminal written out."""
     return shortened(_ADDRESS.sub("", repr(value)), SHOWN)
@@ -69,6 +76,10 @@ class EmptyDataset(DataError):
     """Nothing is left to work on."""
 
 
+class Unanswered(DataError):
+    """A trained model that gives hardly any held-out prompt an answer that can be compared."""
+
+
 class ChunkError(KubeAlignError):
     """Parts that do not add up to the dataset that was planned."""
 
@@ -83,6 +94,10 @@ class NotFound(StoreError):
 
 class EngineError(KubeAlignError):
     """A model that cannot be loaded, or that gives unusable numbers."""
+
+
+class Diverged(EngineError):
+    """A training whose numbers grew out of bounds, as its own settings let them."""
 
 
 class Refusal(EngineError):
@@ -109,7 +124,7 @@ def error_kinds() -> list[type[KubeAlignError]]:
     return kinds
 
 
-FINAL = (ConfigError, DataError, ChunkError, Refusal, DriftError, GateError)
+FINAL = (ConfigError, DataError, ChunkError, Diverged, Refusal, DriftError, GateError)
 """What comes again however often the same work is tried: settings, data or numbers are at fault."""
 FINAL_CODE = 65
 """Exit code of a process that ends with one of those: starting it again changes nothing."""

@@ -15,6 +15,8 @@ from kubealign_pipelines.halving import REDUCTION_FACTOR, Rung
 from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
 from kubealign_pipelines.variants import VARIANTS
 
+_MAY_END = {"train", "evaluate"}
+"""Stages that end a variant without ending its sweep."""
 Evaluated = Callable[[str, Mapping[str, Arguments]], PipelineTask]
 """Makes the tasks of one variant under the name of a rung, with arguments by stage; gives the last, which
 compares."""
@@ -40,6 +42,8 @@ def for_each_variant(
         own: dict[str, Arguments] = {}
         with dsl.ParallelFor(variants, parallelism=at_once, name=title) as variant:
             own = {stage: {VARIANT: variant} for stage in stages}
+            for stage in _MAY_END & own.keys():
+                own[stage] = {**own[stage], "sweep": True}
             if rung.factor:
                 own["train"] = {**own["train"], "stop_after": rung.share}
             compared = evaluated(rung.about, own)

@@ -22,6 +22,8 @@ VARIANTS = [
     {"select": {"strategy": "random_pairs"}, "train": {"beta": 0.05}},
 ]
 
+DIVERGING = {"train": {"learning_rate": 1e30, "warmup_ratio": 0.0}}
+
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,19 +47,21 @@ def first(tiny_model: Path, output: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def swept(first: str, output: Path) -> Results:
-    """The same with one variant more, which selects as well."""
+    """The same with two variants more: one selects as well, one diverges."""
     before = load_run(output / "runs" / "two")
     given = {name: value for name, value in before.parameters.items() if name != "variants"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        return run_local(RunFile(parameters={**given, "variants": VARIANTS}), output=output, name="three")
+        return run_local(
+            RunFile(parameters={**given, "variants": [*VARIANTS, DIVERGING]}), output=output, name="three"
+        )
 
 
 def test_nothing_is_sampled_again_and_only_new_variants_are_trained(swept: Results) -> None:
     stages = [row.stage for row in swept.stages]
     once = ("sample", "rewards", "logprobs", "choose")
     assert [stages.count(stage) for stage in once] == [1] * len(once)
-    assert [stages.count(stage) for stage in ("select", "mix", "train", "evaluate")] == [3] * 4
+    assert [stages.count(stage) for stage in ("select", "mix", "train", "evaluate")] == [4] * 4
     # Every completion was sampled by the first sweep's engine, none by the second's or for a variant.
     rows = {row.stage: row for row in swept.stages}
     for stage in ("sample", "rewards", "logprobs"):
@@ -95,6 +99,19 @@ def test_one_is_chosen_and_its_model_is_the_runs(swept: Results) -> None:
             "rewards",
             "select",
         }
+
+
+def test_a_variant_that_diverges_is_told_of_and_the_others_are_chosen_from(swept: Results) -> None:
+    [(name, reason)] = swept.ended_early
+    assert "train_learning_rate=1e+30" in name
+    assert "The training has diverged" in reason
+    ended = [row for row in swept.stages if row.iteration == 4]
+    assert [(row.stage, row.rows_out > 0) for row in ended] == [
+        *(("select", True), ("mix", True), ("train", False), ("evaluate", False))
+    ]
+    assert "model-4" not in swept.by_usual_name()
+    [page] = [o for o in swept.outputs_of("system.HTML") if (o.task, o.output) == ("choose", "report")]
+    assert [name, reason] in Page(page.path.read_text()).rows
 
 
 def test_the_page_shows_the_front(swept: Results) -> None:

@@ -25,6 +25,7 @@ def end_early(
     output: str,
     inputs: Mapping[str, Dataset],
     params: Mapping[str, object] | None = None,
+    models: Mapping[str, object] | None = None,
     extra: Mapping[str, object] | None = None,
 ) -> Stats:
     """Publish at ``output`` that nothing was made there, and why; counts of nothing.
@@ -37,9 +38,10 @@ def end_early(
         output: URI of that.
         inputs: by role, what the end was decided by.
         params: settings that it was decided by.
+        models: identities of models, by role.
         extra: what else the manifest is to say.
     """
-    made = derive(stage, version, {**(params or {}), ENDED_EARLY: reason}, inputs=inputs)
+    made = derive(stage, version, {**(params or {}), ENDED_EARLY: reason}, inputs=inputs, models=models)
     stats = Stats()
     with DatasetWriter(output, schema, replace(made, ended_early=reason)) as writer:
         writer.commit(stats, extra)

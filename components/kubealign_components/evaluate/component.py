@@ -34,6 +34,7 @@ def evaluate(
     work: str = "",
     options: dict = {},
     variant: dict = {},
+    sweep: bool = False,
     rounds: list = [],
 ):
     """Compare the aligned policy with its reference on held-out prompts.
@@ -67,6 +68,7 @@ def evaluate(
         work: work prefix; what was finished there before is taken.
         options: further settings of the stage by name; those of the engine under "sampling".
         variant: what one variant of a sweep has of its own: by stage, options that count before all else.
+        sweep: whether it is of a variant of a sweep, which goes on without one that is refused.
         rounds: what the evaluations of the rounds before showed, which the report sets beside this one.
     """
     parameters = dict(locals())
@@ -92,6 +94,7 @@ def evaluate(
         report=report.path,
         model_uri=model.uri,
         rounds=rounds,
+        sweep=sweep,
     )
     log_stats(metrics, stats)
     name_variant(dataset, variant)

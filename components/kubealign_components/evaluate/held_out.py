@@ -12,6 +12,10 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import TokenizedRow
 from kubealign_components.data.seeds import is_held_out, unit_interval
 from kubealign_components.data.stats import Stats
+from kubealign_components.errors import DataError
+
+LEAST = 2
+"""Held-out prompts that are compared."""
 
 
 def held_out_rows(
@@ -41,3 +45,19 @@ def _rows_of(dataset: Dataset, prompt_ids: Sequence[str]) -> Iterator[TokenizedR
     for batch in dataset.batches(batch_rows=None):
         chosen = pc.is_in(batch["prompt_id"], value_set=ids)
         yield from keep(batch, chosen.to_numpy(zero_copy_only=False)).to_pylist()
+
+
+def require_enough(rows: int, where: str, stats: Stats) -> None:
+    """Raise :class:`DataError` where fewer than :data:`LEAST` prompts of ``where`` are left."""
+    if rows < LEAST:
+        raise DataError(too_few(rows, where, stats))
+
+
+def too_few(rows: int, where: str, stats: Stats) -> str:
+    """Why nothing can be compared: so many ``rows`` of ``where`` are left, the others were dropped for what
+    ``stats`` count."""
+    reasons = ", ".join(f"{n} {reason}" for reason, n in stats.dropped.items())
+    return (
+        f"{where}: {rows} held-out prompts to compare, expected {LEAST} or more ({reasons}); raise "
+        "validation_fraction here and in `mix`, or import more prompts"
+    )

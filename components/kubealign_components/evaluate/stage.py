@@ -14,7 +14,6 @@ from typing import ClassVar
 from kubealign_components.config import SettingGroup, execution, require, require_choice, semantic_params
 from kubealign_components.data.chat import ChatTemplate, DeferredTemplate, stored_settings
 from kubealign_components.data.dataset import Dataset, DatasetWriter
-from kubealign_components.data.early_end import pass_on
 from kubealign_components.data.fingerprint import Provenance, canonical_json, derive
 from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.models import ModelFiles, find_model, require_policy, with_weights
@@ -48,7 +47,7 @@ from kubealign_components.engines.rewards import (
     reward_params,
     reward_words,
 )
-from kubealign_components.errors import DataError, GateError, NotFound
+from kubealign_components.errors import GateError, NotFound, Unanswered
 from kubealign_components.evaluate.answers import ALIGNED, REFERENCE, Answers, ComparedPrompt
 from kubealign_components.evaluate.audit import phrases_of
 from kubealign_components.evaluate.by_source import gains_by_source
@@ -60,8 +59,9 @@ from kubealign_components.evaluate.comparable import (
     last_step,
 )
 from kubealign_components.evaluate.comparison import warnings
+from kubealign_components.evaluate.ended import ended_model, without_comparison
 from kubealign_components.evaluate.gates import HELD_OUT, REQUIREMENTS, VARIED, unmet
-from kubealign_components.evaluate.held_out import held_out_rows
+from kubealign_components.evaluate.held_out import LEAST, held_out_rows, require_enough, too_few
 from kubealign_components.evaluate.judged import WinRates, judged
 from kubealign_components.evaluate.measures import measure
 from kubealign_components.evaluate.report import report_html
@@ -73,7 +73,7 @@ from kubealign_components.evaluate.second_reward import (
     second_rewards,
 )
 from kubealign_components.progress import progress_bar
-from kubealign_components.reports.html import REPORT, copy_report, message_page, write_report
+from kubealign_components.reports.html import REPORT, copy_report, write_report
 from kubealign_components.reports.rounds import lines_of
 from kubealign_components.store import join
 
@@ -178,6 +178,7 @@ def run(
     report: str | None = None,
     model_uri: str = "",
     rounds: Sequence[Mapping[str, float]] = (),
+    sweep: bool = False,
 ) -> Stats:
     """Compare the policy at ``model`` with its reference; write ``kubealign.evaluation/v1`` to ``output``.
 
@@ -191,6 +192,7 @@ def run(
         report: path of a second copy of the report, for the Kubeflow UI.
         model_uri: what the manifest says of the model's place, where ``model`` is a copy of it.
         rounds: numbers of the evaluations of the rounds before, for the report.
+        sweep: whether it is of a variant of a sweep, which goes on without one that has no answers.
 
     Raises:
         ConfigError: sampling, rewards, policy or split are not those of the dataset and the model.
@@ -198,11 +200,8 @@ def run(
         GateError: the gain is below ``min_gain``, or not what ``require`` asks for; output and report
             are written before.
     """
-    if ended := _ended_model(model, model_uri or model):
-        stats = pass_on("model", ended, stage="evaluate", version=VERSION, schema=EVALUATION, output=output)
-        write_report(message_page(ended.manifest.slug, ended.ended_early), output)
-        copy_report(output, report)
-        return stats
+    if ended := ended_model(model, model_uri or model):
+        return without_comparison(ended, ended.ended_early, VERSION, output, report)
     rewarder = Rewarder(config.reward) if config.reward else None
     second = Rewarder(config.held_out_reward) if config.held_out_reward else None
     judge = PairJudge(config.judge, rewarded) if config.judge else None
@@ -215,6 +214,11 @@ def run(
     request = output_request(config, provenance, output, REPORT, checked=tokens)
     try:
         stats = once(request, lambda: _make(inputs, provenance, output, rounds))
+    except Unanswered as error:
+        if not sweep:
+            raise
+        trained = Dataset(model_uri or model, Dataset.open(model, MODEL, allow_empty=True).manifest)
+        return without_comparison(trained, str(error), VERSION, output, report)
     finally:
         for one in (rewarder, second):
             if one is not None:
@@ -222,15 +226,6 @@ def run(
     copy_report(output, report)
     _check_gate(config, stats.numbers, output)
     return stats
-
-
-def _ended_model(model: str, uri: str) -> Dataset | None:
-    """What stands at ``model`` in place of a model whose training, or a stage before it, ended early."""
-    try:
-        trained = Dataset.open(model, MODEL, allow_empty=True)
-    except NotFound:
-        return None
-    return Dataset(uri, trained.manifest) if trained.ended_early else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +306,7 @@ def _references(inputs: _Inputs, stats: Stats) -> tuple[list[ComparedPrompt], bo
         most=config.max_prompts,
         stats=stats,
     )
-    _require_enough(len(rows), rewarded.uri, stats)
+    require_enough(len(rows), rewarded.uri, stats)
     template = ChatTemplate(inputs.policy, stored_settings(rewarded))
     ends, drop = list(template.end_ids), False
     answered = last_step(rewarded, "sample") is not None
@@ -376,7 +371,7 @@ def _with_references(prompts: Sequence[ComparedPrompt], where: str, stats: Stats
         prompt.sides[REFERENCE] = Answers(own, sampled=len(own) + dropped, truncated=cut + dropped)
     kept = [prompt for prompt in prompts if prompt.completions(REFERENCE)]
     stats.drop("no_reference_completions", len(prompts) - len(kept))
-    _require_enough(len(kept), where, stats)
+    require_enough(len(kept), where, stats)
     return kept
 
 
@@ -406,7 +401,9 @@ def _answered(
     if side == ALIGNED:
         stats.counts["aligned_completions"] += sum(len(prompt.completions(side)) for prompt in answered)
     stats.drop(f"no_{side}_completions", len(prompts) - len(answered))
-    _require_enough(len(answered), str(model.path), stats)
+    if side == ALIGNED and len(answered) < LEAST:
+        raise Unanswered(too_few(len(answered), str(model.path), stats))
+    require_enough(len(answered), str(model.path), stats)
     return answered
 
 
@@ -483,13 +480,4 @@ def _check_gate(config: EvaluateConfig, numbers: dict[str, float], output: str) 
         raise GateError(
             f"the gain does not meet what `require` asks for; the model is published, and the texts are in "
             f"{join(output, REPORT)}. {' '.join(reasons)}"
-        )
-
-
-def _require_enough(rows: int, where: str, stats: Stats) -> None:
-    if rows < 2:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in stats.dropped.items())
-        raise DataError(
-            f"{where}: {rows} held-out prompts to compare, expected 2 or more ({reasons}); raise "
-            "validation_fraction here and in `mix`, or import more prompts"
         )

@@ -7,19 +7,20 @@ used. A retry of the same run goes on from its last checkpoint; a finished one i
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from kubealign_components.config import semantic_params
 from kubealign_components.data.chat import DeferredTemplate, stored_settings
 from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.early_end import pass_on
+from kubealign_components.data.early_end import end_early, pass_on
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.dtypes import device_type, resolved_dtype, saved_dtype_name
-from kubealign_components.errors import ConfigError
+from kubealign_components.errors import ConfigError, Diverged, Unmoved
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.quantiles import quantile_rule
 from kubealign_components.training.config import INCLUSIVE
@@ -37,13 +38,22 @@ from kubealign_components.training.regime import (
 if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
 
+log = logging.getLogger(__name__)
+
 STAGE = "train"
 VERSION = 6
 WHOLE = 1.0
 """Share of the steps of a training that goes through with them."""
 
 
-def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launcher | None = None) -> Stats:
+def run(
+    config: TrainConfig,
+    *,
+    training: Dataset,
+    output: str,
+    launcher: Launcher | None = None,
+    sweep: bool = False,
+) -> Stats:
     """Train and write the model to ``output``: a Hugging Face directory that is a ``kubealign.model/v1``.
 
     Args:
@@ -51,6 +61,8 @@ def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launch
         training: ``kubealign.training/v1``.
         output: URI of the model to make.
         launcher: runs the training processes; None for this machine.
+        sweep: whether it is a variant of a sweep, which goes on without one that diverges or moves nothing:
+            then ``output`` says why there is no model.
 
     Raises:
         ConfigError: settings that do not fit the machine or the data, or another policy than the
@@ -75,13 +87,35 @@ def run(config: TrainConfig, *, training: Dataset, output: str, launcher: Launch
     whole = _provenance(replace(config, stop_after=WHOLE), training, model, template)
     checkpoints = checkpoint_uri(config.work, STAGE, whole, config.strategy) if config.work else ""
     sharded = config.strategy != "none"
-    return train_model(
-        PROGRAM,
-        config,
-        _job(config, training, model, provenance, output, drift, checkpoints),
-        provenance,
-        where=Where(nodes=config.nodes, processes=config.processes, sharded=sharded),
-        launcher=launcher,
+    try:
+        return train_model(
+            PROGRAM,
+            config,
+            _job(config, training, model, provenance, output, drift, checkpoints),
+            provenance,
+            where=Where(nodes=config.nodes, processes=config.processes, sharded=sharded),
+            launcher=launcher,
+        )
+    except (Diverged, Unmoved) as error:
+        if not sweep:
+            raise
+        return _without_model(str(error), provenance, training, output)
+
+
+def _without_model(reason: str, provenance: Provenance, training: Dataset, output: str) -> Stats:
+    """What a variant of a sweep leaves that came to no model: not under the name that its model would have,
+    so that nobody takes it for that."""
+    log.warning("this variant of the sweep ends without a model: %s", reason)
+    step = provenance.step
+    return end_early(
+        reason,
+        stage=STAGE,
+        version=VERSION,
+        schema=MODEL,
+        output=output,
+        inputs={"training": training},
+        params=step["params"],
+        models=step["models"],
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from kubealign_components.engines.packing import PackedBatch
-from kubealign_components.errors import DriftError, EngineError
+from kubealign_components.errors import Diverged, DriftError, EngineError
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.data import Batch, Examples
 from kubealign_components.train.kto import Mismatches, reference_point
@@ -105,7 +105,7 @@ class AlignmentTrainer(StepTrainer):
         logprob_C = self._logprobs(model, batch)
         loss, log_ratio_C, reward_C = _losses(self.config, batch, logprob_C, self.reference_point, self.rule)
         if not torch.isfinite(loss):
-            raise EngineError(_why_not_finite(self.config, batch, logprob_C.detach(), loss.item()))
+            raise _not_finite(self.config, batch, logprob_C.detach(), loss.item())
         if batch.step_examples:
             _measure(self.meter, self.config, batch, loss, log_ratio_C, reward_C)
         return loss
@@ -116,15 +116,16 @@ class AlignmentTrainer(StepTrainer):
         except EngineError as error:
             if not self.state.global_step:
                 raise
-            raise EngineError(
+            raise Diverged(
                 f"after step {self.state.global_step}: {error}. The training has diverged: lower "
                 "learning_rate, or set max_grad_norm"
             ) from error
         return logprob_C
 
 
-def _why_not_finite(config: TrainConfig, batch: Batch, logprob_C: Tensor, loss: float) -> str:
-    """Which number of which completion makes the loss of ``batch`` infinite."""
+def _not_finite(config: TrainConfig, batch: Batch, logprob_C: Tensor, loss: float) -> EngineError:
+    """Which number of which completion makes the loss of ``batch`` infinite: the policy's by a training that
+    has diverged, or one of the data."""
     values = {
         "the reward": batch.reward_C if config.objective == "rebel" else None,
         "the reference log-probability": batch.reference_logprob_C,
@@ -136,15 +137,13 @@ def _why_not_finite(config: TrainConfig, batch: Batch, logprob_C: Tensor, loss: 
     value, owner = float(values_C[name][index]), batch.completion_ids[index]
     said = f"the loss of {batch.examples} examples is {loss}"
     if abs(value) < _ORDINARY:
-        return (
+        return Diverged(
             f"{said}, with no number beyond {_ORDINARY:g} in them: beta={config.beta} makes it so; raise it"
         )
-    remedy = (
-        "the training has diverged, lower learning_rate"
-        if name.startswith("the policy")
-        else "leave it out or mend it"
-    )
-    return f"{said}: {name} of completion {owner} is {value:g}; {remedy}"
+    told = f"{said}: {name} of completion {owner} is {value:g}"
+    if name.startswith("the policy"):
+        return Diverged(f"{told}; the training has diverged, lower learning_rate")
+    return EngineError(f"{told}; leave it out or mend it")
 
 
 def _losses(

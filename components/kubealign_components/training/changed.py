@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from kubealign_components.errors import ConfigError
+from kubealign_components.errors import Unmoved
 
 _ADAPTER = "lora_B"
 """Part of the name of the adapters' weights that are 0 before the first step."""
@@ -24,7 +24,7 @@ def require_changed(policy: Path, saved: Path, learning_rate: float) -> None:
         learning_rate: peak of the run, for the message.
 
     Raises:
-        ConfigError: no weight differs, in the precision in which they were saved.
+        Unmoved: no weight differs, in the precision in which they were saved.
     """
     before = {name: file for file in policy.glob("*.safetensors") for name in _names(file)}
     compared = 0
@@ -44,7 +44,7 @@ def require_changed(policy: Path, saved: Path, learning_rate: float) -> None:
                 if not torch.equal(new, old.to(new.dtype).expand(new.shape)):
                     return
     if compared:
-        raise ConfigError(
+        raise Unmoved(
             "learning_rate",
             learning_rate,
             "a rate that moves weights: those that were saved are the policy's own, all of them. Raise it, "

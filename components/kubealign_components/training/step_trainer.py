@@ -22,7 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from kubealign_components.errors import EngineError
+from kubealign_components.errors import Diverged, EngineError
 from kubealign_components.progress import note, progress_bar
 from kubealign_components.training.config import TrainerConfig
 from kubealign_components.training.metrics import NAMES, Meter, peak_memory_gib
@@ -204,15 +204,10 @@ class StepTrainer(Trainer):
             self._logged_at = now
             logs = measured | logs
             if not math.isfinite(logs["loss"]):
-                began = self.state.global_step <= 1
-                raise EngineError(
-                    f"the loss is {logs['loss']} at step {self.state.global_step}: "
-                    + (
-                        "the model or its data make it so; try dtype=float32"
-                        if began
-                        else "lower learning_rate"
-                    )
-                )
+                said = f"the loss is {logs['loss']} at step {self.state.global_step}: "
+                if self.state.global_step <= 1:
+                    raise EngineError(f"{said}the model or its data make it so; try dtype=float32")
+                raise Diverged(f"{said}lower learning_rate")
         super().log(logs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

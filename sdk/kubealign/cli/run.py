@@ -87,7 +87,8 @@ def _run(given: Given, output: Path, name: str, runner: str | None, verbose: boo
         if note:
             console.print(note)
     if results.choice:
-        console.print(variant_table(results.choice, "round" if results.chosen_round else "variant"))
+        kind = "round" if results.chosen_round else "variant"
+        console.print(variant_table(results.choice, kind, results.ended_early))
     if results.evaluation:
         of = "variant" if results.chosen else "round" if results.chosen_round else ""
         title = f"Evaluation of the chosen {of}" if of else "Evaluation"
@@ -100,8 +101,11 @@ def _run(given: Given, output: Path, name: str, runner: str | None, verbose: boo
     console.print(f"Summary: {results.folder / 'summary.html'}", soft_wrap=True)
 
 
-def variant_table(rows: Sequence[ChoiceRow], kind: str = "variant") -> Table:
-    """The variants of a sweep, or the rounds, with what they gained, and which was chosen."""
+def variant_table(
+    rows: Sequence[ChoiceRow], kind: str = "variant", ended: Sequence[tuple[str, str]] = ()
+) -> Table:
+    """The variants of a sweep, or the rounds, with what they gained, and which was chosen; and why others
+    ended early."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -119,4 +123,6 @@ def variant_table(rows: Sequence[ChoiceRow], kind: str = "variant") -> Table:
         numbers = [f"{row['gain']:+.4g}", f"{row['gain_low']:+.4g}", f"{row['gain_high']:+.4g}"]
         kl = "" if row["kl"] is None else f"{row['kl']:.3g}"
         table.add_row(escape(row["variant"]), *numbers, kl, f"{row['length']:.1f}", ", ".join(words))
+    for name, reason in ended:
+        table.add_row(escape(name), *[""] * 5, escape(f"ended early: {reason}"))
     return table

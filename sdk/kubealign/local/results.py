@@ -14,7 +14,7 @@ import yaml
 
 from kubealign.local.runs import DIRECTORIES, RunInfo, find_run, numbered
 from kubealign.local.watcher import TaskRun, Watcher
-from kubealign_components.data.choice_rows import CHOICE, ChoiceRow
+from kubealign_components.data.choice_rows import CHOICE, ENDED, ChoiceRow
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.data.schemas import MODEL
@@ -166,10 +166,21 @@ class Results:
     def choice(self) -> list[ChoiceRow]:
         """The variants of a sweep, or the rounds, of which one may be chosen; none before they are
         compared."""
+        choice = self._choice
+        return list(choice.iter_rows(of=ChoiceRow)) if choice is not None else []
+
+    @property
+    def ended_early(self) -> list[tuple[str, str]]:
+        """Variants, or rounds, that ended early and were not chosen from: names and reasons."""
+        choice = self._choice
+        ended = choice.manifest.extra.get(ENDED, []) if choice is not None else []
+        return [(str(name), str(reason)) for name, reason in ended]
+
+    @cached_property
+    def _choice(self) -> Dataset | None:
         behind = [output for output in self._kept if output.task.startswith(CHOOSE)]
         made = (_open(output) for output in reversed(behind))  # the last one, or all are another's
-        choice = next((one for one in made if one.manifest.schema == CHOICE), None)
-        return list(choice.iter_rows(of=ChoiceRow)) if choice else []
+        return next((one for one in made if one.manifest.schema == CHOICE), None)
 
     @cached_property
     def chosen(self) -> int:

@@ -16,14 +16,14 @@ from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.null_runs import NULL_RUN
-from kubealign_components.data.schemas import MODEL, SELECTION, TRAINING
+from kubealign_components.data.schemas import EVALUATION, MODEL, SELECTION, TRAINING
 from kubealign_components.data.schemas import PROMPTS as PROMPT_ROWS
 from kubealign_components.data.seeds import is_held_out
 from kubealign_components.data.stats import Stats
 from kubealign_components.engines.generation import SamplingSpec
 from kubealign_components.engines.judge import Pair, PairJudge
 from kubealign_components.engines.rewards import RewardSpec
-from kubealign_components.errors import ConfigError, DataError, GateError
+from kubealign_components.errors import ConfigError, DataError, GateError, Unanswered
 from kubealign_components.evaluate.by_source import SourceGain
 from kubealign_components.evaluate.comparison import warnings
 from kubealign_components.evaluate.component import evaluate as component
@@ -625,6 +625,34 @@ def test_completions_without_a_reward_are_counted_by_the_reason(
     counts = run(settings, rewarded=given, model=str(tiny_model), output=str(tmp_path / "out")).counts
     assert counts["aligned_no_score"] > 0
     assert counts["aligned_over_length"] == 0
+
+
+def test_a_variant_whose_answers_cannot_be_compared_ends_by_itself(
+    rewarded: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\n"
+        "from kubealign_components.engines.rewards import Refused\n"
+        "def score(item):\n"
+        f"    if Path({str(tmp_path / 'trained')!r}).exists():\n"
+        "        raise Refused('no_score')\n"
+        "    return float(len(item.text))\n"
+    )
+    reward = from_mapping(RewardSpec, {"functions": [f"{tmp_path}/mine.py:score"]}, "reward")
+    sampled = Dataset.open(str(Path(rewarded.uri).parent / "sampled"))
+    given = chunked(rewards, RewardsConfig(reward=reward), sampled, tmp_path, "given")
+    shutil.copytree(tiny_model, tmp_path / "trained")
+    model = write(tmp_path / "trained", MODEL, "train", {}, inputs={"training": given})
+    named: dict[str, Any] = {"rewarded": given, "model": model.uri}
+    settings = config(tiny_model, reward=reward)
+    with pytest.raises(Unanswered, match="0 held-out prompts to compare") as error:
+        run(settings, **named, output=str(tmp_path / "alone"))
+    page, output = tmp_path / "page.html", str(tmp_path / "variant")
+    assert run(settings, **named, output=output, report=str(page), sweep=True).rows_out == 0
+    ended = Dataset.open(output, EVALUATION)
+    assert ended.ended_early == str(error.value)
+    assert [parent["uri"] for parent in ended.manifest.parents] == [model.uri]
+    assert str(error.value) in Page(page.read_text()).text
 
 
 def test_one_prompt_of_a_source_has_a_gain_and_no_interval() -> None:

@@ -196,6 +196,9 @@ def test_the_command(tiny_model: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "optimiser state" in done.output
     assert "training 50" in done.output
+    assert "That is at most" not in done.output
+    rounds = ["--set", "rounds=2", "--set", "rounds_stop=no_gain"]
+    assert "That is at most" in CliRunner().invoke(main, [*arguments, *rounds]).output
     refused = CliRunner().invoke(main, ["estimate", "offline_alignment", "--set", "policy=org/model"])
     assert refused.exit_code == 2
     assert "--model-shape" in refused.output

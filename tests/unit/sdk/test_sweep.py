@@ -363,6 +363,28 @@ def test_a_chosen_variant_that_the_cache_answered_is_that_of_the_run_that_made_i
         assert "/before/" in output.uri
 
 
+def test_the_model_of_rounds_is_the_chosen_ones(tmp_path: Path) -> None:
+    parameters = {**GIVEN, "rounds": 2, "rounds_stop": "no_gain"}
+    rounds = StoredSweep(tmp_path)
+    rounds.spec, _ = compile_ir(tmp_path / "rounds", "offline_alignment", parameters=parameters)
+    models = []
+    for task in ("train", "train-round-2"):
+        at = rounds.execution("r", task, "1") / "model"
+        with DatasetWriter(str(at), MODEL, derive("train", 1, {"of": task})) as writer:
+            models.append(writer.commit(Stats()))
+    with pytest.raises(ConfigError, match=r"train-round-2\.model, train\.model"):
+        rounds.find("model")
+    empty = dict.fromkeys(ROWS[CHOICE].names)
+    with DatasetWriter(
+        str(rounds.execution("r", "choose", "1") / "dataset"), CHOICE, derive("choose", 1, {})
+    ) as writer:
+        for number, model in enumerate(models):
+            names = {"model_fingerprint": model.manifest.fingerprint, "chosen": not number}
+            writer.write_rows([empty | names])
+        writer.commit(Stats(rows_in=2, rows_out=2))
+    assert rounds.find("model").task == "train"
+
+
 @pytest.mark.parametrize("chose", [True, False])
 def test_without_a_chosen_variant_none_is_taken_for_it(stored: StoredSweep, chose: bool) -> None:
     stored.train("r", 0.1, 0.3)

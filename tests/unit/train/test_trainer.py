@@ -24,7 +24,7 @@ from transformers import (
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import MODEL, SELECTION
-from kubealign_components.errors import ConfigError, DataError, DriftError, EngineError
+from kubealign_components.errors import ConfigError, DataError, Diverged, DriftError
 from kubealign_components.progress import read_line
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.stage import run
@@ -280,8 +280,16 @@ def test_settings_that_do_not_fit_are_named(change: dict[str, Any]) -> None:
 def test_a_loss_that_is_not_finite_names_its_cause(
     pairs: Dataset, tiny_model: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(Diverged, match=message) as error:
         run(settings(tiny_model, **change), training=pairs, output=str(tmp_path / "out"))
+    variant = str(tmp_path / "variant")
+    stats = run(settings(tiny_model, **change), training=pairs, output=variant, sweep=True)
+    ended = Dataset.open(variant, MODEL)
+    assert (stats.rows_out, ended.rows, ended.ended_early) == (0, 0, str(error.value))
+    own = ended.manifest.provenance.step
+    assert own["params"].items() >= {name: change[name] for name in change}.items(), "it tells what spoilt it"
+    assert pairs.manifest.fingerprint in ended.manifest.recipe
+    assert not list(Path(variant).glob("*.safetensors"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine could")
