@@ -140,10 +140,10 @@ def _not_finite(config: TrainConfig, batch: Batch, logprob_C: Tensor, loss: floa
         return Diverged(
             f"{said}, with no number beyond {_ORDINARY:g} in them: beta={config.beta} makes it so; raise it"
         )
-    told = f"{said}: {name} of completion {owner} is {value:g}"
+    cause = f"{said}: {name} of completion {owner} is {value:g}"
     if name.startswith("the policy"):
-        return Diverged(f"{told}; the training has diverged, lower learning_rate")
-    return EngineError(f"{told}; leave it out or mend it")
+        return Diverged(f"{cause}; the training has diverged, lower learning_rate")
+    return EngineError(f"{cause}; leave it out or mend it")
 
 
 def _losses(
