@@ -101,7 +101,8 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
     def get_code(self, fullname: str) -> CodeType:
         marked = MarkedSource(self.get_data(self.path))
-        _seen[self.path] = (marked.lines, bytearray(len(marked.lines)))
+        # Of a module that is imported again what was seen the first time counts, too.
+        _seen.setdefault(self.path, (marked.lines, bytearray(len(marked.lines))))
         return compile(marked.tree, self.path, "exec", dont_inherit=True)
 
     def exec_module(self, module: ModuleType) -> None:
