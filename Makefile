@@ -84,7 +84,7 @@ golden: install ## Rewrite the golden pipelines and the generated tables
 # The images take their pins from the locks. What no wheel is published of is built apart (sources.in).
 UV_COMPILE := uv pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-header \
   --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec
-WHEELS := --no-emit-package deepspeed --no-emit-package kfp-server-api
+WHEELS := $(addprefix --no-emit-package ,deepspeed kfp-server-api rouge-score sqlitedict word2number)
 CPU := -c images/locks/cpu.txt -c images/locks/torch-cpu.txt $(WHEELS) --no-emit-package torch \
   --no-emit-package triton $(addprefix --find-links ,$(PIP_FIND_LINKS))
 CUDA := -c images/locks/gpu.txt $(WHEELS)
@@ -113,6 +113,10 @@ lock: install ## Resolve the locks again (needs uv)
 	  $(UV_COMPILE) $(CUDA) pyproject.toml images/$$image/cuda.in -o images/$$image/cuda.txt; \
 	done
 	for lock in $(ON_ARM); do $(UV_ARM) -r images/$$lock; done
+
+.PHONY: task-names
+task-names: install ## Write the names of the tasks of the lm-eval that is installed (after `make lock` moved it)
+	$(BIN)/python -m kubealign_components.benchmark.names
 
 .PHONY: picture
 picture: install ## Take the README's picture of the last `make demo` (needs Chromium)

@@ -18,7 +18,7 @@ from build import KINDS, ROOT, reference
 IMAGES = ROOT / "images"
 SOURCES = {
     "data": ("kfp-server-api",),
-    "sample": ("kfp-server-api",),
+    "sample": ("kfp-server-api", "rouge-score", "sqlitedict", "word2number"),
     "train": ("kfp-server-api", "deepspeed"),
 }
 """Packages of ``locks/sources.txt`` whose wheels an image gets."""

@@ -54,6 +54,7 @@ INPUTS: Mapping[str, Mapping[str, Input]] = {
         "rewarded": Input((REWARDED, COMPLETIONS, TOKENIZED)),
         "model": Input((MODEL,), by_uri=True),
     },
+    "benchmark": {"model": Input((MODEL,), by_uri=True)},
     "choose": {"evaluations": Input((EVALUATION,), many=True), "earlier": Input((CHOICE,), optional=True)},
     "clean_prompts": {},
     "judge": {"dataset": Input((COMPLETIONS,))},

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 CONFIGS: Mapping[str, str] = {
     "aggregate": "aggregate.stage:AggregateConfig",
+    "benchmark": "benchmark.config:BenchmarkConfig",
     "choose": "choose.config:ChooseConfig",
     "clean_pmp": "clean_pmp.stage:CleanPmpConfig",
     "clean_prompts": "clean_prompts.stage:CleanPromptsConfig",

@@ -22,6 +22,11 @@ rest for each of them, and then one is chosen:
 
 With ``halving`` they are trained a part of the way first, and the best of them further (``halving.py``).
 
+With ``benchmark_tasks`` both policies are measured on tasks of lm-eval, too:
+
+    … mix ─ train ─┬─ evaluate
+                   └─ benchmark
+
 With a range for ``sample_n`` more completions are drawn of those prompts whose best and worst are not
 settled (``draws.py``). With ``rounds`` above 1 all of it after ``filter`` is done again, on what the policy
 has become (``rounds.py``).
@@ -60,6 +65,8 @@ from kubealign_pipelines.variants import SWEPT, VARIANTS, decide, number_of, swe
 REWARDS = ("reward_functions", "reward_model")
 JUDGE = "rank_judge"
 """Who ranks a prompt's completions, in place of a reward."""
+BENCHMARK_TASKS = "benchmark_tasks"
+"""Which standard benchmarks both policies are measured on; none leaves the stage out."""
 BEST_WORST = "best_worst"
 LABELS = ("labels", "labelled")
 """Selections that need no rewards; the first is the default where there are none."""
@@ -69,14 +76,15 @@ RULES = Rules(
     deciding={
         SAMPLE_N: decide_draws,
         "select_strategy": lambda strategy: strategy if strategy in LABELS else None,
-        **dict.fromkeys((*REWARDS, JUDGE), lambda given: True if given else None),
+        **dict.fromkeys((*REWARDS, JUDGE, BENCHMARK_TASKS), lambda given: True if given else None),
         VARIANTS: decide,
     },
     ranges={SAMPLE_N: RANGE},
     one_of=(REWARDS,),
     options={
         "import": "import_prompts",
-        **{stage: stage for stage in ("filter", "sample", "rewards", "rank", *OFFLINE_STAGES, "choose")},
+        **{stage: stage for stage in ("filter", "sample", "rewards", "rank", *OFFLINE_STAGES)},
+        **{stage: stage for stage in ("benchmark", "choose")},
     },
 )
 
@@ -115,6 +123,8 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
         train_epochs: float = 1.0,
         train_options: dict[str, object] = {},
         evaluate_options: dict[str, object] = {},
+        benchmark_tasks: list[object] = [],
+        benchmark_options: dict[str, object] = {},
         variants: list[dict[str, object]] = [],
         choose_options: dict[str, object] = {},
     ) -> None:
@@ -166,6 +176,10 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
             train_epochs: Passes over the training examples.
             train_options: Further settings of train by name, such as adapter, batch_size, strategy.
             evaluate_options: Settings of evaluate by name, such as min_gain and max_prompts.
+            benchmark_tasks: Names of tasks of lm-eval, such as arc_easy, that the policy is measured on
+                before and after; none leaves the stage out of the pipeline when it is compiled.
+            benchmark_options: Further settings of benchmark by name, such as limit, num_fewshot and
+                task_folder.
             variants: Of a sweep, what each variant has of its own: by stage (select, mix, train, evaluate),
                 options of that stage.
             choose_options: Of a sweep, or of rounds that may stop, settings of choose by name, such as max_kl
@@ -190,6 +204,8 @@ class _Shape:
     rounds: Rounds
     draws: DrawRange | None = None
     """How many completions are drawn of a prompt, where that is no parameter."""
+    benchmarked: bool = False
+    """Whether what is trained is measured on standard benchmarks."""
     strategy: str = ""
     """Of selection, where that is no parameter."""
     swept: tuple[str, ...] = ()
@@ -245,6 +261,9 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
     require(
         not swept or rounds.number == 1, ROUNDS.name, rounds.number, "1 in a sweep, of variants of one round"
     )
+    benchmarks = parameters.get(BENCHMARK_TASKS)
+    chosen = "none in a sweep: measure the model that is chosen, with the stage benchmark by itself"
+    require(not (swept and benchmarks), BENCHMARK_TASKS, benchmarks, chosen)
     rungs = _rungs(parameters, int(choices[HALVING.name]), swept)
     if swept:
         order = _order_of_sweep(parameters, order, swept, rewarded=rewarded)
@@ -255,6 +274,7 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
         ranked=bool(judge),
         order=order,
         rounds=rounds,
+        benchmarked=bool(benchmarks),
         strategy=by_itself,
         swept=swept,
         rungs=rungs,
@@ -332,6 +352,7 @@ def _stages(inputs: PipelineInputs, shape: _Shape) -> None:
         # By as many completions of every prompt: where draws end by what they brought, their mean is biased.
         against=first,
         rungs=shape.rungs,
+        benchmarked=shape.benchmarked,
     )
     further_rounds(
         inputs,

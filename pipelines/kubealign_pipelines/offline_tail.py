@@ -19,6 +19,7 @@ from types import MappingProxyType
 from kfp.dsl import PipelineTask
 from kfp.dsl.pipeline_channel import PipelineChannel
 
+from kubealign_components.benchmark.component import benchmark
 from kubealign_components.evaluate.component import evaluate
 from kubealign_components.logprobs.component import logprobs
 from kubealign_components.mix.component import mix
@@ -47,6 +48,7 @@ def align_offline(
     start: Arguments | None = None,
     against: PipelineTask | None = None,
     earlier: PipelineChannel | None = None,
+    benchmarked: bool = False,
     about: str = "",
 ) -> PipelineTask:
     """Train on completions of ``rows`` and compare the aligned policy with what it was; gives the comparison.
@@ -64,6 +66,7 @@ def align_offline(
         start: policy and reference of ``train`` where it starts at another policy.
         against: task whose rewarded completions are compared with, where these are not those of ``rows``.
         earlier: what the evaluations of the rounds before showed, if there are any.
+        benchmarked: whether the trained policy is measured on standard benchmarks.
         about: tells the tasks of one round from those of another.
     """
     models = {"policy": inputs["policy"], "reference": reference}
@@ -73,6 +76,7 @@ def align_offline(
         models=start or models,
         against=against or rows,
         comparison={**comparison, **({"rounds": earlier} if earlier else {})},
+        benchmarked=benchmarked,
     )
     left: Sequence[str] = SWEPT
     if order == "before":
@@ -96,6 +100,7 @@ class _Tail:
     """Of ``train``."""
     against: PipelineTask
     comparison: Arguments
+    benchmarked: bool
 
     def through(
         self,
@@ -143,7 +148,7 @@ class _Tail:
 
     def _trained(self, made: PipelineTask, about: str, own: Arguments) -> PipelineTask:
         inputs = self.inputs
-        return inputs.placement(
+        trained = inputs.placement(
             train,
             about,
             training=made.outputs["dataset"],
@@ -153,6 +158,17 @@ class _Tail:
             **own,
             **inputs.of("train"),
         )
+        if self.benchmarked:
+            inputs.placement(
+                benchmark,
+                about,
+                model=trained.outputs["model"],
+                policy=inputs["policy"],
+                seed=inputs["seed"],
+                work=inputs["work"],
+                **inputs.of("benchmark"),
+            )
+        return trained
 
     def _compared(self, made: PipelineTask, about: str, own: Arguments) -> PipelineTask:
         return compare(self.inputs, self.against, made, {**self.comparison, **own}, about)

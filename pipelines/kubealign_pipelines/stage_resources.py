@@ -136,6 +136,7 @@ DEFAULTS: dict[str, StageResources] = {
     "mix": StageResources(cpu=4, memory="4Gi"),
     "train": StageResources(cpu=16, memory="128Gi", accelerators=1, accelerator="nvidia.com/gpu"),
     "evaluate": _GPU,
+    "benchmark": _GPU,
     "choose": STREAMED,
     "clean_prompts": _DATA,
     "judge": _GPU,

@@ -15,7 +15,7 @@ from kubealign_pipelines.own_pipelines import is_own
 
 _PATHS = {
     *("policy", "judge", "reward_model", "model", "reference", "adapter"),
-    *("principles", "rl_principles", "template", "chat_template", "withdrawn"),
+    *("principles", "rl_principles", "template", "chat_template", "withdrawn", "task_folder"),
 }
 """Settings that are a path, a URI, a hub id or a name, of a pipeline or in the options of a stage: a path
 where there is something at it."""

@@ -37,6 +37,7 @@ STAGES = [name for name in DEFAULTS if name != CHECK]
 REWARD: dict[str, Any] = {"reward_functions": ["brevity"]}
 COMPILED: dict[str, tuple[str, dict[str, Any]]] = {
     **{pipeline: (pipeline, {}) for pipeline in PIPELINES},
+    "offline_alignment_benchmark": ("offline_alignment", {"benchmark_tasks": ["arc_easy"]}),
     "offline_alignment_draws": ("offline_alignment", {"sample_n": {"from": 4, "to": 16}}),
     "offline_alignment_rounds": ("offline_alignment", {"rounds": 2}),
     "offline_alignment_rounds_stop": ("offline_alignment", {"rounds": 3, "rounds_stop": "no_gain"}),

@@ -43,6 +43,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {"sample_n": {"from": 4, "to": 16}},
         OFFLINE | {"sample", "rewards"} | DRAWS,
     ),
+    "measured on benchmarks": (
+        "offline_alignment",
+        {"benchmark_tasks": ["arc_easy"]},
+        OFFLINE | {"sample", "rewards", "benchmark"},
+    ),
     "two rounds": ("offline_alignment", {"rounds": 2}, OFFLINE | {"sample", "rewards"} | FURTHER),
     "three rounds, near the last": (
         "offline_alignment",

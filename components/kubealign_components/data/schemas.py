@@ -17,6 +17,7 @@ from typing import TypedDict, Unpack, overload
 import numpy as np
 import pyarrow as pa
 
+from kubealign_components.data.benchmark_rows import BENCHMARK, BENCHMARK_ROW, BenchmarkRow
 from kubealign_components.data.choice_rows import CHOICE, CHOICE_ROW, ChoiceRow
 from kubealign_components.data.fingerprint import canonical_json
 
@@ -153,7 +154,7 @@ PREFERENCES_ROW = pa.schema(
     ]
 )
 
-_FEW_VALUES = {"source", "model", "label", "finish_reason", "split", "principle"}
+_FEW_VALUES = {"source", "model", "label", "finish_reason", "split", "principle", "task", "filter", "metric"}
 
 ROWS: dict[str, pa.Schema] = {
     PROMPTS: PROMPT_ROW,
@@ -165,6 +166,7 @@ ROWS: dict[str, pa.Schema] = {
     MODEL: MODEL_ROW,
     EVALUATION: EVALUATION_ROW,
     CHOICE: CHOICE_ROW,
+    BENCHMARK: BENCHMARK_ROW,
     JUDGED: JUDGED_ROW,
     PREFERENCES: PREFERENCES_ROW,
 }
@@ -360,6 +362,7 @@ ROW_TYPES: dict[str, type] = {
     MODEL: ModelRow,
     EVALUATION: EvaluationRow,
     CHOICE: ChoiceRow,
+    BENCHMARK: BenchmarkRow,
     JUDGED: JudgedRow,
     PREFERENCES: PreferenceRow,
 }

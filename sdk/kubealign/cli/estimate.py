@@ -92,9 +92,14 @@ def _show(shape: ModelShape, assumed: Assumptions, stages: Sequence[StageEstimat
     console.print(f"GPU-hours in all: {hours:,.1f}{cost}")
     rates = assumed.throughput.rates(shape)
     slow = assumed.throughput.rates(shape, checkpointing=True)["train"]
+    documents = (
+        f"Tasks of benchmarks have {assumed.benchmark_documents:,} documents of four choices. "
+        if any(stage.stage == "benchmark" for stage in stages)
+        else ""
+    )
     console.print(
         f"Assumed: {shape.parameters / 1e9:.2f}e9 parameters; {assumed.rows:,} prompts of "
-        f"{assumed.prompt_tokens} tokens, completions of {assumed.completion_tokens}. "
+        f"{assumed.prompt_tokens} tokens, completions of {assumed.completion_tokens}. {documents}"
         f"Tokens/s of a GPU: sampling {rates['sample']:,.0f}, "
         f"scoring {rates['score']:,.0f}, training {rates['train']:,.0f} "
         f"(with gradient checkpointing {slow:,.0f})."

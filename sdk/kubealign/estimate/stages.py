@@ -43,6 +43,7 @@ from kubealign_pipelines.stage_resources import DEFAULTS, TRAINING
 from kubealign_pipelines.variants import VARIANTS, number_of
 
 if TYPE_CHECKING:
+    from kubealign_components.benchmark.config import BenchmarkConfig
     from kubealign_components.evaluate.stage import EvaluateConfig
     from kubealign_components.judge.stage import JudgeConfig
     from kubealign_components.logprobs.stage import LogprobsConfig
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
 
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z0-9])")
 _SAME_SIZE = math.log(1.5)
+
+_CHOICES = 4
+"""Of a question of a benchmark, each of which is read with it."""
 
 Tokens = dict[str, float]
 """By kind of work: sample, score, train."""
@@ -77,6 +81,8 @@ class Assumptions:
     """Mean tokens of a completion."""
     questions: int = 22
     """Questions that the judge answers on a pair: 11 shipped principles in both orders."""
+    benchmark_documents: int = 1_000
+    """Documents of a benchmark's task, where no limit says less; one is read with each of four choices."""
     reward_shape: ModelShape | None = None
     """Of the reward model that the rewards stage runs, or the judge of rank; the policy's where None."""
     throughput: Throughput = field(default_factory=Throughput)
@@ -84,7 +90,8 @@ class Assumptions:
     def __post_init__(self) -> None:
         require(self.gpu_memory > 0, "gpu_memory", self.gpu_memory, "a positive number of GiB")
         require(self.nodes >= 0, "nodes", self.nodes, "0 or more")
-        for name in ("rows", "prompt_tokens", "completion_tokens", "questions"):
+        counts = ("rows", "prompt_tokens", "completion_tokens", "questions", "benchmark_documents")
+        for name in counts:
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
 
 
@@ -359,6 +366,11 @@ class _Stage:
             return sampling_memory(
                 self.shape, gpu_bytes, spec.memory_fraction, spec.tensor_parallel_size, longest
             )
+        if function == "benchmark":
+            one, longest = self.config, self.config.max_model_len or self.recipe.prompt_limit
+            return sampling_memory(
+                self.shape, gpu_bytes, one.memory_fraction, one.tensor_parallel_size, longest
+            )
         read = {"rewards": "reward", "rank": "judge"}.get(function)
         spec = getattr(self.config, read) if read else self.config
         return scoring_memory(self.shape, spec.token_budget, self._of_engine(gpu_bytes))
@@ -427,6 +439,12 @@ def _evaluate(config: EvaluateConfig, recipe: Recipe, a: Assumptions) -> Tokens:
     return {"sample": float(asked * a.completion_tokens), "score": float(2 * asked * whole)}
 
 
+def _benchmark(config: BenchmarkConfig, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
+    documents = min(config.limit or a.benchmark_documents, a.benchmark_documents) * len(config.tasks)
+    examples = 1 + max(config.num_fewshot, 0)
+    return {"score": float(2 * documents * _CHOICES * examples * a.prompt_tokens)}
+
+
 def _train(config: TrainConfig, recipe: Recipe, a: Assumptions) -> Tokens:
     completions = 2 if recipe.pairs else 1
     examples = recipe.asked * a.rows * (recipe.pairs or recipe.selected) * config.epochs
@@ -459,6 +477,7 @@ _TOKENS: Mapping[str, Callable[[Any, Recipe, Assumptions], Tokens]] = {
     "judge": _judge,
     "rank": _rank,
     "evaluate": _evaluate,
+    "benchmark": _benchmark,
     "train": _train,
     "train_reward_model": _train_reward_model,
     "train_ppo": _train_ppo,

@@ -47,6 +47,7 @@ USUAL_NAMES = {
     "train": "model",
     "train_ppo": "model",
     "evaluate": "evaluation",
+    "benchmark": "benchmark",
     "choose": "choice",
 }
 """What a reader looks for in a run's folder, by the stage that makes it."""

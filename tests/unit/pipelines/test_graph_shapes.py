@@ -87,6 +87,22 @@ def test_a_judge_ranks_in_place_of_a_reward_and_compares_both_policies(tmp_path:
         compile_pipeline("offline_alignment", tmp_path / "unused.yaml", parameters=given)
 
 
+def test_benchmarks_hang_off_the_training_of_every_round(tmp_path: Path) -> None:
+    asked = {"benchmark_tasks": ["arc_easy"]}
+    graph = compile_pipeline("offline_alignment", tmp_path / "one.yaml", parameters={**asked, "rounds": 2})
+    measured = [task for task in graph.tasks.values() if task.function == "benchmark"]
+    assert [task.name for task in measured] == ["benchmark", "benchmark-round-2"]
+    for task in measured:
+        assert task.arguments["tasks"].parameter == "benchmark_tasks"
+        assert task.arguments["policy"].parameter == "policy"
+    spec, _ = compile_ir(tmp_path, "offline_alignment", parameters=asked)
+    tasks = spec["root"]["dag"]["tasks"]
+    assert tasks["benchmark"]["dependentTasks"] == ["train"] == tasks["evaluate"]["dependentTasks"][-1:]
+    swept = {**asked, "variants": [{"train": {"beta": 0.05}}, {}], "reward_functions": ["brevity"]}
+    with pytest.raises(ConfigError, match=r"benchmark_tasks=\['arc_easy'\]: expected none in a sweep"):
+        compile_pipeline("offline_alignment", tmp_path / "unused.yaml", parameters=swept)
+
+
 def _reaches(tasks: dict[str, Any], task: dict[str, Any], name: str) -> bool:
     before = task.get("dependentTasks", [])
     return name in before or any(_reaches(tasks, tasks[one], name) for one in before)

@@ -12,9 +12,16 @@ from support.pipeline_shapes import SHAPES
 
 OUTSIDE = {"import-prompts", "clean-prompts", "clean-pmp"}
 """Tasks that read what no task of the run has made."""
+COMPARED = {"choose", "benchmark"}
+"""Tasks that say what was made, beside the last evaluation."""
 SMALL = {"system.Dataset", "system.Artifact"}
 """Types of artifacts of which a manifest is all that lies under their URI."""
-READ_WHOLE = {("evaluate", "model"), ("train-ppo", "reward_model"), ("train-reward-model", "start")}
+READ_WHOLE = {
+    ("evaluate", "model"),
+    ("benchmark", "model"),
+    ("train-ppo", "reward_model"),
+    ("train-reward-model", "start"),
+}
 """Inputs that are models, whose files the task reads anyway."""
 
 
@@ -42,7 +49,7 @@ def test_the_last_model_and_the_evaluation_lead_to_every_dataset(
 ) -> None:
     artifacts, _ = graph
     compared = last_evaluation(artifacts)
-    makers = {task for task, _ in artifacts.of_type("system.Dataset")} - {compared, "choose"}
+    makers = {task for task, _ in artifacts.of_type("system.Dataset")} - {compared, *COMPARED}
     sources = OUTSIDE & artifacts.inputs.keys()
     last, _ = artifacts.inputs[compared]["model"]
     for task in (last, compared):
@@ -59,7 +66,8 @@ def test_datasets_are_taken_by_every_edge_of_the_recipe(graph: tuple[Artifacts, 
     artifacts, _ = graph
     taken = {artifact for inputs in artifacts.inputs.values() for artifact in inputs.values()}
     last = "choose" if "choose" in artifacts.inputs else last_evaluation(artifacts)
-    assert artifacts.of_type("system.Dataset") - taken == {(last, "dataset")}
+    measured = {("benchmark", "dataset")} if "benchmark" in artifacts.inputs else set()
+    assert artifacts.of_type("system.Dataset") - taken == {(last, "dataset")} | measured
 
 
 def test_the_model_of_every_round_leads_to_the_samples_of_all_rounds_so_far(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from kubealign_pipelines.stage_resources import DEFAULTS, PART_OF, StageResource
 from support.compiled import compile_ir
 from support.pipeline_shapes import FURTHER
 
-ASKED_FOR = {"rank", "choose", "draw_more", "join_draws"}
+ASKED_FOR = {"rank", "choose", "draw_more", "join_draws", "benchmark"}
 """Stages of a judge in place of a reward, of a sweep, and of a range of draws."""
 SALMON_ALONE = {
     "clean_prompts",

@@ -249,6 +249,17 @@ def test_a_ranking_reads_pairs_under_every_principle_in_both_orders() -> None:
     assert rank.tokens == {"score": 10_000 * 6 * 22 * (256 + 2 * 512)}
 
 
+def test_a_benchmark_is_read_by_both_policies_with_every_choice() -> None:
+    run = load_run_file(PARAMS / "offline_alignment.yaml")
+    measured = run.with_parameters(["benchmark_tasks=[arc_easy, mmlu]", "benchmark_num_fewshot=5"])
+    by_stage = {stage.stage: stage for stage in estimate(measured, SHAPES["llama-8b"], Assumptions())}
+    assert by_stage["benchmark"].tokens == {"score": 2 * 2 * 1_000 * 4 * 6 * 256}
+    limited = measured.with_parameters(["benchmark_limit=100"])
+    few = {stage.stage: stage for stage in estimate(limited, SHAPES["llama-8b"], Assumptions())}
+    assert few["benchmark"].tokens == {"score": 2 * 2 * 100 * 4 * 6 * 256}
+    assert few["benchmark"].fits
+
+
 @pytest.mark.parametrize(
     ("name", "preset"),
     [

@@ -1,0 +1,100 @@
+"""The difference between two models on the same documents, and its standard error.
+
+Both answer the same documents, so what counts is the spread of the differences: of two models that are alike
+on most documents it is far less than the standard errors of each would make it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+_RESAMPLES = 2000
+_AT_ONCE = 2**22
+"""Weights of resampled documents that are in memory together."""
+
+
+def _perplexity(sums: Floats, counts: Floats) -> Floats:
+    return np.exp(-sums[..., 0] / counts)
+
+
+def _weighted_perplexity(sums: Floats, counts: Floats) -> Floats:  # noqa: ARG001
+    return np.exp(-sums[..., 0] / sums[..., 1])
+
+
+def _bits_per_byte(sums: Floats, counts: Floats) -> Floats:  # noqa: ARG001
+    return -sums[..., 0] / sums[..., 1] / math.log(2)
+
+
+_OF_SUMS: Mapping[str, Callable[[Floats, Floats], Floats]] = {
+    "perplexity": _perplexity,
+    "weighted_perplexity": _weighted_perplexity,
+    "bits_per_byte": _bits_per_byte,
+}
+"""Aggregations by lm-eval's names: of sums over documents, shape (..., parts), and their number, (...,)."""
+
+
+def paired_error(
+    aggregation: str, reference: Sequence[Any], aligned: Sequence[Any], *, seed: int
+) -> float | None:
+    """Standard error of the aligned model's value minus the reference's.
+
+    Of a mean it is that of the differences, s / √n; of a perplexity that of a bootstrap over documents.
+
+    Args:
+        aggregation: lm-eval's name of it.
+        reference: what lm-eval aggregates, of each document; a number, or a sum and its weight.
+        aligned: of the same documents.
+        seed: of the bootstrap.
+
+    Returns:
+        None where there are fewer than two documents, or the aggregation is another one.
+    """
+    if len(reference) < 2 or len(reference) != len(aligned):
+        return None
+    if aggregation == "mean":
+        differences = np.asarray(aligned, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
+        return float(differences.std(ddof=1) / math.sqrt(len(differences)))
+    if aggregation not in _OF_SUMS:
+        return None
+    return _bootstrapped(_OF_SUMS[aggregation], _parts(reference), _parts(aligned), seed)
+
+
+def _parts(values: Sequence[Any]) -> Floats:
+    """Shape (documents, parts)."""
+    array = np.asarray(values, dtype=np.float64)
+    return array[:, None] if array.ndim == 1 else array
+
+
+def _bootstrapped(
+    of_sums: Callable[[Floats, Floats], Floats], reference: Floats, aligned: Floats, seed: int
+) -> float:
+    count = len(reference)
+    generator = np.random.default_rng(seed)
+    shares = np.full(count, 1 / count)
+    differences: list[Floats] = []
+    step = max(1, _AT_ONCE // count)
+    for start in range(0, _RESAMPLES, step):
+        size = min(step, _RESAMPLES - start)
+        weights = generator.multinomial(count, shares, size=size).astype(np.float64)
+        counts = np.full(size, float(count))
+        differences.append(of_sums(weights @ aligned, counts) - of_sums(weights @ reference, counts))
+    return float(np.concatenate(differences).std(ddof=1))
+
+
+def group_error(errors: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """Standard error of the weighted mean of differences on several tasks, whose documents are others.
+
+    Args:
+        errors: standard errors of the tasks.
+        weights: of the tasks, of any sum.
+    """
+    if not errors or any(error is None for error in errors) or sum(weights) <= 0:
+        return None
+    shares = np.asarray(weights, dtype=np.float64) / sum(weights)
+    return float(np.sqrt(np.sum((shares * np.asarray(errors, dtype=np.float64)) ** 2)))

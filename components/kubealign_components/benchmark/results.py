@@ -1,0 +1,209 @@
+"""What a benchmark says: the value of each metric for both models, and the difference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kubealign_components.benchmark.paired import group_error, paired_error
+from kubealign_components.benchmark.records import (
+    Measured,
+    PlannedGroup,
+    PlannedTask,
+    SampleRecord,
+    TaskRecord,
+)
+from kubealign_components.data.benchmark_rows import BenchmarkRow, Score
+
+NO_FILTER = "none"
+"""lm-eval's name for taking a response as it is."""
+MEAN = "mean"
+SURE = 1.96
+"""Standard errors that a difference is from 0 when a 95 % interval does not hold it."""
+_NO_NAME = re.compile(r"\W+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkResult:
+    """One metric of a task or group."""
+
+    task: str
+    version: str
+    metric: str
+    filter: str
+    num_fewshot: int | None
+    """Examples before each question; None of a group."""
+    documents: int
+    higher_is_better: bool | None
+    reference: float | None
+    reference_se: float | None
+    """Standard error; None where lm-eval knows none for the metric."""
+    aligned: float | None
+    aligned_se: float | None
+    difference_se: float | None
+    """Of the paired difference; None where the metric is none that is compared in pairs."""
+    requested: bool = True
+    """Whether it was asked for by name, or belongs to a group that was."""
+    members: int = 0
+    """Tasks of a group; 0 of a task."""
+
+    @property
+    def difference(self) -> float | None:
+        """Aligned minus reference."""
+        return None if self.aligned is None or self.reference is None else self.aligned - self.reference
+
+    @property
+    def worse(self) -> bool:
+        """Whether the aligned model is worse, and the 95 % interval of the difference does not hold 0."""
+        if self.difference is None or self.difference_se is None or self.higher_is_better is None:
+            return False
+        return (self.difference < 0) is self.higher_is_better and abs(
+            self.difference
+        ) > SURE * self.difference_se
+
+    @property
+    def name(self) -> str:
+        """As metrics have it."""
+        parts = [self.task, self.metric, *([self.filter] if self.filter != NO_FILTER else [])]
+        return _NO_NAME.sub("_", "_".join(parts)).strip("_")
+
+    def numbers(self) -> dict[str, float]:
+        """What there is, by names for a page that sorts runs."""
+        values = {
+            "reference": self.reference,
+            "aligned": self.aligned,
+            "difference": self.difference,
+            "difference_se": self.difference_se,
+        }
+        return {f"{self.name}_{name}": value for name, value in values.items() if value is not None}
+
+
+@dataclass(kw_only=True, slots=True)
+class Comparison:
+    """Both models on all tasks, task by task."""
+
+    seed: int
+    groups: Sequence[PlannedGroup]
+    asked: Sequence[str]
+    """Names of the tasks, groups and tags that were asked for."""
+    results: list[BenchmarkResult] = field(default_factory=list)
+    _by_task: dict[tuple[str, str, str], BenchmarkResult] = field(default_factory=dict)
+
+    def add(self, task: PlannedTask, reference: TaskRecord, aligned: TaskRecord) -> list[BenchmarkRow]:
+        """Take in what both did on ``task``; its rows."""
+        pairs = list(_paired(reference["samples"], aligned["samples"]))
+        other = {(one["metric"], one["filter"]): one for one in aligned["metrics"]}
+        for one in reference["metrics"]:
+            key = (one["metric"], one["filter"])
+            if key in other:
+                self._add(task, reference["documents"], one, other[key], pairs)
+        return [_row(task, left, right) for left, right in pairs]
+
+    def _add(
+        self,
+        task: PlannedTask,
+        documents: int,
+        reference: Measured,
+        aligned: Measured,
+        pairs: Sequence[tuple[SampleRecord, SampleRecord]],
+    ) -> None:
+        metric, of_filter = reference["metric"], reference["filter"]
+        both = [
+            (left["scores"][metric], right["scores"][metric])
+            for left, right in pairs
+            if left["filter"] == of_filter and metric in left["scores"] and metric in right["scores"]
+        ]
+        aggregation = task["aggregation"].get(metric, MEAN)
+        error = paired_error(aggregation, [a for a, _ in both], [b for _, b in both], seed=self.seed)
+        result = BenchmarkResult(
+            task=task["name"],
+            version=task["version"],
+            metric=metric,
+            filter=of_filter,
+            num_fewshot=task["num_fewshot"],
+            documents=documents,
+            higher_is_better=task["higher_is_better"].get(metric),
+            reference=reference["value"],
+            reference_se=reference["stderr"],
+            aligned=aligned["value"],
+            aligned_se=aligned["stderr"],
+            difference_se=error,
+            requested=task["name"] in self.asked or not self._in_group(task["name"]),
+        )
+        self.results.append(result)
+        self._by_task[task["name"], metric, of_filter] = result
+
+    def _in_group(self, task: str) -> bool:
+        return any(task in group["tasks"] for group in self.groups)
+
+    def add_group(
+        self, group: PlannedGroup, reference: Sequence[Measured], aligned: Sequence[Measured]
+    ) -> None:
+        """Take in lm-eval's aggregates of a group, whose tasks are there."""
+        weighted = {one["metric"]: one["weight_by_size"] for one in group["metrics"]}
+        other = {(one["metric"], one["filter"]): one for one in aligned}
+        for one in reference:
+            metric, of_filter = one["metric"], one["filter"]
+            members = [self._by_task.get((task, metric, of_filter)) for task in group["tasks"]]
+            parts = [part for part in members if part is not None]
+            right = other.get((metric, of_filter))
+            if right is None or not parts:
+                continue
+            weights = [float(part.documents) if weighted.get(metric, True) else 1.0 for part in parts]
+            ups = {part.higher_is_better for part in parts}
+            self.results.append(
+                BenchmarkResult(
+                    task=group["name"],
+                    version=group["version"],
+                    metric=metric,
+                    filter=of_filter,
+                    num_fewshot=None,
+                    documents=sum(part.documents for part in parts),
+                    higher_is_better=ups.pop() if len(ups) == 1 else None,
+                    reference=one["value"],
+                    reference_se=one["stderr"],
+                    aligned=right["value"],
+                    aligned_se=right["stderr"],
+                    difference_se=group_error([part.difference_se for part in parts], weights),
+                    requested=group["name"] in self.asked,
+                    members=len(parts),
+                )
+            )
+
+
+def _paired(
+    reference: Sequence[SampleRecord], aligned: Sequence[SampleRecord]
+) -> Iterator[tuple[SampleRecord, SampleRecord]]:
+    other = {(sample["document"], sample["filter"]): sample for sample in aligned}
+    for sample in reference:
+        match = other.get((sample["document"], sample["filter"]))
+        if match is not None:
+            yield sample, match
+
+
+def _row(task: PlannedTask, reference: SampleRecord, aligned: SampleRecord) -> BenchmarkRow:
+    metrics = [metric for metric in reference["scores"] if metric in aligned["scores"]]
+    return {
+        "task": task["name"],
+        "filter": reference["filter"],
+        "document": reference["document"],
+        "content": reference["content"],
+        "target": reference["target"],
+        "scores": [_score(metric, reference["scores"], aligned["scores"]) for metric in metrics],
+        "reference": reference["responses"],
+        "aligned": aligned["responses"],
+    }
+
+
+def _score(metric: str, reference: Mapping[str, Any], aligned: Mapping[str, Any]) -> Score:
+    return {
+        "metric": metric,
+        "reference": _of_document(reference[metric]),
+        "aligned": _of_document(aligned[metric]),
+    }
+
+
+def _of_document(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
