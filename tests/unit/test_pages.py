@@ -30,6 +30,7 @@ from kubealign_pipelines.checking.describe import meanings_of
 from kubealign_pipelines.compiler import graph_of
 from kubealign_pipelines.flat import flat_names
 from kubealign_pipelines.resources import CompileSettings
+from support.benchmarks import CAPITALS
 from support.documents import DOCUMENTS, ROOT, blocks, table
 
 PYTHON = {
@@ -162,6 +163,8 @@ def test_blocks_of_yaml_are_settings(page: str) -> None:
         content = yaml.safe_load(block.replace("…", "0"))
         if content.get("schema") == "kubealign.principles/v1":
             assert parse_principles(block.encode(), page).principles
+        elif "output_type" in content:  # a task of lm-eval
+            assert {**CAPITALS, **content}.keys() == CAPITALS.keys()
         elif content.keys() & {"parameters", "compile", "local"}:
             assert check_mapping(RunFile, content, page)[1] == []
         else:

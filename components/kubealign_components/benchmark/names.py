@@ -14,6 +14,8 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+import yaml
+
 from kubealign_components.config import did_you_mean, require
 
 NAMES = Path(__file__).with_name("task_names.tsv.gz")
@@ -49,6 +51,30 @@ def task_names() -> TaskNames:
         for tag in filter(None, tagged.split(",")):
             tags.setdefault(tag, []).append(name)
     return TaskNames(release, files, {tag: tuple(of) for tag, of in tags.items() if tag not in files})
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads lm-eval's YAML without the functions that it names."""
+
+
+_Loader.add_multi_constructor("!", lambda *_: None)
+
+
+def own_names(folder: Path) -> set[str]:
+    """Names of the tasks, groups and tags of the YAML files below ``folder``; what is no YAML has none."""
+    names: set[str] = set()
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            content = yaml.load(path.read_bytes(), Loader=_Loader)  # noqa: S506
+        except (OSError, yaml.YAMLError):
+            continue
+        for key in ("task", "group", "tag") if isinstance(content, dict) else ():
+            named = content.get(key)
+            if isinstance(named, str):
+                names.add(named)
+            elif key == "tag" and isinstance(named, list):
+                names.update(map(str, named))
+    return names
 
 
 def check_names(tasks: Sequence[str], own: Collection[str] = (), *, complete: bool = True) -> None:

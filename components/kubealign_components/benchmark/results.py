@@ -81,7 +81,7 @@ class BenchmarkResult:
 
 
 @dataclass(kw_only=True, slots=True)
-class Comparison:
+class BenchmarkComparison:
     """Both models on all tasks, task by task."""
 
     seed: int

@@ -28,7 +28,7 @@ from kubealign_components.benchmark.records import (
     read_record,
 )
 from kubealign_components.benchmark.report import report_html
-from kubealign_components.benchmark.results import Comparison
+from kubealign_components.benchmark.results import BenchmarkComparison
 from kubealign_components.config import semantic_params
 from kubealign_components.data.benchmark_rows import BENCHMARK
 from kubealign_components.data.dataset import Dataset, DatasetWriter
@@ -102,7 +102,7 @@ class _Benchmark:
         """Measure, compare and write."""
         reference, of_reference = self._measure(self.policy, stop)
         aligned, of_aligned = self._measure(self.aligned, stop)
-        comparison = Comparison(seed=self.config.seed, groups=self.groups, asked=self.config.tasks)
+        comparison = BenchmarkComparison(seed=self.config.seed, groups=self.groups, asked=self.config.tasks)
         stats = Stats()
         with DatasetWriter(output, BENCHMARK, self.provenance) as writer:
             for task in self.tasks:

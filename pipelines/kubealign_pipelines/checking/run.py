@@ -13,6 +13,7 @@ from kubealign_components.errors import ConfigError
 from kubealign_components.json_types import JsonObject
 from kubealign_pipelines import build, rules
 from kubealign_pipelines.checking.across import check_across, check_counts, secrets, with_labels
+from kubealign_pipelines.checking.benchmarks import check_benchmarks
 from kubealign_pipelines.checking.carried import check_carried, check_texts
 from kubealign_pipelines.checking.filtered import filtered
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, distinct, error_at, is_within
@@ -129,6 +130,7 @@ def check_run(
     refused_at = {finding.path for finding in findings if not finding.warning}
     candidates = [*models(checked), *check_work(checked, here=here)]
     candidates += check_withdrawals(checked, readable=here or in_pod, unseen=unseen)
+    candidates += check_benchmarks(checked, readable=here or in_pod, unseen=unseen)
     prompts, of_sources = check_sources(checked, here=here, unseen=unseen)
     candidates += of_sources
     if pipeline == "offline_alignment":
