@@ -91,7 +91,12 @@ def _cells(one: BenchmarkResult) -> list[str]:
     low_high = ""
     if one.difference is not None and one.difference_se is not None:
         half = SURE * one.difference_se
-        low_high = f"{one.difference - half:+.4f} to {one.difference + half:+.4f}"
+        alike = one.difference == half == 0
+        low_high = (
+            "no document differs"
+            if alike
+            else f"{one.difference - half:+.4f} to {one.difference + half:+.4f}"
+        )
     way = {True: "higher is better", False: "lower is better", None: ""}[one.higher_is_better]
     return [
         _task(one),
