@@ -32,6 +32,7 @@ from kubealign_components.benchmark.results import BenchmarkComparison
 from kubealign_components.config import semantic_params
 from kubealign_components.data.benchmark_rows import BENCHMARK
 from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.early_end import pass_on
 from kubealign_components.data.fingerprint import Provenance, derive, digest
 from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.models import ModelFiles, find_model, with_weights
@@ -41,7 +42,7 @@ from kubealign_components.engines.dtypes import device_type, resolved_dtype
 from kubealign_components.errors import ConfigError, EngineError, NotFound
 from kubealign_components.named_paths import FOLDER, kind_at, named_path
 from kubealign_components.preemption import Stop, preemptible
-from kubealign_components.reports.html import REPORT, copy_report, write_report
+from kubealign_components.reports.html import REPORT, copy_report, message_page, write_report
 from kubealign_components.store import inside, join, name_below, scheme_of, store_for
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,12 @@ def run(
             chat template that a model lacks.
         EngineError: lm-eval is not installed, or a model cannot be loaded.
     """
+    trained = _trained(model, model_uri or model)
+    if trained is not None and trained.ended_early:
+        stats = pass_on("model", trained, stage=STAGE, version=VERSION, schema=BENCHMARK, output=output)
+        write_report(message_page(trained.manifest.slug, trained.ended_early), output)
+        copy_report(output, report)
+        return stats
     _require_harness()
     policy = find_model(config.policy, config.revision, weights=False)
     aligned = find_model(model, weights=False)
@@ -77,7 +84,7 @@ def run(
         job = _job(config, [policy, aligned], _task_folder(config.task_folder, scratch / "tasks"))
         plan = run_harness(job, scratch, stop)
         tasks: list[PlannedTask] = plan["tasks"]
-        provenance = _provenance(config, policy, aligned, tasks, model, model_uri or model)
+        provenance = _provenance(config, policy, aligned, tasks, trained)
         bench = _Benchmark(config, policy, aligned, tasks, plan["groups"], provenance, job, scratch)
         request = output_request(config, provenance, output, REPORT)
         stats = once(request, lambda: bench.make(output, stop))
@@ -173,16 +180,8 @@ def _provenance(
     policy: ModelFiles,
     aligned: ModelFiles,
     tasks: list[PlannedTask],
-    model: str,
-    uri: str,
+    trained: Dataset | None,
 ) -> Provenance:
-    parents: dict[str, Dataset] = {}
-    try:
-        trained = Dataset.open(model, MODEL, allow_empty=True)
-    except NotFound:
-        log.warning("%s has no manifest: its training data is not known", model)
-    else:
-        parents = {"model": Dataset(uri, trained.manifest)}
     elsewhere = ("policy", "revision", "task_folder", "allow_unsafe_code")
     params = {name: value for name, value in semantic_params(config).items() if name not in elsewhere}
     measured = {task["name"]: {"version": task["version"], "digest": task["digest"]} for task in tasks}
@@ -190,13 +189,22 @@ def _provenance(
         STAGE,
         VERSION,
         params | _how(config) | {"tasks": list(config.tasks), "measured": measured},
-        inputs=parents,
+        inputs={} if trained is None else {"model": trained},
         models={
             "aligned": aligned.identity() | {"tokenizer": aligned.tokenizer_digest()},
             "policy": policy.identity() | {"tokenizer": policy.tokenizer_digest()},
         },
         slug=["benchmarked"],
     )
+
+
+def _trained(model: str, uri: str) -> Dataset | None:
+    """What KubeAlign says of the aligned model, or of why there is none; None of a model from elsewhere."""
+    try:
+        return Dataset(uri, Dataset.open(model, MODEL, allow_empty=True).manifest)
+    except NotFound:
+        log.warning("%s has no manifest: its training data is not known", model)
+        return None
 
 
 def _job(config: BenchmarkConfig, models: list[ModelFiles], folder: str) -> HarnessJob:

@@ -14,9 +14,13 @@ import pytest
 from kubealign_components.benchmark.config import BenchmarkConfig
 from kubealign_components.benchmark.names import task_names
 from kubealign_components.benchmark.process import run_harness
-from kubealign_components.benchmark.stage import _job
+from kubealign_components.benchmark.stage import _job, run
 from kubealign_components.config import from_parameters
+from kubealign_components.data.benchmark_rows import BENCHMARK
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.early_end import end_early
 from kubealign_components.data.models import find_model
+from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.preemption import NeverStop
 from support.benchmarks import CAPITALS, write_tasks
@@ -144,6 +148,16 @@ def test_a_chat_needs_a_template(tmp_path: Path, tiny_model: Path) -> None:
     ):
         planned(["capitals"], folder, bare, apply_chat_template=True)
     assert planned(["capitals"], folder, tiny_model, apply_chat_template=True)["groups"] == []
+
+
+def test_of_a_round_that_ended_early_nothing_is_measured(tmp_path: Path) -> None:
+    ended = str(tmp_path / "model")
+    end_early("no gain", stage="train", version=1, schema=MODEL, output=ended, inputs={})
+    stats = run(config(), model=ended, output=str(tmp_path / "out"), report=str(tmp_path / "page.html"))
+    assert stats.rows_out == 0
+    made = Dataset.open(str(tmp_path / "out"), BENCHMARK, allow_empty=True)
+    assert made.ended_early == "no gain"
+    assert "no gain" in (tmp_path / "page.html").read_text()
 
 
 def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
