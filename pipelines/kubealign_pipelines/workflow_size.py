@@ -84,6 +84,7 @@ def most_chunks(spec: Json, most: int, *, variants: int = 0) -> int:
         most: the limit if there is room.
         variants: items of a parameter for each of which tasks run.
     """
+    spec = json.loads(json.dumps(spec, sort_keys=True))  # KFP's order differs from process to process
     dags = [spec["root"], *(one for one in spec["components"].values() if "dag" in one)]
     tasks = [task for one in dags for task in one["dag"]["tasks"].values()]
     if not any("parameterIterator" in task and _items(task) == _CHUNKS for task in tasks):
