@@ -10,7 +10,6 @@ import click
 from kubealign.cli.options import Given, run_options
 from kubealign.cli.terminal import say
 from kubealign.estimate.formulas import GIB, SHAPES, ModelShape, Throughput
-from kubealign_pipelines.rounds import STOP
 
 if TYPE_CHECKING:
     from kubealign.estimate.stages import Assumptions, StageEstimate
@@ -50,6 +49,7 @@ def estimate(
     """
     from kubealign.estimate.stages import Assumptions, is_here, preset_of, rows_of, shape_of
     from kubealign.estimate.stages import estimate as estimate_run
+    from kubealign_pipelines.rounds import STOP
 
     run = given.run()
     named = ("policy", "reward_model", "rank_judge")
