@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-VERSION = 6
+VERSION = 7
 
 Row = JsonObject
 

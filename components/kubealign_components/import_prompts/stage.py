@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-VERSION = 9
+VERSION = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
