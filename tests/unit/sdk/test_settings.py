@@ -146,6 +146,7 @@ def test_every_flat_argument_is_a_setting_of_its_stage(graph: Graph, salmon: Gra
         "max_chunks",
         "engines",
         "variant",
+        "sweep",
         "train_options",
     }
     for task in [*graph.tasks.values(), *salmon.tasks.values()]:
