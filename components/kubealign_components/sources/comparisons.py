@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from kubealign_components.sources.example import Columns, Example, Offline
 from kubealign_components.sources.messages import (
     Message,
@@ -10,11 +12,16 @@ from kubealign_components.sources.messages import (
     split_common,
     turns_from_text,
 )
-from kubealign_components.sources.prompt_columns import agreed, explicit_prompt, with_system
+from kubealign_components.sources.prompt_columns import (
+    PROMPT_COLUMNS,
+    agreed,
+    explicit_prompt,
+    with_system,
+)
 from kubealign_components.sources.values import (
     Malformed,
-    from_json_text,
     is_missing,
+    list_from_text,
     name_of,
     number_of,
     truth_of,
@@ -31,6 +38,10 @@ ANSWER_COLUMNS = (
 )
 """What the columns of two answers are called: in SteerLM's files, PKU-SafeRLHF, HelpSteer2 and 3, the Chatbot
 Arena and SHP."""
+_SIDE = re.compile(r"(?:(?:candidate|conversation|human_ref|model|response)[_ ]?)?([ab]|\d)(?:\.0)?")
+"""A side of a comparison by the name of its column, or by its last letter alone."""
+_STRONGEST = 3
+"""HelpSteer's strengths of preference go from -3 to 3."""
 _TIE = -1
 """The verdict of a tie; others are 0 or 1, the better answer, and None where the row has no such column."""
 
@@ -44,7 +55,7 @@ def candidates(row: Columns) -> Example:
     names = next((pair for pair in ANSWER_COLUMNS if all(row.has(name) for name in pair)), ANSWER_COLUMNS[0])
     prompt = _prompt(row)
     prompt, both = _answers(row, prompt, [row.take(name) for name in names])
-    better = _better(row)
+    better = _better(row, names)
     if better is None and names == ANSWER_COLUMNS[0]:
         raise Malformed("bad_choice")
     if better is None:
@@ -64,9 +75,8 @@ def candidates(row: Columns) -> Example:
 
 def _prompt(row: Columns) -> list[Message] | None:
     """The turns of the prompt; SHP's is called history, HelpSteer3's context."""
-    if any(row.has(name) for name in ("prompt", "instruction", "question", "messages", "conversations")):
-        listed = from_json_text(row.peek("prompt"))
-        return None if _are_rounds(listed) else explicit_prompt(row)
+    if any(row.has(name) for name in PROMPT_COLUMNS):
+        return None if _are_rounds(_listed(row.peek("prompt"))) else explicit_prompt(row)
     value = row.take("history", "context")
     if value is None:
         return explicit_prompt(row)
@@ -77,19 +87,28 @@ def _answers(
     row: Columns, prompt: list[Message] | None, values: list[object]
 ) -> tuple[list[Message], list[list[Message]]]:
     """The prompt and both answers; whole chats are cut where their common beginning ends."""
-    rounds = [from_json_text(value) for value in values]
-    asked = from_json_text(row.peek("prompt"))
+    asked = _listed(row.peek("prompt"))
     if prompt is None and _are_rounds(asked):
         row.take("prompt")
-        both = [_chat(asked, replies) for replies in rounds]
+        both = [_chat(asked, _listed(value)) for value in values]
     else:
-        both = [read_answer(turns_from_text(value, row.reading.roles), row.reading) for value in values]
+        both = [read_answer(_whole_chat(row, prompt, value), row.reading) for value in values]
     if any(chat[0]["role"] != "assistant" for chat in both):
         shared, both = split_common(both)
         prompt = agreed(prompt, shared)
     if prompt is None:
         raise Malformed("no_prompt")
     return prompt, both
+
+
+def _whole_chat(row: Columns, prompt: list[Message] | None, value: object) -> object:
+    """The chat that ``value`` is JSON text of, where no column has the prompt; else a text is an answer."""
+    return turns_from_text(value, row.reading.roles) if prompt is None else value
+
+
+def _listed(value: object) -> object:
+    """The texts that ``value`` is a list of, or JSON text of one."""
+    return list_from_text(value) if isinstance(value, str) else value
 
 
 def _are_rounds(value: object) -> bool:
@@ -107,20 +126,24 @@ def _chat(asked: object, replies: object) -> list[Message]:
     return [{"role": r, "content": text} for pair in pairs for r, text in zip(("user", "assistant"), pair)]
 
 
-def _better(row: Columns) -> int | None:
-    verdicts = (read(row) for read in (_named, _signed, _voted, _first_is_better, _won))
-    return next((better for better in verdicts if better is not None), None)
+def _better(row: Columns, names: tuple[str, str]) -> int | None:
+    named = _named(row, names)
+    verdicts = (read(row) for read in (_voted, _signed, _first_is_better))
+    return named if named is not None else next((v for v in verdicts if v is not None), None)
 
 
-def _named(row: Columns) -> int | None:
-    """The number of the better answer."""
-    value = row.take("choice", "better_response_id")
+def _named(row: Columns, names: tuple[str, str]) -> int | None:
+    """The side that is named: by its column, or by the number or letter at the end of that."""
+    value = row.take("choice", "better_response_id", "winner")
     if value is None:
         return None
-    choice = str(value).removeprefix("candidate_").removesuffix(".0")
-    if choice not in ("0", "1"):
+    word = str(value).strip().lower()
+    if word.startswith(("tie", "both")):
+        return _TIE
+    side, ends = _SIDE.fullmatch(word), [name[-1].lower() for name in names]
+    if side is None or side[1] not in ends:
         raise Malformed("bad_choice")
-    return int(choice)
+    return ends.index(side[1])
 
 
 def _signed(row: Columns) -> int | None:
@@ -129,7 +152,7 @@ def _signed(row: Columns) -> int | None:
     if value is None:
         return None
     strength = number_of(value)
-    if strength is None:
+    if strength is None or abs(strength) > _STRONGEST:
         raise Malformed("bad_choice")
     return _TIE if strength == 0 else int(strength > 0)
 
@@ -156,16 +179,3 @@ def _first_is_better(row: Columns) -> int | None:
     if first is None:
         raise Malformed("bad_choice")
     return int(not first)
-
-
-def _won(row: Columns) -> int | None:
-    """The name of the winning side."""
-    value = row.take("winner")
-    if value is None:
-        return None
-    side = str(value).strip().lower().removeprefix("model_").removeprefix("response_")
-    if side.startswith(("tie", "both")):
-        return _TIE
-    if side not in ("a", "b"):
-        raise Malformed("bad_choice")
-    return int(side == "b")

@@ -21,13 +21,17 @@ PROMPT_COLUMNS = (
 )
 
 
-def explicit_prompt(row: Columns) -> list[Message] | None:
+def explicit_prompt(row: Columns, *more: str) -> list[Message] | None:
     """The turns of the row's prompt column, without the system prompt of another; None without one.
+
+    Args:
+        row: whose columns are taken.
+        more: columns that hold the prompt where none of :data:`PROMPT_COLUMNS` is there.
 
     Raises:
         Malformed: no_prompt, bad_transcript, bad_history, or what :func:`read_turns` raises.
     """
-    name = next((n for n in PROMPT_COLUMNS if row.has(n)), None)
+    name = next((n for n in (*PROMPT_COLUMNS, *more) if row.has(n)), None)
     if name is None:
         return None
     value = row.take(name)

@@ -20,7 +20,7 @@ from kubealign_components.sources.messages import (
 )
 from kubealign_components.sources.prompt_columns import agreed, explicit_prompt, with_system
 from kubealign_components.sources.tool_calls import read_tools
-from kubealign_components.sources.transcripts import answer_is_due, transcripts_of
+from kubealign_components.sources.transcripts import answer_is_due, looks_like_transcript, transcripts_of
 from kubealign_components.sources.values import Malformed, from_json_text, name_of
 
 
@@ -29,10 +29,7 @@ def preference(row: Columns) -> Example:
     chosen, rejected = row.take("chosen"), row.take("rejected")
     if chosen is None or rejected is None:
         raise Malformed("no_pair")
-    prompt = explicit_prompt(row)
-    if prompt is None and isinstance(chosen, str) and isinstance(asked := row.peek("input"), str):
-        row.take("input")
-        prompt = [{"role": "user", "content": asked}]
+    prompt = explicit_prompt(row, *(["input"] if _is_prompt_beside(row.peek("input"), chosen) else []))
     both = _chats(row, chosen, rejected, prompt)
     if any(chat[0]["role"] != "assistant" for chat in both):
         shared, both = split_common(both)
@@ -113,9 +110,9 @@ _SCORES = ("overall_score", "score", "rating")
 
 FORMATS: dict[str, Parser] = {
     "swissai": swissai_row,
+    "preference": preference,
     "candidates": candidates,
     "sharegpt": conversation,
-    "preference": preference,
     "completions": completions,
     "messages": conversation,
     "instruction": instruction,
@@ -123,9 +120,9 @@ FORMATS: dict[str, Parser] = {
 }
 WANTED: dict[str, str] = {
     "swissai": "initial_prompt, or conversation_branches",
+    "preference": "chosen and rejected, with a prompt or chats that begin alike",
     "candidates": "candidate_0 and candidate_1 (or response_0, response_a, …), with choice and a prompt",
     "sharegpt": "conversations",
-    "preference": "chosen and rejected, with a prompt or chats that begin alike",
     "completions": "completions or responses (lists), with a prompt",
     "messages": "messages",
     "instruction": "instruction, with input and output",
@@ -134,9 +131,9 @@ WANTED: dict[str, str] = {
 """The columns that each format is known by, in words."""
 SIGNS: dict[str, tuple[tuple[str, ...], ...]] = {
     "swissai": (("initial_prompt",), ("conversation_branches",)),
+    "preference": (("chosen", "rejected"),),
     "candidates": ANSWER_COLUMNS,
     "sharegpt": (("conversations",),),
-    "preference": (("chosen", "rejected"),),
     "completions": (("completions",), ("responses",)),
     "messages": (("messages",),),
     "instruction": (("instruction",),),
@@ -207,6 +204,13 @@ def _chats(
     if prompt is None:
         return transcripts_of(chosen, rejected) or _split_texts(row, chosen, rejected)
     return _repeated(prompt, chosen, rejected) or [read_answer(chosen), read_answer(rejected)]
+
+
+def _is_prompt_beside(asked: object, chosen: object) -> bool:
+    """Whether ``input`` is what a text answers: transcripts have their prompt in them."""
+    if not (isinstance(asked, str) and isinstance(chosen, str)):
+        return False
+    return bool(asked.strip()) and not looks_like_transcript(chosen)
 
 
 def _repeated(prompt: list[Message], chosen: str, rejected: str) -> list[list[Message]] | None:

@@ -92,6 +92,7 @@ NUMBERED = {"response_1": "Good.", "response_2": "Bad."}
 HISTORY = {"history": "Hi?", "human_ref_A": "Good.", "human_ref_B": "Bad."}
 PLAIN = {"response1": "Good.", "response2": "Bad."}
 ROUNDS = {"prompt": ["Hi?"], "response_a": ["Good."], "response_b": ["Bad."], "winner_model_a": 0}
+TEXTS = {"prompt": '["Hi?"]', "response_a": '["Good."]', "response_b": '["Bad."]'}
 SIDES = {"conversation_a": [*CHAT, GOOD], "conversation_b": [*CHAT, BAD]}
 
 
@@ -110,6 +111,12 @@ SIDES = {"conversation_a": [*CHAT, GOOD], "conversation_b": [*CHAT, BAD]}
         pytest.param({**HISTORY, "labels": 1}, 0, id="shp"),
         pytest.param({**HISTORY, "labels": 0}, 1, id="shp-second"),
         pytest.param({"prompt": "Hi?", **SAID}, None, id="no-verdict"),
+        pytest.param({"prompt": "Hi?", **NUMBERED, "choice": 1}, 0, id="number-of-the-column"),
+        pytest.param({"prompt": "Hi?", **NUMBERED, "choice": "response_2"}, 1, id="name-of-the-column"),
+        pytest.param({**SIDES, "winner": "A", "preference_strength": 3}, 0, id="strength-of-the-winner"),
+        pytest.param({"problem": "Hi?", "context": "Z", **SAID, "choice": 0}, 0, id="context-of-a-problem"),
+        pytest.param({"prompt": "Hi?", "chosen": "Good.", "rejected": "Bad.", **SAID}, 0, id="pair-beside"),
+        pytest.param({**TEXTS, "winner_model_a": 1}, 0, id="arena-rounds-in-json"),
     ],
 )  # fmt: skip
 def test_comparisons_of_public_files(row: dict[str, Any], better: int | None) -> None:
@@ -126,7 +133,10 @@ def test_comparisons_of_public_files(row: dict[str, Any], better: int | None) ->
 
 @pytest.mark.parametrize(
     "verdict",
-    [{"better_response_id": 2}, {"winner": "model_c"}, {"preference_strength": "much"}, {"winner_tie": 0}],
+    [
+        *({"better_response_id": 2}, {"winner": "model_c"}, {"winner": "a"}, {"winner_tie": 0}),
+        *({"preference_strength": "much"}, {"preference_strength": 5}),
+    ],
 )
 def test_a_verdict_that_is_none_is_told(verdict: dict[str, Any]) -> None:
     with pytest.raises(Malformed, match="bad_choice"):
@@ -150,7 +160,12 @@ def test_ranked_answers_are_completions_and_others_what_verifies_one() -> None:
 
 
 def test_the_input_beside_a_pair_is_its_prompt() -> None:
-    assert read({"system": "", "input": "Hi?", "chosen": "Good.", "rejected": "Bad."}).messages == [USER]
+    pair = {"chosen": "Good.", "rejected": "Bad."}
+    assert read({"system": "", "input": "Hi?", **pair}).messages == [USER]
+    assert read({"input": "\n\nHuman: Hi?\n\nAssistant:", **pair}).messages == [USER]
+    chats = {side: f"\n\nHuman: Hi?\n\nAssistant: {said}" for side, said in pair.items()}
+    for text in ("", "Where?"):
+        assert told(read({"input": text, **chats})) == PAIR
 
 
 def test_the_common_beginning_of_a_pair_is_its_prompt_however_long() -> None:
