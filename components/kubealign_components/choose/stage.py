@@ -87,7 +87,9 @@ def survivors(choice: Dataset) -> list[str]:
 def _provenance(config: ChooseConfig, evaluations: Sequence[Dataset], earlier: Dataset | None) -> Provenance:
     inputs = {f"evaluation_{number}": one for number, one in enumerate(evaluations, start=1)}
     inputs |= {} if earlier is None else {"earlier": earlier}
-    return derive("choose", VERSION, semantic_params(config), inputs=inputs, slug=["choice"])
+    # Each round may have stayed near another policy.
+    settled = ("reference",)
+    return derive("choose", VERSION, semantic_params(config), inputs=inputs, settled=settled, slug=["choice"])
 
 
 def _make(

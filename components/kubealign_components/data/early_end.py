@@ -41,7 +41,9 @@ def end_early(
         models: identities of models, by role.
         extra: what else the manifest is to say.
     """
-    made = derive(stage, version, {**(params or {}), ENDED_EARLY: reason}, inputs=inputs, models=models)
+    said = {**(params or {}), ENDED_EARLY: reason}
+    # Rounds that are looked at together may each have stayed near another policy.
+    made = derive(stage, version, said, inputs=inputs, models=models, settled=("reference",))
     stats = Stats()
     with DatasetWriter(output, schema, replace(made, ended_early=reason)) as writer:
         writer.commit(stats, extra)

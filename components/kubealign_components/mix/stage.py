@@ -123,12 +123,16 @@ def run(
         output: URI of the dataset to make.
 
     Raises:
-        ConfigError: no input, or a weight or cap for a source that the inputs do not have.
+        ConfigError: no input, a training dataset that was never made, or a weight or cap for a source that
+            the inputs do not have.
         DataError: inputs of different policies, tokenizers or templates, pairwise and pointwise
             examples together, completions without log-probability, or a source whose weight is
             ambiguous.
     """
     require(bool(selections or training), "selections", [], "at least one selection or training dataset")
+    for one in training:
+        expected = f"a training dataset that was made; this one ended early: {one.ended_early}"
+        require(not one.ended_early, "training_uris", one.uri, expected)
     if ended := next((one for one in selections if one.ended_early), None):
         return pass_on("selection", ended, stage="mix", version=VERSION, schema=TRAINING, output=output)
     inputs = {f"selection_{i}": dataset for i, dataset in enumerate(selections)}

@@ -26,9 +26,9 @@ def least_references(transform: str, rule: str) -> int:
 
 
 PAIRWISE = ("dpo", "dpo_norm", "ipo", "rebel", "simpo")
+"""Objectives that compare a chosen with a rejected completion."""
 LOGISTIC = ("dpo", "dpo_norm", "simpo")
 """Those that take σ(margin) for the probability that a pair is rightly ordered."""
-"""Objectives that compare a chosen with a rejected completion."""
 POINTWISE = ("kto", "qrpo")
 """Objectives that look at one completion at a time; pairs are two of them."""
 SHARDED = ("fsdp2", "zero1", "zero2", "zero3")

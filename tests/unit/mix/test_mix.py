@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from kubealign_components.config import from_mapping
 from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.early_end import end_early
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import SELECTION, TRAINING, completion_id, new_completion
 from kubealign_components.data.seeds import is_held_out
@@ -385,6 +386,16 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
                 pa.RecordBatch.from_pydict({"key": [1]}, schema=schema), np.array([1], dtype=np.uint64)
             )
             buckets.finish()
+
+
+def test_a_training_dataset_that_was_never_made_is_refused(tmp_path: Path) -> None:
+    """Taken as empty, it would leave the examples out that were asked for, without a word."""
+    rows = [selection_row(i) for i in range(4)]
+    selection = dataset_of(tmp_path / "selection", rows)
+    ended = {"schema": TRAINING, "output": str(tmp_path / "ended"), "inputs": {"selection": selection}}
+    end_early("round 2 is no better", stage="mix", version=1, **ended)
+    with pytest.raises(ConfigError, match=r"training_uris='.*ended'.*round 2 is no better"):
+        mix(tmp_path, MixConfig(), rows, training=[Dataset.open(str(tmp_path / "ended"))])
 
 
 def test_component_runs_the_stage(tmp_path: Path, make_dataset: Callable[..., Dataset]) -> None:

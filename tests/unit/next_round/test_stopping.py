@@ -52,13 +52,14 @@ GONE = "no-such-model"
 def evaluation(
     folder: Path, number: int, gain: float, *, spread: float = 0.01, prompts: int = PROMPTS
 ) -> Dataset:
-    """Of a round's policy, which gained so much over the first policy, more or less from prompt to prompt."""
+    """Of a round's policy, which gained so much over the first policy, more or less from prompt to prompt;
+    it was to stay near the policy that it started at."""
     begun = derive("next_round", 1, {"number": number}) if number > 1 else derive("filter", 1, {})
     with DatasetWriter(str(folder / f"prompts-{number}-{gain}"), TOKENIZED, begun) as writer:
         inputs = {"training": writer.commit(Stats())}
-    with DatasetWriter(
-        str(folder / f"model-{number}-{gain}"), MODEL, derive("train", 1, {}, inputs=inputs)
-    ) as writer:
+    near = {"reference": f"policy {number - 1}"}
+    trained = derive("train", 1, {}, inputs=inputs, identity=near)
+    with DatasetWriter(str(folder / f"model-{number}-{gain}"), MODEL, trained) as writer:
         model = writer.commit(Stats())
     noise = np.random.default_rng(number).normal(0, spread, prompts)
     shared = np.random.default_rng(0).normal(0, 1, prompts)  # what all policies find easy or hard
