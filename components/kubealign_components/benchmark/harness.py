@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import pickle
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from inspect import getsource
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +62,7 @@ _RESAMPLES = 1000
 """Of lm-eval's bootstrap, for metrics that are no means."""
 _BY_AGGREGATION = ("mean", "perplexity", "weighted_perplexity", "bits_per_byte")
 """Aggregations by lm-eval's names for them that a paired difference is made of (``paired.py``)."""
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def plan(job: HarnessJob, folder: Path) -> dict[str, object]:
@@ -172,14 +178,14 @@ def _require_template(model: Path) -> None:
 
 
 def _planned(name: str, task: Task, limit: int) -> PlannedTask:
-    config = task.dump_config()
+    config = task.config.to_dict(keep_callable=True)
     metadata = dict(config.pop("metadata", None) or {})
     metadata.pop("config_source", None)
     documents = task.eval_docs
     count = min(limit, len(documents)) if limit else len(documents)
     asked = list(islice(documents, count))
-    examples = task.sampler.df if config.get("num_fewshot") and hasattr(task, "sampler") else None
-    content = json.dumps([config, metadata, asked, examples], sort_keys=True, default=str)
+    examples = list(task.sampler.df) if config.get("num_fewshot") and hasattr(task, "sampler") else None
+    content = json.dumps([config, metadata, asked, examples], sort_keys=True, default=described)
     return {
         "name": name,
         "version": str(task.VERSION),
@@ -187,9 +193,20 @@ def _planned(name: str, task: Task, limit: int) -> PlannedTask:
         "output_type": str(task.OUTPUT_TYPE),
         "num_fewshot": int(config.get("num_fewshot") or 0),
         "documents": count,
-        "higher_is_better": {metric: bool(up) for metric, up in task.higher_is_better().items()},
+        "higher_is_better": dict(task.higher_is_better()),
         "aggregation": _aggregations(task),
     }
+
+
+def described(value: object) -> object:
+    """What is hashed of ``value``, which JSON does not have: a function's source, or else a text without an
+    address, which would be another one in each process."""
+    if isinstance(value, partial):
+        return [described(value.func), value.args, value.keywords]
+    try:
+        return getsource(value)  # type: ignore[arg-type]
+    except (TypeError, OSError):
+        return _ADDRESS.sub("", str(value))
 
 
 def _aggregations(task: Task) -> dict[str, str]:
@@ -273,14 +290,15 @@ def _plain(value: Any) -> object:
 
 
 def _number(value: object) -> float | None:
-    """lm-eval says N/A where there is none."""
-    return float(value) if isinstance(value, (int, float)) else None
+    """lm-eval says N/A where there is none; of a model that has diverged it may be no finite one."""
+    return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
 def _as_lm_eval_has_it(record: TaskRecord) -> dict[str, Any]:
     flat: dict[str, Any] = {"sample_len": record["documents"]}
     for one in record["metrics"]:
-        flat[metric_key(one["metric"], one["filter"])] = one["value"]
+        value = math.nan if one["value"] is None else one["value"]
+        flat[metric_key(one["metric"], one["filter"])] = value
         flat[stderr_key(one["metric"], one["filter"])] = "N/A" if one["stderr"] is None else one["stderr"]
     return flat
 

@@ -53,16 +53,19 @@ def paired_error(
         seed: of the bootstrap.
 
     Returns:
-        None where there are fewer than two documents, or the aggregation is another one.
+        None where there are fewer than two documents, the aggregation is another one, or numbers are not
+        finite, as those of a model that has diverged.
     """
     if len(reference) < 2 or len(reference) != len(aligned):
         return None
     if aggregation == "mean":
         differences = np.asarray(aligned, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
-        return float(differences.std(ddof=1) / math.sqrt(len(differences)))
-    if aggregation not in _OF_SUMS:
+        error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
+    elif aggregation in _OF_SUMS:
+        error = _bootstrapped(_OF_SUMS[aggregation], _parts(reference), _parts(aligned), seed)
+    else:
         return None
-    return _bootstrapped(_OF_SUMS[aggregation], _parts(reference), _parts(aligned), seed)
+    return error if math.isfinite(error) else None
 
 
 def _parts(values: Sequence[Any]) -> Floats:

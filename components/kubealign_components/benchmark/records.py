@@ -49,8 +49,8 @@ class PlannedTask(TypedDict):
     num_fewshot: int
     documents: int
     """How many are asked."""
-    higher_is_better: dict[str, bool]
-    """By metric."""
+    higher_is_better: dict[str, bool | None]
+    """By metric; None where lm-eval does not know."""
     aggregation: dict[str, str]
     """lm-eval's name of each metric's aggregation, where it is one that is compared in pairs; else empty."""
 

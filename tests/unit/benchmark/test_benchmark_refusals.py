@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from kubealign_components.benchmark.config import BenchmarkConfig
+from kubealign_components.benchmark.harness import described
 from kubealign_components.benchmark.names import task_names
 from kubealign_components.benchmark.process import run_harness
 from kubealign_components.benchmark.stage import _job, run
@@ -23,7 +26,7 @@ from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.preemption import NeverStop
-from support.benchmarks import CAPITALS, write_tasks
+from support.benchmarks import CAPITALS, COUNTRIES, write_tasks
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +137,23 @@ def test_what_a_task_is_decides_its_digest(tmp_path: Path) -> None:
     [asked] = planned(["capitals"], folder)["tasks"]
     assert len({one["digest"] for one in (first, limited, asked)}) == 3
     assert limited["documents"] == 2
+
+
+def test_the_examples_of_a_task_decide_its_digest(tmp_path: Path) -> None:
+    files = {"test": "countries.jsonl", "train": "examples.jsonl"}
+    of_files = {"dataset_kwargs": {"data_files": files}, "fewshot_split": "train", "num_fewshot": 1}
+    folder = write_tasks(tmp_path, {**CAPITALS, **of_files})
+    digests = set()
+    for answer in (0, 1):
+        (folder / "examples.jsonl").write_text(json.dumps({**COUNTRIES[0], "answer": answer}) + "\n")
+        digests.add(planned(["capitals"], folder)["tasks"][0]["digest"])
+    assert len(digests) == 2
+
+
+def test_functions_of_a_task_have_one_digest_in_every_process() -> None:
+    """Many of lm-eval's tasks have functions in their settings, some with a part of their arguments."""
+    assert json.dumps(partial(write_tasks, "task"), default=described).count("def write_tasks") == 1
+    assert "0x" not in json.dumps([object(), print], default=described)
 
 
 def test_a_chat_needs_a_template(tmp_path: Path, tiny_model: Path) -> None:

@@ -47,6 +47,8 @@ def test_the_error_of_a_perplexity_is_near_the_delta_methods() -> None:
 def test_what_cannot_be_compared_in_pairs_has_no_error() -> None:
     assert paired_error("", [("a", "b")] * 3, [("a", "c")] * 3, seed=0) is None
     assert paired_error("mean", [1.0], [0.0], seed=0) is None
+    assert paired_error("mean", [1.0, 0.0], [math.nan, 0.0], seed=0) is None
+    assert paired_error("perplexity", [-1.0, -2.0], [math.nan, -2.0], seed=0) is None
     assert group_error([0.1, None], [1, 1]) is None
     assert group_error([], []) is None
     assert group_error([0.3, 0.4], [1, 1]) == pytest.approx(0.25)
