@@ -67,6 +67,8 @@ def check_across(checked: Checked) -> Iterator[Finding]:
         yield from _draws(draw_more, checked)
     if checked.of("next_round"):
         yield from gates(checked, _NO_GATE)
+        for choose in checked.of("choose"):
+            yield from kl_estimates(checked, choose.config.max_kl)
         yield from _own_quantiles(checked)
     for stage in checked.stages:
         if hasattr(stage.config, "learning_rate"):
@@ -81,6 +83,18 @@ def gates(checked: Checked, expected: str) -> Iterator[Finding]:
             value = getattr(evaluate.config, name)
             if value is not None and value != ():
                 yield error_at(evaluate.path((name,)), value, expected)
+
+
+def kl_estimates(checked: Checked, max_kl: float | None) -> Iterator[Finding]:
+    """Findings on settings without which no KL is held to ``max_kl``, which None asks for none of."""
+    why = "as choose_max_kl asks for the KL: what has no estimate of it is never chosen"
+    for evaluate in checked.of("evaluate") if max_kl is not None else ():
+        config = evaluate.config
+        if config.sampling.engine == "fake":
+            expected = f"vllm or transformers, whose log-probabilities mean something, {why}"
+            yield error_at(evaluate.path(("sampling", "engine")), config.sampling.engine, expected)
+        elif not config.kl_prompts:
+            yield error_at(evaluate.path(("kl_prompts",)), config.kl_prompts, f"1 or more, {why}")
 
 
 def _own_quantiles(checked: Checked) -> Iterator[Finding]:

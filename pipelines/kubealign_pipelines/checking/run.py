@@ -42,6 +42,8 @@ from kubealign_pipelines.halving import factor_of, rungs_of
 from kubealign_pipelines.resources import CompileSettings
 from kubealign_pipelines.variants import VARIANTS, number_of
 
+_INSTALLED = "an engine that is installed here, transformers; or install vllm, or run with --runner docker"
+
 
 @dataclass(slots=True)
 class Report:
@@ -275,10 +277,13 @@ def _engines(checked: Checked) -> list[Finding]:
     for stage in checked.stages:
         spec = getattr(stage.config, "sampling", None)
         if spec is not None and spec.engine == "vllm" and find_spec("vllm") is None:
-            expected = (
-                "an engine that is installed here, transformers; or install vllm, or run with --runner docker"
-            )
-            findings.append(error_at(stage.path(("sampling", "engine")), spec.engine, expected))
+            findings.append(error_at(stage.path(("sampling", "engine")), spec.engine, _INSTALLED))
+    for stage in checked.of("benchmark"):
+        if find_spec("lm_eval") is None:
+            expected = "none where lm-eval is not installed: pip install 'kubealign[benchmark,models]'"
+            findings.append(error_at(stage.path(("tasks",)), stage.config.tasks, expected))
+        elif stage.config.engine == "vllm" and find_spec("vllm") is None:
+            findings.append(error_at(stage.path(("engine",)), stage.config.engine, _INSTALLED))
     return findings
 
 

@@ -9,7 +9,7 @@ from kubealign_components.config import BORROWS, GROUPS, Path, semantic_params
 from kubealign_components.data.fingerprint import canonical_json
 from kubealign_components.stages import CONFIGS, config_class
 from kubealign_components.variant import options_over
-from kubealign_pipelines.checking.across import check_across, gates
+from kubealign_pipelines.checking.across import check_across, gates, kl_estimates
 from kubealign_pipelines.checking.findings import PARAMETERS, Finding, error_at, is_within, warning_at
 from kubealign_pipelines.checking.rungs import MOST, check_steps
 from kubealign_pipelines.checking.stages import Checked, Stage, check_stages
@@ -185,14 +185,7 @@ def check_one_of_many(
     yield from check_steps(checked, rungs)
     instead = "choose_min_gain holds the chosen one to a gain"
     yield from gates(checked, f"none in a sweep, which the first variant below would end; {instead}")
-    why = "as choose_max_kl asks for the KL: a variant without an estimate of it is never chosen"
-    for evaluate in checked.of("evaluate") if max_kl is not None else ():
-        config = evaluate.config
-        if config.sampling.engine == "fake":
-            expected = f"vllm or transformers, whose log-probabilities mean something, {why}"
-            yield error_at(evaluate.path(("sampling", "engine")), config.sampling.engine, expected)
-        elif not config.kl_prompts:
-            yield error_at(evaluate.path(("kl_prompts",)), config.kl_prompts, f"1 or more, {why}")
+    yield from kl_estimates(checked, max_kl)
 
 
 def why_not(stage: str) -> str:

@@ -85,7 +85,8 @@ def _unreferenced(work: Path, kept: Sequence[RunInfo], with_models: Sequence[Run
         name for run in with_models for path in run.models for name in _trainings(_read(path / MANIFEST))
     }
     for stage in sorted(CONFIGS):
-        folders = sorted((work / stage).glob("*"))
+        # What a benchmark has measured lies in files: it is small, and a policy's is every run's on it.
+        folders = sorted(path for path in (work / stage).glob("*") if path.is_dir())
         parts = {part: _slices_of(part, referred) for part in sorted((work / stage / PARTS).glob("*"))}
         yield from (part for part, slices in parts.items() if slices is None)
         needed = trained if stage in TRAINING else {PARTS, *parts.values()}

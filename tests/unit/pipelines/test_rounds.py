@@ -55,6 +55,10 @@ def test_two_rounds_are_checked_whole(tiny_model: Path, tmp_path: Path) -> None:
         ({"rounds": 2, "sample_n": 0}, "rounds: 1 without a selection among rewarded samples"),
         ({"rounds": 3, "evaluate_min_gain": 0.0}, "evaluate_min_gain: none with several rounds"),
         ({"rounds": 2, "evaluate_require": ["gain"]}, "evaluate_require: none with several rounds"),
+        (
+            {"rounds": 2, "rounds_stop": "no_gain", "choose_max_kl": 9, "evaluate_kl_prompts": 0},
+            "evaluate_kl_prompts: 1 or more, as choose_max_kl asks for the KL",
+        ),
         ({"rounds": 2, "sample_share": 0}, "sample_share: a share above 0, at most 1"),
         (
             {"rounds": 2, "sample_share": 0.5, "select_strategy": "all", "train_objective": "qrpo"},

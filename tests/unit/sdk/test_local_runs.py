@@ -194,6 +194,16 @@ def test_gc_leaves_what_a_training_that_stopped_goes_on_from_while_its_model_sta
     assert [name for name in kept - output.files() if name.startswith("work/train/")]
 
 
+def test_gc_leaves_what_benchmarks_have_measured(output: Output) -> None:
+    """A policy's numbers are taken by every later run that is compared with it."""
+    output.add("only", 1000, seed=1)
+    record = output.path / "work/benchmark/0123.json.gz"
+    record.parent.mkdir(parents=True)
+    record.write_bytes(b"measured")
+    call("gc", output.path, "--yes")
+    assert record.exists()
+
+
 def test_gc_leaves_what_a_run_under_way_may_look_up(output: Output) -> None:
     output.add("done", 1000, seed=1)
     running = output.add("running", 2000, seed=2, killed=True)
