@@ -141,6 +141,7 @@ def registration(
     """
     manifest = model.manifest
     require(manifest.schema == MODEL, "TARGET", model.uri, f"a model, this is {manifest.schema}")
+    require(not model.ended_early, "TARGET", model.uri, f"a model that was trained: {model.ended_early}")
     home = model.home
     return Registration(
         name=name or manifest.slug[:NAME_LETTERS] or manifest.fingerprint[:12],

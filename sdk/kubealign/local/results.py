@@ -51,7 +51,9 @@ USUAL_NAMES = {
     "choose": "choice",
 }
 """What a reader looks for in a run's folder, by the stage that makes it."""
-_CHOSEN = frozenset(name for stage in ("train", "evaluate") for name in (stage, USUAL_NAMES[stage]))
+_CHOSEN = frozenset(
+    name for stage in ("train", "evaluate", "benchmark") for name in (stage, USUAL_NAMES[stage])
+)
 """Names of what a round has that another one may be chosen for."""
 CHOOSE = "choose"
 """How the names of tasks begin that choose among variants, or among rounds."""
@@ -159,8 +161,9 @@ class Results:
     @property
     def model(self) -> Path | None:
         """The aligned model's directory, if the pipeline made one; of a sweep the chosen one's, or none; of
-        rounds the chosen one's, where one is chosen."""
-        models = self.of_chosen(self.outputs_of("system.Model"))
+        rounds the chosen one's, or while none is chosen the last one's that was trained."""
+        made = (one for one in self.outputs_of("system.Model") if not (one.exists and _open(one).ended_early))
+        models = self.of_chosen(made)
         return models[-1].path if models else None
 
     @cached_property
@@ -212,7 +215,7 @@ class Results:
         """What the stages made, by stage; of a stage that stands twice the later ones are numbered. What a
         variant made that was not chosen has the variant's number, such as ``select-1``, and before it that of
         a rung which was not the last, such as ``select-rung-1-1``. Where one of several rounds is chosen,
-        models and evaluations of the others have theirs, such as ``train-round-1``."""
+        models, evaluations and benchmarks of the others have theirs, such as ``train-round-1``."""
         return self._made(lambda made: made.manifest.schema != MODEL)
 
     @property

@@ -14,11 +14,14 @@ from model_registry.core import ModelRegistryAPIClient
 from model_registry.types import ModelArtifact, ModelVersion
 
 from kubealign.cli.main import main
+from kubealign.local.results import Output, Results
 from kubealign.registry import NAME_LETTERS, PipelineRun, RegistryServer, register, registration
 from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.early_end import end_early
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
+from kubealign_components.errors import ConfigError
 from support.datasets import MakeDataset
 from support.fake_registry import Registry
 from support.tiny import prompt_row
@@ -188,3 +191,17 @@ def test_without_the_client_what_to_install_is_said(
 )
 def test_a_port_and_a_path_stay_what_they_are(address: str, asked: str) -> None:
     assert RegistryServer(address=address).origin[0] == asked
+
+
+def test_of_a_round_that_ended_early_there_is_no_model(tmp_path: Path) -> None:
+    """The last folder of a model is that of a round that trained none."""
+    trained, ended = str(tmp_path / "train" / "model"), str(tmp_path / "train-round-2" / "model")
+    with DatasetWriter(trained, MODEL, derive("train", 1, {})) as writer:
+        writer.commit(Stats())
+    end_early("round 1 is no better", stage="train", version=1, schema=MODEL, output=ended, inputs={})
+    own = {"title": "train", "output": "model", "type": "system.Model", "metadata": {}}
+    outputs = [Output(task=Path(one).parent.name, path=Path(one), **own) for one in (trained, ended)]
+    of_run = {"pipeline": "offline-alignment", "folder": tmp_path, "parameters": {}, "seconds": 1.0}
+    assert Results(**of_run, stages=[], outputs=outputs).model == Path(trained)
+    with pytest.raises(ConfigError, match="a model that was trained: round 1 is no better"):
+        registration(Dataset.open(ended))
