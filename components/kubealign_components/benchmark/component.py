@@ -18,7 +18,7 @@ def benchmark(
     limit: int = 0,
     num_fewshot: int = -1,
     apply_chat_template: bool = False,
-    engine: str = "vllm",
+    engine: str = "transformers",
     seed: int = 0,
     work: str = "",
     options: dict = {},
@@ -37,7 +37,7 @@ def benchmark(
         limit: most documents of each task, the first ones; 0 for all.
         num_fewshot: examples before each question; -1 for what each task says.
         apply_chat_template: whether each question is a turn of a chat.
-        engine: vllm or transformers.
+        engine: transformers, or vllm on GPUs.
         seed: of the choice of examples, and of tasks that sample.
         work: work prefix; tasks that were finished there before are taken.
         options: further settings of the stage by name, such as dtype, batch_size and allow_unsafe_code.

@@ -34,8 +34,8 @@ class BenchmarkConfig:
     without, those of chat models often with it."""
     system_instruction: str = ""
     """What stands before each question, as the system's turn under a chat template."""
-    engine: str = "vllm"
-    """vllm or transformers."""
+    engine: str = "transformers"
+    """transformers, or vllm, which lm-eval takes on GPUs alone and is faster there."""
     dtype: str = "auto"
     """Of weights and activations: float32, bfloat16, float16, or auto (bfloat16 on CUDA, else float32)."""
     max_model_len: int = 0
