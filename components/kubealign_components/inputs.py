@@ -41,7 +41,11 @@ INPUTS: Mapping[str, Mapping[str, Input]] = {
     "rank": {"dataset": Input((COMPLETIONS, TOKENIZED))},
     "draw_more": {"prompts": Input((TOKENIZED,)), "rewarded": Input((REWARDED,))},
     "join_draws": {"earlier": Input((REWARDED,)), "later": Input((REWARDED,))},
-    "next_round": {"prompts": Input((TOKENIZED,)), "evaluation": Input((EVALUATION,))},
+    "next_round": {
+        "prompts": Input((TOKENIZED,)),
+        "evaluation": Input((EVALUATION,)),
+        "earlier": Input((EVALUATION,), optional=True),
+    },
     "join_rounds": {"earlier": Input((REWARDED,)), "later": Input((REWARDED,))},
     "select": {"rewarded": Input((REWARDED, COMPLETIONS, TOKENIZED))},
     "logprobs": {"dataset": Input((COMPLETIONS, REWARDED, SELECTION))},

@@ -65,7 +65,7 @@ def next_round(
     plan = PlanConfig(work=work, rows_per_chunk=rows_per_chunk, max_chunks=max_chunks, engines=engines)
     rows, compared = open_dataset(prompts, TOKENIZED), open_dataset(evaluation, EVALUATION)
     further = open_dataset(earlier, EVALUATION) if earlier is not None else None
-    stats = run(config, prompts=rows, evaluation=compared, before=further, output=rows_of(dataset))
+    stats = run(config, prompts=rows, evaluation=compared, earlier=further, output=rows_of(dataset))
     log_stats(metrics, stats)
     shown = [*before, *([] if compared.ended_early else [shown_by(compared)])]
     return planned(plan, publish(dataset)), trained_policy(compared).uri, reference or policy, shown

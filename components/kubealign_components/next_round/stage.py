@@ -54,7 +54,7 @@ def run(
     *,
     prompts: Dataset,
     evaluation: Dataset,
-    before: Dataset | None = None,
+    earlier: Dataset | None = None,
     output: str,
 ) -> Stats:
     """Write the prompts, without completions, as those of the policy that the round before has trained to
@@ -64,7 +64,7 @@ def run(
         config: the settings.
         prompts: ``kubealign.tokenized/v1`` of the first policy.
         evaluation: ``kubealign.evaluation/v1`` of that policy, which says where it lies.
-        before: that of the round before it, where there was one and rounds may end.
+        earlier: that of the round before it, where there was one and rounds may end.
         output: URI of the dataset to make.
 
     Raises:
@@ -76,8 +76,8 @@ def run(
     if evaluation.ended_early:
         number = {"number": config.number}
         return ended(evaluation.ended_early, inputs={"evaluation": evaluation}, params=number)
-    if config.rounds and (reason := _why_stop(config, evaluation, before)):
-        compared = {"evaluation": evaluation, **({"before": before} if before is not None else {})}
+    if config.rounds and (reason := _why_stop(config, evaluation, earlier)):
+        compared = {"evaluation": evaluation, **({"earlier": earlier} if earlier is not None else {})}
         looked = {name: getattr(config, name) for name in ("number", "rounds", "seed")}
         return ended(reason, inputs=compared, params=looked)
     model = trained_policy(evaluation)
@@ -111,9 +111,9 @@ def run(
     return once(output_request(config, provenance, output), make)
 
 
-def _why_stop(config: NextRoundConfig, evaluation: Dataset, before: Dataset | None) -> str:
+def _why_stop(config: NextRoundConfig, evaluation: Dataset, earlier: Dataset | None) -> str:
     number = config.number - 1
-    return why_stop(evaluation, before, number=number, rounds=config.rounds, seed=config.seed)
+    return why_stop(evaluation, earlier, number=number, rounds=config.rounds, seed=config.seed)
 
 
 def trained_policy(evaluation: Dataset) -> Dataset:

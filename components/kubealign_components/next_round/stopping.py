@@ -19,12 +19,12 @@ _LEAST = 2
 """Prompts of which something can be said."""
 
 
-def why_stop(evaluation: Dataset, before: Dataset | None, *, number: int, rounds: int, seed: int) -> str:
+def why_stop(evaluation: Dataset, earlier: Dataset | None, *, number: int, rounds: int, seed: int) -> str:
     """Why no round comes after the one of ``evaluation``, in words; empty where one does.
 
     Args:
         evaluation: ``kubealign.evaluation/v1`` of the last round, with a reward.
-        before: that of the round before it; None where it was the first.
+        earlier: that of the round before it; None where it was the first.
         number: of the last round.
         rounds: how many there are at most, each of which is looked at.
         seed: of the bootstrap.
@@ -32,11 +32,11 @@ def why_stop(evaluation: Dataset, before: Dataset | None, *, number: int, rounds
     Raises:
         DataError: fewer than two held-out prompts are in both.
     """
-    gains = _gains(evaluation, before)
+    gains = _gains(evaluation, earlier)
     low, high = simultaneous_intervals(gains[None, :], seed=seed, among=rounds)
     if low[0] > 0:
         return ""
-    than = f"round {number - 1}" if before is not None else "the first policy"
+    than = f"round {number - 1}" if earlier is not None else "the first policy"
     return (
         f"round {number} is not shown to be better than {than}: on {len(gains)} held-out prompts its mean "
         f"reward differs by {gains.mean():+.4f}, {low[0]:+.4f} to {high[0]:+.4f} by an interval that holds "
@@ -44,10 +44,10 @@ def why_stop(evaluation: Dataset, before: Dataset | None, *, number: int, rounds
     )
 
 
-def _gains(evaluation: Dataset, before: Dataset | None) -> Floats:
+def _gains(evaluation: Dataset, earlier: Dataset | None) -> Floats:
     """By how much the mean reward of each prompt differs, shape (prompts,)."""
     after = _means(evaluation, "aligned")
-    start = _means(evaluation, "reference") if before is None else _means(before, "aligned")
+    start = _means(evaluation, "reference") if earlier is None else _means(earlier, "aligned")
     shared = [prompt for prompt in after if prompt in start]
     if len(shared) < _LEAST:
         raise DataError(

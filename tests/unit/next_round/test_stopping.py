@@ -145,7 +145,7 @@ def test_what_follows_works_on_nothing_and_says_why(make_dataset: MakeDataset, t
     compared, before, reason = [first], None, why_stop(first, None, number=1, rounds=3, seed=0)
     for number in (2, 3):
         begun = NextRoundConfig(number=number, rounds=3)
-        run(begun, prompts=prompts, evaluation=compared[-1], before=before, output=(output := next(made)))
+        run(begun, prompts=prompts, evaluation=compared[-1], earlier=before, output=(output := next(made)))
         samples = joined(
             opened(output),
             lambda chunk: sample(SampleConfig(policy=GONE, sampling=SamplingSpec()), chunk=chunk),
@@ -178,7 +178,7 @@ def test_the_best_round_is_chosen_and_not_the_last(tmp_path: Path) -> None:
         NextRoundConfig(number=3, rounds=3),
         prompts=rounds[0],
         evaluation=rounds[1],
-        before=rounds[0],
+        earlier=rounds[0],
         output=ended,
     )
     with DatasetWriter(

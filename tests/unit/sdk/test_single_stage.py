@@ -148,7 +148,7 @@ def test_the_inputs_are_those_of_the_components() -> None:
         run = ast.parse((COMPONENTS / name / "stage.py").read_text())
         (function,) = [n for n in run.body if isinstance(n, ast.FunctionDef) and n.name == "run"]
         arguments = [arg.arg for arg in function.args.kwonlyargs]
-        known = {"output", "report", "model_uri", "launcher", "rounds"}
+        known = {"output", "report", "model_uri", "launcher", "rounds", "sweep"}
         assert [a for a in arguments if a not in known] == [o.replace("dataset", "chunk") for o in takes], (
             name
         )
