@@ -71,7 +71,7 @@ def swept(run: Path, chosen: int | None) -> Results:
     if chosen:
         empty = dict.fromkeys(ROWS[CHOICE].names)
         rows = [
-            empty | {"evaluation": name, "chosen": number == chosen}
+            empty | {"settings": "{}", "evaluation": name, "chosen": number == chosen}
             for number, name in zip(VARIANTS, evaluations)
         ]
         make(add("choose", "graph", "dataset", "system.Dataset"), "choose", CHOICE, 0, rows)
@@ -117,8 +117,8 @@ def test_what_was_chosen_is_told_by_the_choice_and_the_chosen_ones_evaluation(
     monkeypatch.setattr(Manifest, "from_json", counted)
     assert results.chosen == (chosen or 0)
     assert len(opened) == read
-    assert alone.chosen == 0
-    assert len(opened) == read, "a run without a loop has no variants"
+    assert alone.chosen == 0, "a run without a loop has no variants"
+    assert len(opened) == read + (chosen is not None), "the choice, which may be one among rounds"
 
 
 def test_without_a_chosen_variant_none_is_the_runs(tmp_path: Path) -> None:
