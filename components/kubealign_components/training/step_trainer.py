@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import safetensors.torch
 import torch
@@ -203,12 +203,16 @@ class StepTrainer(Trainer):
             measured["memory_gib"] = peak_memory_gib()
             self._logged_at = now
             logs = measured | logs
-            if not math.isfinite(logs["loss"]):
-                said = f"the loss is {logs['loss']} at step {self.state.global_step}: "
-                if self.state.global_step <= 1:
-                    raise EngineError(f"{said}the model or its data make it so; try dtype=float32")
-                raise Diverged(f"{said}lower learning_rate")
+            # A gradient that is no number has made the weights none, whose loss no step may follow to show.
+            for name, value in (("loss", logs["loss"]), ("norm of the gradient", logs.get("grad_norm"))):
+                if value is not None and not math.isfinite(value):
+                    self._end(f"the {name} is {value} at step {self.state.global_step}")
         super().log(logs)
+
+    def _end(self, said: str) -> NoReturn:
+        if self.state.global_step <= 1:
+            raise EngineError(f"{said}: the model or its data make it so; try dtype=float32")
+        raise Diverged(f"{said}: lower learning_rate")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the trained weights for a checkpoint; sharded ones are saved with the optimiser."""

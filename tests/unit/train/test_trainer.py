@@ -24,11 +24,11 @@ from transformers import (
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import MODEL, SELECTION
-from kubealign_components.errors import ConfigError, DataError, Diverged, DriftError
+from kubealign_components.errors import ConfigError, DataError, Diverged, DriftError, EngineError
 from kubealign_components.progress import read_line
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.stage import run
-from kubealign_components.training import program
+from kubealign_components.training import objectives, program
 from kubealign_components.training.checkpoints import MARKERS, CheckpointStore, everything
 from kubealign_components.training.curves import curves_page, training_log
 from kubealign_components.training.processes import joined
@@ -290,6 +290,21 @@ def test_a_loss_that_is_not_finite_names_its_cause(
     assert own["params"].items() >= {name: change[name] for name in change}.items(), "it tells what spoilt it"
     assert pairs.manifest.fingerprint in ended.manifest.recipe
     assert not list(Path(variant).glob("*.safetensors"))
+
+
+def test_a_gradient_that_is_no_number_is_told_though_the_loss_is_one(
+    pairs: Dataset, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step follows the last one, whose loss would show what the weights have become."""
+    plain = objectives.dpo_loss
+
+    def steep(chosen: torch.Tensor, rejected: torch.Tensor, **settings: Any) -> torch.Tensor:
+        return plain(chosen, rejected, **settings) + (chosen * 0).sqrt()
+
+    monkeypatch.setattr(objectives, "dpo_loss", steep)
+    with pytest.raises(EngineError, match="norm of the gradient is nan at step 1"):
+        run(settings(tiny_model, max_steps=1), training=pairs, output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine could")
