@@ -54,6 +54,8 @@ SEEN = "seen"
 READS_OUTSIDE = ("import_prompts", "clean_prompts", "clean_pmp", "rl_prompts")
 """Stages whose sources may have grown under the same name, of which KFP's cache knows nothing but
 :data:`SEEN`. All tasks that begin are of these."""
+ALWAYS_RUN = (CHECK, "benchmark")
+"""Stages that KFP's cache never answers: they read what stands below a name, such as a folder of tasks."""
 _KEPT = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
 """Annotation of a pod that is not to be moved for another's sake."""
 
@@ -229,7 +231,7 @@ class Placement:
         task.set_container_image(image := self.settings.image(task.container_spec.image))
         if self.settings.name_images:
             task.set_env_variable(images.IMAGE_VARIABLE, image)
-        unseen = stage == CHECK or (stage in READS_OUTSIDE and not seen)
+        unseen = stage in ALWAYS_RUN or (stage in READS_OUTSIDE and not seen)
         task.set_caching_options(self.settings.caching and not unseen)
         if self._check is not None and stage in READS_OUTSIDE:
             task.after(self._check)

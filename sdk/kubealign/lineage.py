@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from kubealign.local.runs import RunInfo, find_run
+from kubealign_components.data.benchmark_rows import BENCHMARK
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.licenses import joined, licenses
 from kubealign_components.data.lineage import LineageStep, describe, steps_of, to_json
@@ -54,12 +55,16 @@ def open_output(uri: str) -> Dataset:
 
 
 def last_made(run: RunInfo) -> Dataset:
-    """The last dataset or model that ``run`` made.
+    """The last dataset or model that ``run`` made; benchmarks, which nothing is made of, after all others.
 
     Raises:
         NotFound: it made none, or that is gone.
     """
-    return Dataset.open(str([run.folder.path, *run.made][-1]), allow_empty=True)
+    *others, last = [run.folder.path, *run.made]
+    made = Dataset.open(str(last), allow_empty=True)
+    if made.manifest.schema == BENCHMARK and len(others) > 1:
+        return Dataset.open(str(others[-1]), allow_empty=True)
+    return made
 
 
 def standing(paths: Iterable[Path]) -> Iterator[Dataset]:

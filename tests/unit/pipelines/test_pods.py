@@ -99,6 +99,13 @@ def test_kubeflow_answers_no_task_that_reads_the_outside_world(
     assert bool(answered) == caching
 
 
+def test_kubeflow_answers_no_benchmark_whose_folder_of_tasks_may_have_changed(tmp_path: Path) -> None:
+    spec, _, _ = compiled(RunFile(parameters={"benchmark_tasks": ["arc_easy"]}), tmp_path)
+    tasks = spec["root"]["dag"]["tasks"]
+    assert not tasks["benchmark"]["cachingOptions"].get("enableCache")
+    assert tasks["evaluate"]["cachingOptions"].get("enableCache")
+
+
 def test_no_task_is_answered_from_a_night_before(tmp_path: Path) -> None:
     """Every task has an artifact of this run among its inputs, whose id is in the key, or reads sources."""
     spec, _, _ = compiled(RunFile(pipeline="salmon"), tmp_path)
