@@ -61,7 +61,7 @@ class MarkedSource:
                 pending = []
             self._enter(statement)
             made.append(statement)
-        if pending and made and not _is_future(made[-1]):
+        if pending:  # of a module that ends with an import of the future, before which no mark can stand
             made.append(self._mark(pending, made[-1]))
         return made
 

@@ -91,6 +91,10 @@ def test_lines_are_those_of_a_tracer(call: str) -> None:
     assert expected - handler - texts == marked(PROGRAM + call) - handler - texts
 
 
+def test_an_import_of_the_future_counts_where_nothing_follows_it() -> None:
+    assert marked('"""Text."""\nfrom __future__ import annotations\n') == {2}
+
+
 def test_a_run_that_raises_counts_no_line_too_many() -> None:
     program = "before = 1\ndef fail():\n    first = 1\n    second = 1 / 0\n    third = 1\n"
     program += "try:\n    fail()\nexcept ZeroDivisionError:\n    after = 1\n"

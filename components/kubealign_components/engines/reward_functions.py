@@ -135,7 +135,9 @@ class RewardFunctionSpec:
             f"{name} {f'“{value}”' if isinstance(value, str) else canonical_json(value)}"
             for name, value in self.settings.items()
         ]
-        return RewardWords(about or self.recipe_name, ", ".join([self.recipe_name, *weight, *settings]))
+        return RewardWords(
+            about.removesuffix(".") or self.recipe_name, ", ".join([self.recipe_name, *weight, *settings])
+        )
 
     @property
     def recipe_name(self) -> str:

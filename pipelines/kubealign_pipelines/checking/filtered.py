@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 from kubealign_components.data.chat import ChatTemplate
 from kubealign_components.data.stats import Stats
@@ -21,7 +22,8 @@ def filtered(
 ) -> tuple[list[JsonObject], list[Finding]]:
     """The prompts of ``rows`` that ``filter`` would keep, and what there is to tell where it would keep none.
 
-    Of more than :data:`LOOKED_AT` prompts that many are looked at, and all are given back if one is kept.
+    Of more than :data:`LOOKED_AT` prompts that many are looked at, and all are given back if one is kept;
+    where none of them is, others may be: that is a warning.
 
     Args:
         checked: the settings.
@@ -34,7 +36,8 @@ def filtered(
     stats, looked_at = Stats(), list(rows[:LOOKED_AT])
     kept = Tokeniser(template, stage.config.limits, stats)(copy.deepcopy(looked_at))
     if not kept:
-        return [], [_nothing_left(stage, template, looked_at, stats)]
+        finding = _nothing_left(stage, template, looked_at, stats)
+        return [], [replace(finding, warning=len(looked_at) < len(rows))]
     return (kept if len(looked_at) == len(rows) else list(rows)), []
 
 

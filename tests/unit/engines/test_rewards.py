@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -126,7 +127,7 @@ def test_what_is_rewarded_is_told_in_words() -> None:
         )
     )
     assert told[0] == ("the score of the reward model judge", "judge, weight 2")
-    assert told[1].about.startswith("scale / (scale + n): from 1 towards 0")
+    assert re.fullmatch(r"scale / \(scale \+ n\): from 1 towards 0 .*[^.]", told[1].about)
     assert told[1].computed.endswith("brevity")
     assert told[2].about == "an object with a"
     assert told[2].computed.endswith('format_match, weight 0.5, kind “regex”, pattern “1\\.”, keys ["a"]')
