@@ -3,8 +3,8 @@
 With ``EXECUTED_LINES`` in the environment modules of the source get marks when they are imported: before the
 last statement of every run of plain ones, and before everything that branches. What they have seen is left as
 coverage.py's data, whose ``combine`` and ``report`` say what of the source it is. Python 3.11 would trace
-each line of every library as well, and tests would take two thirds more of a processor. SlipCover 1.1 marks as
-cheaply, but reads what workers of xdist have seen before the last of them has written it.
+each line of every library as well, and tests would take two thirds more of a processor. SlipCover 1.1 marks
+as cheaply, but reads what workers of xdist have seen before the last of them has written it.
 
 A line counts if a mark shows that it was begun. So fewer lines count than were begun, never more: of a run of
 plain statements none does where one before the last raises, and a handler's where it does not match.
