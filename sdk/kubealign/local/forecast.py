@@ -15,9 +15,9 @@ from kubealign.estimate.formulas import SHAPES, ModelShape, Throughput
 from kubealign.estimate.stages import (
     Assumptions,
     Tokens,
-    longest_completion,
     preset_of,
     rows_of,
+    sampled,
     shape_from_config,
     stage_tokens,
 )
@@ -46,6 +46,11 @@ class Expected:
     rows: int = 0
     """Rows that a fan-out's workers are expected to share; 0 of other tasks."""
 
+    def seconds(self, executions: int, kept: float) -> float:
+        """Of one of so many ``executions``, where that share of the rows was ``kept``."""
+        work = self.work * kept if self.rows else self.work
+        return START_SECONDS + work / executions
+
 
 class Forecast:
     """The time that is left, from the estimate and from the executions so far.
@@ -67,29 +72,27 @@ class Forecast:
         Args:
             runs: every execution so far.
         """
-        scale, kept = self._scale(runs), self._kept(runs)
+        kept = self._kept(runs)
+        scale = self._scale(runs, kept)
         left = 0.0
         for name, one in self._expected.items():
             begun = [run for run in runs if run.task == name]
             announced = max((run.chunk["of"] for run in begun if "of" in run.chunk), default=one.executions)
             executions = max(announced, len(begun))
-            work = one.work * kept if one.rows else one.work
-            each = scale * (START_SECONDS + work / executions)
+            each = scale * one.seconds(executions, kept)
             left += (executions - len(begun)) * each
             left += sum(_left_of(run, each) for run in begun if run.ended is None)
         return left
 
-    def _scale(self, runs: Sequence[TaskRun]) -> float:
+    def _scale(self, runs: Sequence[TaskRun], kept: float) -> float:
         """Measured over expected seconds of what has ended and was really computed. Tasks without a model say
         nothing of how fast models are."""
-        kept = self._kept(runs)
         measured = expected = 0.0
         for run in runs:
             one = self._expected.get(run.task)
             if one is not None and one.work and run.ended is not None and run.ok and not run.reused:
                 measured += run.seconds
-                work = one.work * kept if one.rows else one.work
-                expected += START_SECONDS + work / run.chunk.get("of", one.executions)
+                expected += one.seconds(run.chunk.get("of", one.executions), kept)
         return measured / expected if expected else 1.0
 
     def _kept(self, runs: Sequence[TaskRun]) -> float:
@@ -104,10 +107,10 @@ class Forecast:
 def forecast(graph: Graph, parameters: Mapping[str, object]) -> Forecast:
     """The forecast of a run of ``graph`` with all its ``parameters``; it times this machine for a moment."""
     rows = _rows(parameters)
-    tokens = _tokens(graph, parameters, rows)
+    tokens, engine = _tokens(graph, parameters, rows)
     shape = _shape(str(parameters.get("policy", "")))
     flops = _matrix_rate()
-    share = _SAMPLED.get(str(parameters.get("sample_engine")), min(_SAMPLED.values()))
+    share = _SAMPLED.get(engine, min(_SAMPLED.values()))
     rates = Throughput(flops=flops, sample=share * flops / (2 * shape.parameters)).rates(shape)
     most = parameters.get("work_rows_per_chunk")
     chunks = max(1, math.ceil(rows / most)) if isinstance(most, int) and most else 1
@@ -142,18 +145,19 @@ def _left_of(run: TaskRun, expected: float) -> float:
     return max(expected - run.seconds, 0.0)
 
 
-def _tokens(graph: Graph, parameters: Mapping[str, object], rows: int) -> dict[str, Tokens]:
+def _tokens(graph: Graph, parameters: Mapping[str, object], rows: int) -> tuple[dict[str, Tokens], str]:
+    """Tokens by task and kind of work, and the engine that samples."""
+    usual = Assumptions()
     try:
-        usual = Assumptions()
-        limits = [parameters.get(name) for name in ("filter_max_prompt_len", "filter_max_seq_len")]
+        most = sampled(graph, parameters)
         assumed = Assumptions(
             rows=rows,
-            prompt_tokens=min([usual.prompt_tokens, *(limit for limit in limits if isinstance(limit, int))]),
-            completion_tokens=min(longest_completion(graph, parameters), usual.completion_tokens),
+            prompt_tokens=min(most.prompt, usual.prompt_tokens),
+            completion_tokens=min(most.completion, usual.completion_tokens),
         )
-        return stage_tokens(graph, parameters, assumed)
+        return stage_tokens(graph, parameters, assumed), most.engine
     except KubeAlignError:  # a pipeline that is not estimated: its tasks count alike
-        return {}
+        return {}, ""
 
 
 def _rows(parameters: Mapping[str, object]) -> int:

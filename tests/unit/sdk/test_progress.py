@@ -42,6 +42,12 @@ def a_state(done: int, left: float | None) -> BarState:
     return BarState(name="x", done=done, total=100, unit="rows", rate=2.0, left=left, notes="loss=0.7")
 
 
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose rate of products is the same each time that it is measured."""
+    monkeypatch.setattr("kubealign.local.forecast._matrix_rate", lambda: 1e11)
+
+
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     parameters = {"policy": "p", "sources": [{"name": "a", "uri": "b"}], "reward_functions": ["brevity"]}
@@ -215,6 +221,20 @@ def test_the_forecast_of_a_pipeline_counts_chunks_and_work(graph: Graph, tmp_pat
     assert total(sample_options=short) < total(sample_options=long)
     assert total(work_rows_per_chunk=5) > total()
     assert total(policy="org/Model-8B") > 5 * total()
+
+
+def test_the_forecast_goes_by_the_settings_that_stages_are_given(graph: Graph) -> None:
+    """A run file's flat names are folded into the options of stages by then."""
+    parameters = {name: p.default for name, p in graph.parameters.items()}
+    parameters |= {"policy": "org/Model-8B", "sources": [], "reward_functions": ["brevity"]}
+
+    def total(**options: object) -> float:
+        given: Mapping[str, object] = parameters | options
+        return forecast(graph, given).total()
+
+    assert total(filter_options={"max_prompt_len": 20}) < total(filter_options={"max_prompt_len": 200})
+    slow, fast = ({"sampling": {"engine": engine}} for engine in ("transformers", "vllm"))
+    assert total(sample_options=slow) > 2 * total(sample_options=fast)
 
 
 def test_other_processes_read_how_far_a_run_has_come(graph: Graph, tmp_path: Path) -> None:
