@@ -254,32 +254,14 @@ def stage_tokens(graph: Graph, values: Mapping[str, object], assumed: Assumption
     return tokens
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sampled:
-    """What stages are set to sample."""
-
-    prompt: int
-    """Most tokens of a prompt."""
-    completion: int
-    """Most tokens of a completion."""
-    engine: str
-    """The first stage's; empty where nothing is sampled."""
-
-
-def sampled(graph: Graph, values: Mapping[str, object]) -> Sampled:
-    """What ``graph`` samples, where nothing says it as :class:`Assumptions` have it.
+def stage_configs(graph: Graph, values: Mapping[str, object]) -> list[Any]:
+    """The settings of the tasks of ``graph`` that say how much work there is; of those in a loop once for
+    each variant.
 
     Raises:
         ConfigError: parameters that a stage refuses.
     """
-    configs = [config for _, config, _ in _of_variants(graph, values)]
-    specs = [config.sampling for config in configs if hasattr(config, "sampling")]
-    prompts = (config.max_prompt_len for config in configs if hasattr(config, "max_prompt_len"))
-    return Sampled(
-        prompt=max(prompts, default=Assumptions().prompt_tokens),
-        completion=max((spec.max_new_tokens for spec in specs), default=Assumptions().completion_tokens),
-        engine=next((spec.engine for spec in specs), ""),
-    )
+    return [config for _, config, _ in _of_variants(graph, values) if config is not None]
 
 
 def _of_variants(graph: Graph, values: Mapping[str, object]) -> Iterator[tuple[Task, Any, Recipe]]:

@@ -17,8 +17,8 @@ from kubealign.estimate.stages import (
     Tokens,
     preset_of,
     rows_of,
-    sampled,
     shape_from_config,
+    stage_configs,
     stage_tokens,
 )
 from kubealign.local.watcher import TaskRun
@@ -149,13 +149,16 @@ def _tokens(graph: Graph, parameters: Mapping[str, object], rows: int) -> tuple[
     """Tokens by task and kind of work, and the engine that samples."""
     usual = Assumptions()
     try:
-        most = sampled(graph, parameters)
+        configs = stage_configs(graph, parameters)
+        specs = [config.sampling for config in configs if hasattr(config, "sampling")]
+        prompts = [config.max_prompt_len for config in configs if hasattr(config, "max_prompt_len")]
+        completions = [spec.max_new_tokens for spec in specs]
         assumed = Assumptions(
             rows=rows,
-            prompt_tokens=min(most.prompt, usual.prompt_tokens),
-            completion_tokens=min(most.completion, usual.completion_tokens),
+            prompt_tokens=min(usual.prompt_tokens, max(prompts, default=usual.prompt_tokens)),
+            completion_tokens=min(usual.completion_tokens, max(completions, default=usual.completion_tokens)),
         )
-        return stage_tokens(graph, parameters, assumed), most.engine
+        return stage_tokens(graph, parameters, assumed), specs[0].engine if specs else ""
     except KubeAlignError:  # a pipeline that is not estimated: its tasks count alike
         return {}, ""
 
