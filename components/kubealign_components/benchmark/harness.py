@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kubealign_components.benchmark.names import check_names
+from kubealign_components.benchmark.paired import COMPARED
 from kubealign_components.benchmark.records import (
     ENTRIES,
     JOB,
@@ -60,8 +61,6 @@ log = logging.getLogger(__name__)
 WHAT = "benchmark"
 _RESAMPLES = 1000
 """Of lm-eval's bootstrap, for metrics that are no means."""
-_BY_AGGREGATION = ("mean", "perplexity", "weighted_perplexity", "bits_per_byte")
-"""Aggregations by lm-eval's names for them that a paired difference is made of (``paired.py``)."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -96,9 +95,7 @@ def measure(job: HarnessJob, folder: Path) -> dict[str, object]:
             commit(records[name], record)
             bar.update(1)
     flat = {name: _as_lm_eval_has_it(read_record(uri)) for name, uri in records.items()}
-    groups = {
-        name: _measured_group(group.aggregate(flat)) for name, group in loaded.get("groups", {}).items()
-    }
+    groups = {name: _metrics(group.aggregate(flat)) for name, group in loaded.get("groups", {}).items()}
     commit(job["groups_record"], groups)
     return {"measured": len(missing)}
 
@@ -213,7 +210,7 @@ def _aggregations(task: Task) -> dict[str, str]:
     """lm-eval's name of how each metric is aggregated; empty where it is none that is compared in pairs."""
     from lm_eval.api.registry import AGGREGATION_REGISTRY
 
-    names = {AGGREGATION_REGISTRY[name]: name for name in _BY_AGGREGATION}
+    names = {AGGREGATION_REGISTRY[name]: name for name in COMPARED}
     return {metric: names.get(function, "") for metric, function in task.aggregation().items()}
 
 
@@ -255,20 +252,7 @@ def _measured(model: LM, name: str, task: Task, job: HarnessJob) -> TaskRecord:
     )
     numbers = results["results"][name]
     samples = [_sample(sample) for sample in results["samples"][name]]
-    metrics = [key.split(",", 1) for key in numbers if "," in key and "_stderr," not in key]
-    return {
-        "metrics": [
-            {
-                "metric": metric,
-                "filter": name_of_filter,
-                "value": _number(numbers[metric_key(metric, name_of_filter)]),
-                "stderr": _number(numbers.get(stderr_key(metric, name_of_filter))),
-            }
-            for metric, name_of_filter in metrics
-        ],
-        "samples": samples,
-        "documents": int(numbers["sample_len"]),
-    }
+    return {"metrics": _metrics(numbers), "samples": samples, "documents": int(numbers["sample_len"])}
 
 
 def _sample(sample: Mapping[str, Any]) -> SampleRecord:
@@ -303,7 +287,8 @@ def _as_lm_eval_has_it(record: TaskRecord) -> dict[str, Any]:
     return flat
 
 
-def _measured_group(numbers: Mapping[str, Any]) -> list[Measured]:
+def _metrics(numbers: Mapping[str, Any]) -> list[Measured]:
+    """The metrics among what lm-eval says of a task or group."""
     keys = [key.split(",", 1) for key in numbers if "," in key and "_stderr," not in key]
     return [
         {

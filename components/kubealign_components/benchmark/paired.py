@@ -37,6 +37,9 @@ _OF_SUMS: Mapping[str, Callable[[Floats, Floats], Floats]] = {
     "bits_per_byte": _bits_per_byte,
 }
 """Aggregations by lm-eval's names: of sums over documents, shape (..., parts), and their number, (...,)."""
+MEAN = "mean"
+COMPARED = (MEAN, *_OF_SUMS)
+"""lm-eval's names of the aggregations that have a paired difference."""
 
 
 def paired_error(
@@ -58,7 +61,7 @@ def paired_error(
     """
     if len(reference) < 2 or len(reference) != len(aligned):
         return None
-    if aggregation == "mean":
+    if aggregation == MEAN:
         differences = np.asarray(aligned, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
         error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
     elif aggregation in _OF_SUMS:

@@ -44,7 +44,7 @@ def report_html(
 def _verdict(asked: Sequence[BenchmarkResult]) -> str:
     compared = [one for one in asked if one.difference_se is not None]
     worse = [_title(one) for one in compared if one.worse]
-    better = [_title(one) for one in compared if _better(one)]
+    better = [_title(one) for one in compared if one.better]
     rest = len(compared) - len(worse) - len(better)
     parts = [
         f"worse on {', '.join(worse)}" if worse else "",
@@ -54,12 +54,6 @@ def _verdict(asked: Sequence[BenchmarkResult]) -> str:
     if not compared:
         return "No metric of these tasks has a difference with a standard error."
     return f"The aligned policy is {'; '.join(filter(None, parts))}."
-
-
-def _better(one: BenchmarkResult) -> bool:
-    assert one.difference is not None and one.difference_se is not None
-    moved = abs(one.difference) > SURE * one.difference_se
-    return moved and one.higher_is_better is not None and not one.worse
 
 
 def _notes(asked: Sequence[BenchmarkResult], config: BenchmarkConfig) -> Iterator[str]:

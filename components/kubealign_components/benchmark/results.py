@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kubealign_components.benchmark.paired import group_error, paired_error
+from kubealign_components.benchmark.paired import MEAN, group_error, paired_error
 from kubealign_components.benchmark.records import (
     Measured,
     PlannedGroup,
@@ -19,7 +19,6 @@ from kubealign_components.data.benchmark_rows import BenchmarkRow, Score
 
 NO_FILTER = "none"
 """lm-eval's name for taking a response as it is."""
-MEAN = "mean"
 SURE = 1.96
 """Standard errors that a difference is from 0 when a 95 % interval does not hold it."""
 _NO_NAME = re.compile(r"\W+")
@@ -57,11 +56,21 @@ class BenchmarkResult:
     @property
     def worse(self) -> bool:
         """Whether the aligned model is worse, and the 95 % interval of the difference does not hold 0."""
-        if self.difference is None or self.difference_se is None or self.higher_is_better is None:
-            return False
-        return (self.difference < 0) is self.higher_is_better and abs(
-            self.difference
-        ) > SURE * self.difference_se
+        return self._sure_gain < 0
+
+    @property
+    def better(self) -> bool:
+        """Whether it is better, in the same way."""
+        return self._sure_gain > 0
+
+    @property
+    def _sure_gain(self) -> float:
+        """The difference, above 0 where the aligned model is better; 0 where that is not known or its 95 %
+        interval holds 0."""
+        difference, error, up = self.difference, self.difference_se, self.higher_is_better
+        if difference is None or error is None or up is None or abs(difference) <= SURE * error:
+            return 0.0
+        return difference if up else -difference
 
     @property
     def name(self) -> str:
