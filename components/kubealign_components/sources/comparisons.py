@@ -53,8 +53,9 @@ def candidates(row: Columns) -> Example:
         Malformed: bad_choice, for a verdict that is none; no_prompt; or what the turns raise.
     """
     names = next((pair for pair in ANSWER_COLUMNS if all(row.has(name) for name in pair)), ANSWER_COLUMNS[0])
-    prompt = _prompt(row)
-    prompt, both = _answers(row, prompt, [row.take(name) for name in names])
+    asked = _rounds(row)
+    prompt = None if asked else _prompt(row)
+    prompt, both = _answers(row, prompt, asked, [row.take(name) for name in names])
     better = _better(row, names)
     if better is None and names == ANSWER_COLUMNS[0]:
         raise Malformed("bad_choice")
@@ -76,7 +77,7 @@ def candidates(row: Columns) -> Example:
 def _prompt(row: Columns) -> list[Message] | None:
     """The turns of the prompt; SHP's is called history, HelpSteer3's context."""
     if any(row.has(name) for name in PROMPT_COLUMNS):
-        return None if _are_rounds(_listed(row.peek("prompt"))) else explicit_prompt(row)
+        return explicit_prompt(row)
     value = row.take("history", "context")
     if value is None:
         return explicit_prompt(row)
@@ -84,12 +85,10 @@ def _prompt(row: Columns) -> list[Message] | None:
 
 
 def _answers(
-    row: Columns, prompt: list[Message] | None, values: list[object]
+    row: Columns, prompt: list[Message] | None, asked: list[str], values: list[object]
 ) -> tuple[list[Message], list[list[Message]]]:
     """The prompt and both answers; whole chats are cut where their common beginning ends."""
-    asked = _listed(row.peek("prompt"))
-    if prompt is None and _are_rounds(asked):
-        row.take("prompt")
+    if asked:
         both = [_chat(asked, _listed(value)) for value in values]
     else:
         both = [read_answer(_whole_chat(row, prompt, value), row.reading) for value in values]
@@ -111,14 +110,18 @@ def _listed(value: object) -> object:
     return list_from_text(value) if isinstance(value, str) else value
 
 
-def _are_rounds(value: object) -> bool:
-    """Whether a prompt is a list of what the user said, turn by turn."""
-    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
+def _rounds(row: Columns) -> list[str]:
+    """What the user said turn by turn, where the prompt is a list of that; else nothing."""
+    value = _listed(row.peek("prompt"))
+    if not value or not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        return []
+    row.take("prompt")
+    return value
 
 
-def _chat(asked: object, replies: object) -> list[Message]:
+def _chat(asked: list[str], replies: object) -> list[Message]:
     """The turns of a chat whose sides stand apart, as the Chatbot Arena's do."""
-    if not isinstance(asked, list) or not isinstance(replies, list) or len(asked) != len(replies):
+    if not isinstance(replies, list) or len(asked) != len(replies):
         raise Malformed("bad_message")
     if not all(isinstance(text, str) for text in replies):
         raise Malformed("empty_completion")
