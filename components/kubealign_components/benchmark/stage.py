@@ -36,10 +36,10 @@ from kubealign_components.data.early_end import pass_on
 from kubealign_components.data.fingerprint import Provenance, derive, digest
 from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.models import ModelFiles, find_model, with_weights
-from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
+from kubealign_components.data.trained import trained_model
 from kubealign_components.engines.dtypes import device_type, resolved_dtype
-from kubealign_components.errors import ConfigError, EngineError, NotFound
+from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.named_paths import FOLDER, kind_at, named_path
 from kubealign_components.preemption import Stop, preemptible
 from kubealign_components.reports.html import REPORT, copy_report, message_page, write_report
@@ -69,7 +69,7 @@ def run(
             chat template that a model lacks.
         EngineError: lm-eval is not installed, or a model cannot be loaded.
     """
-    trained = _trained(model, model_uri or model)
+    trained = trained_model(model, model_uri or model)
     if trained is not None and trained.ended_early:
         stats = pass_on("model", trained, stage=STAGE, version=VERSION, schema=BENCHMARK, output=output)
         write_report(message_page(trained.manifest.slug, trained.ended_early), output)
@@ -196,15 +196,6 @@ def _provenance(
         },
         slug=["benchmarked"],
     )
-
-
-def _trained(model: str, uri: str) -> Dataset | None:
-    """What KubeAlign says of the aligned model, or of why there is none; None of a model from elsewhere."""
-    try:
-        return Dataset(uri, Dataset.open(model, MODEL, allow_empty=True).manifest)
-    except NotFound:
-        log.warning("%s has no manifest: its training data is not known", model)
-        return None
 
 
 def _job(config: BenchmarkConfig, models: list[ModelFiles], folder: str) -> HarnessJob:

@@ -4,24 +4,9 @@ from __future__ import annotations
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.early_end import end_early
-from kubealign_components.data.schemas import EVALUATION, MODEL
+from kubealign_components.data.schemas import EVALUATION
 from kubealign_components.data.stats import Stats
-from kubealign_components.errors import NotFound
 from kubealign_components.reports.html import copy_report, message_page, write_report
-
-
-def ended_model(model: str, uri: str) -> Dataset | None:
-    """What stands at ``model`` in place of a model, where its training or a stage before it ended early.
-
-    Args:
-        model: directory or URI.
-        uri: what a manifest is to say of its place.
-    """
-    try:
-        trained = Dataset.open(model, MODEL, allow_empty=True)
-    except NotFound:
-        return None
-    return Dataset(uri, trained.manifest) if trained.ended_early else None
 
 
 def without_comparison(model: Dataset, reason: str, version: int, output: str, report: str | None) -> Stats:

@@ -20,7 +20,6 @@ from kubealign_components.data.models import ModelFiles, find_model, require_pol
 from kubealign_components.data.null_runs import is_null_run
 from kubealign_components.data.schemas import (
     EVALUATION,
-    MODEL,
     Completion,
     EvaluationRow,
     TokenizedRow,
@@ -28,6 +27,7 @@ from kubealign_components.data.schemas import (
     new_completion,
 )
 from kubealign_components.data.stats import Stats
+from kubealign_components.data.trained import trained_model
 from kubealign_components.engines.dtypes import resolved_dtype
 from kubealign_components.engines.generation import (
     SAMPLING,
@@ -47,7 +47,7 @@ from kubealign_components.engines.rewards import (
     reward_params,
     reward_words,
 )
-from kubealign_components.errors import GateError, NotFound, Unanswered
+from kubealign_components.errors import GateError, Unanswered
 from kubealign_components.evaluate.answers import ALIGNED, REFERENCE, Answers, ComparedPrompt
 from kubealign_components.evaluate.audit import phrases_of
 from kubealign_components.evaluate.by_source import gains_by_source
@@ -59,7 +59,7 @@ from kubealign_components.evaluate.comparable import (
     last_step,
 )
 from kubealign_components.evaluate.comparison import warnings
-from kubealign_components.evaluate.ended import ended_model, without_comparison
+from kubealign_components.evaluate.ended import without_comparison
 from kubealign_components.evaluate.gates import HELD_OUT, REQUIREMENTS, VARIED, unmet
 from kubealign_components.evaluate.held_out import LEAST, held_out_rows, require_enough, too_few
 from kubealign_components.evaluate.judged import WinRates, judged
@@ -200,8 +200,9 @@ def run(
         GateError: the gain is below ``min_gain``, or not what ``require`` asks for; output and report
             are written before.
     """
-    if ended := ended_model(model, model_uri or model):
-        return without_comparison(ended, ended.ended_early, VERSION, output, report)
+    trained = trained_model(model, model_uri or model)
+    if trained is not None and trained.ended_early:
+        return without_comparison(trained, trained.ended_early, VERSION, output, report)
     rewarder = Rewarder(config.reward) if config.reward else None
     second = Rewarder(config.held_out_reward) if config.held_out_reward else None
     judge = PairJudge(config.judge, rewarded) if config.judge else None
@@ -209,15 +210,14 @@ def run(
     aligned = DeferredTemplate(find_model(model, weights=False), stored_settings(rewarded))
     require_policy(policy, rewarded)
     inputs = _Inputs(config, rewarded, policy, aligned, rewarder, second, judge)
-    provenance = _provenance(inputs, model, model_uri or model)
+    provenance = _provenance(inputs, trained)
     tokens = [aligned.model.tokenizer_digest(), list(aligned.end_ids)] if config.work else []
     request = output_request(config, provenance, output, REPORT, checked=tokens)
     try:
         stats = once(request, lambda: _make(inputs, provenance, output, rounds))
     except Unanswered as error:
-        if not sweep:
+        if not sweep or trained is None:
             raise
-        trained = Dataset(model_uri or model, Dataset.open(model, MODEL, allow_empty=True).manifest)
         return without_comparison(trained, str(error), VERSION, output, report)
     finally:
         for one in (rewarder, second):
@@ -322,22 +322,11 @@ def _references(inputs: _Inputs, stats: Stats) -> tuple[list[ComparedPrompt], bo
     return _answered(config, prompts, REFERENCE, template, inputs.rewarder, stats), drop
 
 
-def _provenance(inputs: _Inputs, model: str, uri: str) -> Provenance:
-    """Where the evaluation comes from: the model's own story too, when KubeAlign trained it.
-
-    Args:
-        inputs: of the evaluation.
-        model: directory or URI of the aligned model.
-        uri: what the manifest says of its place.
-    """
+def _provenance(inputs: _Inputs, trained: Dataset | None) -> Provenance:
+    """Where the evaluation comes from: the model's own story too, when KubeAlign has ``trained`` it."""
     config, rewarder, judge = inputs.config, inputs.rewarder, inputs.judge
     parents = {"rewarded": inputs.rewarded}
-    try:
-        trained = Dataset.open(model, MODEL, allow_empty=True)
-    except NotFound:
-        log.warning("%s has no manifest: its training data is not known", model)
-    else:
-        trained = Dataset(uri, trained.manifest)
+    if trained is not None:
         check_split(trained, config.validation_fraction, config.split_seed)
         parents = {"model": trained, **parents}
     if inputs.second:
