@@ -251,10 +251,15 @@ def _counted(checked: Checked, prompts: Prompts) -> list[Finding]:
     mix = next(iter(checked.of("mix")), None)
     if mix is None or not (prompts.rows and prompts.complete):
         return []
-    kept, none_kept = filtered(checked, _template(checked), prompts.rows)
-    usable, unlabelled = with_labels(checked, kept)
-    if none_kept or unlabelled:
-        return none_kept or unlabelled
+    if prompts.kept is None:
+        prompts.kept, nothing_left = filtered(checked, _template(checked), prompts.rows)
+        if nothing_left:
+            return nothing_left
+    if not prompts.kept:
+        return []
+    usable, unlabelled = with_labels(checked, prompts.kept)
+    if unlabelled:
+        return unlabelled
     held = replace(prompts, rows=usable).held_out(mix.config.validation_fraction, mix.config.seed)
     return list(check_counts(checked, len(usable), held))
 

@@ -53,6 +53,8 @@ class Prompts:
     """Of the prompts' dataset."""
     complete: bool = True
     """Whether these are all that a run would have."""
+    kept: list[JsonObject] | None = None
+    """Those that ``filter`` keeps, one for all variants of a sweep; None before that was looked at."""
 
     def held_out(self, fraction: float, seed: int) -> int:
         """How many of them the validation split holds out."""
