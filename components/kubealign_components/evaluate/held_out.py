@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import compress
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 from kubealign_components.data.arrow_take import keep
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import TokenizedRow
-from kubealign_components.data.seeds import is_held_out, unit_interval
+from kubealign_components.data.seeds import VALIDATION, held_out, unit_interval
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
 
@@ -31,8 +32,8 @@ def held_out_rows(
         stats: counts what is left out and why.
     """
     ids = dataset.table(["prompt_id"]).column("prompt_id").to_pylist()
-    held = [i for i in ids if is_held_out(i, fraction, seed)]
-    order = sorted(held, key=lambda i: (unit_interval(seed, "validation", i), i))[:most]
+    held = list(compress(ids, held_out(ids, fraction, seed)))
+    order = sorted(held, key=lambda i: (unit_interval(seed, VALIDATION, i), i))[:most]
     stats.drop("not_held_out", len(ids) - len(held))
     stats.drop("over_max_prompts", len(held) - len(order))
     rows = {row["prompt_id"]: row for row in _rows_of(dataset, order)}
