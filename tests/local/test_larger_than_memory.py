@@ -23,7 +23,7 @@ LIMIT = 2**30
 # RLIMIT_DATA holds what a process allocates, private writable memory, and nothing that is only
 # mapped: RLIMIT_AS would also count libraries and the address space that allocators reserve.
 PROGRAM = """
-import json, resource, sys
+import json, pathlib, resource, sys
 resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[2]),) * 2)
 folder, policy = sys.argv[1], sys.argv[3]
 from kubealign_components.data.dataset import Dataset
@@ -40,7 +40,9 @@ filtered = run_filter(config, prompts=Dataset.open(f"{folder}/in"), output=f"{fo
 selected = run_select(SelectConfig(pairs_per_prompt=2), rewarded=Dataset.open(f"{folder}/filtered"),
                       output=f"{folder}/selected")
 mixed = run_mix(MixConfig(), selections=[Dataset.open(f"{folder}/selected")], output=f"{folder}/mixed")
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Of this program alone: rusage begins with what its parent held.
+status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+peak = int(status["VmHWM"].split()[0]) * 1024
 print(json.dumps([filtered.to_json(), selected.to_json(), mixed.to_json(), peak]))
 """
 
