@@ -8,6 +8,7 @@ from dataclasses import astuple
 
 import yaml
 
+from kubealign.cli.console import number_texts
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.hub_licenses import card_head
 from kubealign_components.data.licenses import licensed, licenses
@@ -109,8 +110,8 @@ def _digest_of(model: object) -> str:
 
 
 def _numbers(numbers: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    for name, value in numbers.items():
-        yield name.replace("_", " "), f"{value:.6g}"
+    for name, text in number_texts(numbers).items():
+        yield name.replace("_", " "), text
 
 
 def _columns(schema: str) -> Iterator[tuple[str, str]]:

@@ -69,8 +69,8 @@ def number_table(title: str, numbers: Mapping[str, float]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column("name")
     table.add_column("value", justify="right")
-    for name, value in numbers.items():
-        table.add_row(name.replace("_", " "), format_number(value))
+    for name, text in number_texts(numbers).items():
+        table.add_row(name.replace("_", " "), text)
     return table
 
 
@@ -106,6 +106,18 @@ def format_number(value: Any) -> str:
     if isinstance(value, float) and not value.is_integer():
         return f"{value:.4g}"
     return f"{value:,.0f}" if isinstance(value, (int, float)) else str(value)
+
+
+def number_texts(numbers: Mapping[str, Any]) -> dict[str, str]:
+    """Each number in words, its interval beside it where ``numbers`` has its ends, ``name_low`` and
+    ``name_high``; by name."""
+    ends = {name: (f"{name}_low", f"{name}_high") for name in numbers}
+    intervals = {name: both for name, both in ends.items() if numbers.keys() >= {*both}}
+    within = {end for both in intervals.values() for end in both}
+    texts = {name: format_number(value) for name, value in numbers.items()}
+    for name, (low, high) in intervals.items():
+        texts[name] += f" [{texts[low]}, {texts[high]}]"
+    return {name: text for name, text in texts.items() if name not in within}
 
 
 def reuse_text(results: Results) -> str:

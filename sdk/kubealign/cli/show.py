@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kubealign.cli.console import format_number
+from kubealign.cli.console import format_number, number_texts
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.json_types import JsonObject
 from kubealign_components.printable import shortened
@@ -62,8 +62,8 @@ def _counts(dataset: Dataset) -> Table:
         table.add_row(name.replace("_", " "), format_number(stats.get(name, 0)))
     for reason, count in stats.get("dropped", {}).items():
         table.add_row(f"dropped: {reason.replace('_', ' ')}", format_number(count))
-    for name, value in {**stats.get("counts", {}), **stats.get("numbers", {})}.items():
-        table.add_row(name.replace("_", " "), format_number(value))
+    for name, text in number_texts({**stats.get("counts", {}), **stats.get("numbers", {})}).items():
+        table.add_row(name.replace("_", " "), text)
     return table
 
 

@@ -8,7 +8,7 @@ from typing import TypedDict
 import numpy as np
 from markupsafe import Markup
 
-from kubealign.cli.console import duration, format_number
+from kubealign.cli.console import duration, number_texts
 from kubealign.compare.runs import ComparedRun, Floats, RunComparison, mean_reward
 from kubealign_components.data.schemas import Completion, EvaluationRow
 from kubealign_components.reports.charts import bounds, histogram
@@ -71,13 +71,17 @@ def run_row(run: ComparedRun) -> list[str]:
 
 def number_rows(numbers: Mapping[str, Sequence[float | None]]) -> list[list[str]]:
     """Name and values of each number; two runs have their difference as well."""
+    runs = range(max(map(len, numbers.values()), default=0))
+    of_runs = [{name: v[run] for name, v in numbers.items() if v[run] is not None} for run in runs]
+    texts = [number_texts(one) for one in of_runs]
     rows = []
     for name, values in numbers.items():
-        texts = ["" if value is None else format_number(value) for value in values]
-        if len(values) == 2:
-            before, after = values
-            texts.append("" if before is None or after is None else f"{after - before:+.4g}")
-        rows.append([name.replace("_", " "), *texts])
+        if any(name in one for one in texts):
+            row = [one.get(name, "") for one in texts]
+            if len(values) == 2:
+                before, after = values
+                row.append("" if before is None or after is None else f"{after - before:+.4g}")
+            rows.append([name.replace("_", " "), *row])
     return rows
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from kubealign.cli.console import drop_text, duration, format_number, reuse_text
+from kubealign.cli.console import drop_text, duration, format_number, number_texts, reuse_text
 from kubealign.local.results import Results, StageRow
 from kubealign.local.rounds import COLUMNS, rounds_of, why_stopped
 from kubealign.local.runs import DIRECTORIES
@@ -116,7 +116,7 @@ def _model(results: Results) -> str:
 
 
 def _facts(numbers: Mapping[str, float]) -> list[tuple[str, str]]:
-    return [(name.replace("_", " "), format_number(number)) for name, number in numbers.items()]
+    return [(name.replace("_", " "), text) for name, text in number_texts(numbers).items()]
 
 
 def _reward(results: Results) -> list[RewardWords]:

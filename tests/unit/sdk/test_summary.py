@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kubealign.cli.console import format_number, reuse_text, stage_table
+from kubealign.cli.console import format_number, number_texts, reuse_text, stage_table
 from kubealign.local.results import Output, Results, StageRow, collect
 from kubealign.local.summary import notes_on, verdict, write_summary
 from kubealign.local.watcher import TaskRun, Watcher
@@ -124,6 +124,11 @@ def test_the_page_of_a_run_that_moves_still_leads_to_its_model(
 )
 def test_numbers(value: object, text: str) -> None:
     assert format_number(value) == text
+
+
+def test_an_interval_stands_beside_its_number() -> None:
+    numbers = {"gain": 0.53164, "gain_low": 0.4487, "gain_high": 0.61321, "below_low": 0.1, "prompts": 38.0}
+    assert number_texts(numbers) == {"gain": "0.5316 [0.4487, 0.6132]", "below_low": "0.1", "prompts": "38"}
 
 
 @pytest.mark.parametrize(
