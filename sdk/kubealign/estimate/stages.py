@@ -44,6 +44,7 @@ from kubealign_pipelines.variants import VARIANTS, number_of
 
 if TYPE_CHECKING:
     from kubealign_components.benchmark.config import BenchmarkConfig
+    from kubealign_components.engines.judge import JudgeSpec
     from kubealign_components.evaluate.stage import EvaluateConfig
     from kubealign_components.judge.stage import JudgeConfig
     from kubealign_components.logprobs.stage import LogprobsConfig
@@ -317,8 +318,19 @@ def _sum(tokens: Sequence[Mapping[str, float]]) -> Tokens:
 
 
 def _runs_a_model(task: Task, config: Any) -> bool:
-    """Whether there is anything for a GPU to do: reward functions alone need none."""
-    return task.function in _TOKENS and (task.function != "rewards" or bool(config.reward.model))
+    """Whether there is anything for a GPU to do: functions that reward or judge, and endpoints, need none."""
+    if task.function == "rewards":
+        return bool(config.reward.model)
+    if task.function in ("judge", "rank"):
+        return bool(_questions(config if task.function == "judge" else config.judge, 1))
+    return task.function in _TOKENS
+
+
+def _questions(judge: JudgeSpec, usual: int) -> int:
+    """Questions on a pair that the model itself answers, ``usual`` where it answers all of its principles."""
+    if judge.endpoint or not judge.functions:
+        return 0 if judge.endpoint else usual
+    return 2 * len(set(judge.principle_names) - {one.principle for one in judge.functions})
 
 
 class _Stage:
@@ -423,13 +435,15 @@ def _logprobs(config: LogprobsConfig, recipe: Recipe, a: Assumptions) -> Tokens:
 
 
 def _judge(config: JudgeConfig, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
-    return {"score": float(a.rows * a.questions * (a.prompt_tokens + 2 * a.completion_tokens))}
+    asked = a.rows * _questions(config, a.questions)
+    return {"score": float(asked * (a.prompt_tokens + 2 * a.completion_tokens))}
 
 
 def _rank(config: RankConfig, recipe: Recipe, a: Assumptions) -> Tokens:
     n = recipe.completions
     pairs = min(n * (n - 1) / 2, config.comparisons * n)
-    return {"score": float(a.rows * pairs * a.questions * (a.prompt_tokens + 2 * a.completion_tokens))}
+    asked = a.rows * pairs * _questions(config.judge, a.questions)
+    return {"score": float(asked * (a.prompt_tokens + 2 * a.completion_tokens))}
 
 
 def _evaluate(config: EvaluateConfig, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001

@@ -249,6 +249,21 @@ def test_a_ranking_reads_pairs_under_every_principle_in_both_orders() -> None:
     assert rank.tokens == {"score": 10_000 * 6 * 22 * (256 + 2 * 512)}
 
 
+def test_functions_and_endpoints_judge_without_a_gpu() -> None:
+    salmon, usual = load_run_file(PARAMS / "salmon_70b.yaml"), Assumptions()
+    function = "{principle: Concise, function: brevity}"
+    by_function = salmon.with_parameters([f"judge_options.functions=[{function}]"])
+    assert "judge" in [stage.stage for stage in estimate(salmon, SHAPES["llama-8b"], usual)]
+    assert "judge" not in [stage.stage for stage in estimate(by_function, SHAPES["llama-8b"], usual)]
+    of_two = by_function.with_parameters(["judge_options.principle_names=[Concise, Honest]"])
+    [judge] = [s for s in estimate(of_two, SHAPES["llama-8b"], usual) if s.stage == "judge"]
+    assert judge.tokens == {"score": 10_000 * 2 * (256 + 2 * 512)}
+    ranked = load_run_file(PARAMS / "offline_alignment.yaml").with_parameters(
+        ["reward_model=", "rank_judge=judge-8B", "rank_options.judge.endpoint=http://judge:8000/v1"]
+    )
+    assert "rank" not in [stage.stage for stage in estimate(ranked, SHAPES["llama-8b"], usual)]
+
+
 def test_a_benchmark_is_read_by_both_policies_with_every_choice() -> None:
     run = load_run_file(PARAMS / "offline_alignment.yaml")
     measured = run.with_parameters(["benchmark_tasks=[arc_easy, mmlu]", "benchmark_num_fewshot=5"])
