@@ -15,7 +15,7 @@ from kubealign_pipelines.halving import REDUCTION_FACTOR, Rung
 from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
 from kubealign_pipelines.variants import VARIANTS
 
-_MAY_END = {"train", "evaluate"}
+_MAY_END = {"mix", "train", "evaluate"}
 """Stages that end a variant without ending its sweep."""
 Evaluated = Callable[[str, Mapping[str, Arguments]], PipelineTask]
 """Makes the tasks of one variant under the name of a rung, with arguments by stage; gives the last, which

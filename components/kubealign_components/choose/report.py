@@ -66,6 +66,15 @@ def report_html(
     )
 
 
+def ended_html(ended: Sequence[EndedVariant], config: ChooseConfig) -> str:
+    """The page where all ended early: what became of each."""
+    return render(
+        "kubealign_components/choose/ended.html",
+        kind=config.kind,
+        ended=[[one.name, one.reason] for one in ended],
+    )
+
+
 def _verdict(chosen: ChoiceRow | None, prompts: int, kind: str) -> str:
     if chosen is None:
         return f"No {kind} keeps to the limits, so none is chosen."

@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 
 from kubealign_components.choose.config import ChooseConfig
 from kubealign_components.choose.halving import EarlierRungs, order_of, reasons
-from kubealign_components.choose.report import report_html
+from kubealign_components.choose.report import ended_html, report_html
 from kubealign_components.choose.variants import Variant, ended_variants, variants_of
 from kubealign_components.config import semantic_params
 from kubealign_components.data.bounds import Floats, on_front, pairwise_intervals, simultaneous_intervals
@@ -57,7 +58,7 @@ def run(
         ConfigError: an evaluation without a reward, or by another one.
         DataError: fewer than two held-out prompts are in all of them.
         GateError: no variant keeps to the limits, or the chosen one's gain is below ``min_gain``; output and
-            report are written before.
+            report are written before. Or all ended early; the report is.
     """
     apart = {one.manifest.fingerprint: one for one in evaluations}
     # Those who collect them promise no order.
@@ -65,7 +66,8 @@ def run(
     provenance = _provenance(config, ordered, earlier)
     request = output_request(config, provenance, output, REPORT)
     before = EarlierRungs.of(earlier)
-    _require_some(ordered, config)
+    if all(one.ended_early for one in ordered):
+        _fail_without_any(ordered, config, before, output, report)
     stats = once(request, lambda: _make(config, ordered, before, len(evaluations), provenance, output))
     copy_report(output, report)
     if not config.reduction_factor:
@@ -73,10 +75,20 @@ def run(
     return stats
 
 
-def _require_some(evaluations: Sequence[Dataset], config: ChooseConfig) -> None:
-    if all(one.ended_early for one in evaluations):
-        reasons = "; ".join(f"{one.name}: {one.reason}" for one in ended_variants(evaluations, []))
-        raise GateError(f"no {config.kind} of {len(evaluations)} came to its end: {reasons}")
+def _fail_without_any(
+    evaluations: Sequence[Dataset],
+    config: ChooseConfig,
+    before: EarlierRungs,
+    output: str,
+    report: str | None,
+) -> NoReturn:
+    """Write the page alone, and fail with what became of all: there is nothing to choose from."""
+    early = ended_variants(evaluations, [], rounds=config.rounds > 0)
+    write_report(ended_html([*before.ended, *early], config), output)
+    copy_report(output, report)
+    reasons = "; ".join(f"{one.name}: {one.reason}" for one in early)
+    where = f"all are in {join(output, REPORT)}"
+    raise GateError(f"no {config.kind} of {len(evaluations)} came to its end: {reasons}; {where}")
 
 
 def survivors(choice: Dataset) -> list[str]:

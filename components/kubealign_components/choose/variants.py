@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ ERROR = 0.05
 """How often one of the limits that are kept to may not be, of all variants together."""
 ROUND = "round"
 """What tells rounds of alignment apart."""
-_NOT_ITS_OWN = ("evaluate_", "train_ended_early")
-"""Beginnings of the names of settings that tell that a variant ended early, and of no other."""
+_OF_THE_END = re.compile(r"evaluate_|.*_ended_early$")
+"""Names of settings that a variant lacks, or has, since it ended early."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -115,20 +116,24 @@ def ended_variants(
     ended: Sequence[Dataset], sound: Sequence[Dataset], *, rounds: bool = False
 ) -> list[EndedVariant]:
     """What became of the variants, or ``rounds``, of the evaluations ``ended``, which differ from each other
-    and from those of ``sound``."""
-    every = [*ended, *sound]
-    settings = (
-        [{ROUND: _round_of(one)} for one in every] if rounds else differing([_own(one) for one in every])
-    )
-    names = _names(settings) if ended else []
+    and from those of ``sound``. Letters, where settings do not tell them apart, come after those of the
+    latter."""
+    every = [*sound, *ended]
+    settings = [{ROUND: _round_of(one)} for one in every] if rounds else _apart(every)
+    names = _names(settings)[len(sound) :] if ended else []
     reasons = [one.ended_early for one in ended]
     return [EndedVariant(name=name, reason=reason) for name, reason in zip(names, reasons)]
 
 
-def _own(evaluation: Dataset) -> dict[str, object]:
-    """Its settings but for those that a variant lacks, or has, since it ended early."""
-    own = _settings(evaluation)
-    return {name: value for name, value in own.items() if not name.startswith(_NOT_ITS_OWN)}
+def _apart(evaluations: Sequence[Dataset]) -> list[dict[str, object]]:
+    """Of each the settings in which not all are the same that have them; one that ended early lacks some."""
+    every = [
+        {name: value for name, value in _settings(one).items() if not _OF_THE_END.match(name)}
+        for one in evaluations
+    ]
+    names = sorted({name for own in every for name in own})
+    apart = [name for name in names if len({canonical_json(own[name]) for own in every if name in own}) > 1]
+    return [{name: own[name] for name in apart if name in own} for own in every]
 
 
 def variants_of(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.dataset import Dataset, DatasetWriter, why_empty
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.manifest import ENDED_EARLY
 from kubealign_components.data.stats import Stats
@@ -58,20 +58,36 @@ def pass_on(
     version: int,
     schema: str,
     output: str,
+    params: Mapping[str, object] | None = None,
     extra: Mapping[str, object] | None = None,
 ) -> Stats:
     """Publish at ``output`` that nothing was made there, since nothing was made of the input ``ended``.
 
     Args:
         role: of the input.
-        ended: that ended early.
+        ended: that ended early, or has no rows.
         stage: that has nothing to work on.
         version: of the stage.
         schema: kind of what it would have made.
         output: URI of that.
+        params: settings of the stage, where these tell what it would have made from what others would have.
         extra: what else the manifest is to say.
     """
-    inputs, reason = {role: ended}, ended.ended_early
+    manifest = ended.manifest
+    last = f"{manifest.provenance.step['stage']} left no rows: {why_empty(manifest)}"
     return end_early(
-        reason, stage=stage, version=version, schema=schema, output=output, inputs=inputs, extra=extra
+        ended.ended_early or last,
+        stage=stage,
+        version=version,
+        schema=schema,
+        output=output,
+        inputs={role: ended},
+        params=params,
+        extra=extra,
     )
+
+
+def brings_nothing(dataset: Dataset, *, sweep: bool) -> bool:
+    """Whether the stage that is given ``dataset`` has nothing to work on: it ended early, or has no rows,
+    with which a variant of a ``sweep`` ends, and any other run fails."""
+    return bool(dataset.ended_early) or (sweep and not dataset.rows)

@@ -22,6 +22,7 @@ def mix(
     work: str = "",
     options: dict = {},
     variant: dict = {},
+    sweep: bool = False,
 ):
     """Make the training dataset: mix, split by prompt, shuffle.
 
@@ -39,6 +40,7 @@ def mix(
         work: work prefix; what was finished there before is taken.
         options: further settings of the stage by name.
         variant: what one variant of a sweep has of its own: by stage, options that count before all else.
+        sweep: whether it is of a variant of a sweep, which goes on without one of which nothing was selected.
     """
     parameters = dict(locals())
 
@@ -51,9 +53,10 @@ def mix(
     config = from_variant(MixConfig, parameters, "mix")
     stats = run(
         config,
-        selections=[open_dataset(selection, SELECTION)],
+        selections=[open_dataset(selection, SELECTION, allow_empty=sweep)],
         training=[Dataset.open(uri, TRAINING) for uri in config.training_uris],
         output=rows_of(dataset),
+        sweep=sweep,
     )
     publish_with_page(dataset, report)
     log_stats(metrics, stats)

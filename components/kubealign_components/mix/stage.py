@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from kubealign_components.config import execution, require, semantic_params
 from kubealign_components.data.arrow_take import take
 from kubealign_components.data.dataset import Dataset, DatasetWriter
-from kubealign_components.data.early_end import pass_on
+from kubealign_components.data.early_end import brings_nothing, pass_on
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.prefetch import read_ahead
@@ -108,7 +108,12 @@ class MixConfig:
 
 
 def run(
-    config: MixConfig, *, selections: Sequence[Dataset], training: Sequence[Dataset] = (), output: str
+    config: MixConfig,
+    *,
+    selections: Sequence[Dataset],
+    training: Sequence[Dataset] = (),
+    output: str,
+    sweep: bool = False,
 ) -> Stats:
     """Write the training dataset to ``output`` (``kubealign.training/v1``).
 
@@ -121,6 +126,8 @@ def run(
         selections: ``kubealign.selection/v1``, usually one.
         training: ``kubealign.training/v1`` of earlier runs.
         output: URI of the dataset to make.
+        sweep: whether it is of a variant of a sweep, which goes on without one of which nothing was selected:
+            then ``output`` says why there are no examples.
 
     Raises:
         ConfigError: no input, a training dataset that was never made, or a weight or cap for a source that
@@ -133,8 +140,11 @@ def run(
     for one in training:
         expected = f"a training dataset that was made; this one ended early: {one.ended_early}"
         require(not one.ended_early, "training_uris", one.uri, expected)
-    if ended := next((one for one in selections if one.ended_early), None):
-        return pass_on("selection", ended, stage="mix", version=VERSION, schema=TRAINING, output=output)
+    if ended := next((one for one in selections if brings_nothing(one, sweep=sweep)), None):
+        own = semantic_params(config) if sweep else {}
+        return pass_on(
+            "selection", ended, stage="mix", version=VERSION, schema=TRAINING, output=output, params=own
+        )
     inputs = {f"selection_{i}": dataset for i, dataset in enumerate(selections)}
     inputs |= {f"training_{i}": dataset for i, dataset in enumerate(training)}
     _check_identities(list(inputs.values()))

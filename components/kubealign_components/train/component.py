@@ -67,7 +67,7 @@ def train(
         pod: what KFP hands on of this task's pod, which the TrainJob's pods get.
         options: further settings of the stage by name.
         variant: what one variant of a sweep has of its own: by stage, options that count before all else.
-        sweep: whether it is a variant of a sweep, which goes on without one that diverges.
+        sweep: whether it is a variant of a sweep, which goes on without one that diverges or has no examples.
     """
     parameters = dict(locals())
 
@@ -81,7 +81,7 @@ def train(
 
     config = from_variant(TrainConfig, parameters, "train")
     launcher = launcher_for(config.nodes, config.processes, pod, train_job)
-    examples = open_dataset(training, TRAINING)
+    examples = open_dataset(training, TRAINING, allow_empty=sweep)
     stats = run(config, training=examples, output=model.uri, launcher=launcher, sweep=sweep)
     publish_model(model, curves)
     log_stats(metrics, stats)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from kubealign_components.config import semantic_params
 from kubealign_components.data.chat import DeferredTemplate, stored_settings
 from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.early_end import end_early, pass_on
+from kubealign_components.data.early_end import brings_nothing, end_early, pass_on
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.models import ModelFiles, find_model
 from kubealign_components.data.schemas import MODEL
@@ -61,8 +61,8 @@ def run(
         training: ``kubealign.training/v1``.
         output: URI of the model to make.
         launcher: runs the training processes; None for this machine.
-        sweep: whether it is a variant of a sweep, which goes on without one that diverges or moves nothing:
-            then ``output`` says why there is no model.
+        sweep: whether it is a variant of a sweep, which goes on without one that has no examples, diverges or
+            moves nothing: then ``output`` says why there is no model.
 
     Raises:
         ConfigError: settings that do not fit the machine or the data, or another policy than the
@@ -71,10 +71,16 @@ def run(
         DriftError: the policy gives other log-probabilities than the dataset's reference ones.
         EngineError: a policy that cannot be loaded, or a loss that is not a number.
     """
-    if training.ended_early:
+    nothing = brings_nothing(training, sweep=sweep)
+    if nothing and not sweep:
         return pass_on("training", training, stage=STAGE, version=VERSION, schema=MODEL, output=output)
     device = device_type(trained_on(launcher))
     config = replace(config, dtype=resolved_dtype(config.dtype, device))
+    if nothing:
+        own = _settings(config)
+        return pass_on(
+            "training", training, stage=STAGE, version=VERSION, schema=MODEL, output=output, params=own
+        )
     model = find_model(config.policy, config.revision, weights=False)
     template = DeferredTemplate(model, stored_settings(training))
     reference = model
@@ -191,12 +197,7 @@ def _check_regime(ours: Regime, theirs: dict[str, str], config: TrainConfig) -> 
 def _provenance(
     config: TrainConfig, training: Dataset, model: ModelFiles, template: DeferredTemplate
 ) -> Provenance:
-    # What the policy is, not where it lies. The dataset's identity stays: the token ids are its own.
-    elsewhere = ("policy", "revision", "reference", "reference_revision")
-    params = {k: v for k, v in semantic_params(config).items() if k not in elsewhere}
-    stops = config.stop_after < WHOLE
-    if not stops:
-        params.pop(STOP_AFTER)  # which is of models that training stopped at
+    params, stops = _settings(config), config.stop_after < WHOLE
     params["save_dtype"] = saved_dtype_name(config.save_dtype, model.path, model.elsewhere)
     beta = f"beta{config.beta:g}" + ("len" if config.length_normalise else "")
     transform = config.transform if config.objective == "qrpo" else ""
@@ -213,6 +214,15 @@ def _provenance(
             f"after{config.stop_after:.3g}" if stops else "",
         ],
     )
+
+
+def _settings(config: TrainConfig) -> dict[str, object]:
+    """Those that a model depends on, but for what the policy is, which is not where it lies."""
+    elsewhere = ("policy", "revision", "reference", "reference_revision")
+    params = {k: v for k, v in semantic_params(config).items() if k not in elsewhere}
+    if config.stop_after >= WHOLE:
+        params.pop(STOP_AFTER)  # which is of models that training stopped at
+    return params
 
 
 def _job(

@@ -44,7 +44,8 @@ _SETTLED = {"strategy": "best_worst", "pairs_per_prompt": 1, "pool": "reference"
 _SETTLES = "the best and the worst sample of a prompt are settled"
 _NO_GATE = (
     "none with several rounds: the first round that falls short would end the run before those that may "
-    "bring the gain; the summary and the report of the last round tell it"
+    "bring the gain. The summary and the report of the last round tell it; with rounds_stop: no_gain, "
+    "choose_min_gain fails a run whose best round gains less"
 )
 _NO_SECRET = (
     "no secret, which manifests, logs and the form would show; put it into a Kubernetes secret, and "

@@ -10,13 +10,18 @@ import pytest
 
 from kubealign_components.choose.config import ChooseConfig
 from kubealign_components.choose.stage import run
+from kubealign_components.choose.variants import ended_variants
 from kubealign_components.data.choice_rows import CHOICE, ENDED, ChoiceRow
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.early_end import end_early, pass_on
 from kubealign_components.data.fingerprint import derive
-from kubealign_components.data.schemas import EVALUATION, MODEL, TRAINING
+from kubealign_components.data.schemas import EVALUATION, MODEL, SELECTION, TRAINING
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import GateError
+from kubealign_components.mix.stage import MixConfig
+from kubealign_components.mix.stage import run as mix
+from kubealign_components.train.config import TrainConfig
+from kubealign_components.train.stage import run as train
 from support.datasets import MakeDataset
 from support.pages import Page
 from support.run_folders import completions
@@ -79,11 +84,60 @@ def test_a_variant_that_ended_early_is_told_of_and_not_chosen(training: Dataset,
 
 def test_where_all_ended_early_the_run_fails_with_all_reasons(training: Dataset, tmp_path: Path) -> None:
     evaluations = [diverged(tmp_path, training, beta) for beta in (0.1, 0.9)]
+    output, page = tmp_path / "choice", tmp_path / "choice.html"
     with pytest.raises(
-        GateError, match=r"no variant of 2 came to its end: train_beta=0\.\d: after step 3.*; tr"
+        GateError, match=r"no variant of 2 came to its end: train_beta=0\.\d: after step 3.*; tr.*report"
     ):
-        run(ChooseConfig(), evaluations=evaluations, output=str(tmp_path / "choice"))
-    assert not (tmp_path / "choice").exists()
+        run(ChooseConfig(), evaluations=evaluations, output=str(output), report=str(page))
+    assert [file.name for file in output.iterdir()] == ["report.html"], "there is nothing to choose from"
+    for written in (page, output / "report.html"):
+        rows = Page(written.read_text()).rows
+        assert sorted(rows[-2:]) == [["train_beta=0.1", REASON], ["train_beta=0.9", REASON]]
+
+
+def test_a_variant_of_which_nothing_is_selected_ends_alone_and_under_its_settings(
+    training: Dataset, tmp_path: Path
+) -> None:
+    """Two settings of select, of which one leaves no rows, by two of train."""
+    stats = Stats(rows_in=3)
+    stats.drop("no_pair", 3)
+    selections = []
+    for gap in (0.0, 0.99):
+        selected = derive("select", 1, {"min_quantile_gap": gap}, inputs={"rewarded": training})
+        with DatasetWriter(str(tmp_path / f"selection-{gap}"), SELECTION, selected) as writer:
+            selections.append(writer.commit(stats))
+    evaluations = [sound(tmp_path, selections[0], 0.1, 0.2)]
+    for beta in (0.1, 0.3):
+        folder = tmp_path / f"{beta}"
+        mix(MixConfig(), selections=selections[1:], output=str(folder / "mix"), sweep=True)
+        mixed = Dataset.open(str(folder / "mix"))
+        config = TrainConfig(policy=str(tmp_path / "no model"), beta=beta)
+        train(config, training=mixed, output=str(folder / "model"), sweep=True)
+        output = str(folder / "evaluation")
+        pass_on(
+            "model",
+            Dataset.open(str(folder / "model")),
+            stage="evaluate",
+            version=1,
+            schema=EVALUATION,
+            output=output,
+        )
+        evaluations.append(Dataset.open(output))
+    run(ChooseConfig(), evaluations=evaluations, output=str(tmp_path / "choice"))
+    choice = Dataset.open(str(tmp_path / "choice"), CHOICE)
+    reason = "select left no rows: all were dropped (3 no_pair)"
+    assert sorted(choice.manifest.extra[ENDED]) == [
+        [f"select_min_quantile_gap=0.99, train_beta={beta}", reason] for beta in (0.1, 0.3)
+    ]
+    [row] = choice.iter_rows(of=ChoiceRow)
+    assert row["chosen"]
+
+
+def test_letters_of_those_that_ended_are_no_others(training: Dataset, tmp_path: Path) -> None:
+    """Variants that no setting tells apart."""
+    one = sound(tmp_path, training, 0.1, 0.1)
+    early = ended_variants([diverged(tmp_path / "ended", training, 0.1)], [one, one])
+    assert [variant.name for variant in early] == ["variant C"]
 
 
 def test_at_a_rung_they_are_some_of_those_that_are_dropped(training: Dataset, tmp_path: Path) -> None:
