@@ -91,16 +91,3 @@ def _bootstrapped(
         counts = np.full(size, float(count))
         differences.append(of_sums(weights @ aligned, counts) - of_sums(weights @ reference, counts))
     return float(np.concatenate(differences).std(ddof=1))
-
-
-def group_error(errors: Sequence[float | None], weights: Sequence[float]) -> float | None:
-    """Standard error of the weighted mean of differences on several tasks, whose documents are others.
-
-    Args:
-        errors: standard errors of the tasks.
-        weights: of the tasks, of any sum.
-    """
-    if not errors or any(error is None for error in errors) or sum(weights) <= 0:
-        return None
-    shares = np.asarray(weights, dtype=np.float64) / sum(weights)
-    return float(np.sqrt(np.sum((shares * np.asarray(errors, dtype=np.float64)) ** 2)))

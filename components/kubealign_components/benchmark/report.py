@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kubealign_components.benchmark.config import AS_THE_TASK_SAYS, BenchmarkConfig
-from kubealign_components.benchmark.results import NO_FILTER, SURE, BenchmarkResult
+from kubealign_components.benchmark.results import NO_FILTER, BenchmarkResult
 from kubealign_components.reports.html import render
 
 HEAD = ("task", "metric", "documents", "reference", "aligned", "difference", "95 % interval", "")
@@ -37,12 +37,12 @@ def report_html(
         numeric=NUMERIC,
         asked=[_cells(one) for one in asked],
         within=[_cells(one) for one in within],
-        without_error=any(one.difference_se is None for one in results),
+        without_interval=any(one.difference_low is None for one in results),
     )
 
 
 def _verdict(asked: Sequence[BenchmarkResult]) -> str:
-    compared = [one for one in asked if one.difference_se is not None]
+    compared = [one for one in asked if one.difference_low is not None]
     worse = [_title(one) for one in compared if one.worse]
     better = [_title(one) for one in compared if one.better]
     rest = len(compared) - len(worse) - len(better)
@@ -52,7 +52,7 @@ def _verdict(asked: Sequence[BenchmarkResult]) -> str:
         f"not to be told from its reference on {rest} of {len(compared)} metrics" if rest else "",
     ]
     if not compared:
-        return "No metric of these tasks has a difference with a standard error."
+        return "No metric of these tasks has a difference with an interval."
     return f"The aligned policy is {'; '.join(filter(None, parts))}."
 
 
@@ -62,12 +62,18 @@ def _notes(asked: Sequence[BenchmarkResult], config: BenchmarkConfig) -> Iterato
             f"Only the first {config.limit} documents of each task were asked: these are not the numbers "
             "that others publish for it."
         )
-    several = sum(one.difference_se is not None for one in asked)
+    several = sum(one.difference_low is not None for one in asked)
     if several > 1:
         yield (
             f"{several} intervals are shown, each of which misses in 5 % of cases: where one of them alone "
             "does not hold 0, that may be chance."
         )
+    for one in asked:
+        if one.sharing:
+            yield (
+                f"{one.sharing} tasks of {one.task} ask the same documents, in part: the interval of its "
+                f"{_metric(one)} is as wide as if these tasks always moved together."
+            )
 
 
 def _how(config: BenchmarkConfig, release: str) -> list[tuple[str, str]]:
@@ -82,15 +88,8 @@ def _how(config: BenchmarkConfig, release: str) -> list[tuple[str, str]]:
 
 
 def _cells(one: BenchmarkResult) -> list[str]:
-    low_high = ""
-    if one.difference is not None and one.difference_se is not None:
-        half = SURE * one.difference_se
-        alike = one.difference == half == 0
-        low_high = (
-            "no document differs"
-            if alike
-            else f"{one.difference - half:+.4f} to {one.difference + half:+.4f}"
-        )
+    low, high = one.difference_low, one.difference_high
+    low_high = "" if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
     way = {True: "higher is better", False: "lower is better", None: ""}[one.higher_is_better]
     return [
         _task(one),

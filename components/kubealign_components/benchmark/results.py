@@ -7,7 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kubealign_components.benchmark.paired import MEAN, group_error, paired_error
+from kubealign_components.benchmark.intervals import (
+    Interval,
+    MemberDifference,
+    group_error,
+    group_interval,
+    interval_of_means,
+    sharing,
+    student_interval,
+)
+from kubealign_components.benchmark.paired import MEAN, paired_error
 from kubealign_components.benchmark.records import (
     Measured,
     PlannedGroup,
@@ -19,8 +28,6 @@ from kubealign_components.data.benchmark_rows import BenchmarkRow, Score
 
 NO_FILTER = "none"
 """lm-eval's name for taking a response as it is."""
-SURE = 1.96
-"""Standard errors that a difference is from 0 when a 95 % interval does not hold it."""
 _NO_NAME = re.compile(r"\W+")
 
 
@@ -43,10 +50,15 @@ class BenchmarkResult:
     aligned_se: float | None
     difference_se: float | None
     """Of the paired difference; None where the metric is none that is compared in pairs."""
+    difference_low: float | None
+    """Lower end of the 95 % interval of the difference; None where there is none."""
+    difference_high: float | None
     requested: bool = True
     """Whether it was asked for by name, or belongs to a group that was."""
     members: int = 0
     """Tasks of a group; 0 of a task."""
+    sharing: int = 0
+    """Those of them that ask documents which another of them asks."""
 
     @property
     def difference(self) -> float | None:
@@ -67,8 +79,13 @@ class BenchmarkResult:
     def _sure_gain(self) -> float:
         """The difference, above 0 where the aligned model is better; 0 where that is not known or its 95 %
         interval holds 0."""
-        difference, error, up = self.difference, self.difference_se, self.higher_is_better
-        if difference is None or error is None or up is None or abs(difference) <= SURE * error:
+        difference, up, low, high = (
+            self.difference,
+            self.higher_is_better,
+            self.difference_low,
+            self.difference_high,
+        )
+        if difference is None or up is None or low is None or high is None or low <= 0 <= high:
             return 0.0
         return difference if up else -difference
 
@@ -85,6 +102,8 @@ class BenchmarkResult:
             "aligned": self.aligned,
             "difference": self.difference,
             "difference_se": self.difference_se,
+            "difference_low": self.difference_low,
+            "difference_high": self.difference_high,
         }
         return {f"{self.name}_{name}": value for name, value in values.items() if value is not None}
 
@@ -99,10 +118,13 @@ class BenchmarkComparison:
     """Names of the tasks, groups and tags that were asked for."""
     results: list[BenchmarkResult] = field(default_factory=list)
     _by_task: dict[tuple[str, str, str], BenchmarkResult] = field(default_factory=dict)
+    _documents: dict[str, frozenset[int]] = field(default_factory=dict)
+    """What tells the documents of a task from others."""
 
     def add(self, task: PlannedTask, reference: TaskRecord, aligned: TaskRecord) -> list[BenchmarkRow]:
         """Take in what both did on ``task``; its rows."""
         pairs = list(_paired(reference["samples"], aligned["samples"]))
+        self._documents[task["name"]] = frozenset(hash(left["content"]) for left, _ in pairs)
         other = {(one["metric"], one["filter"]): one for one in aligned["metrics"]}
         for one in reference["metrics"]:
             key = (one["metric"], one["filter"])
@@ -125,7 +147,9 @@ class BenchmarkComparison:
             if left["filter"] == of_filter and metric in left["scores"] and metric in right["scores"]
         ]
         aggregation = task["aggregation"].get(metric, MEAN)
-        error = paired_error(aggregation, [a for a, _ in both], [b for _, b in both], seed=self.seed)
+        before, after = [a for a, _ in both], [b for _, b in both]
+        error = paired_error(aggregation, before, after, seed=self.seed)
+        low, high = _interval(aggregation, before, after, reference, aligned, error) or (None, None)
         result = BenchmarkResult(
             task=task["name"],
             version=task["version"],
@@ -139,6 +163,8 @@ class BenchmarkComparison:
             aligned=aligned["value"],
             aligned_se=aligned["stderr"],
             difference_se=error,
+            difference_low=low,
+            difference_high=high,
             requested=task["name"] in self.asked or not self._in_group(task["name"]),
         )
         self.results.append(result)
@@ -160,7 +186,10 @@ class BenchmarkComparison:
             right = other.get((metric, of_filter))
             if right is None or not parts:
                 continue
-            weights = [float(part.documents) if weighted.get(metric, True) else 1.0 for part in parts]
+            compared = [self._part(part, by_size=weighted.get(metric, True)) for part in parts]
+            difference = _difference(one, right)
+            interval = None if difference is None else group_interval(difference, compared)
+            low, high = interval or (None, None)
             ups = {part.higher_is_better for part in parts}
             self.results.append(
                 BenchmarkResult(
@@ -175,11 +204,48 @@ class BenchmarkComparison:
                     reference_se=one["stderr"],
                     aligned=right["value"],
                     aligned_se=right["stderr"],
-                    difference_se=group_error([part.difference_se for part in parts], weights),
+                    difference_se=group_error(compared),
+                    difference_low=low,
+                    difference_high=high,
                     requested=group["name"] in self.asked,
                     members=len(parts),
+                    sharing=sum(len(ones) for ones in sharing(compared) if len(ones) > 1),
                 )
             )
+
+    def _part(self, result: BenchmarkResult, *, by_size: bool) -> MemberDifference:
+        """What the task of ``result`` adds to that of a group."""
+        low, high = result.difference_low, result.difference_high
+        return MemberDifference(
+            weight=float(result.documents) if by_size else 1.0,
+            difference=result.difference or 0.0,
+            error=result.difference_se,
+            interval=None if low is None or high is None else (low, high),
+            documents=self._documents[result.task],
+        )
+
+
+def _interval(
+    aggregation: str,
+    before: Sequence[Any],
+    after: Sequence[Any],
+    reference: Measured,
+    aligned: Measured,
+    error: float | None,
+) -> Interval | None:
+    """Of the difference of the values of ``aligned`` and ``reference``, from what was measured ``before`` and
+    ``after`` on each document."""
+    if error is None:
+        return None
+    if aggregation == MEAN:
+        return interval_of_means(before, after, error)
+    difference = _difference(reference, aligned)
+    return None if difference is None else student_interval(difference, error, len(before))
+
+
+def _difference(reference: Measured, aligned: Measured) -> float | None:
+    before, after = reference["value"], aligned["value"]
+    return None if before is None or after is None else after - before
 
 
 def _paired(

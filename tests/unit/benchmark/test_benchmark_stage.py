@@ -151,11 +151,11 @@ def test_differences_are_paired_by_document(measured: Measured) -> None:
         assert result["aligned"] - result["reference"] == pytest.approx(differences.mean())
         assert result["difference_se"] == pytest.approx(differences.std(ddof=1) / np.sqrt(len(differences)))
     group = measured.results["geography", "acc"]
-    parts = [
-        measured.results[task, "acc"]["difference_se"] for task in ("capitals", "capitals_with_examples")
-    ]
-    assert group["difference_se"] == pytest.approx(np.hypot(*parts) / 2)
+    parts = [measured.results[task, "acc"] for task in ("capitals", "capitals_with_examples")]
+    assert group["difference_se"] == pytest.approx(sum(part["difference_se"] for part in parts) / 2)
+    assert group["difference_low"] == pytest.approx(sum(part["difference_low"] for part in parts) / 2)
     assert (group["members"], group["requested"]) == (2, True)
+    assert group["sharing"] == 2, "the same countries"
     assert not measured.results["capitals", "acc"]["requested"]
     assert measured.results["prose", "byte_perplexity"]["difference_se"] > 0
     assert measured.results["prose", "byte_perplexity"]["aligned_se"] is None
@@ -165,7 +165,7 @@ def test_differences_are_paired_by_document(measured: Measured) -> None:
 def test_what_was_asked_for_can_be_sorted_by_and_read(measured: Measured) -> None:
     assert measured.metadata["schema"] == BENCHMARK
     assert measured.numbers["geography_acc_aligned"] == measured.results["geography", "acc"]["aligned"]
-    assert "geography_acc_difference_se" in measured.numbers
+    assert {"geography_acc_difference_se", "geography_acc_difference_low"} <= measured.numbers.keys()
     assert not any(name.startswith("capitals_acc") for name in measured.numbers)
     page = Page((measured.folder / "report.html").read_text())
     assert [row[0] for row in page.rows[1:4]] != []
@@ -173,6 +173,7 @@ def test_what_was_asked_for_can_be_sorted_by_and_read(measured: Measured) -> Non
     assert shown["geography (2 tasks), version 1"][2] == "12"
     assert shown["capitals_with_examples, version 2.0, 2 examples"][1] == "acc"
     assert "neither a mean over documents nor a perplexity" in page.text
+    assert "2 tasks of geography ask the same documents" in page.text
     step = measured.dataset.manifest.provenance.step
     assert set(step["params"]["measured"]) == {
         "capitals",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from kubealign_components.benchmark.paired import group_error, paired_error
+from kubealign_components.benchmark.paired import paired_error
 
 SCORES = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=40)
 
@@ -49,7 +49,3 @@ def test_what_cannot_be_compared_in_pairs_has_no_error() -> None:
     assert paired_error("mean", [1.0], [0.0], seed=0) is None
     assert paired_error("mean", [1.0, 0.0], [math.nan, 0.0], seed=0) is None
     assert paired_error("perplexity", [-1.0, -2.0], [math.nan, -2.0], seed=0) is None
-    assert group_error([0.1, None], [1, 1]) is None
-    assert group_error([], []) is None
-    assert group_error([0.3, 0.4], [1, 1]) == pytest.approx(0.25)
-    assert group_error([0.3, 0.4], [3, 0]) == pytest.approx(0.3)
