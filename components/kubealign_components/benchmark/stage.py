@@ -36,6 +36,7 @@ from kubealign_components.data.early_end import pass_on
 from kubealign_components.data.fingerprint import Provenance, derive, digest
 from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.models import ModelFiles, find_model, with_weights
+from kubealign_components.data.origins import note_origin
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.trained import trained_model
 from kubealign_components.engines.dtypes import device_type, resolved_dtype
@@ -185,6 +186,8 @@ def _provenance(
     elsewhere = ("policy", "revision", "task_folder", "allow_unsafe_code")
     params = {name: value for name, value in semantic_params(config).items() if name not in elsewhere}
     measured = {task["name"]: {"version": task["version"], "digest": task["digest"]} for task in tasks}
+    if config.task_folder:
+        note_origin(digest(measured), config.task_folder)
     return derive(
         STAGE,
         VERSION,

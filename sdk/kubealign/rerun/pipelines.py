@@ -8,7 +8,7 @@ from kubealign.rerun.functions import placed
 from kubealign.rerun.parameters import Parameters
 from kubealign.rerun.story import Story
 from kubealign_components.data.chat.settings import TEMPLATE_FIELDS
-from kubealign_components.data.fingerprint import Step
+from kubealign_components.data.fingerprint import Step, digest
 from kubealign_components.data.withdrawals import WITHDRAWN, WITHDRAWN_SOURCES
 from kubealign_components.engines.judging_functions import FUNCTION_IDENTITIES
 from kubealign_components.evaluate.second_reward import SETTING
@@ -53,6 +53,7 @@ def offline_alignment(story: Story) -> dict[str, object]:
     made.train({**_TRAINING, "epochs": "train_epochs", "adapter": "train_adapter"})
     reward = {"functions": "reward_functions"}
     made.evaluate("" if sampled else "evaluate_n", reward=reward, judge="evaluate_options")
+    made.benchmarks()
     return made.parameters.values
 
 
@@ -262,6 +263,17 @@ class _Rerun:
             if params["judge"]:
                 self._judge_of_evaluation(params["judge"], models.get("judge"), judge)
             self._at_revision("evaluate_options")
+
+    def benchmarks(self) -> None:
+        """Which tasks, and how they were asked. What they may do to the machine is to be said anew."""
+        for step in self.story.all("benchmark"):
+            params = step["params"]
+            self.parameters.values["benchmark_tasks"] = params["tasks"]
+            own = _without(params, "tasks", "measured", "version", "lm_eval")
+            self._put("benchmark_options", own, {"seed": "seed"})
+            if origin := self.story.manifest.origin_of(digest(params["measured"])):  # none of lm-eval's own
+                self._put("benchmark_options", {"task_folder": origin["uri"]}, {})
+            self._at_revision("benchmark_options")
 
     def _judge_of_evaluation(
         self, params: Settings, identity: Mapping[str, object] | None, options: str

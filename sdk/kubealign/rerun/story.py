@@ -29,6 +29,8 @@ OFFLINE = frozenset(
     ]
 )
 """Stages of offline alignment; SALMON has all but the first."""
+BENCHMARKS = frozenset(["benchmark"])
+"""Stages that offline alignment alone may have beside these."""
 ROUNDS = frozenset(["next_round", "join_rounds"])
 """Stages that begin and join further rounds of offline alignment."""
 _ONCE = frozenset(["import_prompts", "filter"])
@@ -60,8 +62,17 @@ class Story:
             "what a run made that drew as many completions of every prompt: this one's sample_n was a range, "
             "for which no run file can be told; run the file that made it once more",
         )
+        of_sweep = any(not step["params"]["rounds"] for step in self.all("choose"))
+        require(
+            not of_sweep,
+            "rerun",
+            manifest.slug,
+            "what one run made: this is the choice among the variants of a sweep; name the model or the "
+            "evaluation of one of them, such as the chosen one's, or run the file of the sweep once more",
+        )
         salmon = bool(self.stages & SALMON)
-        stages = SALMON | OFFLINE - {"import_prompts"} if salmon else OFFLINE | ROUNDS | self._choice()
+        beside = ROUNDS | BENCHMARKS | {"choose"}
+        stages = SALMON | OFFLINE - {"import_prompts"} if salmon else OFFLINE | beside
         repeated = (
             dict.fromkeys(_TWICE, 2) if salmon else dict.fromkeys(OFFLINE - _ONCE | ROUNDS, self.rounds)
         )
@@ -74,10 +85,6 @@ class Story:
     def all(self, stage: str) -> list[Step]:
         """The steps of ``stage``."""
         return [step for step in self.recipe.values() if step["stage"] == stage]
-
-    def _choice(self) -> set[str]:
-        """The stage that chooses among rounds, where one did; a choice among variants is of no single run."""
-        return {step["stage"] for step in self.all("choose") if step["params"]["rounds"]}
 
     @property
     def rounds(self) -> int:

@@ -341,6 +341,25 @@ def test_rounds_are_told_up_to_the_one_that_made_it(number: int) -> None:
     assert "sample_options" not in told, "the round has its own seeds because it is a further one"
 
 
+@pytest.mark.parametrize("folder", ["", "gs://bucket/tasks"])
+def test_benchmarks_are_told_with_the_folder_of_their_tasks(folder: str) -> None:
+    asked = {"tasks": ["capitals"], "limit": 50, "apply_chat_template": True, "seed": 4}
+    measured = {"capitals": {"version": "1", "digest": digest([folder, "of its documents"])}}
+    if folder:
+        note_origin(digest(measured), folder)
+    derived = derive("benchmark", 1, asked | {"version": 1, "lm_eval": "0.4.12", "measured": measured})
+    told = parameters_of(manifest_of(derived))
+    assert (told["benchmark_tasks"], told["seed"]) == (["capitals"], 4)
+    where = {"task_folder": folder} if folder else {}
+    assert told["benchmark_options"] == {"limit": 50, "apply_chat_template": True, **where}
+
+
+def test_the_choice_of_a_sweep_is_refused_for_what_it_is() -> None:
+    params = {"rounds": 0, "reduction_factor": 3}
+    with pytest.raises(ConfigError, match="choice among the variants of a sweep; name the model"):
+        run_file_of(manifest_of(derive("choose", 1, params)))
+
+
 @pytest.mark.parametrize("stage", ["draw_more", "join_draws"])
 def test_a_run_whose_draws_were_a_range_is_refused_for_what_it_is(stage: str) -> None:
     with pytest.raises(ConfigError, match="this one's sample_n was a range"):
