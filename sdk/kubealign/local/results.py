@@ -16,12 +16,15 @@ from kubealign.local.runs import DIRECTORIES, RunInfo, find_run, numbered
 from kubealign.local.watcher import TaskRun, Watcher
 from kubealign_components.data.choice_rows import CHOICE, ENDED, ChoiceRow
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.fingerprint import canonical_json
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import NotFound
+from kubealign_components.variant import VARIANT
 from kubealign_pipelines.graph import Graph, Task
 from kubealign_pipelines.halving import rung_of
 from kubealign_pipelines.rounds import round_of
+from kubealign_pipelines.variants import VARIANTS
 
 V = TypeVar("V")
 
@@ -254,7 +257,20 @@ class Results:
             return name if made.round == self.chosen_round else f"{name}-round-{made.round}"
         at = f"{name}-rung-{made.rung}" if made.rung else name
         its_own = made.iteration and (made.rung or made.iteration != self.chosen)
-        return f"{at}-{made.iteration}" if its_own else at
+        number = self._listed.get((made.rung, made.iteration), made.iteration)
+        return f"{at}-{number}" if its_own else at
+
+    @cached_property
+    def _listed(self) -> dict[tuple[int, int], int]:
+        """Of each rung of successive halving, and each iteration at it, the place of its variant in the run
+        file's list, from 1: at later rungs there are fewer. Empty without halving."""
+        if not any(output.rung for output in self.outputs):
+            return {}
+        given = self.parameters.get(VARIANTS)
+        texts = [canonical_json(one) for one in given] if isinstance(given, list) else []
+        compared = (one for one in self._kept if one.iteration and one.task.startswith("evaluate"))
+        named = {(one.rung, one.iteration): one.metadata.get(VARIANT, "{}") for one in compared}
+        return {at: texts.index(text) + 1 for at, text in named.items() if text in texts}
 
     @property
     def _kept(self) -> list[Output]:
