@@ -268,7 +268,7 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
     if swept:
         order = _order_of_sweep(parameters, order, swept, rewarded=rewarded)
     return _Shape(
-        draws=_draws_of(parameters, rounds, rewarded=rewarded, swept=bool(swept)),
+        draws=_draws_of(parameters, rounds, rewarded=rewarded),
         sampled=sampled,
         rewarded=rewarded,
         ranked=bool(judge),
@@ -281,9 +281,7 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
     )
 
 
-def _draws_of(
-    parameters: Mapping[str, object], rounds: Rounds, *, rewarded: bool, swept: bool
-) -> DrawRange | None:
+def _draws_of(parameters: Mapping[str, object], rounds: Rounds, *, rewarded: bool) -> DrawRange | None:
     """The range of draws that ``parameters`` ask for; None where every prompt gets as many."""
     given = parameters.get(SAMPLE_N)
     draws = draws_of(given)
@@ -298,8 +296,11 @@ def _draws_of(
         f"{BEST_WORST}, with a range for {SAMPLE_N}: draws end where the best and the worst sample of a "
         "prompt are settled",
     )
-    require(rounds.number == 1, ROUNDS.name, rounds.number, f"1 with a range for {SAMPLE_N}")
-    require(not swept, VARIANTS, parameters.get(VARIANTS), f"none with a range for {SAMPLE_N}")
+    one_policy = (
+        f"1 with a range for {SAMPLE_N}, which settles prompts by the draws of one policy: take a number, or "
+        "for fewer samples sample_share, of which each round asks other prompts"
+    )
+    require(rounds.number == 1, ROUNDS.name, rounds.number, one_policy)
     return draws
 
 

@@ -55,7 +55,7 @@ def test_the_first_task_of_a_run_knows_the_range_from_the_shape(tiny_model: Path
     [
         ({"sample_n": {"from": 8, "to": 4}}, "sample_n: from fewer to more"),
         ({"sample_n": [4, 16]}, "sample_n: a whole number"),
-        ({"sample_n": RANGE, "rounds": 2}, "rounds: 1 with a range for sample_n"),
+        ({"sample_n": RANGE, "rounds": 2}, "rounds: 1 with a range for sample_n, which settles"),
         ({"sample_n": RANGE, "select_strategy": "random_pairs"}, "select_strategy: best_worst, with a range"),
         ({"sample_n": RANGE, "select_pairs_per_prompt": 2}, "select_pairs_per_prompt: 1, with a range for"),
         ({"sample_n": RANGE, "select_pool": "both"}, "select_pool: 'reference', with a range for sample_n"),
@@ -85,8 +85,21 @@ def test_a_range_needs_rewards_of_its_own(tiny_model: Path, tmp_path: Path) -> N
     judged = {"reward_functions": [], "rank_judge": str(tiny_model), "sample_n": RANGE}
     [refused] = told(tiny_model, tmp_path, **judged)
     assert refused.startswith("sample_n: a number, without a range: what settles a prompt is its rewards")
-    swept = {"sample_n": RANGE, "variants": [{"train": {"beta": 0.1}}, {"train": {"beta": 0.2}}]}
-    assert any(one.startswith("variants: none with a range") for one in told(tiny_model, tmp_path, **swept))
+
+
+def test_a_sweep_draws_once_for_variants_that_all_take_the_best_and_the_worst(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    variants: list[dict[str, Any]] = [{"train": {"beta": 0.1}}, {"select": {"min_quantile_gap": 0.5}}]
+    assert told(tiny_model, tmp_path, sample_n=RANGE, variants=variants) == []
+    variants[0]["select"] = {"strategy": "random_pairs"}
+    refused = told(tiny_model, tmp_path, sample_n=RANGE, variants=variants)
+    assert any("best_worst, with a range for sample_n" in one for one in refused), refused
+    spec, _ = compile_ir(
+        tmp_path, "offline_alignment", parameters={"sample_n": RANGE, **REWARD, "variants": variants}
+    )
+    tasks = spec["root"]["dag"]["tasks"]
+    assert {"join-draws-of-16", "merge-logprobs", "choose"} <= tasks.keys(), "all before the loop"
 
 
 @pytest.mark.parametrize(
