@@ -19,6 +19,12 @@ from kubealign_components.data.segments import Floats
 from kubealign_components.draw_more.stage import draws_of
 from support.draws import PLANTED, replay
 
+HEAD = (
+    "| rewards | within | tokens | same pairs | pairs within | mean gap | draws |",
+    "|---|---|---|---|---|---|---|",
+)
+"""Of the table whose lines :func:`tell` prints."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -29,8 +35,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--within", type=float, nargs="*", default=[0.0, 0.1, 0.25])
     options = parser.parse_args()
-    print("| rewards | within | tokens | same pairs | pairs within | mean gap | draws |")
-    print("|---|---|---|---|---|---|---|")
+    for line in HEAD:
+        print(line)
     for name, plant in PLANTED.items():
         rewards = plant(np.random.default_rng(0), options.rows, options.to)
         tell(name, rewards, options.first, options.within)
