@@ -125,10 +125,15 @@ def test_a_round_that_goes_on_is_the_one_that_there_is_without_a_stop(
         NextRoundConfig(number=3, rounds=2)
 
 
-def test_what_follows_works_on_nothing_and_says_why(make_dataset: MakeDataset, tmp_path: Path) -> None:
-    """Every stage of two rounds; none looks for a model, which is not there."""
+@pytest.mark.parametrize("gains", [(0.0,), (0.5, 0.5)], ids=["round 1", "round 2"])
+def test_what_follows_works_on_nothing_and_says_why(
+    gains: tuple[float, ...], make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    """Every stage of the rounds, of three, after those that gained so much; none looks for a model, which is
+    not there."""
     work, made = str(tmp_path / "work"), iter(str(tmp_path / f"made-{i}") for i in range(99))
-    first = evaluation(tmp_path, 1, 0.0)
+    compared = [evaluation(tmp_path, number, gain) for number, gain in enumerate(gains, start=1)]
+    first, before = compared[0], compared[0] if len(compared) > 1 else None
     spec = RewardSpec(model=GONE)
     prompts, rewarded = make_dataset([], TOKENIZED), make_dataset([], REWARDED)
 
@@ -142,8 +147,9 @@ def test_what_follows_works_on_nothing_and_says_why(make_dataset: MakeDataset, t
         assert (one.rows, one.ended_early) == (0, reason)
         return one
 
-    compared, before, reason = [first], None, why_stop(first, None, number=1, rounds=3, seed=0)
-    for number in (2, 3):
+    reason = why_stop(compared[-1], before, number=len(compared), rounds=3, seed=0)
+    assert reason.startswith(f"round {len(gains)} is not shown to be better")
+    for number in range(len(compared) + 1, 4):
         begun = NextRoundConfig(number=number, rounds=3)
         run(begun, prompts=prompts, evaluation=compared[-1], earlier=before, output=(output := next(made)))
         samples = joined(
@@ -168,7 +174,8 @@ def test_what_follows_works_on_nothing_and_says_why(make_dataset: MakeDataset, t
     assert "no-such-model" not in json.dumps(compared[-1].manifest.recipe)
     stages = {step["stage"] for step in compared[-1].manifest.recipe.values()}
     assert {"next_round", "sample", "rewards", "join_rounds", "select", "logprobs", "mix", "train"} <= stages
-    assert first.manifest.fingerprint in compared[-1].manifest.recipe, "it was what ended them"
+    ended_by = compared[len(gains) - 1]
+    assert ended_by.manifest.fingerprint in compared[-1].manifest.recipe, "it was what ended them"
 
 
 def test_the_best_round_is_chosen_and_not_the_last(tmp_path: Path) -> None:
