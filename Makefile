@@ -27,7 +27,7 @@ demo: fetch ## Align SmolLM2-135M on real prompts, end to end, on this machine (
 	  --output runs/demo
 
 .PHONY: demo-salmon
-demo-salmon: fetch ## All of SALMON on SmolLM2-135M, on this machine (20 minutes on 2 cores)
+demo-salmon: fetch ## All of SALMON on SmolLM2-135M, on this machine (12 minutes on 2 cores)
 	$(BIN)/kubealign run salmon -f pipelines/kubealign_pipelines/params/salmon_demo.yaml \
 	  --set policy=$(KUBEALIGN_CACHE)/smollm2 \
 	  --set pmp_sources.0.uri=$(KUBEALIGN_CACHE)/llamafactory/dpo_en_demo.json --output runs/salmon
