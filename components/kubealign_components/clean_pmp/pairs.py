@@ -10,6 +10,7 @@ from kubealign_components.sources.example import Columns, Example, Offline
 from kubealign_components.sources.messages import ROLES
 from kubealign_components.sources.prompt_rows import to_row
 from kubealign_components.sources.row_formats import FORMATS, WANTED, looks_like, parse
+from kubealign_components.sources.scales import Scales
 from kubealign_components.sources.source import Unwanted
 from kubealign_components.sources.values import Malformed, number_of
 
@@ -38,6 +39,7 @@ def read_pair(
     *,
     roles: Mapping[str, str] = ROLES,
     note: Callable[[Mapping[str, int]], None] | None = None,
+    scales: Scales | None = None,
 ) -> Row:
     """The pair of one row, completions in the order of their ids.
 
@@ -51,6 +53,7 @@ def read_pair(
         min_score_ratio: SHP rows need a larger ratio.
         roles: meaning of the role names.
         note: is told what the row holds and the pair does not.
+        scales: is told what values the columns of verdicts have.
 
     Returns:
         The prompt's columns, both completions, ``preferred`` (0 or 1), ``margin`` and ``contradicted``
@@ -60,7 +63,7 @@ def read_pair(
         Malformed: the row cannot be read, or has no preferred completion.
         Unwanted: low_score_ratio, identical_completions, or no comparison of two answers.
     """
-    example = _example(raw, form, roles, min_score_ratio)
+    example = _example(raw, form, roles, min_score_ratio, scales)
     if note is not None:
         note(example.notes)
     if sorted(str(c.label) for c in example.completions) != ["chosen", "rejected"]:
@@ -83,11 +86,13 @@ def read_pair(
     }
 
 
-def _example(raw: object, form: str, roles: Mapping[str, str], min_score_ratio: float) -> Example:
+def _example(
+    raw: object, form: str, roles: Mapping[str, str], min_score_ratio: float, scales: Scales | None
+) -> Example:
     if form == SHP:
         return _shp(raw, min_score_ratio)
     try:
-        return parse(raw, FORMATS[form], roles)
+        return parse(raw, FORMATS[form], roles, scales)
     except Malformed as problem:
         if problem.reason in _NOT_COMPARABLE:
             raise Unwanted(problem.reason) from None

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-VERSION = 7
+VERSION = 8
 
 Row = JsonObject
 
@@ -140,6 +140,7 @@ def _entries(
             config.min_score_ratio,
             roles=source.role_names,
             note=reader.note,
+            scales=reader.scales,
         )
         dropped.check(number, row["prompt_id"], source.name)
         return row

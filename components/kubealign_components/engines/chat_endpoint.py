@@ -33,6 +33,10 @@ _QUIET = 60.0
 _NO_HOST = (socket.EAI_NONAME, socket.EAI_NODATA)
 _OTHERWISE = {"max_tokens": "max_completion_tokens", "temperature": "", "seed": ""}
 """What takes the place of a setting that a server refuses, as one for models that reason does; or nothing."""
+_GIVEN = re.compile(r"""\\*["']\w+\\*["']\s*:|\b\w+=""")
+"""Names of what a repeated request gives, as JSON or Python writes them."""
+_ECHO = re.compile(r"""\bmessages\\*["']?\s*[:=]""")
+"""A sign of a repeated request."""
 _TOO_LONG = ("context length", "max_model_len", "maximum model length", "context_length_exceeded")
 
 
@@ -113,7 +117,7 @@ class ChatEndpoint:
             settings.pop("", None)
             body = json.dumps({"model": self.model, "messages": list(messages), **settings}).encode()
             try:
-                return self._asked(body, headers)
+                return self._asked(body, headers, messages)
             except _SettingRefusedError as error:
                 if error.setting in refused or error.setting not in sampling:
                     raise self._failed(str(error)) from None
@@ -133,14 +137,16 @@ class ChatEndpoint:
             instead = f"{other} is given instead" if other else f"the server's own {error.setting} holds"
             log.warning("%s", self._text(f"{error}; {instead}"))
 
-    def _asked(self, body: bytes, headers: Mapping[str, str]) -> Answer:
+    def _asked(
+        self, body: bytes, headers: Mapping[str, str], messages: Sequence[Mapping[str, str]]
+    ) -> Answer:
         address = f"{self.url.rstrip('/')}/chat/completions"
         request = urllib.request.Request(address, data=body, headers=dict(headers))
         try:
             with _OPENER.open(request, timeout=self.seconds) as response:
                 text = response.read().decode(errors="replace")
         except urllib.error.HTTPError as error:
-            raise self._refused(error.code, _body_of(error), error.headers) from None
+            raise self._refused(error.code, _body_of(error), error.headers, messages) from None
         except (OSError, HTTPException) as error:
             raise self._unreachable(error) from None
         except ValueError as error:  # its text may repeat what was sent, the key too
@@ -170,17 +176,19 @@ class ChatEndpoint:
             return self._failed(f"cannot be reached ({cause}); correct endpoint, or what it names")
         return _BusyError(f"cannot be reached ({cause})")
 
-    def _refused(self, code: int, text: str, headers: Headers) -> Exception:
+    def _refused(
+        self, code: int, text: str, headers: Headers, messages: Sequence[Mapping[str, str]]
+    ) -> Exception:
         if code in BUSY:
             return _BusyError(f"answered {code}: {shortened(text, 200)}", _seconds_of(headers["Retry-After"]))
-        if code == 400 and any(words in text for words in _TOO_LONG):
+        said = _without_echo(text, messages) if code in (400, 422) else ""
+        if code == 400 and any(words in said for words in _TOO_LONG):
             return Refused("over_length")
-        if code in (400, 422) and "logprob" in text.lower():
+        named = _parameter(text) or said
+        if "logprob" in named.lower():
             return NoLogprobs(self._text(f"answered {code}: {shortened(text, 200)}"))
-        if code in (400, 422):
-            named = (name for name in _OTHERWISE if re.search(rf"\b{name}\b", text))
-            if setting := next(named, ""):
-                return _SettingRefusedError(f"answered {code}: {shortened(text, 300)}", setting)
+        if setting := next((name for name in _OTHERWISE if re.search(rf"\b{name}\b", named)), ""):
+            return _SettingRefusedError(f"answered {code}: {shortened(text, 300)}", setting)
         if code in (401, 403):
             return self._failed(
                 f"answered {code}: put the key into the environment variable {self.key_variable}"
@@ -266,6 +274,26 @@ def _tokens(choice: Mapping[str, object]) -> list[AnswerToken]:
         ]
     except (LookupError, TypeError, ValueError, AttributeError):
         return []
+
+
+def _without_echo(text: str, messages: Sequence[Mapping[str, str]]) -> str:
+    """What a server says of its refusal, without what it repeats: the question, and the names of what was
+    given with it, which are not what is refused."""
+    for content in (message["content"] for message in messages):
+        plain = json.dumps(content), json.dumps(content, ensure_ascii=False), repr(content)
+        written = [content, *(form[1:-1] for form in plain)]
+        for form in filter(None, (*(json.dumps(one)[1:-1] for one in written[1:]), *written[::-1])):
+            text = text.replace(form, "")
+    return _GIVEN.sub(" ", text) if _ECHO.search(text) else text
+
+
+def _parameter(text: str) -> str:
+    """The parameter that an error in OpenAI's form is about; empty where it names none."""
+    try:
+        error = json.loads(text)["error"]["param"]
+    except (ValueError, LookupError, TypeError):
+        return ""
+    return error if isinstance(error, str) else ""
 
 
 def _body_of(error: urllib.error.HTTPError) -> str:

@@ -34,7 +34,7 @@ from kubealign_components.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
-VERSION = 5
+VERSION = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-VERSION = 10
+VERSION = 11
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +136,7 @@ def _entries(
         form = reader.format if source.format != "auto" else format_of(raw, reader.format)
         if form != reader.format:
             reader.other_formats.add(form)
-        example = parse(raw, FORMATS[form], source.role_names)
+        example = parse(raw, FORMATS[form], source.role_names, reader.scales)
         if form != reader.format:
             example.notes[f"rows_read_as_{form}"] += 1
         reader.note(example.notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from kubealign_components.sources.example import Columns, Example, Offline
 from kubealign_components.sources.messages import (
@@ -33,17 +34,39 @@ ANSWER_COLUMNS = (
     ("response_1", "response_2"),
     ("response1", "response2"),
     ("response_a", "response_b"),
+    ("response_A", "response_B"),
+    ("response_j", "response_k"),
+    ("answer_0", "answer_1"),
+    ("answer_a", "answer_b"),
+    ("output_1", "output_2"),
+    ("output_a", "output_b"),
+    ("completion_a", "completion_b"),
     ("human_ref_A", "human_ref_B"),
     ("conversation_a", "conversation_b"),
 )
 """What the columns of two answers are called: in SteerLM's files, PKU-SafeRLHF, HelpSteer2 and 3, the Chatbot
-Arena and SHP."""
-_SIDE = re.compile(r"(?:(?:candidate|conversation|human_ref|model|response)[_ ]?)?([ab]|\d)(?:\.0)?")
+Arena, pairs of StackExchange, WebGPT, AlpacaEval and SHP."""
+_BETTER_FIRST = ("response_j", "response_k")
+"""Answers that stand in the order of preference."""
+_SIDE = re.compile(
+    r"(?:(?:answer|candidate|completion|conversation|human_ref|model|output|response)[_ ]?)?"
+    r"([abjk]|\d)(?:\.0)?"
+)
 """A side of a comparison by the name of its column, or by its last letter alone."""
-_STRONGEST = 3
-"""HelpSteer's strengths of preference go from -3 to 3."""
+_ORDER = re.compile(r"\[*\s*a\s*(>+|<+|=+)\s*b\s*\]*|\[*\s*b\s*(>+|<+|=+)\s*a\s*\]*")
+"""A verdict in signs, as of Arena-Hard: ``[[A>>B]]``."""
+_EQUAL = ("tie", "both", "neither", "equal", "same", "draw")
+_STRENGTHS = ("overall_preference", "preference_strength")
+_CHOICES = ("choice", "better_response_id", "winner", "chosen", "preferred", "preference", "better_response")
+"""Columns that name the better answer."""
 _TIE = -1
 """The verdict of a tie; others are 0 or 1, the better answer, and None where the row has no such column."""
+
+
+def answer_columns(there: Collection[str]) -> tuple[str, str] | None:
+    """Which of ``there`` are the two answers; None for no two, or for more, as of a question with choices."""
+    pairs = (pair for pair in ANSWER_COLUMNS if pair[0] in there and pair[1] in there)
+    return next((pair for pair in pairs if f"{pair[1][:-1]}{chr(ord(pair[1][-1]) + 1)}" not in there), None)
 
 
 def candidates(row: Columns) -> Example:
@@ -52,7 +75,7 @@ def candidates(row: Columns) -> Example:
     Raises:
         Malformed: bad_choice, for a verdict that is none; no_prompt; or what the turns raise.
     """
-    names = next((pair for pair in ANSWER_COLUMNS if all(row.has(name) for name in pair)), ANSWER_COLUMNS[0])
+    names = answer_columns(row.names()) or ANSWER_COLUMNS[0]
     asked = _rounds(row)
     prompt = None if asked else _prompt(row)
     prompt, both = _answers(row, prompt, asked, [row.take(name) for name in names])
@@ -61,6 +84,8 @@ def candidates(row: Columns) -> Example:
         raise Malformed("bad_choice")
     if better is None:
         row.reading.notes["comparisons_without_a_verdict"] += 1
+    if better == _TIE:
+        row.reading.notes["comparisons_that_are_ties"] += 1
     labels = {0: ("chosen", "rejected"), 1: ("rejected", "chosen")}.get(_TIE if better is None else better)
     offered = [
         Offline(
@@ -129,35 +154,77 @@ def _chat(asked: list[str], replies: object) -> list[Message]:
     return [{"role": r, "content": text} for pair in pairs for r, text in zip(("user", "assistant"), pair)]
 
 
+def names_sides(row: Columns) -> bool:
+    """Whether ``chosen`` and ``rejected`` are not answers, but say which of two columns hold them."""
+    pair = answer_columns(row.names())
+    named = [_side(row, pair, row.peek(side)) if pair else None for side in ("chosen", "rejected")]
+    return sorted(side for side in named if side is not None) == [0, 1]
+
+
 def _better(row: Columns, names: tuple[str, str]) -> int | None:
-    named = _named(row, names)
+    if (named := _named(row, names)) is not None:
+        return named
     verdicts = (read(row) for read in (_voted, _signed, _first_is_better))
-    return named if named is not None else next((v for v in verdicts if v is not None), None)
+    verdict = next((v for v in verdicts if v is not None), None)
+    if verdict is None and names == _BETTER_FIRST:
+        return 0
+    return _scored(row, names) if verdict is None else verdict
 
 
 def _named(row: Columns, names: tuple[str, str]) -> int | None:
-    """The side that is named: by its column, or by the number or letter at the end of that."""
-    value = row.take("choice", "better_response_id", "winner")
-    if value is None:
+    """The side that is named: by its column, by the number or letter at the end of that, or by its model."""
+    said = [name for name in _CHOICES if row.has(name)]
+    if not said:
         return None
-    word = str(value).strip().lower()
-    if word.startswith(("tie", "both")):
-        return _TIE
-    side, ends = _SIDE.fullmatch(word), [name[-1].lower() for name in names]
-    if side is None or side[1] not in ends:
+    sides = [_side(row, names, row.take(name)) for name in said]
+    if row.has("rejected") and (worse := _side(row, names, row.take("rejected"))) in (0, 1):
+        sides.append(1 - worse)
+    if None in sides or len(set(sides)) > 1:
         raise Malformed("bad_choice")
-    return ends.index(side[1])
+    return sides[0]
+
+
+def _side(row: Columns, names: tuple[str, str], value: object) -> int | None:
+    """The side that ``value`` stands for, :data:`_TIE` for neither, and None for what is no verdict."""
+    answers = [row.peek(name) for name in names]
+    if value in answers and answers[0] != answers[1]:
+        return answers.index(value)
+    word, ends = str(value).strip().lower(), [name[-1].lower() for name in names]
+    if word.startswith(_EQUAL):
+        return _TIE
+    if order := _ORDER.fullmatch(word):
+        sign = order[1] or order[2]
+        return _TIE if sign[0] == "=" else int((sign[0] == "<") == (order[1] is not None))
+    models = [str(row.peek(f"model_{name[-1]}")).strip().lower() for name in names]
+    if word in models and models[0] != models[1]:
+        return models.index(word)
+    side = _SIDE.fullmatch(word)
+    return ends.index(side[1]) if side is not None and side[1] in ends else None
 
 
 def _signed(row: Columns) -> int | None:
-    """HelpSteer's strength of preference: below 0 for the first answer, above 0 for the second."""
-    value = row.take("overall_preference", "preference_strength")
-    if value is None:
+    """HelpSteer's strength of preference: below 0 for the first answer, above 0 for the second.
+
+    Whether a column is on such a scale is seen from all of its rows, see
+    :class:`~kubealign_components.sources.scales.Scales`.
+    """
+    name = next((name for name in _STRENGTHS if row.has(name)), None)
+    if name is None:
         return None
-    strength = number_of(value)
-    if strength is None or abs(strength) > _STRONGEST:
+    strength = number_of(row.take(name))
+    if strength is None:
         raise Malformed("bad_choice")
+    row.reading.scales.signed(name, strength)
     return _TIE if strength == 0 else int(strength > 0)
+
+
+def _scored(row: Columns, names: tuple[str, str]) -> int | None:
+    """By the scores of both, where nothing else says it (WebGPT)."""
+    scores = [number_of(row.peek(f"score_{name[-1]}")) for name in names]
+    if scores[0] is None or scores[1] is None:
+        return None
+    row.reading.notes["comparisons_decided_by_scores"] += 1
+    return _TIE if scores[0] == scores[1] else int(scores[1] > scores[0])
 
 
 def _voted(row: Columns) -> int | None:

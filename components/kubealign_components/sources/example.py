@@ -77,6 +77,10 @@ class Columns:
         """Whether the column is there and not missing."""
         return self.peek(name) is not None
 
+    def names(self) -> set[str]:
+        """The columns that are there and not missing."""
+        return {str(name) for name, value in self._row.items() if not is_missing(value)}
+
     def peek(self, name: str) -> object:
         """The column, without taking it; None when it is missing."""
         value = self._row.get(name)
@@ -105,6 +109,7 @@ class Columns:
         """The first of the columns as a verdict; noted, and left to the metadata, when it is none."""
         for name in filter(self.has, names):
             verdict = verdict_of(self._row[name])
+            self.reading.scales.verdict(name, self._row[name])
             if verdict is not None:
                 self._taken.add(name)
                 return verdict
@@ -115,7 +120,7 @@ class Columns:
         """The other columns that are small scalars; those that are not are noted, and those whose names say
         that they hold an answer or a verdict."""
         kept = {}
-        for name, value in self._others():
+        for name, value in self.others():
             if _TELLING.search(name):
                 self.reading.notes[f"column_not_understood_{name}"] += 1
             small = small_value(value)
@@ -127,11 +132,12 @@ class Columns:
 
     def note_rest(self, kind: str) -> None:
         """Note the other columns of an object in a row, of which none is kept."""
-        for name, value in self._others():
+        for name, value in self.others():
             if value not in ("", [], {}):
                 self.reading.notes[f"{kind}_not_kept_{name}"] += 1
 
-    def _others(self) -> Iterator[tuple[str, object]]:
+    def others(self) -> Iterator[tuple[str, object]]:
+        """The columns that nobody took, and that are not missing."""
         return ((str(k), v) for k, v in self._row.items() if k not in self._taken and not is_missing(v))
 
 

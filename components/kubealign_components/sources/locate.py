@@ -15,7 +15,7 @@ from kubealign_components.errors import ConfigError, StoreError
 from kubealign_components.named_paths import FOLDER, kind_at, named_path
 from kubealign_components.sources.bytes_of import COMPRESSIONS
 from kubealign_components.sources.file_readers import READERS, is_readable
-from kubealign_components.sources.splits import DEFAULT_SPLIT, splits_of
+from kubealign_components.sources.splits import DEFAULT_SPLIT, splits_of, unread_of
 from kubealign_components.store import scheme_of, store_for
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -44,6 +44,8 @@ class SourceFiles:
     """Hub id and commit, which say what the files hold; other files are identified by their bytes."""
     license: str = ""
     """What the card of the folder says; empty where it says nothing."""
+    unread: tuple[str, ...] = ()
+    """Files of rows that are in no split, although no card says what the splits are."""
 
 
 Listing = Mapping[str, SourceFile]
@@ -82,7 +84,7 @@ def find_files(
             "split", split, f"a split of {uri}, which has {', '.join(sorted(splits)) or 'none'}"
         )
     files = tuple(listing[name] for name in splits[split])
-    return SourceFiles(files=files, hub=hub, license=license)
+    return SourceFiles(files=files, hub=hub, license=license, unread=unread_of(listing, splits, card))
 
 
 def _stored(uri: str) -> dict[str, SourceFile] | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from kubealign_components.data.fingerprint import source_json
 from kubealign_components.json_types import JsonObject
+from kubealign_components.sources.scales import Scales
 from kubealign_components.sources.tool_calls import read_call, read_calls, written_calls
 from kubealign_components.sources.values import (
     Malformed,
@@ -69,6 +70,8 @@ class Reading:
     """Meaning of the role names, in lower case."""
     notes: Counter[str] = field(default_factory=Counter)
     """What the row holds and the example does not, by name."""
+    scales: Scales = field(default_factory=Scales)
+    """Of the source's columns of verdicts."""
 
 
 def read_turns(value: object, reading: Reading | None = None) -> list[Message]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 
 from kubealign_components.sources.example import Columns
 from kubealign_components.sources.messages import Message, read_turns, turns_from_text
@@ -21,6 +23,14 @@ PROMPT_COLUMNS = (
 )
 
 
+_ASKING = re.compile(
+    r"(?:\A|[_ -])(?:prompts?|questions?|quer(?:y|ies)|instructions?|inputs?|context|history|posts?"
+    r"|trajectory|dialog(?:ue)?s?|conversations?|messages?|turns?|users?|requests?|problems?)(?:[_ -]|\d*\Z)",
+    re.IGNORECASE,
+)
+"""Names of columns that may hold what was asked."""
+
+
 def explicit_prompt(row: Columns, *more: str) -> list[Message] | None:
     """The turns of the row's prompt column, without the system prompt of another; None without one.
 
@@ -35,6 +45,8 @@ def explicit_prompt(row: Columns, *more: str) -> list[Message] | None:
     if name is None:
         return None
     value = row.take(name)
+    if isinstance(value, Mapping) and isinstance(value.get("full_text"), str):  # WebGPT's questions
+        value = value["full_text"]
     if not isinstance(value, str) or name in ("conversations", "messages"):
         return read_turns(value, row.reading)
     if turns_from_text(value) is not value:
@@ -89,6 +101,14 @@ def agreed(prompt: list[Message] | None, shared: list[Message]) -> list[Message]
     if system and not _same(system[0]["content"], shared[0]["content"]):
         raise Malformed("contradicting_prompt")
     return shared
+
+
+def may_hold_prompt(name: str, value: object) -> bool:
+    """Whether a column that nobody reads seems to be what was asked, by its name and by what stands there."""
+    says = (
+        len(value.split()) > 2 if isinstance(value, str) else bool(value) and isinstance(value, list | dict)
+    )
+    return says and _ASKING.search(name) is not None
 
 
 def _history(row: Columns) -> list[Message]:

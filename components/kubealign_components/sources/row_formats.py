@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from kubealign_components.sources import swissai
-from kubealign_components.sources.comparisons import ANSWER_COLUMNS, candidates
+from kubealign_components.sources.comparisons import ANSWER_COLUMNS, answer_columns, candidates, names_sides
 from kubealign_components.sources.example import Columns, Example, Offline, answers_of
 from kubealign_components.sources.messages import (
     ROLES,
@@ -18,7 +20,8 @@ from kubealign_components.sources.messages import (
     split_last,
     turns_from_text,
 )
-from kubealign_components.sources.prompt_columns import agreed, explicit_prompt, with_system
+from kubealign_components.sources.prompt_columns import agreed, explicit_prompt, may_hold_prompt, with_system
+from kubealign_components.sources.scales import Scales
 from kubealign_components.sources.tool_calls import read_tools
 from kubealign_components.sources.transcripts import answer_is_due, looks_like_transcript, transcripts_of
 from kubealign_components.sources.values import Malformed, from_json_text, name_of
@@ -26,9 +29,13 @@ from kubealign_components.sources.values import Malformed, from_json_text, name_
 
 def preference(row: Columns) -> Example:
     """``chosen`` and ``rejected``; the prompt is explicit or what both begin with."""
-    chosen, rejected = row.take("chosen"), row.take("rejected")
+    if names_sides(row):
+        return candidates(row)
+    chosen, rejected = _named_answers(row, row.take("chosen"), row.take("rejected"))
     if chosen is None or rejected is None:
         raise Malformed("no_pair")
+    if _are_texts(chosen) or _are_texts(rejected):
+        return _sides_of_many(row, chosen, rejected)
     prompt = explicit_prompt(row, *(["input"] if _is_prompt_beside(row.peek("input"), chosen) else []))
     both = _chats(row, chosen, rejected, prompt)
     if any(chat[0]["role"] != "assistant" for chat in both):
@@ -42,7 +49,10 @@ def preference(row: Columns) -> Example:
 
 
 def conversation(row: Columns) -> Example:
-    """``messages`` or ShareGPT ``conversations``: a last assistant turn is an offline completion."""
+    """``messages`` or ShareGPT ``conversations``: a last assistant turn is an offline completion.
+
+    Beside ``rejected_response`` it is the chosen one of a pair, as in ms-swift's files.
+    """
     if row.has("chosen") or row.has("rejected"):
         return preference(row)
     turns = row.take("conversations", "messages")
@@ -53,6 +63,11 @@ def conversation(row: Columns) -> Example:
         prompt = agreed(explicit_prompt(row), prompt)
     if not completion:
         completion = _completion(row)
+    worse = row.take("rejected_response")
+    if completion and isinstance(worse, str):
+        pair = (("chosen", completion), ("rejected", read_answer(worse)))
+        offered = [_pair_member(row, side, turns) for side, turns in pair]
+        return Example(messages=with_system(row, prompt), completions=offered, whole=True)
     return Example(messages=with_system(row, prompt), completions=_labelled(row, completion), whole=True)
 
 
@@ -77,7 +92,9 @@ def completions(row: Columns) -> Example:
     prompt = explicit_prompt(row)
     if prompt is None:
         raise Malformed("no_prompt")
-    offered = [_listed_completion(row, item) for item in listed]
+    if row.has("completions") and _is_list_for(row.peek("labels"), listed):  # TRL's: one answer in steps
+        raise Malformed("labels_of_steps")
+    offered = _with_lists_beside(row, [_listed_completion(row, item) for item in listed])
     return Example(messages=with_system(row, prompt), completions=offered)
 
 
@@ -105,8 +122,10 @@ def swissai_row(row: Columns) -> Example:
 
 Parser = Callable[[Columns], Example]
 
-_SCORES = ("overall_score", "score", "rating")
+_SCORES = ("overall_score", "score", "rating", "pm_score")
 """What the score of one completion is called."""
+_LISTS_OF_SCORES = ("scores", "ratings", "rewards")
+"""What a list is called that has a score for each of the row's completions."""
 
 FORMATS: dict[str, Parser] = {
     "swissai": swissai_row,
@@ -148,7 +167,8 @@ def looks_like(row: object) -> str | None:
         return None
     there = {name for name, value in row.items() if value is not None}
     for name, signs in SIGNS.items():
-        if any(there.issuperset(sign) for sign in signs):
+        seen = bool(answer_columns(there)) if signs is ANSWER_COLUMNS else any(map(there.issuperset, signs))
+        if seen:
             return name
     return None
 
@@ -164,8 +184,16 @@ def format_of(row: object, usual: str) -> str:
     return usual if own is None or incomplete else own
 
 
-def parse(row: object, parser: Parser, roles: Mapping[str, str] = ROLES) -> Example:
+def parse(
+    row: object, parser: Parser, roles: Mapping[str, str] = ROLES, scales: Scales | None = None
+) -> Example:
     """Read one row.
+
+    Args:
+        row: the row.
+        parser: of :data:`FORMATS`.
+        roles: meaning of the role names.
+        scales: is told what values the columns of verdicts have.
 
     Raises:
         Malformed: the row cannot be used; names the reason.
@@ -173,7 +201,7 @@ def parse(row: object, parser: Parser, roles: Mapping[str, str] = ROLES) -> Exam
     if not isinstance(row, Mapping):
         raise Malformed("not_an_object")
     try:
-        return _parse(Columns(row, Reading(roles=roles)), parser)
+        return _parse(Columns(row, Reading(roles=roles, scales=scales or Scales())), parser)
     except RecursionError:
         raise Malformed("too_deep") from None
 
@@ -188,6 +216,50 @@ def _parse(row: Columns, parser: Parser) -> Example:
     _check_prompt(example.messages)
     _screen(example)
     return example
+
+
+def _named_answers(row: Columns, *values: Any) -> tuple[Any, ...]:
+    """What the row holds under ``values`` where they are the names of two of its columns; else ``values``."""
+    named = all(isinstance(v, str) and v not in ("chosen", "rejected") and row.has(v) for v in values)
+    return tuple(row.take(v) for v in values) if named and values[0] != values[1] else values
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
+
+
+def _sides_of_many(row: Columns, chosen: object, rejected: object) -> Example:
+    """Several answers on a side, or lists of one, as in RewardBench 2."""
+    prompt = explicit_prompt(row)
+    if prompt is None:
+        raise Malformed("no_prompt")
+    offered = []
+    for side, value in (("chosen", chosen), ("rejected", rejected)):
+        texts = value if isinstance(value, list) and _are_texts(value) else [value]
+        offered += [Offline(messages=read_answer(text, row.reading), label=side) for text in texts]
+    return Example(messages=with_system(row, prompt), completions=offered, whole=True)
+
+
+def _is_list_for(value: object, listed: Sequence[object]) -> bool:
+    return isinstance(value, list) and len(value) == len(listed) > 0
+
+
+def _with_lists_beside(row: Columns, offered: list[Offline]) -> list[Offline]:
+    """The completions with scores and models that stand in lists of their own."""
+
+    def listed(*names: str) -> list[object]:
+        name = next((name for name in names if _is_list_for(row.peek(name), offered)), "")
+        return list(row.take(name)) if name else [None] * len(offered)
+
+    beside = zip(offered, listed(*_LISTS_OF_SCORES), listed("models"), strict=True)
+    return [
+        replace(
+            completion,
+            score=row.read_number(score) if completion.score is None else completion.score,
+            model=completion.model or name_of(model),
+        )
+        for completion, score, model in beside
+    ]
 
 
 def _chats(
@@ -228,6 +300,8 @@ def _split_texts(row: Columns, chosen: str, rejected: str) -> list[list[Message]
     shared = next(
         (i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected))
     )
+    if any(may_hold_prompt(name, value) for name, value in row.others()):
+        raise Malformed("prompt_column_not_known")
     while shared and not chosen[shared - 1].isspace():
         shared -= 1
     if not chosen[:shared].strip():
@@ -278,10 +352,10 @@ def _labelled(row: Columns, turns: list[Message]) -> list[Offline]:
 
 
 def _are_ranked(value: object) -> bool:
-    """Whether ``answers`` are what models answered, with a rank each, not what verifies an answer."""
-    return (
-        isinstance(value, list) and all(isinstance(v, Mapping) and "rank" in v for v in value) and bool(value)
-    )
+    """Whether ``answers`` are what was answered, with a rank or score each, not what verifies an answer."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(v, Mapping) and any(name in v for name in ("rank", *_SCORES)) for v in value)
 
 
 def _listed_completion(row: Columns, item: object) -> Offline:

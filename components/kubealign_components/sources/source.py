@@ -22,6 +22,7 @@ from kubealign_components.sources.external_sort import Entry, Spool
 from kubealign_components.sources.file_readers import UNTYPED, Unreadable, kind_of, read_rows
 from kubealign_components.sources.locate import SourceFile, SourceFiles, find_files
 from kubealign_components.sources.messages import turns_from_text
+from kubealign_components.sources.scales import Scales
 from kubealign_components.sources.source_settings import SourceSettings
 from kubealign_components.sources.values import Malformed, from_json_text, list_from_text
 
@@ -76,6 +77,8 @@ class SourceReader:
         self.examples: list[dict[str, object]] = []
         self.notes: Counter[str] = Counter()
         """What rows hold and the dataset does not, by name."""
+        self.scales = Scales()
+        """Of its columns of verdicts."""
         self._columns: set[str] = set()
         self._readings = 0
 
@@ -96,6 +99,7 @@ class SourceReader:
         self.format, self.misread, self.rows = self.misread, "", 0
         for read in (self.digests, self.other_formats, self.malformed, self.examples, self.notes):
             read.clear()
+        self.scales.clear()
 
     def identity(self) -> dict[str, str]:
         """What the source's files hold: hub id and commit, or the digest of their bytes."""
@@ -139,7 +143,7 @@ class SourceReader:
             "malformed": self.malformed.total(),
             "noticed": dict(sorted(self.notes.items())),
             "files": len(self.source.files),
-        }
+        } | ({"files_not_read": list(self.source.unread[:EXAMPLES])} if self.source.unread else {})
 
     def items(
         self,
@@ -169,6 +173,8 @@ class SourceReader:
         first = list(islice(rows, DETECTION_ROWS))
         self._check_columns()
         looked_at = looks_like if row_format == "auto" else None
+        if self.source.unread:
+            self.notes["files_not_read"] = len(self.source.unread)
         self._set_format([row for _, _, row in first], formats or {}, row_format, looked_at)
         looks: Counter[str] = Counter()
         for file, position, raw in chain(first, rows):
@@ -192,7 +198,14 @@ class SourceReader:
         self.misread = usual if usual and usual != self.format else ""
 
     def check(self, max_bad_fraction: float) -> None:
-        """Raise :class:`DataError` with examples when more rows than allowed are malformed."""
+        """Raise :class:`DataError` with examples when more rows than allowed are malformed, or when all rows
+        together say that a column of verdicts is on another scale than they were read on."""
+        for column, why in self.scales.problems():
+            raise DataError(
+                f"source {self.config.name!r}: {column} cannot be read as verdicts: {why}. Name the better "
+                "answer of two in a column choice, put 1 or 0 for a single one into label, or say what the "
+                f"column is: columns: {{{column}: score}} for points, {{{column}: metadata}} for nothing"
+            )
         bad = self.malformed.total()
         if bad <= max_bad_fraction * self.rows:
             return

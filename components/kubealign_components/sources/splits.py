@@ -58,6 +58,16 @@ def splits_of(
     return {DEFAULT_SPLIT: data} if data else {}
 
 
+def unread_of(names: Iterable[str], splits: Mapping[str, Sequence[str]], card: str | None) -> tuple[str, ...]:
+    """Files of rows that none of the ``splits`` holds, where no card says what they are: beside files with
+    names of splits, such as train.jsonl, others are read in none."""
+    if front_matter(card).get("configs"):
+        return ()
+    read = {name for files in splits.values() for name in files}
+    data = (name for name in names if is_readable(name) and _is_data(name) and kind_of(name) != ".txt")
+    return tuple(sorted(name for name in data if name not in read))
+
+
 def _is_data(name: str) -> bool:
     path = PurePosixPath(name)
     hidden = any(part.startswith((".", "__")) for part in path.parts)

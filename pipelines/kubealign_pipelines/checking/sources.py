@@ -10,12 +10,13 @@ import contextlib
 import importlib
 import io
 import json
+import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.seeds import held_out
@@ -41,6 +42,11 @@ FIRST_ROWS = 64
 """Rows of a larger one that are imported."""
 FETCHED_BYTES = 256 * 2**20
 """A file elsewhere that is larger is not fetched for its first rows: a check must not take minutes."""
+_TELLING = re.compile(
+    r"not_understood|without_a_verdict|decided_by_scores|against_their_labels|repeat_their_prompt|"
+    r"marks_of_a_chat|json_chats|rows_read_as"
+)
+"""Names of what is noticed of rows that a user would want to know before a run."""
 PROMPT_STAGES = ("import_prompts", "clean_prompts")
 """Stages that make prompts of sources alone."""
 
@@ -168,23 +174,32 @@ def _import(stage: Stage, usable: Sequence[_Usable], prompts: Prompts) -> Iterat
                 sources.append((one, one.source if small else _beginning(one, Path(scratch))))
             except KubeAlignError as error:
                 failed.append((one, error))
-        whole = _imported(stage, [source for _, source in sources], Path(scratch)) if sources else []
+        whole = _imported(stage, [source for _, source in sources], Path(scratch)) if sources else None
         if isinstance(whole, KubeAlignError):
             alone = [(one, _imported(stage, [source], Path(scratch))) for one, source in sources]
             errors = [(one, error) for one, error in alone if isinstance(error, KubeAlignError)]
             failed += errors or [(sources[0][0], whole)]
-        else:
-            prompts.rows += whole
+        elif whole is not None:
+            prompts.rows += whole.iter_rows()
+            told = whole.manifest.extra.get("sources") or []
+            yield from (_noticed(stage, one, said) for (one, _), said in zip(sources, told) if _telling(said))
     prompts.complete = prompts.complete and not failed
+    for one in usable:
+        if unread := one.files.unread:
+            more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+            yield warning_at(
+                stage.path(("sources", one.position, "uri")),
+                one.source.uri,
+                f"beside split {one.source.split} not read: {', '.join(unread[:3])}{more}; name a file as "
+                "a source of its own, or all splits in a card (README.md)",
+            )
     yield from (_unreadable(stage, one.position, one.source, error) for one, error in failed)
     if prompts.complete and not prompts.rows:
         uris = [one.source.uri for one in usable]
         yield error_at(stage.path(("sources",)), uris, "prompts; all rows were dropped")
 
 
-def _imported(
-    stage: Stage, sources: Sequence[SourceSettings], scratch: Path
-) -> list[JsonObject] | KubeAlignError:
+def _imported(stage: Stage, sources: Sequence[SourceSettings], scratch: Path) -> Dataset | KubeAlignError:
     """The prompts that ``stage`` makes of ``sources``, or why it makes none."""
     run: Callable[..., object] = importlib.import_module(
         f"kubealign_components.{stage.task.function}.stage"
@@ -195,9 +210,22 @@ def _imported(
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # progress of a second, which nobody waits for
             run(config, output=output)
-        return list(Dataset.open(output, allow_empty=True).iter_rows())
+        return Dataset.open(output, allow_empty=True)
     except KubeAlignError as error:
         return error
+
+
+def _telling(source: Mapping[str, Any]) -> list[str]:
+    """What was noticed of a source and may mean that it says more than was read, each with its count."""
+    return [f"{name} {count}" for name, count in source["noticed"].items() if _TELLING.search(name)]
+
+
+def _noticed(stage: Stage, one: _Usable, source: Mapping[str, Any]) -> Finding:
+    return warning_at(
+        stage.path(("sources", one.position, "uri")),
+        one.source.uri,
+        f"of {source['rows']} rows read as {source['format']}: {', '.join(_telling(source))}",
+    )
 
 
 def _unreadable(stage: Stage, position: int, source: SourceSettings, error: KubeAlignError) -> Finding:

@@ -611,3 +611,51 @@ def test_what_tokens_do_not_say_is_dropped(
         with pytest.raises(TemplateMismatch) as raised:
             of.completion_ids(ASK, [{"role": "assistant", "content": lost}])
         assert raised.value.reason == "lost_in_tokens"
+
+
+LAST_USER_IS_TOLD = (
+    "{% set told = messages[0].content if messages[0].role == 'system' else '' %}"
+    "{% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}"
+    "[INST]{% if loop.last and told %}{{ told + '\\n\\n' }}{% endif %}{{ m.content }}[/INST]"
+    "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_system_turn_is_where_prompts_have_it(chat: Any) -> None:
+    """As in Mistral's templates, which show it in prompts alone, and there in the last user turn."""
+    of = chat(LAST_USER_IS_TOLD)
+    asked = [
+        {"role": "system", "content": "Be brief."},
+        *ASK,
+        {"role": "assistant", "content": "Plum."},
+        *ASK,
+    ]
+    plain = of.tokenizer.apply_chat_template(asked, tokenize=False)
+    assert plain.endswith("[INST]Be brief.\n\nName a fruit.[/INST]")
+    assert of.prompt_ids(asked) == of.tokenizer(plain, add_special_tokens=False)["input_ids"]
+    assert of.decode(of.completion_ids(asked, [{"role": "assistant", "content": "Kiwi."}])) == "Kiwi."
+
+
+MARKS_IN_PROSE = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nThink in <think> marks </think>.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% if m.tool_calls %}<tool_call>{{ m.tool_calls | tojson }}</tool_call><|call|>{% else %}<|im_end|>{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_marks_that_a_template_only_speaks_of_are_tokens_in_answers(tmp_path: Path) -> None:
+    """As those of Phi-4-reasoning and SmolLM3, whose own system turns name them."""
+    family = replace(
+        FAMILIES["qwen3"], template=MARKS_IN_PROSE, specials=(*FAMILIES["qwen3"].specials, "<|call|>")
+    )
+    of = ChatTemplate(ModelFiles(name="m", path=build_family(family, tmp_path / "m")))
+    thought = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nPlum."}
+    whole = of.tokenizer.apply_chat_template([*ASK, thought], return_dict=False)
+    prompt, said = of.prompt_ids(ASK), of.completion_ids(ASK, [thought])
+    assert [*prompt, *said] == whole[: len(prompt) + len(said)]
+    assert of.tokenizer.convert_tokens_to_ids("<think>") in said
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    with pytest.raises(TemplateMismatch) as raised:
+        of.completion_ids(ASK, [{"role": "assistant", "content": "", "tool_calls": [call]}])
+    assert raised.value.reason == "ends_otherwise"

@@ -3,6 +3,7 @@ log-probabilities, a letter alone, reasons first, or forgets the form."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -284,6 +285,32 @@ def test_settings_that_a_server_refuses_are_given_otherwise(caplog: pytest.LogCa
         server.refused = ("max_completion_tokens",)
         with pytest.raises(EngineError, match=r"answered 400: .*max_completion_tokens"):
             asked.answer([], sampling)
+
+
+QUESTION = [{"role": "user", "content": 'Say "temperature" \n of logprobs and a context length'}]
+
+
+class EchoingServer(ChatServer):
+    """Refuses every request, and repeats it."""
+
+    write = staticmethod(json.dumps)
+
+    def reply(self, body: dict[str, Any]) -> tuple[int, object, dict[str, str]]:
+        return 400, {"error": {"message": f"model_type is bad: {self.write(body)}", "param": None}}, {}
+
+
+@pytest.mark.parametrize(
+    "write", [json.dumps, repr, lambda body: " ".join(f"{k}={v!r}" for k, v in body.items())]
+)
+def test_what_a_refusal_only_repeats_is_not_refused(
+    write: Callable[[object], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with EchoingServer().serving() as server:
+        server.write = write
+        given = {"temperature": 0.0, "seed": 0, "max_tokens": 9, "logprobs": True}
+        with pytest.raises(EngineError, match="model_type is bad"):
+            endpoint(server).answer(QUESTION, given)
+    assert "instead" not in caplog.text
 
 
 def test_what_comes_beside_plain_texts_is_read_or_told() -> None:

@@ -68,6 +68,22 @@ def test_a_sound_run_file_has_no_finding_and_its_first_rows_are_shown(run_file: 
     assert "<|im_start|>|u|s|e|r" in done.output.replace("Ġ", "")
 
 
+def test_what_of_a_source_is_not_read_is_told(run_file: Path) -> None:
+    folder = run_file.parent / "rows"
+    folder.mkdir()
+    write_pairs(folder / "train.jsonl", 60)
+    (folder / "more.jsonl").write_text('{"prompt": "Where?"}\n')
+    rows = (folder / "train.jsonl").read_text().splitlines()
+    (folder / "train.jsonl").write_text("\n".join([*rows, json.dumps({**json.loads(rows[0]), "margin": 2})]))
+    done = kubealign(
+        "check", "-f", run_file, "--here", "--rows", "0", "--set", f"sources=[{{uri: {folder}}}]"
+    )
+    told = " ".join(done.stderr.split())
+    assert done.exit_code == 0
+    assert "beside split train not read: more.jsonl" in told
+    assert "of 61 rows read as preference: column_not_understood_margin 1" in told
+
+
 def test_a_held_out_reward_is_looked_at_as_the_first_one_is(run_file: Path) -> None:
     rewards = "{functions: [brevity, nowhere.py:reward], model: /no/such/model}"
     done = kubealign("check", "-f", run_file, "--here", "--set", f"evaluate_held_out_reward={rewards}")

@@ -93,6 +93,11 @@ HISTORY = {"history": "Hi?", "human_ref_A": "Good.", "human_ref_B": "Bad."}
 PLAIN = {"response1": "Good.", "response2": "Bad."}
 ROUNDS = {"prompt": ["Hi?"], "response_a": ["Good."], "response_b": ["Bad."], "winner_model_a": 0}
 TEXTS = {"prompt": '["Hi?"]', "response_a": '["Good."]', "response_b": '["Bad."]'}
+LETTERS = {"response_a": "Good.", "response_b": "Bad."}
+MODELS = {"model_a": "llama", "model_b": "gpt"}
+OUTPUTS = {"output_1": "Good.", "output_2": "Bad."}
+WEB = {"answer_0": "Good.", "answer_1": "Bad.", "score_0": 1}
+NAMED = {"llama": "Good.", "gpt": "Bad."}
 SIDES = {"conversation_a": [*CHAT, GOOD], "conversation_b": [*CHAT, BAD]}
 
 
@@ -117,6 +122,19 @@ SIDES = {"conversation_a": [*CHAT, GOOD], "conversation_b": [*CHAT, BAD]}
         pytest.param({"problem": "Hi?", "context": "Z", **SAID, "choice": 0}, 0, id="context-of-a-problem"),
         pytest.param({"prompt": "Hi?", "chosen": "Good.", "rejected": "Bad.", **SAID}, 0, id="pair-beside"),
         pytest.param({**TEXTS, "winner_model_a": 1}, 0, id="arena-rounds-in-json"),
+        pytest.param({"prompt": "Hi?", **LETTERS, "preference": "[[B>>A]]"}, 1, id="arena-hard"),
+        pytest.param({"prompt": "Hi?", **LETTERS, "preference": "A=B"}, None, id="arena-hard-tie"),
+        pytest.param({"prompt": "Hi?", **LETTERS, "chosen": "response_b"}, 1, id="chosen-names-a-column"),
+        pytest.param({"prompt": "Hi?", **LETTERS, "chosen": "B", "rejected": "A"}, 1, id="two-letters"),
+        pytest.param({"prompt": "Hi?", **LETTERS, "preferred": "Bad."}, 1, id="chosen-is-the-text"),
+        pytest.param({"prompt": "Hi?", **LETTERS, **MODELS, "winner": "gpt"}, 1, id="winner-is-a-model"),
+        pytest.param({"instruction": "Hi?", **OUTPUTS, "preference": 2.0}, 1, id="alpaca-eval"),
+        pytest.param({"question": {"full_text": "Hi?"}, **WEB, "score_1": -1}, 0, id="webgpt"),
+        pytest.param({"question": {"full_text": "Hi?"}, **WEB, "score_1": 1}, None, id="webgpt-tie"),
+        pytest.param({"question": "Hi?", "response_j": "Good.", "response_k": "Bad."}, 0, id="stackexchange"),
+        pytest.param({"prompt": "Hi?", "chosen": "llama", "rejected": "gpt", **NAMED}, 0, id="named-columns"),
+        pytest.param({"messages": [*CHAT, GOOD], "rejected_response": "Bad."}, 0, id="ms-swift"),
+        pytest.param({"prompt": "Hi?", "chosen": ["Good."], "rejected": ["Bad."]}, 0, id="lists-of-one"),
     ],
 )  # fmt: skip
 def test_comparisons_of_public_files(row: dict[str, Any], better: int | None) -> None:
@@ -135,7 +153,7 @@ def test_comparisons_of_public_files(row: dict[str, Any], better: int | None) ->
     "verdict",
     [
         *({"better_response_id": 2}, {"winner": "model_c"}, {"winner": "a"}, {"winner_tie": 0}),
-        *({"preference_strength": "much"}, {"preference_strength": 5}),
+        *({"preference_strength": "much"}, {"preferred": "A>C"}),
     ],
 )
 def test_a_verdict_that_is_none_is_told(verdict: dict[str, Any]) -> None:

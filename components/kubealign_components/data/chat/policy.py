@@ -286,6 +286,10 @@ class ChatTemplate:
         end = next((i for i, token in enumerate(ids) if token in self.end_ids), None)
         if not self._says_all(ids if end is None else ids[: end + 1], completion):
             return TemplateMismatch("lost_in_tokens", "its tokens do not say what the completion says")
+        if end is None and self._writes_end and ids and self._is_special(ids[-1]):
+            return TemplateMismatch(
+                "ends_otherwise", "its turn ends with a token that the model's files do not call an end"
+            )
         if end is None:
             return [*ids, self._end]
         after = tuple(ids[end + 1 :])
@@ -304,6 +308,10 @@ class ChatTemplate:
             said, end, _ = text.partition(str(self.tokenizer.convert_ids_to_tokens(ids[-1])))
             text = said + end
         return self.says(ids, text)
+
+    def _is_special(self, token: int) -> bool:
+        added = self.tokenizer.added_tokens_decoder.get(token)
+        return added is not None and bool(added.special)
 
     @property
     def _end(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -87,6 +87,7 @@ class Renderer:
         self._check_kwargs()
         self.form = self._find_form()
         self._shows_system = self._try_system()
+        self._fold = fold_system if self._shows_system else self._find_fold()
         self.marks = Marks(tokenizer, *_control_tokens(tokenizer, self._frames(), self.source))
 
     @property
@@ -204,6 +205,22 @@ class Renderer:
         except TemplateMismatch:
             return False
 
+    def _find_fold(self) -> Callable[[Sequence[Message]], list[Message]]:
+        """Where system turns go: to the turn before which the template puts them in a prompt, though not in a
+        whole conversation (Mistral's do so in the last user turn), else to the first."""
+        chat = [SYSTEM, USER, ANSWER, USER | {"content": f"{ASKED} again"}]
+        for fold in (fold_system, fold_into_last):
+            try:
+                own, folded = (
+                    self._raw([in_form(m, self.form) for m in turns], generation_prompt=True)
+                    for turns in (chat, fold(chat))
+                )
+            except TemplateMismatch:
+                return fold_system
+            if own == folded:
+                return fold
+        return fold_system
+
     def _frames(self) -> list[str]:
         """What the template writes around a system turn, a question, an answer and the next question."""
         frames = []
@@ -219,7 +236,7 @@ class Renderer:
     def _turns(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with the system turns that the template wants."""
         if not self._shows_system_of(messages):
-            return fold_system(messages)
+            return self._fold(messages)
         if self.form.needs_system and (not messages or messages[0]["role"] != "system"):
             return [{"role": "system", "content": ""}, *messages]
         return list(messages)
@@ -274,6 +291,14 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
             )
             pending = ""
     return folded
+
+
+def fold_into_last(messages: Sequence[Message]) -> list[Message]:
+    """The chat with its system turns put before the text of the last user turn."""
+    told = [message for message in messages if message["role"] == "system"]
+    rest = [message for message in messages if message["role"] != "system"]
+    last = max((i for i, message in enumerate(rest) if message["role"] == "user"), default=0)
+    return [*rest[:last], *fold_system([*told, *rest[last:]])]
 
 
 def shows(text: str, part: str) -> bool:
@@ -363,7 +388,9 @@ def _control_tokens(
 def _answer_parts(frames: Sequence[str], added: Collection[str]) -> Iterator[str]:
     """Pairs of marks (``<x>`` and ``</x>``) that the template writes where an answer begins, nowhere else."""
     begins = re.compile(rf"(?<={ASKED}).*?(?={ANSWERED}|$)", re.DOTALL)
-    around = [begins.sub("", written) for written in frames]
+    first = re.compile(rf"\A.*?(?={TOLD}|{ASKED})", re.DOTALL)
+    # What a template tells the model of its own accord may name such marks; they frame nothing there.
+    around = [begins.sub("", first.sub("", written, count=1)) for written in frames]
     for text in added:
         pair = {f"<{text.strip('</>')}>", f"</{text.strip('</>')}>"}
         if text in pair and pair <= set(added) and not any(m in written for m in pair for written in around):
