@@ -181,8 +181,10 @@ def _import(stage: Stage, usable: Sequence[_Usable], prompts: Prompts) -> Iterat
             failed += errors or [(sources[0][0], whole)]
         elif whole is not None:
             prompts.rows += whole.iter_rows()
-            told = whole.manifest.extra.get("sources") or []
-            yield from (_noticed(stage, one, said) for (one, _), said in zip(sources, told) if _telling(said))
+            summaries = whole.manifest.extra.get("sources") or []
+            yield from (
+                _noticed(stage, one, said) for (one, _), said in zip(sources, summaries) if _telling(said)
+            )
     prompts.complete = prompts.complete and not failed
     for one in usable:
         if unread := one.files.unread:

@@ -295,10 +295,10 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
 
 def fold_into_last(messages: Sequence[Message]) -> list[Message]:
     """The chat with its system turns put before the text of the last user turn."""
-    told = [message for message in messages if message["role"] == "system"]
+    system_turns = [message for message in messages if message["role"] == "system"]
     rest = [message for message in messages if message["role"] != "system"]
     last = max((i for i, message in enumerate(rest) if message["role"] == "user"), default=0)
-    return [*rest[:last], *fold_system([*told, *rest[last:]])]
+    return [*rest[:last], *fold_system([*system_turns, *rest[last:]])]
 
 
 def shows(text: str, part: str) -> bool:
