@@ -51,7 +51,7 @@ lint: install ## ruff, mypy strict, import-linter, hadolint: a minute or two
 .PHONY: unit
 unit: install ## Unit tests and golden pipelines, and how much of the source they run (at least 93 %)
 	rm -f .coverage.*
-	EXECUTED_LINES=1 $(BIN)/pytest tests/unit tests/golden -n 2
+	EXECUTED_LINES=1 $(BIN)/pytest tests/unit tests/golden -n 2 --dist worksteal
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -148,9 +148,9 @@ install: $(VENV)/.installed ## Create .venv from the CPU lock
 
 $(VENV)/.installed: images/locks/cpu.txt images/locks/torch-cpu.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) --no-compile --require-hashes -r images/locks/torch-cpu.txt 2>/dev/null || \
-	  $(PIP_INSTALL) --no-compile --require-hashes -r images/locks/torch-cpu.txt --index-url $(TORCH_CPU_INDEX)
-	$(PIP_INSTALL) --no-compile --require-hashes -r images/locks/cpu.txt
+	{ $(PIP_INSTALL) --no-compile --require-hashes -r images/locks/torch-cpu.txt 2>/dev/null || \
+	  $(PIP_INSTALL) --no-compile --require-hashes -r images/locks/torch-cpu.txt --index-url $(TORCH_CPU_INDEX); } & \
+	  $(PIP_INSTALL) --no-compile --require-hashes -r images/locks/cpu.txt; wait $$!  # pip works on one core
 	$(PIP_INSTALL) --no-build-isolation --editable .
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; some files are of other Pythons
 	touch $@

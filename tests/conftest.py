@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,24 @@ hypothesis.settings.register_profile("kubealign", deadline=None)
 hypothesis.settings.load_profile("kubealign")
 
 
+LONGEST = (
+    *("alignment", "readme_runs", "going_on", "larger_than_memory", "multi_node", "alignment_again", "sweep"),
+    *("salmon", "train_distributed", "offline_alignment", "rounds", "engine_vllm", "family_chain", "rerun"),
+)
+"""Files of ``tests/local`` that take minutes, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first: at the end no process waits long for the other."""
+    starts = {f"tests/local/test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: _start(item.nodeid.partition("::")[0], starts))
+
+
+def _start(file: str, starts: Mapping[str, int]) -> int:
+    """When ``file`` starts, where those that ``starts`` does not have are as they are listed."""
+    return -1 if file.startswith("tests/container/") else starts.get(file, len(starts))
+
+
 class FilesAndContainers(LoadFileScheduling):  # type: ignore[misc]
     """Which tests stay in one process: those of a file, which may share a run, and all that need images."""
 
@@ -52,7 +70,7 @@ class FilesAndContainers(LoadFileScheduling):  # type: ignore[misc]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesAndContainers | None:
-    """Files with the longest tests first, as they are listed, where files stay together."""
+    """Files in the order of their tests, where files stay together."""
     return FilesAndContainers(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
