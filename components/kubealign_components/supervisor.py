@@ -27,6 +27,7 @@ from types import FrameType
 from kubealign_components.boundary import reported
 from kubealign_components.clean_output import CleanOutput
 from kubealign_components.errors import FINAL_CODE
+from kubealign_components.lean_imports import without_scikit_learn
 from kubealign_components.memory import MemoryWatch
 from kubealign_components.preemption import EXIT_CODE
 
@@ -214,6 +215,7 @@ def main(arguments: Sequence[str]) -> int:
     end = arguments.index("-m") + 2 if "-m" in arguments else len(arguments)
     options, rest = parser.parse_args(arguments[:end]), arguments[end:]
     signal.signal(signal.SIGINT, _leave_to_the_child)
+    without_scikit_learn()
     if options.without_torch:
         # Where it is installed, transformers loads it for a tokenizer: 340 MiB of no use to a stage of rows.
         sys.modules["torch"] = None  # type: ignore[assignment]

@@ -6,6 +6,7 @@ import os
 import sys
 from typing import Any
 
+from kubealign_components.lean_imports import without_scikit_learn
 from kubealign_components.training.program import Program, run_process
 
 
@@ -31,6 +32,7 @@ PROGRAMS = {"train": _train, "train_reward_model": _train_reward_model, "train_p
 """What a job can ask for; each stage brings in only its own."""
 
 if __name__ == "__main__":
+    without_scikit_learn()
     try:
         code = run_process(sys.argv[1], PROGRAMS)
     except SystemExit as stop:  # to stop, after a checkpoint

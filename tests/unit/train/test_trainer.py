@@ -508,9 +508,10 @@ for strategy in SHARDED:
 
 
 def test_training_needs_few_packages() -> None:
-    """The trainer runs in an image without these."""
+    """The trainer runs in an image without these, and does not load scikit-learn where it is."""
     code = """
-import sys
+import importlib.util, sys
+from kubealign_components.lean_imports import without_scikit_learn
 BLOCKED = {"kfp", "deepspeed", "vllm", "trl", "datasets", "matplotlib"}
 class Without:
     def __init__(self, finder):
@@ -520,10 +521,12 @@ class Without:
     def __getattr__(self, name):
         return getattr(self.finder, name)
 sys.meta_path[:] = map(Without, sys.meta_path)
+without_scikit_learn()
 import kubealign_components.training.objectives, kubealign_components.train.trainer
 import kubealign_components.train.stage, kubealign_components.training.curves
 import kubealign_components.train_reward_model.program, kubealign_components.train_reward_model.held_out
 assert not BLOCKED & set(sys.modules)
+assert "sklearn" not in sys.modules and importlib.util.find_spec("sklearn")
 """
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
