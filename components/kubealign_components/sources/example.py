@@ -23,11 +23,14 @@ from kubealign_components.sources.values import (
 _TELLING = re.compile(
     r"(?:\A|[_ -])(?:response|completion|answer|reply|chosen|rejected|output|better|winner"
     r"|preferred|preference|human_ref|rank(?:ing)?|reasoning|thinking|thought|cot|rationale"
-    r"|score|rating|reward|label|vote|margin|feedback|thumb|verdict|context|passage|document)s?\d*"
+    r"|score|rating|reward|label|vote|margin|feedback|thumb|verdict|context|passage|document"
+    r"|dispreferred|accepted|win|lose|loser|winning|losing|positive|negative|y_[wl]"
+    r"|truth|gold|target|helpfulness|quality|grade|point|star)s?\d*"
     r"(?:[_ -]|\Z)",
     re.IGNORECASE,
 )
 """Names of columns that a file of prompts, answers or preferences means something by."""
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +124,7 @@ class Columns:
         that they hold an answer or a verdict."""
         kept = {}
         for name, value in self.others():
-            if _TELLING.search(name):
+            if _TELLING.search(name) or _TELLING.search(_CAMEL.sub("_", name)):
                 self.reading.notes[f"column_not_understood_{name}"] += 1
             small = small_value(value)
             if small is not None:

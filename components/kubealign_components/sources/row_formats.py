@@ -209,8 +209,8 @@ def parse(
 def _parse(row: Columns, parser: Parser) -> Example:
     example = parser(row)
     example.tools = read_tools(row.take("tools", "functions", "available_functions"))
-    names = ("answers", "answer", "solution")[1 if _are_ranked(row.peek("answers")) else 0 :]
-    example.answers = example.answers or answers_of(row.take(*names))
+    names = ("answers", "answer", "ground_truth", "solution")[1 if _are_ranked(row.peek("answers")) else 0 :]
+    example.answers = example.answers or answers_of(row.take(*names)) or _truth_of_verl(row)
     example.metadata = row.rest()
     example.notes = row.reading.notes
     _check_prompt(example.messages)
@@ -327,7 +327,7 @@ def _completion(row: Columns) -> list[Message]:
 
 
 def _pair_member(row: Columns, side: str, turns: list[Message]) -> Offline:
-    score = row.number(f"score_{side}", f"{side}_score", f"{side}_rating", f"{side}-rating")
+    score = row.number(f"score_{side}", f"{side}_score", f"{side}_rating", f"{side}-rating", f"rating_{side}")
     model = row.take(f"{side}_model", f"{side}-model")
     return Offline(messages=turns, label=side, score=score, model=name_of(model))
 
@@ -349,6 +349,14 @@ def _labelled(row: Columns, turns: list[Message]) -> list[Offline]:
     label = row.verdict("label", "kto_tag", "is_chosen", "desirable")
     score, model = row.number(*_SCORES), name_of(row.take("model"))
     return [Offline(messages=turns, label=label, score=score, model=model)]
+
+
+def _truth_of_verl(row: Columns) -> list[str]:
+    """What verifies an answer in verl's files: ``{"reward_model": {"ground_truth": …}}``."""
+    rule = row.peek("reward_model")
+    if not isinstance(rule, Mapping) or "ground_truth" not in rule:
+        return []
+    return answers_of(row.take("reward_model")["ground_truth"])
 
 
 def _are_ranked(value: object) -> bool:

@@ -614,3 +614,23 @@ def test_results_of_tools_under_the_names_of_known_families(imported: Import) ->
         chat = [USER, call, {"role": role, "content": "1"}, GOOD]
         [row], _ = imported(f"{role}.jsonl", [{"messages": chat}])
         assert [turn["role"] for turn in json.loads(row["messages"])] == ["user", "assistant", "tool"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("win", "lose"), ("y_w", "y_l"), ("positive", "negative"), ("gold", "answerKey"), ("grade", "stars")],
+)
+def test_columns_that_judge_or_verify_are_noted_by_whatever_name(names: tuple[str, str]) -> None:
+    example = read({"prompt": "Hi?", names[0]: "Good.", names[1]: "Bad."})
+    assert example.notes == {f"column_not_understood_{name}": 1 for name in names}
+
+
+def test_what_verifies_an_answer_in_files_for_reinforcement_learning() -> None:
+    truths: list[dict[str, Any]] = [
+        {"ground_truth": "7"},
+        {"reward_model": {"ground_truth": "7", "style": "rule"}},
+        {"answer": 7.0, "ground_truth": None},
+    ]
+    for truth in truths:
+        example = read({"prompt": [USER], **truth})
+        assert (example.answers, example.notes) == (["7"], {})
