@@ -2,6 +2,7 @@
 
 KubeAlignError
 ├── ClusterError  Kubeflow Pipelines cannot be reached, or does not do what was asked of it
+│   └── Unavailable  it does not answer now, and may later
 ├── RunFailed     a run that did not finish; names the task, its error and its log
 └── RunStopped    a run that a signal ended
 """
@@ -15,6 +16,10 @@ from kubealign_components.errors import KubeAlignError
 
 class ClusterError(KubeAlignError):
     """Kubeflow Pipelines cannot be reached, or does not do what was asked of it."""
+
+
+class Unavailable(ClusterError):
+    """It does not answer now, and may later."""
 
 
 class RunFailed(KubeAlignError):

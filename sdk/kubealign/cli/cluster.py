@@ -140,13 +140,14 @@ def logs(run: str, task: str, follow: bool, pipeline_root: str, connect: Callabl
     if here := find_run(run):
         print_logs(here, task, follow=follow)
         return
+    from kubealign.cluster.client import patiently
     from kubealign.cluster.logs import log_lines
 
     cluster = cluster_for(run, connect)
     chosen = cluster.run(run)
 
     def over() -> bool:
-        return _state(cluster, cluster.run(chosen.run_id)) not in UNENDED
+        return _state(cluster, patiently(lambda: cluster.run(chosen.run_id))) not in UNENDED
 
     for line in log_lines(cluster, chosen, task, pipeline_root, over if follow else None):
         say(line)
@@ -194,9 +195,11 @@ def output_of(cluster: Cluster, run: str, name: str, pipeline_root: str) -> Stor
 
 
 def _wait(cluster: Cluster, run_id: str, seconds: float = 5.0) -> None:
+    from kubealign.cluster.client import patiently
+
     state, had_workflow = "", False
     while state not in OVER:
-        run = cluster.run(run_id)
+        run = patiently(lambda: cluster.run(run_id))
         now = _state(cluster, run)
         # What was never there is not gone: the kubeconfig may be of another cluster.
         now = reported_state(run) if now == GONE and not had_workflow else now

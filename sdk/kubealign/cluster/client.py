@@ -9,12 +9,13 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import yaml
 from kfp_server_api import V2beta1Pipeline, V2beta1RecurringRun, V2beta1Run
@@ -22,14 +23,17 @@ from kfp_server_api import V2beta1Pipeline, V2beta1RecurringRun, V2beta1Run
 from kubealign.cluster.connection import Connection, asking, open_client
 from kubealign.cluster.kube import Kubernetes
 from kubealign.cluster.schedule import Schedule
-from kubealign.errors import ClusterError
+from kubealign.errors import ClusterError, Unavailable
 from kubealign_components import __version__
 from kubealign_components.json_types import JsonObject
 
+T = TypeVar("T")
 PAGE = 100
 """Entries asked for at once."""
 LOOK_BACK = 500
 """Runs among which one that made a cached artifact is looked for."""
+PATIENCE = 300.0
+"""Seconds for which a server that is watched may not answer: it is restarted, or its proxy is."""
 EQUALS = 1
 """Operation of a filter's predicate, as kfp.Client writes it."""
 HOME = "kubeflow"
@@ -62,7 +66,7 @@ class Cluster:
     def __init__(self, connection: Connection) -> None:
         self._host = connection.host or "the cluster of this pod or kubeconfig (there is no --host)"
         self._connection = connection
-        with self._asking("connect"):
+        with asking("connect", self._host):
             self._client = open_client(connection)
             self.namespace = connection.namespace or self._client.get_user_namespace() or None
         self._ui = os.environ.get("KF_PIPELINES_UI_ENDPOINT", connection.host).rstrip("/")
@@ -76,6 +80,8 @@ class Cluster:
         """Where the pods of ``run`` are."""
         if self.namespace:
             return str(self.namespace)
+        if not run.experiment_id:
+            return HOME
         with self._asking(f"experiment {run.experiment_id!r}"):
             experiment = self._client.get_experiment(experiment_id=run.experiment_id)
         return str(experiment.namespace or HOME)
@@ -228,7 +234,7 @@ class Cluster:
         Recurring runs cannot be edited. The new one is made paused and starts when the old one is
         gone: at no time do two run, and if something fails on the way, applying again mends it.
         """
-        digest = schedule.digest(yaml.safe_load_all(package.read_text()), parameters)
+        digest = schedule.digest(yaml.safe_load_all(package.read_text(encoding="utf-8")), parameters)
         before = self.schedules(schedule.name)
         same = [s for s in before if (s.description or "").endswith(digest)]
         if not same:
@@ -294,8 +300,11 @@ class Cluster:
     def _experiment(self, name: str) -> str:
         return str(self._client.create_experiment(name, namespace=self.namespace).experiment_id)
 
-    def _asking(self, what: str) -> AbstractContextManager[None]:
-        return asking(what, self._host)
+    @contextmanager
+    def _asking(self, what: str) -> Iterator[None]:
+        with asking(what, self._host):
+            yield
+            self._client.check_answer()
 
 
 def _computes(run: V2beta1Run) -> tuple[object, object]:
@@ -303,6 +312,19 @@ def _computes(run: V2beta1Run) -> tuple[object, object]:
     reference = run.pipeline_version_reference
     pipeline = reference.pipeline_version_id if reference else run.pipeline_spec
     return pipeline, run.runtime_config.parameters if run.runtime_config else None
+
+
+def patiently(ask: Callable[[], T], *, seconds: float = PATIENCE) -> T:
+    """What ``ask`` gives, asked again for some ``seconds`` while the server does not answer."""
+    end, pause = time.monotonic() + seconds, 0.5
+    while True:
+        try:
+            return ask()
+        except Unavailable:
+            if time.monotonic() + pause > end:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 30.0)
 
 
 class _Page(Protocol):

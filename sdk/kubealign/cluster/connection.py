@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import urllib.parse
 import warnings
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from kfp.client import Client
 from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 from kfp_server_api import ApiException
 
-from kubealign.errors import ClusterError
+from kubealign.cluster.kube import BUSY
+from kubealign.errors import ClusterError, Unavailable
 from kubealign_components.errors import ConfigError
 
 _HINTS = {
@@ -26,7 +28,14 @@ _HINTS = {
     403: "these credentials may not do that in this namespace",
     404: "there is no such thing; see `kubealign runs`, --namespace and --host",
     409: "that name is taken",
+    413: "the pipeline is larger than the proxy before it lets through: raise the limit there, such as "
+    "client_max_body_size of nginx",
 }
+_NO_API = (
+    "no API of Kubeflow Pipelines 2 is at that address: --host (KF_PIPELINES_ENDPOINT) is that of the API, "
+    "such as https://kubeflow.example.org/pipeline"
+)
+_TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,19 +77,43 @@ class Connection:
                 raise ConfigError(name, path, "a file")
 
 
-class _Client(Client):
+class CheckedClient(Client):
     """kfp's client that asks for the server's health once: kfp tries for half a minute, with tracebacks."""
 
     def get_kfp_healthz(self, sleep_duration: int = 0) -> object:  # noqa: ARG002
-        return self._healthz_api.healthz_service_get_healthz()
+        try:
+            health = self._healthz_api.healthz_service_get_healthz()
+        except ApiException as error:
+            if error.status == 404:
+                raise ValueError(_NO_API) from error
+            raise
+        self.check_answer()
+        return health
+
+    def check_answer(self) -> None:
+        """Raise :class:`ValueError` where the last answer was none of an API's: kfp takes any text for an
+        empty object.
+        """
+        answer = self._healthz_api.api_client.last_response.data
+        text = answer.decode(errors="replace") if isinstance(answer, bytes) else str(answer)
+        try:
+            if isinstance(json.loads(text), dict):
+                return
+        except ValueError:
+            pass
+        words = _words(text) or "nothing"
+        raise ValueError(
+            f"the answer is no JSON object but {words!r}: a page to log in at, when credentials are missing "
+            f"or expired (--token, --token-file, --cookies); else {_NO_API}"
+        )
 
 
-def open_client(connection: Connection) -> Client:
+def open_client(connection: Connection) -> CheckedClient:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # In a cluster kfp's namespace is also where it looks for the service: a profile is no such place.
         own = {"namespace": connection.namespace} if connection.host and connection.namespace else {}
-        return _Client(
+        return CheckedClient(
             host=connection.host or None,
             client_id=connection.iap_client_id or None,
             existing_token=connection.token or None,
@@ -105,10 +138,11 @@ def asking(what: str, server: str) -> Iterator[None]:
         with contextlib.redirect_stdout(io.StringIO()), _quiet():
             yield
     except ApiException as error:
-        raise ClusterError(f"{what}: {server} answers {_answer(error)}") from error
+        kind = Unavailable if error.status in BUSY else ClusterError
+        raise kind(f"{what}: {server} answers {_answer(error)}") from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
         reason = " ".join(str(getattr(error, "reason", error)).split())
-        raise ClusterError(
+        raise Unavailable(
             f"{what}: cannot reach {server}: {reason}; check --host (KF_PIPELINES_ENDPOINT)"
         ) from error
     except GoogleAuthError as error:
@@ -128,9 +162,17 @@ def _answer(error: ApiException) -> str:
         content = json.loads(text)
         if isinstance(content, dict):
             text = str(content.get("message") or content.get("error") or "")
-    words = " ".join(text.split())[:300]
+    words = _words(text)
     hint = _HINTS.get(error.status, " ".join(str(error.reason or "").split()))
+    hint += "; it may be restarting or overloaded, try again" if error.status in BUSY else ""
     return f"{error.status}: {hint}" + (f" ({urllib.parse.unquote(words)})" if words else "")
+
+
+def _words(text: str) -> str:
+    """``text`` on one line; of a page its title."""
+    if title := _TITLE.search(text):
+        text = title[1]
+    return " ".join(text.split())[:300]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kubealign.errors import ClusterError
+from kubealign.errors import ClusterError, Unavailable
 from kubealign_components.json_types import JsonObject
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ TIMEOUT = (10.0, 60.0)
 """Seconds to connect, and between two bytes of an answer."""
 PAGE = 250
 """Objects asked for at once."""
+
+
+BUSY = {408, 429, 500, 502, 503, 504}
+"""Answers after which asking again may help."""
 
 
 class NoKubernetes(ClusterError):
@@ -136,6 +140,7 @@ class Kubernetes:
             if error.status == 404:
                 return None
             kind = AccessDenied if error.status in (401, 403) else ClusterError
+            kind = Unavailable if error.status in BUSY else kind
             raise kind(f"{method} {path}: Kubernetes answers {error.status}: {_message(error)}") from error
         except (HTTPError, OSError) as error:
             server = self._client.configuration.host

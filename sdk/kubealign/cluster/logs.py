@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from kubealign.cluster.client import PATIENCE, Cluster, patiently
 from kubealign.cluster.outputs import StoredOutput, log_text, logs_of, names_task, outputs_of, plain, root_of
 from kubealign.cluster.pods import Pod, arriving, failed_of, log_of, pods_of
 from kubealign.errors import ClusterError
@@ -14,8 +15,6 @@ from kubealign_components.progress import ProcessBars
 
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
-
-    from kubealign.cluster.client import Cluster
 
 
 P = TypeVar("P", Pod, StoredOutput)
@@ -41,7 +40,8 @@ def log_lines(
     titles = _titles(cluster, run)
 
     def look() -> list[Pod]:
-        pods = pods_of(cluster.kubernetes, namespace, run.run_id)
+        seconds = 0.0 if over is None else PATIENCE
+        pods = patiently(lambda: pods_of(cluster.kubernetes, namespace, run.run_id), seconds=seconds)
         return _of_task(pods, task, titles, waiting=over is not None or not pods)
 
     def chosen() -> Iterable[Pod]:
@@ -50,16 +50,16 @@ def log_lines(
         pods = look()
         return pods if task else failed_of(pods) or pods
 
+    written = _from_pods(cluster, namespace, chosen(), titles, over)
     try:
-        written = _from_pods(cluster, namespace, chosen(), titles, over)
         first = next(written, None)
-        if first is not None:
-            yield first
-            yield from written
-            return
         reason = f"none of its pods is left in namespace {namespace}"
     except ClusterError as error:
-        reason = str(error)
+        first, reason = None, str(error)
+    if first is not None:
+        yield first
+        yield from written
+        return
     yield from _from_store(cluster, run, task, pipeline_root, titles, reason)
 
 

@@ -24,7 +24,7 @@ def pipeline_objects(package: Path, description: str = "", namespace: str = "") 
         description: of the pipeline, as the UI shows it.
         namespace: of the objects; by default wherever they are applied.
     """
-    spec, *platforms = yaml.load_all(package.read_text(), Loader=yaml.CSafeLoader)
+    spec, *platforms = yaml.load_all(package.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
     name, version = names_of(package)
     shown = {"description": description} if description else {}
     platform = {"platformSpec": platforms[0]} if platforms else {}

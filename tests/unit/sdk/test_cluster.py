@@ -20,7 +20,7 @@ from kubealign_components.data.schemas import PROMPTS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import StoreError
 from kubealign_components.store import ObjectInfo
-from support.fake_kfp import Kfp, Kube
+from support.fake_kfp import Kfp, KfpHandler, Kube
 from support.tiny import prompt_row
 
 GIVEN = [
@@ -367,3 +367,61 @@ def test_what_is_not_there_is_one_line(api: Kfp) -> None:
     nobody = CliRunner().invoke(main, ["runs", "--host", "http://127.0.0.1:1"])
     assert nobody.exit_code == 1 and "http://127.0.0.1:1" in nobody.output
     assert nobody.output.count("\n") == 1
+
+
+class _Faulty(KfpHandler):
+    """KFP's API behind a proxy that answers some requests itself."""
+
+    def respond(self, method: str, path: str, query: dict[str, str], body: bytes) -> tuple[int, Any]:
+        faults: list[tuple[str, int, str]] = self.server.faults
+        if faults and faults[0][0] in path:
+            return faults.pop(0)[1:]
+        return super().respond(method, path, query, body)
+
+
+@pytest.fixture
+def faulty(api: Kfp) -> Kfp:
+    api.RequestHandlerClass = _Faulty
+    api.faults = []  # type: ignore[attr-defined]
+    return api
+
+
+LOGIN = "<!DOCTYPE html><html><head><title>Log in\n to Dex</title></head><body><form></form></body></html>"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "text", "says"),
+    [
+        (
+            "healthz",
+            200,
+            LOGIN,
+            "'Log in to Dex': a page to log in at, when credentials are missing or expired",
+        ),
+        ("healthz", 200, "", "no JSON object but 'nothing'"),
+        ("healthz", 200, "null", "no JSON object but 'null'"),
+        ("runs", 200, LOGIN, "list runs: the answer is no JSON object but 'Log in to Dex'"),
+        ("runs", 200, '{"runs": [', "list runs: the answer is no JSON object"),
+        ("healthz", 404, '{"code": 5, "message": "Not Found"}', "no API of Kubeflow Pipelines 2 is at that"),
+        ("runs", 413, LOGIN, "answers 413: the pipeline is larger than the proxy before it lets through"),
+        (
+            "runs",
+            502,
+            "<html><title>502 Bad Gateway</title></html>",
+            "overloaded, try again (502 Bad Gateway)",
+        ),
+    ],
+)
+def test_an_answer_that_is_none_of_the_api_s_is_no_empty_list(
+    faulty: Kfp, path: str, status: int, text: str, says: str
+) -> None:
+    faulty.faults = [(path, status, text)]  # type: ignore[attr-defined]
+    told = call(faulty, "runs")
+    assert told.exit_code == 1 and says in told.output and "html" not in told.output
+
+
+def test_a_server_that_is_restarted_does_not_end_the_wait_for_a_run(faulty: Kfp) -> None:
+    run = faulty.add_run(state="FAILED", error={"code": 2, "message": "no room"})
+    faulty.faults = [("retry", 200, "{}"), ("runs", 503, "no backend")]  # type: ignore[attr-defined]
+    told = call(faulty, "retry", run["run_id"], "--wait")
+    assert told.exit_code == 1 and "failed: no room" in told.output and "503" not in told.output
