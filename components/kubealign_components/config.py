@@ -149,8 +149,11 @@ def require_choice(field: str, value: object, choices: Collection[str]) -> None:
 
 def near_name(name: object, names: Collection[str]) -> str:
     """The one of ``names`` that ``name`` was probably meant to be, or an empty text."""
-    by_lower = {name.lower(): name for name in sorted(names)}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
+    word, by_lower = str(name).lower(), {name.lower(): name for name in sorted(names)}
+    near = difflib.get_close_matches(word, by_lower, n=3, cutoff=0.6)
+    # Farther ones only where a part is missing, or letters have changed places.
+    alike = [one for one in near if word in one or one in word or sorted(one) == sorted(word)]
+    close = difflib.get_close_matches(word, by_lower, n=1, cutoff=0.7) or alike
     return by_lower[close[0]] if close else ""
 
 

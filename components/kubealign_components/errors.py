@@ -12,6 +12,7 @@ KubeAlignError
 ├── StoreError           storage that cannot be reached, read or written
 │   └── NotFound         no object at that URI
 ├── EngineError          a model that cannot be loaded or gives unusable numbers
+│   ├── NotFinite        a log-probability that is no finite number
 │   ├── Diverged         a training whose numbers grew out of bounds
 │   └── Refusal          what a cluster does not allow
 ├── DriftError           two computations of one log-probability disagree
@@ -94,6 +95,10 @@ class NotFound(StoreError):
 
 class EngineError(KubeAlignError):
     """A model that cannot be loaded, or that gives unusable numbers."""
+
+
+class NotFinite(EngineError):
+    """A log-probability that is no finite number."""
 
 
 class Diverged(EngineError):

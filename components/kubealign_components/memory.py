@@ -55,6 +55,6 @@ class MemoryWatch:
 
     def _text(self, name: str) -> str:
         try:
-            return (self._root / name).read_text()
+            return (self._root / name).read_text(encoding="utf-8")
         except OSError:
             return ""

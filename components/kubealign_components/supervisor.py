@@ -111,14 +111,17 @@ class _Supervisor:
         with warnings.catch_warnings():
             # From Python 3.12 on it warns of threads, which may hold locks; ours waits in poll without any.
             warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+            # Held back until both know what to do with it: the child would take it for its parent's.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             self._child = os.fork()
         if not self._child:
             for output in outputs:
                 output.take()
             _become(self._module, self._arguments, restart, parent)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         for output in outputs:
             output.follow()
-        if self._stopped:  # between the fork and its answer
+        if self._stopped:  # before the fork
             self._pass_on()
         _, status, usage = os.wait4(self._child, 0)
         self._child = 0
@@ -147,6 +150,7 @@ class _Supervisor:
 def _become(module: str, arguments: Sequence[str], restart: int, parent: int) -> None:
     """In the child: run ``module`` and leave with a code that says whether another attempt can help."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGINT, signal.default_int_handler)
     end_with(parent)
     if restart:

@@ -55,7 +55,7 @@ def write_catalogue(
         (stage_folder / "metadata.yaml").write_text(
             _yaml(_metadata(stage, component.component_spec, verified))
         )
-        (stage_folder / "README.md").write_text(_readme(stage, component.component_spec))
+        (stage_folder / "README.md").write_text(_readme(stage, component.component_spec), encoding="utf-8")
         if owners:
             (stage_folder / "OWNERS").write_text(_yaml({"approvers": list(owners)}))
         written.append(path)

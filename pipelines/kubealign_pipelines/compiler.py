@@ -15,6 +15,7 @@ from kubealign_components.config import require
 from kubealign_components.whole_file import whole_file
 from kubealign_pipelines import Rules, build, rules
 from kubealign_pipelines.checking.describe import options_text
+from kubealign_pipelines.checking.reach import near_path
 from kubealign_pipelines.flat import fold
 from kubealign_pipelines.graph import CHECK, Graph, Json, Parameter
 from kubealign_pipelines.lean import lean_sweep
@@ -43,15 +44,17 @@ def compile_pipeline(
 
     Args:
         name: one of :data:`kubealign_pipelines.PIPELINES`.
-        path: a ``.yaml`` file; folders before it are made.
+        path: a ``.yaml`` file, in a folder that is there.
         settings: what is fixed at compile time.
         parameters: those of the run: some decide which stages the graph has.
         defaults: whether ``parameters`` become the defaults of the compiled pipeline's own.
 
     Raises:
-        ConfigError: no such pipeline, an unknown choice of stages, or no YAML file name.
+        ConfigError: no such pipeline, an unknown choice of stages, no YAML file name, or no such folder.
     """
     require(path.suffix in (".yaml", ".yml"), "--output", str(path), "a file name that ends in .yaml")
+    near = near_path(path.parent)
+    require(path.parent.is_dir(), "--output", str(path), f"a file in a folder that is there{near}")
     parameters = parameters or {}
     pipeline = build(name, settings, parameters)
     spec, graph = _spec_of(pipeline, name)
@@ -63,7 +66,6 @@ def compile_pipeline(
     _limit_chunks(spec, len(variants) if isinstance(variants, list) else 0)
     if defaults:
         _set_defaults(spec, fold(graph, parameters).values)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(extract_comments_from_pipeline_spec(spec, pipeline.description))
         documents = [spec, platform] if platform.get("platforms") else [spec]

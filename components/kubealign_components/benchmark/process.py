@@ -47,7 +47,7 @@ def run_harness(job: HarnessJob, folder: Path, stop: Stop) -> dict[str, Any]:
         kill([process])
     if stop.requested:
         raise Preempted
-    left: dict[str, Any] = json.loads(report.read_text()) if report.is_file() else {}
+    left: dict[str, Any] = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
     if "error" in left:
         raise error_from(left["error"])
     if code or not left:

@@ -19,7 +19,7 @@ def cache_folder() -> Path:
 def kept_text(kind: str, key: str) -> str | None:
     """What :func:`keep_text` kept, None where it kept nothing or nothing can be read."""
     try:
-        return (cache_folder() / kind / key).read_text()
+        return (cache_folder() / kind / key).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
 

@@ -74,7 +74,9 @@ class EngineProcesses:
                 raise _error_of([folders[number] for number in failed], codes[failed[0]], failed[0], memory)
             if any(codes):
                 raise Preempted
-            return sum(json.loads((folder / REPORT).read_text())["reused_rows"] for folder in folders)
+            return sum(
+                json.loads((folder / REPORT).read_text(encoding="utf-8"))["reused_rows"] for folder in folders
+            )
 
     def _started(self, folder: Path, share: Share) -> subprocess.Popen[bytes]:
         folder.mkdir()
@@ -129,4 +131,4 @@ def _error_of(folders: Sequence[Path], code: int | None, number: int, memory: Me
 
 def _left_in(folder: Path) -> KubeAlignError | None:
     path = folder / REPORT
-    return error_from(json.loads(path.read_text())["error"]) if path.is_file() else None
+    return error_from(json.loads(path.read_text(encoding="utf-8"))["error"]) if path.is_file() else None

@@ -72,7 +72,7 @@ class FakeEngine(GenerationEngine):
 
 
 def _vocabulary_size(model: Path) -> int:
-    config = json.loads((model / "config.json").read_text())
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     size = text_config(config).get("vocab_size")
     if not size:
         raise EngineError(f"{model}/config.json names no vocab_size")

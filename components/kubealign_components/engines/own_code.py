@@ -51,7 +51,9 @@ class OwnCode:
 
     def bundle(self) -> bytes:
         """The files that the function uses, as JSON, for :func:`from_bundle`."""
-        files = {str(p.relative_to(self.root)): p.read_text() for p in sorted(self.used().files)}
+        files = {
+            str(p.relative_to(self.root)): p.read_text(encoding="utf-8") for p in sorted(self.used().files)
+        }
         return canonical_json({"main": str(self.file.relative_to(self.root)), "files": files}).encode()
 
 
@@ -106,7 +108,7 @@ def _from_bundle(source: str, name: str) -> OwnCode:
         if not file.is_relative_to(root.resolve()):
             raise StoreError(f"{source} holds a file outside its folder: {relative!r}")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
     return OwnCode(root=root, file=root / bundle["main"], name=name)
 
 
@@ -190,7 +192,7 @@ def _parsed(file: Path) -> ast.Module:
     if file.stat().st_size > MAX_FILE:
         raise ConfigError("function", str(file), f"a file of at most {MAX_FILE} bytes")
     try:
-        return ast.parse(file.read_text(), str(file))
+        return ast.parse(file.read_text(encoding="utf-8"), str(file))
     except (SyntaxError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a zero byte
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise ConfigError(

@@ -31,7 +31,7 @@ from kubealign_components.engines.packed_attention import SegmentPlan, check_rop
 from kubealign_components.engines.row_tiles import RowTiles, checkpoint_contexts, whole_tiles
 from kubealign_components.engines.token_batches import token_batches
 from kubealign_components.engines.variable_length import Segment
-from kubealign_components.errors import DataError, EngineError
+from kubealign_components.errors import DataError, NotFinite
 
 _FEW = 64
 """Tokens that fused layers are tried on."""
@@ -174,7 +174,7 @@ def summed_logprobs(model: object, batch: PackedBatch, names: Sequence[str] = ()
         names: what an error calls each completion; its number in the pack when not given.
 
     Raises:
-        EngineError: a sum that is not finite.
+        NotFinite: a sum.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden_TH = hidden_states(base, batch)
@@ -188,7 +188,8 @@ def summed_logprobs(model: object, batch: PackedBatch, names: Sequence[str] = ()
     if not torch.isfinite(sums_K).all():
         bad = int((~torch.isfinite(sums_K)).nonzero()[0])
         name = names[bad] if names else f"completion {bad} of the pack"
-        raise EngineError(f"{name} has log-probability {float(sums_K[bad].detach())}; the model is broken")
+        value = float(sums_K[bad].detach())
+        raise NotFinite(f"{name} has log-probability {value}; the model is broken, or try dtype=float32")
     return sums_K
 
 

@@ -440,7 +440,7 @@ def _tool_call(call: Mapping[str, Any]) -> str:
 def _model_identity(files: ModelFiles) -> dict[str, str]:
     template = files.path / "chat_template.jinja"
     text = template.read_bytes() if template.is_file() else b""  # else it is in the tokenizer's files
-    config = json.loads((files.path / "config.json").read_text())
+    config = json.loads((files.path / "config.json").read_text(encoding="utf-8"))
     return files.identity() | {
         "tokenizer": files.tokenizer_digest(),
         "template": hashlib.sha256(text).hexdigest(),

@@ -79,7 +79,7 @@ from kubealign_components.store import join
 
 log = logging.getLogger(__name__)
 
-VERSION = 7
+VERSION = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

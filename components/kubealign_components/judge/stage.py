@@ -33,7 +33,7 @@ from kubealign_components.data.worker import Missing, run_chunk
 from kubealign_components.engines.judge import Judgement, JudgeSpec, Pair, PairJudge
 from kubealign_components.engines.rewards import reward_inputs
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,7 +32,7 @@ from kubealign_components.training.regime import Regime, regime, weights_dtype
 if TYPE_CHECKING:
     from kubealign_components.engines.scoring import Scorer
 
-VERSION = 5
+VERSION = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

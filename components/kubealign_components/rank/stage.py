@@ -39,7 +39,7 @@ from kubealign_components.engines.reward_input import RewardInput
 from kubealign_components.engines.rewards import flatten_text, reward_inputs
 from kubealign_components.rank.active import ActiveRanking, PositionPair
 
-VERSION = 2
+VERSION = 3
 ASKED_ROWS = 4
 """Most prompts that are committed together where an endpoint is asked: each is hundreds of questions, and an
 error or SIGTERM loses all answers of a slice."""

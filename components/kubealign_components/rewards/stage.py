@@ -36,7 +36,7 @@ from kubealign_components.engines.rewards import (
     reward_params,
 )
 
-VERSION = 5
+VERSION = 6
 ASKED_ROWS = 32
 """Most prompts that are committed together where a server is asked about each completion: a slice of hundreds
 takes it minutes, and a pod that is lost loses all answers of a slice."""

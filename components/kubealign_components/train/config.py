@@ -41,8 +41,8 @@ class TrainConfig(TrainerConfig):
     """Clip the gradient norm to this; 0 never clips. The published recipe's 1e5 leaves it alone."""
     stop_after: float = 1.0
     """Share of the planned optimiser steps after which training stops; 1 for all. Learning rates and order
-    are those of the whole training. With a work prefix a larger share goes on from where this one stopped, to
-    the weights that it would have come to by itself."""
+    are those of the whole training. A larger share goes on from where this one stopped, by the checkpoint in
+    the work prefix, to the weights that it would have come to by itself."""
     merge_adapter: bool = True
     """Whether to add the adapters to the weights and save a whole model, or to save the adapters alone,
     which need the policy beside them and which no other stage takes for a model."""
@@ -65,6 +65,12 @@ class TrainConfig(TrainerConfig):
         require_choice("transform", self.transform, TRANSFORMS)
         require(self.beta > 0, "beta", self.beta, "a positive number")
         require(0 < self.stop_after <= 1, "stop_after", self.stop_after, "a share, above 0 and at most 1")
+        require(
+            self.stop_after == 1 or bool(self.work),
+            "work",
+            self.work,
+            f"a folder or URI for the checkpoint of stop_after={self.stop_after:g}, to go on from later",
+        )
         drift = self.max_initial_drift
         require(drift is None or drift >= 0, "max_initial_drift", drift, "0 or more, or none for the default")
         require(

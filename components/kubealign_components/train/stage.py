@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STAGE = "train"
-VERSION = 6
+VERSION = 7
 WHOLE = 1.0
 """Share of the steps of a training that goes through with them."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from kubealign_components.engines.packing import PackedBatch
-from kubealign_components.errors import Diverged, DriftError, EngineError
+from kubealign_components.errors import Diverged, DriftError, EngineError, NotFinite
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.data import Batch, Examples
 from kubealign_components.train.kto import Mismatches, reference_point
@@ -88,7 +88,7 @@ class AlignmentTrainer(StepTrainer):
             if batch.step_examples and batch.mismatched is not None:
                 own = batch.mismatched.to(self.args.device)
                 with torch.no_grad():
-                    ratio_C = (model(own.packed) - own.reference_logprob_C).double()
+                    ratio_C = (self._logprobs(model, own.packed) - own.reference_logprob_C).double()
                 total += torch.stack(
                     [ratio_C.sum(), torch.tensor(float(len(ratio_C)), device=ratio_C.device)]
                 )
@@ -102,19 +102,20 @@ class AlignmentTrainer(StepTrainer):
 
     def batch_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Sum of the objective over the examples of ``batch``."""
-        logprob_C = self._logprobs(model, batch)
+        logprob_C = self._logprobs(model, batch.packed, batch.completion_ids)
         loss, log_ratio_C, reward_C = _losses(self.config, batch, logprob_C, self.reference_point, self.rule)
         if not torch.isfinite(loss):
-            raise _not_finite(self.config, batch, logprob_C.detach(), loss.item())
+            first = not self.state.global_step
+            raise _not_finite(self.config, batch, logprob_C.detach(), loss.item(), first=first)
         if batch.step_examples:
             _measure(self.meter, self.config, batch, loss, log_ratio_C, reward_C)
         return loss
 
-    def _logprobs(self, model: nn.Module, batch: Batch) -> Tensor:
+    def _logprobs(self, model: nn.Module, packed: PackedBatch, names: Sequence[str] = ()) -> Tensor:
         try:
-            logprob_C: Tensor = model(batch.packed, batch.completion_ids)
-        except EngineError as error:
-            if not self.state.global_step:
+            logprob_C: Tensor = model(packed, names)
+        except NotFinite as error:
+            if not self.state.global_step:  # nothing has been trained that could have done it
                 raise
             raise Diverged(
                 f"after step {self.state.global_step}: {error}. The training has diverged: lower "
@@ -123,9 +124,11 @@ class AlignmentTrainer(StepTrainer):
         return logprob_C
 
 
-def _not_finite(config: TrainConfig, batch: Batch, logprob_C: Tensor, loss: float) -> EngineError:
-    """Which number of which completion makes the loss of ``batch`` infinite: the policy's by a training that
-    has diverged, or one of the data."""
+def _not_finite(
+    config: TrainConfig, batch: Batch, logprob_C: Tensor, loss: float, *, first: bool
+) -> EngineError:
+    """Which number of which completion makes the loss of ``batch`` infinite: one of the data, or the policy's
+    by a training that has diverged, unless this is the ``first`` step."""
     values = {
         "the reward": batch.reward_C if config.objective == "rebel" else None,
         "the reference log-probability": batch.reference_logprob_C,
@@ -141,7 +144,7 @@ def _not_finite(config: TrainConfig, batch: Batch, logprob_C: Tensor, loss: floa
             f"{said}, with no number beyond {_ORDINARY:g} in them: beta={config.beta} makes it so; raise it"
         )
     cause = f"{said}: {name} of completion {owner} is {value:g}"
-    if name.startswith("the policy"):
+    if name.startswith("the policy") and not first:
         return Diverged(f"{cause}; the training has diverged, lower learning_rate")
     return EngineError(f"{cause}; leave it out or mend it")
 

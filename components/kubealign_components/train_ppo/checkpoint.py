@@ -43,7 +43,7 @@ def save_state(folder: Path, trainer: PpoTrainer, progress: LoopState) -> None:
     safetensors.torch.save_file(weights, folder / _WEIGHTS)
     torch.save(trainer.optimizer.state_dict(), folder / _OPTIMIZER)
     body = {"kl_coef": trainer.kl.coefficient, "progress": asdict(progress)}
-    (folder / _STATE).write_text(json.dumps(body))
+    (folder / _STATE).write_text(json.dumps(body), encoding="utf-8")
 
 
 def load_state(folder: Path, trainer: PpoTrainer) -> LoopState:
@@ -54,7 +54,7 @@ def load_state(folder: Path, trainer: PpoTrainer) -> LoopState:
             for name, weight in named.items():
                 weight.copy_(weights[f"{part}/{name}"])
     trainer.optimizer.load_state_dict(torch.load(folder / _OPTIMIZER, weights_only=True, map_location="cpu"))
-    body = json.loads((folder / _STATE).read_text())
+    body = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     trainer.kl.coefficient = body["kl_coef"]
     saved = body["progress"]
     return LoopState(

@@ -8,7 +8,7 @@ Shape suffixes: T tokens of a pack, M completion tokens, K rollouts, H hidden, V
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from kubealign_components.engines.head import Head, chosen_logprobs
 from kubealign_components.engines.last_token import SHORTEST_PREFIX, common_length
 from kubealign_components.engines.packing import Group, PackedBatch, hidden_states, lay_out, prepare
 from kubealign_components.engines.reward_model import load_head
-from kubealign_components.errors import ConfigError, EngineError
+from kubealign_components.errors import ConfigError, NotFinite
 from kubealign_components.train_ppo.config import PpoConfig
 from kubealign_components.train_ppo.objectives import entropy
 from kubealign_components.training.models import (
@@ -33,6 +33,8 @@ from kubealign_components.training.models import (
 )
 
 POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"
+_OfLogits = Callable[[Tensor, Tensor], Tensor]
+"""What is measured of each token, (M,), by its logits (M, V) and the token itself (M,)."""
 
 
 class Adapters(NamedTuple):
@@ -121,23 +123,39 @@ class PpoModel(nn.Module):
         finally:
             self.base.set_attn_implementation(packed)
 
-    def tokens(self, part: str, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """Of each completion token, log-probability and entropy of the policy that samples, (M,) each, fp32.
+    def logprobs(self, part: str, batch: PackedBatch) -> Tensor:
+        """Log-probability of each completion token as the policy samples, (M,) fp32; differentiable.
 
-        Differentiable but for the entropy; to be called while ``part`` is :meth:`acting`.
+        To be called while ``part`` is :meth:`acting`.
+
+        Raises:
+            NotFinite: one of them.
         """
+        (logprob_M,) = self._of_tokens(part, batch, chosen_logprobs)
+        return logprob_M
+
+    @torch.no_grad()
+    def logprobs_and_entropy(self, part: str, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """As :meth:`logprobs`, and the entropy of what each token is drawn from, in nats, (M,) fp32."""
+        logprob_M, entropy_M = self._of_tokens(
+            part, batch, chosen_logprobs, lambda logits_MV, _: entropy(logits_MV)
+        )
+        return logprob_M, entropy_M
+
+    def _of_tokens(self, part: str, batch: PackedBatch, *functions: _OfLogits) -> list[Tensor]:
         hidden_MH = hidden_states(self.base, batch)[batch.predictors]
         head, heat = Head(self.base), self.config.temperature
         slices = [
-            _token_slice(head, hidden, targets, heat)
+            _token_slice(head, hidden, targets, heat, functions)
             for hidden, targets in zip(hidden_MH.split(head.rows), batch.targets.split(head.rows))
         ]
-        logprob_M = torch.cat([logprobs for logprobs, _ in slices])
-        if not torch.isfinite(logprob_M).all():
-            raise EngineError(
-                f"a {part} log-probability is not finite; lower learning_rate, or use dtype=float32"
+        columns = [torch.cat(column) for column in zip(*slices)]
+        if not torch.isfinite(columns[0]).all():
+            raise NotFinite(
+                f"a log-probability of the {part} is not finite: in the first step its model is broken, or "
+                "dtype=float32 is needed; later the training has diverged, lower learning_rate"
             )
-        return logprob_M, torch.cat([values for _, values in slices])
+        return columns
 
     def values(self, batch: PackedBatch) -> Tensor:
         """Value of the state before each completion token, (M,) fp32; while ``value`` is :meth:`acting`."""
@@ -245,14 +263,14 @@ def _named(field: str, folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _token_slice(head: Head, hidden_MH: Tensor, targets_M: Tensor, heat: float) -> tuple[Tensor, Tensor]:
-    def compute(hidden_MH: Tensor) -> tuple[Tensor, Tensor]:
+def _token_slice(
+    head: Head, hidden_MH: Tensor, targets_M: Tensor, heat: float, functions: Sequence[_OfLogits]
+) -> tuple[Tensor, ...]:
+    def compute(hidden_MH: Tensor) -> tuple[Tensor, ...]:
         logits_MV = head(hidden_MH) / heat
-        with torch.no_grad():
-            entropy_M = entropy(logits_MV)
-        return chosen_logprobs(logits_MV, targets_M), entropy_M
+        return tuple(function(logits_MV, targets_M) for function in functions)
 
     if torch.is_grad_enabled():
-        result: tuple[Tensor, Tensor] = checkpoint(compute, hidden_MH, use_reentrant=False)
+        result: tuple[Tensor, ...] = checkpoint(compute, hidden_MH, use_reentrant=False)
         return result
     return compute(hidden_MH)

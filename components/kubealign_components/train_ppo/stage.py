@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
 
 STAGE = "train_ppo"
-VERSION = 6
+VERSION = 7
 _PLACES = ("policy", "revision", "policy_adapter", "principles", "interventions")
 
 

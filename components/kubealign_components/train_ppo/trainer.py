@@ -133,9 +133,9 @@ class PpoTrainer:
             chosen = [rollouts[i] for i in numbers]
             batch = self._packed(chosen)
             with model.acting(POLICY):
-                logprob_M, entropy_M = model.tokens(POLICY, batch)
+                logprob_M, entropy_M = model.logprobs_and_entropy(POLICY, batch)
             with model.acting(REFERENCE):
-                reference_M, _ = model.tokens(REFERENCE, batch)
+                reference_M = model.logprobs(REFERENCE, batch)
             with model.acting(VALUE):
                 value_M = model.values(batch)
             columns = (logprob_M, entropy_M, reference_M, value_M)
@@ -185,7 +185,7 @@ class PpoTrainer:
 
     def _policy_loss(self, data: Experience, numbers: Sequence[int], sums: Tensor) -> Tensor:
         batch = self._packed([data.rollouts[i] for i in numbers])
-        logprob_M, _ = self.parts.model.tokens(POLICY, batch)
+        logprob_M = self.parts.model.logprobs(POLICY, batch)
         old_M, advantage_M = (
             data.picked(name, numbers).to(logprob_M.device) for name in ("logprob_BL", "advantage_BL")
         )

@@ -148,7 +148,7 @@ def save_tokenizer(policy: Path, target: Path, template: RewardTemplate, own: Se
     bos = tokenizer.bos_token_id
     opens = bos is not None and tokenizer("x")["input_ids"][0] == bos
     text = template.chat_template(own, beginning=tokenizer.bos_token if opens else "")
-    (target / CHAT_TEMPLATE).write_text(text)
+    (target / CHAT_TEMPLATE).write_text(text, encoding="utf-8")
     return load_tokenizer(target)
 
 

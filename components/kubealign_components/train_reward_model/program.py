@@ -128,7 +128,7 @@ def _scored(run: Run[RewardModelConfig], steps: Log, prepared: Path) -> Trained:
     model = ModelFiles(name="model", path=run.folder)
     scored = list(score_held_out(config, preferences, model, principles))
     pairs = [_measured(pair) for pair in scored]
-    stats = Stats.from_json(json.loads((prepared / _STATS).read_text()))
+    stats = Stats.from_json(json.loads((prepared / _STATS).read_text(encoding="utf-8")))
     _summarise(stats, steps, pairs)
     extra = {
         "adapter": False,  # the adapters are in the weights; the folder adapter/ has them once more

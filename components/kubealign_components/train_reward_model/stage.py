@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kubealign_components.training.launch import Launcher
 
 STAGE = "train_reward_model"
-VERSION = 4
+VERSION = 5
 _PLACES = ("policy", "revision", "template", "principles", "principle_names")
 
 

@@ -21,7 +21,11 @@ from kubealign_components.training.trackers import trackers
 
 def strategy_settings(strategy: str) -> dict[str, object]:
     """The ready settings of a sharding strategy (fsdp2, zero1, zero2, zero3), from ``configs/``."""
-    text = files("kubealign_components.training.configs").joinpath(f"{strategy}.json").read_text()
+    text = (
+        files("kubealign_components.training.configs")
+        .joinpath(f"{strategy}.json")
+        .read_text(encoding="utf-8")
+    )
     settings: dict[str, Any] = json.loads(text)
     return settings
 

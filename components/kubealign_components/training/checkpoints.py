@@ -3,8 +3,8 @@
 A checkpoint is a folder of its own, named by step and attempt. Every node publishes the files that its
 processes wrote; when all have, the first process publishes the checkpoint's marker in ``latest/``, which
 lists the files of all nodes with their digests. The last marker by name is the latest checkpoint. A kill in
-the middle of a save leaves files without a marker, which a later save removes, never a checkpoint that half
-loads.
+the middle of a save leaves files without a marker, which a save an hour later removes, never a checkpoint
+that half loads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from kubealign_components.data.fingerprint import file_digest
 from kubealign_components.errors import NotFound, StoreError
-from kubealign_components.store import inside, join, store_for
+from kubealign_components.store import ObjectInfo, inside, join, store_for
 from kubealign_components.training.processes import Processes
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 MARKERS = "latest"
 _FOLDER = re.compile(r"/(checkpoint-\d{8}-[0-9a-f]{8})(?:/|\.json$)")
 _THREADS = 4
+_UPLOAD_SECONDS = 3600.0
+"""How long after the last file of a checkpoint its marker may be on its way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,12 +154,12 @@ class CheckpointStore:
     def _marker(self, name: str) -> str:
         return join(self.uri, MARKERS, f"{name}.json")
 
-    def _objects(self, folder: str = "") -> Iterator[tuple[str, str]]:
-        """``(checkpoint, URI)`` of everything stored below ``folder``."""
+    def _objects(self, folder: str = "") -> Iterator[tuple[str, ObjectInfo]]:
+        """The checkpoint, by name, and what is stored of everything below ``folder``."""
         for entry in store_for(self.uri).list(join(self.uri, folder) if folder else self.uri):
             match = _FOLDER.search(entry.uri)
             if match:
-                yield match[1], entry.uri
+                yield match[1], entry
 
     def _names(self) -> set[str]:
         """Of the complete checkpoints that are this run's."""
@@ -168,14 +170,19 @@ class CheckpointStore:
         """Remove all but ``last``, which was just published, and the newest complete ones before it.
 
         A complete one of a later step goes as well: had it been usable, the run that made ``last`` would
-        have gone on from there. What has no marker and comes later may still be on its way.
+        have gone on from there. What has no marker and comes later, or was written a while ago at most, may
+        still be on its way: another training of the same kind may be under way.
         """
         complete = self._names()
         kept = sorted(name for name in complete if name <= last)[-self.keep :]
+        objects = list(self._objects())
+        written = {name: max(each.written for of, each in objects if of == name) for name, _ in objects}
+        # By the store's clock alone.
+        before = written[last] - _UPLOAD_SECONDS
         old = [
-            (name, uri)
-            for name, uri in self._objects()
-            if name not in kept and (name < last or name in complete)
+            (name, each.uri)
+            for name, each in objects
+            if name not in kept and (name in complete or (name < last and written[name] <= before))
         ]
         # Markers go first, so that a checkpoint is never complete with files missing.
         for _, uri in sorted((uri != self._marker(name), uri) for name, uri in old):

@@ -33,6 +33,8 @@ POINTWISE = ("kto", "qrpo")
 """Objectives that look at one completion at a time; pairs are two of them."""
 SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
 """Strategies that spread the training state over processes; each has a file in ``configs/``."""
+_OF_CHECKPOINTS = {"save_every": 0, "save_minutes": 10.0, "keep_checkpoints": 1}
+"""Settings that do nothing without a place for checkpoints, and their defaults."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,12 +106,13 @@ class OptimiserConfig:
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
         for name in ("micro_batch_tokens", "lora_r", "lora_alpha", "keep_checkpoints", "nodes"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        require(
-            not self.save_every or bool(self.work),
-            "work",
-            self.work,
-            "a folder or URI for the checkpoints that save_every asks for",
-        )
+        for name, default in _OF_CHECKPOINTS.items():
+            require(
+                bool(self.work) or getattr(self, name) in (default, 0),
+                "work",
+                self.work,
+                f"a folder or URI for the checkpoints that {name}={getattr(self, name):g} asks for",
+            )
         require(
             self.nodes == 1 or bool(self.work), "work", self.work, "a URI where several nodes find their job"
         )

@@ -94,7 +94,7 @@ class Processes:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """No other process of the node is in this block."""
-        with (self.folder / ".lock").open("a") as file:
+        with (self.folder / ".lock").open("a", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -114,7 +114,7 @@ def _convert(folder: Path, done: Path) -> None:
 
     In a process of its own: the conversion forks, and this process may hold a GPU and threads.
     """
-    tag = (folder / "latest").read_text().strip()
+    tag = (folder / "latest").read_text(encoding="utf-8").strip()
     target = folder / f"{tag}_universal"
     command = [
         *(sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"),
@@ -127,4 +127,4 @@ def _convert(folder: Path, done: Path) -> None:
             f"the checkpoint {folder.name} was written by another number of processes, and DeepSpeed cannot "
             f"convert it ({reason}); go on with as many processes as before"
         )
-    done.write_text(target.name)
+    done.write_text(target.name, encoding="utf-8")

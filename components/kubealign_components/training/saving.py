@@ -229,7 +229,7 @@ def copy_with_template(source: Path, target: Path, template: str) -> None:
         kept = read_object(settings)
         if kept.pop("chat_template", None) is not None:
             _write_json(settings, kept)
-    target.joinpath(CHAT_TEMPLATE).write_text(template)
+    target.joinpath(CHAT_TEMPLATE).write_text(template, encoding="utf-8")
 
 
 def is_template(name: str) -> bool:
@@ -284,4 +284,4 @@ def _in_dtype(settings: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

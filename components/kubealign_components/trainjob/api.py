@@ -56,7 +56,7 @@ def connect(namespace: str = "", *, deadline: float, pause: float = 1.0) -> Clus
     try:
         if NAMESPACE_FILE.is_file():
             config.load_incluster_config(client_configuration=settings)
-            own = NAMESPACE_FILE.read_text().strip()
+            own = NAMESPACE_FILE.read_text(encoding="utf-8").strip()
         else:
             # The library reads the variable once, when it is imported.
             path = os.environ.get("KUBECONFIG") or None

@@ -127,7 +127,7 @@ class Folder:
         """The chat template, or an empty text."""
         path = self.path / _TEMPLATE_FILE
         if path.is_file():
-            return path.read_text()
+            return path.read_text(encoding="utf-8")
         template = self.tokenizer_config.get("chat_template") or ""
         if isinstance(template, list):
             template = {entry["name"]: entry["template"] for entry in template}.get("default", "")
@@ -379,7 +379,7 @@ def _look_at_context(stage: Stage, folder: Folder, checked: Checked) -> Iterator
 
 
 def _read_json(path: Path) -> dict[str, object]:
-    body = json.loads(path.read_text())
+    body = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(body, dict):
         raise ValueError(f"{path.name} holds no object")
     return body

@@ -101,7 +101,9 @@ def _of_system(error: OSError) -> str:
 
 def _unexpected(context: click.Context, error: Exception) -> str:
     """An error of nobody's, whose traceback is kept in a file for a report."""
-    with tempfile.NamedTemporaryFile("w", prefix="kubealign-", suffix=".log", delete=False) as log:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", errors="backslashreplace", prefix="kubealign-", suffix=".log", delete=False
+    ) as log:
         traceback.print_exception(error, file=log)
     reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
     command = context.invoked_subcommand or context.info_name

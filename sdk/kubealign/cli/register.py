@@ -59,7 +59,7 @@ def register(
     """
     from kubealign.registry import RegistryServer, register
 
-    token = registry_token_file.read_text().strip() if registry_token_file else registry_token
+    token = registry_token_file.read_text(encoding="utf-8").strip() if registry_token_file else registry_token
     registry = RegistryServer(address=server, token=token, ca_cert=registry_ca_cert)
     what = _what(target, output, name, author, pipeline_root, connect)
     done = register(registry, what)

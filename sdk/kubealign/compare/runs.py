@@ -44,7 +44,7 @@ class ComparedRun:
     def settings(self) -> dict[str, str]:
         """Every parameter as text, defaults included; nested ones by dotted names."""
         file = self.info.folder.parameters
-        given = yaml.safe_load(file.read_text()) if file.is_file() else None
+        given = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
         named = given if isinstance(given, dict) else {}
         flat = dict(_flat({k: v for k, v in named.items() if k not in _PLACES}))
         return {"pipeline": str(self.info.results.get("pipeline", "")), **flat}

@@ -95,7 +95,7 @@ class Subject:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "pipeline.yaml"
             compile_pipeline(self.run.pipeline, path, self.run.compile, self.run.parameters)
-            spec, *platforms = yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader)
+            spec, *platforms = yaml.load_all(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
         pods = platforms[0]["platforms"]["kubernetes"]["deploymentSpec"]["executors"] if platforms else {}
         executors = spec["deploymentSpec"]["executors"].items()
         return [

@@ -173,6 +173,6 @@ def _rows(parameters: Mapping[str, object]) -> int:
 def _shape(policy: str) -> ModelShape:
     """The policy's shape, from its config or its name; a small one where neither tells."""
     try:
-        return shape_from_config(json.loads((Path(policy) / "config.json").read_text()))
+        return shape_from_config(json.loads((Path(policy) / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError):
         return SHAPES[preset_of(policy) or "smollm2-135m"]

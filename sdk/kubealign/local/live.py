@@ -60,7 +60,7 @@ def state_written(path: Path, graph: Graph, watcher: Watcher, forecast: Forecast
 def read_state(path: Path) -> RunState:
     """What :func:`state_written` wrote last; nothing where there is no such file, or not a whole one."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return {"tasks": [_read(one) for one in content["tasks"]], "left": float(content["left"])}
     except (OSError, ValueError, KeyError, TypeError):
         return {"tasks": [], "left": 0.0}

@@ -339,7 +339,9 @@ def read_results(run: RunInfo) -> Results:
     return Results(
         pipeline=content.get("pipeline", ""),
         folder=folder.path,
-        parameters=yaml.safe_load(folder.parameters.read_text()) if folder.parameters.is_file() else {},
+        parameters=yaml.safe_load(folder.parameters.read_text(encoding="utf-8"))
+        if folder.parameters.is_file()
+        else {},
         seconds=content.get("seconds", 0.0),
         price=content.get("price", 0.0),
         stages=[StageRow(**row) for row in content.get("stages", ())],
@@ -377,7 +379,7 @@ def find_outputs(graph: Graph, artifacts: Path, runs: Sequence[TaskRun]) -> list
         task = graph.tasks.get(path.parent.name)
         if task is None or task.name not in ended:
             continue
-        written = json.loads(path.read_text()).get("artifacts", {})
+        written = json.loads(path.read_text(encoding="utf-8")).get("artifacts", {})
         for name, kind in task.outputs.items():
             metadata = written.get(name, {}).get("artifacts", [{}])[0].get("metadata", {})
             outputs.append(

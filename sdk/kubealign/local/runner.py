@@ -177,7 +177,7 @@ def _claimed(runs: Path, name: str) -> Iterator[RunFolder]:
     with contextlib.ExitStack() as stack:
         try:
             path = _made(runs, run_name, new=not name)
-            lock = stack.enter_context((path / LOCK).open("a"))
+            lock = stack.enter_context((path / LOCK).open("a", encoding="utf-8"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError("--name", run_name, "a run that is not under way in another process") from None

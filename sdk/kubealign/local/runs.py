@@ -160,7 +160,7 @@ def read_run(path: Path) -> RunInfo:
     results: Any = {}
     if folder.results.is_file():
         try:
-            results = json.loads(folder.results.read_text())
+            results = json.loads(folder.results.read_text(encoding="utf-8"))
         except ValueError:  # cut by a full disk of old
             results = {}
     results = results if isinstance(results, dict) else {}
@@ -241,7 +241,7 @@ def task_of(log: Path) -> str:
 def is_locked(path: Path) -> bool:
     """Whether a living process holds the lock at ``path``."""
     try:
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -24,7 +24,7 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(dead, ignore_errors=True)
     before, default = os.environ.get("TMPDIR"), tempfile.tempdir
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    with (folder / LOCK).open("w") as lock:
+    with (folder / LOCK).open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
         try:

@@ -119,7 +119,7 @@ def descendants(parent: int) -> list[int]:
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError, IndexError):  # it ended meanwhile
             # The name stands in brackets and may hold anything; state and parent follow it.
-            above = int(entry.read_text().rpartition(")")[2].split()[1])
+            above = int(entry.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
             children.setdefault(above, []).append(int(entry.parent.name))
     processes: list[int] = []
     waiting = children.get(parent, [])

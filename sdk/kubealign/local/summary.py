@@ -32,6 +32,11 @@ from kubealign_components.reports.lineage import to_html
 from kubealign_components.reports.sides import SidesRow, sides_charts
 from kubealign_components.whole_file import write_whole
 
+_COMPARED = {
+    *("prompts", "reward_reference", "reward_aligned", "length_ratio"),
+    *("reward_gain", "reward_gain_low", "reward_gain_high"),
+}
+"""Numbers of an evaluation that its sentence needs."""
 MANY = 0.1
 """Share of cut completions from which a reader is told that they were kept."""
 
@@ -91,8 +96,8 @@ def write_summary(results: Results, path: Path, *, failure: str = "") -> None:
 
 
 def verdict(numbers: Mapping[str, float]) -> str:
-    """The comparison in one sentence; empty where there is none."""
-    if "reward_gain" not in numbers:
+    """The comparison in one sentence; empty where there is none, or not all of it."""
+    if not numbers.keys() >= _COMPARED:
         return ""
     low, high = numbers["reward_gain_low"], numbers["reward_gain_high"]
     moved = "rose" if low > 0 else "fell" if high < 0 else "did not change measurably:"

@@ -183,7 +183,7 @@ class Watcher(logging.Filter):
             run = TaskRun(task=task, number=number, started=time.monotonic(), log=log)
             self.runs.append(run)
             self._current[threading.get_ident()] = run
-            self._files[threading.get_ident()] = log.open("w")
+            self._files[threading.get_ident()] = log.open("w", encoding="utf-8")
         self._on_event(run)
 
     def _end(self, ok: bool) -> None:

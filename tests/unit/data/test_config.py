@@ -16,6 +16,7 @@ from kubealign_components.config import (
     execution,
     from_mapping,
     from_parameters,
+    near_name,
     require,
     require_choice,
     semantic_params,
@@ -146,3 +147,15 @@ def test_settings_borrowed_from_another_stage_count_over_an_argument_and_under_o
     assert assemble(Scored, {"adapter": "qlora", "train_options": {}, "options": {}}).values == {
         "adapter": "qlora"
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        *(("kubernets", ""), ("deepspeed", ""), ("samples", ""), ("dop", "dpo"), ("sede", "seed")),
+        *(("reward", "reward_model"), ("Secret", "secrets"), ("polciy", "policy")),
+    ],
+)
+def test_a_name_is_suggested_where_it_is_near_alone(name: str, meant: str) -> None:
+    names = ("dpo", "ipo", "kto", "policy", "reward_model", "secrets", "seed", "stages", "volumes")
+    assert near_name(name, names) == meant

@@ -269,3 +269,8 @@ def test_a_driver_that_hangs_costs_the_page_nothing_but_its_number_of_gpus(
     write_summary(results(stage("sample")), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "processor cores" in page and "GPUs" not in page
+
+
+@pytest.mark.parametrize("numbers", [{}, {"reward_gain": 0.5}, {"reward_gain": 0.5, "prompts": 8.0}])
+def test_half_an_evaluation_has_no_verdict(numbers: dict[str, float]) -> None:
+    assert verdict(numbers) == ""

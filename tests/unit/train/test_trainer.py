@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,10 +25,11 @@ from transformers import (
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.models import find_model
 from kubealign_components.data.schemas import MODEL, SELECTION
-from kubealign_components.errors import ConfigError, DataError, Diverged, DriftError, EngineError
+from kubealign_components.errors import ConfigError, DataError, Diverged, DriftError, EngineError, NotFinite
 from kubealign_components.progress import read_line
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.stage import run
+from kubealign_components.train.trainer import AlignmentTrainer
 from kubealign_components.training import objectives, program
 from kubealign_components.training.checkpoints import MARKERS, CheckpointStore, everything
 from kubealign_components.training.curves import curves_page, training_log
@@ -260,6 +262,9 @@ def test_too_few_references_for_the_transform_are_refused_by_rule(
         {"objective": "ipo", "label_smoothing": 0.1},
         {"adapter": "qlora", "strategy": "zero3"},
         {"save_every": 5},
+        {"save_minutes": 5.0},
+        {"keep_checkpoints": 2},
+        {"stop_after": 0.5},
         {"warmup_ratio": 1.0},
     ],
 )
@@ -405,9 +410,11 @@ def test_the_curves_page_shows_everything_and_needs_nothing(
 CHILD = """
 import json, os, signal, sys, threading
 from pathlib import Path
+from types import SimpleNamespace
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.stage import run
+from kubealign_components.train.trainer import AlignmentTrainer
 
 config, data, output, pattern = json.loads(sys.argv[1])
 
@@ -489,6 +496,7 @@ def test_ready_configs_are_accepted(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from kubealign_components.training.arguments import training_arguments
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.training.config import SHARDED
@@ -550,3 +558,23 @@ def test_every_step_s_loss_is_in_the_log(capsys: pytest.CaptureFixture[str]) -> 
     ]
     last = [state for state in map(read_line, lines) if state is not None][-1]
     assert (last.done, last.total, last.unit, last.notes) == (3, 3, "steps", "loss=0.1667")
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "kind"),
+    [
+        (0, NotFinite("it has log-probability nan"), NotFinite),
+        (3, NotFinite("it has log-probability nan"), Diverged),
+        (3, EngineError("a text is too long"), EngineError),
+    ],
+)
+def test_only_numbers_that_training_has_spoilt_are_a_training_that_has_diverged(
+    step: int, error: EngineError, kind: type[EngineError]
+) -> None:
+    def model(*_: object) -> torch.Tensor:
+        raise error
+
+    trainer: Any = SimpleNamespace(state=TrainerState(global_step=step))
+    with pytest.raises(EngineError) as raised:
+        AlignmentTrainer._logprobs(trainer, model, None)  # type: ignore[arg-type]
+    assert type(raised.value) is kind

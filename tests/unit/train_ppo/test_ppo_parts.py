@@ -148,7 +148,7 @@ def test_token_logprobs_and_entropy_are_those_of_a_plain_forward(model: PpoModel
     """Packed, at the sampling temperature, against one padded-free forward for each rollout."""
     plain = AutoModelForCausalLM.from_pretrained(tiny_model)
     with torch.no_grad(), model.acting(POLICY):
-        logprobs, entropies = model.tokens(POLICY, pack_rollouts(ROLLOUTS))
+        logprobs, entropies = model.logprobs_and_entropy(POLICY, pack_rollouts(ROLLOUTS))
         expected = []
         for prompt, completion in ROLLOUTS:
             logits = plain(torch.tensor([[*prompt, *completion]])).logits[0] / 0.7
@@ -174,7 +174,7 @@ def test_what_all_prompts_begin_with_changes_nothing(model: PpoModel, shared: in
     def measured(batches: list[PackedBatch]) -> list[torch.Tensor]:
         model.zero_grad()
         results = []
-        for part, of in ((POLICY, lambda batch: model.tokens(POLICY, batch)[0]), (VALUE, model.values)):
+        for part, of in ((POLICY, lambda batch: model.logprobs(POLICY, batch)), (VALUE, model.values)):
             with model.acting(part):
                 numbers = torch.cat([of(batch) for batch in batches])
                 numbers.square().sum().backward()
@@ -196,26 +196,26 @@ def test_adapters_do_not_touch_each_other(model: PpoModel) -> None:
     batch = pack_rollouts(ROLLOUTS)
     with torch.no_grad():
         with model.acting(REFERENCE):
-            reference, _ = model.tokens(REFERENCE, batch)
+            reference = model.logprobs(REFERENCE, batch)
         with model.acting(VALUE):
             assert not model.values(batch).any()
         jolt(model, POLICY)
         with model.acting(REFERENCE):
-            assert torch.equal(model.tokens(REFERENCE, batch)[0], reference)
+            assert torch.equal(model.logprobs(REFERENCE, batch), reference)
         with model.acting(POLICY):
-            policy, _ = model.tokens(POLICY, batch)
+            policy = model.logprobs(POLICY, batch)
         assert (policy - reference).abs().max() > 0.01
         jolt(model, VALUE)
         with model.acting(VALUE):
             assert model.values(batch).abs().min() > 0
         with model.acting(POLICY):
-            assert torch.equal(model.tokens(POLICY, batch)[0], policy)
+            assert torch.equal(model.logprobs(POLICY, batch), policy)
 
 
 def test_gradients_reach_the_acting_part_alone(model: PpoModel) -> None:
     batch = pack_rollouts(ROLLOUTS)
     for part, value in (
-        (POLICY, lambda: model.tokens(POLICY, batch)[0]),
+        (POLICY, lambda: model.logprobs(POLICY, batch)),
         (VALUE, lambda: model.values(batch)),
     ):
         jolt(model, part)
@@ -238,12 +238,12 @@ def test_the_reference_of_a_started_policy_is_its_start(tiny_model: Path, tmp_pa
     second = PpoModel(config, tiny_model, Adapters(policy=tmp_path / POLICY), CPU)
     with torch.no_grad():
         with first.acting(POLICY):
-            start, _ = first.tokens(POLICY, batch)
+            start = first.logprobs(POLICY, batch)
         jolt(second, POLICY)
         with second.acting(REFERENCE):
-            torch.testing.assert_close(second.tokens(REFERENCE, batch)[0], start)
+            torch.testing.assert_close(second.logprobs(REFERENCE, batch), start)
         with second.acting(POLICY):
-            assert (second.tokens(POLICY, batch)[0] - start).abs().max() > 0.01
+            assert (second.logprobs(POLICY, batch) - start).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -252,11 +252,11 @@ def test_an_adapter_on_the_head_starts_at_the_reference(tiny_model: Path, dtype:
     model, batch = PpoModel(config, tiny_model, Adapters(), CPU), pack_rollouts(ROLLOUTS)
     with torch.no_grad():
         with model.acting(REFERENCE):
-            reference, _ = model.tokens(REFERENCE, batch)
+            reference = model.logprobs(REFERENCE, batch)
         with model.acting(POLICY):
-            assert torch.equal(model.tokens(POLICY, batch)[0], reference)
+            assert torch.equal(model.logprobs(POLICY, batch), reference)
             jolt(model, POLICY)
-            assert (model.tokens(POLICY, batch)[0] - reference).abs().max() > 0.01
+            assert (model.logprobs(POLICY, batch) - reference).abs().max() > 0.01
 
 
 def test_an_adapter_that_is_more_than_lora_is_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,16 +131,20 @@ def test_damage_that_one_node_finds_sends_all_to_an_older_checkpoint(tmp_path: P
 
 def test_what_a_killed_save_left_goes_with_the_next(tmp_path: Path) -> None:
     store = CheckpointStore(uri=str(tmp_path / "store"), keep=1)
-    for name in ("checkpoint-00000002-0badcafe", "checkpoint-00000009-0badcafe"):
-        half = tmp_path / "store" / name
-        half.mkdir(parents=True)
-        (half / "part-0").write_text("half")
+    dead, ahead, beside = (f"checkpoint-0000000{step}-0badcafe" for step in (2, 9, 3))
+    for name in (dead, ahead, beside):
+        half = tmp_path / "store" / name / "part-0"
+        half.parent.mkdir(parents=True)
+        half.write_text("half")
+        if name != beside:
+            os.utime(half, (time.time() - 7200, time.time() - 7200))
     on_nodes(tmp_path / "writing", save(store, 4))
     with joined() as alone:
         found = store.newest(everything, alone)
         assert found is not None and found[0].step == 4
-    assert not (tmp_path / "store" / "checkpoint-00000002-0badcafe" / "part-0").exists()
-    assert (tmp_path / "store" / "checkpoint-00000009-0badcafe" / "part-0").exists(), "may still be written"
+    assert not (tmp_path / "store" / dead / "part-0").exists()
+    for name in (ahead, beside):
+        assert (tmp_path / "store" / name / "part-0").exists(), "another training may be writing it"
 
 
 def write_metadata(folder: Path, rows: dict[str, int], processes: int) -> None:

@@ -121,8 +121,10 @@ def _templates(model: Path, named: object) -> str | dict[str, str]:
         templates |= {entry["name"]: entry["template"] for entry in named}
     file = model / "chat_template.jinja"
     if file.is_file():
-        templates = {"default": file.read_text()}
-        templates |= {path.stem: path.read_text() for path in (model / _MORE_TEMPLATES).glob("*.jinja")}
+        templates = {"default": file.read_text(encoding="utf-8")}
+        templates |= {
+            path.stem: path.read_text(encoding="utf-8") for path in (model / _MORE_TEMPLATES).glob("*.jinja")
+        }
     return templates.get("default", "") if set(templates) <= {"default"} else templates
 
 
