@@ -11,7 +11,7 @@ import pytest
 import yaml
 from kfp import compiler, dsl
 
-from kubealign.errors import ClusterError, RunFailed, RunStopped
+from kubealign.errors import ClusterError, RunFailed, RunStopped, Unavailable
 from kubealign.runfile import RunFile
 from kubealign_components.config import check_mapping
 from kubealign_components.data.principles import parse_principles
@@ -61,7 +61,7 @@ def test_every_objective_is_told_with_its_range() -> None:
 
 
 def test_every_error_is_told() -> None:
-    errors = {*error_kinds(), ClusterError, RunFailed, RunStopped} - {KubeAlignError}
+    errors = {*error_kinds(), ClusterError, Unavailable, RunFailed, RunStopped} - {KubeAlignError}
     assert {row[0] for row in table("sdk/README.md", "errors")} == {kind.__name__ for kind in errors}
 
 
