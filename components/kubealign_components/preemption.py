@@ -25,7 +25,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 def grace_seconds(default: float = GRACE_SECONDS) -> float:
     """Seconds from SIGTERM to the end, as the environment has them."""
-    return float(os.environ.get(GRACE_VARIABLE, default))
+    return float(os.environ.get(GRACE_VARIABLE) or default)
 
 
 class Preempted(SystemExit):

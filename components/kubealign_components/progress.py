@@ -91,7 +91,7 @@ def progress_bar(total: int, unit: str, description: str) -> tqdm[Any]:
     settings: dict[str, Any] = {"total": total, "unit": f" {unit}", "desc": description}
     if sys.stderr.isatty():
         return _Bar(**settings, mininterval=0.5, dynamic_ncols=True)
-    return _Lines(**settings, mininterval=float(os.environ.get(SECONDS, "30")))
+    return _Lines(**settings, mininterval=float(os.environ.get(SECONDS) or 30))
 
 
 def process_name(whole: str, number: int, count: int) -> str:

@@ -89,7 +89,7 @@ class _Supervisor:
         """Run to the end; the exit code of the last attempt."""
         signal.signal(signal.SIGTERM, self._stop)
         threading.Thread(target=_stop_without_reader, name="reader", daemon=True).start()
-        pause = float(os.environ.get(PAUSE_VARIABLE, _PAUSE))
+        pause = float(os.environ.get(PAUSE_VARIABLE) or _PAUSE)
         for restart in range(self._retries + 1):
             memory = MemoryWatch()
             end = self._attempt(restart)

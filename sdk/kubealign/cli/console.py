@@ -40,7 +40,8 @@ class PlainConsole(Console):
 def standard_console(*, stderr: bool = False) -> Console:
     """A console on today's standard output, which stays the same while prints are redirected."""
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else int(os.environ.get("COLUMNS") or PIPE_WIDTH)
+    columns = os.environ.get("COLUMNS", "")
+    width = None if stream.isatty() else max(int(columns) if columns.isdecimal() else PIPE_WIDTH, 1)
     return PlainConsole(file=stream, highlight=False, width=width)
 
 

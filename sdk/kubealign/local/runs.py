@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Any
 from kubealign_components.config import did_you_mean
 from kubealign_components.errors import NotFound
 
+log = logging.getLogger(__name__)
+
 RESULTS = "results.json"
 """File of a run's folder: what it made, and its numbers."""
 RUNS, WORK = "runs", "work"
@@ -23,6 +26,9 @@ DIRECTORIES = ("system.Dataset", "system.Model")
 """Types of the outputs that are folders with a manifest."""
 LOCK = ".lock"
 """File of a run's folder that the process which runs in it holds."""
+_SHAPE: dict[str, object] = {"pipeline": "", "evaluation": {}, "stages": [], "outputs": [], "failed": ""}
+"""Types of what :data:`RESULTS` holds, each by a value of its own."""
+_OUTPUT = {"task", "output", "type", "path"}
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
 """States of a run; ``stopped`` is one that nobody can say more of: it was killed."""
 
@@ -157,13 +163,7 @@ def runs_below(output: Path) -> list[RunInfo]:
 def read_run(path: Path) -> RunInfo:
     """What the run's folder at ``path`` tells."""
     folder = RunFolder.of_last_attempt(path)
-    results: Any = {}
-    if folder.results.is_file():
-        try:
-            results = json.loads(folder.results.read_text(encoding="utf-8"))
-        except ValueError:  # cut by a full disk of old
-            results = {}
-    results = results if isinstance(results, dict) else {}
+    results = _content(folder.results) if folder.results.is_file() else {}
     began = folder.pipeline.stat().st_mtime
     ended = folder.results.stat().st_mtime if results else 0.0
     if is_locked(path / LOCK):
@@ -173,6 +173,32 @@ def read_run(path: Path) -> RunInfo:
     else:
         state = FAILED if results.get("failed") else DONE
     return RunInfo(folder=folder, state=state, began=datetime.fromtimestamp(began), results=results)
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """What ``file`` says of a run; nothing where it is cut, or of another version or hand: the paths in
+    it are opened, and removed."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if isinstance(content, dict) and all(isinstance(content.get(k, v), type(v)) for k, v in _SHAPE.items()):
+        outputs, numbers = content.get("outputs", []), content.get("evaluation", {}).values()
+        paths = [content.get("model") or ""]
+        paths += [one["path"] for one in outputs if isinstance(one, dict) and one.keys() >= _OUTPUT]
+        if (
+            len(paths) == 1 + len(outputs)
+            and all(isinstance(row, dict) for row in content.get("stages", []))
+            and all(isinstance(number, (int, float)) for number in (content.get("seconds", 0), *numbers))
+            and all(isinstance(path, str) and _stays_inside(path) for path in paths)
+        ):
+            return content
+    log.warning("%s is not as this version writes it: of this run no results are read", file)
+    return {}
+
+
+def _stays_inside(path: str) -> bool:
+    return not Path(path).is_absolute() and ".." not in Path(path).parts
 
 
 def find_run(name: str, output: Path = Path(RUNS)) -> RunInfo | None:

@@ -277,3 +277,31 @@ def test_records_of_finished_outputs_go_with_them(output: Output) -> None:
     assert records["kept"].exists()
     assert not records["failed"].exists()
     assert not damaged.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"outputs": None},
+        {"outputs": ["model"]},
+        {"outputs": [{"task": "train"}]},
+        {"outputs": {}, "stages": {"x": 1}},
+        {"evaluation": "good", "seconds": 1},
+        {"evaluation": {"reward_gain": "much"}},
+        {"seconds": None, "pipeline": None},
+        {"outputs": [{"task": "train", "output": "model", "type": "system.Model", "path": "../../../kept"}]},
+        {"model": "/kept"},
+    ],
+    ids=str,
+)
+def test_results_that_this_version_did_not_write_are_not_read(content: object, tmp_path: Path) -> None:
+    """Of another version, or by another hand: what they name outside of the run is not removed."""
+    run, kept = tmp_path / "output" / "runs" / "one", tmp_path / "kept"
+    (run / "logs").mkdir(parents=True)
+    (run / "pipeline.yaml").write_text("")
+    (run / "results.json").write_text(json.dumps(content))
+    kept.mkdir()
+    assert read_run(run).results == {}
+    assert "stopped" in call("ls", run.parents[1])
+    call("gc", run.parents[1], "--models", 0, "--yes")
+    assert kept.is_dir()
