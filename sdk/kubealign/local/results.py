@@ -16,7 +16,6 @@ from kubealign.local.runs import DIRECTORIES, RunInfo, find_run, numbered
 from kubealign.local.watcher import TaskRun, Watcher
 from kubealign_components.data.choice_rows import CHOICE, ENDED, ChoiceRow
 from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.fingerprint import canonical_json
 from kubealign_components.data.manifest import MANIFEST, Manifest
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.errors import NotFound
@@ -267,10 +266,13 @@ class Results:
         if not any(output.rung for output in self.outputs):
             return {}
         given = self.parameters.get(VARIANTS)
-        texts = [canonical_json(one) for one in given] if isinstance(given, list) else []
+        variants = given if isinstance(given, list) else []
         compared = (one for one in self._kept if one.iteration and one.task.startswith("evaluate"))
-        named = {(one.rung, one.iteration): one.metadata.get(VARIANT, "{}") for one in compared}
-        return {at: texts.index(text) + 1 for at, text in named.items() if text in texts}
+        # Read, since what was 4 may be 4.0 after a loop.
+        named = {
+            (one.rung, one.iteration): json.loads(str(one.metadata.get(VARIANT, "{}"))) for one in compared
+        }
+        return {at: variants.index(own) + 1 for at, own in named.items() if own in variants}
 
     @property
     def _kept(self) -> list[Output]:
