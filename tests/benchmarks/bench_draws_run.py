@@ -34,7 +34,7 @@ CHANGED = (
 )
 REWARDS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "as given": lambda c: c["reward"],
-    "1 or 0, whether it is 1": lambda c: float(c["reward"] > 0.9),
+    "fewer tokens": lambda c: -float(c["num_tokens"]),
     "nearness to 200 characters": lambda c: -abs(len(c["messages"][-1]["content"]) - 200),
 }
 """Of the same completions."""
