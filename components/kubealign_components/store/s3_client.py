@@ -69,7 +69,22 @@ def _new_client(address: str | None, *_: object) -> object:
     # The client counts attempts and gives up within seconds; what passes is waited for until a deadline.
     made.meta.events.unregister("needs-retry.s3", unique_id="retry-config-s3")
     made.meta.events.register("needs-retry.s3", _delay, unique_id="kubealign-retry")
+    made.meta.events.register("after-call.s3", _require_answer, unique_id="kubealign-answer")
     return made
+
+
+def _require_answer(
+    *, model: OperationModel, parsed: JsonObject, http_response: AWSResponse, **_: object
+) -> None:
+    """Raise :class:`StoreError` where 200 is not S3's word: the client takes a page for an empty listing, and
+    for a write that went well."""
+    fields = _ALWAYS_TOLD.get(model.name)
+    if fields and http_response.status_code == 200 and not fields & parsed.keys():
+        url = http_response.url.partition("?")[0]
+        raise StoreError(
+            f"{model.name}: {url} answers as no S3 server does; AWS_ENDPOINT_URL is the address of its API, "
+            "and not of its console or of a page to log in at"
+        )
 
 
 def _delay(
@@ -96,6 +111,13 @@ def _delay(
     level = logging.WARNING if wait > 2 else logging.INFO
     log.log(level, "S3 %s failed (%s); again in %.1f s", operation.name, what, wait)
     return wait
+
+
+_ALWAYS_TOLD = {
+    **{name: {"ETag"} for name in ("PutObject", "GetObject", "HeadObject", "UploadPart")},
+    "ListObjectsV2": {"IsTruncated", "Name", "KeyCount"},
+}
+"""Of which an answer of S3 has one at least, by operation."""
 
 
 def endpoint(scheme: str) -> str | None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from kubealign_components.errors import StoreError
 from kubealign_components.store import store_for
+from support.fake_kfp import Handler, Server
 from support.store_servers import BUCKET
 from support.store_wire import Wire
 
@@ -130,3 +132,30 @@ def test_a_key_that_was_revoked(google: Wire, tmp_path: Path, monkeypatch: pytes
         with pytest.raises(StoreError, match=rf"{uri}.*invalid_grant.*GOOGLE_APPLICATION_CREDENTIALS"):
             store_for(uri).publish(uri, b"x")
     assert google.requests == []
+
+
+@pytest.mark.parametrize("action", ["read", "list", "publish"])
+def test_a_page_in_the_place_of_s3_is_no_empty_listing_and_no_write(
+    action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the console of MinIO, which answers everything with its page."""
+
+    class Console(Handler):
+        def respond(self, method: str, path: str, query: dict[str, str], body: bytes) -> tuple[int, Any]:
+            return 200, "<html><title>MinIO Console</title></html>"
+
+        do_HEAD = do_PUT = Handler._handle  # noqa: N815
+
+    server = Server(Console)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.host)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+    uri, store = "s3://bucket/one", store_for("s3://bucket/one")
+    ask = {
+        "read": lambda: store.read(uri),
+        "list": lambda: list(store.list(uri)),
+        "publish": lambda: store.publish(uri, b"rows"),
+    }
+    with server.serving(), pytest.raises(StoreError, match="answers as no S3 server does; AWS_ENDPOINT_URL"):
+        ask[action]()
