@@ -41,6 +41,8 @@ class Holder:
     of: int
     """All its rows; of a model those that it was trained on."""
     model: bool
+    deleted: int
+    """Rows that it does not hold and that stand deleted in its shards, whatever they are of."""
 
 
 class RowsOf:
@@ -143,6 +145,7 @@ def holders(rows_of: RowsOf | RowsWith, runs: Sequence[RunInfo]) -> Iterator[Hol
                 rows=rows,
                 of=of,
                 model=is_model,
+                deleted=sum(shard.rows_in_file - shard.rows for shard in manifest.shards),
             )
 
 

@@ -60,6 +60,11 @@ class Chunk:
     """SHA-256 over the prompt ids of its rows, in order."""
     work: str
     """URI of the work prefix."""
+    undeleted_spans: tuple[tuple[int, int, int], ...] = ()
+    """Of the chunk with the rows that are deleted in its shards, where it was cut with them: pieces as in
+    ``spans``, by the rows that the files have."""
+    undeleted_row_ids: str = ""
+    """SHA-256 as of ``row_ids``, of the same chunk."""
 
     def to_json(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -68,9 +73,12 @@ class Chunk:
     @classmethod
     def from_json(cls, value: JsonObject) -> Chunk:
         """From :meth:`to_json`, also after KFP has turned its integers into floats."""
-        spans = tuple((int(a), int(b), int(c)) for a, b, c in value["spans"])
+        spans = {
+            name: tuple((int(a), int(b), int(c)) for a, b, c in value[name])
+            for name in ("spans", "undeleted_spans")
+        }
         numbers = {name: int(value[name]) for name in ("index", "of", "rows")}
-        return cls(**{**value, **numbers, "spans": spans})
+        return cls(**{**value, **numbers, **spans})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,27 +145,50 @@ def plan(
         return [_of_nothing(dataset, work)]
     if not dataset.rows:
         raise ChunkError(f"{dataset.uri} has no rows to cut into chunks: {why_empty(dataset.manifest)}")
-    asked = chunks if chunks is not None else -(-dataset.rows // (rows_per_chunk or 1))
-    count = min(asked, dataset.rows, most)
-    if asked > most:
-        log.warning("%d chunks were asked for, a fan-out takes at most %d: chunks are larger", asked, most)
-    ids = dataset.table(["prompt_id"]).column("prompt_id")
+    # Cut where it was cut before rows were deleted, so that what was finished of a chunk is found.
+    whole = dataset.with_deleted()
+    ids = whole.table(["prompt_id"]).column("prompt_id")
     _check_unique(ids, dataset.uri)
-    whole = [(number, 0, shard.rows) for number, shard in enumerate(dataset.manifest.shards)]
-    starts = [dataset.rows * i // count for i in range(count + 1)]
-    return [
-        Chunk(
+    live = ~np.concatenate(dataset.deletions())
+    starts = _starts(whole.rows, chunks, rows_per_chunk, most)
+    before = np.concatenate(([0], np.cumsum(live)))
+    shared = bool(dataset.manifest.undeleted) and bool(np.diff(before[starts]).all())
+    if not shared:
+        whole, ids = dataset, ids.filter(pa.array(live))
+        starts = _starts(dataset.rows, chunks, rows_per_chunk, most)
+        live, before = np.ones(dataset.rows, np.bool_), np.arange(dataset.rows + 1)
+    planned = []
+    for i, (start, stop) in enumerate(pairwise(starts)):
+        chunk_ids, low, high = ids.slice(start, stop - start), int(before[start]), int(before[stop])
+        chunk = Chunk(
             dataset=dataset.uri,
             fingerprint=dataset.manifest.fingerprint,
             index=i,
-            of=count,
-            spans=tuple(_cut(whole, start, stop)),
-            rows=stop - start,
-            row_ids=_digest_of(ids.slice(start, stop - start)),
+            of=len(starts) - 1,
+            spans=tuple(_cut(_shards_of(dataset), low, high)),
+            rows=high - low,
+            row_ids=digest_of_ids(chunk_ids.filter(pa.array(live[start:stop]))),
             work=work,
         )
-        for i, (start, stop) in enumerate(pairwise(starts))
-    ]
+        if shared:
+            spans = tuple(_cut(_shards_of(whole), start, stop))
+            chunk = replace(chunk, undeleted_spans=spans, undeleted_row_ids=digest_of_ids(chunk_ids))
+        planned.append(chunk)
+    return planned
+
+
+def _starts(rows: int, chunks: int | None, rows_per_chunk: int | None, most: int) -> list[int]:
+    """Where the chunks of ``rows`` rows begin, and where the last one ends."""
+    asked = chunks if chunks is not None else -(-rows // (rows_per_chunk or 1))
+    count = min(asked, rows, most)
+    if asked > most:
+        log.warning("%d chunks were asked for, a fan-out takes at most %d: chunks are larger", asked, most)
+    return [rows * i // count for i in range(count + 1)]
+
+
+def _shards_of(dataset: Dataset) -> list[tuple[int, int, int]]:
+    """Every shard as a span."""
+    return [(number, 0, shard.rows) for number, shard in enumerate(dataset.manifest.shards)]
 
 
 def _of_nothing(dataset: Dataset, work: str) -> Chunk:
@@ -240,8 +271,10 @@ def merge(parts: Sequence[Part], chunks: Sequence[Chunk], output: str) -> Datase
     stats.counts["chunks"] = len(chunks)
     stats.counts["rows_reused"] = sum(part.reused_rows for part in parts)
     stats.counts["chunks_reused"] = sum(part.reused_rows == part.rows for part in parts)
+    undeleted = {part.manifest.undeleted for part in opened}
     with DatasetWriter(output, first.schema, _of_this_run(first.provenance, chunks[0])) as writer:
         writer.adopt(*opened)
+        writer.undeleted = undeleted.pop() if len(undeleted) == 1 else ""
         merged = writer.commit(stats, {"chunked": True})
     for folder in {uri for chunk, part in zip(chunks, opened) if (uri := _slices_of(chunk, part))}:
         try:
@@ -305,7 +338,7 @@ def row_ids_digest(ids: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
-def _digest_of(ids: pa.ChunkedArray) -> str:
+def digest_of_ids(ids: pa.ChunkedArray) -> str:
     """:func:`row_ids_digest` without a Python object for every id."""
     one = pa.ListArray.from_arrays(pa.array([0, len(ids)], pa.int32()), ids.combine_chunks())
     return hashlib.sha256(pc.binary_join(one, "\n")[0].as_buffer()).hexdigest()

@@ -7,16 +7,11 @@ follows the manifest alone.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tempfile
-import weakref
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
-from functools import cached_property
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -25,49 +20,45 @@ from typing import TYPE_CHECKING, TypeVar, overload
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kubealign_components.data.deletions import packed
 from kubealign_components.data.fingerprint import Provenance, canonical_json, file_digest
 from kubealign_components.data.job_thread import JobThread
-from kubealign_components.data.manifest import ENDED_EARLY, MANIFEST, Manifest, Shard
+from kubealign_components.data.manifest import ENDED_EARLY, MANIFEST, UNDELETED, Manifest, Shard
 from kubealign_components.data.schemas import ROWS
+from kubealign_components.data.shard_rows import ShardRows
 from kubealign_components.data.shards import (
     ROW_GROUP_BYTES,
     ShardFile,
     copy_object,
     publish_shard,
-    read_groups,
-    with_new_fields,
 )
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.unpacked import json_columns, unpacked
 from kubealign_components.errors import CorruptDataset, EmptyDataset, NotFound, SchemaMismatch, StoreError
 from kubealign_components.json_types import JsonObject
-from kubealign_components.store import beside, join, last_part, scheme_of, store_for
+from kubealign_components.store import join, last_part, store_for
 
 if TYPE_CHECKING:
     import datasets
     import pandas
 
+    from kubealign_components.data.segments import Bools
+
 R = TypeVar("R")
 
 SHARD_BYTES = 128 * 2**20
-BATCH_ROWS = 512
 
 COPIES = 16
 """Shards that a store copies at once."""
 
-AHEAD = 3
-"""Shards of a store behind a network that are fetched while one is read."""
 
-
-class Dataset:
+class Dataset(ShardRows):
     """An existing dataset at ``uri``; rows are read through the store and checked against SHA-256."""
 
     def __init__(self, uri: str, manifest: Manifest) -> None:
-        self.uri = uri
-        self.manifest = manifest
+        super().__init__(uri, manifest)
         self.copy = uri
         """Where a model's files are read: a copy on this machine where there is one."""
-        self._kept: dict[int, Path] | None = None
 
     @classmethod
     def open(cls, uri: str, *schemas: str, allow_empty: bool = False) -> Dataset:
@@ -116,56 +107,12 @@ class Dataset:
         """Number of rows."""
         return self.manifest.rows
 
-    def shard_uri(self, shard: Shard) -> str:
-        """Where ``shard`` lies."""
-        return join(self.home, shard.path)
-
-    @property
-    def home(self) -> str:
-        """The folder of the shards: beside what ``uri`` points at, where it is a link of a run folder."""
-        if not self.manifest.shards_in:
-            return self.uri
-        local = scheme_of(self.uri) == "file"
-        uri = os.path.realpath(self.uri.removeprefix("file://")) if local else self.uri
-        return beside(uri, self.manifest.shards_in)
-
-    def keep_files(self) -> None:
-        """Fetch and verify a shard once, however often it is read: it stays on this machine until this object
-        goes."""
-        if self._kept is None:
-            self._kept = {}
-
-    @cached_property
-    def _kept_in(self) -> str:
-        """The folder for shards that are kept; made when there is one to fetch, or a kill leaves it empty."""
-        folder = tempfile.mkdtemp(prefix="kubealign-kept-")
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        return folder
-
-    def batches(
-        self,
-        columns: Sequence[str] | None = None,
-        *,
-        batch_rows: int | None = BATCH_ROWS,
-        spans: Iterable[tuple[int, int, int]] | None = None,
-    ) -> Iterator[pa.RecordBatch]:
-        """Record batches of at most ``batch_rows`` rows, in order, in bounded memory.
-
-        Args:
-            columns: names to read; all by default.
-            batch_rows: most rows in a batch; None for row groups as they were written, about 8 MB
-                each, which is the fastest for work on whole columns.
-            spans: ``(shard number, first row, end row)`` to read; everything by default.
-
-        Raises:
-            CorruptDataset: a shard is not the one that the manifest describes.
-        """
-        if spans is None:
-            spans = [(i, 0, shard.rows) for i, shard in enumerate(self.manifest.shards)]
-        pieces = list(spans)
-        with closing(self._files([number for number, _, _ in pieces])) as files:
-            for path, (number, start, stop) in zip(files, pieces):
-                yield from self._span(path, number, columns, batch_rows, start, stop)
+    def with_deleted(self) -> Dataset:
+        """The rows as the shards have them, those that are deleted included."""
+        shards = tuple(replace(shard, rows=shard.rows_in_file, deleted="") for shard in self.manifest.shards)
+        return Dataset(
+            self.uri, replace(self.manifest, shards=shards, rows=sum(shard.rows for shard in shards))
+        )
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole dataset in memory; for small ones and for single columns."""
@@ -220,44 +167,6 @@ class Dataset:
             )
         return [name for name in names if name in asked]
 
-    def _span(
-        self,
-        path: Path,
-        number: int,
-        columns: Sequence[str] | None,
-        batch_rows: int | None,
-        start: int,
-        stop: int,
-    ) -> Iterator[pa.RecordBatch]:
-        """Rows ``start`` to ``stop`` of shard ``number``; row groups outside are not read."""
-        with pq.ParquetFile(path) as file:
-            self._check_rows(number, file.metadata.num_rows)
-            first = 0
-            groups: list[int] = []
-            offset = start
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if first + rows > start and first < stop:
-                    if not groups:
-                        offset = start - first
-                    groups.append(group)
-                first += rows
-            left = stop - start
-            for batch in read_groups(file, groups, None if columns is None else list(columns), batch_rows):
-                part = batch.slice(offset, left)
-                offset = max(0, offset - batch.num_rows)
-                left -= part.num_rows
-                if part.num_rows:
-                    yield with_new_fields(part, ROWS[self.manifest.schema], columns)
-
-    def _check_rows(self, number: int, held: int) -> None:
-        shard = self.manifest.shards[number]
-        if held != shard.rows:
-            raise CorruptDataset(
-                f"{self.shard_uri(shard)} has {held} rows, the manifest says {shard.rows}; make the dataset "
-                "again"
-            )
-
     def verify(self) -> None:
         """Read every shard and hold it to the manifest.
 
@@ -284,43 +193,6 @@ class Dataset:
                     "dataset again"
                 )
 
-    def _files(self, numbers: Sequence[int]) -> Generator[Path, None, None]:
-        """A verified local file of each shard; the next are fetched and hashed while one is read."""
-        most = 1 if scheme_of(self.uri) == "file" else AHEAD
-        with (
-            tempfile.TemporaryDirectory(prefix="kubealign-read-") as folder,
-            ThreadPoolExecutor(most, "fetch-shard") as threads,
-        ):
-            ahead: deque[Future[Path]] = deque()
-            for position, number in enumerate([*numbers, *[None] * most]):
-                if number is not None:
-                    ahead.append(threads.submit(self._file, number, Path(folder, str(position))))
-                if position >= most and ahead:
-                    path = ahead.popleft().result()
-                    yield path
-                    if path.is_relative_to(folder):
-                        path.unlink()
-
-    def _file(self, number: int, folder: Path) -> Path:
-        shard = self.manifest.shards[number]
-        if self._kept is None:
-            return self._verified(shard, folder)
-        if number not in self._kept:
-            here = scheme_of(self.uri) == "file"
-            self._kept[number] = self._verified(shard, folder if here else Path(self._kept_in))
-        return self._kept[number]
-
-    def _verified(self, shard: Shard, folder: Path) -> Path:
-        uri = self.shard_uri(shard)
-        path = store_for(uri).fetch(uri, folder)
-        actual = file_digest(path)
-        if actual != shard.sha256:
-            raise CorruptDataset(
-                f"{uri}: {path.stat().st_size} bytes with SHA-256 {actual[:12]}, the manifest says "
-                f"{shard.size} bytes with {shard.sha256[:12]}; the shard is damaged, make the dataset again"
-            )
-        return path
-
 
 class DatasetWriter:
     """Writes rows to shards and publishes them, then the manifest.
@@ -340,6 +212,8 @@ class DatasetWriter:
         self.schema = schema
         self.provenance = provenance
         self.rows = 0
+        self.undeleted = ""
+        """See :attr:`Manifest.undeleted`."""
         self._shards: list[Shard] = []
         self._shard_bytes = shard_bytes
         self._pending: list[pa.Table] = []
@@ -377,6 +251,22 @@ class DatasetWriter:
         if self._pending_bytes >= ROW_GROUP_BYTES:
             self._flush()
 
+    def adopt_less(self, source: Dataset, deleted: Sequence[Bools]) -> None:
+        """Take over the shards of ``source``, of which no row is deleted, without some rows.
+
+        Args:
+            source: the dataset.
+            deleted: for each shard which rows are not of this dataset, shape (rows,).
+        """
+        shards = tuple(
+            replace(shard, rows=shard.rows - int(mask.sum()), deleted=packed(mask))
+            for shard, mask in zip(source.manifest.shards, deleted, strict=True)
+        )
+        manifest = replace(source.manifest, shards=shards, rows=sum(shard.rows for shard in shards))
+        self.adopt(Dataset(source.uri, manifest))
+        if source.manifest.fingerprint != self.provenance.fingerprint:
+            self.undeleted = source.manifest.fingerprint
+
     def adopt(self, *sources: Dataset) -> None:
         """Take over the shards of ``sources`` as they are: the store copies many at once, no rows pass
         through here."""
@@ -401,6 +291,7 @@ class DatasetWriter:
         self.close_shard()
         ended = self.provenance.ended_early
         extra = {**(extra or {}), **({ENDED_EARLY: ended} if ended else {})}
+        extra = {**extra, **({UNDELETED: self.undeleted} if self.undeleted else {})}
         manifest = Manifest(
             schema=self.schema,
             rows=self.rows,

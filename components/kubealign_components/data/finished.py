@@ -114,15 +114,22 @@ def output_request(
     )
 
 
-def once(request: OutputRequest, make: Callable[[], Stats]) -> Stats:
+def once(
+    request: OutputRequest, make: Callable[[], Stats], less: Callable[[], Stats | None] = lambda: None
+) -> Stats:
     """Give ``request.output`` what was finished before, or else let ``make`` make it; the counts.
+
+    Args:
+        request: for the output.
+        make: makes it.
+        less: makes it of what was finished for more rows; None where it cannot.
 
     Raises:
         KubeAlignError: what ``make`` raises; nothing is recorded then.
     """
     made = take_finished(request)
     if made is None:
-        made = make()
+        made = less() or make()
         record_finished(request)
     return made
 
@@ -136,6 +143,21 @@ def take_finished(request: OutputRequest) -> Stats | None:
         if made is not None:
             _record(request)
             return Stats.from_json(made.manifest.stats)
+    return None
+
+
+def finished_elsewhere(request: OutputRequest) -> Dataset | None:
+    """What was finished before for ``request``, whole, where it stands; None where there is none."""
+    for record, content in list(_records(request)) if request.work else ():
+        origin = recorded_output(record, content["output"])
+        try:
+            made = Dataset.open(origin, allow_empty=True)
+            request.check(made.manifest)
+            made.check_sizes()
+        except (NotFound, CorruptDataset, StoreError) as error:
+            log.warning("what %s names cannot be taken: %s", record, error)
+        else:
+            return made
     return None
 
 

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from kubealign_components.data.deletions import count_deletions, is_deletions
 from kubealign_components.data.fingerprint import Provenance, Recipe, check_recipe, digest
 from kubealign_components.data.origins import Origin
 from kubealign_components.errors import CorruptDataset
@@ -28,6 +29,8 @@ KEY = "KUBEALIGN_MANIFEST_KEY"
 
 ENDED_EARLY = "ended_early"
 """Member of what a manifest says beside the counts: why nothing was made."""
+UNDELETED = "undeleted"
+"""Member of the same: fingerprint of the dataset that this is with the rows that are deleted."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "the manifest was changed, make the dataset again"
 
@@ -39,9 +42,22 @@ class Shard:
     path: str
     """Relative to the dataset."""
     rows: int
+    """Without those that are deleted."""
     size: int
     """Bytes."""
     sha256: str
+    deleted: str = ""
+    """Deletion vector of the rows in the file (:mod:`.deletions`); empty where all are of the dataset."""
+
+    @property
+    def rows_in_file(self) -> int:
+        """Rows that the file has, those that are deleted included."""
+        return self.rows + count_deletions(self.deleted)
+
+    def to_json(self) -> dict[str, str | int]:
+        """The form that manifests keep: without a deletion vector where there is none."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in values.items() if name != "deleted" or value}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +98,12 @@ class Manifest:
         """Why nothing was made, where a stage ended early; empty for what was made."""
         return str(self.extra.get(ENDED_EARLY, ""))
 
+    @property
+    def undeleted(self) -> str:
+        """Fingerprint of the dataset that has the rows of the shards, those that are deleted included, in the
+        same order; empty where none is known."""
+        return str(self.extra.get(UNDELETED, ""))
+
     def origin_of(self, word: str) -> Mapping[str, str]:
         """Where lay what a step knows by the digest or commit ``word``: ``uri``, and ``revision`` of what was
         on the hub; nothing where no step tells."""
@@ -94,7 +116,7 @@ class Manifest:
     def to_json(self, *, signed: bool = True) -> str:
         """Stable JSON text, with its digest and, where :data:`KEY` is set, its signature if ``signed``."""
         body = {name: getattr(self, name) for name in self.__slots__}
-        body["shards"] = [{name: getattr(s, name) for name in Shard.__slots__} for s in self.shards]
+        body["shards"] = [shard.to_json() for shard in self.shards]
         body = {"version": MANIFEST_VERSION, **body}
         seal = {"digest": digest(body)}
         if signed and (key := os.environ.get(KEY)):
@@ -193,11 +215,12 @@ def _is_inside(value: object) -> bool:
 def _is_shard(value: object) -> bool:
     return (
         isinstance(value, dict)
-        and value.keys() == set(Shard.__slots__)
+        and value.keys() | {"deleted"} == set(Shard.__slots__)
         and _is_inside(value["path"])
         and _is_count(value["rows"])
         and _is_count(value["size"])
         and _is_sha256(value["sha256"])
+        and ("deleted" not in value or is_deletions(value["deleted"], value["rows"]))
     )
 
 
@@ -264,7 +287,8 @@ _MEMBERS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "schema": ("the name of a kind of dataset", lambda v: isinstance(v, str) and bool(v)),
     "rows": ("a number of rows", _is_count),
     "shards": (
-        "shards with path, rows, size and sha256, the path below the dataset without '..'",
+        "shards with path, rows, size and sha256, the path below the dataset without '..', and deletion "
+        "vectors of as many rows as the shards have",
         lambda v: isinstance(v, list) and all(map(_is_shard, v)),
     ),
     "fingerprint": ("a SHA-256", _is_sha256),

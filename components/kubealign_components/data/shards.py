@@ -107,6 +107,40 @@ def read_groups(
         yield from table.combine_chunks().to_batches()
 
 
+def read_span(
+    file: pq.ParquetFile, columns: Sequence[str] | None, batch_rows: int | None, start: int, stop: int
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Rows ``start`` to ``stop`` of a shard, batch by batch, with the number of the first; row groups outside
+    are not read.
+
+    Args:
+        file: the shard.
+        columns: names to read; None for all.
+        batch_rows: most rows in a batch; None for row groups as they were written.
+        start: the first row.
+        stop: behind the last row.
+    """
+    if start >= stop:
+        return
+    first, begin = 0, start
+    groups: list[int] = []
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if first + rows > start and first < stop:
+            if not groups:
+                begin = first
+            groups.append(group)
+        first += rows
+    for batch in read_groups(file, groups, None if columns is None else list(columns), batch_rows):
+        if begin >= stop:
+            return
+        low = max(start, begin)
+        part = batch.slice(low - begin, stop - low)
+        begin += batch.num_rows
+        if part.num_rows:
+            yield low, part
+
+
 def with_new_fields(
     batch: pa.RecordBatch, schema: pa.Schema, columns: Sequence[str] | None
 ) -> pa.RecordBatch:

@@ -122,8 +122,9 @@ class SliceStore(Generic[Result]):
 
     def _keep(self, name: str, content: bytes) -> None:
         """Spare the transfer of what this process made, where there is room for it."""
-        if name in self._files and self._files.pop(name) is None:
-            self._forget()  # that it was lost
+        if name in self._files:
+            del self._files[name]
+            self._forget()  # that it was lost, or had no row in question
         if scheme_of(self._uri) != "file":
             with suppress(OSError):
                 path = Path(self._folder.name) / name
@@ -140,13 +141,18 @@ class SliceStore(Generic[Result]):
     def _read_results(self, name: str) -> dict[str, Result]:
         path = self._file(name)
         try:
-            rows = pq.read_table(path).drop_columns(ROW_ID).to_pylist() if path else []
+            rows = self._asked(pq.read_table(path)).drop_columns(ROW_ID).to_pylist() if path else []
         except (OSError, pa.ArrowException) as error:
             log.warning("%s was whole before and is not now: %s", self._uri_of(name), error)
             self._files[name] = None
             self._forget()
             return {}
         return {row.pop(KEY): row for row in rows}
+
+    def _asked(self, results: pa.Table) -> pa.Table:
+        """Those of ``results`` that are of rows in question: where these are few, most are not."""
+        asked = [name in self._slices_of for name in results.column(ROW_ID).to_pylist()]
+        return results if all(asked) else results.filter(pa.array(asked))
 
     def _forget(self) -> None:
         self._keys.cache_clear()

@@ -46,6 +46,21 @@ class Stats:
         for name, (total, count) in other.sums.items():
             self._add_sum(name, total, count)
 
+    def less(self, other: Stats) -> Stats:
+        """What is left without the rows that ``other`` counted; sums within rounding."""
+        left = Stats(
+            rows_in=self.rows_in - other.rows_in,
+            rows_out=self.rows_out - other.rows_out,
+            dropped=self.dropped - other.dropped,
+            numbers=dict(self.numbers),
+        )
+        left.counts.update(self.counts)
+        left.counts.subtract(other.counts)
+        for name, (total, count) in self.sums.items():
+            gone, seen = other.sums.get(name, (0.0, 0))
+            left._add_sum(name, total - gone, count - seen)
+        return left
+
     def _add_sum(self, name: str, total: float, count: int) -> None:
         if count:
             before, seen = self.sums.get(name, (0.0, 0))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Generic, Protocol, TypedDict, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from kubealign_components.child_processes import OWN_END
 from kubealign_components.data.batches import batched
-from kubealign_components.data.chunks import Chunk, Part, Share, check_part, row_ids_digest
+from kubealign_components.data.chunks import Chunk, Part, Share, check_part, digest_of_ids, row_ids_digest
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.early_end import pass_on
 from kubealign_components.data.engine_processes import EngineProcesses
 from kubealign_components.data.fingerprint import Provenance, digest
+from kubealign_components.data.less_rows import undeleted_provenance
 from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.data.named_objects import DamagedObject, set_aside
 from kubealign_components.data.slice_index import SliceIndex
@@ -124,7 +126,7 @@ def run_chunk(
     uri = join(chunk.work, name, folder)
     if isinstance(chunk, Share):
         return _finish_share(chunk, dataset, stage, name, uri, slice_rows)
-    part_uri = join(chunk.work, name, "parts", digest([provenance.fingerprint, chunk.row_ids])[:32])
+    part_uri = _part_uri(chunk, name, provenance.fingerprint)
     if _finished_part(part_uri, chunk, provenance.fingerprint, schema):
         log.info("%s chunk %d of %d was finished before", name, chunk.index + 1, chunk.of)
         return Part(index=chunk.index, uri=part_uri, rows=chunk.rows, reused_rows=chunk.rows)
@@ -133,6 +135,8 @@ def run_chunk(
     grace = grace_seconds() + (OWN_END if shared else 0)
     with preemptible(f"{name} chunk {chunk.index + 1} of {chunk.of}", grace=grace) as check:
         work = _ChunkWork(chunk, dataset, stage, check, name, uri)
+        if chunk.undeleted_row_ids and _make_part_less_rows(work, part_uri, schema, provenance, folder):
+            return Part(index=chunk.index, uri=part_uri, rows=chunk.rows, reused_rows=chunk.rows)
         before = None
         if engines is not None and shared and work.misses_any():
             before = engines.compute(shared, check)
@@ -196,6 +200,39 @@ def _make_part(
     )
 
 
+def _make_part_less_rows(
+    work: _ChunkWork[In, Result, Out], uri: str, schema: str, provenance: Provenance, folder: str
+) -> bool:
+    """Publish the part from that of the same chunk with the rows that were deleted since; False where there
+    is none. The deleted rows alone are put together, to take what they counted from its counts."""
+    chunk, dataset = work.chunk, work.dataset
+    whole = undeleted_provenance(provenance, [dataset])
+    if whole is None:
+        return False
+    rows = sum(stop - start for _, start, stop in chunk.undeleted_spans)
+    before = replace(chunk, rows=rows, row_ids=chunk.undeleted_row_ids)
+    source = _part_uri(before, work.name, whole.fingerprint)
+    if not _finished_part(source, before, whole.fingerprint, schema):
+        log.info("%s chunk %d is not there with the rows that are gone", work.name, chunk.index + 1)
+        return False
+    part, flags = Dataset.open(source, schema), dataset.deletions()
+    deleted = np.concatenate([flags[number][start:stop] for number, start, stop in chunk.undeleted_spans])
+    ids = part.table(["prompt_id"]).column("prompt_id").filter(pa.array(~deleted))
+    if digest_of_ids(ids) != chunk.row_ids or any(shard.deleted for shard in part.manifest.shards):
+        return False
+    try:
+        left = Stats.from_json(part.manifest.stats).less(work.count_deleted())
+    except _ResultsLost as lost:
+        log.warning("%s; the part is made of all rows", lost)
+        work.stage.summarise([], Stats())  # of the rows that were put together before
+        return False
+    ends = np.cumsum([shard.rows for shard in part.manifest.shards])
+    with DatasetWriter(uri, schema, provenance) as writer:
+        writer.adopt_less(part, np.split(deleted, ends[:-1]))
+        writer.commit(left, {"row_ids": chunk.row_ids, "slices": folder})
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class _ChunkWork(Generic[In, Result, Out]):
     """A chunk at work."""
@@ -212,8 +249,8 @@ class _ChunkWork(Generic[In, Result, Out]):
     """Of the rows that were read, by prompt id: they hash all that a row holds, and it is read more than
     once."""
 
-    def open_slices(self) -> SliceStore[Result]:
-        """Finished results of the chunk's rows. Chunks of one plan share no row."""
+    def open_slices(self, batches: Iterable[pa.RecordBatch] | None = None) -> SliceStore[Result]:
+        """Finished results of the chunk's rows, or of ``batches``. Chunks of one plan share no row."""
         chunk = self.chunk
         plan: list[str | int] = [chunk.fingerprint, chunk.of]
         number = chunk.index
@@ -221,7 +258,7 @@ class _ChunkWork(Generic[In, Result, Out]):
             plan.append(chunk.count)
             number = chunk.index * chunk.count + chunk.number
         index = SliceIndex(self.uri, digest(plan)[:16], number)
-        batches = self.dataset.batches(["prompt_id"], spans=self.chunk.spans)
+        batches = batches or self.dataset.batches(["prompt_id"], spans=self.chunk.spans)
         ids = (name for batch in batches for name in batch["prompt_id"].to_pylist())
         return SliceStore(self.uri, self.stage.result_schema, index, ids)
 
@@ -298,6 +335,18 @@ class _ChunkWork(Generic[In, Result, Out]):
         stats.rows_out = writer.rows
         writer.commit(stats, extra)
 
+    def count_deleted(self) -> Stats:
+        """What the rows that are deleted among those of the chunk counted."""
+        spans, stats = self.chunk.undeleted_spans, Stats()
+        with self.open_slices(self.dataset.deleted_batches(["prompt_id"], spans=spans)) as slices:
+            for batch in self.dataset.deleted_batches(spans=spans):
+                self.check()
+                rows = [self._finished(row, slices) for row in batch.to_pylist()]
+                self.stage.summarise(rows, stats)
+                stats.rows_in += len(rows)
+        stats.rows_out = stats.rows_in
+        return stats
+
     def _rows(self) -> Iterator[In]:
         for batch in self.dataset.batches(spans=self.chunk.spans):
             yield from batch.to_pylist()
@@ -323,6 +372,11 @@ def _first_positions(keys: Sequence[str], finished: set[str]) -> dict[str, int]:
         if key not in finished:
             positions.setdefault(key, position)
     return positions
+
+
+def _part_uri(chunk: Chunk, name: str, fingerprint: str) -> str:
+    """Where the part of ``chunk`` is, of the stage ``name`` and the dataset of that fingerprint."""
+    return join(chunk.work, name, "parts", digest([fingerprint, chunk.row_ids])[:32])
 
 
 def _finished_part(uri: str, chunk: Chunk, fingerprint: str, schema: str) -> bool:

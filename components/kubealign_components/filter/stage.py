@@ -8,8 +8,9 @@ the settings by the token ids that they have, whole record batches at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 
@@ -24,17 +25,22 @@ from kubealign_components.data.chat import (
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.finished import once, output_request
+from kubealign_components.data.less_rows import output_less_rows
 from kubealign_components.data.models import find_model, require_policy
 from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.schemas import PROMPT_ROW, PROMPTS, TOKENIZED
 from kubealign_components.data.stats import Stats
 from kubealign_components.filter.lengths import Limits, fitting
 from kubealign_components.filter.tokens import PROMPT_TOO_LONG, Tokeniser
+from kubealign_components.json_types import JsonObject
 from kubealign_components.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
 VERSION = 6
+
+Examples = dict[str, list[dict[str, str]]]
+"""Of what was dropped, by reason: the prompt's id, and its text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,20 +94,18 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
     """
     model = find_model(config.policy, config.revision, weights=False)
     params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}
-    stats = Stats()
-    examples: dict[str, list[dict[str, str]]] = {}
-    if prompts.manifest.schema == PROMPTS:
+    fit: Callable[[Iterable[pa.RecordBatch], Stats, Examples], Iterator[pa.RecordBatch]]
+    whole_groups = prompts.manifest.schema != PROMPTS
+    if not whole_groups:
         settings = config.template_settings()
         template = DeferredTemplate(model, settings)
         schema, identity = TOKENIZED, template.identity
-        batches = _tokenised(prompts, template, config.limits, stats, examples)
+        fit = partial(_tokenised, template, config.limits)
     else:
         require_policy(model, prompts)
         settings = _settings_of(config, prompts)
         schema, identity = prompts.manifest.schema, prompts.manifest.identity
-        batches = (
-            fitting(batch, config.limits, stats) for batch in read_ahead(prompts.batches(batch_rows=None))
-        )
+        fit = partial(_fitting, config.limits)
     provenance = derive(
         "filter",
         VERSION,
@@ -113,11 +117,13 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
     )
 
     def make() -> Stats:
+        stats, examples = Stats(), Examples()
+        rows = read_ahead(prompts.batches(batch_rows=None)) if whole_groups else prompts.batches()
         with (
             DatasetWriter(output, schema, provenance) as writer,
             progress_bar(prompts.rows, "prompts", "filter") as bar,
         ):
-            for kept in batches:
+            for kept in fit(rows, stats, examples):
                 stats.rows_out += kept.num_rows
                 writer.write(kept)
                 bar.update(stats.rows_in - bar.n)
@@ -126,15 +132,39 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
             writer.commit(stats, extra={"dropped_examples": examples} if examples else None)
         return stats
 
-    return once(output_request(config, provenance, output), make)
+    def count() -> Stats:
+        stats = Stats()
+        for kept in fit(prompts.deleted_batches(), stats, Examples()):
+            stats.rows_out += kept.num_rows
+        return stats
+
+    request = output_request(config, provenance, output)
+    less = partial(output_less_rows, config, request, {"prompts": prompts}, count, _examples_left)
+    return once(request, make, less)
+
+
+def _examples_left(filtered: Dataset, _: Stats, gone: Collection[str]) -> JsonObject:
+    """What the manifest of ``filtered`` says of what was dropped, without the prompts that are ``gone``."""
+    examples: Examples = filtered.manifest.extra.get("dropped_examples", {})
+    left = {why: [one for one in some if one["prompt_id"] not in gone] for why, some in examples.items()}
+    left = {why: some for why, some in left.items() if some}
+    return {"dropped_examples": left} if left else {}
+
+
+def _fitting(
+    limits: Limits, rows: Iterable[pa.RecordBatch], stats: Stats, _: Examples
+) -> Iterator[pa.RecordBatch]:
+    """The rows that were tokenised before, as far as they fit."""
+    for batch in rows:
+        yield fitting(batch, limits, stats)
 
 
 def _tokenised(
-    prompts: Dataset,
     template: DeferredTemplate,
     limits: Limits,
+    rows: Iterable[pa.RecordBatch],
     stats: Stats,
-    examples: dict[str, list[dict[str, str]]],
+    examples: Examples,
 ) -> Iterator[pa.RecordBatch]:
     """The prompts with their tokens; what was dropped is counted, and shown in ``examples``."""
     chat = template.loaded
@@ -142,7 +172,7 @@ def _tokenised(
     if lost := chat.lost_bos:
         log.warning(lost)
     tokeniser = Tokeniser(chat, limits, stats)
-    for batch in prompts.batches():
+    for batch in rows:
         yield pa.RecordBatch.from_pylist(tokeniser(batch.to_pylist()), schema=PROMPT_ROW)
     examples |= tokeniser.examples
 

@@ -12,12 +12,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
+
 from kubealign_components.config import execution, gate, require, require_choice
 from kubealign_components.data.fingerprint import Provenance, derive
-from kubealign_components.data.finished import OutputRequest, once
+from kubealign_components.data.finished import OutputRequest, finished_elsewhere, once
+from kubealign_components.data.less_rows import publish_less_rows, whole_work
 from kubealign_components.data.schemas import PromptRow
 from kubealign_components.data.stats import Stats
-from kubealign_components.data.withdrawals import Withdrawal, read_withdrawal
+from kubealign_components.data.withdrawals import WITHDRAWN, Withdrawal, read_withdrawal
+from kubealign_components.errors import CorruptDataset, NotFound
 from kubealign_components.sources.external_sort import Entry, Spool
 from kubealign_components.sources.messages import with_suffix
 from kubealign_components.sources.prompt_rows import merge_rows, spooled, to_row
@@ -33,7 +38,14 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
+    from kubealign_components.data.segments import Bools
+
 VERSION = 11
+
+_LOOKED_AT = ("prompt_id", "source", "completions.list.element.label")
+"""Columns by which withdrawn rows are found and their completions counted."""
+_OF_SEVERAL_ROWS = ("duplicate_prompt", "completions_", "comparisons_")
+"""How the counts begin that a dataset of prompts cannot tell anew of some of its rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +105,49 @@ def run(config: ImportConfig, *, output: str) -> Stats:
     readers = [SourceReader(source) for source in config.sources]
     withdrawal = read_withdrawal(config.withdrawn)
     request = requested("import_prompts", VERSION, config, readers, output=output, **withdrawal.request())
-    return once(request, lambda: _make(config, readers, withdrawal, request))
+    less = partial(_less, config, readers, withdrawal, request)
+    return once(request, lambda: _make(config, readers, withdrawal, request), less)
+
+
+def _less(
+    config: ImportConfig, readers: Sequence[SourceReader], withdrawal: Withdrawal, request: OutputRequest
+) -> Stats | None:
+    """Publish what was imported without a withdrawal less its rows; None where it has to be read again."""
+    if not withdrawal:
+        return None
+    undiminished = requested("import_prompts", VERSION, config, readers, output=request.output)
+    imported = finished_elsewhere(undiminished)
+    if imported is None:
+        return whole_work(request, "what was imported without the withdrawal is not there")
+    manifest = imported.manifest
+    counts = manifest.stats["counts"] | manifest.stats["dropped"]
+    merged = [name for name, count in counts.items() if count and name.startswith(_OF_SEVERAL_ROWS)]
+    if merged or _sampled(config):
+        return whole_work(
+            request, f"rows were counted as {', '.join(merged)}" if merged else "max_rows is set"
+        )
+    stats, part = Stats(), WithdrawnRows(withdrawal)
+    masks: list[Bools] = []
+    try:
+        for number, shard in enumerate(manifest.shards):
+            flags = []
+            for batch in imported.batches(_LOOKED_AT, batch_rows=None, spans=[(number, 0, shard.rows)]):
+                flags.append(withdrawal.mask(batch).to_numpy(zero_copy_only=False))
+                gone = batch.filter(pa.array(flags[-1]))
+                stats.counts["completions"] += len(gone.column("completions").flatten())
+                part.note(0, gone.column("prompt_id").to_pylist(), gone.column("source").to_pylist())
+            masks.append(np.concatenate(flags))
+        stats.rows_out = sum(int(mask.sum()) for mask in masks)
+        stats.dropped[WITHDRAWN] = -stats.rows_out
+        step, source_names = manifest.provenance.step, [source.name for source in config.sources]
+        params = step["params"] | part.withdrawal.params(config.withdrawn)
+        provenance = derive("import_prompts", VERSION, params, slug=source_names)
+        before, made = manifest.origins[manifest.fingerprint], provenance.origins[provenance.fingerprint]
+        made["places"] = before["places"] | made["places"]
+        left = Stats.from_json(manifest.stats).less(stats)
+        return publish_less_rows(request, provenance, imported, masks, left, manifest.extra | request.note)
+    except (CorruptDataset, NotFound) as error:
+        return whole_work(request, f"{imported.uri} cannot be taken ({error})")
 
 
 def _make(
@@ -161,11 +215,15 @@ def _merge(rows: Sequence[PromptRow], counts: Counter[str]) -> PromptRow:
 
 
 def _provenance(config: ImportConfig, readers: Sequence[SourceReader], dropped: WithdrawnRows) -> Provenance:
-    sampled = config.max_rows or any(source.max_rows for source in config.sources)
     params = {
         "sources": [reader.settings() for reader in readers],
         "max_rows": config.max_rows,
-        "seed": config.seed if sampled else None,
+        "seed": config.seed if _sampled(config) else None,
         **dropped.withdrawal.params(config.withdrawn),
     }
     return derive("import_prompts", VERSION, params, slug=[source.name for source in config.sources])
+
+
+def _sampled(config: ImportConfig) -> bool:
+    """Whether prompts stay by how many there are."""
+    return bool(config.max_rows or any(source.max_rows for source in config.sources))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.early_end import brings_nothing, pass_on
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.finished import once, output_request
+from kubealign_components.data.less_rows import output_less_rows, whole_work
 from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.sampled import FACTS
 from kubealign_components.data.schemas import SELECTION, TRAINING, TRAINING_ROW
@@ -37,6 +39,7 @@ from kubealign_components.data.withdrawals import (
     read_withdrawal,
 )
 from kubealign_components.errors import ConfigError, DataError
+from kubealign_components.json_types import JsonObject
 from kubealign_components.mix.buckets import MAX_BUCKETS, Buckets
 from kubealign_components.mix.examples import PAIR, from_selection, from_training, sizes, without_logprob
 from kubealign_components.mix.quotas import quotas
@@ -153,7 +156,15 @@ def run(
     params = semantic_params(config) | withdrawal.params(config.withdrawn)
     provenance = derive("mix", VERSION, params, inputs=inputs, slug=config.slug(len(inputs)))
     request = output_request(config, provenance, output)
-    return once(request, lambda: _make(config, inputs, withdrawal, asked.sources, provenance, output))
+
+    def less() -> Stats | None:
+        if withdrawal:
+            return whole_work(request, "the inputs hold rows that its own withdrawal takes back")
+        deleted = _Deleted(config)
+        return output_less_rows(config, request, inputs, lambda: deleted.count(inputs), deleted.extra)
+
+    make = partial(_make, config, inputs, withdrawal, asked.sources, provenance, output)
+    return once(request, make, less)
 
 
 def _withdrawal_among(withdrawal: Withdrawal, inputs: Iterable[Dataset]) -> Withdrawal:
@@ -331,6 +342,42 @@ class _Intake:
             weights = self._row_weights.setdefault(row["source"], set())
             if row.get("source_weight") is not None:
                 weights.add(row["source_weight"])
+
+
+class _Deleted:
+    """Examples of rows that are deleted in the inputs, and what the mix is without them."""
+
+    def __init__(self, config: MixConfig) -> None:
+        self._config = config
+        self._by_source: Counter[str] = Counter()
+
+    def count(self, inputs: Mapping[str, Dataset]) -> Stats:
+        """What was counted for them, where all of them stayed in the mix."""
+        stats, config = Stats(), self._config
+        for dataset in inputs.values():
+            convert = from_selection if dataset.manifest.schema == SELECTION else from_training
+            for batch in dataset.deleted_batches():
+                examples = convert(batch, validation_fraction=config.validation_fraction, seed=config.seed)
+                stats.rows_in += examples.num_rows
+                stats.counts["prompts_in"] += batch.num_rows
+                stats.counts.update(examples.column("split").to_pylist())
+                self._by_source.update(examples.column("source").to_pylist())
+        stats.rows_out = stats.rows_in
+        return stats
+
+    def extra(self, mixed: Dataset, left: Stats, _: Collection[str]) -> JsonObject | None:
+        """What the manifest says; None where what is left of a source depends on the size of others, where
+        examples were dropped, or where nothing is left of a source."""
+        sources = mixed.manifest.extra["sources"]
+        weights = {name: source["weight"] for name, source in sources.items()}
+        before = {name: source["before"] - self._by_source[name] for name, source in sources.items()}
+        config = self._config
+        kept = quotas(before, weights, config.caps, config.temperature, config.max_examples)
+        if left.dropped or kept != before or not all(before.values()):
+            return None
+        counts = {name: {"weight": weights[name], "before": n, "after": n} for name, n in before.items()}
+        sides = {f"num_{side}": left.counts[side] for side in ("train", "validation")}
+        return {"pairwise": mixed.manifest.extra["pairwise"], "sources": counts, **sides}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from statistics import NormalDist
 
 import numpy as np
@@ -23,6 +23,7 @@ from kubealign_components.data.early_end import pass_on
 from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.labels import compared, fewer, preferred_pairs, sides
+from kubealign_components.data.less_rows import output_less_rows, whole_work
 from kubealign_components.data.null_runs import SHUFFLED
 from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.sampled import sampled
@@ -31,7 +32,9 @@ from kubealign_components.data.seeds import Keys, id_keys
 from kubealign_components.data.segments import Bools, Floats, Ints, changes, order_by
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
+from kubealign_components.json_types import JsonObject
 from kubealign_components.progress import progress_bar
+from kubealign_components.select.lists import finite, lists_of, note_on_references, offsets_of
 from kubealign_components.select.pairs import STRATEGIES, Pool, StrategySettings, choose_pairs
 from kubealign_components.select.quantiles import (
     METHODS,
@@ -192,7 +195,32 @@ def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
         "select", VERSION, semantic_params(config), inputs={"rewarded": rewarded}, slug=config.slug
     )
     request = output_request(config, provenance, output)
-    return once(request, lambda: _make(config, rewarded, provenance, output))
+
+    def less() -> Stats | None:
+        if config.rewards == LENGTH_CONTROLLED and rewarded.manifest.undeleted:
+            return whole_work(request, "one slope of reward over length is of all rows")
+        inputs = {"rewarded": rewarded}
+        count = partial(_count_deleted, config, rewarded)
+        return output_less_rows(config, request, inputs, count, lambda _, left, __: _extra(config, left))
+
+    return once(request, lambda: _make(config, rewarded, provenance, output), less)
+
+
+def _count_deleted(config: SelectConfig, rewarded: Dataset) -> Stats:
+    """What was counted for rows that are deleted in ``rewarded``."""
+    stats = Stats()
+    for batch in rewarded.deleted_batches():
+        work = _Batch(batch, config, stats, LengthSlope())
+        work.count_agreement()
+        stats.rows_in += batch.num_rows
+        stats.rows_out += work.select().num_rows
+    return stats
+
+
+def _extra(config: SelectConfig, stats: Stats) -> JsonObject:
+    """What the manifest says beside the counts."""
+    note = "" if config.by_labels else note_on_references(stats, config.quantile)
+    return {"pairwise": config.pairwise, "note": note, "warnings": NOTES[config.rewards]}
 
 
 def _make(config: SelectConfig, rewarded: Dataset, provenance: Provenance, output: str) -> Stats:
@@ -232,25 +260,8 @@ def _make(config: SelectConfig, rewarded: Dataset, provenance: Provenance, outpu
                 "length_slope_before": slope.value,
                 "length_slope_after": round(after.value, 12),
             }
-        note = "" if config.by_labels else _note(stats, config.quantile)
-        extra = {"pairwise": config.pairwise, "note": note, "warnings": NOTES[config.rewards]}
-        writer.commit(stats, extra)
+        writer.commit(stats, _extra(config, stats))
     return stats
-
-
-def _note(stats: Stats, quantile: str) -> str:
-    """What the number of references does to the quantiles, in words."""
-    total, rows = stats.sums.get("references", (0.0, 0))
-    if not rows:
-        return "no prompt is left"
-    n = total / rows
-    text = f"{n:.1f} reference rewards a prompt, so quantile rewards come in steps of about 1/{n:.0f}"
-    if quantile != INCLUSIVE:
-        return text
-    return (
-        f"{text}; inclusive ones of reference completions average {(n + 1) / (2 * n):.2f} or more where "
-        "0.50 is exact (mid_rank and leave_one_out have no such bias)"
-    )
 
 
 class _Batch:
@@ -427,7 +438,7 @@ class _Batch:
         return members[chosen], members[rejected]
 
     def _output(self, stay: Bools, selected: Ints, chosen: Ints, rejected: Ints) -> pa.RecordBatch:
-        offsets = _offsets(self._per_row_index(selected)[stay])
+        offsets = offsets_of(self._per_row_index(selected)[stay])
         position = np.full(len(self.row), -1, dtype=np.int64)
         first = np.zeros(self.rows, dtype=np.int64)
         first[stay] = offsets[:-1]
@@ -438,9 +449,11 @@ class _Batch:
         )
         references = self.reference_reward & stay[self.row]
         made = {
-            "completions": _lists(offsets, self._completions(selected)),
-            "pairs": _lists(_offsets(self._per_row_index(chosen)[stay]), pairs),
-            "reference_rewards": _lists(_offsets(self.references[stay]), pa.array(self.reward[references])),
+            "completions": lists_of(offsets, self._completions(selected)),
+            "pairs": lists_of(offsets_of(self._per_row_index(chosen)[stay]), pairs),
+            "reference_rewards": lists_of(
+                offsets_of(self.references[stay]), pa.array(self.reward[references])
+            ),
         }
         columns = [
             made[name] if name in made else keep(self.batch.column(name), stay)
@@ -466,9 +479,9 @@ class _Batch:
             self.stats.counts["pairs"] += len(chosen)
         self.stats.observe("references", self.references[stay & (self.references > 0)].tolist())
         self.stats.observe("reference_tied", (self.ranks.equal[used] > 1).tolist())
-        self.stats.observe("quantile_reward", _finite(self.quantile[selected]))
-        self.stats.observe("quantile_gap", _finite(self.quantile[chosen] - self.quantile[rejected]))
-        self.stats.observe("longer", _finite(self.tokens[chosen] - self.tokens[rejected]))
+        self.stats.observe("quantile_reward", finite(self.quantile[selected]))
+        self.stats.observe("quantile_gap", finite(self.quantile[chosen] - self.quantile[rejected]))
+        self.stats.observe("longer", finite(self.tokens[chosen] - self.tokens[rejected]))
 
     def _per_row(self, mask: Bools) -> Ints:
         return np.bincount(self.row[mask], minlength=self.rows)
@@ -484,16 +497,3 @@ class _Batch:
                 f"{self.ids[int(bad[0])].as_py()} ({self.reward[bad[0]]}); run the rewards stage first, or "
                 f"select by people's labels (strategy {LABELS})"
             )
-
-
-def _finite(values: Floats) -> list[float]:
-    finite: list[float] = values[np.isfinite(values)].tolist()
-    return finite
-
-
-def _offsets(counts: Ints) -> Ints:
-    return np.concatenate(([0], np.cumsum(counts)))
-
-
-def _lists(offsets: Ints, values: pa.Array) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)

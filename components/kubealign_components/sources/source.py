@@ -80,6 +80,7 @@ class SourceReader:
         self.scales = Scales()
         """Of its columns of verdicts."""
         self._columns: set[str] = set()
+        self._content: list[list[str]] | None = None
         self._readings = 0
 
     @property
@@ -119,7 +120,11 @@ class SourceReader:
         every file its name, and its digest or, of an object, its version."""
         if self.source.hub is not None:
             return [list(self.source.hub)]
-        return sorted([file.name, file.version or _digest_of(file)] for file in self.source.files)
+        if self._content is None:
+            self._content = sorted(
+                [file.name, file.version or _digest_of(file)] for file in self.source.files
+            )
+        return self._content
 
     def settings(self) -> JsonObject:
         """The part of the recipe that is about this source; places are not in it."""

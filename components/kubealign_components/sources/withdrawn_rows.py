@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kubealign_components.data.withdrawals import WITHDRAWN, Withdrawal
 from kubealign_components.sources.source import Unwanted
 
@@ -22,9 +24,13 @@ class WithdrawnRows:
     def check(self, number: int, prompt_id: str, source: str) -> None:
         """Raise :class:`Unwanted` for a row of the source of that number and name that was taken back."""
         if self._withdrawal.holds(prompt_id, source):
-            self._sources.setdefault(number, set()).add(source)
-            self._prompt_ids.setdefault(number, set()).add(prompt_id)
+            self.note(number, [prompt_id], [source])
             raise Unwanted(WITHDRAWN)
+
+    def note(self, number: int, prompt_ids: Iterable[str], sources: Iterable[str]) -> None:
+        """Note rows of the source of that number that were taken back."""
+        self._sources.setdefault(number, set()).update(sources)
+        self._prompt_ids.setdefault(number, set()).update(prompt_ids)
 
     @property
     def withdrawal(self) -> Withdrawal:

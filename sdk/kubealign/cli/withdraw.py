@@ -37,7 +37,9 @@ def withdraw(
     were killed included, and not in the work prefix: what holds a row of it was made before, and is to be
     removed; a model holds what it was trained on. A prompt of several sources has the name of the first and
     the completions of all: rows with completions of sources that were imported before one that is taken
-    back, and together with it, are counted, too, since they may hold some of it.
+    back, and together with it, are counted, too, since they may hold some of it. A dataset that was made
+    with a withdrawal may share the files of one that was made before: its rows are deleted there, which
+    nothing reads, and their bytes go when the last dataset of these files is removed.
     """
     from kubealign.why import RowsOf, holders
     from kubealign.withdraw import withdrawal_of, write_withdrawal
@@ -45,7 +47,8 @@ def withdraw(
     asked = withdrawal_of(ids, sources)
     runs = runs_at(target) if target != "runs" or Path(target).is_dir() else []
     withdrawal = write_withdrawal(asked, output)
-    held = [one for one in holders(RowsOf(withdrawal), runs) if one.rows != 0]
+    looked_at = list(holders(RowsOf(withdrawal), runs))
+    held = [one for one in looked_at if one.rows != 0]
     if not as_json:
         prompts, named = len(withdrawal.prompt_ids), len(withdrawal.sources)
         say(f"{output}: {counted(prompts, 'prompt')} and {counted(named, 'source')} are taken back.")
@@ -58,4 +61,10 @@ def withdraw(
             )
     show_holders(held, as_json=as_json)
     if not as_json:
+        if sharing := sum(one.deleted > 0 for one in looked_at):
+            say(
+                f"{counted(sharing, 'dataset')} here share the files of earlier ones, where rows stand that "
+                "are deleted: their bytes go with the last dataset of these files. To be rid of them now, "
+                "remove these runs and those before, and run again."
+            )
         say_what_was_not_searched(runs)
