@@ -150,7 +150,7 @@ $(VENV)/.installed: images/locks/cpu.txt images/locks/torch-cpu.txt pyproject.to
 	$(PYTHON) -m venv $(VENV)
 	{ $(PIP_INSTALL) --no-compile --require-hashes -r images/locks/torch-cpu.txt 2>/dev/null || \
 	  $(PIP_INSTALL) --no-compile --require-hashes -r images/locks/torch-cpu.txt --index-url $(TORCH_CPU_INDEX); } & \
-	  $(PIP_INSTALL) --no-compile --require-hashes -r images/locks/cpu.txt; wait $$!  # pip works on one core
+	  $(PIP_INSTALL) --no-compile --require-hashes -r images/locks/cpu.txt || { wait; exit 1; }; wait $$!  # pip works on one core
 	$(PIP_INSTALL) --no-build-isolation --editable .
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; some files are of other Pythons
 	touch $@

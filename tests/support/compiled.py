@@ -29,6 +29,7 @@ def compile_ir(
 ) -> tuple[Ir, dict[str, Any]]:
     """:func:`read_ir` of ``pipeline``, which is compiled to ``pipeline.yaml`` in ``folder``."""
     path = folder / "pipeline.yaml"
+    folder.mkdir(exist_ok=True)
     compile_pipeline(pipeline, path, settings or CompileSettings(), parameters or {})
     return read_ir(path)
 

@@ -49,7 +49,7 @@ from kubealign_components.store import inside, join, name_below, scheme_of, stor
 log = logging.getLogger(__name__)
 
 STAGE = "benchmark"
-VERSION = 1
+VERSION = 2
 
 
 def run(

@@ -32,7 +32,7 @@ from kubealign_components.errors import GateError
 from kubealign_components.reports.html import REPORT, copy_report, write_report
 from kubealign_components.store import join
 
-VERSION = 3
+VERSION = 4
 
 
 def run(

@@ -69,7 +69,7 @@ class TrainConfig(TrainerConfig):
             self.stop_after == 1 or bool(self.work),
             "work",
             self.work,
-            f"a folder or URI for the checkpoint of stop_after={self.stop_after:g}, to go on from later",
+            f"a folder or URI for a checkpoint to go on from after stop_after={self.stop_after:g}",
         )
         drift = self.max_initial_drift
         require(drift is None or drift >= 0, "max_initial_drift", drift, "0 or more, or none for the default")

@@ -177,8 +177,8 @@ class CheckpointStore:
         kept = sorted(name for name in complete if name <= last)[-self.keep :]
         objects = list(self._objects())
         written = {name: max(each.written for of, each in objects if of == name) for name, _ in objects}
-        # By the store's clock alone.
-        before = written[last] - _UPLOAD_SECONDS
+        # By the store's clock alone; another training may have removed ``last`` by now.
+        before = written.get(last, 0.0) - _UPLOAD_SECONDS
         old = [
             (name, each.uri)
             for name, each in objects

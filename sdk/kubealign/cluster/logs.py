@@ -50,8 +50,8 @@ def log_lines(
         pods = look()
         return pods if task else failed_of(pods) or pods
 
-    written = _from_pods(cluster, namespace, chosen(), titles, over)
     try:
+        written = _from_pods(cluster, namespace, chosen(), titles, over)
         first = next(written, None)
         reason = f"none of its pods is left in namespace {namespace}"
     except ClusterError as error:

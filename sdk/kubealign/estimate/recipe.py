@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kubealign_components.engines.judge import JudgeSpec, judging_principles
+from kubealign_components.errors import KubeAlignError
 from kubealign_pipelines.graph import Task
 from kubealign_pipelines.variants import swept_stages
 
@@ -80,3 +82,15 @@ def of_new_draws(task: Task, config: Any, recipe: Recipe, new: Mapping[str, int]
     if number and task.function == "rewards":
         recipe = replace(recipe, completions=number)
     return config, recipe
+
+
+def questions_on_pair(judge: JudgeSpec, usual: int) -> int:
+    """Questions on a pair, in both orders, that the model of ``judge`` itself answers; ``usual`` where
+    neither functions nor an endpoint judge in its place."""
+    if judge.endpoint or not judge.functions:
+        return 0 if judge.endpoint else usual
+    by_functions = {one.principle for one in judge.functions}
+    try:
+        return 2 * len(set(judging_principles(judge).names) - by_functions)
+    except KubeAlignError:  # its file cannot be read from here
+        return max(usual - 2 * len(by_functions), 0)

@@ -24,7 +24,7 @@ from kubealign.estimate.formulas import (
     scoring_memory,
     training_memory,
 )
-from kubealign.estimate.recipe import Recipe, new_draws, of_new_draws
+from kubealign.estimate.recipe import Recipe, new_draws, of_new_draws, questions_on_pair
 from kubealign.parameters import check_parameters
 from kubealign.runfile import RunFile
 from kubealign_components.config import require
@@ -44,7 +44,6 @@ from kubealign_pipelines.variants import VARIANTS, number_of
 
 if TYPE_CHECKING:
     from kubealign_components.benchmark.config import BenchmarkConfig
-    from kubealign_components.engines.judge import JudgeSpec
     from kubealign_components.evaluate.stage import EvaluateConfig
     from kubealign_components.judge.stage import JudgeConfig
     from kubealign_components.logprobs.stage import LogprobsConfig
@@ -322,15 +321,9 @@ def _runs_a_model(task: Task, config: Any) -> bool:
     if task.function == "rewards":
         return bool(config.reward.model)
     if task.function in ("judge", "rank"):
-        return bool(_questions(config if task.function == "judge" else config.judge, 1))
+        judge = config if task.function == "judge" else config.judge
+        return bool(questions_on_pair(judge, Assumptions().questions))
     return task.function in _TOKENS
-
-
-def _questions(judge: JudgeSpec, usual: int) -> int:
-    """Questions on a pair that the model itself answers, ``usual`` where it answers all of its principles."""
-    if judge.endpoint or not judge.functions:
-        return 0 if judge.endpoint else usual
-    return 2 * len(set(judge.principle_names) - {one.principle for one in judge.functions})
 
 
 class _Stage:
@@ -435,14 +428,14 @@ def _logprobs(config: LogprobsConfig, recipe: Recipe, a: Assumptions) -> Tokens:
 
 
 def _judge(config: JudgeConfig, recipe: Recipe, a: Assumptions) -> Tokens:  # noqa: ARG001
-    asked = a.rows * _questions(config, a.questions)
+    asked = a.rows * questions_on_pair(config, a.questions)
     return {"score": float(asked * (a.prompt_tokens + 2 * a.completion_tokens))}
 
 
 def _rank(config: RankConfig, recipe: Recipe, a: Assumptions) -> Tokens:
     n = recipe.completions
     pairs = min(n * (n - 1) / 2, config.comparisons * n)
-    asked = a.rows * pairs * _questions(config.judge, a.questions)
+    asked = a.rows * pairs * questions_on_pair(config.judge, a.questions)
     return {"score": float(asked * (a.prompt_tokens + 2 * a.completion_tokens))}
 
 

@@ -313,6 +313,7 @@ class Results:
             "stages": [{name: getattr(row, name) for name in StageRow.__slots__} for row in self.stages],
             "outputs": [
                 {"task": o.task, "output": o.output, "type": o.type, "path": relative(o.path)}
+                | {name: o.metadata[name] for name in (VARIANT,) if name in o.metadata}
                 for o in self.outputs
             ],
         }
@@ -346,7 +347,10 @@ def read_results(run: RunInfo) -> Results:
         else {},
         seconds=content.get("seconds", 0.0),
         price=content.get("price", 0.0),
-        stages=[StageRow(**row) for row in content.get("stages", ())],
+        stages=[
+            StageRow(**{name: row[name] for name in StageRow.__slots__ if name in row})
+            for row in content.get("stages", ())
+        ],
         outputs=[
             Output(
                 task=made["task"],
@@ -354,7 +358,7 @@ def read_results(run: RunInfo) -> Results:
                 output=made["output"],
                 type=made["type"],
                 path=folder.path / made["path"],
-                metadata={},
+                metadata={name: made[name] for name in (VARIANT,) if name in made},
             )
             for made in run.outputs
         ],

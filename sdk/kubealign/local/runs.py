@@ -29,6 +29,7 @@ LOCK = ".lock"
 _SHAPE: dict[str, object] = {"pipeline": "", "evaluation": {}, "stages": [], "outputs": [], "failed": ""}
 """Types of what :data:`RESULTS` holds, each by a value of its own."""
 _OUTPUT = {"task", "output", "type", "path"}
+_STAGE = {"stage", "title", "rows_in", "rows_out", "dropped", "counts", "numbers", "seconds"}
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
 """States of a run; ``stopped`` is one that nobody can say more of: it was killed."""
 
@@ -188,7 +189,7 @@ def _content(file: Path) -> dict[str, Any]:
         paths += [one["path"] for one in outputs if isinstance(one, dict) and one.keys() >= _OUTPUT]
         if (
             len(paths) == 1 + len(outputs)
-            and all(isinstance(row, dict) for row in content.get("stages", []))
+            and all(isinstance(row, dict) and row.keys() >= _STAGE for row in content.get("stages", []))
             and all(isinstance(number, (int, float)) for number in (content.get("seconds", 0), *numbers))
             and all(isinstance(path, str) and _stays_inside(path) for path in paths)
         ):

@@ -268,8 +268,10 @@ def test_a_place_that_cannot_be_written_is_one_line(run_file: Path, tmp_path: Pa
     (tmp_path / "file").write_text("")
     output = tmp_path / place if not place.startswith("/") else Path(place)
     done = kubealign("compile", "-f", run_file, "-o", output / "pipeline.yaml")
-    assert done.exit_code == 1
-    assert done.stderr.startswith("Error: ")
+    assert done.exit_code == 2
+    assert done.stderr.startswith(
+        f"Error: --output='{output / 'pipeline.yaml'}': expected a file in a folder "
+    )
     assert len(done.stderr.splitlines()) == 1
 
 

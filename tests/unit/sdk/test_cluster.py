@@ -256,6 +256,8 @@ def test_logs_of_pods_that_are_gone_come_from_the_store(
     leave(tmp_path / "r", submitted, "sample", "executor-logs", "samples\n")
     output = call(api, "logs", "one", "train").output
     assert [line for line in output.splitlines() if line[0] != "="] == ["try 0", "try 1"]
+    kube.forbidden.add("/api/v1/namespaces/kubeflow/pods")
+    assert call(api, "logs", "one", "train").output == output
 
 
 def test_a_folder_is_fetched_whole(api: Kfp, submitted: dict[str, Any], tmp_path: Path) -> None:

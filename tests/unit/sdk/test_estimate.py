@@ -253,11 +253,10 @@ def test_functions_and_endpoints_judge_without_a_gpu() -> None:
     salmon, usual = load_run_file(PARAMS / "salmon_70b.yaml"), Assumptions()
     function = "{principle: Concise, function: brevity}"
     by_function = salmon.with_parameters([f"judge_options.functions=[{function}]"])
-    assert "judge" in [stage.stage for stage in estimate(salmon, SHAPES["llama-8b"], usual)]
-    assert "judge" not in [stage.stage for stage in estimate(by_function, SHAPES["llama-8b"], usual)]
-    of_two = by_function.with_parameters(["judge_options.principle_names=[Concise, Honest]"])
-    [judge] = [s for s in estimate(of_two, SHAPES["llama-8b"], usual) if s.stage == "judge"]
-    assert judge.tokens == {"score": 10_000 * 2 * (256 + 2 * 512)}
+    for names, asked in (("", 20), ("Concise, Honest and Accurate", 2), ("Concise", 0)):
+        run = by_function.with_parameters([f"judge_options.principle_names=[{names}]"])
+        judged = [s.tokens for s in estimate(run, SHAPES["llama-8b"], usual) if s.stage == "judge"]
+        assert judged == ([{"score": 10_000 * asked * (256 + 2 * 512)}] if asked else [])
     ranked = load_run_file(PARAMS / "offline_alignment.yaml").with_parameters(
         ["reward_model=", "rank_judge=judge-8B", "rank_options.judge.endpoint=http://judge:8000/v1"]
     )

@@ -286,6 +286,7 @@ def test_records_of_finished_outputs_go_with_them(output: Output) -> None:
         {"outputs": ["model"]},
         {"outputs": [{"task": "train"}]},
         {"outputs": {}, "stages": {"x": 1}},
+        {"stages": [{"x": 1}]},
         {"evaluation": "good", "seconds": 1},
         {"evaluation": {"reward_gain": "much"}},
         {"seconds": None, "pipeline": None},

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from kubealign.cli.main import main
 from kubealign.compare.runs import ComparedRun
-from kubealign.local.results import Output, Results, StageRow
+from kubealign.local.results import Output, Results, StageRow, read_results
 from kubealign.local.rounds import rounds_of
 from kubealign.local.runs import read_run
 from kubealign.local.summary import write_summary
@@ -177,3 +177,7 @@ def test_those_left_at_the_last_rung_are_named_by_their_place_in_the_run_file(tm
     assert halved.by_usual_name().keys() >= {"model", "model-2", *(f"model-rung-1-{n}" for n in (1, 2, 3))}
     assert "model-1" not in halved.by_usual_name()
     assert betas(halved.models)["train-2"] == 1, "the first of those that were left"
+    (tmp_path / "pipeline.yaml").write_text("")
+    (tmp_path / "parameters.yaml").write_text(json.dumps(halved.parameters))
+    (tmp_path / "results.json").write_text(json.dumps(halved.to_json()))
+    assert betas(read_results(read_run(tmp_path)).models) == betas(halved.models)

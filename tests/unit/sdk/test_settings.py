@@ -43,7 +43,7 @@ def test_the_defaults_are_complete_and_pass(graph: Graph) -> None:
         {"rounds": 2, "rounds_reference": "last", "logprobs_order": "before"},
         {"sample_n": {"from": 4, "to": 16}},
         {"sample_n": 0, "select_strategy": "labels"},
-        {"variants": [{"train": {"beta": beta}} for beta in (0.1, 0.2)], "halving": 2},
+        {"variants": [{"train": {"beta": beta}} for beta in (0.1, 0.2)], "halving": 2, "work": "gs://a/work"},
     ],
     ids=str,
 )
@@ -192,7 +192,7 @@ def test_bad_settings_end_the_command_in_a_second_without_a_traceback(tmp_path: 
 def test_compile_writes_parameters_as_defaults(tmp_path: Path) -> None:
     run = tmp_path / "run.yaml"
     run.write_text("parameters: {policy: org/model, sample_n: 4}\ncompile: {labels: {team: a}}\n")
-    path = tmp_path / "out" / "pipeline.yaml"
+    path = tmp_path / "pipeline.yaml"
     done = CliRunner().invoke(main, ["compile", "-f", str(run), "-o", str(path)])
     assert done.exit_code == 0, done.output
     from kubealign_pipelines.compiler import read_graph

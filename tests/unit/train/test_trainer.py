@@ -410,11 +410,9 @@ def test_the_curves_page_shows_everything_and_needs_nothing(
 CHILD = """
 import json, os, signal, sys, threading
 from pathlib import Path
-from types import SimpleNamespace
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.stage import run
-from kubealign_components.train.trainer import AlignmentTrainer
 
 config, data, output, pattern = json.loads(sys.argv[1])
 
@@ -496,7 +494,6 @@ def test_ready_configs_are_accepted(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from kubealign_components.training.arguments import training_arguments
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.training.config import SHARDED
