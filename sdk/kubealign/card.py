@@ -15,6 +15,7 @@ from kubealign_components.data.licenses import licensed, licenses
 from kubealign_components.data.lineage import LineageStep, describe, steps_of
 from kubealign_components.data.manifest import Manifest
 from kubealign_components.data.schemas import MODEL, ROWS
+from kubealign_components.errors import ConfigError
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~&$:@/])")
 _SOURCES = ("sources", "pmp_sources", "rl_sources")
@@ -28,6 +29,9 @@ def card(dataset: Dataset, evaluation: Mapping[str, float] | None = None) -> str
         evaluation: numbers of the model's comparison with its reference.
     """
     manifest = dataset.manifest
+    if any(shard.deleted for shard in manifest.shards):
+        without = "a dataset whose files have no deleted rows: `kubealign export --format parquet` writes one"
+        raise ConfigError("dataset", dataset.uri, without)
     steps = steps_of(manifest.fingerprint, manifest.recipe)
     is_model = manifest.schema == MODEL
     head = card_head(licenses(manifest))

@@ -63,8 +63,6 @@ class Chunk:
     undeleted_spans: tuple[tuple[int, int, int], ...] = ()
     """Of the chunk with the rows that are deleted in its shards, where it was cut with them: pieces as in
     ``spans``, by the rows that the files have."""
-    undeleted_row_ids: str = ""
-    """SHA-256 as of ``row_ids``, of the same chunk."""
 
     def to_json(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -172,7 +170,7 @@ def plan(
         )
         if shared:
             spans = tuple(_cut(_shards_of(whole), start, stop))
-            chunk = replace(chunk, undeleted_spans=spans, undeleted_row_ids=digest_of_ids(chunk_ids))
+            chunk = replace(chunk, undeleted_spans=spans)
         planned.append(chunk)
     return planned
 

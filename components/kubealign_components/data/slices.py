@@ -136,7 +136,9 @@ class SliceStore(Generic[Result]):
 
     def _read_keys(self, name: str) -> frozenset[str]:
         path = self._file(name)
-        return frozenset(pq.read_table(path, columns=[KEY])[KEY].to_pylist() if path else ())
+        if path is None:
+            return frozenset()
+        return frozenset(self._asked(pq.read_table(path, columns=[ROW_ID, KEY]))[KEY].to_pylist())
 
     def _read_results(self, name: str) -> dict[str, Result]:
         path = self._file(name)

@@ -135,7 +135,7 @@ def run_chunk(
     grace = grace_seconds() + (OWN_END if shared else 0)
     with preemptible(f"{name} chunk {chunk.index + 1} of {chunk.of}", grace=grace) as check:
         work = _ChunkWork(chunk, dataset, stage, check, name, uri)
-        if chunk.undeleted_row_ids and _make_part_less_rows(work, part_uri, schema, provenance, folder):
+        if chunk.undeleted_spans and _make_part_less_rows(work, part_uri, schema, provenance, folder):
             return Part(index=chunk.index, uri=part_uri, rows=chunk.rows, reused_rows=chunk.rows)
         before = None
         if engines is not None and shared and work.misses_any():
@@ -194,6 +194,7 @@ def _make_part(
             return reused
         except _ResultsLost as lost:
             log.warning("%s; what is lost is made again", lost)
+            work.stage.summarise([], Stats())  # of the rows that were put together before
     raise CorruptDataset(
         f"{work.uri}: finished results were lost {ATTEMPTS} times while the part was written; look after the "
         "storage before you run again"
@@ -210,15 +211,17 @@ def _make_part_less_rows(
     if whole is None:
         return False
     rows = sum(stop - start for _, start, stop in chunk.undeleted_spans)
-    before = replace(chunk, rows=rows, row_ids=chunk.undeleted_row_ids)
+    with_deleted = dataset.with_deleted().batches(["prompt_id"], batch_rows=None, spans=chunk.undeleted_spans)
+    ids = pa.chunked_array([batch.column("prompt_id") for batch in with_deleted], pa.string())
+    before = replace(chunk, rows=rows, row_ids=digest_of_ids(ids))
     source = _part_uri(before, work.name, whole.fingerprint)
     if not _finished_part(source, before, whole.fingerprint, schema):
         log.info("%s chunk %d is not there with the rows that are gone", work.name, chunk.index + 1)
         return False
     part, flags = Dataset.open(source, schema), dataset.deletions()
     deleted = np.concatenate([flags[number][start:stop] for number, start, stop in chunk.undeleted_spans])
-    ids = part.table(["prompt_id"]).column("prompt_id").filter(pa.array(~deleted))
-    if digest_of_ids(ids) != chunk.row_ids or any(shard.deleted for shard in part.manifest.shards):
+    left_ids = part.table(["prompt_id"]).column("prompt_id").filter(pa.array(~deleted))
+    if digest_of_ids(left_ids) != chunk.row_ids or any(shard.deleted for shard in part.manifest.shards):
         return False
     try:
         left = Stats.from_json(part.manifest.stats).less(work.count_deleted())

@@ -142,7 +142,8 @@ def _less(
         step, source_names = manifest.provenance.step, [source.name for source in config.sources]
         params = step["params"] | part.withdrawal.params(config.withdrawn)
         provenance = derive("import_prompts", VERSION, params, slug=source_names)
-        before, made = manifest.origins[manifest.fingerprint], provenance.origins[provenance.fingerprint]
+        before = manifest.origins.get(manifest.fingerprint, {"places": {}})
+        made = provenance.origins[provenance.fingerprint]
         made["places"] = before["places"] | made["places"]
         left = Stats.from_json(manifest.stats).less(stats)
         return publish_less_rows(request, provenance, imported, masks, left, manifest.extra | request.note)

@@ -350,12 +350,15 @@ class _Deleted:
     def __init__(self, config: MixConfig) -> None:
         self._config = config
         self._by_source: Counter[str] = Counter()
+        self._without_weights = False
 
     def count(self, inputs: Mapping[str, Dataset]) -> Stats:
         """What was counted for them, where all of them stayed in the mix."""
         stats, config = Stats(), self._config
         for dataset in inputs.values():
-            convert = from_selection if dataset.manifest.schema == SELECTION else from_training
+            selected = dataset.manifest.schema == SELECTION
+            self._without_weights |= not selected
+            convert = from_selection if selected else from_training
             for batch in dataset.deleted_batches():
                 examples = convert(batch, validation_fraction=config.validation_fraction, seed=config.seed)
                 stats.rows_in += examples.num_rows
@@ -372,6 +375,10 @@ class _Deleted:
         weights = {name: source["weight"] for name, source in sources.items()}
         before = {name: source["before"] - self._by_source[name] for name, source in sources.items()}
         config = self._config
+        if self._without_weights and any(
+            w != 1 and name not in config.weights for name, w in weights.items()
+        ):
+            return None  # by rows that may be gone, while others of the source have none
         kept = quotas(before, weights, config.caps, config.temperature, config.max_examples)
         if left.dropped or kept != before or not all(before.values()):
             return None

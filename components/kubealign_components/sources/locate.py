@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kubealign_components.data.front_matter import CARD
 from kubealign_components.data.licenses import license_in_card
+from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.errors import ConfigError, StoreError
 from kubealign_components.named_paths import FOLDER, kind_at, named_path
 from kubealign_components.sources.bytes_of import COMPRESSIONS
@@ -73,6 +74,7 @@ def find_files(
         return SourceFiles(files=(_single(uri, listing[""], split),))
     if not any(map(is_readable, listing)):
         raise ConfigError("uri", uri, f"a folder with files of rows ({_suffixes()}); found {_some(listing)}")
+    _refuse_deleted(uri, listing)
     card = _text(listing, CARD)
     license = license_in_card(card)
     saved = _saved_dataset(listing, uri, split)
@@ -210,6 +212,18 @@ def _hub_fetch(name: str, file: str, commit: str) -> Callable[[Path], Path]:
             raise StoreError(f"cannot fetch {file} of {name} at {commit} from the hub: {error}") from error
 
     return fetch
+
+
+def _refuse_deleted(uri: str, listing: Listing) -> None:
+    """Raise ConfigError for a dataset of this project whose files hold rows that are deleted in it."""
+    try:
+        manifest = json.loads(_text(listing, MANIFEST) or "null")
+    except ValueError:
+        return  # of another tool
+    shards = manifest.get("shards") if isinstance(manifest, dict) else None
+    if isinstance(shards, list) and any(isinstance(one, dict) and one.get("deleted") for one in shards):
+        without = "a folder whose files have no deleted rows: `kubealign export --format parquet` writes one"
+        raise ConfigError("uri", uri, without)
 
 
 def _text(listing: Listing, name: str) -> str | None:

@@ -65,6 +65,6 @@ def withdraw(
             say(
                 f"{counted(sharing, 'dataset')} here share the files of earlier ones, where rows stand that "
                 "are deleted: their bytes go with the last dataset of these files. To be rid of them now, "
-                "remove these runs and those before, and run again."
+                "remove these runs and those before, then `kubealign gc runs --yes`, and run again."
             )
         say_what_was_not_searched(runs)

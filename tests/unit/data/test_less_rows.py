@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kubealign.card import card
 from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.less_rows import MOST_DELETED
 from kubealign_components.data.withdrawals import Withdrawal, withdrawal_text
 from kubealign_components.engines.rewards import RewardFunctionSpec, RewardSpec
+from kubealign_components.errors import ConfigError
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as run_filter
 from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig
@@ -27,6 +29,7 @@ from kubealign_components.rewards.stage import RewardsConfig
 from kubealign_components.rewards.stage import run as run_rewards
 from kubealign_components.select.stage import SelectConfig
 from kubealign_components.select.stage import run as run_select
+from kubealign_components.sources.locate import find_files
 
 STAGES = ("import", "filter", "rewards", "select", "mix")
 
@@ -155,6 +158,11 @@ def test_every_stage_shares_what_was_finished(tmp_path: Path, tiny_model: Path) 
     for dataset in cheap.values():
         dataset.verify()
         assert len(list(dataset.iter_rows())) == dataset.rows
+    # What reads the files themselves would bring the rows back.
+    with pytest.raises(ConfigError, match="no deleted rows"):
+        card(cheap["mix"])
+    with pytest.raises(ConfigError, match="no deleted rows"):
+        find_files(cheap["mix"].uri, split="train")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from kubealign_components.data import slice_index
 from kubealign_components.data.named_objects import content_name, publish_named
 from kubealign_components.data.slice_index import ROW_ID, SliceIndex
+from kubealign_components.data.slices import Finished, SliceStore
 from kubealign_components.store import join
 from support.datasets import flip_a_bit
 from support.watched_store import WatchedStore
@@ -227,3 +228,14 @@ def test_a_slice_that_is_gone_leaves_the_index_with_the_next_compaction(
     SliceIndex(folder).compact()
     kept = {row: names for row, names in known.items() if names != [gone]}
     assert SliceIndex(folder).find(known) == kept
+
+
+def test_keys_of_rows_that_nobody_asked_for_are_not_told_as_finished(folder: str) -> None:
+    """A key may be of two rows: what is told as finished is what is given."""
+    schema = pa.schema([("reward", pa.float64())])
+    with SliceStore(folder, schema, SliceIndex(folder), []) as every:
+        rows = [("a", "shared"), ("b", "own")]
+        every.commit([Finished(row, (key,), ({"reward": 1.0},)) for row, key in rows])
+    with SliceStore(folder, schema, SliceIndex(folder), ["b"]) as one:
+        keys = ["own", "shared"]
+        assert one.finished("b", keys) == one.results("b", keys).keys() == {"own"}
