@@ -53,11 +53,11 @@ def write_catalogue(
         path = stage_folder / f"{stage}.component.yaml"
         compiler.Compiler().compile(component, str(path))
         (stage_folder / "metadata.yaml").write_text(
-            _yaml(_metadata(stage, component.component_spec, verified))
+            _yaml(_metadata(stage, component.component_spec, verified)), encoding="utf-8"
         )
         (stage_folder / "README.md").write_text(_readme(stage, component.component_spec), encoding="utf-8")
         if owners:
-            (stage_folder / "OWNERS").write_text(_yaml({"approvers": list(owners)}))
+            (stage_folder / "OWNERS").write_text(_yaml({"approvers": list(owners)}), encoding="utf-8")
         written.append(path)
     return written
 

@@ -184,7 +184,7 @@ class ChatEndpoint:
         said = _without_echo(text, messages) if code in (400, 422) else ""
         if code == 400 and any(words in said for words in _TOO_LONG):
             return Refused("over_length")
-        named = _parameter(text) or said
+        named = (_parameter(text) if said else "") or said
         if "logprob" in named.lower():
             return NoLogprobs(self._text(f"answered {code}: {shortened(text, 200)}"))
         if setting := next((name for name in _OTHERWISE if re.search(rf"\b{name}\b", named)), ""):
@@ -288,12 +288,12 @@ def _without_echo(text: str, messages: Sequence[Mapping[str, str]]) -> str:
 
 
 def _parameter(text: str) -> str:
-    """The parameter that an error in OpenAI's form is about; empty where it names none."""
+    """The parameter that an error in OpenAI's form is about; empty where it names none, or ``"None"``."""
     try:
         error = json.loads(text)["error"]["param"]
     except (ValueError, LookupError, TypeError):
         return ""
-    return error if isinstance(error, str) else ""
+    return error if isinstance(error, str) and error != "None" else ""
 
 
 def _body_of(error: urllib.error.HTTPError) -> str:

@@ -57,8 +57,13 @@ _ORDER = re.compile(r"\[*\s*a\s*(>+|<+|=+)\s*b\s*\]*|\[*\s*b\s*(>+|<+|=+)\s*a\s*
 """A verdict in signs, as of Arena-Hard: ``[[A>>B]]``."""
 _EQUAL = ("tie", "both", "neither", "equal", "same", "draw")
 _STRENGTHS = ("overall_preference", "preference_strength")
-_CHOICES = ("choice", "better_response_id", "winner", "chosen", "preferred", "preference", "better_response")
+_CHOICES = ("choice", "better_response_id", "winner")
 """Columns that name the better answer."""
+_MAY_NAME = ("chosen", "preferred", "preference", "better_response")
+"""Columns that do so, too, or say in words why it is better."""
+_ALPACA_EVAL = ("output_1", "output_2")
+_BETWEEN = 1.5
+"""AlpacaEval's preference of neither output: below it is the first one's, and it may be weighted."""
 _TIE = -1
 """The verdict of a tie; others are 0 or 1, the better answer, and None where the row has no such column."""
 
@@ -66,7 +71,14 @@ _TIE = -1
 def answer_columns(there: Collection[str]) -> tuple[str, str] | None:
     """Which of ``there`` are the two answers; None for no two, or for more, as of a question with choices."""
     pairs = (pair for pair in ANSWER_COLUMNS if pair[0] in there and pair[1] in there)
-    return next((pair for pair in pairs if f"{pair[1][:-1]}{chr(ord(pair[1][-1]) + 1)}" not in there), None)
+    return next(
+        (pair for pair in pairs if not {_beside(pair[0], -1), _beside(pair[1], 1)} & set(there)), None
+    )
+
+
+def _beside(name: str, step: int) -> str:
+    """The name of the answer that is numbered, or lettered, by ``step`` more."""
+    return f"{name[:-1]}{chr(ord(name[-1]) + step)}"
 
 
 def candidates(row: Columns) -> Example:
@@ -157,6 +169,8 @@ def _chat(asked: list[str], replies: object) -> list[Message]:
 def names_sides(row: Columns) -> bool:
     """Whether ``chosen`` and ``rejected`` are not answers, but say which of two columns hold them."""
     pair = answer_columns(row.names())
+    if pair and row.peek("chosen") in [row.peek(name) for name in pair]:
+        return False
     named = [_side(row, pair, row.peek(side)) if pair else None for side in ("chosen", "rejected")]
     return sorted(side for side in named if side is not None) == [0, 1]
 
@@ -166,17 +180,28 @@ def _better(row: Columns, names: tuple[str, str]) -> int | None:
         return named
     verdicts = (read(row) for read in (_voted, _signed, _first_is_better))
     verdict = next((v for v in verdicts if v is not None), None)
-    if verdict is None and names == _BETTER_FIRST:
+    in_words = any(row.has(name) for name in _MAY_NAME)
+    if verdict is None and names == _BETTER_FIRST and not in_words:
         return 0
-    return _scored(row, names) if verdict is None else verdict
+    verdict = _scored(row, names) if verdict is None else verdict
+    if verdict is None and in_words:
+        raise Malformed("bad_choice")
+    return verdict
 
 
 def _named(row: Columns, names: tuple[str, str]) -> int | None:
     """The side that is named: by its column, by the number or letter at the end of that, or by its model."""
-    said = [name for name in _CHOICES if row.has(name)]
-    if not said:
+    sides = [_side(row, names, row.take(name)) for name in _CHOICES if row.has(name)]
+    for name in filter(row.has, _MAY_NAME):
+        value = row.peek(name)
+        weighted = name == "preference" and names == _ALPACA_EVAL
+        side = _weighted(row, value) if weighted else None
+        side = _side(row, names, value) if side is None else side
+        if side is not None:
+            row.take(name)
+            sides.append(side)
+    if not sides:
         return None
-    sides = [_side(row, names, row.take(name)) for name in said]
     if row.has("rejected") and (worse := _side(row, names, row.take("rejected"))) in (0, 1):
         sides.append(1 - worse)
     if None in sides or len(set(sides)) > 1:
@@ -200,6 +225,15 @@ def _side(row: Columns, names: tuple[str, str], value: object) -> int | None:
         return models.index(word)
     side = _SIDE.fullmatch(word)
     return ends.index(side[1]) if side is not None and side[1] in ends else None
+
+
+def _weighted(row: Columns, value: object) -> int | None:
+    """The side of a number that is AlpacaEval's preference; 0 was its tie at first."""
+    number = number_of(value)
+    if number is None or not (number == 0 or 1 <= number <= 2):
+        return None
+    row.reading.scales.weighted("preference", number)
+    return _TIE if number in (0, _BETWEEN) else int(number > _BETWEEN)
 
 
 def _signed(row: Columns) -> int | None:

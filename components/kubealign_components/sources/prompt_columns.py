@@ -25,10 +25,11 @@ PROMPT_COLUMNS = (
 
 _ASKING = re.compile(
     r"(?:\A|[_ -])(?:prompts?|questions?|quer(?:y|ies)|instructions?|inputs?|context|history|posts?"
-    r"|trajectory|dialog(?:ue)?s?|conversations?|messages?|turns?|users?|requests?|problems?)(?:[_ -]|\d*\Z)",
+    r"|trajectory|dialog(?:ue)?s?|conversations?|messages?|turns?|users?|requests?|problems?)"
+    r"(?:[_ -](?:text|content|string))?\d*\Z",
     re.IGNORECASE,
 )
-"""Names of columns that may hold what was asked."""
+"""Names of columns that may hold what was asked; not those of what is said about it, such as its type."""
 
 
 def explicit_prompt(row: Columns, *more: str) -> list[Message] | None:
@@ -108,7 +109,7 @@ def may_hold_prompt(name: str, value: object) -> bool:
     says = (
         len(value.split()) > 2 if isinstance(value, str) else bool(value) and isinstance(value, list | dict)
     )
-    return says and _ASKING.search(name) is not None
+    return says and not name.lower().startswith("system") and _ASKING.search(name) is not None
 
 
 def _history(row: Columns) -> list[Message]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -193,24 +194,28 @@ def parse(
         row: the row.
         parser: of :data:`FORMATS`.
         roles: meaning of the role names.
-        scales: is told what values the columns of verdicts have.
+        scales: is told what values the columns of verdicts have in rows that can be used.
 
     Raises:
         Malformed: the row cannot be used; names the reason.
     """
     if not isinstance(row, Mapping):
         raise Malformed("not_an_object")
+    reading = Reading(roles=roles)
     try:
-        return _parse(Columns(row, Reading(roles=roles, scales=scales or Scales())), parser)
+        example = _parse(Columns(row, reading), parser)
     except RecursionError:
         raise Malformed("too_deep") from None
+    if scales is not None:
+        scales.add(reading.scales)
+    return example
 
 
 def _parse(row: Columns, parser: Parser) -> Example:
     example = parser(row)
     example.tools = read_tools(row.take("tools", "functions", "available_functions"))
-    names = ("answers", "answer", "ground_truth", "solution")[1 if _are_ranked(row.peek("answers")) else 0 :]
-    example.answers = example.answers or answers_of(row.take(*names)) or _truth_of_verl(row)
+    names = ("answers", "answer", "solution")[1 if _are_ranked(row.peek("answers")) else 0 :]
+    example.answers = example.answers or answers_of(row.take(*names)) or _ground_truth(row)
     example.metadata = row.rest()
     example.notes = row.reading.notes
     _check_prompt(example.messages)
@@ -351,12 +356,22 @@ def _labelled(row: Columns, turns: list[Message]) -> list[Offline]:
     return [Offline(messages=turns, label=label, score=score, model=model)]
 
 
-def _truth_of_verl(row: Columns) -> list[str]:
-    """What verifies an answer in verl's files: ``{"reward_model": {"ground_truth": …}}``."""
+def _ground_truth(row: Columns) -> list[str]:
+    """What verifies an answer by that name, of its own or, in verl's files, in ``reward_model``.
+
+    It may be what a program verifies by, such as numbers to count with: that is left, and noted.
+    """
     rule = row.peek("reward_model")
-    if not isinstance(rule, Mapping) or "ground_truth" not in rule:
-        return []
-    return answers_of(row.take("reward_model")["ground_truth"])
+    truths = {
+        "ground_truth": row.peek("ground_truth"),
+        "reward_model": rule.get("ground_truth") if isinstance(rule, Mapping) else None,
+    }
+    for name, truth in truths.items():
+        with suppress(Malformed):
+            if answers := answers_of(truth):
+                row.take(name)
+                return answers
+    return []
 
 
 def _are_ranked(value: object) -> bool:

@@ -22,7 +22,7 @@ from kubealign_components.sources.external_sort import Entry, Spool
 from kubealign_components.sources.file_readers import UNTYPED, Unreadable, kind_of, read_rows
 from kubealign_components.sources.locate import SourceFile, SourceFiles, find_files
 from kubealign_components.sources.messages import turns_from_text
-from kubealign_components.sources.scales import Scales
+from kubealign_components.sources.scales import NoVerdicts, Scales
 from kubealign_components.sources.source_settings import SourceSettings
 from kubealign_components.sources.values import Malformed, from_json_text, list_from_text
 
@@ -203,10 +203,11 @@ class SourceReader:
         self.misread = usual if usual and usual != self.format else ""
 
     def check(self, max_bad_fraction: float) -> None:
-        """Raise :class:`DataError` with examples when more rows than allowed are malformed, or when all rows
-        together say that a column of verdicts is on another scale than they were read on."""
+        """Raise :class:`DataError` with examples when more rows than allowed are malformed, and
+        :class:`NoVerdicts` when all rows together say that a column of verdicts is on another scale than they
+        were read on."""
         for column, why in self.scales.problems():
-            raise DataError(
+            raise NoVerdicts(
                 f"source {self.config.name!r}: {column} cannot be read as verdicts: {why}. Name the better "
                 "answer of two in a column choice, put 1 or 0 for a single one into label, or say what the "
                 f"column is: columns: {{{column}: score}} for points, {{{column}: metadata}} for nothing"

@@ -25,6 +25,7 @@ from kubealign_components.json_types import JsonObject
 from kubealign_components.named_paths import kind_at, named_path
 from kubealign_components.sources.file_readers import read_rows
 from kubealign_components.sources.locate import SourceFiles, find_files
+from kubealign_components.sources.scales import NoVerdicts
 from kubealign_components.store import scheme_of
 from kubealign_pipelines.checking.findings import Finding, error_at, warning_at
 from kubealign_pipelines.checking.reach import in_time, near_path, unserved
@@ -80,6 +81,11 @@ class _Usable:
     def is_elsewhere(self) -> bool:
         """Whether its files are to be fetched."""
         return self.files.hub is not None or scheme_of(self.source.uri) != "file"
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is imported whole."""
+        return self.files.hub is None and sum(file.size or 0 for file in self.files.files) <= SMALL_BYTES
 
 
 def check_sources(
@@ -166,12 +172,11 @@ def _import(stage: Stage, usable: Sequence[_Usable], prompts: Prompts) -> Iterat
     with tempfile.TemporaryDirectory(prefix="kubealign-check-") as scratch:
         sources, failed = [], []
         for one in usable:
-            small = one.files.hub is None and sum(f.size or 0 for f in one.files.files) <= SMALL_BYTES
-            prompts.complete = prompts.complete and small
+            prompts.complete = prompts.complete and one.is_small
             if one.is_elsewhere and one.files.files[0].size > FETCHED_BYTES:
                 continue
             try:
-                sources.append((one, one.source if small else _beginning(one, Path(scratch))))
+                sources.append((one, one.source if one.is_small else _beginning(one, Path(scratch))))
             except KubeAlignError as error:
                 failed.append((one, error))
         whole = _imported(stage, [source for _, source in sources], Path(scratch)) if sources else None
@@ -195,7 +200,12 @@ def _import(stage: Stage, usable: Sequence[_Usable], prompts: Prompts) -> Iterat
                 f"beside split {one.source.split} not read: {', '.join(unread[:3])}{more}; name a file as "
                 "a source of its own, or all splits in a card (README.md)",
             )
-    yield from (_unreadable(stage, one.position, one.source, error) for one, error in failed)
+    for one, refusal in failed:
+        finding = _unreadable(stage, one.position, one.source, refusal)
+        if isinstance(refusal, NoVerdicts) and not one.is_small:  # which all rows may say otherwise
+            expected = f"of its first {FIRST_ROWS} rows: {finding.expected}"
+            finding = replace(finding, expected=expected, warning=True)
+        yield finding
     if prompts.complete and not prompts.rows:
         uris = [one.source.uri for one in usable]
         yield error_at(stage.path(("sources",)), uris, "prompts; all rows were dropped")
@@ -251,7 +261,8 @@ def _beginning(one: _Usable, scratch: Path) -> SourceSettings:
     file = one.files.files[0]
     read = read_rows(file.fetch(scratch), file.name, columns=one.source.columns)
     rows = islice(read, FIRST_ROWS)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row, _ in rows))
+    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row, _ in rows)
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
     return replace(one.source, uri=str(path), revision=None, split="train", subset=None)
 
 

@@ -625,12 +625,29 @@ def test_columns_that_judge_or_verify_are_noted_by_whatever_name(names: tuple[st
     assert example.notes == {f"column_not_understood_{name}": 1 for name in names}
 
 
-def test_what_verifies_an_answer_in_files_for_reinforcement_learning() -> None:
-    truths: list[dict[str, Any]] = [
-        {"ground_truth": "7"},
-        {"reward_model": {"ground_truth": "7", "style": "rule"}},
-        {"answer": 7.0, "ground_truth": None},
-    ]
-    for truth in truths:
-        example = read({"prompt": [USER], **truth})
-        assert (example.answers, example.notes) == (["7"], {})
+TO_COUNT_WITH = {"target": 98, "numbers": [44, 19, 35]}
+
+
+@pytest.mark.parametrize(
+    ("truth", "noted"),
+    [
+        ({"ground_truth": "7"}, []),
+        ({"reward_model": {"ground_truth": "7", "style": "rule"}}, []),
+        ({"answer": 7.0, "ground_truth": None}, []),
+        ({"ground_truth": TO_COUNT_WITH, "reward_model": {"ground_truth": "7"}}, ["ground_truth"]),
+        ({"ground_truth": "8", "solution": "7"}, ["ground_truth"]),
+    ],
+)
+def test_what_verifies_an_answer_in_files_for_reinforcement_learning(
+    truth: dict[str, Any], noted: list[str]
+) -> None:
+    example = read({"prompt": [USER], **truth})
+    understood = {name.removeprefix("column_not_understood_") for name in example.notes if "kept" not in name}
+    assert (example.answers, understood) == (["7"], set(noted))
+
+
+@pytest.mark.parametrize("truth", [TO_COUNT_WITH, {"target": ["Paris", "paris"]}, [{"name": "f"}]])
+@pytest.mark.parametrize("name", ["ground_truth", "reward_model"])
+def test_what_a_program_verifies_by_is_left_and_noted(name: str, truth: object) -> None:
+    example = read({"prompt": [USER], name: truth if name == "ground_truth" else {"ground_truth": truth}})
+    assert (example.answers, example.notes[f"column_not_understood_{name}"]) == ([], 1)

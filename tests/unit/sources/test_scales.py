@@ -13,7 +13,7 @@ from kubealign_components.data.dataset import Dataset
 from kubealign_components.errors import DataError
 from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run
 from kubealign_components.sources.row_formats import FORMATS, looks_like, parse
-from kubealign_components.sources.scales import MOST_VALUES, Scales
+from kubealign_components.sources.scales import Scales
 from kubealign_components.sources.values import Malformed
 
 TWO = {"response1": "A", "response2": "B"}
@@ -83,13 +83,50 @@ def test_verdicts_on_single_answers_are_of_two_kinds(tmp_path: Path, verdicts: l
         assert sum(label is not None for [label] in labels(imported(tmp_path, rows))) == 2
 
 
-def test_a_column_may_have_any_number_of_values() -> None:
+@pytest.mark.parametrize(
+    ("values", "slip", "why"),
+    [
+        ([1, 0], 3, "its values go from 0 to 3, and verdicts on an answer are 1 and 0, or 1 and -1"),
+        ([1, -1], 0, "its values go from -1 to 1, and verdicts on an answer are 1 and 0, or 1 and -1"),
+        ([2, 3, 4, 5], 7, ""),  # classes, which are left as they are
+        ([3], 3, ""),
+        (["good", "bad"], "excellent", "2 of 101 words are none, such as good and bad, or 1 and 0"),
+    ],
+)
+def test_one_value_of_a_hundred_may_be_a_slip(values: list[Any], slip: object, why: str) -> None:
     scales = Scales()
-    for value in range(10 * MOST_VALUES):
-        scales.signed("strength", value)
-        scales.signed("signed", value - 5 * MOST_VALUES)
-    [(column, why)] = scales.problems()
-    assert (column, why.split(",")[0]) == ("strength", f"its values go from 0 to {10 * MOST_VALUES - 1}")
+    for position in range(99):
+        scales.verdict("label", values[position % len(values)])
+    scales.verdict("label", slip)
+    assert not [*scales.problems()]
+    more = Scales()
+    more.verdict("label", slip)
+    scales.add(more)
+    assert [*scales.problems()] == ([("label", why)] if why else [])
+
+
+def test_slips_of_strengths_and_preferences_without_a_second_output() -> None:
+    scales = Scales()
+    for strength in [-1, 1] * 50:
+        scales.signed("strength", strength)
+    scales.signed("strength", 30)
+    for number in range(600):
+        scales.signed("signed", number - 300)
+        scales.signed("unsigned", number)
+        scales.weighted("outputs", number % 3)
+        scales.weighted("preference", number % 2)
+    assert {column: why.partition(",")[0] for column, why in scales.problems()} == {
+        "unsigned": "its values go from 0 to 599",
+        "preference": "its values go from 0 to 1",
+    }
+
+
+def test_rows_that_cannot_be_used_say_nothing_of_a_scale() -> None:
+    scales = Scales()
+    with pytest.raises(Malformed):
+        parse({"prompt": "Q?", "completion": " ", "label": 5}, FORMATS["prompt"], scales=scales)
+    parse({"prompt": "Q?", "completion": "A", "label": 1}, FORMATS["prompt"], scales=scales)
+    assert not [*scales.problems()]
 
 
 def told(row: dict[str, Any]) -> list[tuple[str, str | None, float | None, str | None]]:
@@ -121,6 +158,7 @@ def test_several_answers_of_a_side_are_all_read(tmp_path: Path) -> None:
         ({"prompt": "Q?", "completions": ["One.", "Two."], "labels": [True, False]}, "labels_of_steps"),
         ({"trajectory": [{"from": "user"}], "chosen": "It A", "rejected": "It B"}, "prompt_column_not_known"),
         ({"post": "Where is it?", "chosen": "It is A", "rejected": "It is B"}, "prompt_column_not_known"),
+        ({"post_text": "Where is it?", "chosen": "It A", "rejected": "It B"}, "prompt_column_not_known"),
     ],
 )
 def test_what_reads_as_something_else_is_refused(row: dict[str, Any], reason: str) -> None:
@@ -128,9 +166,31 @@ def test_what_reads_as_something_else_is_refused(row: dict[str, Any], reason: st
         told(row)
 
 
-def test_an_answer_of_three_is_no_comparison_of_two() -> None:
-    choices = {f"answer_{letter}": letter for letter in "abc"}
-    assert looks_like({"question": "Q?", **choices, "answer": "b"}) == "prompt"
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"system_prompt": "Answer in brief."},
+        {"system_message": "Answer in brief."},
+        {"question_type": "open ended qa"},
+        {"input_ids_chosen": [1, 2]},
+    ],
+)
+def test_what_is_beside_a_prompt_that_both_answers_begin_with(beside: dict[str, Any]) -> None:
+    example = parse({**beside, "chosen": "It is A", "rejected": "It is B"}, FORMATS["preference"])
+    system = [{"role": "system", "content": "Answer in brief."}] if "system_prompt" in beside else []
+    assert example.messages == [*system, {"role": "user", "content": "It is"}]
+
+
+@pytest.mark.parametrize("ends", ["abc", "012", "123"])
+def test_an_answer_of_three_is_no_comparison_of_two(ends: str) -> None:
+    choices = {f"response_{end}": end for end in ends}
+    assert looks_like({"question": "Q?", **choices, "answer": ends[1]}) == "prompt"
+
+
+def test_scores_and_models_of_a_pair_beside_its_texts_are_its() -> None:
+    row = {"prompt": "Q?", "chosen": "B", "rejected": "A", "response_a": "A", "response_b": "B"}
+    scored = {"chosen_score": 3, "rejected_score": 1, "chosen_model": "m"}
+    assert told({**row, **scored}) == [("B", "chosen", 3.0, "m"), ("A", "rejected", 1.0, None)]
 
 
 def test_files_beside_a_split_are_told(tmp_path: Path) -> None:

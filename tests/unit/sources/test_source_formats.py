@@ -97,6 +97,7 @@ LETTERS = {"response_a": "Good.", "response_b": "Bad."}
 MODELS = {"model_a": "llama", "model_b": "gpt"}
 OUTPUTS = {"output_1": "Good.", "output_2": "Bad."}
 WEB = {"answer_0": "Good.", "answer_1": "Bad.", "score_0": 1}
+WORDS = {"preference": "Response 1 is much better because it is true."}
 NAMED = {"llama": "Good.", "gpt": "Bad."}
 SIDES = {"conversation_a": [*CHAT, GOOD], "conversation_b": [*CHAT, BAD]}
 
@@ -129,6 +130,13 @@ SIDES = {"conversation_a": [*CHAT, GOOD], "conversation_b": [*CHAT, BAD]}
         pytest.param({"prompt": "Hi?", **LETTERS, "preferred": "Bad."}, 1, id="chosen-is-the-text"),
         pytest.param({"prompt": "Hi?", **LETTERS, **MODELS, "winner": "gpt"}, 1, id="winner-is-a-model"),
         pytest.param({"instruction": "Hi?", **OUTPUTS, "preference": 2.0}, 1, id="alpaca-eval"),
+        pytest.param({"instruction": "Hi?", **OUTPUTS, "preference": 1.0000012}, 0, id="alpaca-eval-weight"),
+        pytest.param({"instruction": "Hi?", **OUTPUTS, "preference": "1.98"}, 1, id="alpaca-eval-second"),
+        pytest.param({"instruction": "Hi?", **OUTPUTS, "preference": 1.5}, None, id="alpaca-eval-tie"),
+        pytest.param({"instruction": "Hi?", **OUTPUTS, "preference": 0}, None, id="alpaca-eval-old-tie"),
+        pytest.param({"context": CHAT, **PLAIN, **WORDS, "preference_strength": -2}, 0, id="words-beside"),
+        pytest.param({"prompt": "Hi?", **SAID, **WORDS, "choice": 1}, 1, id="words-beside-a-choice"),
+        pytest.param({"question": "Hi?", **WEB, **WORDS, "score_1": 2}, 1, id="words-beside-scores"),
         pytest.param({"question": {"full_text": "Hi?"}, **WEB, "score_1": -1}, 0, id="webgpt"),
         pytest.param({"question": {"full_text": "Hi?"}, **WEB, "score_1": 1}, None, id="webgpt-tie"),
         pytest.param({"question": "Hi?", "response_j": "Good.", "response_k": "Bad."}, 0, id="stackexchange"),
@@ -153,7 +161,7 @@ def test_comparisons_of_public_files(row: dict[str, Any], better: int | None) ->
     "verdict",
     [
         *({"better_response_id": 2}, {"winner": "model_c"}, {"winner": "a"}, {"winner_tie": 0}),
-        *({"preference_strength": "much"}, {"preferred": "A>C"}),
+        *({"preference_strength": "much"}, {"preferred": "A>C"}, WORDS, {"preference": 1.5}),
     ],
 )
 def test_a_verdict_that_is_none_is_told(verdict: dict[str, Any]) -> None:
