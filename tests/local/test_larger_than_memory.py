@@ -23,13 +23,14 @@ LIMIT = 2**30
 # RLIMIT_DATA holds what a process allocates, private writable memory, and nothing that is only
 # mapped: RLIMIT_AS would also count libraries and the address space that allocators reserve.
 PROGRAM = """
-import json, pathlib, resource, sys
+import json, resource, sys
 resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[2]),) * 2)
 folder, policy = sys.argv[1], sys.argv[3]
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.filter.stage import FilterConfig, run as run_filter
 from kubealign_components.mix.stage import MixConfig, run as run_mix
 from kubealign_components.select.stage import SelectConfig, run as run_select
+from support.peak_memory import peak_bytes
 try:
     bytearray(int(sys.argv[2]))
     raise SystemExit("the limit does not hold")
@@ -40,10 +41,7 @@ filtered = run_filter(config, prompts=Dataset.open(f"{folder}/in"), output=f"{fo
 selected = run_select(SelectConfig(pairs_per_prompt=2), rewarded=Dataset.open(f"{folder}/filtered"),
                       output=f"{folder}/selected")
 mixed = run_mix(MixConfig(), selections=[Dataset.open(f"{folder}/selected")], output=f"{folder}/mixed")
-# Of this program alone: rusage begins with what its parent held.
-status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
-peak = int(status["VmHWM"].split()[0]) * 1024
-print(json.dumps([filtered.to_json(), selected.to_json(), mixed.to_json(), peak]))
+print(json.dumps([filtered.to_json(), selected.to_json(), mixed.to_json(), peak_bytes()]))
 """
 
 
@@ -53,9 +51,8 @@ def test_five_gigabytes_pass_through_one(tiny_model: Path, tmp_path: Path) -> No
     source = rewarded(str(tmp_path / "in"), ROWS, identity=identity, lengths=LENGTHS, vocabulary=VOCABULARY)
     assert ROWS * 10 * sum(LENGTHS) / 2 * 4 > 4.7e9  # token ids alone, without ids, numbers and texts
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(LIMIT), str(tiny_model)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}, check=False
-    )
+    env = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     filtered, selected, mixed, peak = json.loads(done.stdout)
     print(f"peak resident memory {peak / 2**20:.0f} MiB")

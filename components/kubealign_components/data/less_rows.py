@@ -69,6 +69,8 @@ def output_less_rows(
     output = finished_elsewhere(output_request(config, whole, request.output))
     if output is None or any(shard.deleted for shard in output.manifest.shards):
         return whole_work(request, "what was made with the rows that are gone is not there")
+    for one in inputs.values():
+        one.keep_files()  # read for their ids, and by ``count``
     try:
         columns = [
             b.column("prompt_id") for one in inputs.values() for b in one.deleted_batches(["prompt_id"])

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,12 +29,28 @@ from kubealign_components.errors import CorruptDataset
 from kubealign_components.store import beside, join, scheme_of, store_for
 
 if TYPE_CHECKING:
-    from kubealign_components.data.segments import Bools
+    from kubealign_components.data.segments import Bools, Ints
 
 BATCH_ROWS = 512
 
 AHEAD = 3
 """Shards of a store behind a network that are fetched while one is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows of the file of a shard: those that ``mask``, a flag for each row of the file,
+    has; all where it is None."""
+
+    number: int
+    start: int
+    stop: int
+    mask: Bools | None
+
+
+def _piece(number: int, rows: Ints, mask: Bools) -> _Piece:
+    """The shortest piece with all of ``rows``, which ascend; an empty one where there are none."""
+    return _Piece(number, int(rows[0]), int(rows[-1]) + 1, mask) if len(rows) else _Piece(number, 0, 0, mask)
 
 
 class ShardRows:
@@ -90,10 +107,7 @@ class ShardRows:
         """
         if spans is None:
             spans = [(i, 0, shard.rows) for i, shard in enumerate(self.manifest.shards)]
-        pieces = list(spans)
-        with closing(self._files([number for number, _, _ in pieces])) as files:
-            for path, (number, start, stop) in zip(files, pieces):
-                yield from self._live(path, number, columns, batch_rows, start, stop)
+        yield from self._read([self._live(*span) for span in spans], columns, batch_rows)
 
     def deleted_batches(
         self, columns: Sequence[str] | None = None, *, spans: Iterable[tuple[int, int, int]] | None = None
@@ -106,10 +120,8 @@ class ShardRows:
         """
         if spans is None:
             spans = [(i, 0, s.rows_in_file) for i, s in enumerate(self.manifest.shards) if s.deleted]
-        pieces = list(spans)
-        with closing(self._files([number for number, _, _ in pieces])) as files:
-            for path, (number, start, stop) in zip(files, pieces):
-                yield from self._span(path, number, columns, None, start, stop, self._deleted(number))
+        pieces = [self._gone(*span) for span in spans]
+        yield from self._read([piece for piece in pieces if piece.start < piece.stop], columns, None)
 
     def deletions(self) -> list[Bools]:
         """For each shard which rows of its file are deleted, shape (rows of the file,)."""
@@ -119,42 +131,31 @@ class ShardRows:
         shard = self.manifest.shards[number]
         return unpacked_deletions(shard.deleted, shard.rows_in_file)
 
-    def _live(
-        self,
-        path: Path,
-        number: int,
-        columns: Sequence[str] | None,
-        batch_rows: int | None,
-        start: int,
-        stop: int,
-    ) -> Iterator[pa.RecordBatch]:
+    def _live(self, number: int, start: int, stop: int) -> _Piece:
         """Rows ``start`` to ``stop`` of those of shard ``number`` that are not deleted."""
         if not self.manifest.shards[number].deleted:
-            yield from self._span(path, number, columns, batch_rows, start, stop, None)
-            return
+            return _Piece(number, start, stop, None)
         live = ~self._deleted(number)
-        rows = np.flatnonzero(live)[start:stop]
-        if len(rows):
-            yield from self._span(path, number, columns, batch_rows, int(rows[0]), int(rows[-1]) + 1, live)
+        return _piece(number, np.flatnonzero(live)[start:stop], live)
 
-    def _span(
-        self,
-        path: Path,
-        number: int,
-        columns: Sequence[str] | None,
-        batch_rows: int | None,
-        start: int,
-        stop: int,
-        mask: Bools | None,
+    def _gone(self, number: int, start: int, stop: int) -> _Piece:
+        """The deleted ones of the rows ``start`` to ``stop`` of the file of shard ``number``."""
+        deleted = self._deleted(number)
+        return _piece(number, start + np.flatnonzero(deleted[start:stop]), deleted)
+
+    def _read(
+        self, pieces: Sequence[_Piece], columns: Sequence[str] | None, batch_rows: int | None
     ) -> Iterator[pa.RecordBatch]:
-        """Rows ``start`` to ``stop`` of the file of shard ``number``: those that ``mask`` has, or all."""
         schema = ROWS[self.manifest.schema]
-        with pq.ParquetFile(path) as file:
-            self._check_rows(number, file.metadata.num_rows)
-            for first, batch in read_span(file, columns, batch_rows, start, stop):
-                kept = batch if mask is None else keep(batch, mask[first : first + batch.num_rows])
-                if kept.num_rows:
-                    yield with_new_fields(kept, schema, columns)
+        with closing(self._files([piece.number for piece in pieces])) as files:
+            for path, piece in zip(files, pieces):
+                with pq.ParquetFile(path) as file:
+                    self._check_rows(piece.number, file.metadata.num_rows)
+                    for first, batch in read_span(file, columns, batch_rows, piece.start, piece.stop):
+                        mask = piece.mask
+                        kept = batch if mask is None else keep(batch, mask[first : first + batch.num_rows])
+                        if kept.num_rows:
+                            yield with_new_fields(kept, schema, columns)
 
     def _check_rows(self, number: int, held: int) -> None:
         shard = self.manifest.shards[number]

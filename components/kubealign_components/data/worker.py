@@ -127,7 +127,7 @@ def run_chunk(
     if isinstance(chunk, Share):
         return _finish_share(chunk, dataset, stage, name, uri, slice_rows)
     part_uri = _part_uri(chunk, name, provenance.fingerprint)
-    if _finished_part(part_uri, chunk, provenance.fingerprint, schema):
+    if _finished_part(part_uri, chunk, provenance.fingerprint, schema) is not None:
         log.info("%s chunk %d of %d was finished before", name, chunk.index + 1, chunk.of)
         return Part(index=chunk.index, uri=part_uri, rows=chunk.rows, reused_rows=chunk.rows)
     shared = engines.of(chunk) if engines is not None else []
@@ -215,10 +215,11 @@ def _make_part_less_rows(
     ids = pa.chunked_array([batch.column("prompt_id") for batch in with_deleted], pa.string())
     before = replace(chunk, rows=rows, row_ids=digest_of_ids(ids))
     source = _part_uri(before, work.name, whole.fingerprint)
-    if not _finished_part(source, before, whole.fingerprint, schema):
+    part = _finished_part(source, before, whole.fingerprint, schema)
+    if part is None:
         log.info("%s chunk %d is not there with the rows that are gone", work.name, chunk.index + 1)
         return False
-    part, flags = Dataset.open(source, schema), dataset.deletions()
+    flags = dataset.deletions()
     deleted = np.concatenate([flags[number][start:stop] for number, start, stop in chunk.undeleted_spans])
     left_ids = part.table(["prompt_id"]).column("prompt_id").filter(pa.array(~deleted))
     if digest_of_ids(left_ids) != chunk.row_ids or any(shard.deleted for shard in part.manifest.shards):
@@ -382,8 +383,8 @@ def _part_uri(chunk: Chunk, name: str, fingerprint: str) -> str:
     return join(chunk.work, name, "parts", digest([fingerprint, chunk.row_ids])[:32])
 
 
-def _finished_part(uri: str, chunk: Chunk, fingerprint: str, schema: str) -> bool:
-    """Whether the part of ``chunk`` stands at ``uri``, whole. A damaged one is set aside: its slices are
+def _finished_part(uri: str, chunk: Chunk, fingerprint: str, schema: str) -> Dataset | None:
+    """The part of ``chunk`` where it stands at ``uri``, whole. A damaged one is set aside: its slices are
     there to make it again."""
     try:
         part = Dataset.open(uri, schema)
@@ -392,11 +393,11 @@ def _finished_part(uri: str, chunk: Chunk, fingerprint: str, schema: str) -> boo
     except NotFound as error:
         if store_for(uri).exists(join(uri, MANIFEST)):
             _set_part_aside(uri, error)
-        return False
+        return None
     except (ChunkError, DataError) as error:
         _set_part_aside(uri, error)
-        return False
-    return True
+        return None
+    return part
 
 
 def _set_part_aside(uri: str, why: Exception) -> None:

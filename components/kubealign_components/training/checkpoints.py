@@ -176,7 +176,9 @@ class CheckpointStore:
         complete = self._names()
         kept = sorted(name for name in complete if name <= last)[-self.keep :]
         objects = list(self._objects())
-        written = {name: max(each.written for of, each in objects if of == name) for name, _ in objects}
+        written: dict[str, float] = {}
+        for name, each in objects:
+            written[name] = max(written.get(name, 0.0), each.written)
         # By the store's clock alone; another training may have removed ``last`` by now.
         before = written.get(last, 0.0) - _UPLOAD_SECONDS
         old = [

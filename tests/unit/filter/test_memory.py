@@ -12,21 +12,19 @@ import pytest
 
 MEBI = 2**20
 STAGES = """
-import json, pathlib, sys
+import json, sys
 import kfp  # which runs a component
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.import_prompts.stage import ImportConfig, SourceConfig, run as import_prompts
 from kubealign_components.filter.stage import FilterConfig, run as filter_prompts
+from support.peak_memory import peak_bytes
 
 rows, model, folder = sys.argv[1:]
 import_prompts(ImportConfig(sources=(SourceConfig(name="a", uri=rows),)), output=f"{folder}/prompts")
 prompts = Dataset.open(f"{folder}/prompts")
 stats = filter_prompts(FilterConfig(policy=model), prompts=prompts, output=f"{folder}/tokenised")
 heavy = [name for name in ("vllm", "datasets", "scipy", "sklearn") if name in sys.modules]
-# Of this program alone: rusage begins with what its parent held.
-status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
-peak = int(status["VmHWM"].split()[0]) * 1024
-print(json.dumps({"rows": stats.rows_out, "heavy": heavy, "peak": peak}))
+print(json.dumps({"rows": stats.rows_out, "heavy": heavy, "peak": peak_bytes()}))
 """
 IMPORTS = """
 import importlib, sys
