@@ -301,7 +301,18 @@ def _new_client(*_: object) -> Client:
     adapter = requests.adapters.HTTPAdapter(pool_connections=2, pool_maxsize=CONNECTIONS)
     for scheme in ("https://", "http://"):
         client._http.mount(scheme, adapter)
+    client._http.hooks["response"].append(_require_answer)
     return client
+
+
+def _require_answer(answer: requests.Response, **_: object) -> None:
+    """Raise where 200 is not the service's word, but a page of a proxy: its bytes would be an object's."""
+    media = "alt=media" in (answer.request.url or "")
+    kind = answer.headers.get("Content-Type", "")
+    said = "X-Goog-Generation" in answer.headers if media else "html" not in kind
+    if answer.status_code in (200, 206) and not said:
+        url = answer.url.partition("?")[0]
+        raise requests.RequestException(f"{kind or 'bytes'} of {url}, which is no Google Cloud Storage")
 
 
 @contextmanager

@@ -43,6 +43,10 @@ _THROTTLED = {"RequestTimeout", "RequestTimeTooSkewed", "SlowDown", "Throttling"
 _BROKEN = (boto.ConnectionError, boto.HTTPClientError)
 
 
+class _NoServer(Exception):
+    """A page answers in the place of S3."""
+
+
 def client(uri: str) -> BaseClient:
     """The boto3 client for ``uri`` and the environment as it stands."""
     # One for each process, also after a fork: connections cannot be shared by two.
@@ -70,21 +74,37 @@ def _new_client(address: str | None, *_: object) -> object:
     made.meta.events.unregister("needs-retry.s3", unique_id="retry-config-s3")
     made.meta.events.register("needs-retry.s3", _delay, unique_id="kubealign-retry")
     made.meta.events.register("after-call.s3", _require_answer, unique_id="kubealign-answer")
+    made.meta.events.register("response-received.s3", _refuse_redirect, unique_id="kubealign-redirect")
     return made
 
 
 def _require_answer(
     *, model: OperationModel, parsed: JsonObject, http_response: AWSResponse, **_: object
 ) -> None:
-    """Raise :class:`StoreError` where 200 is not S3's word: the client takes a page for an empty listing, and
+    """Raise :class:`_NoServer` where 200 is not S3's word: the client takes a page for an empty listing, and
     for a write that went well."""
-    fields = _ALWAYS_TOLD.get(model.name)
-    if fields and http_response.status_code == 200 and not fields & parsed.keys():
+    fields = _ALWAYS_TOLD.get(model.name, set())
+    page = model.name == "DeleteObject" and "html" in http_response.headers.get("content-type", "")
+    if http_response.status_code == 200 and (page or (fields and not fields & parsed.keys())):
         url = http_response.url.partition("?")[0]
-        raise StoreError(
-            f"{model.name}: {url} answers as no S3 server does; AWS_ENDPOINT_URL is the address of its API, "
-            "and not of its console or of a page to log in at"
-        )
+        raise _NoServer(f"{url} answers {model.name} as no S3 server does; {_NO_PAGE}")
+
+
+def _refuse_redirect(
+    *, response_dict: JsonObject | None, parsed_response: JsonObject | None, **_: object
+) -> None:
+    """Raise :class:`_NoServer` where a redirect is not S3's word: the client looks for the bucket's region by
+    a request that is redirected alike, without end."""
+    if response_dict is None or response_dict["status_code"] not in (301, 302, 303, 307, 308):
+        return
+    headers = response_dict["headers"]
+    error = (parsed_response or {}).get("Error", {})
+    if "x-amz-bucket-region" not in headers and error.get("Code") not in (
+        "PermanentRedirect",
+        "TemporaryRedirect",
+    ):
+        target = headers.get("location", "a place that it does not name")
+        raise _NoServer(f"the S3 server redirects to {target}, as none does; {_NO_PAGE}")
 
 
 def _delay(
@@ -113,9 +133,12 @@ def _delay(
     return wait
 
 
+_NO_PAGE = "AWS_ENDPOINT_URL is the address of its API, and not of its console or of a page to log in at"
+
 _ALWAYS_TOLD = {
     **{name: {"ETag"} for name in ("PutObject", "GetObject", "HeadObject", "UploadPart")},
     "ListObjectsV2": {"IsTruncated", "Name", "KeyCount"},
+    "ListMultipartUploads": {"IsTruncated", "Bucket"},
 }
 """Of which an answer of S3 has one at least, by operation."""
 
@@ -134,6 +157,8 @@ def errors(action: str, *uris: str) -> Iterator[None]:
     service = f"the S3 server at {address}" if address else "AWS S3"
     try:
         yield
+    except _NoServer as error:
+        raise StoreError(f"{what}: {error}") from error
     except boto.ClientError as error:
         raise _refused(what, service, uris, error) from error
     except (boto.NoCredentialsError, boto.CredentialRetrievalError, boto.ProfileNotFound) as error:
@@ -186,5 +211,6 @@ def _bucket_exists(uri: str) -> bool:
 
 
 def code_of(error: boto.ClientError) -> str:
-    """What the server calls the error, or its HTTP status."""
-    return str(error.response["Error"].get("Code", ""))
+    """What the server calls the error, or its HTTP status, which is all that a page of a proxy says."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
+    return str(error.response["Error"].get("Code") or status)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -134,28 +134,54 @@ def test_a_key_that_was_revoked(google: Wire, tmp_path: Path, monkeypatch: pytes
     assert google.requests == []
 
 
-@pytest.mark.parametrize("action", ["read", "list", "publish"])
-def test_a_page_in_the_place_of_s3_is_no_empty_listing_and_no_write(
-    action: str, monkeypatch: pytest.MonkeyPatch
+class Page(Handler):
+    """A page that answers everything: the console of MinIO, or what a proxy logs in at."""
+
+    def respond(self, method: str, path: str, query: dict[str, str], body: bytes) -> tuple[int, Any]:
+        return self.server.status, "<html><title>Sign in</title></html>"
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        super().send_response(code, message)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Location", f"{self.server.host}/login")
+
+    do_HEAD = do_PUT = Handler._handle  # noqa: N815
+
+
+ASK: dict[str, Callable[[str], object]] = {
+    "read": lambda uri: store_for(uri).read(uri),
+    "list": lambda uri: list(store_for(uri).list(uri)),
+    "publish": lambda uri: store_for(uri).publish(uri, b"rows"),
+    "delete": lambda uri: store_for(uri).delete(uri),
+    "leftovers": lambda uri: list(store_for(uri).leftovers(uri)),
+}
+
+
+@pytest.mark.parametrize(
+    ("action", "status", "says"),
+    [
+        *[(action, 200, "as no S3 server does; AWS_ENDPOINT_URL") for action in ASK],
+        ("read", 302, "redirects to .*/login, as none does; AWS_ENDPOINT_URL"),
+        ("list", 403, "access denied"),
+    ],
+)
+def test_a_page_in_the_place_of_s3(
+    action: str, status: int, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as the console of MinIO, which answers everything with its page."""
-
-    class Console(Handler):
-        def respond(self, method: str, path: str, query: dict[str, str], body: bytes) -> tuple[int, Any]:
-            return 200, "<html><title>MinIO Console</title></html>"
-
-        do_HEAD = do_PUT = Handler._handle  # noqa: N815
-
-    server = Server(Console)
+    server = Server(Page)
+    server.status = status
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.host)
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
-    uri, store = "s3://bucket/one", store_for("s3://bucket/one")
-    ask = {
-        "read": lambda: store.read(uri),
-        "list": lambda: list(store.list(uri)),
-        "publish": lambda: store.publish(uri, b"rows"),
-    }
-    with server.serving(), pytest.raises(StoreError, match="answers as no S3 server does; AWS_ENDPOINT_URL"):
-        ask[action]()
+    with server.serving(), pytest.raises(StoreError, match=rf"s3://bucket/one: .*{says}"):
+        ASK[action]("s3://bucket/one")
+
+
+@pytest.mark.parametrize("action", ASK)
+def test_a_page_in_the_place_of_google(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(Page)
+    server.status = 200
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.host)
+    with server.serving(), pytest.raises(StoreError, match=r"gs://bucket/one: .*text/html of http"):
+        ASK[action]("gs://bucket/one")
