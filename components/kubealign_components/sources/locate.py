@@ -6,13 +6,14 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from kubealign_components.data.front_matter import CARD
 from kubealign_components.data.licenses import license_in_card
 from kubealign_components.data.manifest import MANIFEST
-from kubealign_components.errors import ConfigError, StoreError
+from kubealign_components.errors import ConfigError, NotFound, StoreError
 from kubealign_components.named_paths import FOLDER, kind_at, named_path
 from kubealign_components.sources.bytes_of import COMPRESSIONS
 from kubealign_components.sources.file_readers import READERS, is_readable
@@ -94,8 +95,9 @@ def _stored(uri: str) -> dict[str, SourceFile] | None:
     local = scheme_of(uri) == "file"
     path = str(named_path(uri)) if local else uri.rstrip("/")
     store = store_for(path)
-    if store.exists(path):
-        return {"": _stored_file(path, path.rsplit("/", 1)[-1], 0)}
+    with suppress(NotFound):
+        entry = store.info(path)
+        return {"": _stored_file(path, path.rsplit("/", 1)[-1], entry.size, entry.version)}
     kind = kind_at(Path(path)) if local else ""
     prefix = path.rstrip("/") + "/"
     objects = list(store.list(path)) if not local or kind == FOLDER else []

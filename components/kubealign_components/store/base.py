@@ -115,6 +115,10 @@ class Store(Protocol):
         """
         ...
 
+    def info(self, uri: str) -> ObjectInfo:
+        """What a listing says of the object of exactly this name."""
+        ...
+
     def exists(self, uri: str) -> bool:
         """Whether an object of exactly this name is published."""
         ...

@@ -70,6 +70,9 @@ class FaultyStore:
     def discard(self, leftover: Leftover) -> None:
         self._inner.delete(_path(leftover.uri))
 
+    def info(self, uri: str) -> ObjectInfo:
+        return replace(self._inner.info(_path(uri)), uri=uri)
+
     def exists(self, uri: str) -> bool:
         return self._inner.exists(_path(uri))
 

@@ -133,7 +133,7 @@ class GoogleStore:
         for uri, blob in _listed(prefix):
             name = uri.rpartition("/")[2]
             if name and not name.startswith(TEMPORARY):  # no name: a console's marker for a folder
-                yield ObjectInfo(uri, int(blob.size), str(blob.generation or ""), _written(blob))
+                yield _object_info(uri, blob)
 
     def leftovers(self, prefix: str) -> Iterator[Leftover]:
         for uri, blob in _listed(prefix):
@@ -143,10 +143,15 @@ class GoogleStore:
     def discard(self, leftover: Leftover) -> None:
         self.delete(leftover.uri)
 
+    def info(self, uri: str) -> ObjectInfo:
+        blob = _blob(uri)
+        with _errors("read", uri):
+            blob.reload(**_call())
+        return _object_info(uri, blob)
+
     def exists(self, uri: str) -> bool:
         try:
-            with _errors("read", uri):
-                _blob(uri).reload(**_call())
+            self.info(uri)
         except NotFound:
             return False
         return True
@@ -206,6 +211,10 @@ def _listed(prefix: str) -> Iterator[tuple[str, Blob]]:
         )
         for blob in blobs:
             yield f"gs://{bucket}/{blob.name}", blob
+
+
+def _object_info(uri: str, blob: Blob) -> ObjectInfo:
+    return ObjectInfo(uri, int(blob.size), str(blob.generation or ""), _written(blob))
 
 
 def _written(blob: Blob) -> float:

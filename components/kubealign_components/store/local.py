@@ -70,6 +70,13 @@ class LocalStore:
     def discard(self, leftover: Leftover) -> None:
         self.delete(leftover.uri)
 
+    def info(self, uri: str) -> ObjectInfo:
+        path = _path(uri)
+        status = _file_status(path, "read")
+        if status is None:
+            raise NotFound(f"no file at {path}")
+        return ObjectInfo(str(path), status.st_size, written=status.st_mtime)
+
     def exists(self, uri: str) -> bool:
         path = _path(uri)
         with _errors("read", path):
@@ -173,10 +180,10 @@ def _walk(folder: Path) -> Iterator[ObjectInfo]:
             yield ObjectInfo(str(path), status.st_size, written=status.st_mtime)
 
 
-def _file_status(path: Path) -> os.stat_result | None:
+def _file_status(path: Path, action: str = "list") -> os.stat_result | None:
     """What the system says of the file, or None when it is none or was removed since the walk."""
     try:
-        with _errors("list", path):
+        with _errors(action, path):
             status = path.stat()
     except NotFound:
         return None

@@ -147,12 +147,7 @@ class S3Store:
             pages = client(prefix).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder)
             for item in _in_name_order(pages, folder):
                 if not item["Key"].endswith("/"):  # a console's marker for an empty folder
-                    yield ObjectInfo(
-                        f"{self._scheme}://{bucket}/{item['Key']}",
-                        item["Size"],
-                        item.get("ETag", ""),
-                        item["LastModified"].timestamp(),
-                    )
+                    yield _object_info(f"{self._scheme}://{bucket}/{item['Key']}", item["Size"], item)
 
     def leftovers(self, prefix: str) -> Iterator[Leftover]:
         bucket, folder = split_folder(prefix)
@@ -176,11 +171,15 @@ class S3Store:
                 if code_of(error) != "NoSuchUpload":  # it was completed or aborted meanwhile
                     raise
 
-    def exists(self, uri: str) -> bool:
+    def info(self, uri: str) -> ObjectInfo:
         bucket, name = split(uri)
+        with errors("read", uri):
+            head = client(uri).head_object(Bucket=bucket, Key=name)
+        return _object_info(uri, head["ContentLength"], head)
+
+    def exists(self, uri: str) -> bool:
         try:
-            with errors("read", uri):
-                client(uri).head_object(Bucket=bucket, Key=name)
+            self.info(uri)
         except NotFound:
             return False
         return True
@@ -267,6 +266,11 @@ class S3Store:
 
         fetch_parts(path, head["ContentLength"], self._part, read)
         _check(head, _crc32(path))
+
+
+def _object_info(uri: str, size: int, item: JsonObject) -> ObjectInfo:
+    """``item``, an entry of a listing or the answer to HEAD, as stores tell of objects."""
+    return ObjectInfo(uri, size, item.get("ETag", ""), item["LastModified"].timestamp())
 
 
 def _copy_whole(source: str, head: JsonObject, target: str) -> bool:

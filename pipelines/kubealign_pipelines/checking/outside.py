@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from kubealign_components.data.fingerprint import digest
-from kubealign_components.errors import NotFound
 from kubealign_components.store import scheme_of, store_for
 from kubealign_pipelines.checking.models import models_of
 from kubealign_pipelines.checking.reach import in_time
@@ -74,10 +73,7 @@ def _listed(uri: str) -> Facts:
     root = uri.removeprefix("file://").rstrip("/")
     store = store_for(root)
     entries = list(store.list(root))
-    if not entries:
-        entries = [entry for entry in store.list(root.rpartition("/")[0]) if entry.uri == root]
-    if not entries:
-        raise NotFound(f"nothing is at {uri}")
+    entries = entries or [store.info(root)]
     return [[entry.uri, entry.size, entry.version or Path(entry.uri).stat().st_mtime_ns] for entry in entries]
 
 

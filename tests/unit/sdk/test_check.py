@@ -22,6 +22,8 @@ from kubealign.cli.main import main
 from kubealign.runfile import read_run
 from kubealign.schema import run_file_schema
 from kubealign.yaml_source import read_yaml
+from kubealign_components.store import register
+from kubealign_components.store.faulty import SCHEME, FaultyStore
 from kubealign_pipelines import PIPELINES
 from support.source_files import write_pairs
 from support.tiny import CHATML
@@ -82,6 +84,22 @@ def test_what_of_a_source_is_not_read_is_told(run_file: Path) -> None:
     assert done.exit_code == 0
     assert "beside split train not read: more.jsonl" in told
     assert "of 61 rows read as preference: column_not_understood_margin 1" in told
+
+
+def test_a_work_prefix_elsewhere_is_written_read_and_cleared(run_file: Path, tmp_path: Path) -> None:
+    """Where the run is on this machine: who checks what a cluster runs may not be let in there."""
+    faults = {1: "before"}
+    store = FaultyStore(faults)
+    register(SCHEME, lambda: store)
+    line = ("check", "-f", run_file, "--set", f"work={SCHEME}://{tmp_path}/work")
+    assert kubealign(*line, "--here").exit_code == 0
+    assert store.writes == 1 and not [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
+    refused = kubealign(*line, "--here")
+    assert refused.exit_code == 2
+    assert f"work='{SCHEME}://{tmp_path}/work': expected a prefix that can be written here (cannot" in (
+        " ".join(refused.output.split())
+    )
+    assert kubealign(*line).exit_code == 0 and store.writes == 2
 
 
 def test_a_held_out_reward_is_looked_at_as_the_first_one_is(run_file: Path) -> None:

@@ -169,7 +169,7 @@ def test_object_stores(tmp_path: Path, scheme: str) -> None:
         assert [f.name for f in files] == ["train-1.jsonl", "train-2.jsonl"]
         assert files[0].fetch(tmp_path / "fetched").read_text() == json.dumps(ROW)
         [single] = find_files(f"{root}/test.jsonl", split="train").files
-        assert single.name == "test.jsonl"
+        assert (single.name, single.size) == ("test.jsonl", len(json.dumps(ROW)))
         with pytest.raises(ConfigError, match="there is nothing at this place"):
             find_files(f"{root}/gone", split="train")
 

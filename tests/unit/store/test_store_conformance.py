@@ -144,6 +144,7 @@ def test_what_is_absent_is_named(place: str, tmp_path: Path) -> None:
         lambda: store.read(uri),
         lambda: store.fetch(uri, tmp_path / "fetched"),
         lambda: store.copy(uri, join(place, "target")),
+        lambda: store.info(uri),
     ):
         with pytest.raises(NotFound, match="nothing"):
             action()
@@ -245,6 +246,7 @@ def test_a_listing_tells_versions_apart(remote: str) -> None:
     store.publish(uri, b"aaaa")
     first = version()
     assert first and version() == first
+    assert (store.info(uri).size, store.info(uri).version) == (4, first)
     store.delete(uri)
     store.publish(uri, b"bbbb")
     assert version() not in ("", first)
