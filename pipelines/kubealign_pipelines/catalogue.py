@@ -22,11 +22,11 @@ from kfp.dsl.structures import ComponentSpec, InputSpec
 
 from kubealign_components import __version__, images
 from kubealign_components.supervisor import supervised
-from kubealign_pipelines.graph import CHECK
+from kubealign_pipelines.graph import NO_STAGES
 from kubealign_pipelines.resources import CompileSettings
 from kubealign_pipelines.stage_resources import DEFAULTS, TRAINING
 
-STAGES = tuple(stage for stage in DEFAULTS if stage != CHECK)
+STAGES = tuple(stage for stage in DEFAULTS if stage not in NO_STAGES)
 """The check belongs to a pipeline, whose parameters it takes."""
 PIPELINES, TRAINER = ">=2.16.0", ">=2.2.0"
 """Releases of Kubeflow Pipelines and of Trainer that the components are written for."""

@@ -17,7 +17,7 @@ from kubealign_pipelines import Rules, build, rules
 from kubealign_pipelines.checking.describe import options_text
 from kubealign_pipelines.checking.reach import near_path
 from kubealign_pipelines.flat import fold
-from kubealign_pipelines.graph import CHECK, Graph, Json, Parameter
+from kubealign_pipelines.graph import CHECK, REGISTER, Graph, Json, Parameter
 from kubealign_pipelines.lean import lean_sweep
 from kubealign_pipelines.resources import CompileSettings
 from kubealign_pipelines.variants import VARIANTS
@@ -58,6 +58,11 @@ def compile_pipeline(
     parameters = parameters or {}
     pipeline = build(name, settings, parameters)
     spec, graph = _spec_of(pipeline, name)
+    registry = settings.model_registry.server if settings else ""
+    ends = not registry or REGISTER in spec["root"]["dag"]["tasks"]
+    require(
+        ends, "compile.model_registry.server", registry, "none: only place.register_model(…) registers here"
+    )
     platform: Json = MessageToDict(pipeline.platform_spec)
     described = f"{graph.description}\n\nOptions by name, with their defaults:\n{options_text(graph)}"
     spec["pipelineInfo"]["description"] = described

@@ -20,6 +20,10 @@ from kubealign_pipelines.variants import VARIANTS
 Json = JsonObject
 CHECK = "check"
 """The function of the task that checks all parameters before the others start."""
+REGISTER = "register"
+"""The function of the task that ends a run where a model registry is configured."""
+NO_STAGES = (CHECK, REGISTER)
+"""Tasks beside the stages."""
 _FUNCTION = "--function_to_execute"
 _PYTHON = (
     "tasks of Python: one of kubealign.components, an own_stage or a @dsl.component; no dsl.importer and no "
@@ -121,9 +125,9 @@ class Graph:
         self._spec = spec
         outer = {name: Source(parameter=name) for name in self.parameters}
         tasks = list(self._walk(spec["root"]["dag"], outer, _Loop()))
-        self.tasks = {task.name: task for task in tasks if task.function != CHECK}
-        """In the order in which they can run; all but the one that checks parameters, which is no stage and
-        reads whatever others read."""
+        self.tasks = {task.name: task for task in tasks if task.function not in NO_STAGES}
+        """In the order in which they can run; all but those that are no stages: one reads whatever others
+        read, the other makes no rows."""
 
     def settings(self) -> list[Parameter]:
         """All that a run file may set, in whatever shape of the pipeline."""

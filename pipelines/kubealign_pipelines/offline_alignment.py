@@ -355,7 +355,7 @@ def _stages(inputs: PipelineInputs, shape: _Shape) -> None:
         rungs=shape.rungs,
         benchmarked=shape.benchmarked,
     )
-    further_rounds(
+    last = further_rounds(
         inputs,
         shape.rounds,
         prompts=prompts,
@@ -365,6 +365,7 @@ def _stages(inputs: PipelineInputs, shape: _Shape) -> None:
         answered=partial(answered, cuts=[inputs.cut(rewards), {}]),
         aligned=aligned,
     )
+    inputs.placement.register_model(last)
 
 
 def _drawn(

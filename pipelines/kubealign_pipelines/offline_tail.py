@@ -51,7 +51,8 @@ def align_offline(
     benchmarked: bool = False,
     about: str = "",
 ) -> PipelineTask:
-    """Train on completions of ``rows`` and compare the aligned policy with what it was; gives the comparison.
+    """Train on completions of ``rows`` and compare the aligned policy with what it was; gives the comparison,
+    of a sweep the choice.
 
     Args:
         inputs: of the pipeline.

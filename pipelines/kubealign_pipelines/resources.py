@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 from kfp import dsl
@@ -23,8 +23,9 @@ from kubealign_components.stages import own_stages
 from kubealign_components.supervisor import supervised
 from kubealign_components.trainjob.settings import TORCHRUN
 from kubealign_pipelines.first_check import check_component
-from kubealign_pipelines.graph import CHECK
+from kubealign_pipelines.graph import CHECK, REGISTER
 from kubealign_pipelines.late_client import kfp_kubernetes
+from kubealign_pipelines.registration import RegistrySettings, register
 from kubealign_pipelines.stage_resources import (
     DEFAULTS,
     INSTALLATIONS,
@@ -54,8 +55,9 @@ SEEN = "seen"
 READS_OUTSIDE = ("import_prompts", "clean_prompts", "clean_pmp", "rl_prompts")
 """Stages whose sources may have grown under the same name, of which KFP's cache knows nothing but
 :data:`SEEN`. All tasks that begin are of these."""
-ALWAYS_RUN = (CHECK, "benchmark")
-"""Stages that KFP's cache never answers: they read what stands below a name, such as a folder of tasks."""
+ALWAYS_RUN = (CHECK, REGISTER, "benchmark")
+"""Stages that KFP's cache never answers: they read what stands below a name, such as a folder of tasks, or
+write where no run looks."""
 _KEPT = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
 """Annotation of a pod that is not to be moved for another's sake."""
 
@@ -104,6 +106,8 @@ class CompileSettings:
     """Labels of every pod."""
     annotations: Mapping[str, str] = field(default_factory=dict)
     """Annotations of every pod."""
+    model_registry: RegistrySettings = field(default_factory=RegistrySettings)
+    """Kubeflow's model registry: a run's last task registers its model there."""
     stages: Mapping[str, StageResources] = field(default_factory=dict)
     """Resources by stage name, over the defaults."""
 
@@ -262,6 +266,18 @@ class Placement:
             component = check_component({name: str(one.channel_type) for name, one in given.items()})
             compiled = self.settings.of_stages()
             self._check = self(component, pipeline=pipeline, compiled=compiled, shape=dict(shape), **given)
+
+    def register_model(self, compared: PipelineChannel) -> None:
+        """Let a task register the model of the run, where a registry is configured.
+
+        Args:
+            compared: what ``evaluate`` made, or ``choose``.
+        """
+        registry = self.settings.model_registry
+        if registry.server:
+            named = {field.name: getattr(registry, field.name) for field in fields(registry)}
+            run = {"run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER, "run_name": dsl.PIPELINE_JOB_NAME_PLACEHOLDER}
+            self(register, compared=compared, **named, **run)
 
 
 def _restart(task: PipelineTask, retries: int, *, torch: bool) -> None:

@@ -99,8 +99,9 @@ def further_rounds(
     scored_first: bool,
     answered: Answered,
     aligned: Aligned,
-) -> None:
-    """The rounds after the first one.
+) -> PipelineChannel:
+    """The rounds after the first one; gives what the last one's policy was compared in, or the choice among
+    all of them.
 
     Args:
         inputs: of the pipeline.
@@ -142,15 +143,16 @@ def further_rounds(
         models = _models(inputs, rounds, begun)
         evaluated = aligned(joined, about=about, against=first, earlier=begun.outputs["shown"], **models)
         evaluations.append(evaluated.outputs["dataset"])
-    if rounds.may_end:
-        _choose(inputs, rounds, evaluations)
+    return _chosen(inputs, rounds, evaluations) if rounds.may_end else evaluations[-1]
 
 
-def _choose(inputs: PipelineInputs, rounds: Rounds, evaluations: Sequence[PipelineChannel]) -> None:
-    """The task that chooses among the rounds of ``evaluations``."""
+def _chosen(
+    inputs: PipelineInputs, rounds: Rounds, evaluations: Sequence[PipelineChannel]
+) -> PipelineChannel:
+    """The choice among the rounds of ``evaluations``."""
     each = {f"round_{number}": one for number, one in enumerate(evaluations, start=1)}
     own = {"seed": inputs["seed"], "work": inputs["work"], **inputs.of("choose")}
-    inputs.placement(choose, rounds=rounds.number, **each, **own)
+    return inputs.placement(choose, rounds=rounds.number, **each, **own).outputs["dataset"]
 
 
 def _models(inputs: PipelineInputs, rounds: Rounds, begun: PipelineTask) -> dict[str, object]:

@@ -183,9 +183,10 @@ def _stages(inputs: PipelineInputs, chosen: Mapping[str, str]) -> None:
         **inputs.of("rl_prompts"),
     )
     if chosen[RL.name] == "offline":
-        _offline(inputs, gathered, reward_model, chosen[LOGPROBS_ORDER.name])
+        compared = _offline(inputs, gathered, reward_model, chosen[LOGPROBS_ORDER.name])
     else:
-        _ppo(inputs, gathered, reward_model)
+        compared = _ppo(inputs, gathered, reward_model)
+    inputs.placement.register_model(compared.outputs["dataset"])
 
 
 def _preferences(inputs: PipelineInputs, cleaned: PipelineTask) -> PipelineTask:
@@ -233,7 +234,7 @@ def _reward_model(inputs: PipelineInputs, preferences: PipelineTask) -> Pipeline
     )
 
 
-def _ppo(inputs: PipelineInputs, gathered: PipelineTask, reward_model: PipelineTask) -> None:
+def _ppo(inputs: PipelineInputs, gathered: PipelineTask, reward_model: PipelineTask) -> PipelineTask:
     questions = _tokenised(inputs, gathered, {}, RL_PROMPTS)
     aligned = inputs.placement(
         train_ppo,
@@ -246,10 +247,12 @@ def _ppo(inputs: PipelineInputs, gathered: PipelineTask, reward_model: PipelineT
         work=inputs["work"],
         **inputs.of("ppo"),
     )
-    compare(inputs, questions, aligned, _comparison(inputs, reward_model, n=1))
+    return compare(inputs, questions, aligned, _comparison(inputs, reward_model, n=1))
 
 
-def _offline(inputs: PipelineInputs, gathered: PipelineTask, reward_model: PipelineTask, order: str) -> None:
+def _offline(
+    inputs: PipelineInputs, gathered: PipelineTask, reward_model: PipelineTask, order: str
+) -> PipelineTask:
     questions = _tokenised(inputs, gathered, inputs.cut(sample), RL_PROMPTS)
     answers = _sampled(inputs, questions, inputs.cut(rewards), n=inputs["sample_n"], about=RL_PROMPTS)
     rewarded = fan_out(
@@ -262,7 +265,7 @@ def _offline(inputs: PipelineInputs, gathered: PipelineTask, reward_model: Pipel
         **inputs.of("rewards"),
     )
     comparison = _comparison(inputs, reward_model, n=inputs["sample_n"])
-    align_offline(inputs, rewarded, order=order, selection={}, comparison=comparison)
+    return align_offline(inputs, rewarded, order=order, selection={}, comparison=comparison)
 
 
 def _tokenised(

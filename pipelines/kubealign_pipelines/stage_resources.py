@@ -10,7 +10,7 @@ from typing import Any
 from kubealign_components.config import from_mapping, require
 from kubealign_components.store.base import KUBEFLOW
 from kubealign_components.trainjob.settings import TrainJobSettings
-from kubealign_pipelines.graph import CHECK
+from kubealign_pipelines.graph import CHECK, REGISTER
 from kubealign_pipelines.kubernetes_values import (
     require_cpu,
     require_labels,
@@ -120,6 +120,7 @@ _GPU = StageResources(cpu=8, memory="64Gi", accelerators=1, accelerator="nvidia.
 DEFAULTS: dict[str, StageResources] = {
     # Another attempt would find the same.
     CHECK: StageResources(cpu="500m", memory="2Gi", retries=0),
+    REGISTER: StageResources(cpu="500m", memory="2Gi"),
     "import_prompts": STREAMED,
     "filter": StageResources(cpu=4, memory="4Gi"),
     "split": STREAMED,

@@ -26,7 +26,7 @@ def for_each_variant(
     inputs: PipelineInputs, stages: Sequence[str], rungs: Sequence[Rung], evaluated: Evaluated
 ) -> PipelineTask:
     """Do ``stages`` for each variant and choose among them, at each of ``rungs`` for those that are left;
-    gives the task that compares one.
+    gives the task of the last choice.
 
     Args:
         inputs: of the pipeline.
@@ -58,4 +58,4 @@ def for_each_variant(
             **({REDUCTION_FACTOR: rung.factor} if rung.factor else {}),
         )
         variants, further = chosen.outputs[CHUNKS], {"earlier": chosen.outputs["dataset"]}
-    return compared
+    return chosen

@@ -31,6 +31,7 @@ from kubealign_pipelines.checking.findings import (
 )
 from kubealign_pipelines.checking.reach import near_path
 from kubealign_pipelines.own_pipelines import is_own, load_own
+from kubealign_pipelines.registration import RegistrySettings
 from kubealign_pipelines.resources import CompileSettings
 
 RUNNERS = ("process", "docker")
@@ -106,7 +107,8 @@ class RunFile:
     def for_local_run(self) -> RunFile:
         """With the local section's parallelism and retries in place of the cluster's, on this one machine.
 
-        No task checks the parameters: they are checked before a run here starts.
+        No task checks the parameters, which are checked before a run here starts, or registers the model,
+        which is done when it has ended.
         """
         local = self.local
         stages = {
@@ -119,6 +121,7 @@ class RunFile:
             check=False,
             name_images=local.runner == "docker",
             when_nothing_new="repeat",
+            model_registry=RegistrySettings(),
             retries=local.retries,
             stages=stages,
         )

@@ -104,6 +104,12 @@ class Manifest:
         same order; empty where none is known."""
         return str(self.extra.get(UNDELETED, ""))
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What a stage measured, and means of what it added up."""
+        means = {f"{name}_mean": total / n for name, (total, n) in self.stats.get("sums", {}).items()}
+        return {**means, **self.stats["numbers"]}
+
     def origin_of(self, word: str) -> Mapping[str, str]:
         """Where lay what a step knows by the digest or commit ``word``: ``uri``, and ``revision`` of what was
         on the hub; nothing where no step tells."""

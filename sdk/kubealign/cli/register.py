@@ -12,10 +12,11 @@ import click
 from kubealign.cli.connection import connected
 from kubealign.cli.terminal import say
 from kubealign_components.errors import ConfigError, NotFound
+from kubealign_components.registry.server import TOKEN
 
 if TYPE_CHECKING:
     from kubealign.cluster.client import Cluster
-    from kubealign.registry import Registration
+    from kubealign_components.registry.versions import Registration
 
 _MODEL = "model"
 """What a run's model is called, which the run's evaluation is of."""
@@ -32,7 +33,7 @@ _MODEL = "model"
 @click.option(
     "--registry-token",
     default="",
-    envvar="KUBEALIGN_REGISTRY_TOKEN",
+    envvar=TOKEN,
     show_envvar=True,
     help="Bearer token of the registry.",
 )
@@ -57,14 +58,14 @@ def register(
     Of a RUN here (folder or name below runs/) or of a cluster (id or name): its model. The version is called
     as the model's fingerprint, so that a model that is registered again is brought up to date.
     """
-    from kubealign.registry import RegistryServer, register
+    from kubealign_components.registry.server import RegistryServer
+    from kubealign_components.registry.versions import register
 
     token = registry_token_file.read_text(encoding="utf-8").strip() if registry_token_file else registry_token
     registry = RegistryServer(address=server, token=token, ca_cert=registry_ca_cert)
     what = _what(target, output, name, author, pipeline_root, connect)
     done = register(registry, what)
-    what_became = "registered" if done.new else "brought up to date"
-    say(f"{what_became}: model {what.name} ({done.model_id}), version {what.version} ({done.version_id})")
+    say(what.sentence(done))
     say(what.uri)
     if done.before:
         say(f"so far the registry had it at {done.before}")
@@ -78,10 +79,9 @@ def _what(
     """What to register of a path, a URI, a run here, or one of a cluster."""
     from kubealign.cli.cluster import cluster_for, output_of
     from kubealign.lineage import open_output
-    from kubealign.local.results import numbers_of
     from kubealign.local.runs import find_run, output_path
-    from kubealign.local.summary import verdict
-    from kubealign.registry import PipelineRun, registration
+    from kubealign_components.evaluate.verdict import verdict
+    from kubealign_components.registry.versions import PipelineRun, registration
 
     output = output or _MODEL
     if here := find_run(target):
@@ -105,7 +105,7 @@ def _what(
             NotFound, ConfigError
         ):  # a run that compares nothing, or has not come so far
             compared = output_of(cluster, target, "evaluate.dataset", pipeline_root)
-            numbers = numbers_of(open_output(compared.uri).manifest)
+            numbers = open_output(compared.uri).manifest.numbers
     return registration(
         open_output(made.uri),
         name=name,

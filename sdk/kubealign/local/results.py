@@ -458,18 +458,12 @@ def _row(output: Output, seconds: float) -> StageRow:
         rows_out=stats["rows_out"],
         dropped=stats["dropped"],
         counts=stats["counts"],
-        numbers=numbers_of(manifest),
+        numbers=manifest.numbers,
         seconds=round(seconds, 1),
         iteration=output.iteration,
         rung=output.rung,
         round=output.round,
     )
-
-
-def numbers_of(manifest: Manifest) -> dict[str, float]:
-    """What a stage measured, and means of what it added up."""
-    means = {f"{name}_mean": total / n for name, (total, n) in manifest.stats.get("sums", {}).items()}
-    return {**means, **manifest.stats["numbers"]}
 
 
 def _times(graph: Graph, runs: Sequence[TaskRun]) -> dict[str, float]:

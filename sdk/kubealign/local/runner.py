@@ -27,6 +27,7 @@ from kubealign.local.docker import docker_runner, exit_codes_kept, signal_contai
 from kubealign.local.forecast import Forecast, forecast
 from kubealign.local.live import state_written
 from kubealign.local.loops import loop_inputs_kept
+from kubealign.local.registering import register_here
 from kubealign.local.results import Results, collect, missing_outputs
 from kubealign.local.runs import LOCK, RUNS, RunFolder, numbered
 from kubealign.local.runs import WORK as WORK_FOLDER
@@ -83,10 +84,13 @@ def run_local(run: RunFile, *, output: Path, name: str = "", progress: Progress 
 
 def run_checked(run: RunFile, *, output: Path, name: str = "", progress: Progress | None = None) -> Results:
     """As :func:`run_local`, of a ``run`` that was checked before."""
+    progress = progress or Progress.silent()
     with _claimed(output.resolve() / RUNS, name) as folder, scratch():
-        return _run(
-            run.for_local_run(), folder, output.resolve() / WORK_FOLDER, progress or Progress.silent()
-        )
+        results = _run(run.for_local_run(), folder, output.resolve() / WORK_FOLDER, progress)
+    registry = run.compile.model_registry
+    if registry.server and results.model is not None:
+        progress.say(register_here(results, registry))
+    return results
 
 
 def _run(run: RunFile, folder: RunFolder, work: Path, progress: Progress) -> Results:

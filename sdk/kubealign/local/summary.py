@@ -25,6 +25,7 @@ from kubealign_components.engines.rewards import REWARD, RewardSpec, RewardWords
 from kubealign_components.errors import ConfigError, EngineError
 from kubealign_components.evaluate.audit import decided_numbers
 from kubealign_components.evaluate.comparison import warnings
+from kubealign_components.evaluate.verdict import verdict
 from kubealign_components.gpus import visible_gpus
 from kubealign_components.reports.graph import Node, picture
 from kubealign_components.reports.html import render
@@ -32,11 +33,6 @@ from kubealign_components.reports.lineage import to_html
 from kubealign_components.reports.sides import SidesRow, sides_charts
 from kubealign_components.whole_file import write_whole
 
-_COMPARED = {
-    *("prompts", "reward_reference", "reward_aligned", "length_ratio"),
-    *("reward_gain", "reward_gain_low", "reward_gain_high"),
-}
-"""Numbers of an evaluation that its sentence needs."""
 MANY = 0.1
 """Share of cut completions from which a reader is told that they were kept."""
 
@@ -93,23 +89,6 @@ def write_summary(results: Results, path: Path, *, failure: str = "") -> None:
         machine=_machine(),
     )
     write_whole(path, page)
-
-
-def verdict(numbers: Mapping[str, float]) -> str:
-    """The comparison in one sentence; empty where there is none, or not all of it."""
-    if not numbers.keys() >= _COMPARED:
-        return ""
-    low, high = numbers["reward_gain_low"], numbers["reward_gain_high"]
-    moved = "rose" if low > 0 else "fell" if high < 0 else "did not change measurably:"
-    text = (
-        f"The mean reward on {numbers['prompts']:.0f} held-out prompts {moved} from "
-        f"{numbers['reward_reference']:.4g} to {numbers['reward_aligned']:.4g} "
-        f"({numbers['reward_gain']:+.4g}, 95 % interval {low:+.4g} to {high:+.4g}), "
-        f"at {numbers['length_ratio']:.2f} times the length"
-    )
-    if "kl_per_completion" in numbers:
-        text += f" and a KL of {numbers['kl_per_completion']:.3g} nats a completion"
-    return text + "."
 
 
 def _model(results: Results) -> str:

@@ -19,7 +19,7 @@ from kubealign_components.import_prompts.stage import ImportConfig
 from kubealign_components.import_prompts.stage import run as import_prompts
 from kubealign_pipelines import build
 from kubealign_pipelines.compiler import compile_pipeline
-from kubealign_pipelines.graph import CHECK
+from kubealign_pipelines.graph import CHECK, REGISTER
 from kubealign_pipelines.resources import CompileSettings
 from kubealign_pipelines.stage_resources import DEFAULTS, PART_OF, StageResources
 from support.compiled import compile_ir
@@ -61,7 +61,7 @@ def tasks(spec: dict[str, Any]) -> list[tuple[str, dict[str, Any], dict[str, Any
 
 def test_every_stage_is_there_with_retries_and_resources(tmp_path: Path) -> None:
     spec, _ = compiled(tmp_path, CompileSettings(retries=4))
-    elsewhere = SALMON_ALONE | FURTHER | ASKED_FOR | {"split"}
+    elsewhere = SALMON_ALONE | FURTHER | ASKED_FOR | {"split", REGISTER}
     assert {stage for stage, _, _ in tasks(spec)} == set(DEFAULTS) - elsewhere
     for stage, task, container in tasks(spec):
         if stage != CHECK:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,38 +14,19 @@ from model_registry.types import ModelArtifact, ModelVersion
 
 from kubealign.cli.main import main
 from kubealign.local.results import Output, Results
-from kubealign.registry import NAME_LETTERS, PipelineRun, RegistryServer, register, registration
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.early_end import end_early
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import MODEL
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ConfigError
+from kubealign_components.registry.server import NAME_LETTERS, RegistryServer
+from kubealign_components.registry.versions import PipelineRun, register, registration
 from support.datasets import MakeDataset
 from support.fake_registry import Registry
 from support.tiny import prompt_row
 
 NUMBERS = {"reward_gain": 0.25, "prompts": 20.0, "kl_per_completion": float("nan"), "tokens": 3e10}
-
-
-@pytest.fixture
-def model(tmp_path: Path, make_dataset: MakeDataset) -> Dataset:
-    """One trained from a policy of the hub, on one source."""
-    sources = [{"name": "chats", "license": "cc-by-4.0", "content": {"commit": "c" * 40}}]
-    prompts = make_dataset([prompt_row("hi", [])], stage="import_prompts", params={"sources": sources})
-    params, models = {"objective": "dpo", "beta": 0.1}, {"policy": {"digest": "d" * 64}}
-    own = derive("train", 1, params, inputs={"training": prompts}, models=models, slug=["dpo"])
-    base = {"uri": "org/base", "revision": "e" * 40, "license": "apache-2.0"}
-    own.origins[own.fingerprint] = {"places": {"d" * 64: base}, "versions": {}}
-    with DatasetWriter(str(tmp_path / "model"), MODEL, own) as writer:
-        return writer.commit(Stats())
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    server = Registry()
-    with server.serving():
-        yield server
 
 
 def call(model: Dataset | str, server: str, *words: str) -> Result:

@@ -10,69 +10,34 @@ import asyncio
 import contextlib
 import json
 import math
-import urllib.parse
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kubealign.errors import ClusterError
 from kubealign_components.config import require
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.licenses import joined, licensed, licenses
 from kubealign_components.data.lineage import steps_of
 from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.data.schemas import MODEL
-from kubealign_components.errors import ConfigError
+from kubealign_components.errors import ConfigError, StoreError
+from kubealign_components.registry.server import NAME_LETTERS, RegistryServer, require_name
 from kubealign_components.store import join, scheme_of
 
 if TYPE_CHECKING:
     from model_registry.core import ModelRegistryAPIClient
     from model_registry.types import ModelVersion, RegisteredModel
 
-NAME_LETTERS = 200
-"""Most letters of a model's name: the registry's database has 255 for it, with an id before it."""
 FORMAT, FORMAT_VERSION = "huggingface", "1"
 """How KServe's runtimes call a folder that Hugging Face's libraries load."""
-PORTS = {"http": 8080, "https": 443}
-"""Where a registry listens if its address does not say: as its client has it."""
 _HINTS = {
     401: "the token is missing, wrong or expired: give --registry-token-file",
     403: "this token may not do that",
     404: "no model registry is there, or one of another API: check --server, and install the model-registry "
     "of its release",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RegistryServer:
-    """Where the registry is, and as whom to speak to it."""
-
-    address: str
-    """Such as http://model-registry-service.kubeflow:8080."""
-    token: str = ""
-    """A bearer token."""
-    ca_cert: str = ""
-    """File with the certificate authority of the server."""
-
-    def __post_init__(self) -> None:
-        parts = urllib.parse.urlsplit(self.address)
-        usable = parts.scheme in PORTS and bool(parts.hostname) and not parts.query
-        require(usable, "--server", self.address, "the address of a model registry, http://… or https://…")
-        if self.ca_cert and not Path(self.ca_cert).is_file():
-            raise ConfigError("--registry-ca-cert", self.ca_cert, "a file")
-
-    @property
-    def origin(self) -> tuple[str, int]:
-        """Address without its port, and the port."""
-        parts = urllib.parse.urlsplit(self.address.rstrip("/"))
-        try:
-            port = parts.port or PORTS[parts.scheme]
-        except ValueError as error:
-            raise ConfigError("--server", self.address, f"a port below 65536 ({error})") from error
-        host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
-        return f"{parts.scheme}://{host}:{port}{parts.path}", port
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,10 +64,12 @@ class Registration:
     run: PipelineRun | None = None
 
     def __post_init__(self) -> None:
-        fits = (
-            0 < len(self.name) <= NAME_LETTERS and self.name.isprintable() and self.name == self.name.strip()
-        )
-        require(fits, "--name", self.name, f"1 to {NAME_LETTERS} letters, without spaces around them")
+        require_name("--name", self.name)
+
+    def sentence(self, done: Registered) -> str:
+        """What became of it."""
+        became = "registered" if done.new else "brought up to date"
+        return f"{became}: model {self.name} ({done.model_id}), version {self.version} ({done.version_id})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,7 +126,7 @@ def register(server: RegistryServer, what: Registration) -> Registered:
 
     Raises:
         ConfigError: the client is not installed.
-        ClusterError: the registry cannot be reached, or refuses.
+        StoreError: the registry cannot be reached, or refuses.
     """
     try:
         import model_registry.core  # noqa: F401
@@ -280,14 +247,14 @@ def _asking(server: RegistryServer) -> Iterator[None]:
     except ApiException as error:
         hint = _HINTS.get(error.status, " ".join(str(error.reason or "").split()))
         words = _words(error.body)
-        raise ClusterError(
+        raise StoreError(
             f"{where} answers {error.status}: {hint}" + (f" ({words})" if words else "")
         ) from error
     except (ClientError, OSError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ClusterError(f"cannot reach {where}: {reason}; check --server") from error
+        raise StoreError(f"cannot reach {where}: {reason}; check --server") from error
     except (ValueError, AssertionError, AttributeError) as error:
-        raise ClusterError(f"{where} answers what no model registry answers; check --server") from error
+        raise StoreError(f"{where} answers what no model registry answers; check --server") from error
 
 
 def _words(body: object) -> str:
