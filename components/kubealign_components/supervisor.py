@@ -29,6 +29,7 @@ from kubealign_components.clean_output import CleanOutput
 from kubealign_components.errors import FINAL_CODE
 from kubealign_components.lean_imports import without_scikit_learn
 from kubealign_components.memory import MemoryWatch
+from kubealign_components.pod_use import BEGAN_VARIABLE
 from kubealign_components.preemption import EXIT_CODE
 
 RESTART_VARIABLE = "KUBEALIGN_RESTART"
@@ -88,6 +89,7 @@ class _Supervisor:
     def run(self) -> int:
         """Run to the end; the exit code of the last attempt."""
         signal.signal(signal.SIGTERM, self._stop)
+        os.environ[BEGAN_VARIABLE] = str(time.time())
         threading.Thread(target=_stop_without_reader, name="reader", daemon=True).start()
         pause = float(os.environ.get(PAUSE_VARIABLE) or _PAUSE)
         for restart in range(self._retries + 1):

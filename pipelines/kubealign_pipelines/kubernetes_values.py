@@ -32,6 +32,12 @@ def require_cpu(field: str, value: float | str | None) -> None:
     require(ok, field, value, "cores such as 4, 0.5 or 500m")
 
 
+def cores(cpu: float | str | None) -> float:
+    """The processor cores of a quantity such as 4, "4" or "500m"."""
+    text = str(cpu or 0)
+    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+
+
 def require_memory(field: str, value: str | None) -> None:
     """Bytes: a number with Ki, Mi, Gi, Ti, Pi, Ei, or M, G, T, P, E."""
     ok = value is None or (_MEMORY.fullmatch(value) is not None and any(map(value.__contains__, "123456789")))

@@ -8,6 +8,8 @@ reads it from the run file's ``compile`` section.
 from __future__ import annotations
 
 import copy
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
@@ -19,11 +21,13 @@ from kubealign_components import images
 from kubealign_components.config import require, require_choice
 from kubealign_components.data.limits import MAX_CHUNKS
 from kubealign_components.forwarding import forwarded
+from kubealign_components.pod_use import POD_VARIABLE
 from kubealign_components.stages import own_stages
 from kubealign_components.supervisor import supervised
 from kubealign_components.trainjob.settings import TORCHRUN
 from kubealign_pipelines.first_check import check_component
 from kubealign_pipelines.graph import CHECK, REGISTER
+from kubealign_pipelines.kubernetes_values import cores
 from kubealign_pipelines.late_client import kfp_kubernetes
 from kubealign_pipelines.registration import RegistrySettings, register
 from kubealign_pipelines.stage_resources import (
@@ -49,6 +53,7 @@ _RETRY_WINDOW = "720h"
 IMAGES = {"data": images.DATA, "sample": images.SAMPLE, "train": images.TRAIN}
 
 
+PRICED = ("gpu", "cpu")
 NOTHING_NEW = ("repeat", "stop")
 SEEN = "seen"
 """Argument of stages that read sources: what lay there when the run was checked."""
@@ -108,6 +113,9 @@ class CompileSettings:
     """Annotations of every pod."""
     model_registry: RegistrySettings = field(default_factory=RegistrySettings)
     """Kubeflow's model registry: a run's last task registers its model there."""
+    prices: Mapping[str, float] = field(default_factory=dict)
+    """What an hour of a GPU (``gpu``) and of a requested processor core (``cpu``) costs, in a currency of
+    yours: pages and manifests tell then what the pods took. Empty: they do not."""
     stages: Mapping[str, StageResources] = field(default_factory=dict)
     """Resources by stage name, over the defaults."""
 
@@ -124,6 +132,9 @@ class CompileSettings:
         self._everywhere()
         for kind in self.images:
             require_choice(f"images.{kind}", kind, IMAGES)
+        for name, price in self.prices.items():
+            require_choice(f"prices.{name}", name, PRICED)
+            require(0 <= price < math.inf, f"prices.{name}", price, "0 or more, for an hour of one")
         for stage, pod in self.stages.items():
             require_choice(f"stages.{stage}", stage, (*DEFAULTS, *own_stages()))
             several = pod.nodes is not None and pod.nodes > 1
@@ -235,6 +246,8 @@ class Placement:
         task.set_container_image(image := self.settings.image(task.container_spec.image))
         if self.settings.name_images:
             task.set_env_variable(images.IMAGE_VARIABLE, image)
+        if prices := self.settings.prices:
+            task.set_env_variable(POD_VARIABLE, _priced(pod, prices))
         unseen = stage in ALWAYS_RUN or (stage in READS_OUTSIDE and not seen)
         task.set_caching_options(self.settings.caching and not unseen)
         if self._check is not None and stage in READS_OUTSIDE:
@@ -278,6 +291,14 @@ class Placement:
             named = {field.name: getattr(registry, field.name) for field in fields(registry)}
             run = {"run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER, "run_name": dsl.PIPELINE_JOB_NAME_PLACEHOLDER}
             self(register, compared=compared, **named, **run)
+
+
+def _priced(pod: StageResources, prices: Mapping[str, float]) -> str:
+    """What the pods of a task ask for together, and what an hour of it costs."""
+    nodes = pod.nodes or 1
+    asked = {"gpus": nodes * (pod.accelerators or 0), "cpus": nodes * cores(pod.cpu)}
+    price = asked["gpus"] * prices.get("gpu", 0.0) + asked["cpus"] * prices.get("cpu", 0.0)
+    return json.dumps({**asked, "price": price})
 
 
 def _restart(task: PipelineTask, retries: int, *, torch: bool) -> None:

@@ -105,7 +105,8 @@ class RunFile:
         return replace(self, parameters=parameters)
 
     def for_local_run(self) -> RunFile:
-        """With the local section's parallelism and retries in place of the cluster's, on this one machine.
+        """With the local section's parallelism, retries and price in place of the cluster's, on this one
+        machine.
 
         No task checks the parameters, which are checked before a run here starts, or registers the model,
         which is done when it has ended.
@@ -122,6 +123,7 @@ class RunFile:
             name_images=local.runner == "docker",
             when_nothing_new="repeat",
             model_registry=RegistrySettings(),
+            prices={},
             retries=local.retries,
             stages=stages,
         )

@@ -33,11 +33,13 @@ from kubealign_components.config import require
 from kubealign_components.data.dataset import Dataset, DatasetWriter, why_empty
 from kubealign_components.data.fingerprint import Provenance
 from kubealign_components.data.limits import MAX_CHUNKS
+from kubealign_components.data.origins import USE_OF_PODS, Origin
 from kubealign_components.data.seeds import ID_LENGTH, mix64
 from kubealign_components.data.slice_index import SliceIndex
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import ChunkError, CorruptDataset, KubeAlignError, NotFound
 from kubealign_components.json_types import JsonObject
+from kubealign_components.pod_use import added, pod_use
 from kubealign_components.store import join, scheme_of
 
 log = logging.getLogger(__name__)
@@ -270,7 +272,9 @@ def merge(parts: Sequence[Part], chunks: Sequence[Chunk], output: str) -> Datase
     stats.counts["rows_reused"] = sum(part.reused_rows for part in parts)
     stats.counts["chunks_reused"] = sum(part.reused_rows == part.rows for part in parts)
     undeleted = {part.manifest.undeleted for part in opened}
-    with DatasetWriter(output, first.schema, _of_this_run(first.provenance, chunks[0])) as writer:
+    provenance = _of_this_run(first.provenance, chunks[0])
+    provenance = replace(provenance, origins=_of_all(opened))
+    with DatasetWriter(output, first.schema, provenance) as writer:
         writer.adopt(*opened)
         writer.undeleted = undeleted.pop() if len(undeleted) == 1 else ""
         merged = writer.commit(stats, {"chunked": True})
@@ -280,6 +284,14 @@ def merge(parts: Sequence[Part], chunks: Sequence[Chunk], output: str) -> Datase
         except KubeAlignError as error:
             log.warning("the index of %s stays as it is, which costs later workers time: %s", folder, error)
     return merged
+
+
+def _of_all(parts: Sequence[Dataset]) -> dict[str, Origin]:
+    """The origins of ``parts``, which are of one step, with what all of them took, and this pod."""
+    first = parts[0].manifest
+    origins = [part.manifest.origins.get(first.fingerprint, {}) for part in parts]
+    use = added([*(origin.get(USE_OF_PODS, {}) for origin in origins), pod_use()])
+    return {**first.origins, first.fingerprint: {**origins[0], USE_OF_PODS: use}} if use else first.origins
 
 
 def _of_this_run(provenance: Provenance, chunk: Chunk) -> Provenance:

@@ -24,6 +24,7 @@ from kubealign_components.data.deletions import packed
 from kubealign_components.data.fingerprint import Provenance, canonical_json, file_digest
 from kubealign_components.data.job_thread import JobThread
 from kubealign_components.data.manifest import ENDED_EARLY, MANIFEST, UNDELETED, Manifest, Shard
+from kubealign_components.data.origins import with_use
 from kubealign_components.data.schemas import ROWS
 from kubealign_components.data.shard_rows import ShardRows
 from kubealign_components.data.shards import (
@@ -301,7 +302,7 @@ class DatasetWriter:
             slug=self.provenance.slug,
             parents=self.provenance.parents,
             identity=self.provenance.identity,
-            origins=self.provenance.origins,
+            origins=with_use(self.provenance.origins, self.provenance.fingerprint),
             stats=stats.to_json(),
             extra=json.loads(canonical_json(extra)),
         )

@@ -21,6 +21,7 @@ from kubealign_components.config import gates_of
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, canonical_json, digest
 from kubealign_components.data.manifest import MANIFEST, Manifest
+from kubealign_components.data.origins import USE_OF_PODS
 from kubealign_components.data.shards import copy_object, digest_at
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.weight_records import copy_record, objects_below, recorded_weights
@@ -247,7 +248,8 @@ def _provenance(request: OutputRequest, manifest: Manifest) -> Provenance:
     if request.provenance is None:
         return manifest.provenance
     ours, name = request.provenance, manifest.fingerprint
-    made_with = {"versions": manifest.origins[name]["versions"]} if name in manifest.origins else {}
+    before = manifest.origins.get(name, {})
+    made_with = {member: before[member] for member in ("versions", USE_OF_PODS) if member in before}
     origins = ours.origins | {name: ours.origins[name] | made_with}
     return replace(manifest.provenance, parents=ours.parents, origins=origins)
 

@@ -13,6 +13,8 @@ from typing import Any
 from kubealign_components.data.fingerprint import Recipe
 from kubealign_components.data.licenses import licensed
 from kubealign_components.data.manifest import Manifest
+from kubealign_components.data.origins import USE_OF_PODS
+from kubealign_components.pod_use import Use, added
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +32,16 @@ class LineageStep:
     """Fingerprints of the steps whose rows came in, by role."""
     level: int
     """1 for a source, else one more than the highest level among the inputs."""
+
+
+def uses_of(manifest: Manifest) -> dict[str, Use]:
+    """Hours and cost of the pods that led to the dataset of ``manifest``, by stage in the order of the steps;
+    none where no step kept them."""
+    uses: dict[str, list[Use]] = {}
+    for step in steps_of(manifest.fingerprint, manifest.recipe):
+        if use := manifest.origins.get(step.fingerprint, {}).get(USE_OF_PODS):
+            uses.setdefault(step.stage, []).append(use)
+    return {stage: added(of_stage) for stage, of_stage in uses.items()}
 
 
 def steps_of(fingerprint: str, recipe: Recipe) -> list[LineageStep]:

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 
 from kubealign_components.data.deletions import count_deletions, is_deletions
 from kubealign_components.data.fingerprint import Provenance, Recipe, check_recipe, digest
-from kubealign_components.data.origins import Origin
+from kubealign_components.data.origins import USE_OF_PODS, Origin
 from kubealign_components.errors import CorruptDataset
 from kubealign_components.json_types import JsonObject
+from kubealign_components.pod_use import is_use
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 2
@@ -286,6 +287,7 @@ def _is_origin(value: JsonObject) -> bool:
         isinstance(origins, dict)
         and all(map(_is_texts, origins.values()))
         and _is_texts(value.get("versions"))
+        and is_use(value.get(USE_OF_PODS, {}))
     )
 
 
@@ -306,7 +308,7 @@ _MEMBERS: dict[str, tuple[str, Callable[[object], bool]]] = {
     ),
     "identity": ("digests by name", _is_texts),
     "origins": (
-        "places and versions by fingerprint",
+        "places, versions and use by fingerprint",
         lambda v: isinstance(v, dict) and all(isinstance(o, dict) and _is_origin(o) for o in v.values()),
     ),
     "stats": ("the counts of a stage", _is_stats),

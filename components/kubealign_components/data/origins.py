@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from kubealign_components import __version__
 from kubealign_components.images import IMAGE_VARIABLE
 from kubealign_components.json_types import JsonObject
+from kubealign_components.pod_use import pod_use
 
 Origin = JsonObject
-"""``places``: URI, and revision where there is one, by digest; ``versions``: of what it ran with, by name."""
+"""``places``: URI, and revision where there is one, by digest; ``versions``: of what it ran with, by name;
+``use``: hours of its pods and their cost, where prices were known (:mod:`kubealign_components.pod_use`)."""
+USE_OF_PODS = "use"
 
 _LIBRARIES = ("torch", "transformers", "vllm", "peft", "pyarrow")
 _ORIGINS: dict[str, dict[str, str]] = {}
@@ -34,6 +37,14 @@ def origin_of(digests: Iterable[str]) -> Origin:
     """Where this process found what has one of ``digests``, and what it runs with."""
     origins = {digest: _ORIGINS[digest] for digest in digests if digest in _ORIGINS}
     return {"places": origins, "versions": _versions()}
+
+
+def with_use(origins: Mapping[str, Origin], fingerprint: str) -> dict[str, Origin]:
+    """``origins`` with what the step ``fingerprint`` took, up to now, unless they say it already."""
+    own, use = origins.get(fingerprint), pod_use()
+    if own is None or USE_OF_PODS in own or not use:
+        return dict(origins)
+    return {**origins, fingerprint: {**own, USE_OF_PODS: use}}
 
 
 @cache  # a distribution's whole description is parsed for it

@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import astuple
 
 from kubealign_components.data.licenses import licensed
-from kubealign_components.data.lineage import LineageStep, describe, steps_of
+from kubealign_components.data.lineage import LineageStep, describe, steps_of, uses_of
 from kubealign_components.data.manifest import Manifest
+from kubealign_components.pod_use import COST, CPU_HOURS, GPU_HOURS, added
 from kubealign_components.reports.graph import Node, picture
 from kubealign_components.reports.html import render
+
+USE_COLUMNS = ("stage", "GPU-hours", "CPU-hours", "cost")
 
 
 def to_html(manifest: Manifest) -> str:
@@ -20,6 +23,7 @@ def to_html(manifest: Manifest) -> str:
         title=f"Lineage of {manifest.slug or manifest.fingerprint[:12]}",
         manifest=manifest,
         licensed=[astuple(one) for one in licensed(manifest)],
+        uses=use_rows(manifest),
         graph=picture(
             {step.fingerprint: _node(step) for step in steps},
             [(parent, step.fingerprint) for step in steps for parent in step.inputs.values()],
@@ -27,6 +31,17 @@ def to_html(manifest: Manifest) -> str:
         ),
         steps=[(step, list(_details(step))) for step in reversed(steps)],
     )
+
+
+def use_rows(manifest: Manifest) -> list[list[str]]:
+    """Stage, GPU-hours, CPU-hours and cost of all that led to the dataset of ``manifest``, their sums last;
+    nothing where no step kept them."""
+    uses = uses_of(manifest)
+    whole = {"all": added(uses.values())} if uses else {}
+    return [
+        [stage.replace("_", " "), f"{use[GPU_HOURS]:.2f}", f"{use[CPU_HOURS]:.2f}", f"{use[COST]:.2f}"]
+        for stage, use in (uses | whole).items()
+    ]
 
 
 def _node(step: LineageStep) -> Node:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +14,7 @@ from kubealign.cli.console import format_number, number_texts
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.json_types import JsonObject
 from kubealign_components.printable import shortened
+from kubealign_components.reports.lineage import USE_COLUMNS, use_rows
 
 TEXT = 400
 """Characters of a message that are shown."""
@@ -27,6 +28,8 @@ def show(dataset: Dataset, rows: int, console: Console) -> None:
     counts = _counts(dataset)
     if counts.row_count:
         console.print(counts)
+    if uses := use_rows(dataset.manifest):
+        console.print(_uses(uses))
     for number, row in enumerate(itertools.islice(dataset.iter_rows(), rows)):
         console.rule(f"row {number}", align="left")
         for line in row_lines(row):
@@ -64,6 +67,15 @@ def _counts(dataset: Dataset) -> Table:
         table.add_row(f"dropped: {reason.replace('_', ' ')}", format_number(count))
     for name, text in number_texts({**stats.get("counts", {}), **stats.get("numbers", {})}).items():
         table.add_row(name.replace("_", " "), text)
+    return table
+
+
+def _uses(rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title="What the pods that led here took", title_justify="left")
+    for name in USE_COLUMNS:
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
     return table
 
 

@@ -58,6 +58,7 @@ class ComparedRun:
     def stages(self) -> dict[str, float]:
         """Rows, seconds and numbers of the other stages, each named with its stage."""
         numbers: dict[str, float] = {"run: seconds": float(self.info.results.get("seconds", 0.0))}
+        numbers |= {"run: cost": self.info.results["cost"]} if "cost" in self.info.results else {}
         seen = Counter[str]()
         for stage in self.info.results.get("stages", ()):
             seen[stage["title"]] += 1
