@@ -61,11 +61,13 @@ def read_pair(
 
     Raises:
         Malformed: the row cannot be read, or has no preferred completion.
-        Unwanted: low_score_ratio, identical_completions, or no comparison of two answers.
+        Unwanted: low_score_ratio, identical_completions, tie, or no comparison of two answers.
     """
     example = _example(raw, form, roles, min_score_ratio, scales)
     if note is not None:
         note(example.notes)
+    if example.notes["comparisons_that_are_ties"]:
+        raise Unwanted("tie")
     if sorted(str(c.label) for c in example.completions) != ["chosen", "rejected"]:
         raise Malformed("no_pair")
     row = to_row(example, source, 1.0)

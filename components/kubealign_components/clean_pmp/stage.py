@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-VERSION = 8
+VERSION = 9
 
 Row = JsonObject
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from kubealign_components.data.segments import Bools
 
-VERSION = 11
+VERSION = 12
 
 _LOOKED_AT = ("prompt_id", "source", "completions.list.element.label")
 """Columns by which withdrawn rows are found and their completions counted."""

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from kubealign_components.data.schemas import PromptRow
 
-VERSION = 9
+VERSION = 10
 LENGTH_BONUS: Mapping[str, float] = {GENERAL: 1.0, REASONING: -0.4, RED_TEAMING: 0.0}
 """The published bonuses; the release has one for red-teaming and never applies it."""
 

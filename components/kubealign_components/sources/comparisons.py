@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from kubealign_components.sources.example import Columns, Example, Offline
 from kubealign_components.sources.messages import (
@@ -36,16 +36,15 @@ ANSWER_COLUMNS = (
     ("response_a", "response_b"),
     ("response_A", "response_B"),
     ("response_j", "response_k"),
-    ("answer_0", "answer_1"),
-    ("answer_a", "answer_b"),
-    ("output_1", "output_2"),
-    ("output_a", "output_b"),
-    ("completion_a", "completion_b"),
+    *((f"{word}_0", f"{word}_1") for word in ("answer", "completion", "output")),
+    *((f"{word}{gap}1", f"{word}{gap}2") for word in ("answer", "completion", "output") for gap in ("_", "")),
+    *((f"{word}_a", f"{word}_b") for word in ("answer", "completion", "output", "messages")),
+    *((f"{word}_A", f"{word}_B") for word in ("answer", "completion", "output")),
     ("human_ref_A", "human_ref_B"),
     ("conversation_a", "conversation_b"),
 )
 """What the columns of two answers are called: in SteerLM's files, PKU-SafeRLHF, HelpSteer2 and 3, the Chatbot
-Arena, pairs of StackExchange, WebGPT, AlpacaEval and SHP."""
+Arena, pairs of StackExchange, WebGPT, AlpacaEval, MultiPref and SHP."""
 _BETTER_FIRST = ("response_j", "response_k")
 """Answers that stand in the order of preference."""
 _SIDE = re.compile(
@@ -90,7 +89,7 @@ def candidates(row: Columns) -> Example:
     names = answer_columns(row.names()) or ANSWER_COLUMNS[0]
     asked = _rounds(row)
     prompt = None if asked else _prompt(row)
-    prompt, both = _answers(row, prompt, asked, [row.take(name) for name in names])
+    prompt, both = _answers(row, prompt, asked, [_judged(row, row.take(name)) for name in names])
     better = _better(row, names)
     if better is None and names == ANSWER_COLUMNS[0]:
         raise Malformed("bad_choice")
@@ -104,7 +103,7 @@ def candidates(row: Columns) -> Example:
             messages=turns,
             label=label,
             score=row.number(f"score_{name[-1]}"),
-            model=name_of(row.take(f"model_{name[-1]}")),
+            model=name_of(row.take(f"model_{name[-1]}", f"generator_{name[-1]}", f"{name}_source")),
         )
         for name, turns, label in zip(names, both, labels or (None, None), strict=True)
     ]
@@ -117,7 +116,7 @@ def _prompt(row: Columns) -> list[Message] | None:
         return explicit_prompt(row)
     value = row.take("history", "context")
     if value is None:
-        return explicit_prompt(row)
+        return explicit_prompt(row, "input")
     return [{"role": "user", "content": value}] if isinstance(value, str) else read_turns(value, row.reading)
 
 
@@ -140,6 +139,15 @@ def _answers(
 def _whole_chat(row: Columns, prompt: list[Message] | None, value: object) -> object:
     """The chat that ``value`` is JSON text of, where no column has the prompt; else a text is an answer."""
     return turns_from_text(value, row.reading.roles) if prompt is None else value
+
+
+def _judged(row: Columns, chat: object) -> object:
+    """What was judged of ``chat``: in MT-bench, it goes on after the turn that was."""
+    turn = number_of(row.peek("turn"))
+    if turn is None or not isinstance(chat, list) or not all(isinstance(said, Mapping) for said in chat):
+        return chat
+    ends = [i for i, said in enumerate(chat) if said.get("role") == "assistant"]
+    return chat[: ends[int(turn) - 1] + 1] if 1 <= turn <= len(ends) else chat
 
 
 def _listed(value: object) -> object:
@@ -180,6 +188,7 @@ def _better(row: Columns, names: tuple[str, str]) -> int | None:
         return named
     verdicts = (read(row) for read in (_voted, _signed, _first_is_better))
     verdict = next((v for v in verdicts if v is not None), None)
+    verdict = _labelled(row, names) if verdict is None else verdict
     in_words = any(row.has(name) for name in _MAY_NAME)
     if verdict is None and names == _BETTER_FIRST and not in_words:
         return 0
@@ -224,7 +233,11 @@ def _side(row: Columns, names: tuple[str, str], value: object) -> int | None:
     if word in models and models[0] != models[1]:
         return models.index(word)
     side = _SIDE.fullmatch(word)
-    return ends.index(side[1]) if side is not None and side[1] in ends else None
+    if side is None:
+        return None
+    if ends == ["1", "2"] and side[1] in ("a", "b") and row.has("model_a") and row.has("model_b"):
+        ends = ["a", "b"]  # as PPE names the models by letters and their answers by numbers
+    return ends.index(side[1]) if side[1] in ends else None
 
 
 def _weighted(row: Columns, value: object) -> int | None:
@@ -250,6 +263,21 @@ def _signed(row: Columns) -> int | None:
         raise Malformed("bad_choice")
     row.reading.scales.signed(name, strength)
     return _TIE if strength == 0 else int(strength > 0)
+
+
+def _labelled(row: Columns, names: tuple[str, str]) -> int | None:
+    """What ``label`` says in words or signs (JudgeBench), or by the number of the column where they are
+    numbered from 1 (LLMBar); elsewhere 0 and 1 may as well say whether the first answer is the better one."""
+    value = row.peek("label")
+    numbered = number_of(value) is not None
+    if value is None or (numbered and names[0][-1] != "1"):
+        return None
+    side = _side(row, names, value)
+    if side is None and numbered:
+        raise Malformed("bad_choice")
+    if side is not None:
+        row.take("label")
+    return side
 
 
 def _scored(row: Columns, names: tuple[str, str]) -> int | None:

@@ -148,13 +148,16 @@ def answers_of(value: object) -> list[str]:
     """Verifiable answers as text, one or a list of them; numbers without a needless ``.0``.
 
     Of a solution that ends with its answer, such as GSM8K's and MATH's, that answer
-    (:func:`~kubealign_components.data.answers.reference_answer`). Of SQuAD's objects, their ``text``.
+    (:func:`~kubealign_components.data.answers.reference_answer`). Of SQuAD's objects, their ``text``;
+    of TriviaQA's, the ``value`` and its ``aliases``.
 
     Raises:
         Malformed: bad_answer, for anything but text and numbers.
     """
     if isinstance(value, Mapping) and "text" in value:
         value = value["text"]
+    if isinstance(value, Mapping) and isinstance(value.get("aliases"), list):
+        value = [value.get("value"), *value["aliases"]]
     listed = value if isinstance(value, list) else [value]
     texts = [_answer_text(item) for item in listed if not is_missing(item)]
     return list(dict.fromkeys(text for text in texts if text))

@@ -90,7 +90,8 @@ def read_turns(value: object, reading: Reading | None = None) -> list[Message]:
         value = _transposed(value)
     if isinstance(value, bytes):
         raise Malformed("not_text")
-    messages = [_read_turn(turn, reading) for turn in value] if isinstance(value, list) else []
+    value = _rounds_apart(value) if isinstance(value, list) else []
+    messages = [_read_turn(turn, reading) for turn in value]
     messages = [m for m in messages if not (m["role"] == "system" and not m["content"].strip())]
     if not messages:
         raise Malformed("no_messages")
@@ -152,6 +153,19 @@ def split_common(chats: Sequence[list[Message]]) -> tuple[list[Message], list[li
     if not shared:
         raise Malformed("no_prompt")
     return chats[0][:shared], [chat[shared:] for chat in chats]
+
+
+def _rounds_apart(turns: list[object]) -> list[object]:
+    """Turns with who speaks: of texts in turn (LIMA), the user begins; of rounds of ``input`` and ``output``
+    (Capybara), each is two turns."""
+    if len(turns) > 1 and all(isinstance(turn, str) for turn in turns):
+        return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+    if not all(isinstance(turn, Mapping) and turn.keys() == {"input", "output"} for turn in turns):
+        return turns
+    sides = (("user", "input"), ("assistant", "output"))
+    return [
+        {"role": r, "content": turn[side]} for turn in turns if isinstance(turn, Mapping) for r, side in sides
+    ]
 
 
 def _read_turn(turn: object, reading: Reading) -> Message:

@@ -15,6 +15,7 @@ PROMPT_COLUMNS = (
     "prompt",
     "conversations",
     "messages",
+    "conversation",
     "instruction",
     "question",
     "problem",
@@ -42,13 +43,13 @@ def explicit_prompt(row: Columns, *more: str) -> list[Message] | None:
     Raises:
         Malformed: no_prompt, bad_transcript, bad_history, or what :func:`read_turns` raises.
     """
-    name = next((n for n in (*PROMPT_COLUMNS, *more) if row.has(n)), None)
+    name = next((n for n in (*PROMPT_COLUMNS, *more) if row.has(n) and row.peek(n) != []), None)
     if name is None:
         return None
     value = row.take(name)
     if isinstance(value, Mapping) and isinstance(value.get("full_text"), str):  # WebGPT's questions
         value = value["full_text"]
-    if not isinstance(value, str) or name in ("conversations", "messages"):
+    if not isinstance(value, str) or name in ("conversations", "messages", "conversation"):
         return read_turns(value, row.reading)
     if turns_from_text(value) is not value:
         row.reading.notes["texts_that_are_json_chats"] += 1
@@ -72,7 +73,7 @@ def with_system(row: Columns, turns: list[Message]) -> list[Message]:
     Raises:
         Malformed: contradicting_system, when the turns begin with another one.
     """
-    system = text_of(row.take("system", "system_prompt"))
+    system = text_of(row.take("system", "system_prompt", "system_message", "system_instruction"))
     if not system.strip():
         return turns
     if turns and turns[0]["role"] == "system":
@@ -113,8 +114,11 @@ def may_hold_prompt(name: str, value: object) -> bool:
 
 
 def _history(row: Columns) -> list[Message]:
-    """Earlier turns of an instruction row: ``history`` is a list of (question, answer), or of turns."""
-    rounds = row.take("history")
+    """Earlier turns of an instruction row: ``history`` is a list of (question, answer), or of turns, which a
+    ``context`` may be as well."""
+    context = row.peek("context")
+    turns_before = isinstance(context, list) and all(isinstance(turn, dict) for turn in context)
+    rounds = row.take("history", *(["context"] if turns_before else []))
     if isinstance(rounds, str) and rounds.strip():
         try:
             rounds = json.loads(rounds)

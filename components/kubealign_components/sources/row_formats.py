@@ -22,22 +22,34 @@ from kubealign_components.sources.messages import (
     turns_from_text,
 )
 from kubealign_components.sources.prompt_columns import agreed, explicit_prompt, may_hold_prompt, with_system
+from kubealign_components.sources.refusals import shape_of
 from kubealign_components.sources.scales import Scales
 from kubealign_components.sources.tool_calls import read_tools
-from kubealign_components.sources.transcripts import answer_is_due, looks_like_transcript, transcripts_of
-from kubealign_components.sources.values import Malformed, from_json_text, name_of
+from kubealign_components.sources.transcripts import (
+    answer_is_due,
+    looks_like_transcript,
+    transcripts_of,
+    without_names,
+)
+from kubealign_components.sources.values import Malformed, from_json_text, list_from_text, name_of
 
 
 def preference(row: Columns) -> Example:
     """``chosen`` and ``rejected``; the prompt is explicit or what both begin with."""
     if names_sides(row):
         return candidates(row)
-    chosen, rejected = _named_answers(row, row.take("chosen"), row.take("rejected"))
+    sides = _pair_columns(row) or PAIR_COLUMNS[0]
+    chosen, rejected = _named_answers(row, *(row.take(name) for name in sides))
     if chosen is None or rejected is None:
         raise Malformed("no_pair")
     if _are_texts(chosen) or _are_texts(rejected):
         return _sides_of_many(row, chosen, rejected)
+    if begun := row.take("initial_reason_steps"):  # Step-DPO: both go on from there
+        chosen, rejected = (
+            f"{begun}{text}" if isinstance(text, str) else text for text in (chosen, rejected)
+        )
     prompt = explicit_prompt(row, *(["input"] if _is_prompt_beside(row.peek("input"), chosen) else []))
+    prompt, chosen, rejected = without_names(prompt, chosen, rejected)
     both = _chats(row, chosen, rejected, prompt)
     if any(chat[0]["role"] != "assistant" for chat in both):
         shared, both = split_common(both)
@@ -45,7 +57,11 @@ def preference(row: Columns) -> Example:
     if prompt is None:
         raise Malformed("no_prompt")
     offered = [_pair_member(row, side, turns) for side, turns in zip(("chosen", "rejected"), both)]
-    _note_doubts(row, prompt, *offered)
+    if str(row.peek("status")).lower() == "tie":  # who labelled Argilla's pairs anew found none better
+        row.reading.notes["comparisons_that_are_ties"] += 1
+        offered = [replace(completion, label=None) for completion in offered]
+    else:
+        _note_doubts(row, prompt, *offered)
     return Example(messages=with_system(row, prompt), whole=True, completions=offered)
 
 
@@ -54,9 +70,9 @@ def conversation(row: Columns) -> Example:
 
     Beside ``rejected_response`` it is the chosen one of a pair, as in ms-swift's files.
     """
-    if row.has("chosen") or row.has("rejected"):
+    if row.has("chosen") or row.has("rejected") or _pair_columns(row):
         return preference(row)
-    turns = row.take("conversations", "messages")
+    turns = row.take("conversations", "messages", "conversation")
     if turns is None:
         raise Malformed("no_messages")
     prompt, completion = split_last(read_turns(turns, row.reading))
@@ -74,7 +90,7 @@ def conversation(row: Columns) -> Example:
 
 def instruction(row: Columns) -> Example:
     """A prompt of its own column, with at most one completion (or a pair)."""
-    if row.has("chosen") or row.has("rejected"):
+    if row.has("chosen") or row.has("rejected") or _pair_columns(row):
         return preference(row)
     if _are_ranked(row.peek("answers")):
         return completions(row)
@@ -87,7 +103,7 @@ def instruction(row: Columns) -> Example:
 
 def completions(row: Columns) -> Example:
     """UltraFeedback and its like: a prompt and a list of completions, scored, ranked (Nectar) or neither."""
-    listed = from_json_text(row.take("completions", "responses", "answers"))
+    listed = from_json_text(row.take("completions", "responses", "generations", "answers"))
     if not isinstance(listed, list):
         raise Malformed("bad_completions")
     prompt = explicit_prompt(row)
@@ -128,6 +144,16 @@ _SCORES = ("overall_score", "score", "rating", "pm_score")
 _LISTS_OF_SCORES = ("scores", "ratings", "rewards")
 """What a list is called that has a score for each of the row's completions."""
 
+PAIR_COLUMNS = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("response_chosen", "response_rejected"),
+    ("chosen_answer", "rejected_answer"),
+    ("accepted", "rejected"),
+    ("preferred", "dispreferred"),
+)
+"""What the columns of the better and of the worse answer are called."""
+
 FORMATS: dict[str, Parser] = {
     "swissai": swissai_row,
     "preference": preference,
@@ -140,10 +166,10 @@ FORMATS: dict[str, Parser] = {
 }
 WANTED: dict[str, str] = {
     "swissai": "initial_prompt, or conversation_branches",
-    "preference": "chosen and rejected, with a prompt or chats that begin alike",
+    "preference": "chosen and rejected (or chosen_response, …), with a prompt or chats that begin alike",
     "candidates": "candidate_0 and candidate_1 (or response_0, response_a, …), with choice and a prompt",
-    "sharegpt": "conversations",
-    "completions": "completions or responses (lists), with a prompt",
+    "sharegpt": "conversations, or conversation",
+    "completions": "completions, responses or generations (lists), with a prompt",
     "messages": "messages",
     "instruction": "instruction, with input and output",
     "prompt": "prompt, question, problem, query or input_text, with completion and answer",
@@ -151,10 +177,10 @@ WANTED: dict[str, str] = {
 """The columns that each format is known by, in words."""
 SIGNS: dict[str, tuple[tuple[str, ...], ...]] = {
     "swissai": (("initial_prompt",), ("conversation_branches",)),
-    "preference": (("chosen", "rejected"),),
+    "preference": PAIR_COLUMNS,
     "candidates": ANSWER_COLUMNS,
-    "sharegpt": (("conversations",),),
-    "completions": (("completions",), ("responses",)),
+    "sharegpt": (("conversations",), ("conversation",)),
+    "completions": (("completions",), ("responses",), ("generations",)),
     "messages": (("messages",),),
     "instruction": (("instruction",),),
     "prompt": (("prompt",), ("question",), ("problem",), ("query",), ("input_text",)),
@@ -201,6 +227,8 @@ def parse(
     """
     if not isinstance(row, Mapping):
         raise Malformed("not_an_object")
+    if reason := shape_of(row):
+        raise Malformed(reason)
     reading = Reading(roles=roles)
     try:
         example = _parse(Columns(row, reading), parser)
@@ -214,13 +242,19 @@ def parse(
 def _parse(row: Columns, parser: Parser) -> Example:
     example = parser(row)
     example.tools = read_tools(row.take("tools", "functions", "available_functions"))
-    names = ("answers", "answer", "solution")[1 if _are_ranked(row.peek("answers")) else 0 :]
+    names = ("answers", "answer", "expected_answer", "solution")[
+        1 if _are_ranked(row.peek("answers")) else 0 :
+    ]
     example.answers = example.answers or answers_of(row.take(*names)) or _ground_truth(row)
     example.metadata = row.rest()
     example.notes = row.reading.notes
     _check_prompt(example.messages)
     _screen(example)
     return example
+
+
+def _pair_columns(row: Columns) -> tuple[str, str] | None:
+    return next((pair for pair in PAIR_COLUMNS if row.has(pair[0]) and row.has(pair[1])), None)
 
 
 def _named_answers(row: Columns, *values: Any) -> tuple[Any, ...]:
@@ -256,7 +290,7 @@ def _with_lists_beside(row: Columns, offered: list[Offline]) -> list[Offline]:
         name = next((name for name in names if _is_list_for(row.peek(name), offered)), "")
         return list(row.take(name)) if name else [None] * len(offered)
 
-    beside = zip(offered, listed(*_LISTS_OF_SCORES), listed("models"), strict=True)
+    beside = zip(offered, listed(*_LISTS_OF_SCORES), listed("models", "generation_models"), strict=True)
     return [
         replace(
             completion,
@@ -325,14 +359,15 @@ def _note_json_chats(row: Columns, *texts: str) -> None:
 
 def _completion(row: Columns) -> list[Message]:
     """The one answer of a row, if it has one."""
-    value = row.take("output", "completion", "response")
+    value = row.take("output", "completion", "response", "generated_solution")
     if isinstance(value, str):
         _note_json_chats(row, value)
     return read_answer(value, row.reading) if value is not None else []
 
 
 def _pair_member(row: Columns, side: str, turns: list[Message]) -> Offline:
-    score = row.number(f"score_{side}", f"{side}_score", f"{side}_rating", f"{side}-rating", f"rating_{side}")
+    names = ("score", "rating", "avg_rating", "reward")
+    score = row.number(*(name for n in names for name in (f"{n}_{side}", f"{side}_{n}", f"{side}-{n}")))
     model = row.take(f"{side}_model", f"{side}-model")
     return Offline(messages=turns, label=side, score=score, model=name_of(model))
 
@@ -357,7 +392,8 @@ def _labelled(row: Columns, turns: list[Message]) -> list[Offline]:
 
 
 def _ground_truth(row: Columns) -> list[str]:
-    """What verifies an answer by that name, of its own or, in verl's files, in ``reward_model``.
+    """What verifies an answer by that name, of its own or, in verl's files, in ``reward_model``, where it may
+    be JSON text of a list.
 
     It may be what a program verifies by, such as numbers to count with: that is left, and noted.
     """
@@ -368,7 +404,7 @@ def _ground_truth(row: Columns) -> list[str]:
     }
     for name, truth in truths.items():
         with suppress(Malformed):
-            if answers := answers_of(truth):
+            if answers := answers_of(list_from_text(truth) if isinstance(truth, str) else truth):
                 row.take(name)
                 return answers
     return []

@@ -22,6 +22,7 @@ from kubealign_components.sources.external_sort import Entry, Spool
 from kubealign_components.sources.file_readers import UNTYPED, Unreadable, kind_of, read_rows
 from kubealign_components.sources.locate import SourceFile, SourceFiles, find_files
 from kubealign_components.sources.messages import turns_from_text
+from kubealign_components.sources.refusals import ADVICE, shape_of
 from kubealign_components.sources.scales import NoVerdicts, Scales
 from kubealign_components.sources.source_settings import SourceSettings
 from kubealign_components.sources.values import Malformed, from_json_text, list_from_text
@@ -216,13 +217,17 @@ class SourceReader:
         if bad <= max_bad_fraction * self.rows:
             return
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.malformed.most_common())
+        advice = [
+            f"{reason}: {ADVICE[reason]}" for reason, _ in self.malformed.most_common() if reason in ADVICE
+        ]
         examples = "\n".join(
             f"  {e['file']} row {e['row']} ({e['reason']}): {e['text']}" for e in self.examples[:5]
         )
         raise DataError(
             f"source {self.config.name!r} read as {self.format}: {bad} of {self.rows} rows are malformed "
             f"({reasons}), max_bad_fraction allows {max_bad_fraction:g}; correct them, name another format, "
-            f"or raise max_bad_fraction (in import_options, for import_prompts). The first:\n{examples}"
+            f"or raise max_bad_fraction (in import_options, for import_prompts). "
+            f"{''.join(f'{sentence}. ' for sentence in advice[:2])}The first:\n{examples}"
         )
 
     def _set_format(
@@ -245,12 +250,15 @@ class SourceReader:
         looks = Counter(look for row in rows if (look := looks_like(row)))
         self.format = self.format or _most_frequent(looks, formats)
         if not self.format:
+            shape = next((shape_of(row) for row in rows if isinstance(row, Mapping)), None)
             wants = "; ".join(f"{name}: {columns}" for name, columns in formats.items())
+            advice = f"What formats are known by: {wants}. Name yours in columns: {{yours: prompt, …}}"
+            if shape:
+                advice = f"{ADVICE[shape][0].upper()}{ADVICE[shape][1:]}"
             raise ConfigError(
                 f"sources.{self.config.name}.format",
                 "auto",
-                f"rows of a known format; the first {len(rows)} rows have {_columns_text(rows)}. What "
-                f"formats are known by: {wants}. Name yours in columns: {{yours: prompt, …}}",
+                f"rows of a known format; the first {len(rows)} rows have {_columns_text(rows)}. {advice}",
             )
 
     def _check_columns(self) -> None:

@@ -16,6 +16,10 @@ _DUE = re.compile(
     r"(?:(?:\A|\\n|\n)\W*(?:A|AI|Bot|ChatBot|Chatbot|GPT|Model|Response|Assistant|ASSISTANT|Answer)\s*:"
     r"|<\|?\W*assistant\W*>|\[/INST\]|#{2,6}\s*(?:Response|Assistant|Answer):?)\W*\Z"
 )
+_HUMAN = re.compile(r"\s*Human[ \t]*:")
+_ANSWERED = re.compile(r"\s*Assistant[ \t]*:")
+_NEMO = re.compile(r"\s*<extra_id_[01]>(User|Assistant|System)\b[ \t]*\n?")
+"""NeMo's marks of turns, as in HelpSteer2's prompts, which begin with the first user turn without one."""
 _BLANK_LINE = re.compile(rf"(?:\A|\n[ \t]*\n)\s*{_NAMES}", re.IGNORECASE)
 _ANY_LINE = re.compile(rf"(?:\A|\n)[ \t]*{_NAMES}", re.IGNORECASE)
 
@@ -63,17 +67,46 @@ def transcripts_of(chosen: str, rejected: str) -> list[list[Message]] | None:
     return [read_transcript(chosen), read_transcript(rejected)]
 
 
+def without_names(
+    prompt: list[Message] | None, chosen: object, rejected: object
+) -> tuple[list[Message] | None, object, object]:
+    """The three without who speaks, where a prompt that begins with ``Human:`` goes on in answers that begin
+    with ``Assistant:``; else as they are."""
+    answers = [text for text in (chosen, rejected) if isinstance(text, str) and _ANSWERED.match(text)]
+    if prompt is None or len(answers) < 2 or not _HUMAN.match(prompt[-1]["content"]):
+        return prompt, chosen, rejected
+    asked = {**prompt[-1], "content": _HUMAN.sub("", prompt[-1]["content"], count=1).strip()}
+    better, worse = (_ANSWERED.sub("", text, count=1).strip() for text in answers)
+    return [*prompt[:-1], asked], better, worse
+
+
 def prompt_of_transcript(text: str) -> list[Message] | None:
-    """The turns of a prompt that is a transcript with the answer due; None for other text.
+    """The turns of a prompt that is a transcript with the answer due, or has NeMo's marks; None for others.
 
     Raises:
         Malformed: bad_transcript, for text that begins as one and does not end where an answer is due.
     """
+    if _NEMO.search(text):
+        return _marked_turns(text)
     if not looks_like_transcript(text) or not _ANY_LINE.match(
         _LINE_END.sub("\n", text).lstrip("\ufeff \t\n")
     ):
         return None
     *turns, due = read_transcript(text)
     if not turns or due != {"role": "assistant", "content": ""}:
+        raise Malformed("bad_transcript")
+    return turns
+
+
+def _marked_turns(text: str) -> list[Message]:
+    first, *pieces = _NEMO.split(_LINE_END.sub("\n", text))
+    said = [("User", first), *zip(pieces[::2], pieces[1::2], strict=True)]
+    turns = [{"role": _SPEAKERS[who.lower()], "content": piece.strip("\n")} for who, piece in said]
+    if not turns[0]["content"].strip():
+        del turns[0]
+    turns = [turn for turn in turns if turn["role"] != "system" or turn["content"].strip()]
+    if turns and turns[-1] == {"role": "assistant", "content": ""}:
+        del turns[-1]
+    if not turns or turns[-1]["role"] != "user":
         raise Malformed("bad_transcript")
     return turns

@@ -177,7 +177,11 @@ def test_what_reads_as_something_else_is_refused(row: dict[str, Any], reason: st
 )
 def test_what_is_beside_a_prompt_that_both_answers_begin_with(beside: dict[str, Any]) -> None:
     example = parse({**beside, "chosen": "It is A", "rejected": "It is B"}, FORMATS["preference"])
-    system = [{"role": "system", "content": "Answer in brief."}] if "system_prompt" in beside else []
+    system = (
+        [{"role": "system", "content": "Answer in brief."}]
+        if any(name.startswith("system") for name in beside)
+        else []
+    )
     assert example.messages == [*system, {"role": "user", "content": "It is"}]
 
 
