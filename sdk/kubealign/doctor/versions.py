@@ -51,7 +51,8 @@ JOBSET = Software(
     name="JobSet",
     namespace="kubeflow-system",
     deployment="jobset-controller-manager",
-    least=(0, 8),
+    least=(0, 10),
+    tried=((0, 10), (0, 11), (0, 12)),
     crd="jobsets.jobset.x-k8s.io",
 )
 KUEUE = Software(
@@ -61,11 +62,14 @@ KUEUE = Software(
     least=(0, 17),
     crd="workloads.kueue.x-k8s.io",
 )
+KUBERNETES: Number = (1, 29)
+"""The earliest that is known to do."""
 _TAG = re.compile(r"v?(\d+)\.(\d+)")
 
 
 def check_versions(subject: Subject) -> Iterator[Diagnosis]:
     """The parts that the run needs, each against the versions that are known to do."""
+    yield from _kubernetes(subject)
     yield from _part(subject, PIPELINES)
     if subject.multi_node:
         yield from _part(subject, TRAINER)
@@ -99,6 +103,18 @@ def check_retries(subject: Subject) -> Iterator[Diagnosis]:
             "Argo does not replace deleted pods (no templateDefaults.retryStrategy, as in KFP 2.16)",
             f"for preemptible nodes set it to {{limit: 2, retryPolicy: OnError}} in {path}",
         )
+
+
+def _kubernetes(subject: Subject) -> Iterator[Diagnosis]:
+    text = str((subject.kubernetes.get("/version") or {}).get("gitVersion", ""))
+    match, least = _TAG.match(text), f"{_text(KUBERNETES)} or later"
+    version = (int(match[1]), int(match[2])) if match else None
+    if version is None:
+        yield unknown("Kubernetes", "the API server tells no version", f"make sure that it is {least}")
+    elif version < KUBERNETES:
+        yield problem("Kubernetes", f"version {_text(version)}", f"upgrade the cluster to {least}")
+    else:
+        yield ok("Kubernetes", f"version {_text(version)}")
 
 
 def _part(subject: Subject, part: Software) -> Iterator[Diagnosis]:

@@ -23,7 +23,8 @@ from support.fake_admission import refused_job_set
 from support.fake_kubernetes_http import closed
 
 SCHEMAS = Path(__file__).parent / "schemas"
-KUBERNETES = "1.37"
+KUBERNETES = ("1.29", "1.37")
+"""The earliest release that works, and the newest."""
 POD_DEFAULT = {
     "type": "object",
     "required": ["selector"],
@@ -62,7 +63,7 @@ def _check(one: dict[str, Any]) -> None:
     group = one["apiVersion"].partition("/")[0]
     if one["kind"] == "PodDefault":
         jsonschema.validate(one["spec"], POD_DEFAULT)
-        kubernetes_validate.validate(_pod_with(one["spec"]), KUBERNETES, strict=True)
+        _validate(_pod_with(one["spec"]))
     elif group == "kueue.x-k8s.io":
         assert one["apiVersion"] == "kueue.x-k8s.io/v1beta2"
         schema = json.loads((SCHEMAS / f"{one['kind']}.v1beta2.json").read_text())
@@ -73,9 +74,14 @@ def _check(one: dict[str, Any]) -> None:
         assert runtime is not None
         assert runtime.to_dict() == one
         for job in one["spec"]["template"]["spec"]["replicatedJobs"]:
-            kubernetes_validate.validate(_job_of(job), KUBERNETES, strict=True)
+            _validate(_job_of(job))
     else:
-        kubernetes_validate.validate(one, KUBERNETES, strict=True)
+        _validate(one)
+
+
+def _validate(one: dict[str, Any]) -> None:
+    for release in KUBERNETES:
+        kubernetes_validate.validate(one, release, strict=True)
 
 
 def _job_of(replicated: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import kubealign_pipelines
 from golden.update import MANIFESTS, built
 from kubealign.cli.main import main
 from kubealign.cluster.kube import Kubernetes
+from kubealign.doctor import versions
 from kubealign.doctor.capacity import shortages
 from kubealign.doctor.diagnosis import Subject
 from kubealign.doctor.permissions import RUN, TRAIN
@@ -66,6 +68,7 @@ def kube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kube]:
         **namespace_objects("kubeflow", "pipeline-runner"),
         DEPLOYMENT.format("kubeflow", "ml-pipeline"): deployment("2.17.0"),
         "/api/v1/namespaces/kubeflow/services/seaweedfs": {},
+        "/version": {"gitVersion": "v1.34.4+k3s1"},
         ARGO: {"data": {"workflowDefaults": yaml.safe_dump(POLICY)}},
     }
     server.collections = {
@@ -128,6 +131,7 @@ LIMITED = {"spec": {"limits": [{"type": "Container", "max": {"cpu": "100m"}}]}}
     ("breaking", "told"),
     [
         (with_object(DEPLOYMENT.format("kubeflow", "ml-pipeline"), deployment("2.15.2")), "version 2.15"),
+        (with_object("/version", {"gitVersion": "v1.28.9"}), "version 1.28"),
         (with_policy("Always"), "for whole graphs"),
         (with_object(LAUNCHER, {"data": {"defaultPipelineRoot": "hdfs://x/y"}}), "hdfs://x/y: no store"),
         (with_object(LAUNCHER, {"data": MINIO}), "there is no Service minio-service in namespace kubeflow"),
@@ -233,6 +237,19 @@ def test_a_namespace_that_is_no_profile_may_not_reach_kubeflow_s_store(kube: Kub
     labels = {"app.kubernetes.io/part-of": "kubeflow-profile"}
     kube.objects["/api/v1/namespaces/kubealign"] = {"metadata": {"name": "kubealign", "labels": labels}}
     assert not told()
+
+
+def test_the_table_of_versions_is_the_one_that_a_cluster_is_held_to() -> None:
+    text = (MANIFESTS / "README.md").read_text()
+    rows = re.findall(r"^\| (Kube.+|JobSet|Kueue) \| ([\d., ]+)( or later)? \| .{9,} \|$", text, re.M)
+    stated = {
+        name: ([tuple(map(int, one.split("."))) for one in numbers.split(", ")], bool(later))
+        for name, numbers, later in rows
+    }
+    assert stated.pop("Kubernetes") == ([versions.KUBERNETES], True)
+    parts = (versions.PIPELINES, versions.TRAINER, versions.JOBSET, versions.KUEUE)
+    assert stated == {one.name: (list(one.tried or [one.least]), not one.tried) for one in parts}
+    assert all(one.least == min(one.tried or [one.least]) for one in parts)
 
 
 def test_quotas_that_never_fit_and_foreign_prefixes_are_told(kube: Kube, profile: Path) -> None:
