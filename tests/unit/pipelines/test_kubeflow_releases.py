@@ -32,6 +32,8 @@ EVERYTHING = {
     "environment": {"A": "b"},
     "image_pull_secrets": ["registry"],
     "when_nothing_new": "stop",
+    "model_registry": {"server": "http://registry"},
+    "prices": {"gpu": 2.0},
     "stages": {
         "sample": {"tolerations": [{"key": "gpu", "operator": "Exists"}], "node_selector": {"pool": "a"}},
         "mix": {"timeout": 60, "scratch": "1Gi"},
