@@ -44,7 +44,7 @@ hypothesis.settings.load_profile("kubealign")
 
 
 LONGEST = (
-    *("alignment", "readme_runs", "going_on", "larger_than_memory", "multi_node", "alignment_again", "sweep"),
+    *("alignment", "readme_runs", "going_on", "larger_than_memory", "multi_node", "sweep"),
     *("salmon", "train_distributed", "offline_alignment", "rounds", "engine_vllm", "family_chain", "rerun"),
 )
 """Files of ``tests/local`` that take minutes, the longest first."""

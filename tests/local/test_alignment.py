@@ -1,113 +1,138 @@
-"""Proof that it aligns: SmolLM2 on real prompts, through the whole pipeline, with DPO and with QRPO.
+"""Proof that it aligns: SmolLM2 on real prompts, in two rounds of DPO, and by QRPO on the same samples.
 
 What was chosen, and why:
 
-- The reward is graded and verifiable: ``target_length`` is best for answers of 80 characters that end by
-  themselves. Characters hardly ever tie, also among answers cut at the token limit, and the best answer
-  is not the empty one: a policy that collapses loses reward.
-- Reference and aligned policy sample with the same seeds, so that most of the noise cancels in the
-  difference; some 90 held-out prompts make the interval about 0.16 wide.
-- DPO takes the best and the worst completion of a prompt. Sixteen steps at 3e-5 move the policy by about
-  one nat a completion; at 1e-5 they do not show.
-- QRPO takes all of them and needs them all: a completion between best and worst says little, so a step has
-  half the signal of DPO's. It sees each completion once. In a second epoch the ones that it has seen have
-  moved by many nats, far beyond its targets, and their squared errors are all that it learns from; a larger
-  learning rate (5e-5) does the same within one epoch: three times the KL and less gain. With beta 0.2 the
-  targets reach from -3.4 to 1.6 nats a completion: beta 0.5 asks for less than one, which the noise of so
-  few steps drowns.
+- The reward is that of short answers, which a policy of 135M parameters learns from few of them. It is a
+  reward of length alone, so the audit has to refuse what it gains.
+- Prompts ask for one word: about half of the answers have ended after sixteen tokens, and stages take longer
+  to start than to compute.
+- Reference and aligned policy sample with the same seeds: most of the noise cancels in the difference.
+- DPO takes the best and the worst completion of a prompt, QRPO takes all of them and needs them all: a
+  completion between best and worst says little. It sees each completion once: in a second epoch the ones that
+  it has seen have moved by many nats, far beyond its targets, and their squared errors teach it nothing.
+- A step of QRPO has 32 completions: with the noise of 16, twice the steps gain half as much. With beta 0.1
+  the targets reach further than with 0.2, which so few steps come nowhere near.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from kubealign import Results, RunFile, quickstart, run_local
-from kubealign_components.data.dataset import Dataset
-from kubealign_components.data.schemas import EVALUATION
+from kubealign.errors import RunFailed
+from kubealign.local.results import StageRow
+from kubealign_components.data.slices import KEY
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(2400)]
 
 EXACT = {"save_dtype": "float32"}
 """The policy's own bfloat16 would round away part of so few small steps."""
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "dpo": {
-        "select_strategy": "best_worst",
-        "train_beta": 0.1,
-        "train_learning_rate": 3e-5,
-        "train_options": {"batch_size": 8, "max_steps": 16, "micro_batch_tokens": 4096, **EXACT},
-    },
-    "qrpo": {
-        "select_strategy": "all",
-        "train_beta": 0.2,
-        "train_learning_rate": 2e-5,
-        "train_epochs": 1.0,
-        "train_options": {"batch_size": 16, "micro_batch_tokens": 4096, "max_grad_norm": 1.0, **EXACT},
-    },
-}
 
 
-pytestmark = pytest.mark.model
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Another file is tested at the same time, and threads that wait for a core take its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of both runs: the second one takes its completions and rewards from the first."""
-    return tmp_path_factory.mktemp("alignment")
+    """The output folder of all runs: later ones take completions and rewards from the first."""
+    return tmp_path_factory.mktemp("again")
 
 
-@pytest.mark.timeout(2400)
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_held_out_reward_rises(
-    objective: str, output: Path, smollm2: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def two(output: Path, smollm2: Path) -> Results:
+    """Two rounds."""
+    return run_local(RunFile(parameters=parameters(smollm2, rounds=2)), output=output, name="two")
+
+
+def test_the_held_out_reward_rises_from_round_to_round(
+    two: Results, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    results = run_local(RunFile(parameters=parameters(objective, smollm2)), output=output, name=objective)
-    [evaluation] = [stage for stage in results.stages if stage.stage == "evaluate"]
-    numbers = evaluation.numbers
+    first, second = (row.numbers for row in evaluations(two))
     with capsys.disabled():
-        show(objective, numbers, results)
-    assert numbers["reward_gain_low"] > 0, "the 95 % interval of the held-out gain reaches below zero"
-    assert numbers["reward_gain_low"] < numbers["reward_gain"] < numbers["reward_gain_high"]
-    assert numbers["length_aligned"] > 8, "the policy collapsed to next to nothing"
-    assert 0 < numbers["kl_per_completion"] < 40, "the policy did not move, or left its reference behind"
+        show(first, second)
+    assert first["prompts"] == second["prompts"]
+    assert 0 < first["reward_gain_low"] < second["reward_gain_low"]
+    assert first["reward_gain"] < second["reward_gain"]
+    assert all(0 < numbers["kl_per_completion"] < 40 for numbers in (first, second))
+    assert second["same_answer_aligned"] < 0.5, "the policy collapsed to one answer"
 
 
-def parameters(objective: str, policy: Path) -> dict[str, Any]:
+def test_qrpo_raises_it_with_the_samples_of_the_first_round(
+    two: Results, output: Path, smollm2: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = parameters(
+        smollm2,
+        select_strategy="all",
+        train_objective="qrpo",
+        train_beta=0.1,
+        train_learning_rate=2e-5,
+        train_options={"batch_size": 32, "max_steps": 5, "warmup_ratio": 0.0, "max_grad_norm": 1.0, **EXACT},
+    )
+    results = run_local(RunFile(parameters=asked), output=output, name="qrpo")
+    [row] = evaluations(results)
+    with capsys.disabled():
+        show(row.numbers)
+    assert row.numbers["prompts"] == evaluations(two)[0].numbers["prompts"]
+    assert row.numbers["reward_gain_low"] > 0, "the 95 % interval of the held-out gain reaches below zero"
+    assert row.numbers["reward_gain_low"] < row.numbers["reward_gain"] < row.numbers["reward_gain_high"]
+    assert 0 < row.numbers["kl_per_completion"] < 40, "the policy did not move, or left its reference behind"
+    assert sampled(output) == dict.fromkeys(sampled(output), 1)
+
+
+def test_the_audit_refuses_a_run_whose_reward_is_length_alone(
+    two: Results, output: Path, smollm2: Path
+) -> None:
+    asked = parameters(smollm2, evaluate_require=["gain", "beyond_length"])
+    with pytest.raises(RunFailed, match="beyond_length: ") as refused:
+        run_local(RunFile(parameters=asked), output=output, name="audited")
+    assert "gain: the mean reward" not in str(refused.value), "there is one"
+    assert sampled(output) == dict.fromkeys(sampled(output), 1)
+
+
+def evaluations(results: Results) -> list[StageRow]:
+    return [row for row in results.stages if row.stage == "evaluate"]
+
+
+def sampled(output: Path) -> Counter[str]:
+    """How often an engine sampled each completion of the work prefix."""
+    files = (output / "work" / "sample").glob("*/data/*.parquet")
+    return Counter(f"{file.parent} {key}" for file in files for key in pq.read_table(file)[KEY].to_pylist())
+
+
+def parameters(policy: Path, **changes: Any) -> dict[str, Any]:
+    source = quickstart.preferences() / "alpaca_en_demo.json"
+    asked = {"max_rows": 80, "prompt_suffix": "Answer with one word."}
     return {
         "policy": str(policy),
-        "sources": [
-            {"name": "alpaca", "uri": str(quickstart.preferences() / "alpaca_en_demo.json"), "max_rows": 250}
-        ],
-        "reward_functions": [
-            {
-                "function": "kubealign_components.rewards.functions:target_length",
-                "settings": {"target": 80, "finished": 0.5},
-            }
-        ],
-        "validation_fraction": 0.4,
-        "filter_max_seq_len": 512,
-        "filter_max_prompt_len": 120,
-        "sample_engine": "vllm",
-        "sample_n": 4,
-        "sample_max_new_tokens": 48,
-        "sample_options": {"sampling": {"max_model_len": 256, "dtype": "float32"}},
-        "train_objective": objective,
-        "evaluate_max_prompts": 100,
-        **OBJECTIVES[objective],
+        "sources": [{"name": "alpaca", "uri": str(source), **asked}],
+        "reward_functions": [{"function": "brevity", "settings": {"unit": "tokens", "scale": 8}}],
+        "validation_fraction": 0.35,
+        "filter_max_seq_len": 128,
+        "filter_max_prompt_len": 50,
+        "sample_engine": "transformers",
+        "sample_dtype": "float32",
+        "sample_n": 8,
+        "sample_max_new_tokens": 16,
+        "train_learning_rate": 1.5e-5,
+        "train_options": {"batch_size": 8, "max_steps": 4, "warmup_ratio": 0.0, **EXACT},
+        "evaluate_kl_prompts": 4,
+        **changes,
     }
 
 
-def show(objective: str, numbers: dict[str, float], results: Results) -> None:
-    """Numbers and texts, so that a collapse is seen as one."""
-    print(f"\n{objective}")
-    for name, value in numbers.items():
-        print(f"  {name:24s} {value:.4g}")
-    [path] = {
-        output.path
-        for output in results.outputs_of("system.Dataset")
-        if output.metadata.get("schema") == EVALUATION
-    }
-    for row in list(Dataset.open(str(path), EVALUATION).iter_rows())[:3]:
-        print(f"  prompt    {row['messages'][-120:]}")
-        for side in ("reference", "aligned"):
-            print(f"  {side:9s} {row[side][0]['messages'][:240]}")
+def show(*rounds: dict[str, float]) -> None:
+    for number, numbers in enumerate(rounds, start=1):
+        print(
+            f"\nevaluation {number}: " + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        )

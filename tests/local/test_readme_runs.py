@@ -27,7 +27,7 @@ def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a reader stands: with a run file as ``run.yaml``."""
     made = tmp_path_factory.mktemp("here")
     rows = [{"prompt": f"Question {number}, please?"} for number in range(24)]
-    small = small_run(tiny_model, made / "prompts.jsonl", rows)
+    small = small_run(tiny_model, made / "prompts.jsonl", rows, work_rows_per_chunk=24)
     small["train_options"]["max_steps"] = 3  # of a sweep's two rungs the first has a third of them
     written = {"pipeline": "offline_alignment", "parameters": small}
     (made / "run.yaml").write_text(yaml.safe_dump(written))
