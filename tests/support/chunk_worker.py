@@ -71,6 +71,9 @@ class Upper:
     def summarise(self, rows: Sequence[dict[str, Any]], stats: Stats) -> None:
         stats.counts["seen"] += len(rows)
 
+    def counted_columns(self, _: Stats) -> Sequence[str]:
+        return ("prompt_id",)
+
 
 def run(chunk: Chunk, stage: Upper, slice_rows: int = 2) -> Part:
     """The part of ``chunk``."""

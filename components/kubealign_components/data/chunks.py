@@ -72,7 +72,18 @@ class Chunk:
 
     @classmethod
     def from_json(cls, value: JsonObject) -> Chunk:
-        """From :meth:`to_json`, also after KFP has turned its integers into floats."""
+        """From :meth:`to_json`, also after KFP has turned its integers into floats.
+
+        Raises:
+            ChunkError: another version of KubeAlign planned it.
+        """
+        expected = {entry.name for entry in fields(cls)}
+        if value.keys() != expected:
+            raise ChunkError(
+                f"a chunk with {', '.join(sorted(value))} was planned by another version of KubeAlign, "
+                f"expected one with {', '.join(sorted(expected))}; run again without the cache of Kubeflow, "
+                "so that this version plans"
+            )
         spans = {
             name: tuple((int(a), int(b), int(c)) for a, b, c in value[name])
             for name in ("spans", "undeleted_spans")
@@ -146,17 +157,20 @@ def plan(
     if not dataset.rows:
         raise ChunkError(f"{dataset.uri} has no rows to cut into chunks: {why_empty(dataset.manifest)}")
     # Cut where it was cut before rows were deleted, so that what was finished of a chunk is found.
-    whole = dataset.with_deleted()
-    ids = whole.table(["prompt_id"]).column("prompt_id")
+    files = [(number, 0, shard.rows_in_file) for number, shard in enumerate(dataset.manifest.shards)]
+    all_rows = [np.ones(rows, np.bool_) for _, _, rows in files]
+    batches = dataset.marked_batches(["prompt_id"], all_rows)
+    ids = pa.chunked_array([batch.column("prompt_id") for batch in batches], pa.string())
     _check_unique(ids, dataset.uri)
     live = ~np.concatenate(dataset.deletions())
-    starts = _starts(whole.rows, chunks, rows_per_chunk, most)
+    starts = _starts(len(ids), chunks, rows_per_chunk, most)
     before = np.concatenate(([0], np.cumsum(live)))
     shared = bool(dataset.manifest.undeleted) and bool(np.diff(before[starts]).all())
     if not shared:
-        whole, ids = dataset, ids.filter(pa.array(live))
+        ids = ids.filter(pa.array(live))
         starts = _starts(dataset.rows, chunks, rows_per_chunk, most)
         live, before = np.ones(dataset.rows, np.bool_), np.arange(dataset.rows + 1)
+    shards = [(number, 0, shard.rows) for number, shard in enumerate(dataset.manifest.shards)]
     planned = []
     for i, (start, stop) in enumerate(pairwise(starts)):
         chunk_ids, low, high = ids.slice(start, stop - start), int(before[start]), int(before[stop])
@@ -165,14 +179,13 @@ def plan(
             fingerprint=dataset.manifest.fingerprint,
             index=i,
             of=len(starts) - 1,
-            spans=tuple(_cut(_shards_of(dataset), low, high)),
+            spans=tuple(_cut(shards, low, high)),
             rows=high - low,
             row_ids=digest_of_ids(chunk_ids.filter(pa.array(live[start:stop]))),
             work=work,
         )
         if shared:
-            spans = tuple(_cut(_shards_of(whole), start, stop))
-            chunk = replace(chunk, undeleted_spans=spans)
+            chunk = replace(chunk, undeleted_spans=tuple(_cut(files, start, stop)))
         planned.append(chunk)
     return planned
 
@@ -184,11 +197,6 @@ def _starts(rows: int, chunks: int | None, rows_per_chunk: int | None, most: int
     if asked > most:
         log.warning("%d chunks were asked for, a fan-out takes at most %d: chunks are larger", asked, most)
     return [rows * i // count for i in range(count + 1)]
-
-
-def _shards_of(dataset: Dataset) -> list[tuple[int, int, int]]:
-    """Every shard as a span."""
-    return [(number, 0, shard.rows) for number, shard in enumerate(dataset.manifest.shards)]
 
 
 def _of_nothing(dataset: Dataset, work: str) -> Chunk:

@@ -108,13 +108,6 @@ class Dataset(ShardRows):
         """Number of rows."""
         return self.manifest.rows
 
-    def with_deleted(self) -> Dataset:
-        """The rows as the shards have them, those that are deleted included."""
-        shards = tuple(replace(shard, rows=shard.rows_in_file, deleted="") for shard in self.manifest.shards)
-        return Dataset(
-            self.uri, replace(self.manifest, shards=shards, rows=sum(shard.rows for shard in shards))
-        )
-
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole dataset in memory; for small ones and for single columns."""
         schema = ROWS[self.manifest.schema]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,7 +21,7 @@ from kubealign_components.data.fingerprint import Provenance, digest
 from kubealign_components.data.finished import OutputRequest, finished_elsewhere, output_request
 from kubealign_components.data.segments import Bools
 from kubealign_components.data.stats import Stats
-from kubealign_components.errors import CorruptDataset, NotFound
+from kubealign_components.errors import CorruptDataset, NotFound, StoreError
 from kubealign_components.json_types import JsonObject
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ def output_less_rows(
     config: WorkConfig,
     request: OutputRequest,
     inputs: Mapping[str, Dataset],
-    count: Callable[[], Stats],
+    count: Callable[[Dataset, Sequence[Bools]], Stats | None],
     extra: Callable[[Dataset, Stats, Collection[str]], JsonObject | None],
+    always: Collection[str] = (),
 ) -> Stats | None:
     """Publish what was finished for ``inputs`` with their deleted rows, without what came of these; None
     where all has to be made anew, which is logged.
@@ -58,9 +60,11 @@ def output_less_rows(
         config: settings of the stage.
         request: for the output, of known provenance.
         inputs: by role.
-        count: what the stage counts when it works on the deleted rows alone.
+        count: what the stage counted of the deleted rows alone, given the finished output and for each of its
+            shards which rows are of these; None where that cannot be told.
         extra: what the manifest says beside the counts, given the finished output, the counts that are left
             and the ids of the deleted prompts; None where other rows would be there without these.
+        always: names of counts that stand there when they are 0, too.
     """
     assert request.provenance is not None
     whole = undeleted_provenance(request.provenance, inputs.values())
@@ -69,23 +73,27 @@ def output_less_rows(
     output = finished_elsewhere(output_request(config, whole, request.output))
     if output is None or any(shard.deleted for shard in output.manifest.shards):
         return whole_work(request, "what was made with the rows that are gone is not there")
-    for one in inputs.values():
+    for one in (output, *inputs.values()):
         one.keep_files()  # read for their ids, and by ``count``
     try:
         columns = [
             b.column("prompt_id") for one in inputs.values() for b in one.deleted_batches(["prompt_id"])
         ]
         prompt_ids = pc.unique(pa.chunked_array(columns, pa.string()))
-        masks = rows_of(output, prompt_ids)
-        counted = count()
-        if counted.rows_out != sum(int(mask.sum()) for mask in masks):
+        if len(inputs) > 1 and any(_holds(one, prompt_ids) for one in inputs.values()):
             return whole_work(request, "other rows are of the prompts that are gone, too")
-        left = Stats.from_json(output.manifest.stats).less(counted)
+        marked = rows_of(output, prompt_ids)
+        counted = count(output, marked)
+        if counted is None or counted.rows_out != sum(int(flags.sum()) for flags in marked):
+            return whole_work(
+                request, f"{output.uri} does not tell what was counted of the rows that are gone"
+            )
+        left = Stats.from_json(output.manifest.stats).less(counted, always)
         note = extra(output, left, frozenset(prompt_ids.to_pylist()))
         if note is None:
             return whole_work(request, "which rows there are depends on those that are gone")
-        return publish_less_rows(request, request.provenance, output, masks, left, note)
-    except (CorruptDataset, NotFound) as error:
+        return publish_less_rows(request, request.provenance, output, marked, left, note)
+    except (CorruptDataset, NotFound, StoreError) as error:
         return whole_work(request, f"{output.uri} cannot be taken ({error})")
 
 
@@ -127,12 +135,13 @@ def whole_work(request: OutputRequest, why: str) -> Stats | None:
 
 def rows_of(dataset: Dataset, prompt_ids: pa.Array) -> list[Bools]:
     """For each shard of ``dataset``, of which no row is deleted, which rows are of one of ``prompt_ids``."""
-    masks: list[Bools] = []
-    for number, shard in enumerate(dataset.manifest.shards):
-        ids = [
-            batch.column("prompt_id")
-            for batch in dataset.batches(["prompt_id"], batch_rows=None, spans=[(number, 0, shard.rows)])
-        ]
-        held = pc.is_in(pa.chunked_array(ids, pa.string()), value_set=prompt_ids)
-        masks.append(held.to_numpy())
-    return masks
+    ids = [batch.column("prompt_id") for batch in dataset.batches(["prompt_id"], batch_rows=None)]
+    held: Bools = pc.is_in(pa.chunked_array(ids, pa.string()), value_set=prompt_ids).to_numpy()
+    ends = np.cumsum([shard.rows for shard in dataset.manifest.shards])
+    return np.split(held, ends[:-1])
+
+
+def _holds(dataset: Dataset, prompt_ids: pa.Array) -> bool:
+    """Whether a row of ``dataset`` that is not deleted is of one of ``prompt_ids``."""
+    batches = dataset.batches(["prompt_id"], batch_rows=None)
+    return any(pc.any(pc.is_in(batch.column("prompt_id"), value_set=prompt_ids)).as_py() for batch in batches)

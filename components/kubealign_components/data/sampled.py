@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kubealign_components.data.segments import Bools
+from kubealign_components.data.shard_rows import completion_columns
 
-FACTS = ("completions.list.element.reference", "completions.list.element.finish_reason")
+FACTS = completion_columns("reference", "finish_reason")
 """Columns of a file that :func:`sampled` reads."""
 _ENDS = ("stop", "length")
 """How a sampler ends a completion."""

@@ -37,6 +37,11 @@ AHEAD = 3
 """Shards of a store behind a network that are fetched while one is read."""
 
 
+def completion_columns(*names: str) -> tuple[str, ...]:
+    """Fields of completions as a reader names columns, so that it reads no others."""
+    return tuple(f"completions.list.element.{name}" for name in names)
+
+
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """Rows of the file of a shard: those that ``mask``, a flag for each row of the file,
@@ -109,19 +114,21 @@ class ShardRows:
             spans = [(i, 0, shard.rows) for i, shard in enumerate(self.manifest.shards)]
         yield from self._read([self._live(*span) for span in spans], columns, batch_rows)
 
-    def deleted_batches(
-        self, columns: Sequence[str] | None = None, *, spans: Iterable[tuple[int, int, int]] | None = None
+    def marked_batches(
+        self, columns: Sequence[str] | None, marked: Sequence[Bools]
     ) -> Iterator[pa.RecordBatch]:
-        """The rows that are deleted in the shards, in order, as row groups have them.
+        """The rows that are marked, whether or not they are deleted, in order, as row groups have them.
 
         Args:
-            columns: names to read; all by default.
-            spans: ``(shard number, first row, end row)``, counted with deleted rows; everything by default.
+            columns: names to read; None for all.
+            marked: for each shard a flag for each row of its file.
         """
-        if spans is None:
-            spans = [(i, 0, s.rows_in_file) for i, s in enumerate(self.manifest.shards) if s.deleted]
-        pieces = [self._gone(*span) for span in spans]
+        pieces = [_piece(number, np.flatnonzero(flags), flags) for number, flags in enumerate(marked)]
         yield from self._read([piece for piece in pieces if piece.start < piece.stop], columns, None)
+
+    def deleted_batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows that are deleted in the shards, as in :meth:`marked_batches`."""
+        return self.marked_batches(columns, self.deletions())
 
     def deletions(self) -> list[Bools]:
         """For each shard which rows of its file are deleted, shape (rows of the file,)."""
@@ -138,11 +145,6 @@ class ShardRows:
         live = ~self._deleted(number)
         return _piece(number, np.flatnonzero(live)[start:stop], live)
 
-    def _gone(self, number: int, start: int, stop: int) -> _Piece:
-        """The deleted ones of the rows ``start`` to ``stop`` of the file of shard ``number``."""
-        deleted = self._deleted(number)
-        return _piece(number, start + np.flatnonzero(deleted[start:stop]), deleted)
-
     def _read(
         self, pieces: Sequence[_Piece], columns: Sequence[str] | None, batch_rows: int | None
     ) -> Iterator[pa.RecordBatch]:
@@ -151,8 +153,8 @@ class ShardRows:
             for path, piece in zip(files, pieces):
                 with pq.ParquetFile(path) as file:
                     self._check_rows(piece.number, file.metadata.num_rows)
-                    for first, batch in read_span(file, columns, batch_rows, piece.start, piece.stop):
-                        mask = piece.mask
+                    mask = piece.mask
+                    for first, batch in read_span(file, columns, batch_rows, piece.start, piece.stop, mask):
                         kept = batch if mask is None else keep(batch, mask[first : first + batch.num_rows])
                         if kept.num_rows:
                             yield with_new_fields(kept, schema, columns)

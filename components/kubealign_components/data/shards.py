@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +16,9 @@ from kubealign_components.data.fingerprint import file_digest
 from kubealign_components.data.schemas import shard_encoding
 from kubealign_components.errors import NotFound
 from kubealign_components.store import store_for
+
+if TYPE_CHECKING:
+    from kubealign_components.data.segments import Bools
 
 ROW_GROUP_BYTES = 8 * 2**20
 
@@ -108,7 +113,12 @@ def read_groups(
 
 
 def read_span(
-    file: pq.ParquetFile, columns: Sequence[str] | None, batch_rows: int | None, start: int, stop: int
+    file: pq.ParquetFile,
+    columns: Sequence[str] | None,
+    batch_rows: int | None,
+    start: int,
+    stop: int,
+    marked: Bools | None = None,
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Rows ``start`` to ``stop`` of a shard, batch by batch, with the number of the first; row groups outside
     are not read.
@@ -119,26 +129,26 @@ def read_span(
         batch_rows: most rows in a batch; None for row groups as they were written.
         start: the first row.
         stop: behind the last row.
+        marked: a flag for each row of the shard: row groups in which no row has one are not read either.
     """
     if start >= stop:
         return
-    first, begin = 0, start
-    groups: list[int] = []
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        if first + rows > start and first < stop:
-            if not groups:
-                begin = first
-            groups.append(group)
-        first += rows
-    for batch in read_groups(file, groups, None if columns is None else list(columns), batch_rows):
-        if begin >= stop:
-            return
-        low = max(start, begin)
-        part = batch.slice(low - begin, stop - low)
-        begin += batch.num_rows
-        if part.num_rows:
-            yield low, part
+    sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+    edges = list(accumulate(sizes, initial=0))
+    groups = [
+        group
+        for group, (first, end) in enumerate(pairwise(edges))
+        if first < stop and end > start and (marked is None or marked[first:end].any())
+    ]
+    names = None if columns is None else list(columns)
+    for together in [groups] if marked is None else [[group] for group in groups]:
+        begin = edges[together[0]] if together else stop
+        for batch in read_groups(file, together, names, batch_rows):
+            low = max(start, begin)
+            part = batch.slice(low - begin, max(0, stop - low))
+            begin += batch.num_rows
+            if part.num_rows:
+                yield low, part
 
 
 def with_new_fields(

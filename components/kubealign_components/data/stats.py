@@ -46,16 +46,21 @@ class Stats:
         for name, (total, count) in other.sums.items():
             self._add_sum(name, total, count)
 
-    def less(self, other: Stats) -> Stats:
-        """What is left without the rows that ``other`` counted; sums within rounding."""
+    def less(self, other: Stats, always: Collection[str] = ()) -> Stats:
+        """What is left without the rows that ``other`` counted; sums within rounding.
+
+        Args:
+            other: of some of the rows.
+            always: names of counts that stand there when they are 0, too; others go then.
+        """
         left = Stats(
             rows_in=self.rows_in - other.rows_in,
             rows_out=self.rows_out - other.rows_out,
             dropped=self.dropped - other.dropped,
             numbers=dict(self.numbers),
         )
-        left.counts.update(self.counts)
-        left.counts.subtract(other.counts)
+        counts = {name: count - other.counts[name] for name, count in self.counts.items()}
+        left.counts.update({name: count for name, count in counts.items() if count or name in always})
         for name, (total, count) in self.sums.items():
             gone, seen = other.sums.get(name, (0.0, 0))
             left._add_sum(name, total - gone, count - seen)

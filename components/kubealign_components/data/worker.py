@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Generic, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +24,13 @@ from kubealign_components.data.named_objects import DamagedObject, set_aside
 from kubealign_components.data.slice_index import SliceIndex
 from kubealign_components.data.slices import Finished, Result, SliceStore
 from kubealign_components.data.stats import Stats
-from kubealign_components.errors import ChunkError, CorruptDataset, DataError, NotFound
+from kubealign_components.errors import ChunkError, CorruptDataset, DataError, NotFound, StoreError
 from kubealign_components.preemption import Stop, grace_seconds, preemptible
 from kubealign_components.progress import process_name, progress_bar
 from kubealign_components.store import beside, join, last_part, store_for
+
+if TYPE_CHECKING:
+    from kubealign_components.data.segments import Bools
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +88,12 @@ class ChunkedStage(Protocol[In, Result, Out]):
         ...
 
     def summarise(self, rows: Sequence[Out], stats: Stats) -> None:
-        """Count what matters in the output ``rows``."""
+        """Count what matters in the output ``rows``; without any, what stands there with a count of 0."""
+        ...
+
+    def counted_columns(self, stats: Stats) -> Sequence[str]:
+        """Columns of output rows that are enough to count again what ``stats`` counts of them; none where the
+        results have to be looked at."""
         ...
 
 
@@ -204,37 +212,62 @@ def _make_part(
 def _make_part_less_rows(
     work: _ChunkWork[In, Result, Out], uri: str, schema: str, provenance: Provenance, folder: str
 ) -> bool:
-    """Publish the part from that of the same chunk with the rows that were deleted since; False where there
-    is none. The deleted rows alone are put together, to take what they counted from its counts."""
-    chunk, dataset = work.chunk, work.dataset
-    whole = undeleted_provenance(provenance, [dataset])
+    """Publish the part from that of the same chunk with the rows that were deleted since; False where that
+    cannot be taken, which is logged. The deleted rows alone are counted, to take that from its counts."""
+    whole = undeleted_provenance(provenance, [work.dataset])
     if whole is None:
         return False
-    rows = sum(stop - start for _, start, stop in chunk.undeleted_spans)
-    with_deleted = dataset.with_deleted().batches(["prompt_id"], batch_rows=None, spans=chunk.undeleted_spans)
-    ids = pa.chunked_array([batch.column("prompt_id") for batch in with_deleted], pa.string())
-    before = replace(chunk, rows=rows, row_ids=digest_of_ids(ids))
+    try:
+        why = _take_part_less_rows(work, uri, schema, provenance, whole, folder)
+    except _ResultsLost as lost:
+        work.stage.summarise([], Stats())  # of the rows that were put together before
+        why = str(lost)
+    except (CorruptDataset, NotFound, StoreError) as error:
+        why = str(error)
+    if why:
+        log.info("%s chunk %d is made of all rows: %s", work.name, work.chunk.index + 1, why)
+    return not why
+
+
+def _take_part_less_rows(
+    work: _ChunkWork[In, Result, Out],
+    uri: str,
+    schema: str,
+    provenance: Provenance,
+    whole: Provenance,
+    folder: str,
+) -> str:
+    """Publish the part, of ``provenance``, from that of ``whole``; why not, or nothing."""
+    chunk, spans = work.chunk, work.chunk.undeleted_spans
+    flags = work.dataset.deletions()
+    inside = [np.zeros_like(of_file) for of_file in flags]
+    for number, start, stop in spans:
+        inside[number][start:stop] = True
+    batches = work.dataset.marked_batches(["prompt_id"], inside)
+    ids = pa.chunked_array([batch.column("prompt_id") for batch in batches], pa.string())
+    deleted = np.concatenate([flags[number][start:stop] for number, start, stop in spans])
+    before = replace(chunk, rows=len(ids), row_ids=digest_of_ids(ids))
     source = _part_uri(before, work.name, whole.fingerprint)
     part = _finished_part(source, before, whole.fingerprint, schema)
     if part is None:
-        log.info("%s chunk %d is not there with the rows that are gone", work.name, chunk.index + 1)
-        return False
-    flags = dataset.deletions()
-    deleted = np.concatenate([flags[number][start:stop] for number, start, stop in chunk.undeleted_spans])
-    left_ids = part.table(["prompt_id"]).column("prompt_id").filter(pa.array(~deleted))
-    if digest_of_ids(left_ids) != chunk.row_ids or any(shard.deleted for shard in part.manifest.shards):
-        return False
-    try:
-        left = Stats.from_json(part.manifest.stats).less(work.count_deleted())
-    except _ResultsLost as lost:
-        log.warning("%s; the part is made of all rows", lost)
-        work.stage.summarise([], Stats())  # of the rows that were put together before
-        return False
+        return "it is not there with the rows that are gone"
+    if digest_of_ids(ids.filter(pa.array(~deleted))) != chunk.row_ids:
+        return f"{chunk.dataset} has other rows"
     ends = np.cumsum([shard.rows for shard in part.manifest.shards])
+    marked = np.split(deleted, ends[:-1])
+    stats = Stats.from_json(part.manifest.stats)
+    rows = work.put_together([of_file & gone for of_file, gone in zip(inside, flags)])
+    if columns := work.stage.counted_columns(stats):
+        rows = (batch.to_pylist() for batch in part.marked_batches(columns, marked))
+    counted, nothing = Stats(rows_in=int(deleted.sum()), rows_out=int(deleted.sum())), Stats()
+    for some in rows:
+        work.check()
+        work.stage.summarise(some, counted)
+    work.stage.summarise([], nothing)  # names of counts that stand there when they are 0, too
     with DatasetWriter(uri, schema, provenance) as writer:
-        writer.adopt_less(part, np.split(deleted, ends[:-1]))
-        writer.commit(left, {"row_ids": chunk.row_ids, "slices": folder})
-    return True
+        writer.adopt_less(part, marked)
+        writer.commit(stats.less(counted, nothing.counts), {"row_ids": chunk.row_ids, "slices": folder})
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,17 +372,15 @@ class _ChunkWork(Generic[In, Result, Out]):
         stats.rows_out = writer.rows
         writer.commit(stats, extra)
 
-    def count_deleted(self) -> Stats:
-        """What the rows that are deleted among those of the chunk counted."""
-        spans, stats = self.chunk.undeleted_spans, Stats()
-        with self.open_slices(self.dataset.deleted_batches(["prompt_id"], spans=spans)) as slices:
-            for batch in self.dataset.deleted_batches(spans=spans):
-                self.check()
-                rows = [self._finished(row, slices) for row in batch.to_pylist()]
-                self.stage.summarise(rows, stats)
-                stats.rows_in += len(rows)
-        stats.rows_out = stats.rows_in
-        return stats
+    def put_together(self, marked: Sequence[Bools]) -> Iterator[list[Out]]:
+        """The rows of the dataset that are marked, with their results.
+
+        Raises:
+            _ResultsLost: results of one are gone.
+        """
+        with self.open_slices(self.dataset.marked_batches(["prompt_id"], marked)) as slices:
+            for batch in self.dataset.marked_batches(None, marked):
+                yield [self._finished(row, slices) for row in batch.to_pylist()]
 
     def _rows(self) -> Iterator[In]:
         for batch in self.dataset.batches(spans=self.chunk.spans):
@@ -389,6 +420,7 @@ def _finished_part(uri: str, chunk: Chunk, fingerprint: str, schema: str) -> Dat
     try:
         part = Dataset.open(uri, schema)
         check_part(chunk, part, fingerprint, schema)
+        part.keep_files()
         part.verify()
     except NotFound as error:
         if store_for(uri).exists(join(uri, MANIFEST)):

@@ -21,13 +21,14 @@ from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.sampled import FACTS, sampled
 from kubealign_components.data.schemas import PROMPT_ROW, TOKENIZED
 from kubealign_components.data.segments import Bools, Floats
+from kubealign_components.data.shard_rows import completion_columns
 from kubealign_components.data.stats import Stats
 from kubealign_components.draw_more.doubt import Draws, chance_of_change, resolved
 from kubealign_components.errors import DataError
 from kubealign_components.progress import progress_bar
 
 VERSION = 1
-_COLUMNS = ("prompt_id", *FACTS, "completions.list.element.reward")
+_COLUMNS = ("prompt_id", *FACTS, *completion_columns("reward"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,10 +8,12 @@ the settings by the token ids that they have, whole record batches at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 
 from kubealign_components.config import execution, require, semantic_params
@@ -28,12 +30,17 @@ from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.less_rows import output_less_rows
 from kubealign_components.data.models import find_model, require_policy
 from kubealign_components.data.prefetch import read_ahead
+from kubealign_components.data.row_counts import counts_among
 from kubealign_components.data.schemas import PROMPT_ROW, PROMPTS, TOKENIZED
+from kubealign_components.data.shard_rows import completion_columns
 from kubealign_components.data.stats import Stats
 from kubealign_components.filter.lengths import Limits, fitting
 from kubealign_components.filter.tokens import PROMPT_TOO_LONG, Tokeniser
 from kubealign_components.json_types import JsonObject
 from kubealign_components.progress import progress_bar
+
+if TYPE_CHECKING:
+    from kubealign_components.data.segments import Bools
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +48,7 @@ VERSION = 6
 
 Examples = dict[str, list[dict[str, str]]]
 """Of what was dropped, by reason: the prompt's id, and its text."""
+_COMPLETIONS = "completions"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +102,7 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
     """
     model = find_model(config.policy, config.revision, weights=False)
     params = {k: v for k, v in semantic_params(config).items() if k not in ("policy", "revision")}
-    fit: Callable[[Iterable[pa.RecordBatch], Stats, Examples], Iterator[pa.RecordBatch]]
+    fit: Callable[[Iterable[pa.RecordBatch], Stats, JsonObject], Iterator[pa.RecordBatch]]
     whole_groups = prompts.manifest.schema != PROMPTS
     if not whole_groups:
         settings = config.template_settings()
@@ -117,30 +125,50 @@ def run(config: FilterConfig, *, prompts: Dataset, output: str) -> Stats:
     )
 
     def make() -> Stats:
-        stats, examples = Stats(), Examples()
+        stats = Stats()
+        extra: JsonObject = {}
         rows = read_ahead(prompts.batches(batch_rows=None)) if whole_groups else prompts.batches()
         with (
             DatasetWriter(output, schema, provenance) as writer,
             progress_bar(prompts.rows, "prompts", "filter") as bar,
         ):
-            for kept in fit(rows, stats, examples):
+            for kept in fit(rows, stats, extra):
                 stats.rows_out += kept.num_rows
                 writer.write(kept)
                 bar.update(stats.rows_in - bar.n)
-            if examples.keys() - {PROMPT_TOO_LONG} and not stats.counts["completions"]:
+            dropped = extra.get("dropped_examples", {}).keys()
+            if dropped - {PROMPT_TOO_LONG} and not stats.counts[_COMPLETIONS]:
                 _warn_of_nothing_left(stats)
-            writer.commit(stats, extra={"dropped_examples": examples} if examples else None)
+            writer.commit(stats, extra)
         return stats
 
-    def count() -> Stats:
+    def count(filtered: Dataset, marked: Sequence[Bools]) -> Stats | None:
+        if not whole_groups:
+            return _counted(prompts, filtered, marked)
         stats = Stats()
-        for kept in fit(prompts.deleted_batches(), stats, Examples()):
+        for kept in fit(prompts.deleted_batches(), stats, {}):
             stats.rows_out += kept.num_rows
         return stats
 
     request = output_request(config, provenance, output)
-    less = partial(output_less_rows, config, request, {"prompts": prompts}, count, _examples_left)
+    inputs = {"prompts": prompts}
+    less = partial(output_less_rows, config, request, inputs, count, _examples_left, always=(_COMPLETIONS,))
     return once(request, make, less)
+
+
+def _counted(prompts: Dataset, filtered: Dataset, marked: Sequence[Bools]) -> Stats | None:
+    """What was counted of the rows that are deleted in ``prompts``, as ``filtered`` tells, in which those
+    that stayed are ``marked``; None where it does not tell. No tokenizer is loaded, which takes seconds."""
+    before, deleted = Stats.from_json(filtered.manifest.stats), np.concatenate(prompts.deletions())
+    dropped = counts_among(filtered.manifest.extra, before.dropped, deleted)
+    others = {name: count for name, count in before.counts.items() if count and name != _COMPLETIONS}
+    counts = counts_among(filtered.manifest.extra, others, deleted)
+    if dropped is None or counts is None:
+        return None
+    lists = filtered.marked_batches(completion_columns("reference"), marked)
+    counts[_COMPLETIONS] = sum(len(batch.column("completions").flatten()) for batch in lists)
+    rows = int(deleted.sum())
+    return Stats(rows_in=rows, rows_out=rows - dropped.total(), dropped=dropped, counts=counts)
 
 
 def _examples_left(filtered: Dataset, _: Stats, gone: Collection[str]) -> JsonObject:
@@ -152,7 +180,7 @@ def _examples_left(filtered: Dataset, _: Stats, gone: Collection[str]) -> JsonOb
 
 
 def _fitting(
-    limits: Limits, rows: Iterable[pa.RecordBatch], stats: Stats, _: Examples
+    limits: Limits, rows: Iterable[pa.RecordBatch], stats: Stats, _: JsonObject
 ) -> Iterator[pa.RecordBatch]:
     """The rows that were tokenised before, as far as they fit."""
     for batch in rows:
@@ -164,9 +192,9 @@ def _tokenised(
     limits: Limits,
     rows: Iterable[pa.RecordBatch],
     stats: Stats,
-    examples: Examples,
+    extra: JsonObject,
 ) -> Iterator[pa.RecordBatch]:
-    """The prompts with their tokens; what was dropped is counted, and shown in ``examples``."""
+    """The prompts with their tokens; what was dropped is counted, and ``extra`` tells of which rows."""
     chat = template.loaded
     _warn_of_unnamed_ends(chat)
     if lost := chat.lost_bos:
@@ -174,7 +202,8 @@ def _tokenised(
     tokeniser = Tokeniser(chat, limits, stats)
     for batch in rows:
         yield pa.RecordBatch.from_pylist(tokeniser(batch.to_pylist()), schema=PROMPT_ROW)
-    examples |= tokeniser.examples
+    examples = {"dropped_examples": tokeniser.examples} if tokeniser.examples else {}
+    extra.update(examples | tokeniser.noted.to_json())
 
 
 def _warn_of_unnamed_ends(template: ChatTemplate) -> None:

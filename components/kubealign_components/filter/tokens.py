@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from kubealign_components.data.chat import ChatTemplate, TemplateMismatch
 from kubealign_components.data.chat.policy import RenderedCompletion
+from kubealign_components.data.row_counts import RowCounts
 from kubealign_components.data.schemas import completion_id
 from kubealign_components.data.stats import Stats
 from kubealign_components.filter.lengths import Limits
@@ -36,10 +37,14 @@ class Tokeniser:
     stats: Stats
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     """Some of what was dropped: why, of which prompt, and its text."""
+    noted: RowCounts = field(default_factory=RowCounts)
+    """All that was counted, by the numbers of the rows, but the completions that stay."""
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         """The rows that stay, with token ids and the completions that stay."""
-        self.stats.rows_in += len(rows)
+        for row in rows:
+            row["number"] = self.stats.rows_in
+            self.stats.rows_in += 1
         prompted = list(self._with_prompts(rows))
         for row in prompted:
             self._render_completions(row)
@@ -53,8 +58,7 @@ class Tokeniser:
             if len(row["completions"]) >= self.limits.min_completions:
                 kept.append(row)
             else:
-                self.stats.drop("too_few_completions")
-                self._keep_example("too_few_completions", row, row["messages"])
+                self._drop("too_few_completions", row)
         if kept:
             self.stats.counts["completions"] += sum(len(row["completions"]) for row in kept)
         return kept
@@ -63,15 +67,14 @@ class Tokeniser:
         """The rows whose prompts fit, with the ids, the text and the messages of their prompts."""
         rendered = [row for row in rows if self._render_prompt(row)]
         encoded = self.template.encode_prompts([row["prompt_text"] for row in rendered])
-        if self.template.lacks_bos:
-            self.stats.counts["prompts_without_bos"] += len(rendered)
         for row, ids in zip(rendered, encoded, strict=True):
+            if self.template.lacks_bos:
+                self._count("prompts_without_bos", row)
             if len(ids) > self.limits.max_prompt_len:
-                self.stats.drop(PROMPT_TOO_LONG)
-                self._keep_example(PROMPT_TOO_LONG, row, row["messages"])
+                self._drop(PROMPT_TOO_LONG, row)
                 continue
             if not self.template.says(ids, row["prompt_text"]):
-                self.stats.counts["prompts_with_text_lost_in_tokens"] += 1
+                self._count("prompts_with_text_lost_in_tokens", row)
             row["prompt_token_ids"], row["prompt_tokens"] = ids, len(ids)
             yield row
 
@@ -81,8 +84,7 @@ class Tokeniser:
         try:
             row["prompt_text"] = self.template.prompt_text(row["chat"], row["functions"])
         except TemplateMismatch as mismatch:
-            self.stats.drop(mismatch.reason)
-            self._keep_example(mismatch.reason, row, row["messages"])
+            self._drop(mismatch.reason, row)
             return False
         return True
 
@@ -125,18 +127,27 @@ class Tokeniser:
                 kept.append(fitting)
             else:
                 self._drop_completion("same_tokens", row, completion)
-                self._reconcile(said, completion)
+                self._reconcile(row, said, completion)
         return kept
 
-    def _reconcile(self, kept: Row, dropped: Row) -> None:
+    def _reconcile(self, row: Row, kept: Row, dropped: Row) -> None:
         """Take the label from a completion of whose tokens another one was said."""
         labels = {kept["label"], dropped["label"]}
         if None not in labels and len(labels) > 1:
             kept["label"] = None
-            self.stats.counts["completions_chosen_and_rejected"] += 1
+            self._count("completions_chosen_and_rejected", row)
+
+    def _count(self, name: str, row: Row) -> None:
+        self.stats.counts[name] += 1
+        self.noted.note(name, row["number"])
+
+    def _drop(self, reason: str, row: Row) -> None:
+        self.stats.drop(reason)
+        self.noted.note(reason, row["number"])
+        self._keep_example(reason, row, row["messages"])
 
     def _drop_completion(self, reason: str, row: Row, completion: Row) -> None:
-        self.stats.counts[f"completions_{reason}"] += 1
+        self._count(f"completions_{reason}", row)
         self._keep_example(f"completions_{reason}", row, completion["messages"])
 
     def _keep_example(self, reason: str, row: Row, text: str) -> None:

@@ -20,6 +20,7 @@ from kubealign_components.data.fingerprint import Provenance, derive
 from kubealign_components.data.finished import OutputRequest, finished_elsewhere, once
 from kubealign_components.data.less_rows import publish_less_rows, whole_work
 from kubealign_components.data.schemas import PromptRow
+from kubealign_components.data.shard_rows import completion_columns
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.withdrawals import WITHDRAWN, Withdrawal, read_withdrawal
 from kubealign_components.errors import CorruptDataset, NotFound
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 VERSION = 12
 
-_LOOKED_AT = ("prompt_id", "source", "completions.list.element.label")
+_LOOKED_AT = ("prompt_id", "source", *completion_columns("label"))
 """Columns by which withdrawn rows are found and their completions counted."""
 _OF_SEVERAL_ROWS = ("duplicate_prompt", "completions_", "comparisons_")
 """How the counts begin that a dataset of prompts cannot tell anew of some of its rows."""

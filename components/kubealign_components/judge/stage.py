@@ -155,9 +155,9 @@ class JudgeStage:
 
     def summarise(self, rows: Sequence[JudgedRow], stats: Stats) -> None:
         """Count pairs and what was left out; add up scores, consistency, and the liking for a position."""
+        stats.counts["judgements"] += sum(len(row["judgements"]) for row in rows)
+        stats.counts["prompts_without_pairs"] += sum(not row["judgements"] for row in rows)
         for row in rows:
-            stats.counts["judgements"] += len(row["judgements"])
-            stats.counts["prompts_without_pairs"] += not row["judgements"]
             for one in row["judgements"]:
                 stats.observe(f"consistent_{one['principle']}", [float(one["consistent"])])
                 stats.observe(f"abs_score_{one['principle']}", [abs(one["score"])])
@@ -165,6 +165,10 @@ class JudgeStage:
                 stats.observe("prefers_position_a", [(one["s12"] - one["s21"]) / 2])
         stats.counts["pairs_over_length"] += self._over_length
         self._over_length = 0
+
+    def counted_columns(self, stats: Stats) -> Sequence[str]:
+        """What judgements are counted by; none where pairs were over length."""
+        return () if stats.counts["pairs_over_length"] else ("judgements",)
 
     def _seen_by_functions(self, row: TokenizedRow, *positions: int) -> list[object]:
         if not self._judge.spec.functions:

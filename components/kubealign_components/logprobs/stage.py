@@ -22,6 +22,7 @@ from kubealign_components.data.models import ModelFiles, find_model, require_pol
 from kubealign_components.data.sampled import round_of_model
 from kubealign_components.data.schemas import COMPLETIONS, REWARDED, SELECTION, Completion, TokenizedRow
 from kubealign_components.data.seeds import seed_for
+from kubealign_components.data.shard_rows import completion_columns
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.worker import Missing, pass_chunk_on, run_chunk
 from kubealign_components.engines.dtypes import DTYPES, resolved_dtype
@@ -239,6 +240,10 @@ class LogprobStage:
         )
         stats.observe("drift_per_token", self._drift)
         self._drift = []
+
+    def counted_columns(self, stats: Stats) -> Sequence[str]:
+        """What log-probabilities are counted by; none where drift was measured."""
+        return () if "drift_per_token" in stats.sums else completion_columns("num_tokens", "logprob")
 
     def _to_score(self, row: TokenizedRow, measure: bool) -> dict[str, list[int]]:
         """Token ids by completion id of what the scorer has to look at, identical ones once."""

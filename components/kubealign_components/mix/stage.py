@@ -31,6 +31,7 @@ from kubealign_components.data.prefetch import read_ahead
 from kubealign_components.data.sampled import FACTS
 from kubealign_components.data.schemas import SELECTION, TRAINING, TRAINING_ROW
 from kubealign_components.data.seeds import Keys, id_keys, require_validation_fraction
+from kubealign_components.data.segments import Bools
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.withdrawals import (
     WITHDRAWN,
@@ -160,8 +161,9 @@ def run(
     def less() -> Stats | None:
         if withdrawal:
             return whole_work(request, "the inputs hold rows that its own withdrawal takes back")
-        deleted = _Deleted(config)
-        return output_less_rows(config, request, inputs, lambda: deleted.count(inputs), deleted.extra)
+        deleted = _Deleted(config, inputs.values())
+        always = ("prompts_in", "train", "validation")
+        return output_less_rows(config, request, inputs, deleted.count, deleted.extra, always)
 
     make = partial(_make, config, inputs, withdrawal, asked.sources, provenance, output)
     return once(request, make, less)
@@ -347,24 +349,21 @@ class _Intake:
 class _Deleted:
     """Examples of rows that are deleted in the inputs, and what the mix is without them."""
 
-    def __init__(self, config: MixConfig) -> None:
-        self._config = config
+    def __init__(self, config: MixConfig, inputs: Collection[Dataset]) -> None:
+        self._config, self._inputs = config, inputs
         self._by_source: Counter[str] = Counter()
-        self._without_weights = False
+        self._without_weights = any(one.manifest.schema != SELECTION for one in inputs)
 
-    def count(self, inputs: Mapping[str, Dataset]) -> Stats:
-        """What was counted for them, where all of them stayed in the mix."""
-        stats, config = Stats(), self._config
-        for dataset in inputs.values():
-            selected = dataset.manifest.schema == SELECTION
-            self._without_weights |= not selected
-            convert = from_selection if selected else from_training
-            for batch in dataset.deleted_batches():
-                examples = convert(batch, validation_fraction=config.validation_fraction, seed=config.seed)
-                stats.rows_in += examples.num_rows
-                stats.counts["prompts_in"] += batch.num_rows
-                stats.counts.update(examples.column("split").to_pylist())
-                self._by_source.update(examples.column("source").to_pylist())
+    def count(self, mixed: Dataset, marked: Sequence[Bools]) -> Stats:
+        """What was counted for them, where all of them stayed in the mix and are ``marked`` there."""
+        stats = Stats()
+        for batch in mixed.marked_batches(["split", "source"], marked):
+            stats.rows_in += batch.num_rows
+            stats.counts.update(batch.column("split").to_pylist())
+            self._by_source.update(batch.column("source").to_pylist())
+        stats.counts["prompts_in"] = sum(
+            int(flags.sum()) for one in self._inputs for flags in one.deletions()
+        )
         stats.rows_out = stats.rows_in
         return stats
 

@@ -220,6 +220,10 @@ class RankStage:
         self._applied, self._left_out = [], 0
         count_agreement_of_rows(rows, stats)
 
+    def counted_columns(self, _: Stats) -> Sequence[str]:
+        """None: comparisons are of the results."""
+        return ()
+
     def _contest(self, missing: Missing[TokenizedRow]) -> _Contest:
         texts = _texts(missing.row)
         ranking = ActiveRanking(

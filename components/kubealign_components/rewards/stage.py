@@ -25,6 +25,7 @@ from kubealign_components.data.schemas import (
     RewardedRow,
     TokenizedRow,
 )
+from kubealign_components.data.shard_rows import completion_columns
 from kubealign_components.data.stats import LABEL_VALUE, Stats
 from kubealign_components.data.worker import Missing, pass_chunk_on, run_chunk
 from kubealign_components.engines.rewards import (
@@ -187,6 +188,12 @@ class RewardStage:
             stats.observe(f"{LABEL_VALUE}{name}", values)
         self._labels.clear()
         count_agreement_of_rows(rows, stats)
+
+    def counted_columns(self, stats: Stats) -> Sequence[str]:
+        """What rewards are counted by; none where completions were left out or labels added up."""
+        left_out = any(count for name, count in stats.counts.items() if name.startswith("completions_"))
+        names = ("reference", "reward", "label", "wins", "losses")
+        return () if left_out or self._weighted else ("source", *completion_columns(*names))
 
 
 def _all_tied(row: RewardedRow) -> bool:

@@ -34,6 +34,7 @@ from kubealign_components.data.schemas import (
     new_completion,
 )
 from kubealign_components.data.seeds import seed_for
+from kubealign_components.data.shard_rows import completion_columns
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.worker import Missing, pass_chunk_on, run_chunk
 from kubealign_components.engines.generation import (
@@ -216,17 +217,23 @@ class SampleStage:
 
     def summarise(self, rows: Sequence[TokenizedRow], stats: Stats) -> None:
         """Count completions and tokens, what was cut, and prompts that are left without a sample."""
-        for row in rows:
-            sampled = [c for c in row["completions"] if c["reference"]]
-            stats.counts["sampled_completions"] += len(sampled)
-            stats.counts["sampled_tokens"] += sum(c["num_tokens"] for c in sampled)
-            stats.counts["truncated_kept"] += sum(c["finish_reason"] == "length" for c in sampled)
-            stats.counts["truncated_dropped"] += row["dropped_completions"] or 0
-            asked = row["prompt_id"] in self._asked
-            stats.counts["prompts_without_samples"] += asked and not sampled
-            if self._config.share < 1:
-                stats.counts["prompts_not_asked"] += not asked
-            stats.observe("completion_tokens", [c["num_tokens"] for c in sampled])
+        asked = [row for row in rows if row["prompt_id"] in self._asked]
+        sampled = [c for row in rows for c in row["completions"] if c["reference"]]
+        stats.counts["sampled_completions"] += len(sampled)
+        stats.counts["sampled_tokens"] += sum(c["num_tokens"] for c in sampled)
+        stats.counts["truncated_kept"] += sum(c["finish_reason"] == "length" for c in sampled)
+        stats.counts["truncated_dropped"] += sum(row["dropped_completions"] or 0 for row in rows)
+        stats.counts["prompts_without_samples"] += sum(
+            not any(c["reference"] for c in row["completions"]) for row in asked
+        )
+        if self._config.share < 1:
+            stats.counts["prompts_not_asked"] += len(rows) - len(asked)
+        stats.observe("completion_tokens", [c["num_tokens"] for c in sampled])
+
+    def counted_columns(self, _: Stats) -> Sequence[str]:
+        """What samples are counted by."""
+        columns = completion_columns("reference", "num_tokens", "finish_reason")
+        return ("prompt_id", "dropped_completions", *columns)
 
     def close(self) -> None:
         """Stop the engine, if one was started."""

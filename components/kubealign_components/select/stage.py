@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,7 @@ from kubealign_components.data.sampled import sampled
 from kubealign_components.data.schemas import COMPLETION, PAIR, SELECTION, SELECTION_ROW
 from kubealign_components.data.seeds import Keys, id_keys
 from kubealign_components.data.segments import Bools, Floats, Ints, changes, order_by
+from kubealign_components.data.shard_rows import completion_columns
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
 from kubealign_components.json_types import JsonObject
@@ -62,6 +64,13 @@ ALL = "all"
 LABELS, LABELLED = "labels", "labelled"
 """What people said, in place of rewards: pairs of chosen and rejected completions, or every completion
 with a label by itself."""
+
+_LOOKED_AT = (
+    "source",
+    *completion_columns("completion_id", "reference", "label", "wins", "losses", "num_tokens"),
+    *completion_columns("finish_reason", "reward", "reward_se"),
+)
+"""Columns that decide what is selected where no slope over length does."""
 
 log = logging.getLogger(__name__)
 POOLS = ("reference", "offline", "both")
@@ -200,8 +209,15 @@ def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
         if config.rewards == LENGTH_CONTROLLED and rewarded.manifest.undeleted:
             return whole_work(request, "one slope of reward over length is of all rows")
         inputs = {"rewarded": rewarded}
-        count = partial(_count_deleted, config, rewarded)
-        return output_less_rows(config, request, inputs, count, lambda _, left, __: _extra(config, left))
+        always = ("completions_in", "completions_duplicate", "completions", "pairs")
+        return output_less_rows(
+            config,
+            request,
+            inputs,
+            lambda *_: _count_deleted(config, rewarded),
+            lambda _, left, __: _extra(config, left),
+            always,
+        )
 
     return once(request, lambda: _make(config, rewarded, provenance, output), less)
 
@@ -209,11 +225,11 @@ def run(config: SelectConfig, *, rewarded: Dataset, output: str) -> Stats:
 def _count_deleted(config: SelectConfig, rewarded: Dataset) -> Stats:
     """What was counted for rows that are deleted in ``rewarded``."""
     stats = Stats()
-    for batch in rewarded.deleted_batches():
+    for batch in rewarded.deleted_batches(_LOOKED_AT):
         work = _Batch(batch, config, stats, LengthSlope())
         work.count_agreement()
         stats.rows_in += batch.num_rows
-        stats.rows_out += work.select().num_rows
+        stats.rows_out += int(work.choose().stay.sum())
     return stats
 
 
@@ -262,6 +278,17 @@ def _make(config: SelectConfig, rewarded: Dataset, provenance: Provenance, outpu
             }
         writer.commit(stats, _extra(config, stats))
     return stats
+
+
+class _Choice(NamedTuple):
+    """What of a record batch is selected."""
+
+    stay: Bools
+    """Rows, shape (rows,)."""
+    selected: Ints
+    """Positions of completions; those of the pairs where there are any."""
+    chosen: Ints
+    rejected: Ints
 
 
 class _Batch:
@@ -332,6 +359,10 @@ class _Batch:
 
     def select(self) -> pa.RecordBatch:
         """The output rows."""
+        return self._output(self.choose())
+
+    def choose(self) -> _Choice:
+        """Which rows and completions are the output; counts them, and what is dropped by reason."""
         pool = self._pool()
         stay = self._labelled_rows(pool) if self.config.by_labels else self._usable(pool)
         pool &= stay[self.row]
@@ -347,7 +378,7 @@ class _Batch:
             self.stats.drop("no_pair", int((lacking & ~self.overlapping).sum()))
             stay = paired
         self._count(stay, selected, chosen, rejected)
-        return self._output(stay, np.flatnonzero(selected), chosen, rejected)
+        return _Choice(stay, np.flatnonzero(selected), chosen, rejected)
 
     def _pool(self) -> Bools:
         """Which completions may be selected: those of the pool, or those with a label, each once."""
@@ -437,7 +468,8 @@ class _Batch:
         chosen, rejected = choose_pairs(strategy, pool, rules)
         return members[chosen], members[rejected]
 
-    def _output(self, stay: Bools, selected: Ints, chosen: Ints, rejected: Ints) -> pa.RecordBatch:
+    def _output(self, choice: _Choice) -> pa.RecordBatch:
+        stay, selected, chosen, rejected = choice
         offsets = offsets_of(self._per_row_index(selected)[stay])
         position = np.full(len(self.row), -1, dtype=np.int64)
         first = np.zeros(self.rows, dtype=np.int64)

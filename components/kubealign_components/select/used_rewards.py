@@ -15,6 +15,7 @@ from kubealign_components.data.null_runs import NULL_RUN, SHUFFLED
 from kubealign_components.data.sampled import FACTS, sampled
 from kubealign_components.data.seeds import Keys
 from kubealign_components.data.segments import Bools, Floats, Ints, order_by
+from kubealign_components.data.shard_rows import completion_columns
 
 AS_GIVEN, LENGTH_CONTROLLED = "as_given", "length_controlled"
 REWARDS = (AS_GIVEN, LENGTH_CONTROLLED, SHUFFLED)
@@ -29,7 +30,7 @@ NOTES: Mapping[str, Sequence[str]] = {
 """What a reader is told of the rewards on a page."""
 _COLUMNS = (
     *FACTS,
-    *(f"completions.list.element.{name}" for name in ("reward", "num_tokens", "model")),
+    *completion_columns("reward", "num_tokens", "model"),
 )
 
 
