@@ -192,11 +192,24 @@ def _executor_input(name: str, task: Json, component: Json, index: int) -> str:
     made = component.get("outputDefinitions", {}).get("artifacts", {})
     values = {key: key for key in task.get("inputs", {}).get("parameters", {})}
     if index >= 0:
-        values["chunk"] = _text(
-            {"dataset": f"{_URI}/{name}/dataset", "fingerprint": "f" * 64, "index": index, "row_ids": digest}
-        )
+        values["chunk"] = _text(_chunk(f"{_URI}/{name}/dataset", index, digest))
     uris = {key: f"{_URI}/{name}/{digest[:36]}/{key}" for key in made}
     return _text({"inputs": {"parameterValues": values}, "outputs": {"artifacts": uris}})
+
+
+def _chunk(dataset: str, index: int, digest: str) -> Json:
+    """A descriptor as a plan gives it (``kubealign_components.data.chunks.Chunk``), of a dataset with deleted
+    rows: its texts are longest."""
+    spans = [[shard, index * 99_990, (index + 1) * 99_990] for shard in (index, index + 1)]
+    work, fingerprint = dataset.partition("/runs/")[0] + "/work", "f" * 64
+    counts = {"index": index, "of": 128, "rows": 199_980}
+    places = {"dataset": dataset, "fingerprint": fingerprint, "row_ids": digest, "work": work}
+    return {
+        **places,
+        **counts,
+        "spans": spans,
+        "undeleted_spans": [[*span[:2], span[2] + 9] for span in spans],
+    }
 
 
 def _pod(executor_input: str, component: Json, container: Json) -> str:

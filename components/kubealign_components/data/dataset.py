@@ -209,6 +209,7 @@ class DatasetWriter:
         self.undeleted = ""
         """See :attr:`Manifest.undeleted`."""
         self._shards: list[Shard] = []
+        self._copied: list[str] = []
         self._shard_bytes = shard_bytes
         self._pending: list[pa.Table] = []
         self._pending_bytes = 0
@@ -228,6 +229,15 @@ class DatasetWriter:
         with suppress(OSError):  # a full disk refuses the footer as well, and has been reported
             self._file.close()
         self._folder.cleanup()
+        if kind is not None:
+            self._remove_copies()
+
+    def _remove_copies(self) -> None:
+        """Remove what was taken over for a dataset that is none, unless another attempt has made it one."""
+        with suppress(StoreError):
+            store = store_for(self.uri)
+            for uri in self._copied if not store.exists(join(self.uri, MANIFEST)) else ():
+                store.delete(uri)
 
     def write_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Append rows given as dicts; a column that is not in the schema is an error (ValueError)."""
@@ -272,8 +282,13 @@ class DatasetWriter:
                 copies.append((source.shard_uri(shard), join(self.uri, taken.path)))
                 self._shards.append(taken)
                 self.rows += shard.rows
+
+        def take(copy: tuple[str, str]) -> None:
+            if copy_object(*copy):
+                self._copied.append(copy[1])
+
         with ThreadPoolExecutor(COPIES, "copy-shard") as pool:
-            list(pool.map(lambda copy: copy_object(*copy), copies))
+            list(pool.map(take, copies))
 
     def commit(self, stats: Stats, extra: Mapping[str, object] | None = None) -> Dataset:
         """Publish the dataset and open it; ``stats`` must add up.

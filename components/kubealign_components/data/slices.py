@@ -135,21 +135,25 @@ class SliceStore(Generic[Result]):
         return join(self._uri, "data", f"{name}.parquet")
 
     def _read_keys(self, name: str) -> frozenset[str]:
-        path = self._file(name)
-        if path is None:
-            return frozenset()
-        return frozenset(self._asked(pq.read_table(path, columns=[ROW_ID, KEY]))[KEY].to_pylist())
+        rows = self._read(name, [ROW_ID, KEY])
+        return frozenset(rows[KEY].to_pylist()) if rows is not None else frozenset()
 
     def _read_results(self, name: str) -> dict[str, Result]:
+        rows = self._read(name, None)
+        return (
+            {row.pop(KEY): row for row in rows.drop_columns(ROW_ID).to_pylist()} if rows is not None else {}
+        )
+
+    def _read(self, name: str, columns: list[str] | None) -> pa.Table | None:
+        """The rows in question of a slice; None when it is damaged or gone."""
         path = self._file(name)
         try:
-            rows = self._asked(pq.read_table(path)).drop_columns(ROW_ID).to_pylist() if path else []
+            return self._asked(pq.read_table(path, columns=columns)) if path else None
         except (OSError, pa.ArrowException) as error:
             log.warning("%s was whole before and is not now: %s", self._uri_of(name), error)
             self._files[name] = None
             self._forget()
-            return {}
-        return {row.pop(KEY): row for row in rows}
+            return None
 
     def _asked(self, results: pa.Table) -> pa.Table:
         """Those of ``results`` that are of rows in question: where these are few, most are not."""

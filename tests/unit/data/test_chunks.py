@@ -46,6 +46,14 @@ def test_any_chunking_gives_the_same_rows_and_fingerprint(
     assert merged.manifest.stats["counts"]["seen"] == rows
 
 
+@pytest.mark.parametrize("other", [{}, {"later": 1}])
+def test_a_chunk_that_another_version_planned_is_refused(other: dict[str, int]) -> None:
+    with pytest.raises(
+        ChunkError, match=r"index.* planned by another version .*undeleted_spans.*; run again"
+    ):
+        Chunk.from_json({"index": 0, "of": 1, **other})
+
+
 def test_lineage_leads_to_the_dataset_of_this_run_and_not_of_an_earlier_one(
     make_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:

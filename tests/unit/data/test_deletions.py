@@ -18,6 +18,8 @@ from kubealign_components.data.manifest import Manifest
 from kubealign_components.data.schemas import PROMPTS
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset
+from kubealign_components.store import faulty, register
+from support.chunk_worker import Upper, run
 from support.tiny import prompt_row
 
 ROWS = [prompt_row(f"What is {i}?", ["One."] * (i % 3)) for i in range(24)]
@@ -113,3 +115,26 @@ def test_chunks_hold_the_rows_that_are_left(tmp_path: Path) -> None:
         assert read == list(less.iter_rows())
         assert sum(chunk.rows for chunk in planned) == less.rows
         assert all(chunk.rows for chunk in planned)
+
+
+def test_a_part_that_cannot_be_taken_over_is_made_of_all_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And no copy of a shard stays where that broke off."""
+    whole = written(tmp_path / "whole", [12, 12])
+    less = shortened(tmp_path / "less", whole, [i % 6 == 0 for i in range(24)])
+    work = f"faulty://{tmp_path}/work"
+    register(faulty.SCHEME, lambda: faulty.FaultyStore({}))
+    for chunk in plan(whole, work=work, chunks=1):
+        run(chunk, Upper())
+    [chunk] = plan(less, work=work, chunks=1)
+    store = faulty.FaultyStore({1: "before"})  # the manifest, after the shard
+    register(faulty.SCHEME, lambda: store)
+    with caplog.at_level("INFO"):
+        part = Dataset.open(run(chunk, stage := Upper()).uri)
+    assert "is made of all rows: cannot write" in caplog.text
+    assert [row["prompt_id"] for row in part.iter_rows()] == [row["prompt_id"] for row in less.iter_rows()]
+    assert not stage.computed
+    assert not part.manifest.undeleted
+    held = {path.name for path in Path(part.uri.removeprefix("faulty://")).iterdir()}
+    assert held == {"manifest.json", *(shard.path for shard in part.manifest.shards)}

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from kubealign_components.data.chunks import Chunk, merge, plan
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset
-from support.chunk_worker import Upper, run
-from support.datasets import MakeDataset, flip_a_bit
+from support.chunk_worker import Row, Upper, run
+from support.datasets import MakeDataset, flip_a_bit, questions
 from support.tiny import prompt_row
 from support.watched_store import WatchedStore
 
@@ -135,3 +136,36 @@ def test_a_chunk_fetches_each_of_its_shards_once(
     run(chunks[0], Upper(), SLICE)
     asked = sum(n for (what, folder), n in store.asked.items() if what == "fetch" and folder != "data")
     assert asked == len(chunks[0].spans) == 2
+
+
+class Counted(Upper):
+    """Counts the rows that it puts together, and loses results amid that."""
+
+    def __init__(self, work: Path) -> None:
+        super().__init__()
+        self.work, self.applied = work, 0
+
+    def apply(self, row: Row, results: Sequence[Row]) -> Row:
+        self.applied += 1
+        lost = self.work.with_name("lost")
+        if self.applied == SLICE and not lost.exists():
+            self.work.rename(lost)
+        return super().apply(row, results)
+
+    def summarise(self, rows: Sequence[Row], stats: Stats) -> None:
+        super().summarise(rows, stats)
+        stats.counts["applied"] += self.applied
+        self.applied = 0
+
+
+def test_rows_whose_results_are_lost_amid_the_part_are_counted_once(
+    make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    [chunk] = plan(make_dataset(questions(ROWS)), work=str(tmp_path / "work"), chunks=1)
+    run(chunk, Upper(), SLICE)
+    shutil.rmtree(tmp_path / "work/upper/parts")
+    [data] = (tmp_path / "work/upper").glob("*/data")
+    stage = Counted(data)
+    part = run(chunk, stage, SLICE)
+    assert stage.computed, "nothing was lost"
+    assert Dataset.open(part.uri).manifest.stats["counts"] == {"seen": ROWS, "applied": ROWS}

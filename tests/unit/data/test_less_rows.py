@@ -39,6 +39,8 @@ class Chain:
 
     def __init__(self, folder: Path, policy: Path, **settings: Any) -> None:
         self.folder, self.policy, self.settings = folder, policy, settings
+        self.training: list[Dataset] = []
+        """Of earlier runs."""
 
     def run(self, name: str, withdrawn: str = "", *, work: str = "work") -> dict[str, Dataset]:
         """The datasets by stage."""
@@ -57,7 +59,8 @@ class Chain:
                 [run_rewards(RewardsConfig(reward=reward), chunk=chunk) for chunk in chunks], chunks, output
             )
 
-        sources = tuple(SourceConfig(uri=str(path)) for path in sorted(self.folder.glob("*.jsonl")))
+        paths = sorted(self.folder.glob("*.jsonl"))
+        sources = tuple(SourceConfig(uri=str(path), **self.settings.get("source", {})) for path in paths)
         given = {"withdrawn": withdrawn, "work": prefix}
         imports = ImportConfig(sources=sources, **given, **self.settings.get("import", {}))
         stage("import", lambda output: run_import(imports, output=output))
@@ -69,7 +72,10 @@ class Chain:
         )
         stage("select", lambda output: run_select(choice, rewarded=made["rewards"], output=output))
         mix = MixConfig(require_logprobs=False, work=prefix, **self.settings.get("mix", {}))
-        stage("mix", lambda output: run_mix(mix, selections=[made["select"]], output=output))
+        stage(
+            "mix",
+            lambda output: run_mix(mix, selections=[made["select"]], training=self.training, output=output),
+        )
         return made
 
     def withdrawal(self, ids: list[str], sources: list[str]) -> str:
@@ -188,6 +194,21 @@ def test_what_others_decide_is_made_of_all_rows(
     same(cheap[stage], whole[stage])
     assert not shared(cheap[stage])
     assert f"{'import_prompts' if stage == 'import' else stage} reads all rows" in caplog.text
+
+
+def test_a_weight_that_rows_of_earlier_runs_do_not_have_is_found_in_all_rows(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    chain = Chain(tmp_path, tiny_model, source={"weight": 2.0})
+    write_source(tmp_path, "source0", some_rows("earlier", 4))
+    chain.training = [chain.run("earlier", work="earlier-work")["mix"]]
+    write_source(tmp_path, "source0", some_rows("s0", 12))
+    gone = next(chain.run("before")["select"].iter_rows(["prompt_id"]))["prompt_id"]
+    withdrawn = chain.withdrawal([gone], [])
+    cheap, whole = chain.run("cheap", withdrawn), chain.run("whole", withdrawn, work="other")
+    same(cheap["mix"], whole["mix"])
+    assert shared(cheap["select"])
+    assert not shared(cheap["mix"])
 
 
 def test_prompts_of_several_rows_are_imported_again(tmp_path: Path, tiny_model: Path) -> None:

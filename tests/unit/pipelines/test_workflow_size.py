@@ -13,13 +13,14 @@ import kubealign_pipelines
 from kubealign.runfile import RunFile, load_run_file
 from kubealign_components.config import from_mapping
 from kubealign_components.data import planning
+from kubealign_components.data.chunks import Chunk
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.planning import PlanConfig
 from kubealign_components.errors import ConfigError
 from kubealign_pipelines.compiler import compile_pipeline
 from kubealign_pipelines.resources import CompileSettings
 from kubealign_pipelines.stage_resources import StageResources
-from kubealign_pipelines.workflow_size import LIMIT, most_chunks, workflow_size
+from kubealign_pipelines.workflow_size import LIMIT, _chunk, most_chunks, workflow_size
 from support.pipeline_shapes import SHAPES
 from support.tiny import prompt_row
 
@@ -146,3 +147,8 @@ def test_size_grows_evenly_with_chunks(tmp_path: Path) -> None:
 def test_an_impossible_limit_is_refused() -> None:
     with pytest.raises(ConfigError, match="max_chunks=101: expected 0 "):
         from_mapping(CompileSettings, {"max_chunks": 101}, "compile")
+
+
+def test_chunks_are_imitated_with_all_that_they_carry() -> None:
+    texts = _chunk("gs://bucket/runs/import", 3, "0" * 64)
+    assert Chunk.from_json(texts).to_json().keys() == texts.keys()
