@@ -49,36 +49,47 @@ class RowCounts:
 def counts_among(
     extra: Mapping[str, object], counted: Mapping[str, int], among: Bools
 ) -> Counter[str] | None:
-    """What was counted of the rows ``among`` all, shape (rows,); None where a manifest does not tell it.
+    """What was counted of the rows ``among`` all; None where a manifest does not tell it.
 
     Args:
         extra: what the manifest says beside the counts.
         counted: of all rows, by name: all that counted anything.
-        among: a flag for each row that was counted.
+        among: shape (rows,).
 
     Raises:
         CorruptDataset: there are numbers of other rows.
     """
-    noted = extra.get(ROW_COUNTS, {})
     counts: Counter[str] = Counter()
     for name, count in counted.items():
-        rows = _rows(noted.get(name, "") if isinstance(noted, Mapping) else "", len(among))
+        rows = noted_rows(extra, name, len(among))
         if len(rows) != count:
             return None
         counts[name] = int(among[rows].sum())
     return counts
 
 
-def _rows(text: object, most: int) -> Ints:
+def noted_rows(extra: Mapping[str, object], name: str, most: int) -> Ints:
+    """Numbers of the rows that counted as ``name``, each as often as it did, ascending; shape (count,).
+
+    Args:
+        extra: what the manifest says beside the counts.
+        name: of the count.
+        most: rows that there are.
+
+    Raises:
+        CorruptDataset: there are numbers of other rows.
+    """
     import numpy as np
 
-    if not isinstance(text, str) or not text:
+    noted = extra.get(ROW_COUNTS)
+    text = noted.get(name) if isinstance(noted, Mapping) else None
+    if not isinstance(text, str):
         return np.empty(0, np.int64)
     try:
         steps = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _MOST_BYTES)
         rows: Ints = np.cumsum(np.frombuffer(steps, dtype="<u4"), dtype=np.int64)
     except (ValueError, zlib.error) as error:
-        raise CorruptDataset(f"row counts that are none ({error})") from error
+        raise CorruptDataset(f"{ROW_COUNTS}.{name} holds no numbers of rows ({error})") from error
     if len(rows) and rows[-1] >= most:
-        raise CorruptDataset(f"row counts of row {rows[-1]}, expected {most} rows")
+        raise CorruptDataset(f"{ROW_COUNTS}.{name} has row {rows[-1]}, expected {most} rows")
     return rows

@@ -6,7 +6,9 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -168,4 +170,10 @@ def _texts(value: object, uri: str, name: str) -> frozenset[str]:
 
 
 def _in(column: pa.Array, values: frozenset[str]) -> pa.BooleanArray:
-    return pc.is_in(column, value_set=pa.array(sorted(values), pa.string()))
+    return pc.is_in(column, value_set=_array(values))
+
+
+@lru_cache(maxsize=4)
+def _array(values: frozenset[str]) -> pa.Array:
+    # Of an array of NumPy: one that is made of a list loads pandas.
+    return pa.array(np.array(sorted(values), dtype=object), pa.string())

@@ -6,7 +6,6 @@ sources nor of the rows in them changes the dataset, and every chunk of it is a 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +22,18 @@ from kubealign_components.data.schemas import PromptRow
 from kubealign_components.data.shard_rows import completion_columns
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.withdrawals import WITHDRAWN, Withdrawal, read_withdrawal
-from kubealign_components.errors import CorruptDataset, NotFound
+from kubealign_components.errors import CorruptDataset, NotFound, StoreError
+from kubealign_components.import_prompts.merged import (
+    DUPLICATE,
+    REFUSED,
+    Merger,
+    changed,
+    count_noted,
+    merged_sources,
+)
 from kubealign_components.sources.external_sort import Entry, Spool
 from kubealign_components.sources.messages import with_suffix
-from kubealign_components.sources.prompt_rows import merge_rows, spooled, to_row
+from kubealign_components.sources.prompt_rows import spooled, to_row
 from kubealign_components.sources.prompt_writer import sample, write_prompts
 from kubealign_components.sources.request import requested
 from kubealign_components.sources.row_formats import FORMATS, WANTED, format_of, looks_like, parse
@@ -39,14 +46,13 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
+    from kubealign_components.data.dataset import Dataset
     from kubealign_components.data.segments import Bools
 
 VERSION = 12
 
 _LOOKED_AT = ("prompt_id", "source", *completion_columns("label"))
 """Columns by which withdrawn rows are found and their completions counted."""
-_OF_SEVERAL_ROWS = ("duplicate_prompt", "completions_", "comparisons_")
-"""How the counts begin that a dataset of prompts cannot tell anew of some of its rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,42 +126,54 @@ def _less(
     imported = finished_elsewhere(undiminished)
     if imported is None:
         return whole_work(request, "what was imported without the withdrawal is not there")
-    manifest = imported.manifest
-    counts = manifest.stats["counts"] | manifest.stats["dropped"]
-    merged = [name for name, count in counts.items() if count and name.startswith(_OF_SEVERAL_ROWS)]
-    if merged or _sampled(config):
-        return whole_work(
-            request, f"rows were counted as {', '.join(merged)}" if merged else "max_rows is set"
-        )
-    stats, part = Stats(), WithdrawnRows(withdrawal)
-    masks: list[Bools] = []
+    if _sampled(config):
+        return whole_work(request, "max_rows is set")
     try:
-        for number, shard in enumerate(manifest.shards):
-            flags = []
-            for batch in imported.batches(_LOOKED_AT, batch_rows=None, spans=[(number, 0, shard.rows)]):
-                flags.append(withdrawal.mask(batch).to_numpy(zero_copy_only=False))
-                gone = batch.filter(pa.array(flags[-1]))
-                stats.counts["completions"] += len(gone.column("completions").flatten())
-                part.note(0, gone.column("prompt_id").to_pylist(), gone.column("source").to_pylist())
-            masks.append(np.concatenate(flags))
-        stats.rows_out = sum(int(mask.sum()) for mask in masks)
-        stats.dropped[WITHDRAWN] = -stats.rows_out
-        step, source_names = manifest.provenance.step, [source.name for source in config.sources]
-        params = step["params"] | part.withdrawal.params(config.withdrawn)
-        provenance = derive("import_prompts", VERSION, params, slug=source_names)
-        before = manifest.origins.get(manifest.fingerprint, {"places": {}})
-        made = provenance.origins[provenance.fingerprint]
-        made["places"] = before["places"] | made["places"]
-        left = Stats.from_json(manifest.stats).less(stats)
-        return publish_less_rows(request, provenance, imported, masks, left, manifest.extra | request.note)
-    except (CorruptDataset, NotFound) as error:
+        return _publish_less(config, withdrawal, request, imported)
+    except (CorruptDataset, NotFound, StoreError) as error:
         return whole_work(request, f"{imported.uri} cannot be taken ({error})")
+
+
+def _publish_less(
+    config: ImportConfig, withdrawal: Withdrawal, request: OutputRequest, imported: Dataset
+) -> Stats | None:
+    """Publish ``imported`` less the rows of ``withdrawal``; None where others depend on these."""
+    manifest, before = imported.manifest, Stats.from_json(imported.manifest.stats)
+    stats, part = Stats(), WithdrawnRows(withdrawal)
+    nobody = np.zeros(0, np.bool_)
+    by_id, by_source = [nobody], [nobody]
+    for batch in imported.batches(_LOOKED_AT, batch_rows=None):
+        by_id.append(withdrawal.mask(batch.select(["prompt_id"])).to_numpy(zero_copy_only=False))
+        by_source.append(withdrawal.mask(batch).to_numpy(zero_copy_only=False))
+        rows = batch.filter(pa.array(by_source[-1]))
+        stats.counts["completions"] += len(rows.column("completions").flatten())
+        part.note(0, rows.column("prompt_id").to_pylist(), rows.column("source").to_pylist())
+    gone: Bools = np.concatenate(by_source)
+    noted = count_noted(manifest.extra, before, gone)
+    if noted is None:
+        return whole_work(request, f"{imported.uri} does not tell which rows were merged or left out")
+    having = dict(merged_sources(manifest.extra, len(gone)))
+    if changed(having, withdrawal.sources, np.concatenate(by_id)):
+        return whole_work(request, "prompts of the sources that are gone have completions of others, too")
+    part.note(0, (), (name for name, flags in having.items() if (flags & gone).any()))
+    stats.add(noted)
+    stats.rows_out = int(gone.sum())
+    stats.dropped[WITHDRAWN] = -stats.rows_out - stats.dropped[DUPLICATE]
+    params = manifest.provenance.step["params"] | part.withdrawal.params(config.withdrawn)
+    provenance = derive("import_prompts", VERSION, params, slug=[source.name for source in config.sources])
+    origin = manifest.origins.get(manifest.fingerprint, {"places": {}})
+    made = provenance.origins[provenance.fingerprint]
+    made["places"] = origin["places"] | made["places"]
+    ends = np.cumsum([shard.rows for shard in manifest.shards])
+    left = before.less(stats, ["completions"])
+    extra = manifest.extra | request.note
+    return publish_less_rows(request, provenance, imported, np.split(gone, ends[:-1]), left, extra)
 
 
 def _make(
     config: ImportConfig, readers: Sequence[SourceReader], withdrawal: Withdrawal, request: OutputRequest
 ) -> Stats:
-    stats, dropped = Stats(), WithdrawnRows(withdrawal)
+    stats, dropped, merger = Stats(), WithdrawnRows(withdrawal), Merger()
     with Spool() as spool:
         with reading_bar(readers, "import_prompts") as bar:
             take_in(spool, readers, partial(_entries, config, dropped, bar), stats, config.max_bad_fraction)
@@ -170,8 +188,8 @@ def _make(
             _provenance(config, readers, dropped),
             stats,
             over="over_max_rows",
-            extra=lambda: report_of(readers) | request.note,
-            merge=_merge,
+            extra=lambda: report_of(readers) | request.note | merger.noted.to_json(),
+            merge=merger,
         )
     return stats
 
@@ -188,7 +206,7 @@ def _entries(
     source = config.sources[number]
     dropped.forget(number)  # what was dropped of it when it was read in another format
 
-    def read(raw: object) -> PromptRow:
+    def read(raw: object) -> tuple[PromptRow, dict[str, int]]:
         form = reader.format if source.format != "auto" else format_of(raw, reader.format)
         if form != reader.format:
             reader.other_formats.add(form)
@@ -202,18 +220,12 @@ def _entries(
         dropped.check(number, row["prompt_id"], row["source"])
         for reason, count in example.refused.items():
             stats.counts[f"completions_dropped_{reason}"] += count
-        return row
+        return row, dict(example.refused)
 
     items = reader.items(read, stats, bar, formats=WANTED, row_format=source.format, looks_like=looks_like)
-    for position, row in items:
-        name, body = spooled(row)
+    for position, (row, refused) in items:
+        name, body = spooled(row, **({REFUSED: refused} if refused else {}))
         yield name, number, position, body
-
-
-def _merge(rows: Sequence[PromptRow], counts: Counter[str]) -> PromptRow:
-    merged = merge_rows(rows, counts)
-    counts["completions"] += len(merged["completions"])
-    return merged
 
 
 def _provenance(config: ImportConfig, readers: Sequence[SourceReader], dropped: WithdrawnRows) -> Provenance:

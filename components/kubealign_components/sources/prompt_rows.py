@@ -52,9 +52,9 @@ def to_row(example: Example, source: str, weight: float) -> PromptRow:
         raise Malformed("not_json") from None
 
 
-def spooled(row: PromptRow) -> tuple[str, str]:
-    """Id and JSON of ``row`` for the spool, which is sorted by prompt ids."""
-    body = {name: value for name, value in row.items() if name != "prompt_id"}
+def spooled(row: PromptRow, **beside: object) -> tuple[str, str]:
+    """Id and JSON of ``row``, and what is said ``beside``, for the spool, which is sorted by prompt ids."""
+    body = {name: value for name, value in row.items() if name != "prompt_id"} | beside
     return row["prompt_id"], json.dumps(body, ensure_ascii=False)
 
 

@@ -42,9 +42,22 @@ class Chain:
         self.training: list[Dataset] = []
         """Of earlier runs."""
 
+    def imported(self, name: str, withdrawn: str = "", *, work: str = "work") -> Dataset:
+        """The prompts."""
+        paths = sorted(self.folder.glob("*.jsonl"))
+        sources = tuple(SourceConfig(uri=str(path), **self.settings.get("source", {})) for path in paths)
+        settings = {
+            "withdrawn": withdrawn,
+            "work": str(self.folder / work),
+            **self.settings.get("import", {}),
+        }
+        output = str(self.folder / name / "import")
+        run_import(ImportConfig(sources=sources, **settings), output=output)
+        return Dataset.open(output, allow_empty=True)
+
     def run(self, name: str, withdrawn: str = "", *, work: str = "work") -> dict[str, Dataset]:
         """The datasets by stage."""
-        made: dict[str, Dataset] = {}
+        made = {"import": self.imported(name, withdrawn, work=work)}
         prefix = str(self.folder / work)
 
         def stage(stage: str, run: Callable[[str], object]) -> Dataset:
@@ -59,11 +72,6 @@ class Chain:
                 [run_rewards(RewardsConfig(reward=reward), chunk=chunk) for chunk in chunks], chunks, output
             )
 
-        paths = sorted(self.folder.glob("*.jsonl"))
-        sources = tuple(SourceConfig(uri=str(path), **self.settings.get("source", {})) for path in paths)
-        given = {"withdrawn": withdrawn, "work": prefix}
-        imports = ImportConfig(sources=sources, **given, **self.settings.get("import", {}))
-        stage("import", lambda output: run_import(imports, output=output))
         limits = FilterConfig(policy=str(self.policy), max_seq_len=120, max_prompt_len=80, work=prefix)
         stage("filter", lambda output: run_filter(limits, prompts=made["import"], output=output))
         stage("rewards", rewarded)
@@ -132,8 +140,13 @@ def test_it_is_what_the_whole_work_makes(
 ) -> None:
     chain = Chain(tmp_path_factory.mktemp("less"), tiny_model)
     counts = data.draw(st.lists(st.integers(4, 16), min_size=1, max_size=3))
-    for number, count in enumerate(counts):
-        write_source(chain.folder, f"source{number}", some_rows(f"s{number}", count))
+    rows = [some_rows(f"s{number}", count) for number, count in enumerate(counts)]
+    for number in range(len(rows)):
+        # Rows of the same prompt in one source or several, with the same answers or turned round.
+        for again in data.draw(st.lists(st.sampled_from(rows[-1]), max_size=4)):
+            turned = {"chosen": again["rejected"], "rejected": again["chosen"]}
+            rows[number].append(again | (turned if data.draw(st.booleans()) else {}))
+        write_source(chain.folder, f"source{number}", rows[number])
     before = chain.run("before")
     ids = [row["prompt_id"] for row in before["import"].iter_rows(["prompt_id"])]
     gone = data.draw(st.lists(st.sampled_from(ids), min_size=1, max_size=len(ids) // 3, unique=True))
@@ -144,7 +157,7 @@ def test_it_is_what_the_whole_work_makes(
         same(cheap[stage], whole[stage])
         assert not shared(whole[stage])
         assert all(row["prompt_id"] not in gone for row in cheap[stage].iter_rows(["prompt_id"]))
-    if cheap["import"].rows >= (1 - MOST_DELETED) * len(ids):
+    if not sources and cheap["import"].rows >= (1 - MOST_DELETED) * len(ids):
         assert shared(cheap["import"])
 
 
@@ -211,12 +224,27 @@ def test_a_weight_that_rows_of_earlier_runs_do_not_have_is_found_in_all_rows(
     assert not shared(cheap["mix"])
 
 
-def test_prompts_of_several_rows_are_imported_again(tmp_path: Path, tiny_model: Path) -> None:
+@pytest.mark.parametrize(
+    ("several", "sources", "shares"),
+    [
+        (["source0", "source1"], ["source1"], False),
+        (["source0", "source1"], [], True),
+        (["source1", "source1"], ["source1"], True),
+        (["source0", "source1"], ["source0", "source1"], True),
+    ],
+)
+def test_a_source_goes_with_its_prompts_where_no_other_has_them(
+    tmp_path: Path, tiny_model: Path, several: list[str], sources: list[str], shares: bool
+) -> None:
+    """Or else their rows change, and are imported again. Without a source the prompt is named."""
+    rows = {f"source{n}": some_rows(f"s{n}", count) for n, count in enumerate((2, 2, 12))}
+    for name in several:
+        rows[name].append({"prompt": "of two", "chosen": f"Yes, {name}.", "rejected": "No."})
+    for name, own in rows.items():
+        write_source(tmp_path, name, own)
     chain = Chain(tmp_path, tiny_model)
-    write_source(tmp_path, "source0", some_rows("s", 12))
-    write_source(tmp_path, "source1", some_rows("s", 5))
-    chain.run("before")
-    withdrawn = chain.withdrawal([], ["source0"])
-    cheap, whole = chain.run("cheap", withdrawn), chain.run("whole", withdrawn, work="other")
-    for stage in STAGES:
-        same(cheap[stage], whole[stage])
+    named = [row["prompt_id"] for row in chain.imported("before").iter_rows() if "of two" in row["messages"]]
+    withdrawn = chain.withdrawal([] if sources else named, sources)
+    cheap, whole = chain.imported("cheap", withdrawn), chain.imported("whole", withdrawn, work="other")
+    same(cheap, whole)
+    assert shared(cheap) is shares
