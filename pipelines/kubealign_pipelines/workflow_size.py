@@ -203,9 +203,9 @@ def _chunk(dataset: str, index: int, digest: str) -> Json:
     spans = [[shard, index * 99_990, (index + 1) * 99_990] for shard in (index, index + 1)]
     work, fingerprint = dataset.partition("/runs/")[0] + "/work", "f" * 64
     counts = {"index": index, "of": 128, "rows": 199_980}
-    places = {"dataset": dataset, "fingerprint": fingerprint, "row_ids": digest, "work": work}
+    names = {"dataset": dataset, "fingerprint": fingerprint, "row_ids": digest, "work": work}
     return {
-        **places,
+        **names,
         **counts,
         "spans": spans,
         "undeleted_spans": [[*span[:2], span[2] + 9] for span in spans],
