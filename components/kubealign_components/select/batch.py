@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from kubealign_components.select.stage import SelectConfig
 
 
-class Choice(NamedTuple):
+class Selected(NamedTuple):
     """What of a record batch is selected."""
 
     stay: Bools
@@ -121,7 +121,7 @@ class PromptBatch:
         """The output rows."""
         return self._output(self.choose())
 
-    def choose(self) -> Choice:
+    def choose(self) -> Selected:
         """Which rows and completions are the output; counts them, and what is dropped by reason."""
         pool = self._pool()
         stay = self._labelled_rows(pool) if self.config.by_labels else self._usable(pool)
@@ -138,7 +138,7 @@ class PromptBatch:
             self.stats.drop("no_pair", int((lacking & ~self.overlapping).sum()))
             stay = paired
         self._count(stay, selected, chosen, rejected)
-        return Choice(stay, np.flatnonzero(selected), chosen, rejected)
+        return Selected(stay, np.flatnonzero(selected), chosen, rejected)
 
     def _pool(self) -> Bools:
         """Which completions may be selected: those of the pool, or those with a label, each once."""
@@ -228,7 +228,7 @@ class PromptBatch:
         chosen, rejected = choose_pairs(strategy, pool, rules)
         return members[chosen], members[rejected]
 
-    def _output(self, choice: Choice) -> pa.RecordBatch:
+    def _output(self, choice: Selected) -> pa.RecordBatch:
         stay, selected, chosen, rejected = choice
         offsets = offsets_of(self._per_row_index(selected)[stay])
         position = np.full(len(self.row), -1, dtype=np.int64)
