@@ -91,7 +91,7 @@ def align_offline(
     return for_each_variant(inputs, left[first:], rungs, partial(tail.through, left[first:], made))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class _Tail:
     """The stages in which variants may differ, each on what the one before it made."""
 
@@ -102,6 +102,8 @@ class _Tail:
     against: PipelineTask
     comparison: Arguments
     benchmarked: bool
+    selected: PipelineTask | None = None
+    """The last task that selected."""
 
     def through(
         self,
@@ -132,7 +134,9 @@ class _Tail:
         inputs = self.inputs
         further = {"work": inputs["work"], **inputs.of("select"), **self.selection, **own}
         rewarded = made.outputs["dataset"]
-        return inputs.placement(select, about, rewarded=rewarded, seed=inputs["seed"], **further)
+        made = inputs.placement(select, about, rewarded=rewarded, seed=inputs["seed"], **further)
+        self.selected = made
+        return made
 
     def _mixed(self, made: PipelineTask, about: str, own: Arguments) -> PipelineTask:
         inputs = self.inputs
@@ -172,6 +176,8 @@ class _Tail:
         return trained
 
     def _compared(self, made: PipelineTask, about: str, own: Arguments) -> PipelineTask:
+        if "rounds" in self.comparison and self.selected is not None:
+            own = {**own, "selection": self.selected.outputs["dataset"]}
         return compare(self.inputs, self.against, made, {**self.comparison, **own}, about)
 
 

@@ -14,6 +14,7 @@ def evaluate(
     report: dsl.Output[dsl.HTML],
     lineage: dsl.Output[dsl.HTML],
     policy: str,
+    selection: dsl.Input[dsl.Dataset] = None,
     engine: str = "vllm",
     n: int = 10,
     temperature: float = 1.0,
@@ -48,6 +49,7 @@ def evaluate(
         report: the numbers and sampled texts side by side.
         lineage: every stage, setting, model and source that led here.
         policy: model directory, URI or hub id of the reference policy.
+        selection: of a further round, what the model was trained on (kubealign.selection/v1).
         engine: as sample had it.
         n: as sample had it.
         temperature: as sample had it.
@@ -81,7 +83,7 @@ def evaluate(
         rows_of,
         write_page,
     )
-    from kubealign_components.data.schemas import COMPLETIONS, REWARDED, TOKENIZED
+    from kubealign_components.data.schemas import COMPLETIONS, REWARDED, SELECTION, TOKENIZED
     from kubealign_components.evaluate.stage import EvaluateConfig, run
     from kubealign_components.reports.lineage import to_html
     from kubealign_components.variant import from_variant, name_variant
@@ -94,6 +96,7 @@ def evaluate(
         report=report.path,
         model_uri=model.uri,
         rounds=rounds,
+        selection=open_dataset(selection, SELECTION) if selection is not None else None,
         sweep=sweep,
     )
     log_stats(metrics, stats)

@@ -74,12 +74,12 @@ from kubealign_components.evaluate.second_reward import (
 )
 from kubealign_components.progress import progress_bar
 from kubealign_components.reports.html import REPORT, copy_report, write_report
-from kubealign_components.reports.rounds import lines_of
+from kubealign_components.reports.rounds import lines_of, shares_of_rounds
 from kubealign_components.store import join
 
 log = logging.getLogger(__name__)
 
-VERSION = 8
+VERSION = 9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,6 +178,7 @@ def run(
     report: str | None = None,
     model_uri: str = "",
     rounds: Sequence[Mapping[str, float]] = (),
+    selection: Dataset | None = None,
     sweep: bool = False,
 ) -> Stats:
     """Compare the policy at ``model`` with its reference; write ``kubealign.evaluation/v1`` to ``output``.
@@ -192,6 +193,7 @@ def run(
         report: path of a second copy of the report, for the Kubeflow UI.
         model_uri: what the manifest says of the model's place, where ``model`` is a copy of it.
         rounds: numbers of the evaluations of the rounds before, for the report.
+        selection: of a further round, the ``kubealign.selection/v1`` that the model was trained on.
         sweep: whether it is of a variant of a sweep, which goes on without one that has no answers.
 
     Raises:
@@ -214,7 +216,7 @@ def run(
     tokens = [aligned.model.tokenizer_digest(), list(aligned.end_ids)] if config.work else []
     request = output_request(config, provenance, output, REPORT, checked=tokens)
     try:
-        stats = once(request, lambda: _make(inputs, provenance, output, rounds))
+        stats = once(request, lambda: _make(inputs, provenance, output, rounds, selection))
     except Unanswered as error:
         if not sweep or trained is None:
             raise
@@ -244,7 +246,11 @@ class _Inputs:
 
 
 def _make(
-    inputs: _Inputs, provenance: Provenance, output: str, rounds: Sequence[Mapping[str, float]]
+    inputs: _Inputs,
+    provenance: Provenance,
+    output: str,
+    rounds: Sequence[Mapping[str, float]],
+    selection: Dataset | None,
 ) -> Stats:
     config, rewarder = inputs.config, inputs.rewarder
     stats = Stats(rows_in=inputs.rewarded.rows)
@@ -271,6 +277,7 @@ def _make(
     numbers |= second_numbers(rewards, seed=config.split_seed)
     verdict = _verdict(config, inputs.judge, compared, stats)
     numbers |= verdict.numbers() if verdict else {}
+    numbers |= shares_of_rounds(selection) if selection is not None else {}
     stats.numbers.update(numbers)
     rows = [prompt.evaluation_row() for prompt in compared]
     _write(rows, provenance, stats, output)

@@ -24,7 +24,7 @@ from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
 from kubealign_components.next_round.stopping import why_stop
 from kubealign_components.progress import progress_bar
-from kubealign_components.reports.rounds import NUMBERS
+from kubealign_components.reports.rounds import shown_of
 
 VERSION = 1
 
@@ -129,9 +129,9 @@ def trained_policy(evaluation: Dataset) -> Dataset:
 
 
 def shown_by(evaluation: Dataset) -> dict[str, float]:
-    """The numbers of :data:`~kubealign_components.reports.rounds.NUMBERS` that ``evaluation`` has."""
+    """What the report of a later round tells of ``evaluation``."""
     numbers: Mapping[str, float] = evaluation.manifest.stats["numbers"]
-    return {name: numbers[name] for name in NUMBERS if name in numbers}
+    return shown_of(numbers)
 
 
 def _unanswered(batch: pa.RecordBatch) -> pa.RecordBatch:

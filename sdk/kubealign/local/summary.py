@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from kubealign.cli.console import drop_text, duration, format_number, number_texts, reuse_text
 from kubealign.local.results import Results, StageRow
-from kubealign.local.rounds import COLUMNS, rounds_of, why_stopped
+from kubealign.local.rounds import rounds_of, why_stopped
 from kubealign.local.runs import DIRECTORIES
 from kubealign_components.config import from_mapping
 from kubealign_components.data.dataset import Dataset
@@ -30,6 +30,7 @@ from kubealign_components.gpus import visible_gpus
 from kubealign_components.reports.graph import Node, picture
 from kubealign_components.reports.html import render
 from kubealign_components.reports.lineage import to_html
+from kubealign_components.reports.rounds import COLUMNS
 from kubealign_components.reports.sides import SidesRow, sides_charts
 from kubealign_components.whole_file import write_whole
 

@@ -16,7 +16,7 @@ from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.null_runs import NULL_RUN
-from kubealign_components.data.schemas import EVALUATION, MODEL, SELECTION, TRAINING
+from kubealign_components.data.schemas import EVALUATION, MODEL, SELECTION, TRAINING, new_completion
 from kubealign_components.data.schemas import PROMPTS as PROMPT_ROWS
 from kubealign_components.data.seeds import is_held_out
 from kubealign_components.data.stats import Stats
@@ -36,6 +36,7 @@ from kubealign_components.rewards.stage import RewardsConfig
 from kubealign_components.rewards.stage import run as rewards
 from kubealign_components.sample.stage import SampleConfig
 from kubealign_components.sample.stage import run as sample
+from support.datasets import MakeDataset
 from support.pages import Page
 from support.tiny import build_tiny_model, prompt_row
 
@@ -175,15 +176,22 @@ def test_fewer_prompts_are_the_first_ones_by_hash(
 
 
 def test_the_report_sets_all_rounds_beside_each_other(
-    rewarded: Dataset, tiny_model: Path, tmp_path: Path
+    rewarded: Dataset, tiny_model: Path, tmp_path: Path, make_dataset: MakeDataset
 ) -> None:
     first = {"reward_aligned": 0.25, "reward_gain": 0.125, "length_ratio": 0.5}
+    of_both = [
+        prompt_row("a") | {"completions": [new_completion(model=m)], "reference_rewards": [], "pairs": []}
+        for m in ("tiny", "model (round 2)")
+    ]
     output = tmp_path / "out"
     names = {"rewarded": rewarded, "model": str(tiny_model), "output": str(output)}
-    numbers = run(config(tiny_model), **names, rounds=[first]).numbers
+    selection = make_dataset(of_both, SELECTION)
+    numbers = run(config(tiny_model), **names, rounds=[first], selection=selection).numbers
     page = Page((output / REPORT).read_text())
-    assert ["1", "0.25", "0.125", "", "", "0.5"] in page.rows
+    assert ["1", "0.25", "0.125", "", "", "0.5", "1: 100%"] in page.rows
     [second] = [row for row in page.rows if row[0] == "2" and len(row) == len(COLUMNS)]
+    assert second[-1] == "1: 50%, 2: 50%"
+    assert numbers["chosen_from_round_2"] == 0.5
     assert second[1] == f"{numbers['reward_aligned']:.4g}"
     assert second[3] == f"{numbers['reward_gain_low']:.4g} to {numbers['reward_gain_high']:.4g}"
 

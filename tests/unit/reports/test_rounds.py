@@ -1,13 +1,11 @@
-"""The table of rounds on the page of a run: numbers of each evaluation, and which rounds pairs are from."""
+"""The table of rounds: numbers of each evaluation, and which rounds what is trained on comes from."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from kubealign.local.results import Results, StageRow
-from kubealign.local.rounds import chosen_by_round, rounds_of
 from kubealign_components.data.schemas import SELECTION, new_completion
+from kubealign_components.reports.rounds import COLUMNS, chosen_by_round, lines_of, shares_of_rounds, shown_of
 from support.datasets import MakeDataset
 from support.tiny import prompt_row
 
@@ -37,16 +35,12 @@ def test_without_pairs_completions_are_counted(make_dataset: MakeDataset) -> Non
     assert chosen_by_round(make_dataset(rows, SELECTION)) == {1: 4, 2: 2, 3: 1}
 
 
-def test_one_round_needs_no_table() -> None:
-    row = StageRow(
-        stage="evaluate",
-        title="evaluate",
-        rows_in=1,
-        rows_out=1,
-        dropped={},
-        counts={},
-        numbers={},
-        seconds=1.0,
-    )
-    run = Results(pipeline="p", folder=Path(), parameters={}, seconds=1.0, stages=[row])
-    assert rounds_of(run) == []
+def test_a_line_tells_the_share_of_each_round_and_a_later_round_is_told_of_it(
+    make_dataset: MakeDataset,
+) -> None:
+    numbers = {"reward_aligned": 0.5, "prompts": 3.0, **shares_of_rounds(make_dataset(ROWS, SELECTION))}
+    [first, second] = lines_of([{"reward_aligned": 0.25}, shown_of(numbers)])
+    assert first == ["1", "0.25", "", "", "", "", "1: 100%"]
+    assert len(first) == len(COLUMNS)
+    assert second == ["2", "0.5", "", "", "", "", "1: 50%, 2: 50%"]
+    assert "prompts" not in shown_of(numbers)
