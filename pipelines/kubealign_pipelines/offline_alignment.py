@@ -27,6 +27,10 @@ With ``benchmark_tasks`` both policies are measured on tasks of lm-eval, too:
     … mix ─ train ─┬─ evaluate
                    └─ benchmark
 
+in a sweep the chosen one:
+
+    … (… train ─ evaluate) ×variants ─ choose ─ benchmark
+
 With a range for ``sample_n`` more completions are drawn of those prompts whose best and worst are not
 settled (``draws.py``). With ``rounds`` above 1 all of it after ``filter`` is done again, on what the policy
 has become (``rounds.py``).
@@ -55,7 +59,7 @@ from kubealign_pipelines.draws import RANGE, SAMPLE_N, DrawRange, draws_of, furt
 from kubealign_pipelines.draws import decide as decide_draws
 from kubealign_pipelines.fan_out import fan_out
 from kubealign_pipelines.halving import HALVING, Rung, rungs_of
-from kubealign_pipelines.offline_tail import OFFLINE_STAGES, align_offline
+from kubealign_pipelines.offline_tail import BENCHMARK_TASKS, OFFLINE_STAGES, align_offline
 from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
 from kubealign_pipelines.resources import CompileSettings, Placement
 from kubealign_pipelines.rounds import REFERENCE, ROUNDS, STOP, Rounds, further_rounds
@@ -65,8 +69,6 @@ from kubealign_pipelines.variants import SWEPT, VARIANTS, decide, number_of, swe
 REWARDS = ("reward_functions", "reward_model")
 JUDGE = "rank_judge"
 """Who ranks a prompt's completions, in place of a reward."""
-BENCHMARK_TASKS = "benchmark_tasks"
-"""Which standard benchmarks both policies are measured on; none leaves the stage out."""
 BEST_WORST = "best_worst"
 LABELS = ("labels", "labelled")
 """Selections that need no rewards; the first is the default where there are none."""
@@ -178,8 +180,8 @@ def offline_alignment(settings: CompileSettings, parameters: Mapping[str, object
             evaluate_options: Settings of evaluate by name, such as min_gain and max_prompts.
             benchmark_tasks: Names of tasks of lm-eval, such as arc_easy, that the policy is measured on
                 before and after; none leaves the stage out of the pipeline when it is compiled.
-            benchmark_options: Further settings of benchmark by name, such as limit, num_fewshot and
-                task_folder.
+            benchmark_options: Further settings of benchmark by name, such as limit, num_fewshot, max_drop
+                and task_folder.
             variants: Of a sweep, what each variant has of its own: by stage (select, mix, train, evaluate),
                 options of that stage.
             choose_options: Of a sweep, or of rounds that may stop, settings of choose by name, such as max_kl
@@ -261,9 +263,6 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
     require(
         not swept or rounds.number == 1, ROUNDS.name, rounds.number, "1 in a sweep, of variants of one round"
     )
-    benchmarks = parameters.get(BENCHMARK_TASKS)
-    chosen = "none in a sweep: measure the model that is chosen, with the stage benchmark by itself"
-    require(not (swept and benchmarks), BENCHMARK_TASKS, benchmarks, chosen)
     rungs = _rungs(parameters, int(choices[HALVING.name]), swept)
     if swept:
         order = _order_of_sweep(parameters, order, swept, rewarded=rewarded)
@@ -274,7 +273,7 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
         ranked=bool(judge),
         order=order,
         rounds=rounds,
-        benchmarked=bool(benchmarks),
+        benchmarked=bool(parameters.get(BENCHMARK_TASKS)),
         strategy=by_itself,
         swept=swept,
         rungs=rungs,

@@ -7,6 +7,8 @@ In a sweep what stands before the first stage in which its variants differ is do
     logprobs ×chunks ─ merge ─ (select ─ mix ─ train ─ evaluate) ×variants ─ choose
 
 With successive halving the latter is done a rung after the other (``halving.py``).
+
+Where benchmarks are asked for, they hang off ``train``, or in a sweep off ``choose``.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
 from kubealign_pipelines.variant_loop import for_each_variant
 from kubealign_pipelines.variants import SWEPT
 
+BENCHMARK_TASKS = "benchmark_tasks"
+"""Which standard benchmarks both policies are measured on; none leaves the stage out."""
 OFFLINE_STAGES = ("select", "logprobs", "mix", "train", "evaluate")
 """In their order."""
 
@@ -67,7 +71,7 @@ def align_offline(
         start: policy and reference of ``train`` where it starts at another policy.
         against: task whose rewarded completions are compared with, where these are not those of ``rows``.
         earlier: what the evaluations of the rounds before showed, if there are any.
-        benchmarked: whether the trained policy is measured on standard benchmarks.
+        benchmarked: whether the trained policy is measured on standard benchmarks, of a sweep the chosen one.
         about: tells the tasks of one round from those of another.
     """
     models = {"policy": inputs["policy"], "reference": reference}
@@ -77,7 +81,7 @@ def align_offline(
         models=start or models,
         against=against or rows,
         comparison={**comparison, **({"rounds": earlier} if earlier else {})},
-        benchmarked=benchmarked,
+        benchmarked=benchmarked and not swept,
     )
     left: Sequence[str] = SWEPT
     if order == "before":
@@ -88,7 +92,10 @@ def align_offline(
         return tail.through(left, made, about)
     first = next(number for number, stage in enumerate(left) if stage in swept)
     made = tail.through(left[:first], made, about)
-    return for_each_variant(inputs, left[first:], rungs, partial(tail.through, left[first:], made))
+    chosen = for_each_variant(inputs, left[first:], rungs, partial(tail.through, left[first:], made))
+    if benchmarked:
+        measure_on_benchmarks(inputs, choice=chosen.outputs["dataset"])
+    return chosen
 
 
 @dataclass(kw_only=True, slots=True)
@@ -164,15 +171,7 @@ class _Tail:
             **inputs.of("train"),
         )
         if self.benchmarked:
-            inputs.placement(
-                benchmark,
-                about,
-                model=trained.outputs["model"],
-                policy=inputs["policy"],
-                seed=inputs["seed"],
-                work=inputs["work"],
-                **inputs.of("benchmark"),
-            )
+            measure_on_benchmarks(inputs, about, model=trained.outputs["model"])
         return trained
 
     def _compared(self, made: PipelineTask, about: str, own: Arguments) -> PipelineTask:
@@ -199,6 +198,13 @@ def compare(
         **comparison,
         **inputs.of("evaluate"),
     )
+
+
+def measure_on_benchmarks(inputs: PipelineInputs, about: str = "", **aligned: PipelineChannel) -> None:
+    """Measure on standard benchmarks the policy that ``aligned`` has as ``model``, or as ``choice`` chose it,
+    and what it was made from."""
+    shared = {name: inputs[name] for name in ("policy", "seed", "work")}
+    inputs.placement(benchmark, about, **aligned, **shared, **inputs.of("benchmark"))
 
 
 def _scored(inputs: PipelineInputs, made: PipelineTask, models: Arguments, about: str) -> PipelineTask:

@@ -8,6 +8,9 @@ With ``rl: offline`` the third line is that of offline alignment, under the same
 
     rl_prompts ─ filter ─ sample ×chunks ─ merge ─ rewards ×chunks ─ merge
                ─ select ─ logprobs ×chunks ─ merge ─ mix ─ train ─ evaluate
+
+With ``benchmark_tasks`` the aligned policy and what it was are measured on tasks of lm-eval, too, beside
+``evaluate``.
 """
 
 # ruff: noqa: B006 (KFP reads defaults from the signature and never changes them)
@@ -31,7 +34,13 @@ from kubealign_components.sample.component import sample
 from kubealign_components.train_ppo.component import train_ppo
 from kubealign_components.train_reward_model.component import train_reward_model
 from kubealign_pipelines.fan_out import fan_out
-from kubealign_pipelines.offline_tail import OFFLINE_STAGES, align_offline, compare
+from kubealign_pipelines.offline_tail import (
+    BENCHMARK_TASKS,
+    OFFLINE_STAGES,
+    align_offline,
+    compare,
+    measure_on_benchmarks,
+)
 from kubealign_pipelines.pipeline_inputs import Arguments, PipelineInputs
 from kubealign_pipelines.resources import CompileSettings, Placement
 from kubealign_pipelines.rules import LOGPROBS_ORDER, Choice, Rules
@@ -47,13 +56,14 @@ SAMPLING: dict[str, object] = {"temperature": 0.7, "max_new_tokens": 768}
 """How the policy answers, unless options say otherwise."""
 RULES = Rules(
     choices=(RL, LOGPROBS_ORDER),
+    deciding={BENCHMARK_TASKS: lambda given: True if given else None},
     options={
         **{stage: stage for stage in ("clean_prompts", "filter", "sample", "judge", "aggregate")},
         "pmp": "clean_pmp",
         "reward_model": "train_reward_model",
         "rl_prompts": "rl_prompts",
         "ppo": "train_ppo",
-        **{stage: stage for stage in ("rewards", *OFFLINE_STAGES)},
+        **{stage: stage for stage in ("rewards", *OFFLINE_STAGES, "benchmark")},
     },
 )
 
@@ -101,6 +111,8 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, object]) -> Graph
         train_learning_rate: float = 5e-7,
         train_options: dict[str, object] = {},
         evaluate_options: dict[str, object] = {},
+        benchmark_tasks: list[object] = [],
+        benchmark_options: dict[str, object] = {},
     ) -> None:
         """Align a chat model by principles, without labels of its own outputs.
 
@@ -157,14 +169,19 @@ def salmon(settings: CompileSettings, parameters: Mapping[str, object]) -> Graph
             train_options: Further settings of train by name, such as adapter and batch_size.
             evaluate_options: Settings of evaluate by name, such as min_gain; how the policy as it was
                 compares both sides, such as principles and token_budget, under judge.
+            benchmark_tasks: Names of tasks of lm-eval, such as arc_easy, that the policy is measured on
+                before and after; none leaves the stage out of the pipeline when it is compiled.
+            benchmark_options: Further settings of benchmark by name, such as limit, num_fewshot, max_drop
+                and task_folder.
         """
         placement.check_first("salmon", RULES.shape(parameters), locals())
-        _stages(PipelineInputs.of_function(placement, locals()), chosen)
+        benchmarked = bool(parameters.get(BENCHMARK_TASKS))
+        _stages(PipelineInputs.of_function(placement, locals()), chosen, benchmarked=benchmarked)
 
     return pipeline
 
 
-def _stages(inputs: PipelineInputs, chosen: Mapping[str, str]) -> None:
+def _stages(inputs: PipelineInputs, chosen: Mapping[str, str], *, benchmarked: bool) -> None:
     cleaned = inputs.placement(
         clean_prompts,
         sources=inputs["sources"],
@@ -183,9 +200,10 @@ def _stages(inputs: PipelineInputs, chosen: Mapping[str, str]) -> None:
         **inputs.of("rl_prompts"),
     )
     if chosen[RL.name] == "offline":
-        compared = _offline(inputs, gathered, reward_model, chosen[LOGPROBS_ORDER.name])
+        order = chosen[LOGPROBS_ORDER.name]
+        compared = _offline(inputs, gathered, reward_model, order, benchmarked=benchmarked)
     else:
-        compared = _ppo(inputs, gathered, reward_model)
+        compared = _ppo(inputs, gathered, reward_model, benchmarked=benchmarked)
     inputs.placement.register_model(compared.outputs["dataset"])
 
 
@@ -234,7 +252,9 @@ def _reward_model(inputs: PipelineInputs, preferences: PipelineTask) -> Pipeline
     )
 
 
-def _ppo(inputs: PipelineInputs, gathered: PipelineTask, reward_model: PipelineTask) -> PipelineTask:
+def _ppo(
+    inputs: PipelineInputs, gathered: PipelineTask, reward_model: PipelineTask, *, benchmarked: bool
+) -> PipelineTask:
     questions = _tokenised(inputs, gathered, {}, RL_PROMPTS)
     aligned = inputs.placement(
         train_ppo,
@@ -247,11 +267,18 @@ def _ppo(inputs: PipelineInputs, gathered: PipelineTask, reward_model: PipelineT
         work=inputs["work"],
         **inputs.of("ppo"),
     )
+    if benchmarked:
+        measure_on_benchmarks(inputs, model=aligned.outputs["model"])
     return compare(inputs, questions, aligned, _comparison(inputs, reward_model, n=1))
 
 
 def _offline(
-    inputs: PipelineInputs, gathered: PipelineTask, reward_model: PipelineTask, order: str
+    inputs: PipelineInputs,
+    gathered: PipelineTask,
+    reward_model: PipelineTask,
+    order: str,
+    *,
+    benchmarked: bool,
 ) -> PipelineTask:
     questions = _tokenised(inputs, gathered, inputs.cut(sample), RL_PROMPTS)
     answers = _sampled(inputs, questions, inputs.cut(rewards), n=inputs["sample_n"], about=RL_PROMPTS)
@@ -265,7 +292,9 @@ def _offline(
         **inputs.of("rewards"),
     )
     comparison = _comparison(inputs, reward_model, n=inputs["sample_n"])
-    return align_offline(inputs, rewarded, order=order, selection={}, comparison=comparison)
+    return align_offline(
+        inputs, rewarded, order=order, selection={}, comparison=comparison, benchmarked=benchmarked
+    )
 
 
 def _tokenised(

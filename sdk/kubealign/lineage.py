@@ -67,6 +67,14 @@ def last_made(run: RunInfo) -> Dataset:
     return made
 
 
+def benchmark_of(uri: str) -> Dataset | None:
+    """The last benchmark of the run at ``uri``, or of the newest run of that output folder; None where none
+    was made, or where a dataset or model lies there."""
+    run = find_run(uri)
+    made = standing(reversed(run.made)) if run else ()
+    return next((one for one in made if one.manifest.schema == BENCHMARK and one.rows), None)
+
+
 def standing(paths: Iterable[Path]) -> Iterator[Dataset]:
     """The datasets and models at ``paths`` that are still there, and whole."""
     for path in paths:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from kubealign_components.benchmark.names import check_names
 from kubealign_components.config import execution, require, require_choice
@@ -45,6 +46,10 @@ class BenchmarkConfig:
     """Of the choice of examples, and of tasks that sample."""
     allow_unsafe_code: bool = False
     """Whether tasks may be run that run what the models write, such as humaneval: do so in a sandbox only."""
+    max_drop: Mapping[str, float] = field(default_factory=dict, metadata={"execution": True})
+    """Fail the run, after model and pages are published, where a metric may have got worse by more than this:
+    by the name of a task or group, for all of its metrics, or of one metric, such as arc_easy_acc. The whole
+    95 % interval of the difference must keep to it, so a small margin takes many documents."""
     batch_size: int = execution(16)
     """Sequences that transformers reads at once."""
     tensor_parallel_size: int = execution(1)
@@ -64,6 +69,11 @@ class BenchmarkConfig:
         require(self.num_fewshot >= AS_THE_TASK_SAYS, "num_fewshot", self.num_fewshot, shots)
         require(self.max_model_len >= 0, "max_model_len", self.max_model_len, "0 or a number of tokens")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
+        for name, most in self.max_drop.items():
+            of_tasks = any(name == task or name.startswith(f"{task}_") for task in self.tasks)
+            names = "the name of one of tasks, or of a metric of it, such as arc_easy_acc"
+            require(of_tasks, "max_drop", name, names)
+            require(most >= 0, f"max_drop[{name}]", most, "0 or more, in the units of the metric")
         require(self.batch_size > 0, "batch_size", self.batch_size, "a positive number of sequences")
         gpus = self.tensor_parallel_size
         require(gpus > 0, "tensor_parallel_size", gpus, "a positive number of GPUs")

@@ -90,6 +90,15 @@ class BenchmarkResult:
         return difference if up else -difference
 
     @property
+    def largest_drop(self) -> float | None:
+        """The most that the aligned model may be worse, by the 95 % interval of the difference; below 0 where
+        it is better. None where there is no interval, or it is not known which way is better."""
+        low, high = self.difference_low, self.difference_high
+        if self.higher_is_better is None or low is None or high is None:
+            return None
+        return -low if self.higher_is_better else high
+
+    @property
     def name(self) -> str:
         """As metrics have it."""
         parts = [self.task, self.metric, *([self.filter] if self.filter != NO_FILTER else [])]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kubealign_components.benchmark.config import BenchmarkConfig
+from kubealign_components.benchmark.gates import unmet
 from kubealign_components.benchmark.process import run_harness
 from kubealign_components.benchmark.records import (
     HarnessJob,
@@ -28,7 +29,7 @@ from kubealign_components.benchmark.records import (
     read_record,
 )
 from kubealign_components.benchmark.report import report_html
-from kubealign_components.benchmark.results import BenchmarkComparison
+from kubealign_components.benchmark.results import BenchmarkComparison, BenchmarkResult
 from kubealign_components.config import semantic_params
 from kubealign_components.data.benchmark_rows import BENCHMARK
 from kubealign_components.data.dataset import Dataset, DatasetWriter
@@ -40,7 +41,7 @@ from kubealign_components.data.origins import note_origin
 from kubealign_components.data.stats import Stats
 from kubealign_components.data.trained import trained_model
 from kubealign_components.engines.dtypes import device_type, resolved_dtype
-from kubealign_components.errors import ConfigError, EngineError
+from kubealign_components.errors import ConfigError, EngineError, GateError
 from kubealign_components.named_paths import FOLDER, kind_at, named_path
 from kubealign_components.preemption import Stop, preemptible
 from kubealign_components.reports.html import REPORT, copy_report, message_page, write_report
@@ -69,6 +70,7 @@ def run(
         ConfigError: a task that there is not, whose documents cannot be read here, or that may not be run; a
             chat template that a model lacks.
         EngineError: lm-eval is not installed, or a model cannot be loaded.
+        GateError: a metric does not keep to ``max_drop``; output and report are written before.
     """
     trained = trained_model(model, model_uri or model)
     if trained is not None and trained.ended_early:
@@ -90,7 +92,19 @@ def run(
         request = output_request(config, provenance, output, REPORT)
         stats = once(request, lambda: bench.make(output, stop))
     copy_report(output, report)
+    _check_gate(config, output)
     return stats
+
+
+def _check_gate(config: BenchmarkConfig, output: str) -> None:
+    if not config.max_drop:
+        return
+    measured = Dataset.open(output, BENCHMARK).manifest.extra["results"]
+    if reasons := unmet(config.max_drop, [BenchmarkResult(**one) for one in measured]):
+        raise GateError(
+            f"benchmarks do not keep to max_drop; the model is published, and all metrics are in "
+            f"{join(output, REPORT)}. {'. '.join(reasons)}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 
+from kubealign_components.data.choice_rows import ChoiceRow
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import MODEL
-from kubealign_components.errors import NotFound
+from kubealign_components.errors import DataError, NotFound
 
 log = logging.getLogger(__name__)
 
@@ -24,3 +25,15 @@ def trained_model(model: str, uri: str) -> Dataset | None:
     except NotFound:
         log.warning("%s has no manifest: its training data is not known", model)
         return None
+
+
+def chosen_model(choice: Dataset) -> str:
+    """Where the model lies that ``choice`` (``kubealign.choice/v1``) is of.
+
+    Raises:
+        DataError: none was chosen.
+    """
+    for row in choice.iter_rows(of=ChoiceRow):
+        if row["chosen"]:
+            return row["model"]
+    raise DataError(f"{choice.uri} has no chosen model: expected a choice of one that keeps to the limits")

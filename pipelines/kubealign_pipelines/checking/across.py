@@ -47,6 +47,10 @@ _NO_GATE = (
     "bring the gain. The summary and the report of the last round tell it; with rounds_stop: no_gain, "
     "choose_min_gain fails a run whose best round gains less"
 )
+_NO_DROP = (
+    "none with several rounds: the first round that falls short would end the run before those after it; "
+    "what each has lost is in its benchmark's page and metrics"
+)
 _NO_SECRET = (
     "no secret, which manifests, logs and the form would show; put it into a Kubernetes secret, and "
     "its name under compile.stages.STAGE.secrets"
@@ -68,6 +72,9 @@ def check_across(checked: Checked) -> Iterator[Finding]:
         yield from _draws(draw_more, checked)
     if checked.of("next_round"):
         yield from gates(checked, _NO_GATE)
+        for benchmark in checked.of("benchmark"):
+            if benchmark.config.max_drop:
+                yield error_at(benchmark.path(("max_drop",)), benchmark.config.max_drop, _NO_DROP)
         for choose in checked.of("choose"):
             yield from kl_estimates(checked, choose.config.max_kl)
         yield from _own_quantiles(checked)

@@ -130,6 +130,8 @@ def lineage_(
 def rerun_(target: str, output: Path | None, into: Path | None) -> None:
     """Write the run file that makes a dataset or model again, from its manifest.
 
+    Of a run that is its last output; benchmarks that it was measured on are told, too.
+
     With --check it is run here, from the sources on, and fingerprint, rows and weights are compared.
     """
     import yaml
@@ -137,13 +139,14 @@ def rerun_(target: str, output: Path | None, into: Path | None) -> None:
     from kubealign.cli.console import standard_console
     from kubealign.cli.progress import Progress
     from kubealign.errors import RunFailed
-    from kubealign.lineage import open_output
+    from kubealign.lineage import benchmark_of, open_output
     from kubealign.local.runner import run_local
     from kubealign.rerun import check, rerun_folder, run_file_of
     from kubealign.runfile import RunFile
 
     original = open_output(target)
-    content = run_file_of(original.manifest)
+    measured = benchmark_of(target)
+    content = run_file_of(original.manifest, measured.manifest if measured else None)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     if output:
         write_whole(output, text)

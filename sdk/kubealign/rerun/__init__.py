@@ -15,17 +15,26 @@ from kubealign_components.json_types import JsonObject
 __all__ = ["check", "rerun_folder", "run_file_of"]
 
 
-def run_file_of(manifest: Manifest) -> JsonObject:
+def run_file_of(manifest: Manifest, benchmark: Manifest | None = None) -> JsonObject:
     """The run file, as plain values, of the pipeline that makes what ``manifest`` describes.
 
     What it does not depend on is left out: of a dataset from the middle of a pipeline, parameters that the
     run needs beside may be missing.
+
+    Args:
+        manifest: of a dataset or model.
+        benchmark: of what its run was measured on beside, which nothing is made of; the run file has it, too.
 
     Raises:
         ConfigError: it was made by stages that are not those of one run of a pipeline, or from a place that
             the manifest does not tell.
     """
     story = Story(manifest)
-    if story.stages & SALMON:
-        return {"pipeline": "salmon", "parameters": salmon(story)}
-    return {"pipeline": "offline_alignment", "parameters": offline_alignment(story)}
+    name, parameters_of = (
+        ("salmon", salmon) if story.stages & SALMON else ("offline_alignment", offline_alignment)
+    )
+    parameters = parameters_of(story)
+    if benchmark is not None:
+        measured = parameters_of(Story(benchmark))
+        parameters |= {own: value for own, value in measured.items() if own.startswith("benchmark_")}
+    return {"pipeline": name, "parameters": parameters}

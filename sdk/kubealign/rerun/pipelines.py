@@ -83,6 +83,7 @@ def salmon(story: Story) -> dict[str, object]:
     made.train(_TRAINING)
     n = "evaluate_n" if story.one("train_ppo") else ""
     made.evaluate(n, reward={}, judge="evaluate_judge_options")
+    made.benchmarks()
     return made.parameters.values
 
 

@@ -30,7 +30,7 @@ OFFLINE = frozenset(
 )
 """Stages of offline alignment; SALMON has all but the first."""
 BENCHMARKS = frozenset(["benchmark"])
-"""Stages that offline alignment alone may have beside these."""
+"""Stages that either pipeline may have beside these."""
 ROUNDS = frozenset(["next_round", "join_rounds"])
 """Stages that begin and join further rounds of offline alignment."""
 _ONCE = frozenset(["import_prompts", "filter"])
@@ -71,8 +71,8 @@ class Story:
             "evaluation of one of them, such as the chosen one's, or run the file of the sweep once more",
         )
         salmon = bool(self.stages & SALMON)
-        beside = ROUNDS | BENCHMARKS | {"choose"}
-        stages = SALMON | OFFLINE - {"import_prompts"} if salmon else OFFLINE | beside
+        own = SALMON | OFFLINE - {"import_prompts"} if salmon else OFFLINE | ROUNDS | {"choose"}
+        stages = own | BENCHMARKS
         repeated = (
             dict.fromkeys(_TWICE, 2) if salmon else dict.fromkeys(OFFLINE - _ONCE | ROUNDS, self.rounds)
         )

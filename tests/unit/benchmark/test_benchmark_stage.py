@@ -20,6 +20,8 @@ from kubealign_components.benchmark.config import BenchmarkConfig
 from kubealign_components.benchmark.stage import run
 from kubealign_components.data.benchmark_rows import BENCHMARK, BenchmarkRow
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.errors import GateError
+from kubealign_components.reports.html import REPORT
 from support.benchmarks import CAPITALS, COUNTRIES, EXAMPLES, GROUP, PROSE, WRITTEN, write_tasks
 from support.pages import Page
 from support.tiny import build_tiny_model
@@ -200,6 +202,11 @@ def test_a_run_that_was_stopped_goes_on_and_a_finished_one_is_taken(
         record.unlink()
     stats = run(measured.config(), model=str(measured.aligned), output=str(tmp_path / "resumed"))
     assert asdict(stats) == asdict(again)
+    with pytest.raises(GateError, match=r"(?s)the model is published.*prose_byte_perplexity changed by"):
+        run(
+            measured.config(max_drop={"prose": 0.0}), model=str(measured.aligned), output=str(tmp_path / "no")
+        )
+    assert (tmp_path / "no" / REPORT).is_file()
     assert lost.read_bytes() == content
     after = measured.records()
     assert {name for name in after if after[name] != before[name]} == {lost.name}

@@ -98,9 +98,27 @@ def test_benchmarks_hang_off_the_training_of_every_round(tmp_path: Path) -> None
     spec, _ = compile_ir(tmp_path, "offline_alignment", parameters=asked)
     tasks = spec["root"]["dag"]["tasks"]
     assert tasks["benchmark"]["dependentTasks"] == ["train"] == tasks["evaluate"]["dependentTasks"][-1:]
-    swept = {**asked, "variants": [{"train": {"beta": 0.05}}, {}], "reward_functions": ["brevity"]}
-    with pytest.raises(ConfigError, match=r"benchmark_tasks=\['arc_easy'\]: expected none in a sweep"):
-        compile_pipeline("offline_alignment", tmp_path / "unused.yaml", parameters=swept)
+
+
+@pytest.mark.parametrize("halving", [0, 2])
+def test_of_a_sweep_the_chosen_policy_is_measured_on_benchmarks(tmp_path: Path, halving: int) -> None:
+    swept = {"variants": [{"train": {"beta": 0.05}}, {}], "reward_functions": ["brevity"], "halving": halving}
+    spec, _ = compile_ir(tmp_path, "offline_alignment", parameters={**swept, "benchmark_tasks": ["arc_easy"]})
+    [measured] = [name for name in spec["components"] if name.startswith("comp-benchmark")]
+    artifacts = spec["root"]["dag"]["tasks"][measured.removeprefix("comp-")]["inputs"]["artifacts"]
+    assert artifacts == {
+        "choice": {"taskOutputArtifact": {"producerTask": "choose", "outputArtifactKey": "dataset"}}
+    }
+
+
+@pytest.mark.parametrize(("rl", "trained"), [("ppo", "train-ppo"), ("offline", "train")])
+def test_what_salmon_aligns_is_measured_on_benchmarks(tmp_path: Path, rl: str, trained: str) -> None:
+    asked = {"rl": rl, "benchmark_tasks": ["arc_easy"]}
+    spec, _ = compile_ir(tmp_path, "salmon", parameters=asked)
+    tasks = spec["root"]["dag"]["tasks"]
+    assert tasks["benchmark"]["dependentTasks"] == [trained]
+    spec, _ = compile_ir(tmp_path, "salmon", parameters={"rl": rl})
+    assert "benchmark" not in spec["root"]["dag"]["tasks"]
 
 
 def _reaches(tasks: dict[str, Any], task: dict[str, Any], name: str) -> bool:

@@ -56,6 +56,10 @@ def test_two_rounds_are_checked_whole(tiny_model: Path, tmp_path: Path) -> None:
         ({"rounds": 3, "evaluate_min_gain": 0.0}, "evaluate_min_gain: none with several rounds"),
         ({"rounds": 2, "evaluate_require": ["gain"]}, "evaluate_require: none with several rounds"),
         (
+            {"rounds": 2, "benchmark_tasks": ["arc_easy"], "benchmark_max_drop": {"arc_easy": 0.02}},
+            "benchmark_max_drop: none with several rounds",
+        ),
+        (
             {"rounds": 2, "rounds_stop": "no_gain", "choose_max_kl": 9, "evaluate_kl_prompts": 0},
             "evaluate_kl_prompts: 1 or more, as choose_max_kl asks for the KL",
         ),

@@ -354,6 +354,20 @@ def test_benchmarks_are_told_with_the_folder_of_their_tasks(folder: str) -> None
     assert told["benchmark_options"] == {"limit": 50, "apply_chat_template": True, **where}
 
 
+def test_benchmarks_of_a_run_are_told_with_what_else_it_made() -> None:
+    trained = Dataset("model", manifest_of(derive("train", 1, {"seed": 4, "beta": 0.2})))
+    asked = {"tasks": ["capitals"], "limit": 50, "seed": 4, "version": 1, "lm_eval": "0.4.12", "measured": {}}
+    measured = manifest_of(derive("benchmark", 1, asked, inputs={"model": trained}))
+    told = run_file_of(trained.manifest, measured)["parameters"]
+    assert told == {**run_file_of(trained.manifest)["parameters"], "benchmark_tasks": ["capitals"]} | {
+        "benchmark_options": {"limit": 50}
+    }
+    judged = Dataset("pairs", manifest_of(derive("clean_pmp", 1, {"sources": [], "seed": 4})))
+    by_principles = manifest_of(derive("benchmark", 1, asked, inputs={"model": judged}))
+    assert run_file_of(by_principles)["pipeline"] == "salmon"
+    assert parameters_of(by_principles)["benchmark_tasks"] == ["capitals"]
+
+
 def test_the_choice_of_a_sweep_is_refused_for_what_it_is() -> None:
     params = {"rounds": 0, "reduction_factor": 3}
     with pytest.raises(ConfigError, match="choice among the variants of a sweep; name the model"):
