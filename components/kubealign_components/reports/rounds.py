@@ -69,6 +69,8 @@ def _cells(numbers: Mapping[str, float]) -> list[str]:
     cells = {name: f"{numbers[name]:.4g}" if name in numbers else "" for name in NUMBERS}
     low, high = (cells.pop(name) for name in GAIN)
     reward, gain, kl, length = cells.values()
-    shares = {int(found[1]): share for name, share in numbers.items() if (found := _SHARE.fullmatch(name))}
+    shares = {
+        int(of_round[1]): share for name, share in numbers.items() if (of_round := _SHARE.fullmatch(name))
+    }
     of_rounds = ", ".join(f"{number}: {share:.0%}" for number, share in sorted(shares.items()))
     return [reward, gain, f"{low} to {high}" if low else "", kl, length, of_rounds]
