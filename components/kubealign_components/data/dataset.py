@@ -23,7 +23,15 @@ import pyarrow.parquet as pq
 from kubealign_components.data.deletions import packed
 from kubealign_components.data.fingerprint import Provenance, canonical_json, file_digest
 from kubealign_components.data.job_thread import JobThread
-from kubealign_components.data.manifest import ENDED_EARLY, MANIFEST, UNDELETED, Manifest, Shard
+from kubealign_components.data.manifest import (
+    DROPPED_EXAMPLES,
+    ENDED_EARLY,
+    MANIFEST,
+    UNDELETED,
+    UNDELETED_FROM,
+    Manifest,
+    Shard,
+)
 from kubealign_components.data.origins import with_use
 from kubealign_components.data.schemas import ROWS
 from kubealign_components.data.shard_rows import ShardRows
@@ -107,6 +115,25 @@ class Dataset(ShardRows):
     def rows(self) -> int:
         """Number of rows."""
         return self.manifest.rows
+
+    def undeleted(self) -> Dataset | None:
+        """The dataset that this is with the rows that are deleted, in the same files, whatever became of the
+        one that they were taken from; None where the manifest does not tell."""
+        manifest, says = self.manifest, self.manifest.extra.get(UNDELETED_FROM)
+        if not isinstance(says, dict) or not {"step", "stats", "extra"} <= says.keys():
+            return None
+        shards = tuple(replace(shard, rows=shard.rows_in_file, deleted="") for shard in manifest.shards)
+        whole = replace(
+            manifest,
+            shards=shards,
+            rows=sum(shard.rows for shard in shards),
+            fingerprint=manifest.undeleted,
+            recipe=manifest.recipe | {manifest.undeleted: says["step"]},
+            origins={manifest.undeleted: manifest.origins[manifest.fingerprint]} | manifest.origins,
+            stats=says["stats"],
+            extra=says["extra"],
+        )
+        return Dataset(self.uri, whole)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole dataset in memory; for small ones and for single columns."""
@@ -208,6 +235,7 @@ class DatasetWriter:
         self.rows = 0
         self.undeleted = ""
         """See :attr:`Manifest.undeleted`."""
+        self._undeleted_from: JsonObject = {}
         self._shards: list[Shard] = []
         self._copied: list[str] = []
         self._shard_bytes = shard_bytes
@@ -270,6 +298,10 @@ class DatasetWriter:
         self.adopt(Dataset(source.uri, manifest))
         if source.manifest.fingerprint != self.provenance.fingerprint:
             self.undeleted = source.manifest.fingerprint
+            # Examples of what was dropped may be of the rows that are gone.
+            extra = {name: said for name, said in source.manifest.extra.items() if name != DROPPED_EXAMPLES}
+            step, stats = source.manifest.provenance.step, source.manifest.stats
+            self._undeleted_from = {UNDELETED_FROM: {"step": step, "stats": stats, "extra": extra}}
 
     def adopt(self, *sources: Dataset) -> None:
         """Take over the shards of ``sources`` as they are: the store copies many at once, no rows pass
@@ -300,7 +332,7 @@ class DatasetWriter:
         self.close_shard()
         ended = self.provenance.ended_early
         extra = {**(extra or {}), **({ENDED_EARLY: ended} if ended else {})}
-        extra = {**extra, **({UNDELETED: self.undeleted} if self.undeleted else {})}
+        extra = {**extra, **({UNDELETED: self.undeleted} if self.undeleted else {}), **self._undeleted_from}
         manifest = Manifest(
             schema=self.schema,
             rows=self.rows,

@@ -79,13 +79,17 @@ class OutputRequest:
         """What the manifest must say, or else nobody can tell that it is this output."""
         return {_REQUEST: self.key} if self.work and self.provenance is None else {}
 
-    def check(self, manifest: Manifest) -> None:
-        """Raise :class:`CorruptDataset` unless ``manifest`` is that of this output."""
+    def fits(self, manifest: Manifest) -> bool:
+        """Whether ``manifest`` is that of this output."""
         if self.provenance is not None:
             right = manifest.fingerprint == self.provenance.fingerprint
         else:
             right = manifest.extra.get(_REQUEST) == self.key
-        if not right or manifest.provenance.step["stage"] != self.stage:
+        return right and manifest.provenance.step["stage"] == self.stage
+
+    def check(self, manifest: Manifest) -> None:
+        """Raise :class:`CorruptDataset` unless ``manifest`` is that of this output."""
+        if not self.fits(manifest):
             raise CorruptDataset(f"it is another one, {manifest.slug!r} ({manifest.fingerprint[:12]})")
 
 
@@ -148,22 +152,34 @@ def take_finished(request: OutputRequest) -> Stats | None:
 
 
 def finished_elsewhere(request: OutputRequest) -> Dataset | None:
-    """What was finished before for ``request``, whole, where it stands; None where there is none."""
+    """What was finished before for ``request``, whole, where it stands, or as the shards have it of a dataset
+    of which rows are deleted; None where there is none."""
+    beneath: Dataset | None = None
     for record, content in list(_records(request)) if request.work else ():
         origin = recorded_output(record, content["output"])
         try:
             made = Dataset.open(origin, allow_empty=True)
-            request.check(made.manifest)
             made.check_sizes()
+            if (undeleted := _undeleted(request, made)) is not None:
+                beneath = undeleted
+                continue
+            request.check(made.manifest)
         except (NotFound, CorruptDataset, StoreError) as error:
             log.warning("what %s names cannot be taken: %s", record, error)
         else:
             return made
-    return None
+    return beneath
+
+
+def _undeleted(request: OutputRequest, made: Dataset) -> Dataset | None:
+    """The output of ``request`` where ``made`` is this without some rows."""
+    undeleted = made.undeleted()
+    return undeleted if undeleted is not None and request.fits(undeleted.manifest) else None
 
 
 def record_finished(request: OutputRequest) -> None:
-    """Record ``request.output``, which stands now, unless what it was made of has changed meanwhile."""
+    """Record ``request.output``, which stands now and is that of ``request``, or has this beneath it, unless
+    what it was made of has changed meanwhile."""
     if request.work and (request.key_now is None or request.key_now() == request.key):
         _record(request)
 
@@ -189,6 +205,8 @@ def _taken(request: OutputRequest, record: str, content: JsonObject) -> Dataset 
     origin = recorded_output(record, content["output"])
     try:
         made = Dataset.open(origin, allow_empty=True)
+        if _undeleted(request, made) is not None:
+            return None
         request.check(made.manifest)
         digests = _verify(made, request, content.get("pages"))
     except (NotFound, CorruptDataset) as error:

@@ -18,7 +18,12 @@ import pyarrow.compute as pc
 
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import Provenance, digest
-from kubealign_components.data.finished import OutputRequest, finished_elsewhere, output_request
+from kubealign_components.data.finished import (
+    OutputRequest,
+    finished_elsewhere,
+    output_request,
+    record_finished,
+)
 from kubealign_components.data.segments import Bools
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import CorruptDataset, NotFound, StoreError
@@ -70,7 +75,8 @@ def output_less_rows(
     whole = undeleted_provenance(request.provenance, inputs.values())
     if whole is None:
         return None
-    output = finished_elsewhere(output_request(config, whole, request.output))
+    undiminished = output_request(config, whole, request.output)
+    output = finished_elsewhere(undiminished)
     if output is None or any(shard.deleted for shard in output.manifest.shards):
         return whole_work(request, "what was made with the rows that are gone is not there")
     for one in (output, *inputs.values()):
@@ -92,13 +98,14 @@ def output_less_rows(
         note = extra(output, left, frozenset(prompt_ids.to_pylist()))
         if note is None:
             return whole_work(request, "which rows there are depends on those that are gone")
-        return publish_less_rows(request, request.provenance, output, marked, left, note)
+        return publish_less_rows(request, undiminished, request.provenance, output, marked, left, note)
     except (CorruptDataset, NotFound, StoreError) as error:
         return whole_work(request, f"{output.uri} cannot be taken ({error})")
 
 
 def publish_less_rows(
     request: OutputRequest,
+    undiminished: OutputRequest,
     provenance: Provenance,
     output: Dataset,
     masks: Sequence[Bools],
@@ -109,6 +116,7 @@ def publish_less_rows(
 
     Args:
         request: for what is published.
+        undiminished: for ``output``, under which that is recorded, too.
         provenance: of what is published.
         output: of which no row is deleted.
         masks: for each shard which rows are gone, shape (rows,).
@@ -121,6 +129,7 @@ def publish_less_rows(
     with DatasetWriter(request.output, output.manifest.schema, provenance) as writer:
         writer.adopt_less(output, masks)
         writer.commit(left, note)
+    record_finished(undiminished)
     log.info(
         "%s: %d rows share the shards of %s, %d are gone", request.stage, left.rows_out, output.uri, gone
     )

@@ -28,10 +28,14 @@ MANIFEST_VERSION = 2
 KEY = "KUBEALIGN_MANIFEST_KEY"
 """Environment variable: a secret that manifests are signed with (HMAC-SHA256 of their digest) and held to."""
 
+DROPPED_EXAMPLES = "dropped_examples"
+"""Member of what a manifest says beside the counts: texts of some of what was dropped, by reason."""
 ENDED_EARLY = "ended_early"
 """Member of what a manifest says beside the counts: why nothing was made."""
 UNDELETED = "undeleted"
 """Member of the same: fingerprint of the dataset that this is with the rows that are deleted."""
+UNDELETED_FROM = "undeleted_from"
+"""Member of the same: what that one's manifest says, as far as another withdrawal needs it."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "the manifest was changed, make the dataset again"
 

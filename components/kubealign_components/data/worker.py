@@ -18,6 +18,7 @@ from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.early_end import pass_on
 from kubealign_components.data.engine_processes import EngineProcesses
 from kubealign_components.data.fingerprint import Provenance, digest
+from kubealign_components.data.finished import OutputRequest, finished_elsewhere, record_finished
 from kubealign_components.data.less_rows import undeleted_provenance
 from kubealign_components.data.manifest import MANIFEST
 from kubealign_components.data.named_objects import DamagedObject, set_aside
@@ -222,7 +223,7 @@ def _make_part_less_rows(
     except _ResultsLost as lost:
         work.stage.summarise([], Stats())  # of the rows that were put together before
         why = str(lost)
-    except (CorruptDataset, NotFound, StoreError) as error:
+    except (ChunkError, CorruptDataset, NotFound, StoreError) as error:
         why = str(error)
     if why:
         log.info("%s chunk %d is made of all rows: %s", work.name, work.chunk.index + 1, why)
@@ -249,6 +250,17 @@ def _take_part_less_rows(
     before = replace(chunk, rows=len(ids), row_ids=digest_of_ids(ids))
     source = _part_uri(before, work.name, whole.fingerprint)
     part = _finished_part(source, before, whole.fingerprint, schema)
+    undiminished = OutputRequest(
+        work=chunk.work,
+        stage=work.name,
+        key=digest([whole.fingerprint, before.row_ids]),
+        output=uri,
+        provenance=whole,
+    )
+    if part is None and (part := finished_elsewhere(undiminished)) is not None:
+        check_part(before, part, whole.fingerprint, schema)
+        part.keep_files()
+        part.verify()
     if part is None:
         return "it is not there with the rows that are gone"
     if digest_of_ids(ids.filter(pa.array(~deleted))) != chunk.row_ids:
@@ -267,6 +279,7 @@ def _take_part_less_rows(
     with DatasetWriter(uri, schema, provenance) as writer:
         writer.adopt_less(part, marked)
         writer.commit(stats.less(counted, nothing.counts), {"row_ids": chunk.row_ids, "slices": folder})
+    record_finished(undiminished)
     return ""
 
 

@@ -129,13 +129,17 @@ def _less(
     if _sampled(config):
         return whole_work(request, "max_rows is set")
     try:
-        return _publish_less(config, withdrawal, request, imported)
+        return _publish_less(config, withdrawal, request, undiminished, imported)
     except (CorruptDataset, NotFound, StoreError) as error:
         return whole_work(request, f"{imported.uri} cannot be taken ({error})")
 
 
 def _publish_less(
-    config: ImportConfig, withdrawal: Withdrawal, request: OutputRequest, imported: Dataset
+    config: ImportConfig,
+    withdrawal: Withdrawal,
+    request: OutputRequest,
+    undiminished: OutputRequest,
+    imported: Dataset,
 ) -> Stats | None:
     """Publish ``imported`` less the rows of ``withdrawal``; None where others depend on these."""
     manifest, before = imported.manifest, Stats.from_json(imported.manifest.stats)
@@ -167,7 +171,9 @@ def _publish_less(
     ends = np.cumsum([shard.rows for shard in manifest.shards])
     left = before.less(stats, ["completions"])
     extra = manifest.extra | request.note
-    return publish_less_rows(request, provenance, imported, np.split(gone, ends[:-1]), left, extra)
+    return publish_less_rows(
+        request, undiminished, provenance, imported, np.split(gone, ends[:-1]), left, extra
+    )
 
 
 def _make(
