@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSION = 6
+VERSION = 7
 
 Examples = dict[str, list[dict[str, str]]]
 """Of what was dropped, by reason: the prompt's id, and its text."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kubealign_components.data.chat.rendering import ASKED
 from kubealign_components.data.model_files import text_config
 from kubealign_components.data.models import read_object
 from kubealign_components.errors import EngineError
@@ -67,6 +70,24 @@ def template_end(tokenizer: PreTrainedTokenizerBase, after_answer: str) -> set[i
         return ids
     last = max(marks, key=lambda text: (rest.rfind(text), len(text)), default="")
     return {marks[last]} if last in rest else ids
+
+
+def next_answer(prompt: str, after_answer: str, between_turns: str, marks: Collection[str]) -> str:
+    """The part of ``after_answer`` that begins another answer, as it stands at the end of ``prompt``, too.
+
+    Args:
+        prompt: of one question, whose answer is due.
+        after_answer: what the template writes after the last answer's text.
+        between_turns: what it writes between an answer and the next question.
+        marks: texts of control tokens, at one of which the question's turn begins.
+    """
+    before = prompt.partition(ASKED)[0]
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(reversed(before), reversed(between_turns)))
+    begins = between_turns[len(between_turns) - len(list(alike)) :]
+    first = min((begins.find(mark) for mark in marks if mark and mark in begins), default=0)
+    end = between_turns.removesuffix(begins[first:])
+    opened = after_answer.removeprefix(end)
+    return opened if after_answer.startswith(end) and opened.strip() and prompt.endswith(opened) else ""
 
 
 def checked(ids: set[int], model: Path) -> tuple[int, ...]:

@@ -15,11 +15,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kubealign_components.data.chat.ends import checked, embedding_rows, ids_of_files, template_end
+from kubealign_components.data.chat.ends import (
+    checked,
+    embedding_rows,
+    ids_of_files,
+    next_answer,
+    template_end,
+)
 from kubealign_components.data.chat.reasoning import empty_block, opens_block, with_block
 from kubealign_components.data.chat.rendering import (
     ANSWER,
     ANSWERED,
+    ASKED,
     REMEDY,
     USER,
     Message,
@@ -241,7 +248,7 @@ class ChatTemplate:
     def _completion_text(
         self, prompt: str, conversation: Sequence[Message], said: Sequence[Message], tools: Tools
     ) -> RenderedCompletion:
-        whole = self._renderer.render(conversation, tools)
+        whole = self._renderer.render(conversation, tools).removesuffix(self._opened)
         if not whole.startswith(prompt):
             whole = with_block(prompt, whole, self._empty_block)
         if not whole.startswith(prompt):
@@ -315,7 +322,12 @@ class ChatTemplate:
 
     @property
     def _end(self) -> int:
-        """The token that ends a completion under a template that writes none."""
+        """The token that ends a completion under a template that writes none: that which begins the user's
+        next turn where it is an end (GLM-4.5's ``<|user|>``), else the end of text."""
+        ends = {str(self.tokenizer.convert_ids_to_tokens(end)): end for end in self.end_ids}
+        next_turn = self._between_turns.lstrip()
+        if mark := max((text for text in ends if next_turn.startswith(text)), key=len, default=""):
+            return ends[mark]
         eos = self.tokenizer.eos_token_id
         return int(eos) if eos in self.end_ids else self.end_ids[0]
 
@@ -327,8 +339,27 @@ class ChatTemplate:
 
     @cached_property
     def _after_answer(self) -> str:
-        """What the template writes after the last answer."""
-        return self._renderer.render([USER, ANSWER]).rpartition(ANSWERED)[2]
+        """What the template writes after the last answer, but for the beginning of another."""
+        return self._renderer.render([USER, ANSWER]).rpartition(ANSWERED)[2].removesuffix(self._opened)
+
+    @cached_property
+    def _between_turns(self) -> str:
+        """What the template writes between an answer and the next question; nothing where it takes none."""
+        try:
+            whole = self._renderer.render([USER, ANSWER, USER])
+        except TemplateMismatch:
+            return ""
+        return whole.partition(ANSWERED)[2].partition(ASKED)[0]
+
+    @cached_property
+    def _opened(self) -> str:
+        """The beginning of another answer, which some templates write after every chat, asked for or not."""
+        prompt = self._renderer.render([USER], generation_prompt=True)
+        if prompt != self._renderer.render([USER]):
+            return ""
+        after = self._renderer.render([USER, ANSWER]).rpartition(ANSWERED)[2]
+        marks = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        return next_answer(prompt, after, self._between_turns, marks)
 
     @cached_property
     def _empty_block(self) -> str:
