@@ -5,6 +5,7 @@
 
 ``sample_n: {from: 4, to: 16}`` asks every prompt for four completions, and those that are not resolved again
 for twice as many, sixteen at most. Completions are known by prompt and number, so that none is drawn twice.
+Of several rounds each does so with the draws of its own policy.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ def decide(given: object) -> object:
 def further_draws(
     inputs: PipelineInputs,
     draws: DrawRange,
+    about: str = "",
     *,
     prompts: PipelineTask,
     first: PipelineTask,
@@ -103,6 +105,7 @@ def further_draws(
     Args:
         inputs: of the pipeline.
         draws: how many.
+        about: tells the tasks of one round from those of another.
         prompts: task that tokenised the prompts.
         first: task that rewarded as many completions of each as are drawn first.
         scored_first: whether log-probabilities are computed next, before selection.
@@ -110,10 +113,10 @@ def further_draws(
     """
     joined, drawn, work = first, draws.first, {"work": inputs["work"]}
     for number in draws.further:
-        about = f"of {number}"
+        name = f"of {number} {about}".rstrip()
         asked = inputs.placement(
             draw_more,
-            about,
+            name,
             prompts=prompts.outputs["dataset"],
             rewarded=joined.outputs["dataset"],
             drawn=drawn,
@@ -124,9 +127,9 @@ def further_draws(
         )
         joined = inputs.placement(
             join_draws,
-            about,
+            name,
             earlier=joined.outputs["dataset"],
-            later=answered(asked, about, number).outputs["dataset"],
+            later=answered(asked, name, number).outputs["dataset"],
             to=draws.to,
             **{**work, **(inputs.cut(logprobs) if scored_first and number == draws.to else {})},
         )

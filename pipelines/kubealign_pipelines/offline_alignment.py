@@ -267,7 +267,7 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
     if swept:
         order = _order_of_sweep(parameters, order, swept, rewarded=rewarded)
     return _Shape(
-        draws=_draws_of(parameters, rounds, rewarded=rewarded),
+        draws=_draws_of(parameters, rewarded=rewarded),
         sampled=sampled,
         rewarded=rewarded,
         ranked=bool(judge),
@@ -280,13 +280,19 @@ def _shape_of(parameters: Mapping[str, object]) -> _Shape:
     )
 
 
-def _draws_of(parameters: Mapping[str, object], rounds: Rounds, *, rewarded: bool) -> DrawRange | None:
+def _draws_of(parameters: Mapping[str, object], *, rewarded: bool) -> DrawRange | None:
     """The range of draws that ``parameters`` ask for; None where every prompt gets as many."""
     given = parameters.get(SAMPLE_N)
     draws = draws_of(given)
     if draws is None:
         return None
     strategy = parameters.get("select_strategy")
+    judged = (
+        f"a number with {JUDGE}: a judge compares the completions of a prompt with each other, with each "
+        "further draw all of them again, which costs more than is spared; and its rewards of two prompts are "
+        "on no common scale, by which prompts are settled"
+    )
+    require(not parameters.get(JUDGE), SAMPLE_N, given, judged)
     require(rewarded, SAMPLE_N, given, "a number, without a range: what settles a prompt is its rewards")
     require(
         strategy in (None, BEST_WORST),
@@ -295,11 +301,6 @@ def _draws_of(parameters: Mapping[str, object], rounds: Rounds, *, rewarded: boo
         f"{BEST_WORST}, with a range for {SAMPLE_N}: draws end where the best and the worst sample of a "
         "prompt are settled",
     )
-    one_policy = (
-        f"1 with a range for {SAMPLE_N}, which settles prompts by the draws of one policy: take a number, or "
-        "for fewer samples sample_share, of which each round asks other prompts"
-    )
-    require(rounds.number == 1, ROUNDS.name, rounds.number, one_policy)
     return draws
 
 
@@ -338,7 +339,8 @@ def _stages(inputs: PipelineInputs, shape: _Shape) -> None:
         n = inputs[SAMPLE_N] if shape.sampled else 1
     else:
         n = shape.draws.first
-        first, rows = _drawn(inputs, shape.draws, prompts, answered, scored_first=shape.scored_first)
+        drawn = partial(_drawn, inputs, shape.draws, answered)
+        first, rows = drawn(prompts, inputs["policy"], scored_first=shape.scored_first)
     rewarding = {**reward, "rewards_options": inputs["rewards_options"]} if shape.rewarded else {}
     if shape.ranked:
         rewarding = {"judge": inputs[JUDGE], "rank_options": inputs["rank_options"]}
@@ -354,14 +356,20 @@ def _stages(inputs: PipelineInputs, shape: _Shape) -> None:
         rungs=shape.rungs,
         benchmarked=shape.benchmarked,
     )
+
+    def answered_further(begun: PipelineTask, policy: PipelineChannel, about: str) -> PipelineTask:
+        if shape.draws is None:
+            return answered(begun, policy, about, cuts=[inputs.cut(rewards), {}])
+        return drawn(begun, policy, about)[1]
+
     last = further_rounds(
         inputs,
         shape.rounds,
         prompts=prompts,
-        first=first,
+        rows=rows,
         evaluated=aligned(rows, reference=inputs["reference"]),
         scored_first=shape.scored_first,
-        answered=partial(answered, cuts=[inputs.cut(rewards), {}]),
+        answered=answered_further,
         aligned=aligned,
     )
     inputs.placement.register_model(last)
@@ -370,18 +378,20 @@ def _stages(inputs: PipelineInputs, shape: _Shape) -> None:
 def _drawn(
     inputs: PipelineInputs,
     draws: DrawRange,
-    prompts: PipelineTask,
     answered: Callable[..., PipelineTask],
+    prompts: PipelineTask,
+    policy: PipelineChannel,
+    about: str = "",
     *,
-    scored_first: bool,
+    scored_first: bool = False,
 ) -> tuple[PipelineTask, PipelineTask]:
-    """What there is of the first draws, and what there is to select from."""
+    """What there is of the first draws of ``policy``, and what there is to select from."""
 
-    def of_number(asked: PipelineTask, about: str, number: int) -> PipelineTask:
-        return answered(asked, inputs["policy"], about, cuts=[inputs.cut(rewards), {}], n=number)
+    def of_number(asked: PipelineTask, name: str, number: int) -> PipelineTask:
+        return answered(asked, policy, name, cuts=[inputs.cut(rewards), {}], n=number)
 
-    first = of_number(prompts, "", draws.first)
-    further = partial(further_draws, inputs, draws, prompts=prompts, first=first)
+    first = of_number(prompts, about, draws.first)
+    further = partial(further_draws, inputs, draws, about, prompts=prompts, first=first)
     return first, further(scored_first=scored_first, answered=of_number)
 
 

@@ -94,7 +94,7 @@ def further_rounds(
     rounds: Rounds,
     *,
     prompts: PipelineTask,
-    first: PipelineTask,
+    rows: PipelineTask,
     evaluated: PipelineTask,
     scored_first: bool,
     answered: Answered,
@@ -107,13 +107,13 @@ def further_rounds(
         inputs: of the pipeline.
         rounds: how many, and their reference.
         prompts: task that tokenised the prompts.
-        first: task that rewarded the first policy's completions, which every round is compared with.
+        rows: task that has the rewarded completions of the first round.
         evaluated: task that compared the policy of the first round.
         scored_first: whether log-probabilities are computed before selection.
         answered: samples and rewards.
         aligned: selects, scores, trains and compares.
     """
-    joined, make_task, work = first, inputs.placement, {"work": inputs["work"]}
+    joined, make_task, work = rows, inputs.placement, {"work": inputs["work"]}
     looks = {"rounds": rounds.number, "seed": inputs["seed"]} if rounds.may_end else {}
     evaluations, shown = [evaluated.outputs["dataset"]], dict[str, PipelineChannel]()
     for number in range(2, rounds.number + 1):
@@ -141,7 +141,7 @@ def further_rounds(
             **{**work, **(inputs.cut(logprobs) if scored_first else {})},
         )
         models = _models(inputs, rounds, begun)
-        evaluated = aligned(joined, about=about, against=first, earlier=begun.outputs["shown"], **models)
+        evaluated = aligned(joined, about=about, earlier=begun.outputs["shown"], **models)
         evaluations.append(evaluated.outputs["dataset"])
     return _chosen(inputs, rounds, evaluations) if rounds.may_end else evaluations[-1]
 

@@ -36,6 +36,9 @@ class AskedPrompts:
 
 
 def round_of(prompts: Dataset) -> int:
-    """The number of the round that ``prompts`` are asked in, from 1."""
+    """The number of the round that ``prompts`` are asked in, from 1; those that more is drawn of are asked in
+    the round of the others."""
     step = prompts.manifest.provenance.step
+    while step["stage"] == "draw_more":
+        step = prompts.manifest.recipe[step["inputs"]["prompts"]]
     return int(step["params"]["number"]) if step["stage"] == "next_round" else 1

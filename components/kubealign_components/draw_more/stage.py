@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from kubealign_components.config import execution, require, semantic_params
 from kubealign_components.data.arrow_take import take
 from kubealign_components.data.dataset import Dataset, DatasetWriter
+from kubealign_components.data.early_end import pass_on
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.finished import once, output_request
 from kubealign_components.data.sampled import FACTS, sampled
@@ -71,12 +72,17 @@ def run(config: DrawMoreConfig, *, prompts: Dataset, rewarded: Dataset, output: 
     Args:
         config: the settings.
         prompts: ``kubealign.tokenized/v1``, which completions were sampled for.
-        rewarded: ``kubealign.rewarded/v1``, the completions of these prompts so far.
+        rewarded: ``kubealign.rewarded/v1``, the completions of these prompts so far; none of a round that
+            ended early, after which none is drawn more of.
         output: URI of the dataset to make.
 
     Raises:
         DataError: ``rewarded`` has other prompts.
     """
+    if rewarded.ended_early:
+        return pass_on(
+            "rewarded", rewarded, stage="draw_more", version=VERSION, schema=TOKENIZED, output=output
+        )
     provenance = derive(
         "draw_more",
         VERSION,

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from kubealign_components.config import execution, require, semantic_params
 from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.early_end import pass_on
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.finished import once, output_request
-from kubealign_components.data.schemas import RewardedCompletion, RewardedRow
+from kubealign_components.data.schemas import REWARDED, RewardedCompletion, RewardedRow
 from kubealign_components.data.stats import Stats
 from kubealign_components.errors import DataError
 from kubealign_components.rewarded_union import abreast, require_rewarded_alike, write_joined
@@ -52,6 +53,8 @@ def run(config: JoinDrawsConfig, *, earlier: Dataset, later: Dataset, output: st
         ConfigError: the two were not rewarded alike.
         DataError: prompts stand in another order, or a later row lacks a completion of the earlier one.
     """
+    if later.ended_early:
+        return pass_on("later", later, stage="join_draws", version=VERSION, schema=REWARDED, output=output)
     require_rewarded_alike(earlier, later)
     provenance = derive(
         "join_draws",

@@ -70,7 +70,8 @@ def new_draws(taken: Sequence[tuple[Task, Any]]) -> dict[str, int]:
     drawn = {
         task.title.removeprefix("sample"): c.sampling.n for task, c in taken if task.function == "sample"
     }
-    before = dict(zip(sorted(drawn.values()), [0, *sorted(drawn.values())]))
+    numbers = sorted({*drawn.values()})  # of several rounds each has all
+    before = dict(zip(numbers, [0, *numbers]))
     return {about: n - before[n] for about, n in drawn.items()}
 
 

@@ -7,8 +7,14 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kubealign_components.data.asked import AskedPrompts
+from kubealign_components.data.asked import AskedPrompts, round_of
+from kubealign_components.data.dataset import Dataset
+from kubealign_components.data.fingerprint import derive
+from kubealign_components.data.manifest import Manifest
+from kubealign_components.data.schemas import TOKENIZED
 from kubealign_components.data.seeds import is_held_out
+from support.datasets import MakeDataset
+from support.tiny import prompt_row
 
 NAMES = [f"{number:032x}" for number in range(200)]
 
@@ -41,3 +47,14 @@ def test_a_round_is_told_by_its_prompts_alone() -> None:
     """Prompts that come or go change nothing for the others."""
     first = {name for name in NAMES if name in asked(1, 0.25)}
     assert {name for name in NAMES[::2] if name in asked(1, 0.25)} == first & set(NAMES[::2])
+
+
+def test_what_is_drawn_more_of_is_asked_in_the_round_of_the_others(make_dataset: MakeDataset) -> None:
+    begun = make_dataset([prompt_row("a")], TOKENIZED, stage="next_round", params={"number": 3})
+    more = begun
+    for _ in range(2):
+        step = derive("draw_more", 1, {}, inputs={"prompts": more, "rewarded": begun})
+        kept = {name: getattr(step, name) for name in ("fingerprint", "recipe", "slug", "origins")}
+        more = Dataset("more", Manifest(schema=TOKENIZED, rows=1, shards=(), **kept))
+    assert (round_of(begun), round_of(more)) == (3, 3)
+    assert round_of(make_dataset([prompt_row("a")], TOKENIZED, stage="filter")) == 1

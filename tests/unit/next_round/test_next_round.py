@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,18 +13,30 @@ from kubealign_components.data.chunks import merge, plan
 from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.models import ModelFiles, find_model
+from kubealign_components.data.sampled import round_of_model
 from kubealign_components.data.schemas import EVALUATION, MODEL, TOKENIZED
 from kubealign_components.data.stats import Stats
+from kubealign_components.draw_more.stage import DrawMoreConfig
+from kubealign_components.draw_more.stage import run as draw_more
 from kubealign_components.engines.generation import SamplingSpec
+from kubealign_components.engines.rewards import RewardFunctionSpec, RewardSpec
 from kubealign_components.errors import ConfigError, DataError
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as filter_prompts
+from kubealign_components.join_draws.stage import JoinDrawsConfig
+from kubealign_components.join_draws.stage import run as join_draws
+from kubealign_components.join_rounds.stage import JoinRoundsConfig
+from kubealign_components.join_rounds.stage import run as join_rounds
 from kubealign_components.next_round import stage
 from kubealign_components.next_round.stage import NextRoundConfig, run, shown_by, trained_policy
+from kubealign_components.rewards.stage import RewardsConfig
+from kubealign_components.rewards.stage import run as reward
 from kubealign_components.sample.stage import SampleConfig
 from kubealign_components.sample.stage import run as sample
 from support.datasets import MakeDataset
 from support.tiny import build_tiny_model, prompt_row
+
+FUNCTIONS = "kubealign_components.rewards.functions"
 
 
 @pytest.fixture
@@ -94,6 +108,43 @@ def test_a_round_samples_anew_from_a_policy_that_has_not_moved(
     for of_prompt in zip(*rounds, strict=True):
         tokens = [tuple(ids) for completions in of_prompt for ids in completions if len(ids) > 3]
         assert len(tokens) == len(set(tokens)) > 3
+
+
+def test_further_draws_of_a_round_begin_with_those_that_it_has(
+    tiny_model: Path, prompts: Dataset, tmp_path: Path
+) -> None:
+    brevity = RewardSpec(functions=(RewardFunctionSpec(function=f"{FUNCTIONS}:brevity"),))
+
+    def rewarded(rows: Dataset, policy: str, n: int) -> Dataset:
+        for worker in (
+            partial(sample, SampleConfig(policy=policy, sampling=SamplingSpec(engine="fake", n=n))),
+            partial(reward, RewardsConfig(reward=brevity)),
+        ):
+            chunks = plan(rows, work=str(tmp_path / "work"), chunks=1)
+            rows = merge([worker(chunk=one) for one in chunks], chunks, f"{rows.uri}-{n}")
+        return rows
+
+    def drawn(asked: Dataset, policy: str, name: str) -> Dataset:
+        first = rewarded(asked, policy, 2)
+        config, more = DrawMoreConfig(drawn=2, to=4), str(tmp_path / f"more-{name}")
+        draw_more(config, prompts=asked, rewarded=first, output=more)
+        later, joined = rewarded(Dataset.open(more), policy, 4), str(tmp_path / f"joined-{name}")
+        join_draws(JoinDrawsConfig(to=4), earlier=first, later=later, output=joined)
+        return Dataset.open(joined)
+
+    model, begun = trained(tmp_path / "model", tiny_model, prompts), str(tmp_path / "round")
+    compared = evaluated(model, prompts)
+    run(NextRoundConfig(number=2), prompts=prompts, evaluation=compared, output=begun)
+    earlier = drawn(prompts, str(tiny_model), "1")
+    later = drawn(Dataset.open(begun), model.uri, "2")
+    output = str(tmp_path / "both")
+    join_rounds(JoinRoundsConfig(), earlier=earlier, later=later, output=output)
+    [*rows] = Dataset.open(output).iter_rows()
+    by_round = [Counter(round_of_model(c["model"]) for c in row["completions"]) for row in rows]
+    assert {count for own in by_round for number, count in own.items() if number == 2} <= {2, 4}
+    assert any(own[2] == 4 for own in by_round)
+    said = [{tuple(c["token_ids"]) for c in row["completions"] if c["finish_reason"]} for row in rows]
+    assert any(len(texts) > 4 for texts in said), "each round has seeds of its own"
 
 
 def test_only_what_decides_tokens_is_asked_of_the_trained_model(

@@ -17,6 +17,8 @@ from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import EVALUATION, MODEL, REWARDED, TOKENIZED
 from kubealign_components.data.stats import Stats
+from kubealign_components.draw_more.stage import DrawMoreConfig
+from kubealign_components.draw_more.stage import run as draw_more
 from kubealign_components.engines.generation import SamplingSpec
 from kubealign_components.engines.rewards import RewardSpec
 from kubealign_components.errors import ConfigError, DataError
@@ -24,6 +26,8 @@ from kubealign_components.evaluate.stage import EvaluateConfig
 from kubealign_components.evaluate.stage import run as evaluate
 from kubealign_components.filter.stage import FilterConfig
 from kubealign_components.filter.stage import run as filter_prompts
+from kubealign_components.join_draws.stage import JoinDrawsConfig
+from kubealign_components.join_draws.stage import run as join_draws
 from kubealign_components.join_rounds.stage import JoinRoundsConfig
 from kubealign_components.join_rounds.stage import run as join_rounds
 from kubealign_components.logprobs.stage import LogprobsConfig
@@ -157,6 +161,12 @@ def test_what_follows_works_on_nothing_and_says_why(
             lambda chunk: sample(SampleConfig(policy=GONE, sampling=SamplingSpec()), chunk=chunk),
         )
         rows = joined(opened(samples.uri), lambda chunk: reward(RewardsConfig(reward=spec), chunk=chunk))
+        draw_more(
+            DrawMoreConfig(), prompts=opened(output), rewarded=opened(rows.uri), output=(output := next(made))
+        )
+        opened(output)
+        join_draws(JoinDrawsConfig(), earlier=rows, later=rows, output=(output := next(made)))
+        rows = opened(output)
         join = JoinRoundsConfig(number=number)
         join_rounds(join, earlier=rewarded, later=opened(rows.uri), output=(output := next(made)))
         rewarded = opened(output)

@@ -55,7 +55,6 @@ def test_the_first_task_of_a_run_knows_the_range_from_the_shape(tiny_model: Path
     [
         ({"sample_n": {"from": 8, "to": 4}}, "sample_n: from fewer to more"),
         ({"sample_n": [4, 16]}, "sample_n: a whole number"),
-        ({"sample_n": RANGE, "rounds": 2}, "rounds: 1 with a range for sample_n, which settles"),
         ({"sample_n": RANGE, "select_strategy": "random_pairs"}, "select_strategy: best_worst, with a range"),
         ({"sample_n": RANGE, "select_pairs_per_prompt": 2}, "select_pairs_per_prompt: 1, with a range for"),
         ({"sample_n": RANGE, "select_pool": "both"}, "select_pool: 'reference', with a range for sample_n"),
@@ -84,7 +83,31 @@ def test_what_cannot_be_done_with_a_range_is_refused(
 def test_a_range_needs_rewards_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
     judged = {"reward_functions": [], "rank_judge": str(tiny_model), "sample_n": RANGE}
     [refused] = told(tiny_model, tmp_path, **judged)
-    assert refused.startswith("sample_n: a number, without a range: what settles a prompt is its rewards")
+    assert refused.startswith("sample_n: a number with rank_judge: a judge compares the completions")
+    unrewarded = {"reward_functions": [], "select_strategy": "labels", "sample_n": RANGE}
+    assert any(
+        one.startswith("sample_n: a number, without a range: what settles a prompt is its rewards")
+        for one in told(tiny_model, tmp_path, **unrewarded)
+    )
+
+
+def test_each_round_draws_of_its_own_policy(tiny_model: Path, tmp_path: Path) -> None:
+    both = {"sample_n": {"from": 4, "to": 8}, "rounds": 2}
+    assert told(tiny_model, tmp_path, **both) == []
+    spec, _ = compile_ir(tmp_path, "offline_alignment", parameters={**REWARD, **both})
+    tasks = spec["root"]["dag"]["tasks"]
+    inputs = {name: task.get("inputs", {}).get("artifacts", {}) for name, task in tasks.items()}
+    producers = {
+        name: {role: one["taskOutputArtifact"]["producerTask"] for role, one in own.items()}
+        for name, own in inputs.items()
+        if all("taskOutputArtifact" in one for one in own.values())
+    }
+    assert producers["draw-more-of-8-round-2"] == {
+        "prompts": "next-round-2",
+        "rewarded": "merge-rewards-round-2",
+    }
+    assert producers["join-rounds-2"] == {"earlier": "join-draws-of-8", "later": "join-draws-of-8-round-2"}
+    assert producers["evaluate-round-2"]["rewarded"] == "merge-rewards", "the first policy's first draws"
 
 
 def test_a_sweep_draws_once_for_variants_that_all_take_the_best_and_the_worst(
@@ -148,9 +171,11 @@ def test_both_policies_are_compared_by_the_first_draws_alone(tmp_path: Path) -> 
 def test_the_estimate_counts_no_draw_twice() -> None:
     parameters = {"policy": "p", "sources": [{"uri": "s"}], "reward_model": "r"}
     tokens: dict[str, dict[str, float]] = {}
-    for name, n in (("all", 16), ("range", RANGE)):
+    for name, n, rounds in (("all", 16, 1), ("range", RANGE, 1), ("rounds", RANGE, 2)):
         stages = estimate(
-            RunFile(parameters={**parameters, "sample_n": n}), MODELS["smollm2-135m"], Assumptions()
+            RunFile(parameters={**parameters, "sample_n": n, "rounds": rounds}),
+            MODELS["smollm2-135m"],
+            Assumptions(),
         )
         tokens[name] = {
             kind: sum(one.tokens.get(kind, 0.0) for one in stages if one.stage == stage)
@@ -159,3 +184,4 @@ def test_the_estimate_counts_no_draw_twice() -> None:
     assert tokens["range"]["sample"] == tokens["all"]["sample"]
     prompts = 2 * Assumptions().rows * Assumptions().prompt_tokens  # read once more at each further draw
     assert tokens["range"]["score"] == pytest.approx(tokens["all"]["score"] + prompts)
+    assert tokens["rounds"] == {kind: 2 * count for kind, count in tokens["range"].items()}
