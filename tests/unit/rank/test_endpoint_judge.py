@@ -255,6 +255,8 @@ class StrictServer(ChatServer):
     """Refuses settings by name, and answers in parts, as servers of models that reason do."""
 
     refused: tuple[str, ...] = ()
+    names_it = True
+    status = 400
     content: object = "a"
 
     def reply(self, body: dict[str, Any]) -> tuple[int, object, dict[str, str]]:
@@ -262,7 +264,9 @@ class StrictServer(ChatServer):
             self.asked.append(body)
         for name in self.refused:
             if name in body:
-                return 400, {"error": {"message": f"Unsupported parameter: '{name}'", "param": name}}, {}
+                param = name if self.names_it else "None"  # which vLLM writes for no parameter
+                error = {"message": f"Unsupported parameter: '{name}'", "param": param}
+                return self.status, {"error": error}, {}
         if self.content is None:
             return 200, {"error": {"message": "Provider returned error", "code": 529}}, {}
         return 200, {"choices": [{"message": {"role": "assistant", "content": self.content}}]}, {}
@@ -285,6 +289,18 @@ def test_settings_that_a_server_refuses_are_given_otherwise(caplog: pytest.LogCa
         server.refused = ("max_completion_tokens",)
         with pytest.raises(EngineError, match=r"answered 400: .*max_completion_tokens"):
             asked.answer([], sampling)
+
+
+def test_a_refusal_that_names_no_parameter_is_read_and_one_of_the_key_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with StrictServer().serving() as server:
+        server.refused, server.names_it = ("temperature",), False
+        assert endpoint(server).answer([], {"temperature": 0.0}).text == "a"
+        assert "instead" in caplog.text or "the server's own temperature holds" in caplog.text
+        server.names_it, server.status = True, 401
+        with pytest.raises(EngineError, match="401"):
+            endpoint(server).answer([], {"temperature": 0.0})
 
 
 QUESTION = [{"role": "user", "content": 'Say "temperature" \n of logprobs and a context length'}]
