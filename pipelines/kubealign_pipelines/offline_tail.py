@@ -204,7 +204,8 @@ def measure_on_benchmarks(inputs: PipelineInputs, about: str = "", **aligned: Pi
     """Measure on standard benchmarks the policy that ``aligned`` has as ``model``, or as ``choice`` chose it,
     and what it was made from."""
     shared = {name: inputs[name] for name in ("policy", "seed", "work")}
-    inputs.placement(benchmark, about, **aligned, **shared, **inputs.of("benchmark"))
+    measured = inputs.placement(benchmark, about, **aligned, **shared, **inputs.of("benchmark"))
+    inputs.placement.gates.append(measured)
 
 
 def _scored(inputs: PipelineInputs, made: PipelineTask, models: Arguments, about: str) -> PipelineTask:

@@ -24,7 +24,7 @@ class RegistrySettings:
     """File with the registry's certificate authority, where pods see it."""
 
     def __post_init__(self) -> None:
-        if self.server:
+        if self.server or self.name:
             require_address("server", self.server)
         if self.name:
             require_name("name", self.name)

@@ -204,6 +204,8 @@ class Placement:
     def __init__(self, settings: CompileSettings) -> None:
         self.settings = settings
         self._check: dsl.PipelineTask | None = None
+        self.gates: list[dsl.PipelineTask] = []
+        """Tasks that may fail a run beside the comparison: its model is registered after them."""
 
     def title(self, component: BaseComponent, about: str = "") -> str:
         """How the UI shows a task of ``component``; ``about`` tells tasks of one stage apart."""
@@ -290,7 +292,7 @@ class Placement:
         if registry.server:
             named = {field.name: getattr(registry, field.name) for field in fields(registry)}
             run = {"run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER, "run_name": dsl.PIPELINE_JOB_NAME_PLACEHOLDER}
-            self(register, compared=compared, **named, **run)
+            self(register, compared=compared, **named, **run).after(*self.gates)
 
 
 def _priced(pod: StageResources, prices: Mapping[str, float]) -> str:

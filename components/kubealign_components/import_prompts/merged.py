@@ -20,7 +20,7 @@ DUPLICATE = "duplicate_prompt"
 """What all rows of a prompt but one are counted under."""
 REFUSED = "refused"
 """Member of a row in the spool: completions that were left out of it, by reason."""
-_OF_ROWS = (DUPLICATE, "completions_", "comparisons_")
+_OF_ROWS = (DUPLICATE, "completions_", "comparisons_of_equals", "comparisons_contradicted")
 """How the counts begin that prompts do not show, and are noted of them."""
 _ROWS_OF = "rows_of_"
 """Before the name of a source: under this the rows are noted that were merged."""

@@ -45,7 +45,9 @@ class RegistryServer:
 def require_address(setting: str, address: str) -> None:
     """Raise :class:`ConfigError` for ``setting`` unless ``address`` is one of a model registry."""
     parts = urllib.parse.urlsplit(address)
-    usable = parts.scheme in PORTS and bool(parts.hostname) and not parts.query
+    usable = (
+        parts.scheme in PORTS and bool(parts.hostname) and not parts.query and address.split() == [address]
+    )
     require(usable, setting, address, "the address of a model registry, http://… or https://…")
     try:
         _ = parts.port

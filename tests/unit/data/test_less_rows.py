@@ -248,6 +248,8 @@ def test_a_source_goes_with_its_prompts_where_no_other_has_them(
     rows = {f"source{n}": some_rows(f"s{n}", count) for n, count in enumerate((2, 2, 12))}
     for name in several:
         rows[name].append({"prompt": "of two", "chosen": f"Yes, {name}.", "rejected": "No."})
+    # What is counted as a source is read, of rows that go, too, is no reason to read it again.
+    rows["source2"].append({"prompt": "of equals", "response_a": "One.", "response_b": "1.", "winner": "tie"})
     for name, own in rows.items():
         write_source(tmp_path, name, own)
     chain = Chain(tmp_path, tiny_model)

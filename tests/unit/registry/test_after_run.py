@@ -112,6 +112,8 @@ def test_of_a_run_that_ended_early_nothing_is_registered(
         ("offline_alignment", {"variants": VARIANTS}, "choose"),
         ("salmon", {}, "evaluate"),
         ("salmon", {"rl": "offline"}, "evaluate"),
+        ("salmon", {"benchmark_tasks": ["arc_easy"]}, "evaluate"),
+        ("offline_alignment", {"variants": VARIANTS, "benchmark_tasks": ["arc_easy"]}, "choose"),
     ],
 )
 def test_it_is_the_last_task_that_no_cache_answers(
@@ -122,6 +124,7 @@ def test_it_is_the_last_task_that_no_cache_answers(
     assert task.inputs.artifacts["compared"].task_output_artifact.producer_task == last
     assert not task.caching_options.enable_cache
     assert all(REGISTER not in other.dependent_tasks for other in tasks.values())
+    assert ("benchmark" in tasks) == ("benchmark" in task.dependent_tasks)
     assert REGISTER not in build(pipeline, CompileSettings(), parameters).pipeline_spec.root.dag.tasks
 
 
@@ -141,6 +144,8 @@ def test_a_run_here_registers_when_it_has_ended_and_has_no_task_for_it(
 def test_what_no_registry_can_be_called_is_refused_before_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="server='registry:8080': expected the address of a model registry"):
         RegistrySettings(server="registry:8080")
+    with pytest.raises(ConfigError, match="server='': expected the address"):
+        RegistrySettings(name="assistant")
     own = tmp_path / "mine.py"
     own.write_text(
         "from kfp import dsl\n"
