@@ -47,6 +47,8 @@ class Progress:
             self._write("started", "dim", run, "")
         elif run.ok:
             self._write("done", "green", run, duration(run.seconds))
+        elif run.stopped:
+            self._write("stopped", "yellow", run, duration(run.seconds))
         else:
             self._write("FAILED", "red", run, duration(run.seconds))
 

@@ -8,6 +8,7 @@ its children nor what runs for it elsewhere, in containers.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -25,6 +26,8 @@ STAGE_SECONDS = 7.0
 RUN_SECONDS = 9.5
 """From the first signal to the end of the run, with whatever it has written by then."""
 _BETWEEN_KILLS = 0.2
+_CHILD_SUBREAPER = 36
+"""``PR_SET_CHILD_SUBREAPER`` of Linux's ``prctl``."""
 _ANSWER = 2.0
 """Seconds for what runs elsewhere to be told."""
 
@@ -56,10 +59,14 @@ class Stopping:
             yield
             return
         before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        # The shell that kfp puts before a stage dies of the terminal's signal at once: what it had started
+        # would be nobody's, and outlive the run.
+        _adopt(orphans=True)
         try:
             yield
         finally:
             self._over.set()
+            _adopt(orphans=False)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -67,7 +74,7 @@ class Stopping:
         if self.signal:
             self._leave("Killed.")
         self.signal = number
-        self._watcher.stop("the run was told to stop")
+        self._watcher.stop("the run was told to stop", interrupted=True)
         threading.Thread(target=self._end_in_time, name="stopping", daemon=True).start()
         self._say(
             "Stopping: what is in flight is finished and kept, nothing new is started. Once more to kill."
@@ -127,6 +134,12 @@ def descendants(parent: int) -> list[int]:
         processes += waiting
         waiting = [below for process in waiting for below in children.get(process, [])]
     return processes
+
+
+def _adopt(*, orphans: bool) -> None:
+    """Whether processes below this one become its own when their parents end, where the system has that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_CHILD_SUBREAPER, int(orphans), 0, 0, 0)
 
 
 def _send(process: int, number: signal.Signals) -> None:

@@ -53,6 +53,8 @@ class TaskRun:
     log: Path
     ended: float | None = None
     ok: bool | None = None
+    stopped: bool = False
+    """Whether it did not end well after somebody had told the run to stop."""
     state: BarState | None = None
     """How far the stage has come, once it says so."""
     bars: ProcessBars = field(default_factory=ProcessBars)
@@ -119,6 +121,7 @@ class Watcher(logging.Filter):
         super().__init__()
         self._fail_fast = fail_fast
         self._stopped = ""
+        self._interrupted = False
         self.stream: io.TextIOBase = _Stream(self._printed)
         self.runs: list[TaskRun] = []
         self.problems: list[str] = []
@@ -161,9 +164,9 @@ class Watcher(logging.Filter):
             self.problems.append(message)
         return False
 
-    def stop(self, why: str) -> None:
-        """Let kfp.local start no further task."""
-        self._stopped = why
+    def stop(self, why: str, *, interrupted: bool = False) -> None:
+        """Let kfp.local start no further task; ``interrupted`` where somebody says so, and no task failed."""
+        self._stopped, self._interrupted = why, self._interrupted or interrupted
 
     @property
     def running(self) -> list[TaskRun]:
@@ -190,7 +193,7 @@ class Watcher(logging.Filter):
         with self._lock:
             run = self._current.pop(threading.get_ident())
             self._files.pop(threading.get_ident()).close()
-        run.ended, run.ok = time.monotonic(), ok
+        run.ended, run.ok, run.stopped = time.monotonic(), ok, not ok and self._interrupted
         if not ok and self._fail_fast:
             self.stop(f"{run.task} failed")
         self._on_event(run)
@@ -249,4 +252,6 @@ def reason_of(run: TaskRun) -> str:
         for line in reversed(run.tail):
             if match := pattern.match(line):
                 return match[1]
+        if run.stopped:
+            return "the run was told to stop before it had ended"
     return run.tail[-1].strip() if run.tail else "it ended without a word: killed, perhaps for lack of memory"

@@ -35,6 +35,13 @@ STAGE = """child = subprocess.Popen(deaf, stdout=subprocess.PIPE)
 ITSELF = """print("runs", 0, flush=True)
     while True:
         time.sleep(0.1)"""
+SHELL = """shell = ["sh", "-c", '"$@"; true', "sh", *deaf]
+    child = subprocess.Popen(shell, stdout=subprocess.PIPE)
+    child.stdout.readline()
+    print("runs", *stopping.descendants(child.pid), flush=True)
+    child.wait()
+    while True:
+        time.sleep(0.1)"""
 FULL = """child = subprocess.Popen(deaf, stdout=subprocess.PIPE)
     child.stdout.readline()
     print("runs", child.pid, flush=True)
@@ -79,6 +86,13 @@ def test_a_run_that_goes_on_by_itself_is_ended(body: str) -> None:
     assert "Killed: the run had not ended" in said and "wrote its results" not in said
     assert said.index("elsewhere: 15") < said.index("elsewhere: 9") < said.index("Killed:")
     assert seconds < 10
+
+
+def test_what_a_dead_shell_leaves_is_ended_with_the_run() -> None:
+    """A terminal's Ctrl-C reaches the shell before a stage as well, which dies of it."""
+    said, code, _ = ended(SHELL)
+    assert code == 130
+    assert "Killed: the run had not ended" in said
 
 
 def test_a_second_signal_kills_at_once() -> None:
