@@ -59,3 +59,4 @@ def test_after_a_failed_evaluation_the_model_is_taken(tiny_model: Path, tmp_path
     third = run_local(run_file(tiny_model, tmp_path, train_options={"max_steps": 3}), output=output)
     assert "was finished before" in logs(third)["mix"]
     assert "was finished before" not in logs(third)["train"]
+    assert "get_accelerator" not in logs(third)["train"], "DeepSpeed is loaded where it shards nothing"

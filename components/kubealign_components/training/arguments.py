@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
+from accelerate.utils import other as unwrapping
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
 
@@ -43,6 +44,9 @@ def training_arguments(
 
     With a ZeRO strategy this must exist before the model is loaded: ZeRO-3 shards it on loading.
     """
+    sharded_by_zero = config.strategy.startswith("zero")
+    # Asked to unwrap any model, accelerate loads DeepSpeed where it is installed: seconds, and a warning.
+    vars(unwrapping)["is_deepspeed_available"] = lambda: sharded_by_zero
     arguments = TrainingArguments(
         output_dir=str(folder),
         # For the Trainer an optimiser step is one batch; StepTrainer cuts it.
@@ -70,7 +74,7 @@ def training_arguments(
     )
     if arguments.world_size == 1:
         arguments._n_gpu = min(arguments.n_gpu, 1)  # the Trainer's own DataParallel splits tensors only
-    if config.strategy.startswith("zero") and torch.distributed.is_initialized():
+    if sharded_by_zero and torch.distributed.is_initialized():
         import deepspeed
 
         deepspeed.init_distributed()  # ZeRO-3 asks it for the number of processes when the model is loaded
