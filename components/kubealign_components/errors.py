@@ -129,7 +129,7 @@ def error_kinds() -> list[type[KubeAlignError]]:
     return kinds
 
 
-FINAL = (ConfigError, DataError, ChunkError, Diverged, Refusal, DriftError, GateError)
+FINAL = (ConfigError, DataError, ChunkError, NotFinite, Diverged, Refusal, DriftError, GateError)
 """What comes again however often the same work is tried: settings, data or numbers are at fault."""
 FINAL_CODE = 65
 """Exit code of a process that ends with one of those: starting it again changes nothing."""

@@ -110,6 +110,7 @@ def test_after_the_last_retry_its_end_is_the_end(tmp_path: Path) -> None:
         "errors.SchemaMismatch('another kind')",
         "errors.DriftError('too far')",
         "errors.GateError('accuracy 0.3')",
+        "errors.NotFinite('log-probability nan')",
     ],
 )
 def test_what_comes_again_is_not_tried_again(tmp_path: Path, error: str) -> None:

@@ -231,7 +231,7 @@ def deadline() -> float:
     Raises:
         ConfigError: the environment says something else than a positive number.
     """
-    text = os.environ.get(DEADLINE, "120")
+    text = os.environ.get(DEADLINE) or "120"
     seconds = float(text) if text.replace(".", "", 1).isdigit() else 0.0
     require(seconds > 0, DEADLINE, text, "a positive number of seconds")
     return seconds

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from kubealign_components.engines.packing import PackedBatch
-from kubealign_components.errors import Diverged, DriftError, EngineError, NotFinite
+from kubealign_components.errors import DataError, Diverged, DriftError, KubeAlignError, NotFinite
 from kubealign_components.train.config import TrainConfig
 from kubealign_components.train.data import Batch, Examples
 from kubealign_components.train.kto import Mismatches, reference_point
@@ -126,7 +126,7 @@ class AlignmentTrainer(StepTrainer):
 
 def _not_finite(
     config: TrainConfig, batch: Batch, logprob_C: Tensor, loss: float, *, first: bool
-) -> EngineError:
+) -> KubeAlignError:
     """Which number of which completion makes the loss of ``batch`` infinite: one of the data, or the policy's
     by a training that has diverged, unless this is the ``first`` step."""
     values = {
@@ -146,7 +146,7 @@ def _not_finite(
     cause = f"{said}: {name} of completion {owner} is {value:g}"
     if name.startswith("the policy") and not first:
         return Diverged(f"{cause}; the training has diverged, lower learning_rate")
-    return EngineError(f"{cause}; leave it out or mend it")
+    return (NotFinite if name.startswith("the policy") else DataError)(f"{cause}; leave it out or mend it")
 
 
 def _losses(
