@@ -57,6 +57,7 @@ INPUTS: Mapping[str, Mapping[str, Input]] = {
     "evaluate": {
         "rewarded": Input((REWARDED, COMPLETIONS, TOKENIZED)),
         "model": Input((MODEL,), by_uri=True),
+        "selection": Input((SELECTION,), optional=True),
     },
     "benchmark": {"model": Input((MODEL,), by_uri=True)},
     "choose": {"evaluations": Input((EVALUATION,), many=True), "earlier": Input((CHOICE,), optional=True)},

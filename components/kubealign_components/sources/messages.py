@@ -74,12 +74,13 @@ class Reading:
     """Of the source's columns of verdicts."""
 
 
-def read_turns(value: object, reading: Reading | None = None) -> list[Message]:
+def read_turns(value: object, reading: Reading | None = None, *, chat: bool = False) -> list[Message]:
     """Messages from a list of turns, one turn, JSON text of either, or a mapping of columns.
 
     A turn has a role under ``role``, ``from`` or ``author`` and text under ``content``, ``value`` or
     ``text``; text may be a list of text parts. A ``function_call`` turn becomes an assistant message
-    with ``tool_calls``.
+    with ``tool_calls``. Texts without roles are turns where ``value`` is a whole ``chat``, as LIMA's, which
+    the user begins; as a prompt they may be the questions of a user, as MT-bench's, and are refused.
 
     Raises:
         Malformed: no_messages, bad_message, unknown_role, not_text, empty_turn or bad_tool_call.
@@ -90,7 +91,7 @@ def read_turns(value: object, reading: Reading | None = None) -> list[Message]:
         value = _transposed(value)
     if isinstance(value, bytes):
         raise Malformed("not_text")
-    value = _rounds_apart(value) if isinstance(value, list) else []
+    value = _rounds_apart(value, chat=chat) if isinstance(value, list) else []
     messages = [_read_turn(turn, reading) for turn in value]
     messages = [m for m in messages if not (m["role"] == "system" and not m["content"].strip())]
     if not messages:
@@ -155,10 +156,10 @@ def split_common(chats: Sequence[list[Message]]) -> tuple[list[Message], list[li
     return chats[0][:shared], [chat[shared:] for chat in chats]
 
 
-def _rounds_apart(turns: list[object]) -> list[object]:
-    """Turns with who speaks: of texts in turn (LIMA), the user begins; of rounds of ``input`` and ``output``
-    (Capybara), each is two turns."""
-    if len(turns) > 1 and all(isinstance(turn, str) for turn in turns):
+def _rounds_apart(turns: list[object], *, chat: bool) -> list[object]:
+    """Turns with who speaks: of the texts of a ``chat`` (LIMA), the user begins; of rounds of ``input`` and
+    ``output`` (Capybara), each is two turns."""
+    if chat and len(turns) > 1 and all(isinstance(turn, str) for turn in turns):
         return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
     if not all(isinstance(turn, Mapping) and turn.keys() == {"input", "output"} for turn in turns):
         return turns

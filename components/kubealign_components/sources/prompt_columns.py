@@ -49,8 +49,9 @@ def explicit_prompt(row: Columns, *more: str) -> list[Message] | None:
     value = row.take(name)
     if isinstance(value, Mapping) and isinstance(value.get("full_text"), str):  # WebGPT's questions
         value = value["full_text"]
-    if not isinstance(value, str) or name in ("conversations", "messages", "conversation"):
-        return read_turns(value, row.reading)
+    chat = name in ("conversations", "messages", "conversation")
+    if chat or not isinstance(value, str):
+        return read_turns(value, row.reading, chat=chat)
     if turns_from_text(value) is not value:
         row.reading.notes["texts_that_are_json_chats"] += 1
     turns = prompt_of_transcript(value)

@@ -27,6 +27,8 @@ ADVICE: dict[str, str] = {
     "prompt_column_not_known": "the column that seems to hold what was asked is named in columns: "
     "{its name: prompt}, or {its name: metadata} if it does not",
     "no_prompt": "the column that holds what was asked is named in columns: {its name: prompt}",
+    "bad_message": "a turn is an object with a role, such as user or assistant, and a content; of several "
+    "questions of a user, write the one that was answered, after the turns before it",
     "bad_choice": "a verdict is the column, the number or letter at its end, or the model of the better "
     "answer, or tie",
 }

@@ -75,7 +75,7 @@ def conversation(row: Columns) -> Example:
     turns = row.take("conversations", "messages", "conversation")
     if turns is None:
         raise Malformed("no_messages")
-    prompt, completion = split_last(read_turns(turns, row.reading))
+    prompt, completion = split_last(read_turns(turns, row.reading, chat=True))
     if row.has("prompt"):
         prompt = agreed(explicit_prompt(row), prompt)
     if not completion:

@@ -143,6 +143,8 @@ def test_the_inputs_are_those_of_the_components() -> None:
         declared = {own: kinds.schemas for own, kinds in takes.items()}
         for several in {"selections", "evaluations"} & declared.keys():  # opened one by one
             declared[several.removesuffix("s")] = declared[several]
+        if name == "benchmark":  # the component finds the model that was chosen
+            assert opened.pop("choice") == (schemas.CHOICE,)
         for own, kinds in opened.items():
             assert declared[own] == kinds, name
         run = ast.parse((COMPONENTS / name / "stage.py").read_text())

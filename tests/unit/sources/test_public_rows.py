@@ -105,6 +105,11 @@ def test_a_number_that_no_column_has_is_no_verdict(label: object) -> None:
         read({"prompt": "Hi?", **OUTPUTS, "label": label})
 
 
+def test_questions_of_a_user_are_no_turns_of_two() -> None:
+    with pytest.raises(Malformed, match="bad_message"):
+        read({"prompt": ["Who was first?", "And second?", "And third?"], "response": "Nobody knows."})
+
+
 def test_whether_0_is_the_first_answer_or_a_worse_one_is_not_guessed() -> None:
     example = read({"prompt": "Hi?", "response_0": "a", "response_1": "b", "label": 0})
     assert [c.label for c in example.completions] == [None, None]
