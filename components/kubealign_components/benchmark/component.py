@@ -58,10 +58,10 @@ def benchmark(
     from kubealign_components.benchmark.stage import run
     from kubealign_components.config import from_parameters
     from kubealign_components.data.choice_rows import CHOICE
-    from kubealign_components.data.trained import chosen_model
+    from kubealign_components.data.trained import chosen_row
     from kubealign_components.reports.lineage import to_html
 
-    chosen = chosen_model(open_dataset(choice, CHOICE)) if model is None else ""
+    chosen = chosen_row(open_dataset(choice, CHOICE))["model"] if model is None else ""
     stats = run(
         from_parameters(BenchmarkConfig, parameters, "benchmark"),
         model=chosen or local_copy(model),

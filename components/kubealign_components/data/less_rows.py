@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -146,8 +145,7 @@ def rows_of(dataset: Dataset, prompt_ids: pa.Array) -> list[Bools]:
     """For each shard of ``dataset``, of which no row is deleted, which rows are of one of ``prompt_ids``."""
     ids = [batch.column("prompt_id") for batch in dataset.batches(["prompt_id"], batch_rows=None)]
     held: Bools = pc.is_in(pa.chunked_array(ids, pa.string()), value_set=prompt_ids).to_numpy()
-    ends = np.cumsum([shard.rows for shard in dataset.manifest.shards])
-    return np.split(held, ends[:-1])
+    return dataset.by_shard(held)
 
 
 def _holds(dataset: Dataset, prompt_ids: pa.Array) -> bool:

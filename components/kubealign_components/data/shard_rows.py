@@ -130,6 +130,11 @@ class ShardRows:
         """The rows that are deleted in the shards, as in :meth:`marked_batches`."""
         return self.marked_batches(columns, self.deletions())
 
+    def by_shard(self, flags: Bools) -> list[Bools]:
+        """``flags``, one for each row that is not deleted, as one array for each shard."""
+        ends = np.cumsum([shard.rows for shard in self.manifest.shards])
+        return np.split(flags, ends[:-1])
+
     def deletions(self) -> list[Bools]:
         """For each shard which rows of its file are deleted, shape (rows of the file,)."""
         return [self._deleted(number) for number in range(len(self.manifest.shards))]

@@ -27,13 +27,13 @@ def trained_model(model: str, uri: str) -> Dataset | None:
         return None
 
 
-def chosen_model(choice: Dataset) -> str:
-    """Where the model lies that ``choice`` (``kubealign.choice/v1``) is of.
+def chosen_row(choice: Dataset) -> ChoiceRow:
+    """The row of ``choice`` (``kubealign.choice/v1``) whose model was chosen.
 
     Raises:
         DataError: none was chosen.
     """
     for row in choice.iter_rows(of=ChoiceRow):
         if row["chosen"]:
-            return row["model"]
+            return row
     raise DataError(f"{choice.uri} has no chosen model: expected a choice of one that keeps to the limits")

@@ -258,15 +258,12 @@ def _take_part_less_rows(
         provenance=whole,
     )
     if part is None and (part := finished_elsewhere(undiminished)) is not None:
-        check_part(before, part, whole.fingerprint, schema)
-        part.keep_files()
-        part.verify()
+        _require_whole(part, before, whole.fingerprint, schema)
     if part is None:
         return "it is not there with the rows that are gone"
     if digest_of_ids(ids.filter(pa.array(~deleted))) != chunk.row_ids:
         return f"{chunk.dataset} has other rows"
-    ends = np.cumsum([shard.rows for shard in part.manifest.shards])
-    marked = np.split(deleted, ends[:-1])
+    marked = part.by_shard(deleted)
     stats = Stats.from_json(part.manifest.stats)
     rows = work.put_together([of_file & gone for of_file, gone in zip(inside, flags)])
     if columns := work.stage.counted_columns(stats):
@@ -432,9 +429,7 @@ def _finished_part(uri: str, chunk: Chunk, fingerprint: str, schema: str) -> Dat
     there to make it again."""
     try:
         part = Dataset.open(uri, schema)
-        check_part(chunk, part, fingerprint, schema)
-        part.keep_files()
-        part.verify()
+        _require_whole(part, chunk, fingerprint, schema)
     except NotFound as error:
         if store_for(uri).exists(join(uri, MANIFEST)):
             _set_part_aside(uri, error)
@@ -443,6 +438,13 @@ def _finished_part(uri: str, chunk: Chunk, fingerprint: str, schema: str) -> Dat
         _set_part_aside(uri, error)
         return None
     return part
+
+
+def _require_whole(part: Dataset, chunk: Chunk, fingerprint: str, schema: str) -> None:
+    """Raise unless ``part`` is that of ``chunk``, to the last byte; its files stay here."""
+    check_part(chunk, part, fingerprint, schema)
+    part.keep_files()
+    part.verify()
 
 
 def _set_part_aside(uri: str, why: Exception) -> None:

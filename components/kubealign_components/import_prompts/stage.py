@@ -168,11 +168,10 @@ def _publish_less(
     origin = manifest.origins.get(manifest.fingerprint, {"places": {}})
     made = provenance.origins[provenance.fingerprint]
     made["places"] = origin["places"] | made["places"]
-    ends = np.cumsum([shard.rows for shard in manifest.shards])
     left = before.less(stats, ["completions"])
     extra = manifest.extra | request.note
     return publish_less_rows(
-        request, undiminished, provenance, imported, np.split(gone, ends[:-1]), left, extra
+        request, undiminished, provenance, imported, imported.by_shard(gone), left, extra
     )
 
 

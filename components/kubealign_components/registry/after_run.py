@@ -14,9 +14,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kubealign_components.data.choice_rows import CHOICE, ChoiceRow
+from kubealign_components.data.choice_rows import CHOICE
 from kubealign_components.data.dataset import Dataset
 from kubealign_components.data.schemas import EVALUATION, MODEL
+from kubealign_components.data.trained import chosen_row
 from kubealign_components.errors import ConfigError, DataError, StoreError
 from kubealign_components.evaluate.verdict import verdict
 from kubealign_components.registry.server import TOKEN, RegistryServer
@@ -107,9 +108,9 @@ def _chosen(compared: Dataset) -> Dataset:
     """The comparison, of a choice the one that was chosen."""
     if compared.manifest.schema != CHOICE:
         return compared
-    chosen = [row["evaluation"] for row in compared.iter_rows(of=ChoiceRow) if row["chosen"]]
+    chosen = chosen_row(compared)["evaluation"]
     for parent in compared.manifest.parents:
-        if parent["fingerprint"] in chosen:
+        if parent["fingerprint"] == chosen:
             return Dataset.open(parent["uri"], EVALUATION, allow_empty=True)
     raise DataError(f"{compared.uri}: it names no chosen evaluation, expected one whose model is registered")
 

@@ -11,11 +11,11 @@ from kubealign_components.sources.messages import Message, read_turns, turns_fro
 from kubealign_components.sources.transcripts import answer_is_due, prompt_of_transcript
 from kubealign_components.sources.values import Malformed, text_of
 
+CHAT_COLUMNS = ("conversations", "messages", "conversation")
+"""Columns that hold a whole chat."""
 PROMPT_COLUMNS = (
     "prompt",
-    "conversations",
-    "messages",
-    "conversation",
+    *CHAT_COLUMNS,
     "instruction",
     "question",
     "problem",
@@ -49,7 +49,7 @@ def explicit_prompt(row: Columns, *more: str) -> list[Message] | None:
     value = row.take(name)
     if isinstance(value, Mapping) and isinstance(value.get("full_text"), str):  # WebGPT's questions
         value = value["full_text"]
-    chat = name in ("conversations", "messages", "conversation")
+    chat = name in CHAT_COLUMNS
     if chat or not isinstance(value, str):
         return read_turns(value, row.reading, chat=chat)
     if turns_from_text(value) is not value:

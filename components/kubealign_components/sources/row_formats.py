@@ -21,7 +21,13 @@ from kubealign_components.sources.messages import (
     split_last,
     turns_from_text,
 )
-from kubealign_components.sources.prompt_columns import agreed, explicit_prompt, may_hold_prompt, with_system
+from kubealign_components.sources.prompt_columns import (
+    CHAT_COLUMNS,
+    agreed,
+    explicit_prompt,
+    may_hold_prompt,
+    with_system,
+)
 from kubealign_components.sources.refusals import shape_of
 from kubealign_components.sources.scales import Scales
 from kubealign_components.sources.tool_calls import read_tools
@@ -72,7 +78,7 @@ def conversation(row: Columns) -> Example:
     """
     if row.has("chosen") or row.has("rejected") or _pair_columns(row):
         return preference(row)
-    turns = row.take("conversations", "messages", "conversation")
+    turns = row.take(*CHAT_COLUMNS)
     if turns is None:
         raise Malformed("no_messages")
     prompt, completion = split_last(read_turns(turns, row.reading, chat=True))

@@ -16,7 +16,7 @@ from kubealign_components.data.dataset import Dataset, DatasetWriter
 from kubealign_components.data.fingerprint import derive
 from kubealign_components.data.schemas import EVALUATION, MODEL
 from kubealign_components.data.stats import Stats
-from kubealign_components.data.trained import chosen_model
+from kubealign_components.data.trained import chosen_row
 from kubealign_components.errors import ConfigError, DataError, GateError
 from support.pages import Page
 from support.run_folders import completions
@@ -105,11 +105,11 @@ def test_limits_keep_costly_variants_from_being_chosen(tmp_path: Path) -> None:
     assert [row["chosen"] for row in rows] == [False, True, False]
     with pytest.raises(GateError, match="with the upper end of its interval"):  # 2.975 of 3 tokens by luck
         chosen_of(tmp_path, evaluations, max_length_ratio=1.02)
-    assert chosen_model(Dataset.open(str(tmp_path / "choice-2"))).endswith("model-0.2")
+    assert chosen_row(Dataset.open(str(tmp_path / "choice-2")))["model"].endswith("model-0.2")
     with pytest.raises(GateError, match="no variant keeps to max_kl"):
         chosen_of(tmp_path, evaluations, max_kl=0.5)
     with pytest.raises(DataError, match="has no chosen model"):
-        chosen_model(Dataset.open(str(tmp_path / "choice-6")))
+        chosen_row(Dataset.open(str(tmp_path / "choice-6")))
     with pytest.raises(GateError, match=r"expected at least min_gain=\+0\.6000"):
         chosen_of(tmp_path, evaluations, min_gain=0.6)
 
